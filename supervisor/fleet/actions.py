@@ -1,0 +1,123 @@
+"""What the fleet wants done. The shell performs actions in order and decides nothing."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class StartForkServer:
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadApp:
+    """Give the fork server its listeners and let it load what it must."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopForkServer:
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class KillForkServer:
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    launch: int
+    slot: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Stop accepting, finish what is there, leave."""
+
+    launch: int
+
+
+@dataclass(frozen=True, slots=True)
+class DumpStack:
+    """Log an overdue request with the stack of the thread that serves it."""
+
+    launch: int
+    thread: int
+    method: str
+    path: str
+    age: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quit:
+    """End the worker at once, letting Python clean up."""
+
+    launch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """SIGABRT: end the worker, its stacks go to the log."""
+
+    launch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    launch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Log an event and tell subscribers."""
+
+    level: Literal["debug", "info", "warning", "error"]
+    name: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The first worker is ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadEnded:
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The fleet began to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Nothing is left: end the daemon. `reason` and `traceback` say why it failed, if it did."""
+
+    failed: bool = False
+    app_failed: bool = False
+    reason: str | None = None
+    traceback: str | None = None
+
+
+Action = (
+    StartForkServer
+    | LoadApp
+    | StopForkServer
+    | KillForkServer
+    | Spawn
+    | Drain
+    | DumpStack
+    | Quit
+    | Abort
+    | Kill
+    | Report
+    | Serving
+    | ReloadEnded
+    | Stopping
+    | Finish
+)

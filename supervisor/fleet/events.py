@@ -1,0 +1,193 @@
+"""What can happen to a fleet. Facts are past tense, wishes end in `Asked`; all are frozen.
+
+A `launch` names one worker process for good: launches are counted from 1 and never reused, unlike slots
+(places) and pids (the kernel's).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from supervisor.fleet.model import ExitStatus, FleetPolicy
+
+# -- facts: fork servers -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ForkServerConfigured:
+    """The configuration of a generation was evaluated and its listeners are bound."""
+
+    generation: int
+    policy: FleetPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class AppLoaded:
+    """The fork server can spawn (with `preload_app` the app is loaded)."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationFailed:
+    """The configuration, a listener or the app of a generation can't be loaded.
+
+    reason: one line; traceback: the app's, or None for a mistake that needs none; app_failed: it is the
+    app that can't be loaded, not the configuration.
+    """
+
+    generation: int
+    reason: str
+    traceback: str | None = None
+    app_failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ForkServerExited:
+    """The kernel reported the death of a generation's fork server."""
+
+    generation: int
+    status: ExitStatus
+
+
+# -- facts: workers -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerForked:
+    """The fork server made the process that was asked for."""
+
+    launch: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailed:
+    """The fork server could not fork."""
+
+    launch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """The worker has loaded the app and accepts connections."""
+
+    launch: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerBootFailed:
+    """The app could not be loaded in the worker, which is about to exit."""
+
+    launch: int
+    reason: str
+    traceback: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExited:
+    """The kernel reported a death; seen exactly once per process."""
+
+    launch: int
+    status: ExitStatus
+
+
+@dataclass(frozen=True, slots=True)
+class RecycleDue:
+    """The worker has served its share (`max_requests`) and asks for a successor."""
+
+    launch: int
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOverdue:
+    """A request passed its deadline."""
+
+    launch: int
+    thread: int
+    method: str
+    path: str
+    age: float
+
+
+@dataclass(frozen=True, slots=True)
+class OnlyOverdueLeft:
+    """All that is still in flight in a worker with an overdue request is overdue."""
+
+    launch: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlinePassed:
+    """The timer that `Fleet.next_deadline` asked for fired."""
+
+
+# -- wishes -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StartAsked:
+    """The daemon came up: begin with the first generation."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResizeAsked:
+    """Set the wanted number of workers (`workers`) or change it (`delta`, never below 1)."""
+
+    by: str
+    workers: int | None = None
+    delta: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadAsked:
+    """Load the configuration and the app anew and replace all workers."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecycleAsked:
+    """Replace the worker in a slot, successor first."""
+
+    by: str
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class PauseAsked:
+    """Drain all workers and stay (WINCH); a resize or reload ends it."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """End the daemon. Asked a second time, a graceful stop becomes a quick one."""
+
+    by: str
+    how: Literal["graceful", "quick"]
+
+
+Event = (
+    ForkServerConfigured
+    | AppLoaded
+    | GenerationFailed
+    | ForkServerExited
+    | WorkerForked
+    | SpawnFailed
+    | WorkerReady
+    | WorkerBootFailed
+    | WorkerExited
+    | RecycleDue
+    | RequestOverdue
+    | OnlyOverdueLeft
+    | DeadlinePassed
+    | StartAsked
+    | ResizeAsked
+    | ReloadAsked
+    | RecycleAsked
+    | PauseAsked
+    | StopAsked
+)

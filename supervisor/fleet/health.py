@@ -1,0 +1,76 @@
+"""How the fleet is, in one word and in one sentence."""
+
+from typing import Literal
+
+from supervisor.fleet.machine import Fleet
+from supervisor.fleet.model import GenerationState, WorkerState
+
+FleetState = Literal["starting", "ready", "degraded", "reloading", "paused", "stopping"]
+
+
+def state(fleet: Fleet) -> FleetState:
+    """The most important thing that is true of the fleet."""
+    if fleet.stopping:
+        return "stopping"
+    if not fleet.ever_ready:
+        return "starting"
+    if fleet.paused:
+        return "paused"
+    if _trouble(fleet):
+        return "degraded"
+    if fleet.reload and fleet.reload.running:
+        return "reloading"
+    return "ready"
+
+
+def sentence(fleet: Fleet) -> str:
+    """What an operator wants to hear first; ends with a full stop."""
+    ready = fleet.count(WorkerState.READY)
+    workers = f"{ready} of {fleet.wanted} workers ready"
+    match state(fleet):
+        case "stopping":
+            return f"Stopping: {_counted(len(fleet.workers))} left."
+        case "starting":
+            return f"Starting: {workers}."
+        case "paused":
+            return f"Paused: all workers were asked to leave, {_counted(len(fleet.workers))} left."
+        case "degraded":
+            return f"Degraded: {workers}; {_trouble(fleet)}."
+        case "reloading":
+            reload = fleet.reload
+            assert reload is not None
+            step = {"loading": "loading the app", "canary": "waiting for the first new worker"}.get(
+                reload.phase.value, f"{reload.replaced} of {reload.of} workers replaced"
+            )
+            return f"Reloading to generation {reload.generation}: {step}; {workers}."
+        case "ready":
+            pass
+    if ready < fleet.wanted:
+        booting = fleet.count(WorkerState.BOOTING)
+        return f"Serving: {workers}, {booting} booting."
+    overdue = sum(worker.overdue_since is not None for worker in fleet.workers.values())
+    if overdue:
+        return f"Serving: {workers}; {_counted(overdue)} with an overdue request being replaced."
+    return (
+        f"Healthy: {'the only worker is' if fleet.wanted == 1 else f'all {fleet.wanted} workers are'} ready."
+    )
+
+
+def _trouble(fleet: Fleet) -> str:
+    """Why the fleet is not what is wanted, or an empty text."""
+    generation = fleet.generations.get(fleet.current)
+    if generation is None:
+        return "no generation is loaded"
+    if generation.failures:
+        return f"booting failed {_times(generation.failures)}, last: {generation.last_failure}"
+    if generation.state in (GenerationState.DOWN, GenerationState.FAILED):
+        return "the fork server is gone and being replaced"
+    return ""
+
+
+def _counted(number: int) -> str:
+    return "1 worker" if number == 1 else f"{number} workers"
+
+
+def _times(number: int) -> str:
+    return {1: "once", 2: "twice"}.get(number, f"{number} times")

@@ -1,0 +1,134 @@
+"""The fleet's nouns: workers, generations, policies. Plain data; what may happen to it is in `machine`."""
+
+import enum
+from dataclasses import dataclass
+
+
+class WorkerState(enum.Enum):
+    BOOTING = "booting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"  # a signal that ends it was sent
+
+
+class GenerationState(enum.Enum):
+    CONFIGURING = "configuring"  # fork server started, configuration not evaluated yet
+    LOADING = "loading"  # configured; the app may be loading
+    UP = "up"  # can spawn
+    FAILED = "failed"  # could not load; its fork server is being ended
+    DOWN = "down"  # its fork server is gone; another will be started
+    RETIRING = "retiring"  # its fork server was told to end
+
+
+class ReloadPhase(enum.Enum):
+    LOADING = "loading"
+    CANARY = "canary"
+    ROLLING = "rolling"
+    DONE = "done"
+    FAILED = "failed"
+    SUPERSEDED = "superseded"
+
+
+class Cause(enum.Enum):
+    """Why a worker leaves, or why it died."""
+
+    RECYCLE = "recycle"  # max_requests
+    ASKED = "asked"  # somebody asked for this one's replacement
+    RELOAD = "reload"
+    SCALE = "scale"
+    DEADLINE = "deadline"
+    BOOT_TIMEOUT = "boot timeout"
+    PAUSE = "pause"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended, as waitid(2) tells. Exactly one of the two, or none if nobody could know."""
+
+    code: int | None = None
+    signal: int | None = None
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            return f"signal {self.signal}"
+        return "unknown" if self.code is None else f"exit code {self.code}"
+
+
+@dataclass(frozen=True, slots=True)
+class FleetPolicy:
+    """What a generation's configuration says about the fleet. Times in seconds."""
+
+    workers: int = 1
+    graceful_timeout: float = 30.0
+    boot_timeout: float = 60.0
+    timeout_grace: float = 2.0
+    max_surge: int = 1
+    """How many processes may exist beyond the wanted number because of planned replacements."""
+    boot_parallelism: int = 2
+    """How many workers may boot at once."""
+
+
+@dataclass(slots=True)
+class Worker:
+    """One worker process, from the wish to spawn it to its reaping."""
+
+    launch: int
+    slot: int
+    generation: int
+    state: WorkerState
+    since: float
+    """When it entered the state."""
+    spawned_at: float
+    pid: int | None = None
+    leaving: Cause | None = None
+    """Set as soon as it is known that the worker must go, also while it still serves."""
+    deadline: float | None = None
+    """When the fleet acts again if nothing happens: boot time-out, drain time-out, kill."""
+    overdue_since: float | None = None
+    """When the first of its requests passed its deadline."""
+    only_overdue_left: bool = False
+    boot_error: tuple[str, str | None] | None = None
+
+    @property
+    def serving(self) -> bool:
+        return self.state is WorkerState.READY
+
+    @property
+    def staying(self) -> bool:
+        """Holds its slot: boots or serves, and nobody wants it gone."""
+        return self.leaving is None and self.state in (WorkerState.BOOTING, WorkerState.READY)
+
+
+@dataclass(slots=True)
+class Generation:
+    number: int
+    state: GenerationState
+    policy: FleetPolicy | None = None
+    failures: int = 0
+    """Boots that failed in a row, of workers and fork servers; a ready worker sets it to 0."""
+    last_failure: str = ""
+    retry_at: float | None = None
+    """No boot before this time."""
+    ever_ready: bool = False
+    deadline: float | None = None
+
+
+@dataclass(slots=True)
+class Reload:
+    """The newest reload, running or ended."""
+
+    generation: int
+    phase: ReloadPhase
+    asked_by: str
+    started: float
+    of: int
+    replaced: int = 0
+    ended: float | None = None
+    reason: str | None = None
+    traceback: str | None = None
+    canary_launch: int | None = None
+
+    @property
+    def running(self) -> bool:
+        return self.ended is None

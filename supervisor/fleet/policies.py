@@ -1,0 +1,16 @@
+"""Decisions that are one function each."""
+
+import math
+
+_FIRST_BACKOFF = 0.5
+_LONGEST_BACKOFF = 30.0
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after the n-th failed boot in a row: doubles from half a second up to 30 seconds."""
+    return float(min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(failures - 1, 10)))
+
+
+def default_surge(workers: int) -> int:
+    """Extra processes that planned replacements may cost: a quarter of the fleet, at least one."""
+    return max(1, math.ceil(workers / 4))

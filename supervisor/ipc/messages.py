@@ -1,0 +1,119 @@
+"""What the supervisor and its children say to each other: small msgpack structs, tagged by their name.
+
+Both ends are normally of one installation. `VERSION` guards the exception, a supervisor that runs on while
+the package under it is replaced: a fork server of another version refuses to be configured.
+"""
+
+from typing import Any
+
+import msgspec
+
+from supervisor.settings.load import Loaded
+
+VERSION = 1
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+# -- supervisor -> fork server -------------------------------------------------------------------------
+
+
+class Configure(_Message, frozen=True):
+    """Evaluate the configuration.
+
+    command_line: raw values by setting name; folder: where the daemon was started.
+    """
+
+    version: int
+    generation: int
+    command_line: dict[str, Any]
+    config: str | None
+    folder: str
+
+
+class Load(_Message, frozen=True):
+    """Get ready to spawn. Descriptors: the scoreboard, then the listeners in the order of `addresses`."""
+
+    addresses: list[str]
+    name: str
+
+
+class Spawn(_Message, frozen=True):
+    """Fork a worker. Descriptors: its channel, the pipe that takes its stack dumps."""
+
+    launch: int
+    slot: int
+    cell: int
+
+
+ToForkServer = Configure | Load | Spawn
+
+# -- fork server -> supervisor -------------------------------------------------------------------------
+
+
+class Configured(_Message, frozen=True):
+    """The configuration is good. `app` is the app's spelling, if one is set."""
+
+    loaded: Loaded
+    warnings: list[str]
+
+
+class AppLoaded(_Message, frozen=True):
+    """Ready to spawn; with `preload_app` the app is loaded."""
+
+
+class LoadFailed(_Message, frozen=True):
+    """The configuration or the app can't be used. `traceback` only for what is the app's own fault."""
+
+    reason: str
+    traceback: str | None
+
+
+class Forked(_Message, frozen=True):
+    launch: int
+    pid: int
+
+
+class ForkFailed(_Message, frozen=True):
+    launch: int
+    reason: str
+
+
+FromForkServer = Configured | AppLoaded | LoadFailed | Forked | ForkFailed
+
+# -- supervisor -> worker ------------------------------------------------------------------------------
+
+
+class Boot(_Message, frozen=True):
+    """The supervisor knows the process; it may load the app and serve."""
+
+
+class Drain(_Message, frozen=True):
+    """Stop accepting, finish what is there, leave."""
+
+
+class ReopenLogs(_Message, frozen=True):
+    pass
+
+
+ToWorker = Boot | Drain | ReopenLogs
+
+# -- worker -> supervisor ------------------------------------------------------------------------------
+
+
+class Ready(_Message, frozen=True):
+    """The app is loaded and connections are accepted."""
+
+
+class BootFailed(_Message, frozen=True):
+    reason: str
+    traceback: str | None
+
+
+class RecycleDue(_Message, frozen=True):
+    requests: int
+
+
+FromWorker = Ready | BootFailed | RecycleDue

@@ -1,0 +1,28 @@
+"""Processes: who adopts orphans, whom a signal really hits."""
+
+import ctypes
+import os
+import signal
+
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+
+
+def become_subreaper() -> None:
+    """Adopt orphaned descendants instead of leaving them to init (prctl(2), PR_SET_CHILD_SUBREAPER).
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def send_signal(pidfd: int, signum: int) -> bool:
+    """Signal the process behind a pidfd (pidfd_send_signal(2)); False if it is gone."""
+    try:
+        signal.pidfd_send_signal(pidfd, signum)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,79 @@
+"""Where each number stands in the scoreboard.
+
+The scoreboard is one memfd (not a file: a full disk must not look like a hang), an array of cells, one for
+each worker process. A cell is a header page, then one lane for each thread of the worker. All numbers are
+unsigned 64-bit words in native order, each with one writer: the header's are written by the worker's main
+loop, a lane's by its thread. Pages that nobody writes cost no memory, so the limits are generous.
+
+A reader needs no lock: a word is read whole, and a request's text is valid if the word STARTED is the same
+before and after it was read, because the text is only written while STARTED is 0.
+"""
+
+from collections.abc import Sequence
+
+WORD = 8
+PAGE = 4096
+CELLS = 1024
+LANES = 256
+LANE_SIZE = 2048
+CELL_SIZE = PAGE + LANES * LANE_SIZE
+SIZE = CELLS * CELL_SIZE
+
+# The header's words.
+HEARTBEAT = 0  # CLOCK_MONOTONIC ns of the serving loop's last pass
+THREADS = 1  # lanes in use
+
+# A lane's words.
+REQUESTS = 0  # answered
+ERRORS = 1  # of these with a status of 500 and above
+BYTES_SENT = 2
+OPENED = 3  # connections accepted
+CLOSED = 4
+STARTED = 5  # CLOCK_MONOTONIC ns when the request in the app began; 0: none
+IDENT = 6  # the thread's pthread_self, as faulthandler prints it
+METHOD_LENGTH = 7
+PATH_LENGTH = 8
+STATUS_CLASSES = 10  # five words: 1xx to 5xx
+HISTOGRAM = 24
+BUCKETS = 104
+
+# A lane's text, behind its words: method, then path.
+TEXT = 1024
+TEXT_SIZE = LANE_SIZE - TEXT
+METHOD_SIZE = 24
+PATH_SIZE = TEXT_SIZE - METHOD_SIZE
+
+
+def bucket_of(nanoseconds: int) -> int:
+    """The histogram's bucket for a duration: log-linear, four to each doubling, from 1.024 µs to 137 s."""
+    units = nanoseconds >> 10
+    if units < 4:
+        return max(0, units)
+    length = units.bit_length()
+    if length > 27:
+        return BUCKETS - 1
+    return (length - 2 << 2) + (units >> length - 3 & 3)
+
+
+def bucket_limit(bucket: int) -> float:
+    """The upper limit of a bucket, in seconds."""
+    if bucket < 4:
+        return (bucket + 1) * 1.024e-6
+    exponent, part = divmod(bucket, 4)
+    return float((5 + part) * 2 ** (exponent - 1)) * 1.024e-6
+
+
+def percentile(counts: Sequence[int], fraction: float) -> float | None:
+    """The duration (seconds) that `fraction` of the counted requests stayed within; None without requests.
+
+    The answer is the upper limit of a bucket: at most a quarter too high.
+    """
+    total = sum(counts)
+    if total == 0:
+        return None
+    seen = 0
+    for bucket, count in enumerate(counts):
+        seen += count
+        if seen >= fraction * total:
+            return bucket_limit(bucket)
+    return bucket_limit(BUCKETS - 1)

@@ -1,0 +1,135 @@
+"""The supervisor's side of the scoreboard: what workers do right now, and totals that never go backwards."""
+
+from dataclasses import dataclass, field
+
+from supervisor.scoreboard import layout, memory
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A request in the app.
+
+    started: CLOCK_MONOTONIC, seconds. ident: the thread as faulthandler names it.
+    """
+
+    thread: int
+    method: str
+    path: str
+    started: float
+    ident: int
+
+
+@dataclass(slots=True)
+class Counts:
+    """Sums over threads; over workers too, in the fleet's totals."""
+
+    requests: int = 0
+    errors: int = 0
+    bytes_sent: int = 0
+    opened: int = 0
+    closed: int = 0
+    statuses: list[int] = field(default_factory=lambda: [0] * 5)
+    histogram: list[int] = field(default_factory=lambda: [0] * layout.BUCKETS)
+
+    def add(self, other: "Counts") -> None:
+        self.requests += other.requests
+        self.errors += other.errors
+        self.bytes_sent += other.bytes_sent
+        self.opened += other.opened
+        self.closed += other.closed
+        self.statuses = [a + b for a, b in zip(self.statuses, other.statuses, strict=True)]
+        self.histogram = [a + b for a, b in zip(self.histogram, other.histogram, strict=True)]
+
+
+class Scoreboard:
+    """All cells; hands them out to workers and takes them back."""
+
+    def __init__(self) -> None:
+        self.fd = memory.create()
+        self._map = memory.map_whole(self.fd)
+        self._words = memoryview(self._map).cast("Q")
+        self._free = list(range(layout.CELLS - 1, -1, -1))
+        self._in_use: set[int] = set()
+        self._gone = Counts()
+
+    def take_cell(self) -> int:
+        """A cleared cell for a new worker.
+
+        Raises:
+            RuntimeError: more workers than cells.
+        """
+        if not self._free:
+            raise RuntimeError(f"the scoreboard has room for {layout.CELLS} workers")
+        cell = self._free.pop()
+        self._in_use.add(cell)
+        return cell
+
+    def give_back(self, cell: int) -> Counts:
+        """Fold a dead worker's counts into the totals and free its cell; returns its last counts."""
+        counts = self.counts(cell)
+        # What was open ended with the process.
+        counts.closed = counts.opened
+        self._gone.add(counts)
+        start = cell * layout.CELL_SIZE
+        used = layout.PAGE + self.threads(cell) * layout.LANE_SIZE
+        self._map[start : start + used] = bytes(used)
+        self._in_use.remove(cell)
+        self._free.append(cell)
+        return counts
+
+    def threads(self, cell: int) -> int:
+        return min(self._words[cell * layout.CELL_SIZE // layout.WORD + layout.THREADS], layout.LANES)
+
+    def heartbeat(self, cell: int) -> float:
+        """When the worker's loop passed last (CLOCK_MONOTONIC, seconds); 0.0 before the first time."""
+        return self._words[cell * layout.CELL_SIZE // layout.WORD + layout.HEARTBEAT] / 1e9
+
+    def counts(self, cell: int) -> Counts:
+        counts = Counts()
+        for thread in range(self.threads(cell)):
+            lane = self._lane(cell, thread)
+            counts.add(
+                Counts(
+                    lane[layout.REQUESTS],
+                    lane[layout.ERRORS],
+                    lane[layout.BYTES_SENT],
+                    lane[layout.OPENED],
+                    lane[layout.CLOSED],
+                    lane[layout.STATUS_CLASSES : layout.STATUS_CLASSES + 5].tolist(),
+                    lane[layout.HISTOGRAM : layout.HISTOGRAM + layout.BUCKETS].tolist(),
+                )
+            )
+        return counts
+
+    def in_flight(self, cell: int) -> list[InFlight]:
+        """The requests in the app, by thread."""
+        found = []
+        for thread in range(self.threads(cell)):
+            lane = self._lane(cell, thread)
+            started = lane[layout.STARTED]
+            if not started:
+                continue
+            method_length = min(lane[layout.METHOD_LENGTH], layout.METHOD_SIZE)
+            path_length = min(lane[layout.PATH_LENGTH], layout.PATH_SIZE)
+            ident = lane[layout.IDENT]
+            text = cell * layout.CELL_SIZE + layout.PAGE + thread * layout.LANE_SIZE + layout.TEXT
+            method = self._map[text : text + method_length]
+            path = self._map[text + layout.METHOD_SIZE : text + layout.METHOD_SIZE + path_length]
+            if lane[layout.STARTED] != started:
+                continue  # ended while we read
+            found.append(
+                InFlight(thread, method.decode("latin-1"), path.decode("latin-1"), started / 1e9, ident)
+            )
+        return found
+
+    def totals(self) -> Counts:
+        """Everything since the start, workers that are gone included."""
+        counts = Counts()
+        counts.add(self._gone)
+        for cell in self._in_use:
+            counts.add(self.counts(cell))
+        return counts
+
+    def _lane(self, cell: int, thread: int) -> memoryview:
+        start = (cell * layout.CELL_SIZE + layout.PAGE + thread * layout.LANE_SIZE) // layout.WORD
+        return self._words[start : start + layout.TEXT // layout.WORD]

@@ -1,0 +1,69 @@
+"""Addresses that a server can listen on, in gunicorn's spelling."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One listening address.
+
+    kind `tcp`: host (may be empty: all interfaces) and port; `unix`: path; `fd`: an inherited descriptor.
+    """
+
+    kind: Literal["tcp", "unix", "fd"]
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    fd: int = -1
+
+    def __str__(self) -> str:
+        if self.kind == "unix":
+            return f"unix:{self.path}"
+        if self.kind == "fd":
+            return f"fd://{self.fd}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """Read `HOST:PORT`, `:PORT`, `HOST`, `[V6]:PORT`, `unix:PATH` or `fd://N`.
+
+    A host without a port gets 8000, as in gunicorn; port 0 lets the kernel choose.
+
+    Raises:
+        ValueError: with a text that says what is wrong.
+    """
+    for scheme in ("http://", "tcp://"):
+        text = text.removeprefix(scheme)
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:").removeprefix("//")
+        if not path:
+            raise ValueError("expected unix:PATH, the path is empty")
+        # sun_path holds 108 bytes, the closing NUL included (unix(7)); '@' is the abstract name space.
+        if len(path.encode()) > 107:
+            raise ValueError(f"the path of a Unix socket has at most 107 bytes, got {len(path.encode())}")
+        return Address("unix", path=path)
+    if text.startswith("fd://"):
+        number = text.removeprefix("fd://")
+        if not number.isdecimal():
+            raise ValueError(f"expected fd://N with a descriptor's number, got {text!r}")
+        return Address("fd", fd=int(number))
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError(f"expected [V6]:PORT, got {text!r}")
+        return Address("tcp", host=host, port=_port(rest[1:] if rest else "8000", text))
+    if text.count(":") > 1:
+        raise ValueError(f"write an IPv6 address in brackets, as in [::1]:8000, got {text!r}")
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        # A bare number is a port to nobody but its author; gunicorn takes it for a port too.
+        host, port = ("", text) if text.isdecimal() else (text, "8000")
+    return Address("tcp", host=host, port=_port(port, text))
+
+
+def _port(port: str, text: str) -> int:
+    if not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"expected a port from 0 to 65535 in {text!r}")
+    return int(port)

@@ -1,0 +1,134 @@
+"""Configuration files in gunicorn's format: Python, evaluated. Only ever called in the fork server."""
+
+import ast
+import importlib
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from supervisor.errors import ConfigFileError
+from supervisor.settings.table import rows
+
+DEFAULT_FILES = ("ostler.conf.py", "gunicorn.conf.py")
+
+# gunicorn's settings and hooks that are not in our table yet. Named in one warning when a file uses them,
+# so that nobody believes they are in force.
+NOT_SUPPORTED_YET = frozenset(
+    """
+    on_starting on_reload when_ready pre_fork post_fork post_worker_init worker_int worker_abort pre_exec
+    pre_request post_request child_exit worker_exit nworkers_changed on_exit ssl_context
+    reload reload_engine reload_extra_files spew worker_connections daemon user group umask initgroups
+    worker_tmp_dir tmp_upload_dir secure_scheme_headers forwarded_allow_ips forwarder_headers header_map
+    proxy_protocol proxy_allow_ips limit_request_line limit_request_fields limit_request_field_size
+    keyfile certfile ssl_version cert_reqs ca_certs ciphers do_handshake_on_connect suppress_ragged_eofs
+    sendfile reuse_port logger_class logconfig logconfig_dict logconfig_json capture_output syslog
+    syslog_addr syslog_prefix syslog_facility enable_stdio_inheritance statsd_host statsd_prefix
+    dogstatsd_tags paste raw_paste_global_conf protocol http_protocols strip_header_spaces
+    permit_obsolete_folding permit_unconventional_http_method permit_unconventional_http_version
+    casefold_http_method root_path dirty_apps dirty_workers dirty_timeout control_socket_mode
+    """.split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """An evaluated configuration file.
+
+    Args:
+        name: how to call it in messages.
+        values: its settings, raw, by name.
+        lines: the line where each is assigned last, as far as the source tells.
+        unsupported: names in it that gunicorn knows and we do not yet.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    lines: Mapping[str, int] = field(default_factory=dict)
+    unsupported: tuple[str, ...] = ()
+
+    def origin(self, setting: str) -> str:
+        """Where a setting's value stands, e.g. `gunicorn.conf.py line 3`."""
+        line = self.lines.get(setting)
+        return f"{self.name} line {line}" if line else self.name
+
+
+def find(config: str | None, folder: Path) -> str | None:
+    """The configuration to read: the one asked for, else a default file in `folder`, else None."""
+    if config:
+        return config
+    for name in DEFAULT_FILES:
+        if (folder / name).is_file():
+            return name
+    return None
+
+
+def evaluate(config: str, folder: Path) -> ConfigFile:
+    """Run a configuration file.
+
+    Args:
+        config: a path (relative to `folder`), `file:PATH` or `python:MODULE`.
+
+    Raises:
+        ConfigFileError: one line that names the file, the line and the mistake.
+    """
+    if config.startswith("python:"):
+        return _module(config.removeprefix("python:"))
+    path = folder / config.removeprefix("file:")
+    name = config.removeprefix("file:")
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise ConfigFileError(f"config: can't read {name!r}: {error.strerror}") from None
+    try:
+        tree = ast.parse(source, str(path))
+        code = compile(tree, str(path), "exec")
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        place = f"{name} line {line}" if line else name
+        raise ConfigFileError(f"config: {place}: {getattr(error, 'msg', error)}") from None
+    namespace: dict[str, Any] = {"__name__": "__config__", "__file__": str(path)}
+    try:
+        exec(code, namespace)  # noqa: S102 - this is what the format is
+    except (Exception, SystemExit) as error:
+        raise ConfigFileError(_one_line(error, name, str(path))) from error
+    return ConfigFile(
+        name,
+        {key: value for key, value in namespace.items() if key in rows()},
+        _assignment_lines(tree),
+        _unsupported(namespace),
+    )
+
+
+def _module(name: str) -> ConfigFile:
+    try:
+        module = importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        raise ConfigFileError(_one_line(error, f"python:{name}", "")) from error
+    return ConfigFile(
+        f"python:{name}",
+        {key: value for key, value in vars(module).items() if key in rows()},
+        unsupported=_unsupported(vars(module)),
+    )
+
+
+def _one_line(error: BaseException, name: str, path: str) -> str:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    place = f"{name} line {lines[-1]}" if lines else name
+    text = " ".join(str(error).split())
+    return f"config: {place}: {type(error).__name__}{f': {text}' if text else ''}"
+
+
+def _assignment_lines(tree: ast.Module) -> dict[str, int]:
+    return {
+        target.id: node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+
+
+def _unsupported(namespace: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(sorted(NOT_SUPPORTED_YET.intersection(namespace)))

@@ -1,0 +1,290 @@
+"""The settings table: one row per setting.
+
+A row is one annotated field of `Settings`. Its annotation carries all that is known of the setting, and
+from it are made: the command line's flags and `--help`, the keys of configuration files, validation,
+`--print-config` and the API's view of the configuration. The field's name is the key in a file, and
+gunicorn's name wherever gunicorn has the setting.
+"""
+
+import enum
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
+
+from supervisor.settings import kinds
+from supervisor.settings.kinds import Kind
+
+
+class TakesEffect(enum.Enum):
+    """When a changed value counts."""
+
+    LIVE = "live"
+    GENERATION = "generation"  # with the next reload's workers
+    RESTART = "restart"
+
+
+LIVE, GENERATION, RESTART = TakesEffect.LIVE, TakesEffect.GENERATION, TakesEffect.RESTART
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is known of one setting besides its type and default.
+
+    Args:
+        kind: how values are read.
+        help: one line for `--help`.
+        flags: spellings on the command line; empty for settings of files alone.
+        takes_effect: when a change counts.
+        env: environment variable that gives a default.
+    """
+
+    kind: Kind
+    help: str
+    flags: tuple[str, ...] = ()
+    takes_effect: TakesEffect = GENERATION
+    env: str | None = None
+    name: str = field(default="", compare=False)
+    default: Any = field(default=None, compare=False)
+
+
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+DEFAULT_ACCESS_FORMAT = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of one generation, checked and typed."""
+
+    wsgi_app: Annotated[
+        str | None,
+        Setting(
+            kinds.OPTIONAL_TEXT,
+            "The WSGI app: MODULE:NAME, MODULE:NAME.ATTRIBUTE or MODULE:FACTORY(). The same as the argument.",
+        ),
+    ] = None
+    bind: Annotated[
+        tuple[str, ...],
+        Setting(
+            kinds.ADDRESSES,
+            "Address to listen on: HOST:PORT, [V6]:PORT, unix:PATH or fd://N. May be given several times.",
+            ("-b", "--bind"),
+        ),
+    ] = ("127.0.0.1:8000",)
+    backlog: Annotated[
+        int,
+        Setting(kinds.POSITIVE, "How many connections may wait to be accepted.", ("--backlog",)),
+    ] = 2048
+    workers: Annotated[
+        int,
+        Setting(
+            kinds.WORKERS,
+            "Number of workers; 'auto' is twice the usable CPUs plus one.",
+            ("-w", "--workers"),
+            LIVE,
+            env="WEB_CONCURRENCY",
+        ),
+    ] = 1
+    worker_class: Annotated[
+        str,
+        Setting(
+            kinds.choice("sync", "gthread", aliases={"threads": "gthread"}),
+            "Kind of worker: sync (one thread) or gthread (several).",
+            ("-k", "--worker-class"),
+        ),
+    ] = "sync"
+    threads: Annotated[
+        int,
+        Setting(
+            kinds.Kind(kinds.whole_number(1, 256), "N"),
+            "Threads of each worker; more than one makes a sync worker a gthread one.",
+            ("--threads",),
+        ),
+    ] = 1
+    max_requests: Annotated[
+        int,
+        Setting(
+            kinds.COUNT,
+            "Recycle a worker after this many requests; 0 is never.",
+            ("--max-requests",),
+        ),
+    ] = 0
+    max_requests_jitter: Annotated[
+        int,
+        Setting(
+            kinds.COUNT,
+            "Add a random number up to this to each worker's max_requests.",
+            ("--max-requests-jitter",),
+        ),
+    ] = 0
+    timeout: Annotated[
+        float,
+        Setting(
+            kinds.SECONDS,
+            "A request that takes longer is logged with its stack and its worker replaced; 0 is never.",
+            ("-t", "--timeout"),
+            LIVE,
+        ),
+    ] = 30.0
+    graceful_timeout: Annotated[
+        float,
+        Setting(
+            kinds.SECONDS,
+            "How long a draining worker may finish requests before it is ended.",
+            ("--graceful-timeout",),
+            LIVE,
+        ),
+    ] = 30.0
+    boot_timeout: Annotated[
+        float,
+        Setting(
+            kinds.SECONDS,
+            "How long a worker or a fork server may take to load the app; 0 is forever.",
+            ("--boot-timeout",),
+            LIVE,
+        ),
+    ] = 120.0
+    timeout_grace: Annotated[
+        float,
+        Setting(
+            kinds.SECONDS,
+            "How long after its time-out a request may still end by itself before its worker is ended.",
+            ("--timeout-grace",),
+            LIVE,
+        ),
+    ] = 2.0
+    keepalive: Annotated[
+        float,
+        Setting(
+            kinds.SECONDS,
+            "How long an idle connection is kept for the next request; 0 closes after each answer.",
+            ("--keep-alive",),
+        ),
+    ] = 2.0
+    preload_app: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "Load the app once per generation, before workers are forked.",
+            ("--preload",),
+        ),
+    ] = False
+    chdir: Annotated[
+        str | None,
+        Setting(kinds.PATH, "Change to this folder before the app is loaded.", ("--chdir",)),
+    ] = None
+    pythonpath: Annotated[
+        tuple[str, ...],
+        Setting(
+            kinds.PATHS,
+            "Folders to put at the front of the module search path, separated by commas.",
+            ("--pythonpath",),
+        ),
+    ] = ()
+    raw_env: Annotated[
+        tuple[str, ...],
+        Setting(kinds.ENVIRONMENT, "Set an environment variable for the app.", ("-e", "--env")),
+    ] = ()
+    proc_name: Annotated[
+        str | None,
+        Setting(
+            kinds.OPTIONAL_TEXT,
+            "Name of this instance, for process titles and the control socket; by default the app's.",
+            ("-n", "--name"),
+            RESTART,
+        ),
+    ] = None
+    pidfile: Annotated[
+        str | None,
+        Setting(kinds.PATH, "Write the supervisor's pid to this file.", ("-p", "--pid"), RESTART),
+    ] = None
+    loglevel: Annotated[
+        str,
+        Setting(
+            kinds.choice(*LOG_LEVELS, aliases={"warn": "warning", "fatal": "critical"}),
+            "Least important messages to log.",
+            ("--log-level",),
+        ),
+    ] = "info"
+    log_format: Annotated[
+        str,
+        Setting(
+            kinds.choice("auto", "console", "json"),
+            "console for people, json for programs; auto is console on a terminal and json otherwise.",
+            ("--log-format",),
+            RESTART,
+        ),
+    ] = "auto"
+    errorlog: Annotated[
+        str,
+        Setting(
+            kinds.TEXT,
+            "File for the log; - is standard error.",
+            ("--error-logfile", "--log-file"),
+            RESTART,
+        ),
+    ] = "-"
+    accesslog: Annotated[
+        str | None,
+        Setting(
+            kinds.PATH,
+            "File for the access log; - is standard output. Off by default.",
+            ("--access-logfile",),
+        ),
+    ] = None
+    access_log_format: Annotated[
+        str,
+        Setting(kinds.TEXT, "Format of a line in the access log.", ("--access-logformat",)),
+    ] = DEFAULT_ACCESS_FORMAT
+    control_socket: Annotated[
+        str | None,
+        Setting(
+            kinds.PATH,
+            "Path of the control socket; by default NAME.sock in the runtime directory.",
+            ("--control-socket",),
+            RESTART,
+        ),
+    ] = None
+    control_socket_disable: Annotated[
+        bool,
+        Setting(kinds.SWITCH, "Do not open a control socket.", ("--no-control-socket",), RESTART),
+    ] = False
+    control_bind: Annotated[
+        str | None,
+        Setting(
+            kinds.OPTIONAL_TEXT,
+            "Also serve the control API and the dashboard on this loopback address, e.g. 127.0.0.1:8001.",
+            ("--control-bind",),
+            RESTART,
+        ),
+    ] = None
+    control_token_file: Annotated[
+        str | None,
+        Setting(
+            kinds.PATH,
+            "File with the bearer token for control_bind; by default a new token is written beside the "
+            "control socket.",
+            ("--control-token-file",),
+            RESTART,
+        ),
+    ] = None
+
+
+@cache
+def rows() -> dict[str, Setting]:
+    """The table by name, in its own order."""
+    hints = get_type_hints(Settings, include_extras=True)
+    defaults = {info.name: info.default for info in msgspec.structs.fields(Settings)}
+    table = {}
+    for name, hint in hints.items():
+        (setting,) = (extra for extra in hint.__metadata__ if isinstance(extra, Setting))
+        table[name] = Setting(
+            setting.kind,
+            setting.help,
+            setting.flags,
+            setting.takes_effect,
+            setting.env,
+            name,
+            defaults[name],
+        )
+    return table

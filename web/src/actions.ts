@@ -1,0 +1,37 @@
+// What the operator can do. Each action is busy until it is answered, and says why when the answer is no.
+
+import { api, Refused } from "./api";
+import { accept, acceptReload, busy, notice } from "./store";
+import { loggedOut } from "./stream";
+
+async function act(name: string, work: () => Promise<void>): Promise<void> {
+  if (busy.value.has(name)) return;
+  busy.value = new Set(busy.value).add(name);
+  notice.value = null;
+  try {
+    await work();
+  } catch (error) {
+    if (error instanceof Refused && error.status === 401) loggedOut();
+    else notice.value = (error as Error).message;
+  } finally {
+    const rest = new Set(busy.value);
+    rest.delete(name);
+    busy.value = rest;
+  }
+}
+
+export const scale = (delta: number): Promise<void> =>
+  act("scale", async () => {
+    await api.scale(delta);
+    accept.status(await api.status());
+  });
+
+export const reload = (): Promise<void> =>
+  act("reload", async () => {
+    acceptReload(await api.reload());
+  });
+
+export const recycle = (slot: number): Promise<void> =>
+  act(`recycle ${slot}`, async () => {
+    await api.recycle(slot);
+  });

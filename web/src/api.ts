@@ -1,0 +1,175 @@
+// The public API as the dashboard uses it. The types mirror supervisor/control/views.py by name; units are
+// its units: seconds for ages and durations, bytes for sizes, unix time for instants.
+
+export type WorkerState = "booting" | "ready" | "draining" | "stopping";
+export type FleetState = "starting" | "ready" | "degraded" | "reloading" | "paused" | "stopping";
+export type ReloadPhase = "loading" | "canary" | "rolling" | "done" | "failed" | "superseded";
+
+export interface RequestView {
+  slot: number;
+  pid: number;
+  thread: number;
+  method: string;
+  path: string;
+  age: number;
+  deadline_in: number | null;
+}
+
+export interface WorkerView {
+  slot: number;
+  pid: number | null;
+  generation: number;
+  state: WorkerState;
+  leaving: string | null;
+  age: number;
+  threads: number;
+  connections: number;
+  requests: number;
+  errors: number;
+  in_flight: RequestView[];
+  cpu_percent: number | null;
+  rss: number | null;
+  uss: number | null;
+  deadline_in: number | null;
+}
+
+export interface Totals {
+  requests: number;
+  errors: number;
+  bytes_sent: number;
+  connections: number;
+  spawned: number;
+  deaths: number;
+}
+
+export interface ReloadView {
+  generation: number;
+  phase: ReloadPhase;
+  replaced: number;
+  of: number;
+  seconds: number;
+  asked_by: string;
+  reason: string | null;
+  traceback: string | null;
+}
+
+export interface StatusView {
+  name: string;
+  version: string;
+  pid: number;
+  app: string;
+  python: string;
+  state: FleetState;
+  health: string;
+  wanted: number;
+  ready: number;
+  booting: number;
+  draining: number;
+  generation: number;
+  worker_class: string;
+  threads: number;
+  timeout: number;
+  listeners: string[];
+  started_at: number;
+  uptime: number;
+  in_flight: number;
+  totals: Totals;
+  reload: ReloadView | null;
+}
+
+export interface SampleView {
+  at: number;
+  requests_per_second: number;
+  errors_per_second: number;
+  p50: number | null;
+  p95: number | null;
+  p99: number | null;
+  in_flight: number;
+  ready: number;
+  wanted: number;
+}
+
+export interface EventView {
+  id: number;
+  at: number;
+  name: string;
+  fields: Record<string, unknown>;
+}
+
+export interface ErrorView {
+  error: string;
+  message: string;
+}
+
+/** What `GET /v1/stream` sends: the name of the server-sent event and the shape of its data. */
+export interface StreamEvents {
+  history: SampleView[];
+  events: EventView[];
+  status: StatusView;
+  workers: WorkerView[];
+  sample: SampleView;
+  event: EventView;
+}
+
+/** The supervisor answered, and the answer is no. */
+export class Refused extends Error {
+  constructor(
+    readonly status: number,
+    readonly view: ErrorView,
+  ) {
+    super(view.message);
+  }
+}
+
+/** Nobody answered, or something that is not the supervisor did. */
+export class Unreachable extends Error {
+  constructor() {
+    super("The supervisor does not answer.");
+  }
+}
+
+const PATIENCE_MS = 10_000;
+
+async function call(method: "GET" | "POST", path: string, body?: object): Promise<unknown> {
+  let answer: Response;
+  let text: string;
+  try {
+    answer = await fetch(path, {
+      method,
+      cache: "no-store",
+      credentials: "same-origin",
+      signal: AbortSignal.timeout(PATIENCE_MS),
+      ...(body && { body: JSON.stringify(body), headers: { "content-type": "application/json" } }),
+    });
+    text = await answer.text();
+  } catch {
+    throw new Unreachable();
+  }
+  const content = parse(text);
+  if (answer.ok) return content;
+  if (isErrorView(content)) throw new Refused(answer.status, content);
+  // A proxy or a tunnel speaks for a supervisor that is gone.
+  if (answer.status >= 500) throw new Unreachable();
+  throw new Refused(answer.status, { error: "unknown", message: `${method} ${path} was answered with ${answer.status}.` });
+}
+
+function parse(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}
+
+function isErrorView(content: unknown): content is ErrorView {
+  return typeof content === "object" && content !== null && "error" in content && "message" in content;
+}
+
+export const api = {
+  stream: "/v1/stream",
+  status: () => call("GET", "/v1/status") as Promise<StatusView>,
+  login: (code: string) => call("POST", "/v1/login", { code }),
+  scale: (delta: number) => call("POST", "/v1/scale", { delta }),
+  reload: () => call("POST", "/v1/reload", {}) as Promise<ReloadView>,
+  recycle: (slot: number) => call("POST", `/v1/workers/${slot}/recycle`),
+};

@@ -1,0 +1,149 @@
+// The top of the page answers the on-call question, is it well?, and holds what can be done about it.
+
+import type { ComponentChildren, JSX } from "preact";
+import type { StatusView } from "../api";
+import { reload, scale } from "../actions";
+import { duration, plural } from "../format";
+import { busy, dataNow, link, notice, operable, reloading, status, statusAt, tone } from "../store";
+import { Icon, type Shape } from "./Icon";
+import { Reload } from "./Reload";
+
+export function Overview(): JSX.Element | null {
+  const view = status.value;
+  if (!view) return null;
+  return (
+    <section class="overview" aria-label="Overview">
+      <div class="headline">
+        <Health view={view} />
+        <Controls view={view} />
+      </div>
+      <Notice />
+      <Facts view={view} />
+      <Reload />
+    </section>
+  );
+}
+
+function Health({ view }: { view: StatusView }): JSX.Element {
+  const state = link.value;
+  let shape: Shape = tone.value === "bad" ? "outage" : view.state;
+  let sentence = view.health;
+  let before: string | null = null;
+  if (state === "lost" || state === "gone") {
+    shape = "lost";
+    before = view.health;
+    sentence =
+      state === "lost"
+        ? "Connection to the supervisor lost. Trying again."
+        : view.state === "stopping"
+          ? "The supervisor has stopped."
+          : "The supervisor does not answer.";
+  }
+  return (
+    <div class="health">
+      <Icon shape={shape} size={26} />
+      <div>
+        <h1 aria-live="polite" aria-atomic="true">
+          <span class="sr">{before === null ? `${view.state}: ` : ""}</span>
+          {sentence}
+        </h1>
+        {before !== null && <p class="before">Before that: {before}</p>}
+      </div>
+    </div>
+  );
+}
+
+function Controls({ view }: { view: StatusView }): JSX.Element {
+  const still = !operable.value || busy.value.has("scale");
+  return (
+    <div class="controls">
+      <div class="stepper" role="group" aria-label="Number of workers">
+        <Action label="Remove a worker" off={still || view.wanted <= 1} run={() => scale(-1)}>
+          −
+        </Action>
+        <p>
+          <b>{view.ready}</b> of <b>{view.wanted}</b> ready
+        </p>
+        <Action label="Add a worker" off={still} run={() => scale(1)}>
+          +
+        </Action>
+      </div>
+      <Action off={!operable.value || reloading.value || busy.value.has("reload")} run={reload}>
+        {reloading.value ? "Reloading…" : "Reload"}
+      </Action>
+    </div>
+  );
+}
+
+interface ActionProps {
+  run: () => unknown;
+  off: boolean;
+  label?: string;
+  small?: boolean;
+  children: ComponentChildren;
+}
+
+/** A button that keeps the keyboard's focus while it is off, which `disabled` would not. */
+export function Action({ run, off, label, small, children }: ActionProps): JSX.Element {
+  return (
+    <button
+      type="button"
+      class={small ? "small" : undefined}
+      aria-label={label}
+      title={label}
+      aria-disabled={off}
+      onClick={() => !off && run()}
+    >
+      {children}
+    </button>
+  );
+}
+
+function Notice(): JSX.Element {
+  return (
+    <div role="alert">
+      {notice.value !== null && (
+        <p class="notice">
+          <span>{notice.value}</span>
+          <button type="button" class="small" onClick={() => (notice.value = null)}>
+            Dismiss
+          </button>
+        </p>
+      )}
+    </div>
+  );
+}
+
+function Facts({ view }: { view: StatusView }): JSX.Element {
+  const uptime = view.uptime + (dataNow.value - statusAt.value) / 1000;
+  return (
+    <dl class="facts">
+      <Fact name="Listening on">
+        {view.listeners.map((address) => (
+          <code key={address}>{address}</code>
+        ))}
+      </Fact>
+      <Fact name="Workers">
+        {view.worker_class}, {plural(view.threads, "thread")} each
+        {view.booting > 0 && `, ${view.booting} booting`}
+        {view.draining > 0 && `, ${view.draining} draining`}
+      </Fact>
+      <Fact name="Timeout">{view.timeout > 0 ? duration(view.timeout) : "never"}</Fact>
+      <Fact name="Generation">{view.generation}</Fact>
+      <Fact name="Up for">
+        <time dateTime={new Date(view.started_at * 1000).toISOString()} title={`since ${new Date(view.started_at * 1000).toLocaleString()}`}>
+          {duration(uptime)}
+        </time>
+      </Fact>
+    </dl>
+  );
+}
+
+function Fact({ name, children }: { name: string; children: ComponentChildren }): JSX.Element {
+  return (
+    <div>
+      <dt>{name}</dt>
+      <dd>{children}</dd>
+    </div>
+  );
+}

@@ -1,0 +1,98 @@
+// The newest reload: one line while all is well, and the whole reason when it failed.
+
+import { useState } from "preact/hooks";
+import type { JSX } from "preact";
+import type { ReloadPhase, ReloadView } from "../api";
+import { elapsed } from "../format";
+import { dataNow, reloading, status, statusAt } from "../store";
+
+const WORDS: Record<ReloadPhase, (view: ReloadView) => string> = {
+  loading: () => "loading configuration and app",
+  canary: () => "booting the first worker",
+  rolling: (view) => `${view.replaced} of ${view.of} workers replaced`,
+  done: (view) => `${view.replaced} of ${view.of} workers replaced`,
+  failed: () => "failed",
+  superseded: () => "superseded by a newer one",
+};
+
+export function Reload(): JSX.Element | null {
+  const view = status.value?.reload;
+  if (!view) return null;
+  const running = reloading.value;
+  const seconds = view.seconds + (running ? (dataNow.value - statusAt.value) / 1000 : 0);
+  return (
+    <div class="reload" data-phase={view.phase}>
+      <p class="line">
+        <b>
+          {running ? "Reloading to" : view.phase === "failed" ? "Reload to" : "Last reload:"} generation {view.generation}
+        </b>
+        <span role="status">{WORDS[view.phase](view)}</span>
+        <span class="quiet">
+          {running ? elapsed(seconds) : `in ${elapsed(seconds)}`}, asked by {view.asked_by}
+        </span>
+      </p>
+      {running && <Progress view={view} />}
+      {view.phase === "failed" && <Failure key={view.generation} view={view} />}
+    </div>
+  );
+}
+
+function Progress({ view }: { view: ReloadView }): JSX.Element {
+  // Loading and canary are one step each, every worker is one more.
+  const steps = 2 + Math.max(view.of, 1);
+  const done = view.phase === "loading" ? 0 : view.phase === "canary" ? 1 : 2 + view.replaced;
+  return (
+    <div class="progress" role="progressbar" aria-label="Reload" aria-valuemin={0} aria-valuemax={steps} aria-valuenow={done}>
+      {steps <= 42 ? (
+        Array.from({ length: steps }, (_, i) => <i key={i} class={i < done ? "done" : i === done ? "now" : undefined} />)
+      ) : (
+        <i class="done" style={{ flexGrow: done / steps, flexBasis: 0 }} />
+      )}
+    </div>
+  );
+}
+
+const REMEMBERED = "ostler.closed-traceback";
+
+function Failure({ view }: { view: ReloadView }): JSX.Element {
+  const id = `${status.value?.started_at}/${view.generation}`;
+  const [open] = useState(() => localStorage.getItem(REMEMBERED) !== id);
+  const remember = (event: { currentTarget: HTMLDetailsElement }): void => {
+    if (event.currentTarget.open) localStorage.removeItem(REMEMBERED);
+    else localStorage.setItem(REMEMBERED, id);
+  };
+  return (
+    <div class="failure">
+      <p>
+        <b>{view.reason ?? "No reason was given."}</b>{" "}
+        {status.value && status.value.ready > 0 && <span>The old generation goes on serving.</span>}
+      </p>
+      {view.traceback !== null && (
+        <details open={open} onToggle={remember}>
+          <summary>Traceback</summary>
+          <Trace text={view.traceback} />
+        </details>
+      )}
+    </div>
+  );
+}
+
+export function Trace({ text }: { text: string }): JSX.Element {
+  const [copied, setCopied] = useState(false);
+  const copy = async (): Promise<void> => {
+    await navigator.clipboard.writeText(text);
+    setCopied(true);
+  };
+  return (
+    <div class="trace">
+      <pre tabIndex={0} aria-label="Traceback">
+        {text.trimEnd()}
+      </pre>
+      {"clipboard" in navigator && (
+        <button type="button" class="small" onClick={() => void copy()}>
+          {copied ? "Copied" : "Copy"}
+        </button>
+      )}
+    </div>
+  );
+}

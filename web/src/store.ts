@@ -1,0 +1,108 @@
+// All the page knows. `stream` and `actions` write here, components read; nothing else is shared.
+
+import { batch, computed, signal } from "@preact/signals";
+import type { EventView, FleetState, ReloadView, SampleView, StatusView, WorkerView } from "./api";
+
+/** `live`: data arrives. `lost`: the stream broke or went silent. `gone`: asked again, and nobody answered. */
+export type Link = "connecting" | "live" | "lost" | "gone";
+export type Session = "unknown" | "in" | "out";
+export type Tone = "ok" | "busy" | "warn" | "bad" | "idle";
+
+const SAMPLES_KEPT = 600;
+const EVENTS_KEPT = 200;
+
+export const session = signal<Session>("unknown");
+export const link = signal<Link>("connecting");
+export const loginError = signal<string | null>(null);
+
+export const status = signal<StatusView | null>(null);
+export const statusAt = signal(0);
+export const workers = signal<WorkerView[]>([]);
+export const workersAt = signal(0);
+export const samples = signal<SampleView[]>([]);
+/** Newest first. */
+export const events = signal<EventView[]>([]);
+export const lastDataAt = signal(0);
+
+/** Wall clock in milliseconds; `ticker` moves it. */
+export const now = signal(Date.now());
+/** The clock that ages are counted by: it stands still with the data. */
+export const dataNow = computed(() => (link.value === "live" ? now.value : lastDataAt.value));
+
+/** Names of the actions that wait for their answer. */
+export const busy = signal<ReadonlySet<string>>(new Set());
+/** Why the newest action did not work. */
+export const notice = signal<string | null>(null);
+
+export const operable = computed(
+  () => link.value === "live" && status.value !== null && status.value.state !== "stopping",
+);
+
+export const reloading = computed(() => {
+  const phase = status.value?.reload?.phase;
+  return phase === "loading" || phase === "canary" || phase === "rolling";
+});
+
+const TONES: Record<FleetState, Tone> = {
+  starting: "busy",
+  ready: "ok",
+  degraded: "warn",
+  reloading: "busy",
+  paused: "idle",
+  stopping: "idle",
+};
+
+/** The fleet's state as a tone; degraded down to nobody is an outage. */
+export const tone = computed<Tone>(() => {
+  const view = status.value;
+  if (!view) return "idle";
+  return view.state === "degraded" && view.ready === 0 ? "bad" : TONES[view.state];
+});
+
+function seen(): number {
+  const at = Date.now();
+  lastDataAt.value = at;
+  now.value = at;
+  return at;
+}
+
+/** One function per server-sent event. */
+export const accept = {
+  history(views: SampleView[]): void {
+    seen();
+    samples.value = views.slice(-SAMPLES_KEPT);
+  },
+  sample(view: SampleView): void {
+    seen();
+    const last = samples.value.at(-1);
+    // A sample may arrive twice around a reconnection.
+    if (last && view.at <= last.at) return;
+    samples.value = [...samples.value.slice(1 - SAMPLES_KEPT), view];
+  },
+  events(views: EventView[]): void {
+    seen();
+    events.value = views.slice(-EVENTS_KEPT).reverse();
+  },
+  event(view: EventView): void {
+    seen();
+    const newest = events.value[0];
+    if (newest && view.id <= newest.id) return;
+    events.value = [view, ...events.value.slice(0, EVENTS_KEPT - 1)];
+  },
+  status(view: StatusView): void {
+    batch(() => {
+      statusAt.value = seen();
+      status.value = view;
+    });
+  },
+  workers(views: WorkerView[]): void {
+    batch(() => {
+      workersAt.value = seen();
+      workers.value = views;
+    });
+  },
+};
+
+export function acceptReload(view: ReloadView): void {
+  if (status.value) status.value = { ...status.value, reload: view };
+}

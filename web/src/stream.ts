@@ -1,0 +1,136 @@
+// The connection: log in, open the stream, notice when it breaks, come back.
+//
+// EventSource's own reconnection can't tell a supervisor that is gone from a session that has ended, and never
+// notices a tunnel that swallows bytes. So: any error or silence closes the stream, then `GET /v1/status` is
+// asked until it answers: 200 opens a new stream, 401 shows the login page, anything else is tried again.
+
+import { api, Refused, type StreamEvents } from "./api";
+import { accept, lastDataAt, link, loginError, session } from "./store";
+
+// The supervisor sends a sample every second.
+const SILENCE_MS = 5_000;
+const RETRY_MS = [250, 1_000, 2_000, 3_000, 5_000];
+
+let source: EventSource | null = null;
+let attempts = 0;
+let retry: number | undefined;
+/** Counts logins and probes, so that an answer that comes late changes nothing. */
+let epoch = 0;
+
+export async function start(): Promise<void> {
+  window.addEventListener("hashchange", () => void arrive());
+  window.addEventListener("online", hurry);
+  document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && hurry());
+  window.setInterval(watch, 1_000);
+  await arrive();
+}
+
+/** The page was opened, perhaps by a login link. */
+async function arrive(): Promise<void> {
+  const code = codeIn(location.hash);
+  if (code === null) {
+    if (session.value === "unknown") await probe();
+    return;
+  }
+  // Before anything else: the code must not stay in the address bar or the history.
+  history.replaceState(null, "", location.pathname + location.search);
+  await logIn(code);
+}
+
+/** Takes a code or a whole login link. */
+export async function logIn(pasted: string): Promise<void> {
+  const text = pasted.trim();
+  const hash = text.indexOf("#");
+  const code = (hash < 0 ? null : codeIn(text.slice(hash))) ?? text;
+  try {
+    await api.login(code);
+    loginError.value = null;
+  } catch (error) {
+    loginError.value = (error as Error).message;
+  }
+  // Whoever is logged in already stays so, whatever became of an old link.
+  await probe();
+}
+
+function codeIn(hash: string): string | null {
+  return new URLSearchParams(hash.replace(/^#/, "")).get("login");
+}
+
+/** Ask whether the supervisor is there and knows us. */
+async function probe(): Promise<void> {
+  const mine = ++epoch;
+  window.clearTimeout(retry);
+  close();
+  try {
+    const view = await api.status();
+    if (mine !== epoch) return;
+    session.value = "in";
+    loginError.value = null;
+    accept.status(view);
+    open();
+  } catch (error) {
+    if (mine !== epoch) return;
+    if (error instanceof Refused && error.status === 401) {
+      session.value = "out";
+      return;
+    }
+    link.value = "gone";
+    later();
+  }
+}
+
+function open(): void {
+  const opened = new EventSource(api.stream);
+  source = opened;
+  const on = <K extends keyof StreamEvents>(name: K, take: (data: StreamEvents[K]) => void): void => {
+    opened.addEventListener(name, (message) => {
+      if (opened !== source) return;
+      take(JSON.parse((message as MessageEvent<string>).data) as StreamEvents[K]);
+      link.value = "live";
+      attempts = 0;
+    });
+  };
+  on("history", accept.history);
+  on("sample", accept.sample);
+  on("events", accept.events);
+  on("event", accept.event);
+  on("status", accept.status);
+  on("workers", accept.workers);
+  opened.onerror = () => opened === source && lose();
+}
+
+function close(): void {
+  source?.close();
+  source = null;
+}
+
+function lose(): void {
+  close();
+  if (link.value !== "gone") link.value = "lost";
+  later();
+}
+
+function later(): void {
+  window.clearTimeout(retry);
+  retry = window.setTimeout(() => void probe(), RETRY_MS[Math.min(attempts, RETRY_MS.length - 1)]);
+  attempts += 1;
+}
+
+/** There is a reason to believe that it works now. */
+export function hurry(): void {
+  if (session.value === "out" || source) return;
+  attempts = 0;
+  void probe();
+}
+
+function watch(): void {
+  if (source && Date.now() - lastDataAt.value > SILENCE_MS) lose();
+}
+
+/** An action was answered with 401: the session has ended. */
+export function loggedOut(): void {
+  epoch += 1;
+  window.clearTimeout(retry);
+  close();
+  session.value = "out";
+}
