@@ -32,7 +32,7 @@ class WorkerView(msgspec.Struct, frozen=True):
     generation: int
     state: WorkerState
     leaving: str | None
-    """Why the worker is being replaced or removed (`recycle`, `reload`, `scale`, `deadline`, ...), else None."""
+    """Why the worker must go (`recycle`, `reload`, `scale`, `deadline`, ...), or None."""
     age: float
     threads: int
     connections: int

@@ -26,11 +26,14 @@ PAGES = [
 ]
 
 COMMANDS = [
+    ("$ctl open", "the dashboard in the browser"),
     ("$ctl workers", "the fleet: pids, states, requests, memory"),
     ("$ctl scale +2", "two more workers"),
     ("kill -TTIN $supervisor", "one more, gunicorn's way (<code>-TTOU</code>: one fewer)"),
     ("kill -9 $pid", "end this very worker; a successor is there at once"),
     ("$ctl reload", "a new generation: successors first, no request lost"),
+    ("$ctl requests", "what every worker is busy with right now"),
+    ("$ctl stop", "finish what is in flight, then end"),
 ]
 
 PAGE = Template("""\

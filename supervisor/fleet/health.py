@@ -12,10 +12,10 @@ def state(fleet: Fleet) -> FleetState:
     """The most important thing that is true of the fleet."""
     if fleet.stopping:
         return "stopping"
-    if not fleet.ever_ready:
-        return "starting"
     if fleet.paused:
         return "paused"
+    if not fleet.ever_ready:
+        return "starting"
     if _trouble(fleet):
         return "degraded"
     if fleet.reload and fleet.reload.running:
@@ -25,11 +25,14 @@ def state(fleet: Fleet) -> FleetState:
 
 def sentence(fleet: Fleet) -> str:
     """What an operator wants to hear first; ends with a full stop."""
-    ready = fleet.count(WorkerState.READY)
+    # Slots, not workers: while one replaces another, two of them serve in one.
+    ready = len({w.slot for w in fleet.workers.values() if w.serving and w.slot <= fleet.wanted})
     workers = f"{ready} of {fleet.wanted} workers ready"
     match state(fleet):
         case "stopping":
             return f"Stopping: {_counted(len(fleet.workers))} left."
+        case "starting" if fleet.policy is None:
+            return "Starting: reading the configuration."
         case "starting":
             return f"Starting: {workers}."
         case "paused":
@@ -61,7 +64,10 @@ def _trouble(fleet: Fleet) -> str:
     generation = fleet.generations.get(fleet.current)
     if generation is None:
         return "no generation is loaded"
-    if generation.failures:
+    up = generation.state is GenerationState.UP
+    held = sum(w.serving and w.staying and w.generation == fleet.current for w in fleet.workers.values())
+    # The count outlives the trouble: only a worker that boots says that booting works again.
+    if generation.failures and not (up and held >= fleet.wanted):
         return f"booting failed {_times(generation.failures)}, last: {generation.last_failure}"
     if generation.state in (GenerationState.DOWN, GenerationState.FAILED):
         return "the fork server is gone and being replaced"

@@ -104,8 +104,11 @@ class Fleet:
     def next_deadline(self) -> float | None:
         """When to hand in `DeadlinePassed` at the latest, or None."""
         times = [worker.deadline for worker in self.workers.values()]
-        for generation in self.generations.values():
-            times += [generation.deadline, generation.retry_at]
+        times += [generation.deadline for generation in self.generations.values()]
+        current = self.generations.get(self.current)
+        # Elsewhere a retry waits for something else first: a fork server's end, or its loading.
+        if current and current.state in (GenerationState.DOWN, GenerationState.UP) and not self.stopping:
+            times.append(current.retry_at)
         times += [self._abort_time(worker) for worker in self.workers.values()]
         return min((time for time in times if time is not None), default=None)
 
@@ -161,13 +164,15 @@ class Fleet:
         generation = self.generations.get(event.generation)
         if generation is None:
             return
-        if generation.state is GenerationState.RETIRING:
-            del self.generations[event.generation]
-            return
         # What was asked of it and never forked will not come.
         for worker in list(self.workers.values()):
             if worker.generation == event.generation and worker.pid is None:
                 del self.workers[worker.launch]
+        if generation.state is GenerationState.RETIRING:
+            del self.generations[event.generation]
+            return
+        if generation.state is GenerationState.DOWN:
+            return
         known = generation.state is GenerationState.FAILED
         generation.state = GenerationState.DOWN
         if not known:
@@ -208,10 +213,8 @@ class Fleet:
         worker = self.workers.pop(event.launch, None)
         if worker is None:
             return
-        if worker.state is BOOTING or worker.leaving is Cause.BOOT_TIMEOUT:
+        if worker.state is BOOTING:
             reason, traceback = worker.boot_error or (f"ended with {event.status} while booting", None)
-            if worker.leaving is Cause.BOOT_TIMEOUT:
-                reason = "took longer than boot_timeout to load the app"
             self._boot_failed(worker, reason, traceback, now)
             return
         expected = worker.leaving is not None and worker.state is not READY
@@ -246,7 +249,9 @@ class Fleet:
         )
 
     def _on_only_overdue_left(self, event: events.OnlyOverdueLeft, now: float) -> None:
-        if worker := self.workers.get(event.launch):
+        worker = self.workers.get(event.launch)
+        # While it still accepts, the next request may be a good one.
+        if worker is not None and worker.state is DRAINING:
             worker.only_overdue_left = True
 
     # -- wishes -----------------------------------------------------------------------------------------
@@ -288,13 +293,8 @@ class Fleet:
         how = "quick" if self.stopping else event.how
         if self.stopping == how:
             return
-        if self.stopping is None:
-            self._do(actions.Stopping())
-        self.stopping = "quick" if how == "quick" else "graceful"
         self._do(actions.Report("info", "stop", {"how": how, "by": event.by}))
-        if self.reload and self.reload.running:
-            self._end_reload(self.reload, ReloadPhase.FAILED, now, "the daemon stops")
-        self.candidate = None
+        self._stop(how, now)
 
     # -- generations ------------------------------------------------------------------------------------
 
@@ -315,19 +315,21 @@ class Fleet:
         self, number: int, reason: str, traceback: str | None, app_failed: bool, now: float
     ) -> None:
         generation = self.generations.get(number)
-        if generation is None or generation.state is GenerationState.RETIRING:
+        if generation is None or generation.state in (GenerationState.RETIRING, GenerationState.FAILED):
             return
+        generation.deadline = None
+        if self.stopping:
+            return  # nobody needs it any more; it is retired with the last worker
         if number == self.candidate and self.reload:
             self._fail_candidate(self.reload, reason, traceback, now)
         elif not self.ever_ready:
-            self._fail_start(reason, traceback, app_failed)
+            self._fail_start(reason, traceback, app_failed, now)
         else:
             # It loaded once; workers serve on, and it is tried again.
             generation.failures += 1
             wait = 0.0 if generation.failures == 1 else backoff(generation.failures - 1)
             generation.retry_at = now + wait
             generation.last_failure = reason
-            generation.deadline = None
             if generation.state is not GenerationState.DOWN:
                 generation.state = GenerationState.FAILED
                 self._do(actions.KillForkServer(number))
@@ -339,12 +341,21 @@ class Fleet:
                 )
             )
 
-    def _fail_start(self, reason: str, traceback: str | None, app_failed: bool) -> None:
+    def _fail_start(self, reason: str, traceback: str | None, app_failed: bool, now: float) -> None:
         """Nothing ever ran: there is nothing to preserve, and whoever started the daemon is looking."""
-        if self.stopping is None:
-            self._do(actions.Stopping())
-            self._finish = actions.Finish(True, app_failed, reason, traceback)
-        self.stopping = "quick"
+        self._finish = actions.Finish(True, app_failed, reason, traceback)
+        self._stop("quick", now)
+
+    def _stop(self, how: Literal["graceful", "quick"], now: float) -> None:
+        first, self.stopping = self.stopping is None, how
+        if not first:
+            return
+        self._do(actions.Stopping())
+        if self.reload and self.reload.running:
+            self._end_reload(self.reload, ReloadPhase.FAILED, now, "the daemon stops")
+        if self.candidate is not None:
+            self._abandon(self.candidate, now)
+            self.candidate = None
 
     def _promote(self, reload: Reload, now: float) -> None:
         """The canary is ready: its generation is the one that slots are filled with from now on."""
@@ -425,7 +436,7 @@ class Fleet:
             w.state is BOOTING and w.generation == worker.generation for w in self.workers.values()
         )
         if not self.ever_ready and not others_boot:
-            self._fail_start(reason, traceback, app_failed=True)
+            self._fail_start(reason, traceback, app_failed=True, now=now)
             return
         self._report("error", "worker_boot_failed", worker, reason=reason, retry_in=wait, traceback=traceback)
         if (
@@ -498,6 +509,11 @@ class Fleet:
                 worker.leaving = worker.leaving or Cause.BOOT_TIMEOUT
                 self._enter(worker, STOPPING, now, deadline=now + _ABORT_GRACE)
                 self._do(actions.Abort(worker.launch))
+                reason, traceback = worker.boot_error or (
+                    "took longer than boot_timeout to load the app",
+                    None,
+                )
+                self._boot_failed(worker, reason, traceback, now)
             else:
                 if worker.state is DRAINING:
                     self._report("warning", "drain_timeout", worker, pid=worker.pid)

@@ -17,7 +17,7 @@ class _Message(msgspec.Struct, frozen=True, tag=True):
     pass
 
 
-# -- supervisor -> fork server -------------------------------------------------------------------------
+# -- supervisor -> fork server ---------------------------------------------------------------------------
 
 
 class Configure(_Message, frozen=True):
@@ -50,7 +50,7 @@ class Spawn(_Message, frozen=True):
 
 ToForkServer = Configure | Load | Spawn
 
-# -- fork server -> supervisor -------------------------------------------------------------------------
+# -- fork server -> supervisor ---------------------------------------------------------------------------
 
 
 class Configured(_Message, frozen=True):
@@ -83,7 +83,7 @@ class ForkFailed(_Message, frozen=True):
 
 FromForkServer = Configured | AppLoaded | LoadFailed | Forked | ForkFailed
 
-# -- supervisor -> worker ------------------------------------------------------------------------------
+# -- supervisor -> worker --------------------------------------------------------------------------------
 
 
 class Boot(_Message, frozen=True):
@@ -100,7 +100,7 @@ class ReopenLogs(_Message, frozen=True):
 
 ToWorker = Boot | Drain | ReopenLogs
 
-# -- worker -> supervisor ------------------------------------------------------------------------------
+# -- worker -> supervisor --------------------------------------------------------------------------------
 
 
 class Ready(_Message, frozen=True):

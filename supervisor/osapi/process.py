@@ -4,6 +4,9 @@ import ctypes
 import os
 import signal
 
+# Asks a worker's faulthandler for the stacks of all threads. A real-time signal: the usual ones are taken.
+DUMP_SIGNAL = signal.SIGRTMIN + 5
+
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 

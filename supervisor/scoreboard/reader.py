@@ -114,7 +114,9 @@ class Scoreboard:
             ident = lane[layout.IDENT]
             text = cell * layout.CELL_SIZE + layout.PAGE + thread * layout.LANE_SIZE + layout.TEXT
             method = self._map[text : text + method_length]
-            path = self._map[text + layout.METHOD_SIZE : text + layout.METHOD_SIZE + path_length]
+            target = self._map[text + layout.METHOD_SIZE : text + layout.METHOD_SIZE + path_length]
+            # Queries hold tokens and personal data; the path says enough.
+            path = target.partition(b"?")[0]
             if lane[layout.STARTED] != started:
                 continue  # ended while we read
             found.append(

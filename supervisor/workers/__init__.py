@@ -1,0 +1,1 @@
+"""Worker processes: booting, and the engines that serve."""

@@ -1,0 +1,1 @@
+"""WSGI (PEP 3333): environ, and the one caller of the app that all worker classes share."""

@@ -19,7 +19,8 @@ export interface Line {
   fill?: number;
   /** Opacity of the area down to the next line. */
   down?: number;
-  hideZero?: boolean;
+  /** A bar where there is something, instead of a line: rare and small things must be seen. */
+  bars?: boolean;
 }
 
 export interface Plot {
@@ -96,13 +97,13 @@ function draw(element: HTMLElement, plot: Plot, pointed: Signal<number | null>):
         drag: { x: false, y: false },
         y: false,
         sync: { key: "ostler" },
-        points: { size: 6, width: 0 },
+        points: { show: false },
       },
       scales: {
-        x: { time: true, range: (_, __, max) => [max - span(samples.peek()), max] },
+        x: { time: true, range: () => xRange(samples.peek()) },
         y: {
           distr: plot.scale === "log" ? 3 : 1,
-          range: (_, min, max) => (plot.scale === "log" ? logRange(min, max, plot.floor) : [0, nice(Math.max(max ?? 0, plot.floor))]),
+          range: (_, min, max) => (plot.scale === "log" ? logRange(min, max, plot.floor) : [0, linearTop(max, plot.floor)]),
         },
       },
       axes: [
@@ -113,6 +114,7 @@ function draw(element: HTMLElement, plot: Plot, pointed: Signal<number | null>):
           size: 52,
           gap: 6,
           space: 34,
+          filter: (_, splits) => splits,
           values: (_, splits) => splits.map((value) => plot.label(value)),
           ...(plot.scale === "log" && { splits: (u: uPlot) => logSplits(u.scales["y"]?.min ?? 0.001, u.scales["y"]?.max ?? 1) }),
         },
@@ -125,6 +127,7 @@ function draw(element: HTMLElement, plot: Plot, pointed: Signal<number | null>):
           width: line.width,
           ...(line.fill !== undefined && { fill: colour(line.colour, line.fill) }),
           points: { show: false },
+          ...(line.bars && { paths: () => null }),
           gaps: (_: uPlot, __: number, from: number, to: number, known: uPlot.Series.Gaps) => breaks(_, from, to, known),
         })),
       ],
@@ -134,6 +137,7 @@ function draw(element: HTMLElement, plot: Plot, pointed: Signal<number | null>):
       hooks: {
         setCursor: [(u) => (pointed.value = u.cursor.idx ?? null)],
         drawAxes: [(u) => marks(u, colour("--mark"), colour("--bad"))],
+        draw: [(u) => plot.series.forEach((line, i) => line.bars && bars(u, i + 1, colour(line.colour)))],
       },
     },
     columns(samples.peek(), plot),
@@ -146,6 +150,11 @@ function span(views: SampleView[]): number {
   const first = views[0];
   const last = views.at(-1);
   return first && last ? Math.min(LONGEST_S, Math.max(SHORTEST_S, last.at - first.at)) : SHORTEST_S;
+}
+
+function xRange(views: SampleView[]): [number, number] {
+  const end = views.at(-1)?.at ?? Date.now() / 1000;
+  return [end - span(views), end];
 }
 
 function wall(unix: number): string {
@@ -164,6 +173,20 @@ function breaks(u: uPlot, from: number, to: number, known: uPlot.Series.Gaps): u
     }
   }
   return missing.length === 0 ? known : [...known, ...missing].sort((a, b) => a[0] - b[0]);
+}
+
+const LEAST_BAR_PX = 5;
+
+function bars(u: uPlot, series: number, colour: string): void {
+  const floor = u.bbox.top + u.bbox.height;
+  const width = Math.max(1.5 * devicePixelRatio, u.bbox.width / span(samples.peek()) - devicePixelRatio);
+  u.ctx.fillStyle = colour;
+  u.data[series]?.forEach((value, i) => {
+    const x = u.valToPos(u.data[0][i] ?? 0, "x", true);
+    if (!value || x < u.bbox.left) return;
+    const height = Math.max(floor - u.valToPos(value, "y", true), LEAST_BAR_PX * devicePixelRatio);
+    u.ctx.fillRect(Math.round(x - width / 2), floor - height, width, height);
+  });
 }
 
 /** Faint lines where the fleet was reloaded or something went wrong. */
@@ -186,15 +209,20 @@ function marks(u: uPlot, plain: string, alarming: string): void {
   u.ctx.restore();
 }
 
-/** The next 1, 2 or 5 times a power of ten. */
-function nice(value: number): number {
+/** The next round number. */
+function nice(value: number, steps = [1, 2, 5]): number {
   const power = 10 ** Math.floor(Math.log10(value));
-  return ([1, 2, 5].find((step) => step * power >= value * 0.999) ?? 10) * power;
+  return (steps.find((step) => step * power >= value * 0.999) ?? 10) * power;
+}
+
+function linearTop(max: number | null, floor: number): number {
+  return nice(Math.max((max ?? 0) * 1.05, floor), [1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8]);
 }
 
 function logRange(min: number | null, max: number | null, floor: number): [number, number] {
-  const top = nice(Math.max(max ?? floor, floor));
-  const low = 1 / nice(1 / (min ?? top / 10));
+  if (min === null || max === null) return [floor, 100 * floor];
+  const top = nice(Math.max(max, floor));
+  const low = 1 / nice(1.15 / min);
   return [Math.min(low, top / 10), top];
 }
 

@@ -16,8 +16,7 @@ export function Totals(): JSX.Element | null {
         <Total name="Sent" value={bytes(bytes_sent)} />
         <Total name="Connections" value={count(connections)} />
         <Total name="Workers started" value={count(spawned)} />
-        <Total name="Unexpected deaths" value={count(deaths)} bad={deaths > 0} />
-        <Total name="In flight now" value={count(view.in_flight)} />
+        <Total name="Workers lost" value={count(deaths)} />
       </dl>
     </section>
   );

@@ -54,14 +54,15 @@ function Row({ worker, again }: { worker: WorkerView; again: boolean }): JSX.Ele
     <tr role="row" class={again ? "again" : undefined} data-state={worker.state} data-slot={worker.slot}>
       <td role="cell" class="n slot">{worker.slot}</td>
       <td role="cell" class="state">
-        <Icon shape={worker.state} size={12} /> {worker.state}
+        <Icon shape={worker.state} size={12} />
+        {worker.state}
         {leaving && <small> {worker.leaving}</small>}
       </td>
       <Cell label="PID" class="mono">{worker.pid ?? NONE}</Cell>
       <Cell label="Gen">{worker.generation}</Cell>
       <Cell label="Age"><Age seconds={worker.age} /></Cell>
       <Cell label="Requests">{count(worker.requests)}</Cell>
-      <Cell label="Errors" class={worker.errors > 0 ? "bad" : "zero"}>{count(worker.errors)}</Cell>
+      <Cell label="Errors" class={worker.errors === 0 ? "zero" : worker.errors >= 0.01 * worker.requests ? "bad" : ""}>{count(worker.errors)}</Cell>
       <td role="cell" class="wide flights">
         {worker.in_flight.length > 0 ? <Flights requests={worker.in_flight} /> : <span class="zero">idle</span>}
       </td>

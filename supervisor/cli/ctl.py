@@ -1,0 +1,344 @@
+"""`ctl` (also `ostler ctl`): drives and inspects a running Ostler over its control socket.
+
+A command asks, waits for the outcome and exits 0 only if it is reached. Everything goes through the public
+API; `--json` prints its views unchanged and never loads rich.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from supervisor import __version__
+from supervisor.cli import output, waiting
+from supervisor.cli.output import duration, print_json, print_line
+from supervisor.control.client import Client, Discovery, discover
+from supervisor.control.routes import (
+    CONFIG,
+    LOGIN_LINK,
+    RECYCLE,
+    RELOAD,
+    SCALE,
+    STATUS,
+    STOP,
+    WORKERS,
+)
+from supervisor.control.views import Scale, Stop
+from supervisor.errors import ExitCode, OstlerError
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+
+
+@dataclass(slots=True)
+class Aim:
+    """Which daemon is meant and how it is shown; options before and after the command both land here."""
+
+    socket: str | None = None
+    name: str | None = None
+    url: str | None = None
+    json: bool = False
+
+    def client(self) -> Client:
+        """The one daemon that is meant; closed when the command ends.
+
+        What the command line says goes before the environment. Raises OstlerError if there is none, or it is
+        not clear which.
+        """
+        client = self._connect()
+        click.get_current_context().call_on_close(client.close)
+        return client
+
+    def _connect(self) -> Client:
+        socket, url = self.socket, self.url
+        if not (socket or url or self.name):
+            socket, url = os.environ.get("OSTLER_SOCKET"), os.environ.get("OSTLER_URL")
+        if socket:
+            return Client.unix(Path(socket))
+        if url:
+            token = os.environ.get("OSTLER_TOKEN")
+            if not token:
+                raise OstlerError("set OSTLER_TOKEN to the daemon's bearer token")
+            return Client.tcp(url, token)
+        return Client.unix(_the_one(discover(), self.name))
+
+
+def _the_one(discovery: Discovery, name: str | None) -> Path:
+    found = [one for one in discovery.found if name is None or name in (one.status.name, one.path.stem)]
+    if len(found) == 1:
+        return found[0].path
+    if found:
+        known = [
+            f"{one.status.name}: pid {one.status.pid}, {one.status.app}, "
+            f"{', '.join(one.status.listeners) or 'no listener'}, --socket {one.path}"
+            for one in found
+        ]
+        option = "--name" if len({one.status.name for one in found}) == len(found) else "--socket"
+        raise OstlerError(f"{len(found)} instances run; choose one with {option}{output.lines(known)}")
+    if name is not None and discovery.found:
+        names = ", ".join(sorted(one.status.name for one in discovery.found))
+        raise OstlerError(f"no instance is named {name!r}; there is {names}")
+    if discovery.denied:
+        raise OstlerError(
+            f"another user's instance may be at {discovery.denied[0]}: try as that user or root"
+        )
+    folders = ", ".join(map(str, discovery.looked_in))
+    raise OstlerError(
+        f"no running Ostler found in {folders}; start one with `ostler MODULE:APP`, or give --socket PATH"
+    )
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: object) -> None:
+    if value and parameter.name:
+        setattr(context.ensure_object(Aim), parameter.name, value)
+
+
+def _aimed(command: Command) -> Command:
+    """Options that are understood before and after the command's name."""
+    for decorate in (
+        _option("--json", is_flag=True, help="Print the API's own JSON."),
+        _option(
+            "--url",
+            metavar="URL",
+            help="Use TCP, e.g. http://127.0.0.1:9000, with OSTLER_TOKEN. [OSTLER_URL]",
+        ),
+        _option("--name", metavar="NAME", help="The instance of this name."),
+        _option("--socket", metavar="PATH", help="The instance with this control socket. [OSTLER_SOCKET]"),
+    ):
+        command = decorate(command)
+    return command
+
+
+def _option(*names: str, **settings: Any) -> Callable[[Command], Command]:
+    return click.option(*names, callback=_remember, expose_value=False, **settings)
+
+
+def _waits(command: Command) -> Command:
+    command = click.option("--no-wait", is_flag=True, help="Only ask; do not wait for the outcome.")(command)
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=120.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long to wait for the outcome.",
+    )(command)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="ctl of Ostler %(version)s")
+@_aimed
+def cli() -> None:
+    """Drive and inspect a running Ostler."""
+
+
+@cli.command()
+@_aimed
+@click.make_pass_decorator(Aim, ensure=True)
+def status(aim: Aim) -> None:
+    """How the fleet is."""
+    client = aim.client()
+    if aim.json:
+        print_json(client.raw(STATUS))
+    else:
+        output.print_status(client.call(STATUS))
+
+
+@cli.command()
+@_aimed
+@click.make_pass_decorator(Aim, ensure=True)
+def workers(aim: Aim) -> None:
+    """All workers and what they do right now."""
+    client = aim.client()
+    if aim.json:
+        print_json(client.raw(WORKERS))
+    else:
+        table = client.call(WORKERS)
+        output.print_workers(table)
+
+
+@cli.command()
+@_aimed
+@click.make_pass_decorator(Aim, ensure=True)
+def requests(aim: Aim) -> None:
+    """The requests that are in the app right now, the oldest first."""
+    in_flight = [request for worker in aim.client().call(WORKERS) for request in worker.in_flight]
+    in_flight.sort(key=lambda request: -request.age)
+    if aim.json:
+        print_json(in_flight)
+    else:
+        output.print_requests(in_flight)
+
+
+@cli.command()
+@_aimed
+@click.make_pass_decorator(Aim, ensure=True)
+def config(aim: Aim) -> None:
+    """All settings, and where each value comes from."""
+    client = aim.client()
+    if aim.json:
+        print_json(client.raw(CONFIG))
+    else:
+        output.print_config(client.call(CONFIG))
+
+
+# -1 is an amount here, not an option.
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("amount", metavar="N|+N|-N")
+@_waits
+@_aimed
+@click.make_pass_decorator(Aim, ensure=True)
+def scale(aim: Aim, amount: str, timeout: float, no_wait: bool) -> None:
+    """Set the number of workers (5), or change it (+2, -1)."""
+    digits = amount.lstrip("+-") if amount[:1] in "+-" and amount[1:2].isdigit() else amount
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
+        kind = "no such option" if amount.startswith("-") else "not a number of workers"
+        raise click.UsageError(f"{kind}: {amount}")
+    ask = Scale(workers=int(amount)) if amount == digits else Scale(delta=int(amount))
+    client = aim.client()
+    before = client.call(STATUS).wanted
+    began = time.monotonic()
+    after = client.call(SCALE, ask)
+    if not no_wait:
+        with waiting.Meter(f"{before} -> {after.wanted} workers", wanted=not aim.json) as meter:
+            after = waiting.scaled(client, after.wanted, meter, waiting.Patience(timeout))
+    if aim.json:
+        print_json(after)
+        return
+    outcome = "asked" if no_wait else f"all ready ({duration(time.monotonic() - began)})"
+    print_line(f"{before} -> {after.wanted} workers, {outcome}")
+
+
+@cli.command()
+@_waits
+@_aimed
+@click.make_pass_decorator(Aim, ensure=True)
+def reload(aim: Aim, timeout: float, no_wait: bool) -> None:
+    """Load configuration and app anew and replace all workers, without a pause."""
+    client = aim.client()
+    view = client.call(RELOAD)
+    generation = view.generation
+    if not no_wait:
+        with waiting.Meter(f"generation {generation}", wanted=not aim.json) as meter:
+            view = waiting.reloaded(client, generation, meter, waiting.Patience(timeout))
+    if aim.json:
+        print_json(view)
+    if view.generation != generation or view.phase == "superseded":
+        raise OstlerError(f"the reload to generation {generation} was superseded by another")
+    if view.phase == "failed":
+        if view.traceback:
+            sys.stderr.write(view.traceback.rstrip("\n") + "\n")
+        reason = " ".join((view.reason or "no reason given").split())
+        raise OstlerError(f"the reload failed, the old generation serves on: {reason}")
+    if aim.json:
+        return
+    if no_wait:
+        print_line(f"reload to generation {generation} asked")
+    else:
+        count = f"{view.replaced} worker{'s' if view.replaced != 1 else ''}"
+        print_line(f"generation {generation}: {count} replaced ({duration(view.seconds)})")
+
+
+@cli.command()
+@click.argument("slot", type=click.IntRange(min=1), metavar="SLOT")
+@_waits
+@_aimed
+@click.make_pass_decorator(Aim, ensure=True)
+def recycle(aim: Aim, slot: int, timeout: float, no_wait: bool) -> None:
+    """Replace one worker, its successor first."""
+    client = aim.client()
+    began = time.monotonic()
+    old = client.call(RECYCLE, slot=slot)
+    new = old
+    if not no_wait:
+        with waiting.Meter(f"worker {slot}", wanted=not aim.json) as meter:
+            new = waiting.recycled(client, slot, old.pid, meter, waiting.Patience(timeout))
+    if aim.json:
+        print_json(new)
+    elif no_wait:
+        print_line(f"worker {slot}: recycling of pid {old.pid} asked")
+    else:
+        print_line(f"worker {slot}: pid {old.pid} -> {new.pid}, ready ({duration(time.monotonic() - began)})")
+
+
+@cli.command()
+@click.option("--quick", is_flag=True, help="Do not let requests in flight finish.")
+@_waits
+@_aimed
+@click.make_pass_decorator(Aim, ensure=True)
+def stop(aim: Aim, quick: bool, timeout: float, no_wait: bool) -> None:
+    """End the daemon."""
+    client = aim.client()
+    pid = client.call(STATUS).pid
+    process = waiting.open_process(client, pid)
+    began = time.monotonic()
+    view = client.call(STOP, Stop(graceful=not quick))
+    if not no_wait:
+        with waiting.Meter("stopping", wanted=not aim.json) as meter:
+            waiting.stopped(client, process, meter, waiting.Patience(timeout))
+    if aim.json:
+        print_json(view)
+    elif no_wait:
+        print_line(f"stop of pid {pid} asked")
+    else:
+        print_line(f"pid {pid} stopped ({duration(time.monotonic() - began)})")
+
+
+@cli.command("open")
+@click.option("--no-browser", is_flag=True, help="Only print the address.")
+@_aimed
+@click.make_pass_decorator(Aim, ensure=True)
+def open_dashboard(aim: Aim, no_browser: bool) -> None:
+    """Print an address that opens the dashboard once, and open it if there is a display."""
+    link = aim.client().call(LOGIN_LINK)
+    if aim.json:
+        print_json(link)
+        return
+    print_line(link.url)
+    sys.stdout.flush()
+    if not no_browser and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        import webbrowser
+
+        webbrowser.open(link.url)
+
+
+def main(argv: list[str] | None = None, prog: str = "ctl") -> None:
+    """Run one command and exit.
+
+    Args:
+        argv: without the program's name; None for sys.argv's.
+        prog: how the program calls itself: `ctl` or `ostler ctl`.
+    """
+    try:
+        code = cli.main(argv, prog_name=prog, standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has seen enough (`ctl workers | head -1`). What is left in the buffer must go nowhere,
+        # or the interpreter complains about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(ExitCode.FAILED)  # as click and rich do where they notice it first
+    except click.exceptions.NoArgsIsHelpError as error:
+        sys.stderr.write(error.format_message() + "\n")
+        sys.exit(ExitCode.USAGE)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else prog
+        _fail(prog, f"{error.format_message().rstrip('.')} (see `{command} --help`)", ExitCode.USAGE)
+    except click.ClickException as error:
+        _fail(prog, error.format_message(), ExitCode.FAILED)
+    except (KeyboardInterrupt, click.Abort):
+        _fail(prog, "interrupted; what was asked for goes on", INTERRUPTED)
+    except OstlerError as error:
+        _fail(prog, str(error), error.exit_code)
+    # With standalone_mode off, click hands back the code of --help and --version and a command's own result.
+    sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _fail(prog: str, message: str, code: int) -> NoReturn:
+    sys.stderr.write(f"{prog}: error: {message}\n")
+    sys.exit(code)

@@ -1,0 +1,187 @@
+"""One aiohttp application per listener, built from the route table.
+
+A request passes one entrance: the guard's perimeter, authentication, scope, decoding, the handler. There, and
+only there, refusals become ErrorViews, defects become a 500 with a traceback in the log, and changes are
+written to the audit log.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import msgspec
+from aiohttp import web
+
+from supervisor.control.guard import SAFE_METHODS, Guard
+from supervisor.control.handlers import Answer, Call, Caller, Handler
+from supervisor.control.problems import WORDS, Forbidden, Internal, Invalid, NotJson, Refusal
+from supervisor.control.routes import ROUTES, SCOPES, STREAM, Route
+from supervisor.control.stream import Streams
+from supervisor.control.views import ErrorView
+
+if TYPE_CHECKING:
+    from aiohttp.typedefs import Middleware
+    from structlog.typing import FilteringBoundLogger
+
+BODY_LIMIT = 64 * 1024
+"""Bytes of a request's body."""
+
+HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Server": "ostler"}
+
+_Inner = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(slots=True)
+class _Visit:
+    """What is known so far about the request that this task answers."""
+
+    who: str
+    what: str
+
+
+_visit: ContextVar[_Visit] = ContextVar("visit")
+
+
+def build_app(
+    guard: Guard, handlers: Mapping[str, Handler], streams: Streams, log: "FilteringBoundLogger"
+) -> web.Application:
+    """An application with all routes of the table; `handlers` has one for each but the stream."""
+    app = web.Application(middlewares=[_entrance(guard, log)], client_max_size=BODY_LIMIT)
+    for route in ROUTES:
+        if route.name == STREAM.name:
+            app.router.add_get(route.path, _stream(guard, streams), allow_head=False)
+        elif route.method == "GET":
+            app.router.add_get(route.path, _dispatch(route, guard, handlers[route.name]))
+        else:
+            app.router.add_route(route.method, route.path, _dispatch(route, guard, handlers[route.name]))
+    return app
+
+
+def _entrance(guard: Guard, log: "FilteringBoundLogger") -> "Middleware":
+    @web.middleware
+    async def entrance(request: web.Request, handler: _Inner) -> web.StreamResponse:
+        visit = _Visit("unknown", f"{request.method} {request.path[:200]}")
+        _visit.set(visit)
+        outcome = "cancelled"
+        try:
+            try:
+                visit.who = guard.identify(request)
+                guard.perimeter(request)
+                response = await handler(request)
+                outcome = str(response.status)
+            except Refusal as refusal:
+                outcome = f"{refusal.status} {refusal.word}"
+                response = _render(refusal.status, refusal.word, refusal.message, refusal.headers)
+            except web.HTTPException as error:  # aiohttp's own: 404, 405, 413
+                response = _render_aiohttp(request, error)
+                outcome = str(response.status)
+            except asyncio.CancelledError:
+                raise
+            except Exception:  # the one place that turns a defect into an answer
+                log.exception("control_request_failed", who=visit.who, what=visit.what)
+                outcome = "500 internal"
+                response = _render(
+                    Internal.status, Internal.word, "a defect of Ostler; see the daemon's log", {}
+                )
+        finally:
+            if request.method not in SAFE_METHODS:
+                log.info("control_change", who=visit.who, what=visit.what, outcome=outcome)
+        if not response.prepared:
+            for name, value in HEADERS.items():
+                response.headers.setdefault(name, value)
+        return response
+
+    return entrance
+
+
+def _dispatch(route: Route[object, object], guard: Guard, handler: Handler) -> _Inner:
+    async def dispatch(request: web.Request) -> web.StreamResponse:
+        visit = _visit.get()
+        visit.what = f"{route.name} {request.path}" if "{" in route.path else route.name
+        caller = _admit(route, guard, request, visit.who)
+        ask = await _decode(route, request)
+        if isinstance(ask, msgspec.Struct) and not route.open:  # a login's body is a secret
+            given = ((name, getattr(ask, name)) for name in ask.__struct_fields__)
+            visit.what += "".join(f" {name}={value}" for name, value in given if value is not None)
+        answer = await handler(Call(caller, ask, request.match_info))
+        return _respond(route, answer)
+
+    return dispatch
+
+
+def _stream(guard: Guard, streams: Streams) -> _Inner:
+    async def stream(request: web.Request) -> web.StreamResponse:
+        caller = _admit(STREAM, guard, request, _visit.get().who)  # type: ignore[arg-type]
+        return await streams.serve(request, caller, HEADERS)
+
+    return stream
+
+
+def _admit(route: Route[object, object], guard: Guard, request: web.Request, who: str) -> Caller:
+    if route.open:
+        return Caller(who, "read")
+    caller = guard.authenticate(request, who)
+    if SCOPES.index(caller.scope) < SCOPES.index(route.scope):
+        raise Forbidden(
+            f"a browser's session may not {route.name.replace('_', '-')}; use `ctl` or the bearer token"
+        )
+    return caller
+
+
+async def _decode(route: Route[object, object], request: web.Request) -> object:
+    """The body as the route's type. Raises Refusal, or aiohttp's 413."""
+    if route.ask is None:
+        return None
+    try:
+        body = await request.read()
+    except (ConnectionError, web.RequestPayloadError) as error:
+        raise Refusal("the body ended early") from error
+    if not body:
+        body = b"{}"  # all defaults
+    elif request.content_type != "application/json":
+        # A web page of a stranger can send a form without asking; it can't send JSON.
+        raise NotJson("send `Content-Type: application/json` (with curl: --json instead of -d)")
+    try:
+        return msgspec.json.decode(body, type=route.ask)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"the body does not fit: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Refusal(f"the body is no JSON: {error}") from error
+
+
+def _respond(route: Route[object, object], answer: Answer) -> web.Response:
+    status = route.status if answer.status is None else answer.status
+    if answer.view is None:
+        return web.Response(status=status, headers=answer.headers)
+    if isinstance(answer.view, str):
+        return web.Response(status=status, text=answer.view, content_type=route.media, headers=answer.headers)
+    body = msgspec.json.encode(answer.view)
+    return web.Response(status=status, body=body, content_type=route.media, headers=answer.headers)
+
+
+def _render(status: int, word: str, message: str, headers: Mapping[str, str]) -> web.Response:
+    """Every answer from 400 on is made here."""
+    body = msgspec.json.encode(ErrorView(word, message))
+    return web.Response(status=status, body=body, content_type="application/json", headers=headers)
+
+
+def _render_aiohttp(request: web.Request, error: web.HTTPException) -> web.Response:
+    headers: dict[str, str] = {}
+    path = request.path[:200]
+    match error:
+        case web.HTTPNotFound():
+            message = f"there is no {path}; see /openapi.json"
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            headers["Allow"] = allowed
+            message = f"{path} takes {allowed}, not {request.method}"
+        case web.HTTPRequestEntityTooLarge():
+            headers["Connection"] = "close"
+            message = f"a body may have {BODY_LIMIT} bytes"
+        case _:
+            message = error.reason
+    word = WORDS.get(error.status, HTTPStatus(error.status).phrase.lower().replace(" ", "_"))
+    return _render(error.status, word, message, headers)

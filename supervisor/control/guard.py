@@ -1,0 +1,244 @@
+"""Who may ask.
+
+A Unix socket trusts the kernel: the peer's uid must be ours or root. Loopback TCP trusts nothing that a web
+page or another user on this machine could send: the `Host` must name this listener (or a rebound DNS name
+would make us same-origin with a stranger), the `Origin` of a change must be our own page, and each request
+carries the bearer token or a session cookie. A session begins with a one-time code, which travels in a URL's
+fragment and so never reaches a server's log. Secrets are kept as digests: looking one up takes no time that
+depends on it.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import os
+import secrets
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from supervisor.control.handlers import Answer, Call, Caller
+from supervisor.control.problems import Conflict, Forbidden, TooManyLogins, Unauthorized
+from supervisor.control.routes import STREAM
+from supervisor.control.views import Login, LoginLink
+from supervisor.errors import SettingError
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+Clock = Callable[[], float]
+"""Monotonic seconds."""
+
+CODE_SECONDS = 600.0
+SESSION_SECONDS = 12 * 3600.0
+MAX_CODES = 32
+MAX_SESSIONS = 64
+FAILED_LOGINS = 10
+"""So many failures within FAILURE_SECONDS, and further logins wait."""
+FAILURE_SECONDS = 60.0
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+_UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid (unix(7))
+
+
+class Guard(Protocol):
+    """The entrance of one listener."""
+
+    def identify(self, request: "web.Request") -> str:
+        """Who asks, for the audit log: `unix uid 1000` or `127.0.0.1`."""
+        ...
+
+    def perimeter(self, request: "web.Request") -> None:
+        """Check what holds for every request, also for pages and open routes. Raises Forbidden."""
+        ...
+
+    def authenticate(self, request: "web.Request", who: str) -> Caller:
+        """Raises Unauthorized."""
+        ...
+
+
+class UnixGuard:
+    """Peer credentials: the daemon's own user and root may do everything, nobody else anything."""
+
+    def __init__(self, uid: int | None = None) -> None:
+        self._allowed = {0, os.geteuid() if uid is None else uid}
+
+    def identify(self, request: "web.Request") -> str:
+        return f"unix uid {_peer_uid(request)}"
+
+    def perimeter(self, request: "web.Request") -> None:
+        uid = _peer_uid(request)
+        if uid not in self._allowed:
+            raise Forbidden(f"uid {uid} is neither the daemon's user nor root")
+
+    def authenticate(self, request: "web.Request", who: str) -> Caller:  # noqa: ARG002 - Guard's signature
+        return Caller(who, "admin")
+
+
+class Secrets:
+    """A bounded set of random words that expire. The oldest gives way to a new one."""
+
+    def __init__(self, limit: int, seconds: float, clock: Clock) -> None:
+        self._limit = limit
+        self._seconds = seconds
+        self._clock = clock
+        self._expiry: dict[bytes, float] = {}
+
+    def issue(self) -> str:
+        word = secrets.token_urlsafe(24)
+        self._forget_expired()
+        while len(self._expiry) >= self._limit:
+            del self._expiry[next(iter(self._expiry))]
+        self._expiry[_digest(word)] = self._clock() + self._seconds
+        return word
+
+    def knows(self, word: str) -> bool:
+        self._forget_expired()
+        return _digest(word) in self._expiry
+
+    def revoke(self, word: str) -> bool:
+        """Forget a word; whether it was known. For a code this is its one use."""
+        self._forget_expired()
+        return self._expiry.pop(_digest(word), None) is not None
+
+    def _forget_expired(self) -> None:
+        now = self._clock()
+        self._expiry = {digest: expiry for digest, expiry in self._expiry.items() if expiry > now}
+
+
+class LoopbackGuard:
+    """Host, Origin, and a bearer token or a session.
+
+    Args:
+        host: the address as bound; port: as bound; token: the bearer token, not empty.
+    """
+
+    def __init__(self, host: str, port: int, token: str, clock: Clock) -> None:
+        names = {"localhost", "127.0.0.1", "[::1]", url_host(host)}
+        self._hosts = {f"{name}:{port}" for name in names}
+        if port == 80:
+            self._hosts |= names  # browsers leave the scheme's own port out
+        self.base_url = f"http://{url_host(host)}:{port}"
+        # Cookies know no ports: without it, two instances on one machine would log each other out.
+        self.cookie = f"ostler-{port}"
+        self._token = _digest(token)
+        self._clock = clock
+        self._codes = Secrets(MAX_CODES, CODE_SECONDS, clock)
+        self._sessions = Secrets(MAX_SESSIONS, SESSION_SECONDS, clock)
+        self._failures: deque[float] = deque(maxlen=FAILED_LOGINS)
+
+    def identify(self, request: "web.Request") -> str:
+        return request.remote or "loopback"
+
+    def perimeter(self, request: "web.Request") -> None:
+        host = request.headers.get("Host", "").lower()
+        if host not in self._hosts:
+            raise Forbidden(f"Host {host[:80]!r} is not this listener's; use {self.base_url}")
+        origin = request.headers.get("Origin")
+        guarded = request.method not in SAFE_METHODS or request.path == STREAM.path
+        if guarded and origin is not None and origin.lower() != f"http://{host}":
+            raise Forbidden(f"Origin {origin[:80]!r} is not this dashboard")
+
+    def authenticate(self, request: "web.Request", who: str) -> Caller:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme:
+            if scheme.lower() == "bearer" and hmac.compare_digest(_digest(token.strip()), self._token):
+                return Caller(who, "admin")
+            raise Unauthorized("the bearer token is wrong", {"WWW-Authenticate": "Bearer"})
+        session = request.cookies.get(self.cookie)
+        if session is not None and self._sessions.knows(session):
+            return Caller(who, "operate", session, lambda: self._sessions.knows(session))
+        raise Unauthorized(
+            "send `Authorization: Bearer TOKEN`, or log in with the address that `ctl open` prints",
+            {"WWW-Authenticate": "Bearer"},
+        )
+
+    def login_link(self) -> str:
+        return f"{self.base_url}/#login={self._codes.issue()}"
+
+    def login(self, code: str) -> str:
+        """Use up a one-time code; the new session's word. Raises TooManyLogins, Unauthorized."""
+        now = self._clock()
+        if len(self._failures) == FAILED_LOGINS and now - self._failures[0] < FAILURE_SECONDS:
+            wait = int(FAILURE_SECONDS - (now - self._failures[0])) + 1
+            raise TooManyLogins(f"too many failed logins; wait {wait} s", {"Retry-After": str(wait)})
+        if not self._codes.revoke(code):
+            self._failures.append(now)
+            raise Unauthorized("the login code is unknown, used or expired; get another with `ctl open`")
+        return self._sessions.issue()
+
+    def logout(self, session: str) -> None:
+        self._sessions.revoke(session)
+
+
+class LoginHandlers:
+    """The routes about sessions. `guard` is that of the TCP listener, None as long as there is none."""
+
+    def __init__(self) -> None:
+        self.guard: LoopbackGuard | None = None
+
+    async def login(self, call: Call[Login]) -> Answer:
+        guard = self._tcp()
+        if call.caller.who.startswith("unix "):
+            raise Conflict("the Unix socket needs no login")
+        session = guard.login(call.ask.code)
+        return Answer(headers={"Set-Cookie": self._cookie(guard, session, int(SESSION_SECONDS))})
+
+    async def logout(self, call: Call[None]) -> Answer:
+        if self.guard is None or call.caller.session is None:
+            return Answer()
+        self.guard.logout(call.caller.session)
+        return Answer(headers={"Set-Cookie": self._cookie(self.guard, "", 0)})
+
+    async def login_link(self, _call: Call[None]) -> Answer:
+        return Answer(LoginLink(self._tcp().login_link()))
+
+    def _tcp(self) -> LoopbackGuard:
+        if self.guard is None:
+            raise Conflict("the dashboard is off: start the daemon with --control-bind 127.0.0.1:PORT")
+        return self.guard
+
+    @staticmethod
+    def _cookie(guard: LoopbackGuard, session: str, seconds: int) -> str:
+        # Path: other servers on this host see as little of it as cookies allow.
+        return f"{guard.cookie}={session}; Path=/v1; Max-Age={seconds}; HttpOnly; SameSite=Strict"
+
+
+def _peer_uid(request: "web.Request") -> int | None:
+    """As the kernel saw it at connect(2); None if the connection is gone already."""
+    peer = request.get_extra_info("socket")
+    if peer is None:
+        return None
+    uid: int = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1]
+    return uid
+
+
+def loopback_address(host: str) -> str:
+    """The address to bind for `host`.
+
+    Raises:
+        SettingError: `host` is not this machine's loopback; names `control_bind`.
+    """
+    if host.lower() == "localhost":
+        return "127.0.0.1"
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        address = None
+    if address is None or not address.is_loopback:
+        raise SettingError(
+            "control_bind",
+            f"{host or 'an empty host'} is not loopback; use 127.0.0.1:PORT (and ssh -L from afar)",
+        )
+    return str(address)
+
+
+def url_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _digest(word: str) -> bytes:
+    return hashlib.sha256(word.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,75 @@
+"""What a request can be refused with. Each refusal knows its answer; `app` renders all of them."""
+
+from collections.abc import Mapping
+
+
+class Refusal(Exception):
+    """A request that is not carried out: an answer to a client, not a failure of ours.
+
+    Args:
+        message: one line for people: what, where, what to do.
+        headers: further headers of the answer.
+    """
+
+    status = 400
+    word = "bad_request"
+
+    def __init__(self, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.headers = dict(headers or {})
+
+
+class Unauthorized(Refusal):
+    status = 401
+    word = "unauthorized"
+
+
+class Forbidden(Refusal):
+    status = 403
+    word = "forbidden"
+
+
+class NotFound(Refusal):
+    status = 404
+    word = "not_found"
+
+
+class Conflict(Refusal):
+    """The request is right but the fleet's state does not allow it."""
+
+    status = 409
+    word = "conflict"
+
+
+class NotJson(Refusal):
+    status = 415
+    word = "not_json"
+
+
+class Invalid(Refusal):
+    """JSON, but not what the route asks for."""
+
+    status = 422
+    word = "invalid"
+
+
+class TooManyLogins(Refusal):
+    status = 429
+    word = "too_many_logins"
+
+
+class TooManyStreams(Refusal):
+    status = 503
+    word = "too_many_streams"
+
+
+class Internal(Refusal):
+    """A defect of ours; its traceback is in the log, never in the answer."""
+
+    status = 500
+    word = "internal"
+
+
+WORDS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+"""Words for the refusals that aiohttp itself raises."""

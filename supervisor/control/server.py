@@ -1,0 +1,186 @@
+"""The control plane's listeners: a Unix socket, and loopback TCP if asked for.
+
+Each is started on its own and may fail on its own: the data plane comes first, and the daemon turns a failure
+here into one warning.
+"""
+
+import errno
+import logging
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from supervisor.control.app import build_app
+from supervisor.control.backend import Backend
+from supervisor.control.guard import (
+    Clock,
+    LoginHandlers,
+    LoopbackGuard,
+    UnixGuard,
+    loopback_address,
+    url_host,
+)
+from supervisor.control.handlers import FleetHandlers, Handler
+from supervisor.control.pages import STATIC, add_pages
+from supervisor.control.routes import ROUTES, STREAM
+from supervisor.control.sockets import OwnedSocket, candidate_dirs, default_socket_path
+from supervisor.control.stream import Streams
+from supervisor.errors import SettingError
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+__all__ = ["ControlServer", "candidate_dirs", "default_socket_path"]
+
+SHUTDOWN_SECONDS = 1.0
+"""How long answers in the making may take at `close`."""
+
+
+class ControlServer:
+    """Serves `backend`'s views and wishes. All methods belong to one event loop.
+
+    Args:
+        backend: the daemon.
+        log: gets `control_change`, `control_request_failed`, `control_stream_dropped`.
+        clock: monotonic seconds, for codes and sessions.
+        static: the folder of the dashboard's built files.
+        streams: a factory for other limits than the usual ones.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        log: "FilteringBoundLogger",
+        *,
+        clock: Clock = time.monotonic,
+        static: Path = STATIC,
+        streams: Callable[[Backend, "FilteringBoundLogger"], Streams] = Streams,
+    ) -> None:
+        self._log = log
+        self._clock = clock
+        self._static = static
+        self._streams = streams(backend, log)
+        self._logins = LoginHandlers()
+        self._handlers = bind_handlers(FleetHandlers(backend), self._logins)
+        self._runners: list[web.AppRunner] = []
+        self._owned: list[OwnedSocket] = []
+
+    async def start_unix(self, path: Path) -> None:
+        """Serve on the Unix socket `path`, mode 0600, to our own user and root.
+
+        Raises:
+            SettingError: names `control_socket`; nothing is left behind.
+        """
+        owned = OwnedSocket.claim(path)
+        self._owned.append(owned)
+        await self._serve(build_app(UnixGuard(), self._handlers, self._streams, self._log), owned.socket)
+
+    async def start_tcp(self, host: str, port: int, token: str) -> str:
+        """Serve the API and the dashboard on loopback; the base URL as bound, without a slash at its end.
+
+        Args:
+            host: 127.0.0.1, localhost or ::1.
+            port: 0 for any free one.
+            token: the bearer token; must not be empty.
+
+        Raises:
+            SettingError: names `control_bind`.
+        """
+        if not token:
+            raise SettingError("control_bind", "the bearer token is empty")
+        address = loopback_address(host)
+        sock = _bind_tcp(address, port)
+        guard = LoopbackGuard(address, sock.getsockname()[1], token, self._clock)
+        app = build_app(guard, self._handlers, self._streams, self._log)
+        add_pages(app, self._static)
+        await self._serve(app, sock)
+        self._logins.guard = guard
+        return guard.base_url
+
+    def login_link(self) -> str | None:
+        """A dashboard address that logs in once, within ten minutes; None without a TCP listener."""
+        return self._logins.guard.login_link() if self._logins.guard else None
+
+    async def close(self) -> None:
+        """End streams, finish answers in the making, remove the socket. May be called twice."""
+        self._streams.close()
+        for owned in self._owned:
+            # First, so that whoever finds nobody there any more can start the next instance at once.
+            owned.remove()
+        while self._runners:
+            await self._runners.pop().cleanup()
+        while self._owned:
+            self._owned.pop().release()
+        self._logins.guard = None
+
+    async def _serve(self, app: web.Application, sock: socket.socket) -> None:
+        runner = web.AppRunner(
+            app,
+            handle_signals=False,
+            access_log=None,
+            logger=_protocol_logger(self._log),
+            shutdown_timeout=SHUTDOWN_SECONDS,
+        )
+        self._runners.append(runner)
+        await runner.setup()
+        await web.SockSite(runner, sock).start()
+
+
+class _ToStructlog(logging.Handler):
+    def __init__(self, log: "FilteringBoundLogger") -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        problem = " ".join(str(error).split()) if error else record.getMessage()
+        self._log.debug("control_bad_http", problem=problem[:200])
+
+
+def _protocol_logger(log: "FilteringBoundLogger") -> logging.Logger:
+    """Takes what aiohttp's protocol layer logs: bytes that are no HTTP, for which it would print tracebacks.
+
+    Errors in handlers do not come this way; the entrance logs them.
+    """
+    # Not in logging's tree: nobody else's handlers see it.
+    logger = logging.Logger("control http")  # noqa: LOG001
+    logger.addHandler(_ToStructlog(log))
+    return logger
+
+
+def bind_handlers(fleet: FleetHandlers, logins: LoginHandlers) -> dict[str, Handler]:
+    """Each route's handler by the route's name; a route without one is a defect that shows here."""
+    return {
+        route.name: getattr(logins if hasattr(logins, route.name) else fleet, route.name)
+        for route in ROUTES
+        if route.name != STREAM.name
+    }
+
+
+def _bind_tcp(address: str, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        # Now, not when aiohttp does: with SO_REUSEADDR a port in use is noticed only here.
+        sock.listen(128)
+    except (OSError, OverflowError) as error:
+        sock.close()
+        raise SettingError("control_bind", f"{url_host(address)}:{port}: {_reason(error)}") from error
+    return sock
+
+
+def _reason(error: Exception) -> str:
+    match getattr(error, "errno", None):
+        case errno.EADDRINUSE:
+            return "the port is in use; choose another"
+        case errno.EACCES:
+            return "no permission for this port; choose one above 1023"
+        case errno.EADDRNOTAVAIL:
+            return "this machine has no such address"
+        case _:
+            return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,245 @@
+"""Where the control socket is and whose it is. Standard library only: `ctl` loads this too.
+
+Ownership is an flock(2) on `PATH.lock`, not the existence of a file: the kernel drops it with the process,
+so a crash leaves nothing that has to be guessed about. Who holds the lock may unlink `PATH`, nobody else.
+The owner unlinks the lock file while it still holds it; whoever had opened that file before then locks an
+inode without a name, notices that and begins again.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import socket
+import stat
+import tempfile
+from pathlib import Path
+
+from supervisor.errors import SettingError
+
+SETTING = "control_socket"
+SUN_PATH_MAX = 107
+"""Bytes: sizeof(sun_path) is 108 with the terminating NUL (unix(7))."""
+
+
+class SocketInUse(SettingError):
+    """Another live process has the socket."""
+
+
+def safe_name(name: str) -> str:
+    """An instance's name as a file name: letters, digits, `.`, `_`, `-`; no leading dot, at most 60 long."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")[:60] or "ostler"
+
+
+def default_socket_path(name: str) -> Path:
+    """The control socket of the instance `name`; its folder exists afterwards.
+
+    Raises:
+        SettingError: the folder can't be made, or is not safely ours.
+    """
+    file = f"{safe_name(name)}.sock"
+    if folder := _service_dir():
+        return folder / file  # systemd has made it; its mode is the unit's business
+    return _own_dir(_user_dir()) / file
+
+
+def candidate_dirs() -> list[Path]:
+    """The folders where `default_socket_path` of this user, or of a service, may have put sockets."""
+    found = [_service_dir(), _user_dir(), Path("/run/ostler"), _temp_dir()]
+    return list(dict.fromkeys(folder for folder in found if folder is not None))
+
+
+def _service_dir() -> Path | None:
+    # systemd.exec(5): several directories are separated by colons.
+    first = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    return Path(first) if first else None
+
+
+def _user_dir() -> Path:
+    session = os.environ.get("XDG_RUNTIME_DIR", "")
+    # After su or sudo the variable may still name somebody else's folder, or one that is gone.
+    if session and _owner(Path(session)) == os.geteuid():
+        return Path(session, "ostler")
+    return Path("/run/ostler") if os.geteuid() == 0 else _temp_dir()
+
+
+def _temp_dir() -> Path:
+    return Path(tempfile.gettempdir(), f"ostler-{os.geteuid()}")
+
+
+def _owner(folder: Path) -> int | None:
+    try:
+        return folder.stat().st_uid
+    except OSError:
+        return None
+
+
+def _own_dir(folder: Path) -> Path:
+    """Make `folder` with mode 0700, or check that nobody else can put things into the one that is there."""
+    try:
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            pass
+        info = folder.lstat()
+    except OSError as error:
+        raise _explain(error, folder) from error
+    if not stat.S_ISDIR(info.st_mode):
+        raise SettingError(SETTING, f"{folder} is no folder (a link is not followed); name another place")
+    if info.st_uid != os.geteuid():
+        raise SettingError(SETTING, f"{folder} belongs to uid {info.st_uid}, not to us; name another place")
+    if info.st_mode & 0o022:
+        raise SettingError(SETTING, f"others can write to {folder}; run `chmod 700 {folder}`")
+    return folder
+
+
+class OwnedSocket:
+    """A bound Unix socket that is ours until `release`. Made by `claim`."""
+
+    def __init__(self, path: Path, sock: socket.socket, lock: int) -> None:
+        self.path = path
+        self.socket = sock
+        self._lock = lock
+        self._identity = _identity(path)
+
+    @classmethod
+    def claim(cls, path: Path) -> "OwnedSocket":
+        """Bind `path` with mode 0600. A dead socket is replaced, a live one never.
+
+        Raises:
+            SettingError: names `control_socket`; one line that says what is in the way.
+        """
+        path = path.absolute()
+        if len(os.fsencode(path)) > SUN_PATH_MAX:
+            raise SettingError(
+                SETTING, f"{path} is longer than the {SUN_PATH_MAX} bytes a socket's path may have"
+            )
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        lock = -1
+        try:
+            lock = _take_lock(path)
+            _clear(path)
+            # umask, not chmod after bind: there is no moment in which others could connect.
+            before = os.umask(0o177)
+            try:
+                sock.bind(os.fspath(path))
+            finally:
+                os.umask(before)
+            return cls(path, sock, lock)
+        except BaseException as error:
+            sock.close()
+            if lock >= 0:
+                _drop_lock(path, lock)
+            if isinstance(error, OSError):
+                raise _explain(error, path) from error
+            raise
+
+    def release(self) -> None:
+        """Remove the socket's file and its lock, then close it. May be called twice."""
+        self.remove()
+        self.socket.close()
+
+    def remove(self) -> None:
+        """Remove the socket's file and its lock; connections and the descriptor stay.
+
+        What others have put in its place stays too.
+        """
+        if self._lock < 0:
+            return
+        if self._identity is not None and _identity(self.path) == self._identity:
+            self.path.unlink(missing_ok=True)
+        _drop_lock(self.path, self._lock)
+        self._lock = -1
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
+def _take_lock(path: Path) -> int:
+    """A descriptor that holds the flock on a lock file which still has its name."""
+    name = _lock_path(path)
+    while True:
+        lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            named = _identity(name)
+            opened = os.fstat(lock)
+            if named == (opened.st_dev, opened.st_ino):
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+                return lock
+        except BlockingIOError:
+            owner = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
+            os.close(lock)
+            raise _in_use(path, f" (pid {owner})" if owner.isdigit() else "") from None
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)  # its owner unlinked it between our open and our lock
+
+
+def _drop_lock(path: Path, lock: int) -> None:
+    try:
+        _lock_path(path).unlink(missing_ok=True)
+    except OSError:
+        pass  # the folder became read-only: an unlocked lock file that stays harms nobody
+    os.close(lock)
+
+
+def _clear(path: Path) -> None:
+    """Remove a dead socket; called with the lock held."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise SettingError(SETTING, f"{path} exists and is no socket; remove it or name another place")
+    # The lock says that no Ostler has it, but it may be another program's.
+    if _answers(path):
+        raise _in_use(path, "")
+    path.unlink()
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True  # EAGAIN: its backlog is full; EPROTOTYPE: of another type; somebody is there
+        return True
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        info = path.lstat()
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino
+
+
+def _in_use(path: Path, owner: str) -> SocketInUse:
+    return SocketInUse(
+        SETTING,
+        f"{path} is in use by another instance{owner}; give this one another --name or --control-socket",
+    )
+
+
+def _explain(error: OSError, path: Path) -> SettingError:
+    folder = path.parent
+    match error.errno:
+        case errno.ENOENT:
+            problem = f"the folder {folder} does not exist; create it or name another place"
+        case errno.ENOTDIR:
+            problem = f"{folder} is no folder; name another place"
+        case errno.EACCES | errno.EPERM:
+            problem = f"no permission to make {path.name} in {folder}; name another place"
+        case errno.EROFS:
+            problem = f"{folder} is on a read-only disk; name another place"
+        case errno.ENOSPC:
+            problem = f"the disk of {folder} is full"
+        case _:
+            problem = f"{path}: {error.strerror or error}"
+    return SettingError(SETTING, problem)

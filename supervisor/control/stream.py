@@ -1,0 +1,178 @@
+"""`GET /v1/stream`: the fleet as server-sent events (WHATWG HTML, section 9.2).
+
+One task a stream; it alone writes. Nothing is queued for a reader beyond the transport's own buffer and the
+bounded subscription: a write that makes no progress for some seconds ends the stream, and the browser's
+EventSource comes back by itself and gets the whole picture again.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+from aiohttp import web
+
+from supervisor.control.backend import Backend, Subscription
+from supervisor.control.handlers import Caller
+from supervisor.control.problems import TooManyStreams
+from supervisor.control.routes import SSE
+from supervisor.control.views import EventView
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+TICK = 1.0
+EVENT_DELAY = 0.1
+"""Seconds: after an event the numbers follow so soon, but not more often than this."""
+KEEP_ALIVE_TICKS = 15
+WRITE_SECONDS = 5.0
+MAX_STREAMS = 32
+
+
+def frame(name: str, data: object, number: int | None = None) -> bytes:
+    """One event of the stream. JSON has no raw line ends, so one `data:` line holds it."""
+    head = b"" if number is None else b"id: %d\n" % number
+    return b"%sevent: %s\ndata: %s\n\n" % (head, name.encode(), msgspec.json.encode(data))
+
+
+class Streams:
+    """All open streams of all listeners."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        log: "FilteringBoundLogger",
+        *,
+        limit: int = MAX_STREAMS,
+        tick: float = TICK,
+        write_seconds: float = WRITE_SECONDS,
+    ) -> None:
+        self._backend = backend
+        self._log = log
+        self._limit = limit
+        self._tick = tick
+        self._write_seconds = write_seconds
+        self._closing = asyncio.Event()
+        self.open = 0
+
+    def close(self) -> None:
+        """End all streams soon."""
+        self._closing.set()
+
+    async def serve(
+        self, request: web.Request, caller: Caller, headers: Mapping[str, str]
+    ) -> web.StreamResponse:
+        """Answer until the reader leaves, lags, loses its session, or the server closes.
+
+        Raises:
+            TooManyStreams: before anything was sent.
+        """
+        if self.open >= self._limit:
+            raise TooManyStreams(f"{self._limit} streams are open already; close a dashboard")
+        response = web.StreamResponse(headers={**headers, "Content-Type": SSE, "X-Accel-Buffering": "no"})
+        self.open += 1
+        # Before the snapshot is taken, so that nothing falls between the two.
+        subscription = self._backend.subscribe()
+        try:
+            await response.prepare(request)
+            await _Stream(self._backend, subscription, response, caller, self._tick, self._write_seconds).run(
+                self._closing
+            )
+        except TimeoutError:
+            self._log.warning("control_stream_dropped", who=caller.who, cause="slow reader")
+            if request.transport is not None:
+                request.transport.abort()
+        except ConnectionError:
+            pass  # the reader has left, as readers do
+        finally:
+            subscription.close()
+            self.open -= 1
+        response.force_close()
+        return response
+
+
+class _Stream:
+    """One reader."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        subscription: Subscription,
+        response: web.StreamResponse,
+        caller: Caller,
+        tick: float,
+        write_seconds: float,
+    ) -> None:
+        self._backend = backend
+        self._subscription = subscription
+        self._response = response
+        self._caller = caller
+        self._tick = tick
+        self._write_seconds = write_seconds
+        self._last_event = 0
+        self._last_sample = 0.0
+
+    async def run(self, closing: asyncio.Event) -> None:
+        clock = asyncio.get_running_loop().time
+        await self._write(self._snapshot())
+        next_tick = clock() + self._tick
+        numbers_at: float | None = None
+        ticks = 0
+        closed = asyncio.ensure_future(closing.wait())
+        event = asyncio.ensure_future(self._subscription.next_event())
+        try:
+            while self._caller.valid():
+                wake = next_tick if numbers_at is None else min(next_tick, numbers_at)
+                await asyncio.wait(
+                    {closed, event}, timeout=max(0.0, wake - clock()), return_when=asyncio.FIRST_COMPLETED
+                )
+                if closed.done():
+                    return
+                if event.done():
+                    await self._write(self._event(event.result()))
+                    event = asyncio.ensure_future(self._subscription.next_event())
+                    if numbers_at is None:
+                        numbers_at = clock() + EVENT_DELAY
+                now = clock()
+                if now >= next_tick:
+                    ticks += 1
+                    comment = [b": keep-alive\n\n"] if ticks % KEEP_ALIVE_TICKS == 0 else []
+                    await self._write([*comment, *self._numbers(), *self._new_samples()])
+                    # A process that was stopped for a while does not catch up on the ticks it slept through.
+                    next_tick = max(next_tick + self._tick, now)
+                    numbers_at = None
+                elif numbers_at is not None and now >= numbers_at:
+                    await self._write(self._numbers())
+                    numbers_at = None
+        finally:
+            for waiting in (closed, event):
+                waiting.cancel()
+            await asyncio.gather(closed, event, return_exceptions=True)
+
+    def _snapshot(self) -> Iterable[bytes]:
+        samples = list(self._backend.samples())
+        events = list(self._backend.recent_events())
+        self._last_sample = samples[-1].at if samples else 0.0
+        self._last_event = events[-1].id if events else 0
+        return [b"retry: 1000\n", frame("history", samples), frame("events", events), *self._numbers()]
+
+    def _numbers(self) -> Iterable[bytes]:
+        return [frame("status", self._backend.status()), frame("workers", self._backend.workers())]
+
+    def _new_samples(self) -> Iterable[bytes]:
+        samples = self._backend.samples()
+        if not samples or samples[-1].at <= self._last_sample:
+            return []
+        self._last_sample = samples[-1].at
+        return [frame("sample", samples[-1])]
+
+    def _event(self, event: EventView) -> Iterable[bytes]:
+        if event.id <= self._last_event:
+            return []  # it was in the snapshot already
+        self._last_event = event.id
+        return [frame("event", event, event.id)]
+
+    async def _write(self, frames: Iterable[bytes]) -> None:
+        """Raises TimeoutError if the reader's buffers stay full, ConnectionError if it is gone."""
+        if chunk := b"".join(frames):
+            await asyncio.wait_for(self._response.write(chunk), self._write_seconds)

@@ -1,0 +1,56 @@
+"""`--check-config` and `--print-config`: asks a fork server, as the daemon would, and serves nothing."""
+
+import os
+import sys
+from typing import Any
+
+from supervisor.daemon.children import ForkServerHandle
+from supervisor.errors import BootError, ExitCode, OstlerError
+from supervisor.ipc import messages
+from supervisor.logs.setup import get_logger
+from supervisor.scoreboard import memory
+from supervisor.settings.render import print_config
+
+
+def check(
+    command_line: dict[str, Any], config: str | None, folder: str, *, show: bool, load_app: bool
+) -> int:
+    """Evaluate the configuration, print it if `show`, load the app if `load_app`; returns the exit code.
+
+    Raises:
+        OstlerError: something can't be used.
+    """
+    server = ForkServerHandle.start(0)
+    server.channel.set_blocking(True)
+    try:
+        if load_app:
+            command_line = {**command_line, "preload_app": True}
+        server.channel.send(messages.Configure(messages.VERSION, 0, command_line, config, folder))
+        configured = _receive(server)
+        assert isinstance(configured, messages.Configured)
+        for warning in configured.warnings:
+            get_logger().warning("configuration", problem=warning)
+        if show:
+            print(print_config(configured.loaded))
+        if load_app:
+            board = memory.create()
+            server.channel.send(messages.Load([], "check"), [board])
+            os.close(board)
+            _receive(server)
+    finally:
+        server.close()
+        os.waitpid(server.pid, 0)
+    return ExitCode.OK
+
+
+def _receive(server: ForkServerHandle) -> messages.FromForkServer:
+    received = server.channel.receive()
+    if received is None:
+        raise BootError("the fork server ended while it loaded the configuration or the app")
+    message = received[0]
+    if isinstance(message, messages.LoadFailed):
+        if message.traceback:
+            print(message.traceback, file=sys.stderr)
+            raise BootError(message.reason)
+        raise OstlerError(message.reason)
+    return message

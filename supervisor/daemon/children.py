@@ -1,0 +1,141 @@
+"""The supervisor's ends of its children: processes, channels, stack dumps."""
+
+import os
+import sys
+from pathlib import Path
+
+import supervisor
+from supervisor.ipc import channel, messages
+from supervisor.ipc.channel import Channel
+
+# Stack dumps of a worker that are kept until they are logged.
+_DUMP_LIMIT = 64 * 1024
+
+# -P keeps the current folder off the module path: a package `supervisor` that lies in the app's folder must
+# not be taken for ours. Ours is put in front just for the import; all its modules are loaded by then.
+_FORK_SERVER = """\
+import sys
+root, fd = sys.argv[1], int(sys.argv[2])
+sys.argv[:] = sys.argv[3:]
+sys.path.insert(0, root)
+from supervisor.forkserver.main import main
+sys.path.remove(root)
+main(fd)
+"""
+
+
+class ForkServerHandle:
+    """A running fork server."""
+
+    def __init__(self, generation: int, pid: int, chan: Channel[messages.FromForkServer]) -> None:
+        self.generation = generation
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.channel = chan
+        self.listener_keys: list[str] = []
+
+    @classmethod
+    def start(cls, generation: int) -> "ForkServerHandle":
+        """Exec a fresh interpreter that waits for `Configure`.
+
+        Raises:
+            OSError: no process could be made.
+        """
+        ours, theirs = channel.pair()
+        with theirs:
+            root = str(Path(supervisor.__file__).parent.parent)
+            # The number stays the same in the child; dup2 onto itself only clears close-on-exec.
+            fd = theirs.fileno()
+            argv = [sys.executable, "-P", "-c", _FORK_SERVER, root, str(fd), *sys.argv]
+            pid = os.posix_spawn(
+                sys.executable, argv, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, fd, fd)]
+            )
+        ours.setblocking(False)
+        return cls(generation, pid, Channel(ours, messages.FromForkServer))
+
+    def close(self) -> None:
+        self.channel.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+class WorkerHandle:
+    """A worker process, from the wish to spawn it to its reaping.
+
+    Attributes:
+        pid, pidfd: None and -1 until the fork server has told.
+        dumps: what faulthandler wrote and nobody has logged yet.
+    """
+
+    def __init__(self, launch: int, slot: int, generation: int, cell: int, threads: int) -> None:
+        self.launch = launch
+        self.slot = slot
+        self.generation = generation
+        self.cell = cell
+        self.threads = threads
+        self.pid: int | None = None
+        self.pidfd = -1
+        self.dumps = bytearray()
+        ours, self._their_end = channel.pair()
+        ours.setblocking(False)
+        self.channel: Channel[messages.FromWorker] = Channel(ours, messages.FromWorker)
+        self.stacks_fd, self._their_stacks_fd = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self.stacks_fd, False)
+
+    def descriptors_for_child(self) -> list[int]:
+        return [self._their_end.fileno(), self._their_stacks_fd]
+
+    def close_child_ends(self) -> None:
+        """After they were sent: end of file must come when the worker ends, not when we do."""
+        self._their_end.close()
+        if self._their_stacks_fd >= 0:
+            os.close(self._their_stacks_fd)
+            self._their_stacks_fd = -1
+
+    def forked(self, pid: int) -> bool:
+        """Take note of the process; False if it is gone already."""
+        self.pid = pid
+        try:
+            self.pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def read_dumps(self) -> None:
+        while True:
+            try:
+                data = os.read(self.stacks_fd, 65536)
+            except OSError:
+                return
+            if not data:
+                return
+            self.dumps += data
+            del self.dumps[: max(0, len(self.dumps) - _DUMP_LIMIT)]
+
+    def take_dumps(self) -> str:
+        self.read_dumps()
+        text = self.dumps.decode("utf-8", "replace")
+        self.dumps.clear()
+        return text
+
+    def close(self) -> None:
+        self.close_child_ends()
+        self.channel.close()
+        os.close(self.stacks_fd)
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+def stack_of(dump: str, ident: int) -> str:
+    """One thread's part of a faulthandler dump; the whole dump if it is not in there."""
+    blocks: list[list[str]] = []
+    for line in dump.splitlines():
+        if line.startswith(("Thread 0x", "Current thread 0x")):
+            blocks.append([line])
+        elif blocks and line.strip():
+            blocks[-1].append(line)
+    wanted = f"0x{ident:016x}"
+    # The newest dump stands last.
+    return next(("\n".join(block) for block in reversed(blocks) if wanted in block[0]), dump)

@@ -1,0 +1,26 @@
+"""sd_notify(3): tells systemd how the daemon is."""
+
+import os
+import socket
+
+
+class SystemdNotifier:
+    """Sends state to the socket that systemd named, if it did; never fails and never blocks.
+
+    The variable is taken out of the environment: children must not speak for the daemon.
+    """
+
+    def __init__(self) -> None:
+        path = os.environ.pop("NOTIFY_SOCKET", "")
+        self._address = f"\0{path[1:]}" if path.startswith("@") else path
+
+    def send(self, *assignments: str) -> None:
+        """E.g. `send("READY=1", "STATUS=All 3 workers are ready.")`."""
+        if not self._address:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.setblocking(False)
+            try:
+                sock.sendto("\n".join(assignments).encode(), self._address)
+            except OSError:
+                pass  # whoever started us went away; that is no reason to stop serving

@@ -1,0 +1,269 @@
+"""What the API shows: the fleet's state, the scoreboard's numbers and the kernel's, put together as views."""
+
+import asyncio
+import os
+import platform
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import psutil
+
+from supervisor import __version__
+from supervisor.control.views import (
+    ConfigView,
+    EventView,
+    ReloadView,
+    RequestView,
+    SampleView,
+    SettingView,
+    StatusView,
+    Totals,
+    WorkerView,
+)
+from supervisor.daemon.deadlines import DeadlineSensor
+from supervisor.daemon.journal import JournalSubscription
+from supervisor.daemon.shell import Shell
+from supervisor.fleet import health
+from supervisor.fleet.events import Event
+from supervisor.fleet.model import Worker, WorkerState
+from supervisor.scoreboard.layout import percentile
+from supervisor.scoreboard.reader import Counts
+from supervisor.settings.table import rows
+
+_HISTORY = 600
+# Reading USS walks a process's page tables; nobody needs it more often than this.
+_USAGE_SECONDS = 1.0
+_ORDER = {
+    WorkerState.READY: 0,
+    WorkerState.BOOTING: 1,
+    WorkerState.DRAINING: 2,
+    WorkerState.STOPPING: 3,
+}
+
+
+class _Usage:
+    """CPU and memory of one process, as psutil tells; None once it is gone."""
+
+    def __init__(self, pid: int) -> None:
+        self.cpu_percent: float | None = None
+        self.rss: int | None = None
+        self.uss: int | None = None
+        self._read_at = 0.0
+        try:
+            self._process: psutil.Process | None = psutil.Process(pid)
+            # The first call only starts the measuring; until the second, the average since its start.
+            self._process.cpu_percent()
+            times, age = self._process.cpu_times(), time.time() - self._process.create_time()
+            self.cpu_percent = round(100 * (times.user + times.system) / max(age, 0.01), 1)
+        except psutil.Error:
+            self._process = None
+
+    def refresh(self, now: float) -> None:
+        if self._process is None or now - self._read_at < _USAGE_SECONDS:
+            return
+        first, self._read_at = self._read_at == 0.0, now
+        try:
+            with self._process.oneshot():
+                if not first:
+                    self.cpu_percent = round(self._process.cpu_percent(), 1)
+                memory = self._process.memory_full_info()
+                self.rss, self.uss = memory.rss, memory.uss
+        except psutil.Error:
+            self._process = None
+
+
+class Observer:
+    """The control plane's backend."""
+
+    def __init__(self, shell: Shell, sensor: DeadlineSensor) -> None:
+        self._shell = shell
+        self._sensor = sensor
+        self._started_at = time.time()
+        self._started = time.monotonic()
+        self._usage: dict[int, _Usage] = {}
+        self._samples: deque[SampleView] = deque(maxlen=_HISTORY)
+        self._last_totals = Counts()
+        self._last_sample = self._started
+        self._reload_waiters: dict[int, list[asyncio.Future[ReloadView]]] = {}
+
+    # -- what the control plane calls -------------------------------------------------------------------
+
+    def submit(self, event: Event) -> None:
+        self._shell.submit(event)
+
+    def status(self) -> StatusView:
+        fleet, shell = self._shell.fleet, self._shell
+        generation = fleet.current
+        loaded = shell.loaded.get(generation)
+        settings = loaded.settings if loaded else None
+        fork_server = shell.fork_servers.get(generation)
+        totals = shell.scoreboard.totals()
+        return StatusView(
+            name=shell.name,
+            version=__version__,
+            pid=os.getpid(),
+            app=(settings.wsgi_app if settings else None) or "",
+            python=platform.python_version(),
+            state=health.state(fleet),
+            health=health.sentence(fleet),
+            wanted=fleet.wanted,
+            ready=fleet.count(WorkerState.READY),
+            booting=fleet.count(WorkerState.BOOTING),
+            draining=fleet.count(WorkerState.DRAINING) + fleet.count(WorkerState.STOPPING),
+            generation=generation,
+            worker_class=settings.worker_class if settings else "",
+            threads=settings.threads if settings else 0,
+            timeout=settings.timeout if settings else 0.0,
+            listeners=shell.listeners.urls(fork_server.listener_keys if fork_server else []),
+            started_at=self._started_at,
+            uptime=time.monotonic() - self._started,
+            in_flight=sum(len(shell.scoreboard.in_flight(h.cell)) for h in shell.workers.values()),
+            totals=Totals(
+                requests=totals.requests,
+                errors=totals.errors,
+                bytes_sent=totals.bytes_sent,
+                connections=totals.opened,
+                spawned=fleet.spawned,
+                deaths=fleet.deaths,
+            ),
+            reload=self.reload(),
+        )
+
+    def workers(self) -> list[WorkerView]:
+        known = sorted(self._shell.fleet.workers.values(), key=lambda w: (w.slot, _ORDER[w.state], -w.launch))
+        views = [self._worker(worker) for worker in known]
+        for launch in self._usage.keys() - self._shell.fleet.workers.keys():
+            del self._usage[launch]
+        return views
+
+    def config(self) -> ConfigView:
+        generation = self._shell.fleet.current
+        loaded = self._shell.loaded.get(generation)
+        if loaded is None:
+            return ConfigView(generation, [])
+        return ConfigView(
+            generation,
+            [
+                SettingView(
+                    name,
+                    getattr(loaded.settings, name),
+                    loaded.origins.get(name, "default"),
+                    row.takes_effect.value,
+                )
+                for name, row in rows().items()
+            ],
+        )
+
+    def reload(self) -> ReloadView | None:
+        reload = self._shell.fleet.reload
+        if reload is None:
+            return None
+        end = time.monotonic() if reload.ended is None else reload.ended
+        return ReloadView(
+            generation=reload.generation,
+            phase=reload.phase.value,
+            replaced=reload.replaced,
+            of=reload.of,
+            seconds=round(end - reload.started, 3),
+            asked_by=reload.asked_by,
+            reason=reload.reason,
+            traceback=reload.traceback,
+        )
+
+    async def reload_ended(self, generation: int) -> ReloadView:
+        reload = self._shell.fleet.reload
+        view = self.reload()
+        if view is not None and reload is not None and reload.generation == generation and not reload.running:
+            return view
+        waiter: asyncio.Future[ReloadView] = asyncio.get_running_loop().create_future()
+        self._reload_waiters.setdefault(generation, []).append(waiter)
+        return await waiter
+
+    def samples(self) -> Sequence[SampleView]:
+        return list(self._samples)
+
+    def subscribe(self) -> JournalSubscription:
+        return self._shell.journal.subscribe()
+
+    def recent_events(self) -> Sequence[EventView]:
+        return list(self._shell.journal.recent)
+
+    # -- what the daemon calls --------------------------------------------------------------------------
+
+    def tell_reload_ended(self, generation: int) -> None:
+        """Wake those who wait for a reload."""
+        view = self.reload()
+        for waiter in self._reload_waiters.pop(generation, []):
+            if view is not None and not waiter.done():
+                waiter.set_result(view)
+
+    def take_sample(self) -> None:
+        """Add the second that has passed to the history."""
+        totals, now = self._shell.scoreboard.totals(), time.monotonic()
+        before, seconds = self._last_totals, max(now - self._last_sample, 1e-3)
+        self._last_totals, self._last_sample = totals, now
+        histogram = [a - b for a, b in zip(totals.histogram, before.histogram, strict=True)]
+        fleet = self._shell.fleet
+        self._samples.append(
+            SampleView(
+                at=round(time.time(), 3),
+                requests_per_second=round((totals.requests - before.requests) / seconds, 2),
+                errors_per_second=round((totals.errors - before.errors) / seconds, 2),
+                p50=percentile(histogram, 0.5),
+                p95=percentile(histogram, 0.95),
+                p99=percentile(histogram, 0.99),
+                in_flight=sum(
+                    len(self._shell.scoreboard.in_flight(h.cell)) for h in self._shell.workers.values()
+                ),
+                ready=fleet.count(WorkerState.READY),
+                wanted=fleet.wanted,
+            )
+        )
+
+    # -- views ------------------------------------------------------------------------------------------
+
+    def _worker(self, worker: Worker) -> WorkerView:
+        now = time.monotonic()
+        handle = self._shell.workers.get(worker.launch)
+        counts = self._shell.scoreboard.counts(handle.cell) if handle else Counts()
+        timeout = self._sensor.timeout()
+        in_flight = [
+            RequestView(
+                slot=worker.slot,
+                pid=worker.pid or 0,
+                thread=request.thread + 1,
+                method=request.method,
+                path=request.path,
+                age=round(now - request.started, 3),
+                deadline_in=round(request.started + timeout - now, 3) if timeout else None,
+            )
+            for request in (self._shell.scoreboard.in_flight(handle.cell) if handle else [])
+        ]
+        usage = self._usage_of(worker, now)
+        return WorkerView(
+            slot=worker.slot,
+            pid=worker.pid,
+            generation=worker.generation,
+            state=worker.state.value,
+            leaving=worker.leaving.value if worker.leaving else None,
+            age=round(now - worker.spawned_at, 3),
+            threads=handle.threads if handle else 0,
+            connections=counts.opened - counts.closed,
+            requests=counts.requests,
+            errors=counts.errors,
+            in_flight=in_flight,
+            cpu_percent=usage.cpu_percent if usage else None,
+            rss=usage.rss if usage else None,
+            uss=usage.uss if usage else None,
+            deadline_in=min((r.deadline_in for r in in_flight if r.deadline_in is not None), default=None),
+        )
+
+    def _usage_of(self, worker: Worker, now: float) -> _Usage | None:
+        if worker.pid is None:
+            return None
+        usage = self._usage.get(worker.launch)
+        if usage is None:
+            usage = self._usage[worker.launch] = _Usage(worker.pid)
+        usage.refresh(now)
+        return usage

@@ -1,0 +1,418 @@
+"""Performs the fleet's actions and turns what children do into events.
+
+`submit` is the only way in. It hands events to the fleet one after the other, also those that performing an
+action brings about, and sets the one timer that the fleet asks for.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from supervisor.daemon.children import ForkServerHandle, WorkerHandle, stack_of
+from supervisor.daemon.journal import Journal
+from supervisor.daemon.listeners import Listeners
+from supervisor.errors import SettingError
+from supervisor.fleet import actions, events
+from supervisor.fleet.machine import Fleet
+from supervisor.fleet.model import ExitStatus, FleetPolicy
+from supervisor.fleet.policies import default_surge
+from supervisor.ipc import messages
+from supervisor.ipc.channel import Channel
+from supervisor.osapi.cpus import usable_cpus
+from supervisor.osapi.process import DUMP_SIGNAL, send_signal
+from supervisor.scoreboard.reader import Scoreboard
+from supervisor.settings.load import Loaded
+
+# faulthandler writes a dump in many small pieces and does not say where it ends. The supervisor waits this
+# long for all of it; meanwhile the successor boots.
+_DUMP_TIME = 0.2
+
+
+class Shell:
+    """The fleet's hands and senses.
+
+    Args:
+        command_line: raw settings given on the command line.
+        config: the configuration file asked for, or None for the usual places.
+        folder: where the daemon was started.
+        listeners, scoreboard, journal: what it works with.
+        on_configured: called with each generation's settings before its listeners are bound; may raise
+            SettingError.
+        on_serving, on_stopping, on_finish, on_reload_ended: called when the fleet says so.
+
+    Attributes:
+        fleet: the state machine.
+        workers: handles of live worker processes by launch.
+        loaded: settings by generation.
+        name: the instance's, from the first configuration.
+    """
+
+    def __init__(
+        self,
+        command_line: dict[str, Any],
+        config: str | None,
+        folder: str,
+        listeners: Listeners,
+        scoreboard: Scoreboard,
+        journal: Journal,
+        on_configured: Callable[[Loaded], None],
+        on_serving: Callable[[], None],
+        on_stopping: Callable[[], None],
+        on_reload_ended: Callable[[int], None],
+        on_finish: Callable[[actions.Finish], None],
+    ) -> None:
+        self._command_line = command_line
+        self._config = config
+        self._folder = folder
+        self.listeners = listeners
+        self.scoreboard = scoreboard
+        self.journal = journal
+        self._on_configured = on_configured
+        self._on_reload_ended = on_reload_ended
+        self.name = ""
+        self.fleet = Fleet()
+        self.workers: dict[int, WorkerHandle] = {}
+        self.fork_servers: dict[int, ForkServerHandle] = {}
+        self.loaded: dict[int, Loaded] = {}
+        self._launch_of: dict[int, int] = {}
+        self._waiting: deque[events.Event] = deque()
+        self._busy = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._perform: dict[type[Any], Callable[[Any], None]] = {
+            actions.StartForkServer: self._start_fork_server,
+            actions.LoadApp: self._load_app,
+            actions.StopForkServer: self._stop_fork_server,
+            actions.KillForkServer: self._kill_fork_server,
+            actions.Spawn: self._spawn,
+            actions.Drain: self._drain,
+            actions.DumpStack: self._dump_stack,
+            actions.Quit: lambda action: self._signal(action.launch, signal.SIGQUIT),
+            actions.Abort: self._abort,
+            actions.Kill: self._kill,
+            actions.Report: lambda action: journal.record(action.level, action.name, action.fields),
+            actions.Serving: lambda _action: on_serving(),
+            actions.Stopping: lambda _action: on_stopping(),
+            actions.ReloadEnded: self._reload_ended,
+            actions.Finish: on_finish,
+        }
+
+    def submit(self, event: events.Event) -> None:
+        """Let the fleet know, and do what it wants done."""
+        self._waiting.append(event)
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._waiting:
+                for action in self.fleet.handle(self._waiting.popleft(), time.monotonic()):
+                    self._perform[type(action)](action)
+        finally:
+            self._busy = False
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self.fleet.next_deadline()
+        if deadline is not None:
+            # A hair late rather than early: an early one would find nothing due and come again.
+            delay = max(0.0, deadline - time.monotonic()) + 0.001
+            self._timer = self._loop.call_later(delay, self.submit, events.DeadlinePassed())
+
+    # -- fork servers -----------------------------------------------------------------------------------
+
+    def _start_fork_server(self, action: actions.StartForkServer) -> None:
+        try:
+            handle = ForkServerHandle.start(action.generation)
+        except OSError as error:
+            reason = f"can't start a fork server: {error.strerror}"
+            self.submit(events.GenerationFailed(action.generation, reason))
+            self.submit(events.ForkServerExited(action.generation, ExitStatus()))
+            return
+        self.fork_servers[action.generation] = handle
+        self._loop.add_reader(handle.channel.fileno(), self._on_fork_server, handle)
+        self._tell(
+            handle.channel,
+            messages.Configure(
+                messages.VERSION, action.generation, self._command_line, self._config, self._folder
+            ),
+        )
+
+    def _on_fork_server(self, handle: ForkServerHandle) -> None:
+        while True:
+            try:
+                received = handle.channel.receive()
+            except BlockingIOError:
+                return
+            if received is None:
+                # Its death is reported by the kernel.
+                self._loop.remove_reader(handle.channel.fileno())
+                return
+            self._hear_fork_server(handle, received[0])
+
+    def _hear_fork_server(self, handle: ForkServerHandle, message: messages.FromForkServer) -> None:
+        generation = handle.generation
+        if isinstance(message, messages.Configured):
+            self._configured(handle, message)
+        elif isinstance(message, messages.AppLoaded):
+            self.submit(events.AppLoaded(generation))
+        elif isinstance(message, messages.LoadFailed):
+            app_failed = generation in self.loaded
+            self.submit(events.GenerationFailed(generation, message.reason, message.traceback, app_failed))
+        elif isinstance(message, messages.ForkFailed):
+            self._forget(message.launch)
+            self.submit(events.SpawnFailed(message.launch, message.reason))
+        else:
+            self._forked(message)
+
+    def _configured(self, handle: ForkServerHandle, message: messages.Configured) -> None:
+        generation, loaded = handle.generation, message.loaded
+        settings = loaded.settings
+        for warning in message.warnings:
+            self.journal.record("warning", "configuration", {"problem": warning})
+        try:
+            self._on_configured(loaded)
+            handle.listener_keys = self.listeners.bind(settings.bind, settings.backlog)
+        except SettingError as error:
+            self.submit(events.GenerationFailed(generation, str(error)))
+            return
+        self.name = self.name or settings.proc_name or settings.wsgi_app or ""
+        self.loaded[generation] = loaded
+        self.submit(events.ForkServerConfigured(generation, fleet_policy(loaded)))
+
+    def _load_app(self, action: actions.LoadApp) -> None:
+        handle = self.fork_servers[action.generation]
+        descriptors = [self.scoreboard.fd, *map(self.listeners.fileno, handle.listener_keys)]
+        self._tell(handle.channel, messages.Load(handle.listener_keys, self.name), descriptors)
+
+    def _stop_fork_server(self, action: actions.StopForkServer) -> None:
+        if handle := self.fork_servers.get(action.generation):
+            self._loop.remove_reader(handle.channel.fileno())
+            handle.channel.close()  # end of file is its sign to leave
+            send_signal(handle.pidfd, signal.SIGTERM)  # also while it runs user code
+
+    def _kill_fork_server(self, action: actions.KillForkServer) -> None:
+        if handle := self.fork_servers.get(action.generation):
+            send_signal(handle.pidfd, signal.SIGKILL)
+
+    # -- workers ----------------------------------------------------------------------------------------
+
+    def _spawn(self, action: actions.Spawn) -> None:
+        fork_server = self.fork_servers.get(action.generation)
+        settings = self.loaded[action.generation].settings
+        try:
+            cell = self.scoreboard.take_cell()
+        except RuntimeError as error:
+            self.submit(events.SpawnFailed(action.launch, str(error)))
+            return
+        try:
+            handle = WorkerHandle(action.launch, action.slot, action.generation, cell, settings.threads)
+        except OSError as error:
+            self.scoreboard.give_back(cell)
+            self.submit(events.SpawnFailed(action.launch, error.strerror or str(error)))
+            return
+        self.workers[action.launch] = handle
+        self._loop.add_reader(handle.channel.fileno(), self._on_worker, handle)
+        self._loop.add_reader(handle.stacks_fd, self._on_stacks, handle)
+        if fork_server is not None:
+            self._tell(
+                fork_server.channel,
+                messages.Spawn(action.launch, action.slot, cell),
+                handle.descriptors_for_child(),
+            )
+        handle.close_child_ends()
+
+    def _forked(self, message: messages.Forked) -> None:
+        handle = self.workers.get(message.launch)
+        if handle is None or message.launch not in self.fleet.workers:
+            return  # nobody wants it any more; the end of its channel tells it so
+        alive = handle.forked(message.pid)
+        self._launch_of[message.pid] = message.launch
+        self.submit(events.WorkerForked(message.launch, message.pid))
+        if alive:
+            self._tell(handle.channel, messages.Boot())
+        else:
+            self._worker_ended(handle, ExitStatus())
+
+    def _on_worker(self, handle: WorkerHandle) -> None:
+        while True:
+            try:
+                received = handle.channel.receive()
+            except BlockingIOError:
+                return
+            if received is None:
+                self._loop.remove_reader(handle.channel.fileno())
+                return
+            message = received[0]
+            if isinstance(message, messages.Ready):
+                self.submit(events.WorkerReady(handle.launch))
+            elif isinstance(message, messages.BootFailed):
+                self.submit(events.WorkerBootFailed(handle.launch, message.reason, message.traceback))
+            else:
+                self.submit(events.RecycleDue(handle.launch, message.requests))
+
+    def _on_stacks(self, handle: WorkerHandle) -> None:
+        handle.read_dumps()
+
+    def _drain(self, action: actions.Drain) -> None:
+        handle = self.workers[action.launch]
+        if not self._tell(handle.channel, messages.Drain()):
+            # It has not read its channel for long, or closed it: SIGTERM says the same.
+            self._signal(action.launch, signal.SIGTERM)
+
+    def _abort(self, action: actions.Abort) -> None:
+        self._report_lost(action.launch)
+        self._signal(action.launch, signal.SIGABRT)
+
+    def _kill(self, action: actions.Kill) -> None:
+        self._report_lost(action.launch)
+        self._signal(action.launch, signal.SIGKILL)
+
+    def _report_lost(self, launch: int) -> None:
+        """Name the requests that end with the process."""
+        handle = self.workers[launch]
+        now = time.monotonic()
+        for request in self.scoreboard.in_flight(handle.cell):
+            fields = {
+                "slot": handle.slot,
+                "pid": handle.pid,
+                "thread": request.thread + 1,
+                "method": request.method,
+                "path": request.path,
+                "age": round(now - request.started, 3),
+            }
+            self.journal.record("warning", "request_lost", fields)
+
+    def _signal(self, launch: int, signum: int) -> None:
+        handle = self.workers[launch]
+        if handle.pidfd >= 0:
+            send_signal(handle.pidfd, signum)
+        else:
+            # Not forked yet: with its channel gone it leaves before it runs a line of the app.
+            self._loop.remove_reader(handle.channel.fileno())
+            handle.channel.close()
+
+    def _dump_stack(self, action: actions.DumpStack) -> None:
+        handle = self.workers[action.launch]
+        idents = {r.thread: r.ident for r in self.scoreboard.in_flight(handle.cell)}
+        handle.read_dumps()
+        handle.dumps.clear()
+        self._signal(action.launch, DUMP_SIGNAL)
+        self._loop.call_later(_DUMP_TIME, self._report_overdue, handle, action, idents.get(action.thread, 0))
+
+    def _report_overdue(self, handle: WorkerHandle, action: actions.DumpStack, ident: int) -> None:
+        dump = handle.dumps.decode("utf-8", "replace")
+        fields = {
+            "slot": handle.slot,
+            "pid": handle.pid,
+            "generation": handle.generation,
+            "thread": action.thread + 1,
+            "method": action.method,
+            "path": action.path,
+            "age": action.age,
+            "stack": stack_of(dump, ident) if dump else "(the process did not answer: it is stopped)",
+        }
+        self.journal.record("error", "request_overdue", fields)
+
+    # -- deaths -----------------------------------------------------------------------------------------
+
+    def reap(self) -> None:
+        """Collect every child that has ended, strangers too: we are the subreaper, perhaps PID 1."""
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
+            except ChildProcessError:
+                return
+            if found is None:
+                return
+            killed = found.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
+            status = ExitStatus(signal=found.si_status) if killed else ExitStatus(code=found.si_status)
+            self._ended(found.si_pid, status)
+
+    def _ended(self, pid: int, status: ExitStatus) -> None:
+        launch = self._launch_of.pop(pid, None)
+        if launch is not None:
+            self._worker_ended(self.workers[launch], status)
+            return
+        for handle in list(self.fork_servers.values()):
+            if handle.pid == pid:
+                self._fork_server_ended(handle, status)
+
+    def _worker_ended(self, handle: WorkerHandle, status: ExitStatus) -> None:
+        if handle.channel.fileno() >= 0:
+            self._on_worker(handle)  # its last words, before its death
+        dump = handle.take_dumps()
+        if dump and status.signal not in (None, signal.SIGABRT):
+            fields = {"slot": handle.slot, "pid": handle.pid, "status": str(status), "stack": dump}
+            self.journal.record("error", "worker_crashed", fields)
+        self._forget(handle.launch)
+        self.submit(events.WorkerExited(handle.launch, status))
+
+    def _fork_server_ended(self, handle: ForkServerHandle, status: ExitStatus) -> None:
+        if handle.channel.fileno() >= 0:
+            self._on_fork_server(handle)
+            self._loop.remove_reader(handle.channel.fileno())
+        handle.close()
+        del self.fork_servers[handle.generation]
+        self.submit(events.ForkServerExited(handle.generation, status))
+        # What was asked of it and never came: the fleet has given it up.
+        for launch in [n for n, h in self.workers.items() if h.pid is None and n not in self.fleet.workers]:
+            self._forget(launch)
+        self._close_unused_listeners()
+
+    def _forget(self, launch: int) -> None:
+        handle = self.workers.pop(launch, None)
+        if handle is None:
+            return
+        if handle.channel.fileno() >= 0:
+            self._loop.remove_reader(handle.channel.fileno())
+        self._loop.remove_reader(handle.stacks_fd)
+        self.scoreboard.give_back(handle.cell)
+        handle.close()
+
+    def _reload_ended(self, action: actions.ReloadEnded) -> None:
+        self._close_unused_listeners()
+        in_use = {handle.generation for handle in self.workers.values()} | {self.fleet.current}
+        self.loaded = {number: loaded for number, loaded in self.loaded.items() if number in in_use}
+        self._on_reload_ended(action.generation)
+
+    # -- small things -----------------------------------------------------------------------------------
+
+    def _close_unused_listeners(self) -> None:
+        if self.fleet.reload and self.fleet.reload.running:
+            return
+        used = {key for handle in self.fork_servers.values() for key in handle.listener_keys}
+        if used:
+            for key in self.listeners.keep_only(used):
+                self.journal.record("info", "listener_closed", {"address": key})
+
+    def tell_workers(self, message: messages.ToWorker) -> None:
+        for handle in self.workers.values():
+            if handle.channel.fileno() >= 0:
+                self._tell(handle.channel, message)
+
+    def _tell(self, chan: Channel[Any], message: Any, descriptors: list[int] | None = None) -> bool:
+        try:
+            chan.send(message, descriptors)
+        except OSError:
+            return False  # it is gone or stuck: its death or a deadline will say so
+        return True
+
+
+def fleet_policy(loaded: Loaded) -> FleetPolicy:
+    """What a generation's settings say about the fleet."""
+    settings = loaded.settings
+    return FleetPolicy(
+        workers=settings.workers,
+        graceful_timeout=settings.graceful_timeout,
+        boot_timeout=settings.boot_timeout,
+        timeout_grace=settings.timeout_grace,
+        max_surge=default_surge(settings.workers),
+        boot_parallelism=max(2, usable_cpus()),
+    )

@@ -1,0 +1,200 @@
+"""The fork server's life.
+
+Single-threaded and blocking: configure, load, then fork on demand. It forks twice for each worker, so that
+the worker's parent dies at once and the supervisor, a child subreaper, becomes its parent: the supervisor
+gets true exit statuses, and the fork server may come and go. When the supervisor is gone the channel ends,
+and so does the fork server.
+"""
+
+import gc
+import os
+import random
+import signal
+import socket
+import struct
+import sys
+from pathlib import Path
+
+from setproctitle import setproctitle
+
+from supervisor.errors import OstlerError, SettingError
+from supervisor.ipc import messages
+from supervisor.ipc.channel import Channel, shorten
+from supervisor.logs.access import compile_format
+from supervisor.logs.lean import LogFile, resolve_format
+from supervisor.osapi.cpus import usable_cpus
+from supervisor.settings import configfile
+from supervisor.settings.load import Loaded, load
+from supervisor.workers import boot
+from supervisor.workers.loader import AppLoadError, load_app, prepare
+from supervisor.wsgi.exchange import App
+
+_PID = struct.Struct("i")
+
+
+class ForkServer:
+    """Talks to the supervisor over `channel` until one side is done."""
+
+    def __init__(self, channel: Channel[messages.ToForkServer]) -> None:
+        self._channel = channel
+        self._generation = 0
+        self._loaded: Loaded | None = None
+        self._app: App | None = None
+        self._app_spec = ""
+        self._name = ""
+        self._log_format = ""
+        self._scoreboard_fd = -1
+        self._listeners: list[socket.socket] = []
+
+    def run(self) -> boot.Inheritance | None:
+        """Serve the supervisor. In a forked worker it returns what the worker inherits; None at the end."""
+        while (received := self._channel.receive()) is not None:
+            message, descriptors = received
+            if isinstance(message, messages.Configure):
+                if not self._configure(message):
+                    return None
+            elif isinstance(message, messages.Load):
+                if not self._load(message, descriptors):
+                    return None
+            elif (inheritance := self._spawn(message, descriptors)) is not None:
+                return inheritance
+        return None
+
+    # -- configuring and loading -------------------------------------------------------------------------
+
+    def _configure(self, ask: messages.Configure) -> bool:
+        self._generation = ask.generation
+        setproctitle(f"ostler: fork server gen {ask.generation} loading")
+        try:
+            if ask.version != messages.VERSION:
+                raise OstlerError("Ostler was changed on disk while it runs; restart it to use the new one")
+            loaded, warnings = _configure(ask)
+        except OstlerError as error:
+            self._channel.send(messages.LoadFailed(str(error), None))
+            return False
+        self._loaded = loaded
+        self._app_spec = loaded.settings.wsgi_app or ""
+        self._channel.send(messages.Configured(loaded, warnings))
+        return True
+
+    def _load(self, ask: messages.Load, descriptors: list[int]) -> bool:
+        assert self._loaded is not None
+        settings = self._loaded.settings
+        self._name = ask.name
+        self._scoreboard_fd, *listener_fds = descriptors
+        self._listeners = [socket.socket(fileno=fd) for fd in listener_fds]
+        try:
+            self._log_format = resolve_format(settings.log_format, LogFile(settings.errorlog, 2))
+            prepare(settings)
+            if settings.preload_app:
+                self._app = load_app(self._app_spec)
+        except AppLoadError as error:
+            self._channel.send(
+                messages.LoadFailed(error.reason, shorten(error.trace) if error.trace else None)
+            )
+            return False
+        except OSError as error:
+            reason = f"errorlog: can't open {settings.errorlog!r}: {error.strerror}"
+            self._channel.send(messages.LoadFailed(reason, None))
+            return False
+        # What is there now lives as long as this process: moved out of the collector's sight it is never
+        # written to again, so workers share its pages.
+        gc.collect()
+        gc.freeze()
+        setproctitle(f"ostler: fork server gen {self._generation} [{self._name}]")
+        self._channel.send(messages.AppLoaded())
+        return True
+
+    # -- forking -----------------------------------------------------------------------------------------
+
+    def _spawn(self, ask: messages.Spawn, descriptors: list[int]) -> boot.Inheritance | None:
+        """Fork a worker; in the worker, returns what it inherits."""
+        channel_fd, stacks_fd = descriptors
+        read_fd, write_fd = os.pipe()
+        try:
+            intermediate = os.fork()
+        except OSError as error:
+            for fd in (read_fd, write_fd, channel_fd, stacks_fd):
+                os.close(fd)
+            self._channel.send(messages.ForkFailed(ask.launch, error.strerror or str(error)))
+            return None
+        if intermediate == 0:
+            try:
+                worker = os.fork()
+            except OSError as error:
+                os.write(write_fd, _PID.pack(-(error.errno or 1)))
+                os._exit(1)
+            if worker == 0:
+                os.close(read_fd)
+                os.close(write_fd)
+                return self._inheritance(ask, channel_fd, stacks_fd)
+            os.write(write_fd, _PID.pack(worker))
+            os._exit(0)
+        os.close(write_fd)
+        os.close(channel_fd)
+        os.close(stacks_fd)
+        answer = os.read(read_fd, _PID.size)
+        os.close(read_fd)
+        os.waitpid(intermediate, 0)
+        pid = _PID.unpack(answer)[0] if len(answer) == _PID.size else -1
+        if pid > 0:
+            self._channel.send(messages.Forked(ask.launch, pid))
+        else:
+            self._channel.send(messages.ForkFailed(ask.launch, os.strerror(-pid)))
+        return None
+
+    def _inheritance(self, ask: messages.Spawn, channel_fd: int, stacks_fd: int) -> boot.Inheritance:
+        assert self._loaded is not None
+        self._channel.close()
+        return boot.Inheritance(
+            launch=ask.launch,
+            slot=ask.slot,
+            generation=self._generation,
+            name=self._name,
+            settings=self._loaded.settings,
+            log_format=self._log_format,
+            app_spec=self._app_spec,
+            app=self._app,
+            listeners=self._listeners,
+            scoreboard_fd=self._scoreboard_fd,
+            cell=ask.cell,
+            channel_fd=channel_fd,
+            stacks_fd=stacks_fd,
+        )
+
+
+def _configure(ask: messages.Configure) -> tuple[Loaded, list[str]]:
+    folder = Path(ask.folder)
+    warnings: list[str] = []
+    name = configfile.find(ask.config, folder)
+    file = None
+    if name is not None:
+        # As in gunicorn, a configuration file may import what lies beside it.
+        sys.path.insert(0, str(folder))
+        file = configfile.evaluate(name, folder)
+        if file.unsupported:
+            warnings.append(
+                f"{file.name}: not supported yet and without effect: {', '.join(file.unsupported)}"
+            )
+    loaded = load(ask.command_line, os.environ, file, usable_cpus)
+    if not loaded.settings.wsgi_app:
+        raise SettingError("wsgi_app", "no app given; write ostler MODULE:APP, or try ostler --demo")
+    compile_format(loaded.settings.access_log_format)
+    return loaded, warnings
+
+
+def main(channel_fd: int) -> None:
+    """Run as `python -m supervisor.forkserver`'s body; ends the process, as fork server or as worker."""
+    # The terminal's Ctrl-C reaches the whole foreground group; the supervisor decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+    for signum in (signal.SIGHUP, signal.SIGWINCH, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
+    random.seed()
+    channel: Channel[messages.ToForkServer] = Channel.from_fd(channel_fd, messages.ToForkServer)
+    try:
+        inheritance = ForkServer(channel).run()
+    except OSError:
+        return  # the supervisor is gone in the middle of an answer
+    if inheritance is not None:
+        boot.run(inheritance)

@@ -1,0 +1,49 @@
+"""Events to lines. The supervisor's structlog and the workers' lean log both end here, so both look alike."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+
+_COLOURS = {"debug": "\x1b[2m", "info": "\x1b[32m", "warning": "\x1b[33m", "error": "\x1b[31m"}
+_BOLD, _DIM, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
+
+
+def json_line(at: float, level: str, event: str, fields: Mapping[str, Any]) -> str:
+    """One JSON object: `timestamp` (UTC, RFC 3339), `level`, `event`, then the fields."""
+    stamp = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    record = {"timestamp": stamp, "level": level, "event": event, **fields}
+    return json.dumps(record, default=str, ensure_ascii=False)
+
+
+def console_line(at: float, level: str, event: str, fields: Mapping[str, Any], colour: bool) -> str:
+    """Local time, level, event, `name=value` pairs; a traceback follows on lines of its own."""
+    stamp = datetime.fromtimestamp(at).strftime("%H:%M:%S.%f")[:-3]  # noqa: DTZ006 - people want local time
+    traceback = fields.get("traceback") or fields.get("stack")
+    pairs = " ".join(
+        f"{_DIM if colour else ''}{name}={_PLAIN if colour else ''}{_value(value)}"
+        for name, value in fields.items()
+        if value is not None and name not in ("traceback", "stack")
+    )
+    if colour:
+        tint = _COLOURS.get(level, "")
+        line = f"{_DIM}{stamp}{_PLAIN} {tint}{level:<7}{_PLAIN} {_BOLD}{event:<20}{_PLAIN} {pairs}"
+    else:
+        line = f"{stamp} {level:<7} {event:<20} {pairs}"
+    line = line.rstrip()
+    return f"{line}\n{_indented(str(traceback))}" if traceback else line
+
+
+def _value(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    # Quoted when ambiguous, and so that nothing a client sent can forge a line or drive a terminal.
+    if not text or not text.isprintable() or any(mark in text for mark in ' "='):
+        return json.dumps(text, ensure_ascii=not text.isprintable())
+    return text
+
+
+def _indented(text: str) -> str:
+    safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text.expandtabs())
+    return "\n".join(f"    {line}" for line in safe.rstrip().split("\n"))

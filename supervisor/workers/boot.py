@@ -1,0 +1,193 @@
+"""A worker's life: from the fork to its exit.
+
+It begins in the fork server's child with everything inherited: listeners, the channel to the supervisor,
+its cell of the scoreboard, perhaps the loaded app. It waits until the supervisor knows it, loads the app,
+says `Ready`, serves, and leaves when it is told to, when a signal says so, or when its supervisor is gone.
+"""
+
+import faulthandler
+import os
+import random
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from types import FrameType
+
+from setproctitle import setproctitle
+
+from supervisor.ipc import messages
+from supervisor.ipc.channel import Channel, shorten
+from supervisor.logs.access import AccessLog
+from supervisor.logs.lean import Log, LogFile
+from supervisor.osapi.process import DUMP_SIGNAL
+from supervisor.scoreboard.memory import map_cell
+from supervisor.scoreboard.writer import CellWriter
+from supervisor.settings.table import Settings
+from supervisor.workers.engine import Engine
+from supervisor.workers.loader import AppLoadError, load_app
+from supervisor.wsgi.exchange import App, QuitWorker
+
+
+@dataclass(slots=True)
+class Inheritance:
+    """What a worker gets from its fork server.
+
+    channel_fd: its end of the channel; stacks_fd: takes faulthandler's dumps; cell: its scoreboard cell.
+    """
+
+    launch: int
+    slot: int
+    generation: int
+    name: str
+    settings: Settings
+    log_format: str
+    app_spec: str
+    app: App | None
+    listeners: list[socket.socket]
+    scoreboard_fd: int
+    cell: int
+    channel_fd: int
+    stacks_fd: int
+
+
+class WorkerProcess:
+    """Runs in the child; `run` returns its exit code."""
+
+    def __init__(self, inheritance: Inheritance) -> None:
+        self._got = inheritance
+        self._settings = inheritance.settings
+        self._title(f"worker {inheritance.slot} gen {inheritance.generation} booting")
+        self._channel: Channel[messages.ToWorker] = Channel.from_fd(inheritance.channel_fd, messages.ToWorker)
+        self._log = Log(
+            LogFile(self._settings.errorlog, 2),
+            inheritance.log_format,
+            self._settings.loglevel,
+            {"slot": inheritance.slot, "pid": os.getpid(), "generation": inheritance.generation},
+        )
+        self._access: AccessLog | None = None
+        self._engine: Engine | None = None
+        self._leave_early = False
+
+    def run(self) -> int:
+        self._install_signals()
+        self._channel.set_blocking(True)
+        try:
+            if not self._wait_for_boot():
+                return 0
+            app = self._load()
+            if app is None:
+                return 3
+            self._serve(app)
+        except QuitWorker:
+            pass
+        return 0
+
+    # -- booting -----------------------------------------------------------------------------------------
+
+    def _wait_for_boot(self) -> bool:
+        """Wait until the supervisor has taken note of this process; no user code runs before."""
+        received = self._channel.receive()
+        return received is not None and isinstance(received[0], messages.Boot)
+
+    def _load(self) -> App | None:
+        random.seed()  # children of one parent must not draw the same numbers
+        if self._got.app is not None:
+            return self._got.app
+        try:
+            return load_app(self._got.app_spec)
+        except AppLoadError as error:
+            trace = shorten(error.trace) if error.trace else None
+            self._tell(messages.BootFailed(error.reason, trace))
+            return None
+
+    def _serve(self, app: App) -> None:
+        settings = self._settings
+        if settings.accesslog:
+            self._access = AccessLog(LogFile(settings.accesslog, 1), settings.access_log_format)
+        quota = settings.max_requests
+        if quota and settings.max_requests_jitter:
+            quota += random.randint(0, settings.max_requests_jitter)  # noqa: S311 - spreads load, guards nothing
+        cell = CellWriter(map_cell(self._got.scoreboard_fd, self._got.cell), settings.threads)
+        os.close(self._got.scoreboard_fd)
+        self._engine = engine = Engine(
+            app,
+            self._got.listeners,
+            settings,
+            cell,
+            self._log,
+            self._access,
+            quota,
+            lambda requests: self._tell(messages.RecycleDue(requests)),
+        )
+        self._channel.set_blocking(False)
+        engine.add_reader(self._channel.fileno(), self._on_channel)
+        if self._leave_early:
+            return
+        self._title(f"worker {self._got.slot} gen {self._got.generation}")
+        self._tell(messages.Ready())
+        engine.run()
+
+    # -- what comes from outside -------------------------------------------------------------------------
+
+    def _on_channel(self) -> None:
+        """Messages of the supervisor, read by the serving loop."""
+        assert self._engine is not None
+        while True:
+            try:
+                received = self._channel.receive()
+            except BlockingIOError:
+                return
+            if received is None:
+                # The supervisor is gone: nobody would replace or end this worker. Finish and leave.
+                self._engine.remove_reader(self._channel.fileno())
+                self._drain()
+                return
+            message = received[0]
+            if isinstance(message, messages.Drain):
+                self._drain()
+            elif isinstance(message, messages.ReopenLogs):
+                self._reopen_logs()
+
+    def _install_signals(self) -> None:
+        faulthandler.enable(self._got.stacks_fd)
+        faulthandler.register(DUMP_SIGNAL, self._got.stacks_fd, all_threads=True)
+        signal.signal(signal.SIGTERM, lambda _s, _f: self._drain())
+        signal.signal(signal.SIGINT, self._quit)
+        signal.signal(signal.SIGQUIT, self._quit)
+        signal.signal(signal.SIGUSR1, lambda _s, _f: self._reopen_logs())
+        # A terminal that goes away or changes its size is the supervisor's business.
+        for signum in (signal.SIGHUP, signal.SIGWINCH, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):
+            signal.signal(signum, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    def _drain(self) -> None:
+        if self._engine is None:
+            self._leave_early = True
+        elif not self._engine.draining:
+            self._title(f"worker {self._got.slot} gen {self._got.generation} draining")
+            self._engine.drain()
+
+    def _quit(self, _signum: int, _frame: FrameType | None) -> None:
+        raise QuitWorker
+
+    def _reopen_logs(self) -> None:
+        self._log.reopen()
+        if self._access is not None:
+            self._access.reopen()
+
+    def _tell(self, message: messages.FromWorker) -> None:
+        try:
+            self._channel.send(message)
+        except OSError as error:
+            # Gone, or so far behind that it reads nothing: neither is a reason to stop serving.
+            self._log.warning("supervisor_unreachable", reason=error.strerror)
+
+    def _title(self, what: str) -> None:
+        setproctitle(f"ostler: {what} [{self._got.name}]")
+
+
+def run(inheritance: Inheritance) -> None:
+    """Be the worker; does not return."""
+    code = WorkerProcess(inheritance).run()
+    sys.exit(code)

@@ -1,0 +1,109 @@
+"""One client's connection: its parser, and the bytes it has not taken yet."""
+
+import select
+import socket
+from collections import deque
+
+from supervisor.http1.request import RequestParser
+from supervisor.wsgi.body import new_body
+from supervisor.wsgi.environ import Environ
+
+# How much of an answer in parts is kept for a client that is slow to read, before the app must wait.
+KEEP_LIMIT = 1024 * 1024
+# How long the app waits for such a client to take anything at all.
+STALL_LIMIT = 60.0
+
+
+class Connection:
+    """A connection, owned by one thread at a time.
+
+    Attributes:
+        environ: what all its requests share.
+        idle_since: when the last bytes came or went (CLOCK_MONOTONIC, seconds).
+        served: requests answered on it.
+        unsent: bytes of answers the client has not taken yet.
+        armed: the kernel watches it, so it is the leader's (several threads only).
+        closed: its descriptor is gone.
+        closing: nothing more is read; closes when all is sent.
+        lingering: everything is sent, what still comes is thrown away until the client closes, so that a
+            reset does not take the answer away from it (RFC 9112 section 9.6).
+    """
+
+    __slots__ = (
+        "armed",
+        "closed",
+        "closing",
+        "environ",
+        "fd",
+        "idle_since",
+        "lingering",
+        "parser",
+        "served",
+        "sock",
+        "unsent",
+        "unsent_size",
+    )
+
+    def __init__(self, sock: socket.socket, environ: Environ, now: float) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.environ = environ
+        self.parser = RequestParser(new_body)
+        self.unsent: deque[memoryview] = deque()
+        self.unsent_size = 0
+        self.idle_since = now
+        self.served = 0
+        self.armed = True
+        self.closed = False
+        self.closing = False
+        self.lingering = False
+
+    def send(self, data: bytes) -> None:
+        """Send what goes and keep the rest; with too much kept, wait until the client takes some.
+
+        Raises:
+            OSError: the client is gone (TimeoutError: it took nothing for too long).
+        """
+        if not self.unsent:
+            try:
+                sent = self.sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            if sent == len(data):
+                return
+            self._keep(memoryview(data)[sent:])
+        else:
+            self._keep(memoryview(data))
+        # One block beyond the limit is kept whole: it is in memory anyway, and the app may be done.
+        while self.unsent_size > KEEP_LIMIT and len(self.unsent) > 1:
+            self._wait_writable()
+            self.flush()
+
+    def _keep(self, data: memoryview) -> None:
+        self.unsent.append(data)
+        self.unsent_size += len(data)
+
+    def _wait_writable(self) -> None:
+        poll = select.poll()
+        poll.register(self.fd, select.POLLOUT)
+        if not poll.poll(STALL_LIMIT * 1000):
+            raise TimeoutError("the client reads nothing")
+
+    def flush(self) -> bool:
+        """Send what was kept; True if nothing is left.
+
+        Raises:
+            OSError: the client is gone.
+        """
+        while self.unsent:
+            data = self.unsent[0]
+            try:
+                sent = self.sock.send(data)
+            except BlockingIOError:
+                return False
+            self.unsent_size -= sent
+            if sent < len(data):
+                self.unsent[0] = data[sent:]
+            else:
+                self.unsent.popleft()
+        return True

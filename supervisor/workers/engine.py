@@ -1,0 +1,506 @@
+"""The epoll engine: the worker classes `sync` and `gthread`.
+
+One epoll holds the listeners, the connections, the supervisor's channel and an eventfd that wakes it. With
+one thread the loop is just that. With N threads they take turns (leader/follower): the leader waits for
+events, takes one connection that has a whole request, hands the lead to the next thread, and runs the app
+itself. No queue, no hand-off: the thread that read the request answers it.
+
+Who owns a connection is the kernel's word: with several threads connections are armed EPOLLONESHOT, so a
+connection belongs to the thread that got its event until that thread arms it again, and all armed ones
+belong to the leader.
+
+Slow clients cost no app time: the app is called when a request has been received whole, and what a client
+does not take of an answer is kept and sent when it does.
+"""
+
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from email.utils import formatdate
+from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
+
+from supervisor.http1 import response
+from supervisor.http1.errors import ProtocolViolation
+from supervisor.logs.access import AccessLog, Served
+from supervisor.logs.lean import Log
+from supervisor.scoreboard import layout
+from supervisor.scoreboard.writer import CellWriter
+from supervisor.settings.table import Settings
+from supervisor.workers.connection import Connection
+from supervisor.wsgi.environ import (
+    Environ,
+    connection_environ,
+    listener_environ,
+    request_environ,
+    worker_environ,
+)
+from supervisor.wsgi.exchange import App, ClientGone, Exchange
+
+_IN, _OUT, _ONESHOT = select.EPOLLIN, select.EPOLLOUT, select.EPOLLONESHOT
+_READ_SIZE = 64 * 1024
+_BATCH = 64
+# Out of descriptors or memory: accepting pauses this long instead of spinning on a listener that stays ready.
+_ACCEPT_PAUSE = 1.0
+_SWEEP = 1.0
+_SWEEP_DRAINING = 0.1
+# While draining, an idle connection is given this long to send a request that may be on its way.
+_DRAIN_IDLE = 2.0
+_LINGER = 2.0
+# A connection made ahead of its first request waits at least this long.
+_FIRST_REQUEST = 5.0
+# A request that has begun and of which nothing more comes.
+_RECEIVE_STALL = 60.0
+
+
+class Lane:
+    """One thread's scoreboard lane and what it remembers of its last request."""
+
+    __slots__ = ("last_method", "last_target", "text", "words")
+
+    def __init__(self, cell: CellWriter, thread: int) -> None:
+        self.words, self.text = cell.lane(thread)
+        self.words[layout.IDENT] = threading.get_ident()
+        self.last_method = ""
+        self.last_target = b""
+
+
+class Engine:
+    """Serves one app on inherited listeners, with `settings.threads` threads.
+
+    Args:
+        app: the WSGI app.
+        listeners: listening sockets, non-blocking.
+        settings: of this generation.
+        cell: the worker's scoreboard cell.
+        log: for the app's errors.
+        access: the access log, or None.
+        quota: answer this many requests, then call `on_quota` (0: never).
+        on_quota: asks for a successor.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        listeners: list[socket.socket],
+        settings: Settings,
+        cell: CellWriter,
+        log: Log,
+        access: AccessLog | None,
+        quota: int,
+        on_quota: Callable[[int], None],
+    ) -> None:
+        self._app = app
+        self._cell = cell
+        self._log = log
+        self._access = access
+        self._quota = quota
+        self._on_quota = on_quota
+        self._threads = settings.threads
+        self._keepalive = settings.keepalive
+        self._graceful_timeout = settings.graceful_timeout
+        self._oneshot = _ONESHOT if self._threads > 1 else 0
+        self._epoll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._wake, _IN)
+        self._readers: dict[int, Callable[[], None]] = {self._wake: self._drain_wake}
+        shared = worker_environ(multithread=self._threads > 1)
+        self._listeners: dict[int, tuple[socket.socket, Environ]] = {
+            listener.fileno(): (listener, listener_environ(shared, listener.getsockname()))
+            for listener in listeners
+        }
+        self._connections: dict[int, Connection] = {}
+        self._events: deque[tuple[int, int]] = deque()
+        self._leader = threading.Lock()
+        self._arming = threading.Lock()
+        self._accepting = False
+        self._resume_accepting: float | None = None
+        self._next_sweep = 0.0
+        self._drain_deadline: float | None = None
+        self._done = False
+        self._date_second = 0
+        self._date_server = b""
+        self._answered = 0
+        self.draining = False
+
+    # -- what the worker's life cycle calls --------------------------------------------------------------
+
+    def add_reader(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call `callback` in the loop whenever `fd` is readable."""
+        self._readers[fd] = callback
+        self._epoll.register(fd, _IN)
+
+    def remove_reader(self, fd: int) -> None:
+        del self._readers[fd]
+        self._epoll.unregister(fd)
+
+    def wake(self) -> None:
+        """Make the loop look around; may be called from a signal handler."""
+        os.eventfd_write(self._wake, 1)
+
+    def drain(self) -> None:
+        """Stop accepting; `run` returns when what is there has been answered or the time is over.
+
+        May be called from a signal handler: it only leaves a note for the loop.
+        """
+        self.draining = True
+        self.wake()
+
+    def run(self) -> None:
+        """Serve until drained. The calling thread is one of the engine's."""
+        self._accept_on()
+        others = [
+            threading.Thread(
+                target=self._run_shared, args=(number,), name=f"ostler-{number + 1}", daemon=True
+            )
+            for number in range(1, self._threads)
+        ]
+        for thread in others:
+            thread.start()
+        if others:
+            self._run_shared(0)
+            for thread in others:
+                thread.join(max(0.0, (self._drain_deadline or 0.0) - time.monotonic()))
+        else:
+            self._run_alone()
+
+    # -- the loops ---------------------------------------------------------------------------------------
+
+    def _run_alone(self) -> None:
+        lane = Lane(self._cell, 0)
+        poll = self._epoll.poll
+        connections = self._connections
+        header = self._cell.header
+        monotonic_ns = time.monotonic_ns
+        while not self._done:
+            events = poll(self._patience(), _BATCH)
+            now_ns = monotonic_ns()
+            header[layout.HEARTBEAT] = now_ns
+            now = now_ns / 1e9
+            self._tick()
+            for fd, _ in events:
+                connection = connections.get(fd)
+                if connection is None:
+                    self._other_event(fd, lane, now)
+                elif self._receive(connection, lane, now):
+                    self._serve(connection, lane)
+            if now >= self._next_sweep or self.draining:
+                self._sweep(now, lane)
+
+    def _run_shared(self, thread: int) -> None:
+        lane = Lane(self._cell, thread)
+        while True:
+            with self._leader:
+                connection = self._lead(lane)
+            if connection is None:
+                return
+            self._serve(connection, lane)
+            self._arm(connection)
+
+    def _lead(self, lane: Lane) -> Connection | None:
+        """Wait, as the leader, for a connection with a whole request; None when the engine is done."""
+        while not self._done:
+            if not self._events:
+                now = time.monotonic()
+                if now >= self._next_sweep or self.draining:
+                    # While no event is pending: whatever is armed is the leader's to close.
+                    self._sweep(now, lane)
+                self._events.extend(self._epoll.poll(self._patience(), _BATCH))
+                self._cell.header[layout.HEARTBEAT] = time.monotonic_ns()
+                self._tick()
+            now = time.monotonic()
+            while self._events:
+                fd, _ = self._events.popleft()
+                connection = self._connections.get(fd)
+                if connection is None:
+                    self._other_event(fd, lane, now)
+                    continue
+                connection.armed = False
+                if self._receive(connection, lane, now):
+                    return connection
+                self._arm(connection)
+        return None
+
+    def _patience(self) -> float:
+        return _SWEEP_DRAINING if self.draining else _SWEEP
+
+    def _tick(self) -> None:
+        second = int(time.time())
+        if second != self._date_second:
+            self._date_second = second
+            self._date_server = f"Server: ostler\r\nDate: {formatdate(second, usegmt=True)}\r\n".encode()
+
+    def _drain_wake(self) -> None:
+        if not self._done:
+            os.eventfd_read(self._wake)
+
+    def _other_event(self, fd: int, lane: Lane, now: float) -> None:
+        if fd in self._listeners:
+            self._accept(fd, lane, now)
+        elif fd in self._readers:
+            self._readers[fd]()
+
+    # -- accepting ---------------------------------------------------------------------------------------
+
+    def _accept_on(self) -> None:
+        for fd in self._listeners:
+            # Of the workers that wait, the kernel wakes one, not all.
+            self._epoll.register(fd, _IN | select.EPOLLEXCLUSIVE)
+        self._accepting = True
+
+    def _accept_off(self) -> None:
+        if self._accepting:
+            for fd in self._listeners:
+                self._epoll.unregister(fd)
+        self._accepting = False
+
+    def _accept(self, listener_fd: int, lane: Lane, now: float) -> None:
+        """Take one connection: taking all would leave siblings idle that were woken for the same."""
+        listener, environ = self._listeners[listener_fd]
+        if not self._accepting:
+            return
+        try:
+            sock, peer = listener.accept()
+        except OSError as error:
+            if error.errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
+                self._accept_off()
+                self._resume_accepting = now + _ACCEPT_PAUSE
+                self._log.error("accept_paused", reason=error.strerror, seconds=_ACCEPT_PAUSE)
+            return  # a sibling was quicker, or the client went away again
+        sock.setblocking(False)
+        connection = Connection(sock, connection_environ(environ, peer), now)
+        self._connections[connection.fd] = connection
+        lane.words[layout.OPENED] += 1
+        self._epoll.register(connection.fd, _IN | self._oneshot)
+
+    # -- one connection ----------------------------------------------------------------------------------
+
+    def _receive(self, connection: Connection, lane: Lane, now: float) -> bool:
+        """Do the I/O that an event is about; True if there is a request to serve."""
+        if connection.unsent:
+            return self._flush(connection, lane, now)
+        try:
+            data = connection.sock.recv(_READ_SIZE)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._close(connection, lane)
+            return False
+        if not data:
+            self._close(connection, lane)
+            return False
+        if connection.lingering:
+            return False
+        connection.idle_since = now
+        parser = connection.parser
+        try:
+            parser.feed(data)
+        except ProtocolViolation as violation:
+            connection.closing = True
+            if not parser.requests:
+                self._refuse(connection, violation, lane)
+            return bool(parser.requests)
+        if parser.requests:
+            return True
+        if parser.wants_continue:
+            parser.wants_continue = False
+            self._send(connection, response.CONTINUE, lane)
+        return False
+
+    def _flush(self, connection: Connection, lane: Lane, now: float) -> bool:
+        """Go on with an answer the client was slow to take; True if a request waits behind it."""
+        connection.idle_since = now
+        try:
+            if not connection.flush():
+                return False
+        except OSError:
+            self._close(connection, lane)
+            return False
+        if not self._oneshot:
+            self._epoll.modify(connection.fd, _IN)
+        if connection.parser.requests:
+            return True
+        if connection.closing:
+            self._linger(connection, lane)
+        return False
+
+    def _arm(self, connection: Connection) -> None:
+        """Give a connection back to the leader (several threads only)."""
+        # The lock keeps the leader from closing it between the two steps, after which its number could
+        # already be another connection's.
+        with self._arming:
+            if not connection.closed:
+                connection.armed = True
+                self._epoll.modify(connection.fd, (_OUT if connection.unsent else _IN) | _ONESHOT)
+
+    def _send(self, connection: Connection, data: bytes, lane: Lane) -> None:
+        try:
+            connection.send(data)
+        except OSError:
+            self._close(connection, lane)
+            return
+        if connection.unsent and not self._oneshot:
+            self._epoll.modify(connection.fd, _OUT)
+
+    def _refuse(self, connection: Connection, violation: ProtocolViolation, lane: Lane) -> None:
+        text = f"{violation.status[4:]}\n"
+        self._send(connection, response.plain_answer(violation.status, text, self._date_server), lane)
+        if not connection.unsent:
+            self._linger(connection, lane)
+
+    def _linger(self, connection: Connection, lane: Lane) -> None:
+        connection.lingering = True
+        try:
+            connection.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._close(connection, lane)
+
+    def _close(self, connection: Connection, lane: Lane) -> None:
+        if not connection.closed:
+            connection.closed = True
+            del self._connections[connection.fd]
+            lane.words[layout.CLOSED] += 1
+            connection.sock.close()  # leaves the epoll with it
+
+    # -- one request -------------------------------------------------------------------------------------
+
+    def _serve(self, connection: Connection, lane: Lane) -> None:
+        """Answer the requests that are there, as far as the client takes the answers."""
+        words = lane.words
+        requests = connection.parser.requests
+        while requests and not connection.unsent:
+            request = requests.pop(0)
+            may_keep_alive = not (self.draining or connection.closing) and self._keepalive > 0
+            exchange = Exchange(request, connection, self._date_server, may_keep_alive)
+            environ = request_environ(connection.environ, request)
+            if request.target != lane.last_target or request.method != lane.last_method:
+                self._note_request(lane, request.method, request.target)
+            words[layout.STARTED] = started = time.monotonic_ns()
+            gone = False
+            try:
+                exchange.run(self._app, environ)
+            except ClientGone:
+                gone = True
+            words[layout.STARTED] = 0
+            ended = time.monotonic_ns()
+            took = ended - started
+            connection.idle_since = ended / 1e9
+            code = exchange.code
+            words[layout.REQUESTS] += 1
+            words[layout.BYTES_SENT] += exchange.sent
+            words[layout.STATUS_CLASSES - 1 + code // 100] += 1
+            words[layout.HISTOGRAM + layout.bucket_of(took)] += 1
+            if code >= 500:
+                words[layout.ERRORS] += 1
+            if exchange.error is not None:
+                self._log.error(
+                    "request_failed",
+                    method=request.method,
+                    path=request.target.partition(b"?")[0].decode("latin-1"),
+                    traceback=exchange.error,
+                )
+            if self._access is not None:
+                self._access.write(
+                    Served(
+                        request.method,
+                        request.target.decode("latin-1"),
+                        request.protocol,
+                        environ,
+                        exchange.status,
+                        exchange.headers,
+                        exchange.sent,
+                        took,
+                    )
+                )
+            connection.served += 1
+            if request.body is not None:
+                environ["wsgi.input"].close()
+            if self._quota:
+                self._count_down()
+            if gone:
+                self._close(connection, lane)
+                return
+            if not exchange.keep_alive:
+                self._end(connection, request.keep_alive, lane)
+                return
+        if connection.unsent:
+            if not self._oneshot:
+                self._epoll.modify(connection.fd, _OUT)
+        elif connection.closing:
+            self._refuse(connection, ProtocolViolation(), lane)
+
+    def _end(self, connection: Connection, surprise: bool, lane: Lane) -> None:
+        """The last answer of a connection was given; `surprise`: the client did not ask for the end."""
+        connection.closing = True
+        connection.parser.requests.clear()
+        if connection.unsent:
+            if not self._oneshot:
+                self._epoll.modify(connection.fd, _OUT)
+        elif surprise:
+            # It may be sending the next request already; a plain close would answer that with a reset,
+            # which can take away the answer that is on its way.
+            self._linger(connection, lane)
+        else:
+            self._close(connection, lane)
+
+    def _note_request(self, lane: Lane, method: str, target: bytes) -> None:
+        """Put the request's name into the scoreboard; only while nothing is in flight in the lane."""
+        lane.last_method, lane.last_target = method, target
+        name = method.encode("latin-1")[: layout.METHOD_SIZE]
+        path = target[: layout.PATH_SIZE]
+        lane.text[: len(name)] = name
+        lane.text[layout.METHOD_SIZE : layout.METHOD_SIZE + len(path)] = path
+        lane.words[layout.METHOD_LENGTH] = len(name)
+        lane.words[layout.PATH_LENGTH] = len(path)
+
+    def _count_down(self) -> None:
+        self._answered += 1
+        if self._answered >= self._quota:
+            self._quota = 0
+            self._on_quota(self._answered)
+
+    # -- what time brings --------------------------------------------------------------------------------
+
+    def _sweep(self, now: float, lane: Lane) -> None:
+        """Close what idles too long, go on accepting after a pause, end when drained."""
+        self._next_sweep = now + self._patience()
+        if self.draining:
+            if self._drain_deadline is None:
+                self._accept_off()
+                self._drain_deadline = now + self._graceful_timeout
+            self._resume_accepting = None
+        elif self._resume_accepting is not None and now >= self._resume_accepting:
+            self._resume_accepting = None
+            self._accept_on()
+        for connection in list(self._connections.values()):
+            with self._arming:
+                if self._is_stale(connection, now):
+                    self._close(connection, lane)
+        if (self.draining and not self._connections and not self._events) or (
+            self._drain_deadline is not None and now >= self._drain_deadline
+        ):
+            self._done = True
+
+    def _is_stale(self, connection: Connection, now: float) -> bool:
+        """Whether a connection has idled too long and no thread is serving it."""
+        if self._oneshot and not connection.armed:
+            return False
+        if connection.lingering:
+            return now - connection.idle_since > _LINGER
+        if connection.unsent or connection.parser.receiving:
+            return now - connection.idle_since > _RECEIVE_STALL
+        limit = self._keepalive if connection.served else max(self._keepalive, _FIRST_REQUEST)
+        if self.draining:
+            limit = min(limit, _DRAIN_IDLE)
+        return now - connection.idle_since > limit and not _has_data(connection.sock)
+
+
+def _has_data(sock: socket.socket) -> bool:
+    """Whether bytes have arrived that nobody has read: a request in the very moment of closing."""
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False

@@ -1,0 +1,124 @@
+"""Finding the app: MODULE:NAME, MODULE:NAME.ATTRIBUTE, MODULE:FACTORY(args)."""
+
+import ast
+import importlib
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, cast
+
+from supervisor.settings.table import Settings
+from supervisor.wsgi.exchange import App
+
+
+class AppLoadError(Exception):
+    """The app can't be loaded.
+
+    Args:
+        reason: one line.
+        trace: the app's own traceback, or None if the mistake is in how the app was named.
+    """
+
+    def __init__(self, reason: str, trace: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.trace = trace
+
+
+def prepare(settings: Settings) -> None:
+    """Set up the process for the app: folder, environment, module search path.
+
+    Raises:
+        AppLoadError: the folder does not exist.
+    """
+    if settings.chdir:
+        try:
+            os.chdir(settings.chdir)
+        except OSError as error:
+            raise AppLoadError(f"chdir: can't enter {settings.chdir!r}: {error.strerror}") from None
+    for pair in settings.raw_env:
+        name, _, value = pair.partition("=")
+        os.environ[name] = value
+    here = str(Path.cwd())
+    for folder in (*reversed(settings.pythonpath), here):
+        path = str(Path(folder).absolute())
+        if path in sys.path:
+            sys.path.remove(path)
+        sys.path.insert(0, path)
+
+
+def load_app(spec: str) -> App:
+    """Import the app.
+
+    Raises:
+        AppLoadError: with the app's traceback if its code raised.
+    """
+    module_name, _, expression = spec.partition(":")
+    try:
+        importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # Without a traceback only if it is the very module that was asked for.
+        missing = error.name or ""
+        if module_name == missing or module_name.startswith(f"{missing}."):
+            reason = f"no module named {missing!r} in {Path.cwd()} (see --chdir and --pythonpath)"
+            raise AppLoadError(f"wsgi_app: can't load {spec!r}: {reason}") from None
+        raise _raised(spec, error) from error
+    except BaseException as error:
+        raise _raised(spec, error) from error
+    return _resolve(spec, sys.modules[module_name], expression or "application")
+
+
+def _resolve(spec: str, module: Any, expression: str) -> App:
+    try:
+        node = ast.parse(expression, mode="eval").body
+    except SyntaxError:
+        raise AppLoadError(f"wsgi_app: can't read {spec!r}; write MODULE:NAME or MODULE:FACTORY()") from None
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    call = isinstance(node, ast.Call)
+    if isinstance(node, ast.Call):
+        try:
+            args = [ast.literal_eval(arg) for arg in node.args]
+            kwargs = {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
+        except ValueError:
+            raise AppLoadError(f"wsgi_app: arguments in {spec!r} must be literals") from None
+        node = node.func
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.insert(0, node.attr)
+        node = node.value
+    if not isinstance(node, ast.Name):
+        raise AppLoadError(f"wsgi_app: can't read {spec!r}; write MODULE:NAME or MODULE:FACTORY()")
+    found: Any = module
+    for name in (node.id, *names):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise AppLoadError(f"wsgi_app: {spec!r}: {module.__name__} has no {name!r}") from None
+    if call:
+        try:
+            found = found(*args, **kwargs)
+        except BaseException as error:
+            raise _raised(spec, error) from error
+    if not callable(found):
+        raise AppLoadError(f"wsgi_app: {spec!r} is no callable but {type(found).__name__}")
+    return cast("App", found)
+
+
+def _raised(spec: str, error: BaseException) -> AppLoadError:
+    text = " ".join(str(error).split())
+    reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return AppLoadError(f"can't load {spec!r}: {reason}", _app_traceback(error))
+
+
+def _app_traceback(error: BaseException) -> str:
+    """The traceback from the app's first frame on: how we came to import it helps nobody."""
+    frames = error.__traceback__
+    while frames is not None and _is_ours(frames.tb_frame.f_code.co_filename):
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(type(error), error, frames)).rstrip()
+
+
+def _is_ours(filename: str) -> bool:
+    return filename == __file__ or "importlib" in filename

@@ -1,0 +1,195 @@
+"""The built dashboard in a real browser, against a scripted API. Every wait is for something on the page."""
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from supervisor.control.pages import STATIC
+from supervisor.control.views import ErrorView
+from tests.browser.fake_api import (
+    CODE,
+    TRACEBACK,
+    FakeApi,
+    a_reload,
+    a_request,
+    a_status,
+    a_worker,
+    some_workers,
+)
+
+# Generous, for a busy machine; a test that passes never waits for it.
+expect.set_options(timeout=20_000)
+
+CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no {CHROMIUM} (apt install chromium)"),
+    pytest.mark.skipif(
+        not (STATIC / "index.html").exists(),
+        reason="the dashboard is not built (cd web; npm ci; npm run build)",
+    ),
+]
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+            ],
+        )
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[FakeApi]:
+    async with FakeApi() as api:
+        yield api
+
+
+@pytest.fixture
+async def page(browser: Browser, api: FakeApi) -> Page:
+    """The dashboard, logged in and live."""
+    return await opened(await browser.new_page(), api)
+
+
+async def opened(page: Page, api: FakeApi) -> Page:
+    await page.goto(api.login_url)
+    await expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    return page
+
+
+async def test_health_and_workers_are_shown(page: Page) -> None:
+    """The health sentence and a row for every worker appear, with the requests in flight."""
+    await expect(page.get_by_role("heading", level=1)).to_contain_text("All 4 workers are ready.")
+    rows = page.locator("tr[data-slot]")
+    await expect(rows).to_have_count(4)
+    await expect(rows.nth(2)).to_contain_text("41203")
+    await expect(rows.nth(2)).to_contain_text("POST /checkout/confirm")
+    await expect(rows.nth(1)).to_contain_text("idle")
+    await expect(page.locator(".plot canvas")).to_have_count(2)
+    await expect(page).to_have_title("shop · Ostler")
+
+
+async def test_page_follows_the_stream(page: Page, api: FakeApi) -> None:
+    """What the supervisor tells is on the page at once, an overdue request in so many words."""
+    api.tell("status", a_status(state="degraded", ready=3, health="3 of 4 workers are ready."))
+    await expect(page.get_by_role("heading", level=1)).to_contain_text("degraded: 3 of 4 workers are ready.")
+    await expect(page).to_have_title("shop: degraded · Ostler")
+    slow = a_request(4, "GET", "/reports", 31.5)
+    api.tell("workers", [*some_workers()[:3], a_worker(4, slow)])
+    await expect(page.locator("tr[data-slot='4']")).to_contain_text("over")
+    api.tell("workers", some_workers()[:2])
+    await expect(page.locator("tr[data-slot]")).to_have_count(2)
+
+
+async def test_scale_up(page: Page, api: FakeApi) -> None:
+    """The + button asks for one worker more, and the new wish is shown."""
+    api.asked.clear()
+    await page.get_by_role("button", name="Add a worker").click()
+    await expect(page.get_by_role("group", name="Number of workers")).to_contain_text("4 of 5 ready")
+    assert api.asked == [("/v1/scale", {"delta": 1})]
+
+
+async def test_refusal_is_explained(page: Page, api: FakeApi) -> None:
+    """An action that the supervisor refuses shows the supervisor's own words."""
+    api.refusals["/v1/workers/3/recycle"] = ErrorView("conflict", "Worker 3 is being replaced already.")
+    await page.get_by_role("button", name="Recycle worker 3").click()
+    await expect(page.get_by_role("alert")).to_contain_text("Worker 3 is being replaced already.")
+    assert api.asked[-1][0] == "/v1/workers/3/recycle"
+
+
+async def test_failed_reload_shows_its_traceback(page: Page, api: FakeApi) -> None:
+    """A reload is followed from the click to its failure; the reason and the whole traceback are readable."""
+    await page.get_by_role("button", name="Reload", exact=True).click()
+    assert api.asked[-1] == ("/v1/reload", {})
+    button = page.get_by_role("button", name="Reloading…")
+    await expect(button).to_have_attribute("aria-disabled", "true")
+    api.tell("status", a_status(state="reloading", health="Reloading.", reload=a_reload("canary")))
+    await expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "1")
+
+    reason = "ImportError: cannot import name 'vat_rate'"
+    api.tell("status", a_status(reload=a_reload("failed", reason=reason, traceback=TRACEBACK)))
+    panel = page.locator(".failure")
+    await expect(panel).to_contain_text(reason)
+    await expect(panel).to_contain_text("The old generation goes on serving.")
+    await expect(panel.locator("pre")).to_have_text(TRACEBACK.strip())
+    await expect(page.get_by_role("button", name="Reload", exact=True)).to_have_attribute(
+        "aria-disabled", "false"
+    )
+
+
+async def test_login_link_is_used_up(browser: Browser, api: FakeApi) -> None:
+    """The code goes to the API once and leaves the address bar; the session survives a reload of the page."""
+    page = await opened(await browser.new_page(), api)
+    assert page.url == f"{api.url}/"
+    await page.reload()
+    await expect(page.get_by_text("Live", exact=True)).to_be_visible()
+    assert api.asked == [("/v1/login", {"code": CODE})]
+
+
+async def test_login_by_hand(browser: Browser, api: FakeApi) -> None:
+    """Without a session the page says how to get a link; a wrong one is refused, a pasted one lets in."""
+    page = await browser.new_page()
+    await page.goto(api.url)
+    await expect(page.get_by_text("ctl open")).to_be_visible()
+    field = page.get_by_label("Login link or code")
+    await field.fill("wrong")
+    await field.press("Enter")
+    await expect(page.get_by_role("alert")).to_contain_text("used up or wrong")
+    await field.fill(api.login_url)
+    await field.press("Enter")
+    await expect(page.locator("tr[data-slot]")).to_have_count(4)
+
+
+async def test_lost_connection_comes_back(page: Page, api: FakeApi) -> None:
+    """A broken stream is opened again, and what happened meanwhile is there."""
+    api.status = a_status(health="All is well again.")
+    api.hang_up()
+    await expect(page.get_by_role("heading", level=1)).to_contain_text("All is well again.")
+    await expect(page.get_by_text("Live", exact=True)).to_be_visible()
+
+
+async def test_gone_supervisor_is_named(browser: Browser) -> None:
+    """When nobody answers any more, the page says so, tells how old its data is and offers nothing."""
+    async with FakeApi() as api:
+        page = await opened(await browser.new_page(), api)
+    await expect(page.get_by_role("heading", level=1)).to_contain_text("The supervisor does not answer.")
+    await expect(page.get_by_text("Connection lost, last data")).to_be_visible()
+    await expect(page.get_by_role("button", name="Add a worker")).to_have_attribute("aria-disabled", "true")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+async def test_both_schemes_render_cleanly(browser: Browser, api: FakeApi, scheme: str, width: int) -> None:
+    """No error in the console (the content security policy's included), no sideways scrolling."""
+    page = await browser.new_page(
+        color_scheme="dark" if scheme == "dark" else "light", viewport={"width": width, "height": 800}
+    )
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    await opened(page, api)
+    await expect(page.locator("tr[data-slot]")).to_have_count(4)
+    await expect(page.locator(".plot canvas")).to_have_count(2)
+
+    ground = await page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    lightness = sum(int(part) for part in ground.strip("rgb()").split(",")) / 3
+    assert (lightness < 128) == (scheme == "dark")
+    assert await page.evaluate("document.documentElement.scrollWidth") == width
+    assert complaints == []

@@ -1,0 +1,460 @@
+"""A stage for the fleet: a simulated shell, kernel and user code with a virtual clock.
+
+`World` performs the fleet's actions as the real ones would, and says so itself when the fleet asks for the
+impossible (a spawn by a dead fork server, a signal to a reaped process). Nothing moves by itself: each step
+of a fork server or worker is one call, and time passes in `pass_time`. `settle` lets everything obey.
+
+`Play` puts short words on top of it, so that a test reads as a play:
+
+    running(workers=2).exits(1, signal=9).then(spawn(1)).ready(1).then()
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from supervisor.fleet import actions, events
+from supervisor.fleet.machine import Fleet
+from supervisor.fleet.model import ExitStatus, FleetPolicy
+
+_EPSILON = 1e-6
+
+
+# -- the world ------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class SimForkServer:
+    state: Literal["started", "configured", "up"] = "started"
+    told: Literal["stop", "kill"] | None = None
+
+
+@dataclass(slots=True)
+class SimWorker:
+    slot: int
+    generation: int
+    state: Literal["asked", "booting", "serving"] = "asked"
+    """asked: the fork server has not forked it yet."""
+    told: Literal["drain", "quit", "abort", "kill"] | None = None
+
+
+class World:
+    """All that is outside of the fleet.
+
+    Attributes:
+        policy: what the next evaluated configuration says, if nothing else is asked for.
+        fork_servers: live ones by generation.
+        workers: by launch, from the wish to spawn them to their reaping.
+        launched: slot and generation of every launch there ever was.
+    """
+
+    def __init__(self, policy: FleetPolicy | None = None) -> None:
+        self.fleet = Fleet()
+        self.now = 1000.0
+        self.policy = policy or FleetPolicy()
+        self.fork_servers: dict[int, SimForkServer] = {}
+        self.workers: dict[int, SimWorker] = {}
+        self.launched: dict[int, tuple[int, int]] = {}
+        self.finished: list[actions.Finish] = []
+        self.policies: dict[int, FleetPolicy] = {}
+
+    def hand_in(self, event: events.Event) -> list[actions.Action]:
+        """Give the fleet an event and perform what it answers."""
+        out = self.fleet.handle(event, self.now)
+        for action in out:
+            self.perform(action)
+        return out
+
+    def perform(self, action: actions.Action) -> None:
+        match action:
+            case actions.StartForkServer(generation):
+                assert generation not in self.fork_servers, f"{action}: it has one"
+                self.fork_servers[generation] = SimForkServer()
+            case actions.LoadApp(generation):
+                assert self.fork_servers[generation].state == "configured", action
+            case actions.StopForkServer(generation):
+                self.fork_servers[generation].told = "stop"
+            case actions.KillForkServer(generation):
+                self.fork_servers[generation].told = "kill"
+            case actions.Spawn(launch, slot, generation):
+                server = self.fork_servers[generation]
+                assert server.state == "up" and not server.told, f"{action}: it can't spawn"
+                assert launch not in self.launched, f"{action}: launches are never reused"
+                self.workers[launch] = SimWorker(slot, generation)
+                self.launched[launch] = slot, generation
+            case actions.Drain(launch):
+                assert self.workers[launch].state == "serving", f"{action}: it does not serve"
+                self.workers[launch].told = "drain"
+            case actions.Quit(launch) | actions.Abort(launch) | actions.Kill(launch):
+                worker = self.workers[launch]
+                # There is nobody to be signalled before the fork.
+                if worker.state != "asked":
+                    told: Literal["quit", "abort", "kill"]
+                    told = {actions.Quit: "quit", actions.Abort: "abort"}.get(type(action), "kill")  # type: ignore[assignment]
+                    worker.told = told
+            case actions.DumpStack(launch):
+                assert launch in self.workers, action
+            case actions.Finish():
+                assert not self.workers and not self.fork_servers, f"{action}: something is left"
+                self.finished.append(action)
+            case actions.Report() | actions.Serving() | actions.ReloadEnded() | actions.Stopping():
+                pass
+
+    # Fork servers. What a dead one was asked to spawn never comes.
+
+    def configure(self, generation: int, policy: FleetPolicy | None = None) -> None:
+        self.fork_servers[generation].state = "configured"
+        # One generation's configuration is the same each time it is evaluated.
+        policy = self.policies.setdefault(generation, policy or self.policy)
+        self.hand_in(events.ForkServerConfigured(generation, policy))
+
+    def load(self, generation: int) -> None:
+        self.fork_servers[generation].state = "up"
+        self.hand_in(events.AppLoaded(generation))
+
+    def end_fork_server(self, generation: int, status: ExitStatus) -> None:
+        del self.fork_servers[generation]
+        for launch, worker in list(self.workers.items()):
+            if worker.generation == generation and worker.state == "asked":
+                del self.workers[launch]
+        self.hand_in(events.ForkServerExited(generation, status))
+
+    # Workers.
+
+    def fork(self, launch: int) -> None:
+        self.workers[launch].state = "booting"
+        self.hand_in(events.WorkerForked(launch, pid=10_000 + launch))
+
+    def fail_to_fork(self, launch: int, reason: str = "no memory") -> None:
+        del self.workers[launch]
+        self.hand_in(events.SpawnFailed(launch, reason))
+
+    def boot(self, launch: int) -> None:
+        self.workers[launch].state = "serving"
+        self.hand_in(events.WorkerReady(launch))
+
+    def reap(self, launch: int, status: ExitStatus) -> None:
+        del self.workers[launch]
+        self.hand_in(events.WorkerExited(launch, status))
+
+    # Time, and everybody doing what they are told.
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass, with a timer that does what `Fleet.next_deadline` asks for."""
+        end = self.now + seconds
+        at_once = 0
+        while (deadline := self.fleet.next_deadline()) is not None and deadline <= end:
+            at_once = at_once + 1 if deadline <= self.now else 0
+            assert at_once < 10, f"the timer spins: it is {self.now}, the deadline is {deadline}"
+            self.now = max(self.now, deadline)
+            self.hand_in(events.DeadlinePassed())
+        self.now = end
+
+    def step(self) -> bool:
+        """Let one process do what it should do next; False if all wait for the fleet or for time."""
+        for generation, server in self.fork_servers.items():
+            if server.told:
+                self.end_fork_server(generation, _ended_by(server.told))
+                return True
+            if server.state == "started":
+                self.configure(generation)
+                return True
+            if server.state == "configured":
+                self.load(generation)
+                return True
+        for launch, worker in self.workers.items():
+            if worker.state == "asked":
+                self.fork(launch)
+                return True
+            if worker.told:
+                self.reap(launch, _ended_by(worker.told))
+                return True
+            if worker.state == "booting":
+                self.boot(launch)
+                return True
+        return False
+
+    def settle(self, limit: float = 600.0) -> None:
+        """Let everybody obey, and time pass, until nothing is left to be done."""
+        end = self.now + limit
+        while True:
+            if self.step():
+                continue
+            deadline = self.fleet.next_deadline()
+            if deadline is None:
+                return
+            assert deadline <= end, f"not at rest after {limit} seconds"
+            self.pass_time(deadline - self.now)
+
+
+def _ended_by(told: str) -> ExitStatus:
+    return {"kill": ExitStatus(signal=9), "abort": ExitStatus(signal=6)}.get(told, ExitStatus(code=0))
+
+
+# -- what a play expects --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Cue:
+    """An action by its effect: what is done to which slot and generation; None stands for any."""
+
+    what: str
+    slot: int | None = None
+    generation: int | None = None
+
+    def fits(self, other: "Cue") -> bool:
+        return (
+            self.what == other.what
+            and self.slot in (None, other.slot)
+            and self.generation in (None, other.generation)
+        )
+
+    def __str__(self) -> str:
+        slot = "" if self.slot is None else f" slot {self.slot}"
+        generation = "" if self.generation is None else f" gen {self.generation}"
+        return self.what + slot + generation
+
+
+def spawn(slot: int, generation: int | None = None) -> Cue:
+    return Cue("Spawn", slot, generation)
+
+
+def drain(slot: int, generation: int | None = None) -> Cue:
+    return Cue("Drain", slot, generation)
+
+
+def end(slot: int, generation: int | None = None) -> Cue:
+    return Cue("Quit", slot, generation)
+
+
+def abort(slot: int, generation: int | None = None) -> Cue:
+    return Cue("Abort", slot, generation)
+
+
+def kill(slot: int, generation: int | None = None) -> Cue:
+    return Cue("Kill", slot, generation)
+
+
+def dump_stack(slot: int) -> Cue:
+    return Cue("DumpStack", slot)
+
+
+def start_fork_server(generation: int) -> Cue:
+    return Cue("StartForkServer", generation=generation)
+
+
+def load_app(generation: int) -> Cue:
+    return Cue("LoadApp", generation=generation)
+
+
+def stop_fork_server(generation: int) -> Cue:
+    return Cue("StopForkServer", generation=generation)
+
+
+def kill_fork_server(generation: int) -> Cue:
+    return Cue("KillForkServer", generation=generation)
+
+
+def reload_ended(generation: int) -> Cue:
+    return Cue("ReloadEnded", generation=generation)
+
+
+SERVING = Cue("Serving")
+STOPPING = Cue("Stopping")
+FINISH = Cue("Finish")
+
+
+# -- the play -------------------------------------------------------------------------------------------
+
+
+class Play(World):
+    """A world in which a test names slots, not launches, and checks the fleet's answers in passing.
+
+    Events add the fleet's actions to those not looked at yet; `then` compares and forgets them. Reports are
+    no actions here: `said` looks for them.
+    """
+
+    def __init__(self, **policy: Any) -> None:
+        super().__init__(FleetPolicy(**policy))
+        self.unseen: list[Cue] = []
+        self.reports: list[actions.Report] = []
+
+    def perform(self, action: actions.Action) -> None:
+        if isinstance(action, actions.Report):
+            self.reports.append(action)
+        else:
+            self.unseen.append(self._cue(action))
+        super().perform(action)
+
+    def _cue(self, action: actions.Action) -> Cue:
+        slot, generation = getattr(action, "slot", None), getattr(action, "generation", None)
+        if (launch := getattr(action, "launch", None)) in self.launched:
+            slot, generation = self.launched[launch]
+        return Cue(type(action).__name__, slot, generation)
+
+    # What is expected.
+
+    def then(self, *expected: Cue) -> Self:
+        """These actions, in this order, and no others since the last look."""
+        seen, self.unseen = self.unseen, []
+        same = len(seen) == len(expected) and all(a.fits(b) for a, b in zip(expected, seen, strict=True))
+        assert same, f"expected {[str(cue) for cue in expected]}, seen {[str(cue) for cue in seen]}"
+        return self
+
+    def nothing_until(self, seconds: float) -> Self:
+        """No action before `seconds` from now; what happens at that moment is left for `then`."""
+        self.then()
+        moment = self.now + seconds
+        self.pass_time(seconds - _EPSILON)
+        self.then()
+        self.pass_time(moment - self.now + _EPSILON)
+        return self
+
+    def said(self, name: str, **fields: Any) -> Self:
+        """The newest report of this name has these fields."""
+        found = [report for report in self.reports if report.name == name]
+        assert found, f"no report {name!r}, only {[report.name for report in self.reports]}"
+        assert found[-1].fields | fields == found[-1].fields, found[-1]
+        return self
+
+    def never_said(self, name: str) -> Self:
+        assert not [report for report in self.reports if report.name == name], name
+        return self
+
+    # What happens: fork servers, by default the newest.
+
+    def start(self) -> Self:
+        return self.on(events.StartAsked())
+
+    def on(self, event: events.Event) -> Self:
+        """Hand in any event."""
+        self.hand_in(event)
+        return self
+
+    def configured(self, generation: int | None = None, **policy: Any) -> Self:
+        """The configuration is good; `policy` is what it changes."""
+        if policy:
+            self.policy = FleetPolicy(**policy)
+        self.configure(generation or max(self.fork_servers))
+        return self
+
+    def app_loaded(self, generation: int | None = None) -> Self:
+        self.load(generation or max(self.fork_servers))
+        return self
+
+    def loaded(self, generation: int | None = None, **policy: Any) -> Self:
+        """Configured, and the app loaded."""
+        return self.configured(generation, **policy).app_loaded(generation)
+
+    def generation_failed(
+        self,
+        generation: int | None = None,
+        reason: str = "bad",
+        traceback: str | None = None,
+        app_failed: bool = False,
+    ) -> Self:
+        number = generation or max(self.fork_servers)
+        return self.on(events.GenerationFailed(number, reason, traceback, app_failed))
+
+    def fork_server_exits(self, generation: int | None = None, signal: int = 9) -> Self:
+        self.end_fork_server(generation or max(self.fork_servers), ExitStatus(signal=signal))
+        return self
+
+    # What happens: workers, by slot.
+
+    def forked(self, slot: int) -> Self:
+        self.fork(self._booting(slot))
+        return self
+
+    def ready(self, *slots: int) -> Self:
+        """The newest worker of each slot is forked, boots and serves."""
+        for slot in slots:
+            launch = self._booting(slot)
+            if self.workers[launch].state == "asked":
+                self.fork(launch)
+            self.boot(launch)
+        return self
+
+    def boot_fails(self, slot: int, reason: str = "no app", traceback: str | None = None) -> Self:
+        """The newest worker of the slot says that it can't load the app, and exits."""
+        launch = self._booting(slot)
+        if self.workers[launch].state == "asked":
+            self.fork(launch)
+        self.hand_in(events.WorkerBootFailed(launch, reason, traceback))
+        self.reap(launch, ExitStatus(code=3))
+        return self
+
+    def exits(self, slot: int, code: int | None = None, signal: int | None = None) -> Self:
+        """A worker of the slot ends: the one that was told to, else the newest."""
+        here = self._here(slot)
+        told = [launch for launch in here if self.workers[launch].told]
+        launch = told[0] if told else here[-1]
+        if code is None and signal is None:
+            code = 0
+        self.reap(launch, ExitStatus(code, signal))
+        return self
+
+    def recycle_due(self, slot: int, requests: int = 1000) -> Self:
+        return self.on(events.RecycleDue(self._serving(slot), requests))
+
+    def overdue(self, slot: int, thread: int = 0, path: str = "/slow", age: float = 30.0) -> Self:
+        return self.on(events.RequestOverdue(self._serving(slot), thread, "GET", path, age))
+
+    def only_overdue_left(self, slot: int) -> Self:
+        return self.on(events.OnlyOverdueLeft(self._serving(slot)))
+
+    # What happens: wishes and time.
+
+    def scale(self, workers: int) -> Self:
+        return self.on(events.ResizeAsked("test", workers=workers))
+
+    def scale_by(self, delta: int) -> Self:
+        return self.on(events.ResizeAsked("test", delta=delta))
+
+    def reload(self) -> Self:
+        return self.on(events.ReloadAsked("test"))
+
+    def recycle(self, slot: int) -> Self:
+        return self.on(events.RecycleAsked("test", slot))
+
+    def pause(self) -> Self:
+        return self.on(events.PauseAsked("test"))
+
+    def stop(self) -> Self:
+        return self.on(events.StopAsked("test", "graceful"))
+
+    def stop_quickly(self) -> Self:
+        return self.on(events.StopAsked("test", "quick"))
+
+    def after(self, seconds: float) -> Self:
+        self.pass_time(seconds)
+        return self
+
+    def settled(self) -> Self:
+        """Everybody obeys until nothing is left to do; what was done on the way is not looked at."""
+        self.settle()
+        self.unseen.clear()
+        return self
+
+    # Who is there.
+
+    def slots(self, generation: int | None = None) -> list[int]:
+        """The slots of all serving workers that may stay, of one generation or of all."""
+        return sorted(
+            worker.slot
+            for worker in self.workers.values()
+            if worker.state == "serving" and not worker.told and generation in (None, worker.generation)
+        )
+
+    def _here(self, slot: int) -> list[int]:
+        return [launch for launch, worker in self.workers.items() if worker.slot == slot]
+
+    def _booting(self, slot: int) -> int:
+        return [launch for launch in self._here(slot) if self.workers[launch].state != "serving"][-1]
+
+    def _serving(self, slot: int) -> int:
+        return next(launch for launch in self._here(slot) if self.workers[launch].state == "serving")
+
+
+def running(**policy: Any) -> Play:
+    """A play whose fleet is at rest with all its workers ready."""
+    return Play(**policy).start().settled()

@@ -1,0 +1,416 @@
+"""The fleet against random worlds: whatever happens in whatever order, these things stay true."""
+
+from typing import Any
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from supervisor.fleet import actions, events, health
+from supervisor.fleet.model import (
+    Cause,
+    ExitStatus,
+    FleetPolicy,
+    GenerationState,
+    ReloadPhase,
+    WorkerState,
+)
+from tests.kit.play import World
+
+READY, BOOTING = WorkerState.READY, WorkerState.BOOTING
+
+POLICIES = st.builds(
+    FleetPolicy,
+    workers=st.integers(1, 4),
+    graceful_timeout=st.sampled_from([0.0, 5.0, 30.0]),
+    boot_timeout=st.sampled_from([0.0, 3.0, 60.0]),
+    timeout_grace=st.sampled_from([0.0, 2.0]),
+    max_surge=st.integers(1, 2),
+    boot_parallelism=st.integers(1, 3),
+)
+PICK = st.integers(0, 7)
+STATUSES = st.sampled_from(
+    [ExitStatus(code=0), ExitStatus(code=3), ExitStatus(signal=6), ExitStatus(signal=9), ExitStatus()]
+)
+# How many events a run sees before it may be stopped: a stop ends all that is interesting.
+BEFORE_STOP = 25
+
+
+class Watched(World):
+    """A world that checks each answer of the fleet.
+
+    Attributes:
+        predecessors: by launch, the launch that it replaces as planned.
+        reloads: how often the end of each reload was told, by generation.
+    """
+
+    def __init__(self, policy: FleetPolicy) -> None:
+        super().__init__(policy)
+        self.events = 0
+        self.predecessors: dict[int, int] = {}
+        self.reloads: dict[int, int] = {}
+
+    def hand_in(self, event: events.Event) -> list[actions.Action]:
+        fleet = self.fleet
+        states = {launch: worker.state for launch, worker in fleet.workers.items()}
+        served = {worker.slot for worker in fleet.workers.values() if worker.state is READY}
+        # Who may be replaced as planned: it leaves, and not because it hangs.
+        spawned, phase = fleet.spawned, fleet.reload.phase if fleet.reload else None
+        reload, stopping = fleet.reload, fleet.stopping
+        deadline = fleet.next_deadline()
+        out = super().hand_in(event)
+        self.events += 1
+
+        # A wish for a reload is answered exactly once.
+        if fleet.reload is not None:
+            self.reloads.setdefault(fleet.reload.generation, 0)
+        for action in out:
+            if isinstance(action, actions.ReloadEnded):
+                self.reloads[action.generation] += 1
+        assert all(times <= 1 for times in self.reloads.values()), self.reloads
+
+        # Only a death takes a ready worker from a wanted slot.
+        if not isinstance(event, events.WorkerExited):
+            serve = {worker.slot for worker in fleet.workers.values() if worker.state is READY}
+            lost = {slot for slot in served - serve if slot <= fleet.wanted}
+            assert not lost, f"slots {lost} are not served any more"
+        for action in out:
+            if isinstance(action, actions.Drain):
+                worker = fleet.workers[action.launch]
+                assert worker.slot > fleet.wanted or self._held(worker.slot), f"{action} before break"
+            elif isinstance(action, actions.Quit | actions.Abort | actions.Kill):
+                assert states.get(action.launch) is not READY or fleet.stopping == "quick", action
+
+        # A reload that fails before its first worker is ready leaves the ready ones alone.
+        if (
+            reload is not None
+            and reload.phase is ReloadPhase.FAILED
+            and phase in (ReloadPhase.LOADING, ReloadPhase.CANARY)
+            and not fleet.stopping
+        ):
+            for action in out:
+                if isinstance(action, actions.Drain | actions.Quit | actions.Abort | actions.Kill):
+                    assert states.get(action.launch) is not READY, action
+
+        self._check_spawns(out, states)
+
+        assert fleet.spawned >= spawned
+        assert stopping is None or fleet.stopping is not None
+        if fleet.stopping:
+            assert not any(isinstance(action, actions.Spawn | actions.StartForkServer) for action in out)
+
+        # The timer is never asked for the past, and each time that it fires something gets on.
+        after = fleet.next_deadline()
+        assert after is None or after >= self.now, f"deadline {after} is past, it is {self.now}"
+        if isinstance(event, events.DeadlinePassed) and deadline is not None and deadline <= self.now:
+            assert out or after is None or after > deadline, "the timer fired for nothing"
+        return out
+
+    def _held(self, slot: int) -> bool:
+        return any(
+            w.slot == slot and w.state is READY and w.leaving is None and w.generation == self.fleet.current
+            for w in self.fleet.workers.values()
+        )
+
+    def _check_spawns(self, out: list[actions.Action], states: dict[int, WorkerState]) -> None:
+        fleet, planned = self.fleet, False
+        for action in out:
+            if not isinstance(action, actions.Spawn):
+                continue
+            if action.generation == fleet.candidate:
+                assert action.slot == 1
+                continue
+            assert action.generation == fleet.current
+            assert action.slot <= fleet.wanted
+            before = [w for w in fleet.workers.values() if w.slot == action.slot and w.state is READY]
+            for worker in before:
+                assert worker.leaving, f"{action}: slot {action.slot} has a worker"
+                if worker.overdue_since is None:
+                    planned = True
+                    self.predecessors[action.launch] = worker.launch
+        policy = fleet.policy
+        if planned and policy is not None:
+            canary = fleet.candidate is not None
+            assert len(fleet.workers) <= fleet.wanted + policy.max_surge + canary, "beyond max_surge"
+
+
+class FleetMachine(RuleBasedStateMachine):
+    """Everything that can happen to a fleet, in any order."""
+
+    @initialize(policy=POLICIES, smooth=st.sampled_from([True, True, True, False]))
+    def start(self, policy: FleetPolicy, smooth: bool) -> None:
+        self.world = Watched(policy)
+        self.fleet = self.world.fleet
+        self.world.hand_in(events.StartAsked())
+        if smooth:
+            self.world.settle()
+
+    @property
+    def alive(self) -> bool:
+        return not self.world.finished
+
+    # -- fork servers ---------------------------------------------------------------------------------
+
+    def fork_servers(self, *states: str) -> list[int]:
+        return [n for n, server in self.world.fork_servers.items() if not states or server.state in states]
+
+    def workers(self, *states: str) -> list[int]:
+        return [n for n, worker in self.world.workers.items() if not states or worker.state in states]
+
+    @precondition(lambda self: self.fork_servers("started"))
+    @rule(pick=PICK, policy=POLICIES)
+    def fork_server_is_configured(self, pick: int, policy: FleetPolicy) -> None:
+        self.world.configure(_one(self.fork_servers("started"), pick), policy)
+
+    @precondition(lambda self: self._loadable())
+    @rule(pick=PICK)
+    def app_is_loaded(self, pick: int) -> None:
+        self.world.load(_one(self._loadable(), pick))
+
+    def _loadable(self) -> list[int]:
+        return self.fork_servers("configured")
+
+    @precondition(lambda self: self._may_fail_start() and self.fork_servers("started", "configured"))
+    @rule(pick=PICK, app=st.booleans())
+    def generation_fails(self, pick: int, app: bool) -> None:
+        number = _one(self.fork_servers("started", "configured"), pick)
+        self.world.hand_in(events.GenerationFailed(number, "bad", "Traceback" if app else None, app))
+
+    @precondition(lambda self: self._may_fail_start() and self.fork_servers())
+    @rule(pick=PICK, status=STATUSES)
+    def fork_server_exits(self, pick: int, status: ExitStatus) -> None:
+        self.world.end_fork_server(_one(self.fork_servers(), pick), status)
+
+    def _may_fail_start(self) -> bool:
+        """Give most fleets a chance to come up."""
+        return self.fleet.ever_ready or self.world.events > 4
+
+    # -- workers --------------------------------------------------------------------------------------
+
+    def _forkable(self) -> list[int]:
+        return self.workers("asked")
+
+    @precondition(lambda self: self._forkable())
+    @rule(pick=PICK)
+    def worker_is_forked(self, pick: int) -> None:
+        self.world.fork(_one(self._forkable(), pick))
+
+    @precondition(lambda self: self._may_fail_start() and self._forkable())
+    @rule(pick=PICK)
+    def fork_fails(self, pick: int) -> None:
+        self.world.fail_to_fork(_one(self._forkable(), pick))
+
+    @precondition(lambda self: self.workers("booting"))
+    @rule(pick=PICK)
+    def worker_is_ready(self, pick: int) -> None:
+        self.world.boot(_one(self.workers("booting"), pick))
+
+    @precondition(lambda self: self._may_fail_start() and self.workers("booting"))
+    @rule(pick=PICK, exits=st.booleans())
+    def boot_fails(self, pick: int, exits: bool) -> None:
+        launch = _one(self.workers("booting"), pick)
+        self.world.hand_in(events.WorkerBootFailed(launch, "no app", "Traceback"))
+        if exits:
+            self.world.reap(launch, ExitStatus(code=3))
+
+    @precondition(lambda self: self._may_fail_start() and self.workers("booting", "serving"))
+    @rule(pick=PICK, status=STATUSES)
+    def worker_exits(self, pick: int, status: ExitStatus) -> None:
+        self.world.reap(_one(self.workers("booting", "serving"), pick), status)
+
+    @precondition(lambda self: self.workers("serving"))
+    @rule(pick=PICK)
+    def recycle_is_due(self, pick: int) -> None:
+        self.world.hand_in(events.RecycleDue(_one(self.workers("serving"), pick), 1000))
+
+    @precondition(lambda self: self.workers("serving"))
+    @rule(pick=PICK, only=st.booleans())
+    def request_is_overdue(self, pick: int, only: bool) -> None:
+        launch = _one(self.workers("serving"), pick)
+        self.world.hand_in(events.RequestOverdue(launch, 0, "GET", "/", 30.0))
+        if only:
+            self.world.hand_in(events.OnlyOverdueLeft(launch))
+
+    # -- wishes ---------------------------------------------------------------------------------------
+
+    @rule(workers=st.integers(-1, 5))
+    def resize_is_asked(self, workers: int) -> None:
+        self.world.hand_in(events.ResizeAsked("test", workers=workers))
+
+    @rule(delta=st.integers(-3, 3))
+    def change_of_size_is_asked(self, delta: int) -> None:
+        self.world.hand_in(events.ResizeAsked("test", delta=delta))
+
+    @rule()
+    def reload_is_asked(self) -> None:
+        self.world.hand_in(events.ReloadAsked("test"))
+
+    @rule(slot=st.integers(0, 5))
+    def recycle_is_asked(self, slot: int) -> None:
+        self.world.hand_in(events.RecycleAsked("test", slot))
+
+    @rule()
+    def pause_is_asked(self) -> None:
+        self.world.hand_in(events.PauseAsked("test"))
+
+    @precondition(lambda self: self.world.events > BEFORE_STOP)
+    @rule(how=st.sampled_from(["graceful", "quick"]))
+    def stop_is_asked(self, how: Any) -> None:
+        self.world.hand_in(events.StopAsked("test", how))
+
+    # -- time, obedience, nonsense --------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.0, 0.1, 1.0, 4.0, 31.0, 100.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.world.pass_time(seconds)
+
+    @rule(steps=st.integers(1, 12))
+    def some_obey(self, steps: int) -> None:
+        for _ in range(steps):
+            if not self.world.step():
+                break
+
+    @rule()
+    def timer_fires_early(self) -> None:
+        self.world.hand_in(events.DeadlinePassed())
+
+    @rule(
+        kind=st.sampled_from(
+            [
+                lambda n: events.WorkerForked(n, 1),
+                lambda n: events.SpawnFailed(n, "late"),
+                events.WorkerReady,
+                lambda n: events.WorkerBootFailed(n, "late", None),
+                lambda n: events.WorkerExited(n, ExitStatus(code=0)),
+                lambda n: events.RecycleDue(n, 1),
+                lambda n: events.OnlyOverdueLeft(n),
+                lambda n: events.RequestOverdue(n, 0, "GET", "/", 30.0),
+            ]
+        ),
+        pick=PICK,
+    )
+    def gone_worker_is_heard_of(self, kind: Any, pick: int) -> None:
+        gone = [n for n in self.world.launched if n not in self.world.workers] + [10_000]
+        self.world.pass_time(0)  # so that nothing else is due
+        before = dict(self.fleet.workers)
+        out = self.world.hand_in(kind(gone[-1 - pick % len(gone)]))
+        assert out == []
+        assert self.fleet.workers == before
+
+    @rule(
+        kind=st.sampled_from(
+            [
+                lambda n: events.ForkServerConfigured(n, FleetPolicy(workers=9)),
+                events.AppLoaded,
+                lambda n: events.GenerationFailed(n, "late"),
+                lambda n: events.ForkServerExited(n, ExitStatus(code=0)),
+            ]
+        ),
+        pick=PICK,
+    )
+    def gone_generation_is_heard_of(self, kind: Any, pick: int) -> None:
+        self.world.pass_time(0)
+        last = max([*self.world.policies, 0])
+        gone = [n for n in range(1, last) if n not in self.fleet.generations] + [10_000]
+        out = self.world.hand_in(kind(gone[-1 - pick % len(gone)]))
+        assert out == []
+
+    @precondition(lambda self: self.alive and not self.fleet.stopping)
+    @rule()
+    def all_obey(self) -> None:
+        """However it came here: when everybody obeys, the fleet becomes what is wanted."""
+        self.world.settle()
+        fleet = self.fleet
+        assert fleet.candidate is None
+        assert fleet.reload is None or not fleet.reload.running
+        workers = list(fleet.workers.values())
+        assert sorted(w.slot for w in workers) == list(range(1, fleet.wanted + 1))
+        assert all(w.state is READY and w.leaving is None for w in workers)
+        assert {w.generation for w in workers} <= {fleet.current}
+        assert list(fleet.generations) == [fleet.current]
+        assert health.state(fleet) == ("paused" if fleet.paused else "ready")
+
+    # -- always ---------------------------------------------------------------------------------------
+
+    @invariant()
+    def fleet_knows_the_world(self) -> None:
+        """Each process is known, and nothing else is: what was started will be reaped."""
+        assert set(self.fleet.workers) == set(self.world.workers)
+        known = {n for n, g in self.fleet.generations.items() if g.state is not GenerationState.DOWN}
+        assert known == set(self.world.fork_servers)
+
+    @invariant()
+    def slots_are_held_once(self) -> None:
+        """One worker boots or serves for good in each slot of a generation."""
+        held = [(w.slot, w.generation) for w in self.fleet.workers.values() if w.staying]
+        assert len(held) == len(set(held)), held
+
+    @invariant()
+    def boots_are_few(self) -> None:
+        """Boots stay within boot_parallelism; the canary is one more."""
+        booting = [w for w in self.fleet.workers.values() if w.state is BOOTING]
+        canaries = [w for w in booting if w.generation == self.fleet.candidate]
+        assert len(canaries) <= 1
+        if self.fleet.policy:
+            assert len(booting) - len(canaries) <= self.fleet.policy.boot_parallelism
+
+    @invariant()
+    def surge_is_small(self) -> None:
+        """Planned replacements cost no more processes at once than the budget of any generation here."""
+        pairs = {
+            old
+            for new, old in self.world.predecessors.items()
+            if new in self.world.workers and old in self.world.workers
+        }
+        assert len(pairs) <= max([2, *(policy.max_surge for policy in self.world.policies.values())])
+
+    @invariant()
+    def some_are_wanted(self) -> None:
+        """No wish makes the fleet want nobody, unless it is to pause or stop."""
+        fleet = self.fleet
+        assert fleet.wanted >= 1 or fleet.paused or fleet.stopping or fleet.policy is None
+
+    @invariant()
+    def causes_are_true(self) -> None:
+        """Only workers of another generation leave because of a reload."""
+        for worker in self.fleet.workers.values():
+            assert worker.leaving is not Cause.RELOAD or worker.generation != self.fleet.current
+
+    @invariant()
+    def health_is_told(self) -> None:
+        """There is always a state and a sentence, with a plausible number in it."""
+        assert health.state(self.fleet)
+        assert health.sentence(self.fleet).endswith(".")
+
+    @invariant()
+    def finish_is_told_once(self) -> None:
+        assert len(self.world.finished) <= 1
+
+    def teardown(self) -> None:
+        """Stopped, in a world that obeys, the fleet leaves nothing behind and has answered all."""
+        if not hasattr(self, "world"):
+            return
+        self.world.hand_in(events.StopAsked("test", "graceful"))
+        self.world.settle()
+        assert len(self.world.finished) == 1
+        assert not self.fleet.workers
+        assert not self.fleet.generations
+        assert not self.world.workers
+        assert not self.world.fork_servers
+        assert all(times == 1 for times in self.world.reloads.values()), self.world.reloads
+
+
+def _one(found: list[int], pick: int) -> int:
+    return found[pick % len(found)]
+
+
+# Before `start` there is no world to look at; Hypothesis runs invariants only after the initial rule.
+TestFleet = FleetMachine.TestCase
+TestFleet.settings = settings(
+    max_examples=250,
+    stateful_step_count=60,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+)

@@ -1,0 +1,242 @@
+"""Who is let in."""
+
+import asyncio
+import os
+from typing import Any
+
+import pytest
+
+from supervisor.control.guard import (
+    CODE_SECONDS,
+    FAILED_LOGINS,
+    FAILURE_SECONDS,
+    SESSION_SECONDS,
+    Secrets,
+    UnixGuard,
+    loopback_address,
+)
+from supervisor.control.problems import Forbidden
+from supervisor.control.routes import ROUTES
+from supervisor.errors import SettingError
+from tests.unit.control.conftest import Clock, Rig
+
+
+def code_of(rig: Rig) -> str:
+    link = rig.server.login_link()
+    assert link is not None
+    base, _, code = link.partition("/#login=")
+    assert base == rig.url
+    return code
+
+
+async def login(rig: Rig, code: str) -> tuple[int, dict[str, str]]:
+    """Log in; the status, and headers with the session's cookie."""
+    async with rig.tcp.post("/v1/login", json={"code": code}) as answer:
+        cookie = answer.headers.get("Set-Cookie", "").partition(";")[0]
+        return answer.status, {"Cookie": cookie}
+
+
+async def status(rig: Rig, method: str, path: str, headers: dict[str, str], **more: Any) -> int:
+    async with rig.tcp.request(method, path, headers=headers, **more) as answer:
+        return answer.status
+
+
+@pytest.mark.parametrize("route", [r for r in ROUTES if not r.open], ids=lambda r: r.name)
+@pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Bearer", "Basic YTpi", "Bearer \xe4"])
+async def test_tcp_needs_a_token(rig: Rig, route: Any, authorization: str | None) -> None:
+    """Every route that is not open answers 401 without the token, and submits nothing."""
+    headers = {"Authorization": authorization} if authorization else {}
+    async with rig.tcp.request(route.method, route.path.format(slot=1), headers=headers) as answer:
+        assert answer.status == 401
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert rig.backend.submitted == []
+
+
+async def test_a_token_in_the_url_is_worth_nothing(rig: Rig) -> None:
+    """Only the header counts: a query string ends up in logs and histories."""
+    assert await status(rig, "GET", "/v1/status?token=a-token-for-the-tests", {}) == 401
+    assert await status(rig, "GET", "/v1/status", rig.bearer) == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example:{port}", "127.0.0.1", "127.0.0.1:1", "localhost.evil:{port}", "", "[::2]:{port}"]
+)
+@pytest.mark.parametrize("path", ["/", "/healthz", "/v1/status", "/nothing"])
+async def test_a_foreign_host_is_refused(rig: Rig, host: str, path: str) -> None:
+    """DNS rebinding: a page under another name gets nothing, not even open routes or the page."""
+    headers = rig.bearer | {"Host": host.format(port=rig.port)}
+    assert await status(rig, "GET", path, headers) == 403
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.1", "[::1]"])
+async def test_all_names_of_loopback_are_ours(rig: Rig, host: str) -> None:
+    """A user may type any of the usual names."""
+    assert await status(rig, "GET", "/v1/status", rig.bearer | {"Host": f"{host}:{rig.port}"}) == 200
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://evil.example",
+        "null",
+        "http://127.0.0.1:1",
+        "https://127.0.0.1:{port}",
+        "http://localhost:{port}",
+    ],
+)
+async def test_a_foreign_origin_changes_nothing(rig: Rig, origin: str) -> None:
+    """A change, and the stream, from another page is refused even with good credentials."""
+    headers = rig.bearer | {"Origin": origin.format(port=rig.port)}
+    assert await status(rig, "POST", "/v1/scale", headers, json={"delta": 1}) == 403
+    assert await status(rig, "GET", "/v1/stream", headers) == 403
+    assert rig.backend.submitted == []
+
+
+async def test_the_own_origin_may_change(rig: Rig) -> None:
+    """The dashboard's own requests pass."""
+    headers = rig.bearer | {"Origin": rig.url}
+    assert await status(rig, "POST", "/v1/scale", headers, json={"delta": 1}) == 200
+
+
+async def test_a_code_buys_one_session(rig: Rig) -> None:
+    """A code logs in once; its cookie is for us alone and out of scripts' reach."""
+    code = code_of(rig)
+    async with rig.tcp.post("/v1/login", json={"code": code}, headers={"Origin": rig.url}) as answer:
+        assert answer.status == 204
+        cookie, *attributes = answer.headers["Set-Cookie"].split("; ")
+    assert cookie.startswith(f"ostler-{rig.port}=")
+    assert {"HttpOnly", "SameSite=Strict"} <= set(attributes)
+    headers = {"Cookie": cookie}
+    assert await status(rig, "GET", "/v1/status", headers) == 200
+    assert await status(rig, "POST", "/v1/scale", headers, json={"delta": 1}) == 200
+    assert (await login(rig, code))[0] == 401
+
+
+async def test_a_session_is_not_admin(rig: Rig) -> None:
+    """A browser can't stop the daemon or make further logins, whatever runs in it."""
+    _, headers = await login(rig, code_of(rig))
+    assert await status(rig, "POST", "/v1/stop", headers) == 403
+    assert await status(rig, "POST", "/v1/login-link", headers) == 403
+    assert rig.backend.submitted == []
+
+
+async def test_a_wrong_token_is_not_saved_by_a_cookie(rig: Rig) -> None:
+    """Whoever sends Authorization is judged by it alone."""
+    _, headers = await login(rig, code_of(rig))
+    assert await status(rig, "GET", "/v1/status", headers | {"Authorization": "Bearer no"}) == 401
+
+
+async def test_codes_and_sessions_expire(rig: Rig) -> None:
+    """A code is good for ten minutes, a session for twelve hours, to the second."""
+    late, in_time = code_of(rig), code_of(rig)
+    rig.clock.now += CODE_SECONDS - 1
+    answered, headers = await login(rig, in_time)
+    assert answered == 204
+    rig.clock.now += 1
+    assert (await login(rig, late))[0] == 401
+    rig.clock.now += SESSION_SECONDS - 2
+    assert await status(rig, "GET", "/v1/status", headers) == 200
+    rig.clock.now += 1
+    assert await status(rig, "GET", "/v1/status", headers) == 401
+
+
+async def test_logout_ends_the_session(rig: Rig) -> None:
+    """After logout the cookie is worth nothing, and the browser is told to forget it."""
+    _, headers = await login(rig, code_of(rig))
+    async with rig.tcp.post("/v1/logout", headers=headers) as answer:
+        assert answer.status == 204
+        assert "Max-Age=0" in answer.headers["Set-Cookie"]
+    assert await status(rig, "GET", "/v1/status", headers) == 401
+
+
+async def test_failed_logins_are_slowed_down(rig: Rig) -> None:
+    """After so many wrong codes even a right one has to wait, and is not used up by that."""
+    for _ in range(FAILED_LOGINS):
+        assert (await login(rig, "guess"))[0] == 401
+    code = code_of(rig)
+    async with rig.tcp.post("/v1/login", json={"code": code}) as answer:
+        assert answer.status == 429
+        assert 0 < int(answer.headers["Retry-After"]) <= FAILURE_SECONDS + 1
+    rig.clock.now += FAILURE_SECONDS
+    assert (await login(rig, code))[0] == 204
+
+
+async def test_a_login_link_over_the_unix_socket(rig: Rig) -> None:
+    """`ctl open`: the link of the Unix socket logs in on TCP; logging in on the Unix socket is pointless."""
+    async with rig.unix.post("/v1/login-link") as answer:
+        link = (await answer.json())["url"]
+    code = link.partition("#login=")[2]
+    async with rig.unix.post("/v1/login", json={"code": code}) as answer:
+        assert answer.status == 409
+    assert (await login(rig, code))[0] == 204
+
+
+def test_secrets_are_bounded() -> None:
+    """The oldest word gives way; the number never grows beyond the limit."""
+    words = Secrets(2, 10.0, Clock())
+    first, second, third = words.issue(), words.issue(), words.issue()
+    assert [words.knows(word) for word in (first, second, third)] == [False, True, True]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root is let in, so only root can play a stranger")
+async def test_another_user_is_refused_on_the_unix_socket(rig: Rig) -> None:
+    """The kernel's word on the peer counts, even when the file mode would let it in."""
+    rig.path.chmod(0o777)
+    for folder in rig.path.parents:
+        if folder.name.startswith("pytest-"):
+            folder.chmod(0o755)
+    rig.path.parent.chmod(0o755)
+    script = (
+        "import os, socket, sys; os.setgroups([]); os.setgid(65534); s = socket.socket(socket.AF_UNIX);"
+        "os.chdir(os.path.dirname(sys.argv[1])); os.setuid(65534); s.connect(os.path.basename(sys.argv[1]));"
+        "s.sendall(b'GET /healthz HTTP/1.0\\r\\n\\r\\n'); print(s.recv(65536).decode())"
+    )
+    stranger = await asyncio.create_subprocess_exec(
+        "/usr/bin/env", "python3", "-c", script, str(rig.path), stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await asyncio.wait_for(stranger.communicate(), 20)
+    assert out.startswith(b"HTTP/1.0 403"), out
+    assert b"uid 65534" in out
+
+
+def test_the_unix_guard_knows_uids() -> None:
+    """Own uid and root pass, others do not."""
+
+    class Peer:
+        def __init__(self, uid: int) -> None:
+            self.uid = uid
+
+        def getsockopt(self, *_: int) -> bytes:
+            return (1).to_bytes(4, "little") + self.uid.to_bytes(4, "little") + bytes(4)
+
+    class Request:
+        def __init__(self, uid: int) -> None:
+            self.peer = Peer(uid)
+
+        def get_extra_info(self, _name: str) -> Peer:
+            return self.peer
+
+    guard: Any = UnixGuard(uid=1000)
+    guard.perimeter(Request(1000))
+    guard.perimeter(Request(0))
+    assert guard.identify(Request(1001)) == "unix uid 1001"
+    with pytest.raises(Forbidden, match="uid 1001"):
+        guard.perimeter(Request(1001))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.2", "example.com", "127.0.0.1.evil.com"])
+def test_only_loopback_is_bound(host: str) -> None:
+    """An address that others can reach is refused by the setting's name, names are not even resolved."""
+    with pytest.raises(SettingError, match=r"^control_bind: "):
+        loopback_address(host)
+
+
+def test_spellings_of_loopback() -> None:
+    """What a user may write for loopback."""
+    assert [loopback_address(h) for h in ("localhost", "127.0.0.1", "::1", "[::1]", "127.8.8.8")] == [
+        "127.0.0.1",
+        "127.0.0.1",
+        "::1",
+        "::1",
+        "127.8.8.8",
+    ]

@@ -1,0 +1,178 @@
+"""The table, what is derived from it, and what each route answers."""
+
+import os
+import re
+from typing import Any
+
+import msgspec
+import pytest
+
+from supervisor.control.guard import LoginHandlers
+from supervisor.control.handlers import FleetHandlers
+from supervisor.control.openapi import document
+from supervisor.control.routes import RELOAD, ROUTES, SCALE, Route
+from supervisor.control.server import bind_handlers
+from supervisor.control.views import ReloadView, StatusView, WorkerView
+from supervisor.fleet.events import RecycleAsked, ReloadAsked, ResizeAsked, StopAsked
+from tests.unit.control.conftest import Rig
+from tests.unit.control.fake import FakeBackend
+
+
+def test_each_route_has_a_handler_and_a_name_of_its_own() -> None:
+    """The table and the handlers agree: no row without code, no two rows with one name or one place."""
+    bound = bind_handlers(FleetHandlers(FakeBackend()), LoginHandlers())
+    assert {*bound, "stream"} == {route.name for route in ROUTES}
+    assert len({route.name for route in ROUTES}) == len(ROUTES)
+    assert len({(route.method, route.path) for route in ROUTES}) == len(ROUTES)
+
+
+def test_the_document_lists_exactly_the_table() -> None:
+    """OpenAPI has each route with its body, answers and authentication, and nothing else."""
+    paths = document()["paths"]
+    operations = {
+        (method.upper(), path): what for path, methods in paths.items() for method, what in methods.items()
+    }
+    assert set(operations) == {(route.method, route.path) for route in ROUTES}
+    for route in ROUTES:
+        operation = operations[route.method, route.path]
+        assert operation["operationId"] == route.name
+        assert ("requestBody" in operation) == (route.ask is not None)
+        assert (operation["security"] == []) == route.open
+        assert {str(s) for s in (route.status, *route.also)} <= set(operation["responses"])
+
+
+def test_the_document_has_no_dangling_reference() -> None:
+    """Each $ref names a schema that is there, and the stream's types are there too."""
+    text = msgspec.json.encode(document()).decode()
+    schemas = document()["components"]["schemas"]
+    assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) <= set(schemas)
+    assert {"EventView", "SampleView", "ErrorView", "WorkerView"} <= set(schemas)
+
+
+@pytest.mark.parametrize("route", [r for r in ROUTES if r.method == "GET" and r.view], ids=lambda r: r.name)
+async def test_a_get_answers_its_view(rig: Rig, route: Route[object, Any]) -> None:
+    """What a GET route answers decodes as the type that the table promises, on both listeners."""
+    await rig.unix.post(RELOAD.path)
+    for session in (rig.unix, rig.tcp):
+        async with session.get(route.path.format(slot=2), headers=rig.bearer) as answer:
+            assert answer.status == route.status
+            assert answer.content_type == route.media
+            if route.media == "application/json":
+                msgspec.json.decode(await answer.read(), type=route.view)
+
+
+@pytest.mark.parametrize(("body", "wanted"), [({"workers": 5}, 5), ({"delta": -1}, 2), ({"delta": -9}, 1)])
+async def test_scale_submits_one_event(rig: Rig, body: dict[str, int], wanted: int) -> None:
+    """A scale request becomes one ResizeAsked that says who asked, and answers the new status."""
+    async with rig.unix.post("/v1/scale", json=body) as answer:
+        view = msgspec.json.decode(await answer.read(), type=StatusView)
+    (seen,) = rig.backend.submitted
+    assert seen == ResizeAsked(by=f"api unix uid {os.geteuid()}", **body)
+    assert view.wanted == wanted
+
+
+async def test_by_says_who_asked_over_tcp(rig: Rig) -> None:
+    """On TCP the event names the peer's address."""
+    await rig.tcp.post("/v1/reload", headers=rig.bearer)
+    assert rig.backend.submitted == [ReloadAsked(by="api 127.0.0.1")]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"workers": 2, "delta": 1},
+        {"workers": 0},
+        {"workers": 513},
+        {"delta": 510},
+        {"workers": "5"},
+        {"n": 5},
+        [],
+    ],
+)
+async def test_scale_refuses_what_makes_no_sense(rig: Rig, body: object) -> None:
+    """Neither or both numbers, numbers out of bounds, wrong types: 422, and the fleet hears nothing."""
+    async with rig.unix.post(SCALE.path, json=body) as answer:
+        assert answer.status == 422
+        assert (await answer.json())["error"] == "invalid"
+    assert rig.backend.submitted == []
+
+
+async def test_an_empty_body_means_the_defaults(rig: Rig) -> None:
+    """POST without a body: a reload that is not waited for, a stop that is graceful."""
+    async with rig.unix.post("/v1/reload") as answer:
+        assert answer.status == 202
+        assert msgspec.json.decode(await answer.read(), type=ReloadView).phase == "loading"
+    async with rig.unix.post("/v1/stop") as answer:
+        assert answer.status == 202
+    reload, stop = rig.backend.submitted
+    assert isinstance(reload, ReloadAsked)
+    assert isinstance(stop, StopAsked)
+    assert stop.how == "graceful"
+
+
+@pytest.mark.parametrize(("broken", "status", "phase"), [(False, 200, "done"), (True, 409, "failed")])
+async def test_a_waited_reload_tells_the_outcome(rig: Rig, broken: bool, status: int, phase: str) -> None:
+    """With `wait` the answer comes at the end: 200 done, or 409 with reason and traceback."""
+    rig.backend.broken = broken
+    async with rig.unix.post("/v1/reload", json={"wait": True}) as answer:
+        assert answer.status == status
+        view = msgspec.json.decode(await answer.read(), type=ReloadView)
+    assert view.phase == phase
+    assert (view.traceback is not None) == broken
+
+
+async def test_there_is_no_reload_before_the_first(rig: Rig) -> None:
+    """GET /v1/reload is 404 until somebody has asked for one."""
+    async with rig.unix.get("/v1/reload") as answer:
+        assert answer.status == 404
+
+
+async def test_recycle_names_the_slot(rig: Rig) -> None:
+    """The event has the slot; the answer is the worker that is to go, with the pid to wait for."""
+    async with rig.unix.post("/v1/workers/2/recycle") as answer:
+        assert answer.status == 202
+        view = msgspec.json.decode(await answer.read(), type=WorkerView)
+    assert (view.slot, view.pid, view.leaving) == (2, 102, "asked")
+    (event,) = rig.backend.submitted
+    assert isinstance(event, RecycleAsked)
+    assert event.slot == 2
+
+
+@pytest.mark.parametrize("slot", ["9", "0", "x", "-1", "²", "9" * 5000])
+async def test_a_slot_that_is_not_there_is_404(rig: Rig, slot: str) -> None:
+    """Unknown numbers and things that are no numbers get the same clear answer, never a 500."""
+    for method, path in (("GET", f"/v1/workers/{slot}"), ("POST", f"/v1/workers/{slot}/recycle")):
+        async with rig.unix.request(method, path) as answer:
+            assert answer.status == 404
+            assert (await answer.json())["error"] == "not_found"
+    assert rig.backend.submitted == []
+
+
+async def test_nothing_is_changed_while_stopping(rig: Rig) -> None:
+    """A daemon on its way out refuses scale, reload and recycle, but a second stop is welcome."""
+    rig.backend.state = "stopping"
+    for path, body in (("/v1/scale", {"delta": 1}), ("/v1/reload", {}), ("/v1/workers/1/recycle", {})):
+        async with rig.unix.post(path, json=body) as answer:
+            assert answer.status == 409
+    async with rig.unix.post("/v1/stop", json={"graceful": False}) as answer:
+        assert answer.status == 202
+    (event,) = rig.backend.submitted
+    assert isinstance(event, StopAsked)
+    assert event.how == "quick"
+
+
+async def test_readiness(rig: Rig) -> None:
+    """/readyz is 503 without a ready worker and while stopping; /healthz is 200 as long as we live."""
+
+    async def get(path: str) -> int:
+        async with rig.tcp.get(path) as answer:  # no token
+            return answer.status
+
+    assert await get("/readyz") == 200
+    rig.backend.state = "stopping"
+    assert await get("/readyz") == 503
+    rig.backend.state = "degraded"
+    rig.backend.fleet.clear()
+    assert await get("/readyz") == 503
+    assert await get("/healthz") == 200

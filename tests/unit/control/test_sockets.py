@@ -1,0 +1,253 @@
+"""Where the control socket is, and that it belongs to exactly one instance."""
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from supervisor.control import sockets
+from supervisor.control.sockets import OwnedSocket, candidate_dirs, default_socket_path, safe_name
+from supervisor.errors import SettingError
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+def dead_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_the_socket_is_ours_alone(tmp_path: Path, umask: int) -> None:
+    """Mode 0600 whatever the umask, which is as before afterwards; nothing is left after release."""
+    before = os.umask(umask)
+    try:
+        owned = OwnedSocket.claim(tmp_path / "a.sock")
+        assert mode_of(owned.path) == 0o600
+        assert mode_of(tmp_path / "a.sock.lock") == 0o600
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    owned.release()
+    owned.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_live_instance_is_left_alone(tmp_path: Path) -> None:
+    """A second claim fails with one line that names the setting and the owner; the first goes on."""
+    first = OwnedSocket.claim(tmp_path / "a.sock")
+    first.socket.listen()
+    with pytest.raises(SettingError, match=rf"^control_socket: .*in use.*pid {os.getpid()}") as caught:
+        OwnedSocket.claim(tmp_path / "a.sock")
+    assert "\n" not in str(caught.value)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(first.path))
+    first.release()
+    OwnedSocket.claim(tmp_path / "a.sock").release()
+
+
+def test_an_instance_that_does_not_listen_yet_is_left_alone(tmp_path: Path) -> None:
+    """Between bind and listen a socket refuses connections like a dead one; the lock tells them apart."""
+    first = OwnedSocket.claim(tmp_path / "a.sock")
+    with pytest.raises(SettingError, match="in use"):
+        OwnedSocket.claim(tmp_path / "a.sock")
+    first.release()
+
+
+def test_another_programs_live_socket_is_left_alone(tmp_path: Path) -> None:
+    """Who knows nothing of our lock but listens there keeps its socket."""
+    path = tmp_path / "a.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        with pytest.raises(SettingError, match="in use"):
+            OwnedSocket.claim(path)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+    assert not (tmp_path / "a.sock.lock").exists()
+
+
+def test_a_dead_socket_is_replaced(tmp_path: Path) -> None:
+    """What a killed instance left, socket and lock file, is no obstacle."""
+    path = tmp_path / "a.sock"
+    script = (
+        "import os, sys, pathlib; from supervisor.control.sockets import OwnedSocket;"
+        "OwnedSocket.claim(pathlib.Path(sys.argv[1])).socket.listen(); os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(path)], check=False, timeout=20)
+    assert killed.returncode == -9
+    assert path.is_socket()
+    assert (tmp_path / "a.sock.lock").exists()
+    owned = OwnedSocket.claim(path)
+    assert mode_of(path) == 0o600
+    owned.release()
+
+
+def test_a_lock_whose_file_was_unlinked_is_not_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unlink race: between our open and our flock the owner removes the lock file. We begin again."""
+    lock = tmp_path / "a.sock.lock"
+    real, locked = fcntl.flock, []
+
+    def race(descriptor: int, how: int) -> None:
+        real(descriptor, how)
+        locked.append(os.fstat(descriptor).st_ino)
+        if len(locked) == 1:
+            lock.rename(tmp_path / "gone")  # keeps the inode number from being reused
+
+    monkeypatch.setattr("fcntl.flock", race)
+    owned = OwnedSocket.claim(tmp_path / "a.sock")
+    assert len(locked) == 2
+    assert lock.stat().st_ino == locked[1]
+    owned.release()
+
+
+def test_release_leaves_what_others_have_put_there(tmp_path: Path) -> None:
+    """If somebody has replaced our socket by hand, theirs stays."""
+    owned = OwnedSocket.claim(tmp_path / "a.sock")
+    owned.path.rename(tmp_path / "moved")
+    dead_socket(owned.path)
+    owned.release()
+    assert owned.path.is_socket()
+
+
+def test_a_file_or_link_is_not_removed(tmp_path: Path) -> None:
+    """Only sockets are replaced."""
+    (tmp_path / "file.sock").write_text("precious")
+    (tmp_path / "link.sock").symlink_to(tmp_path / "file.sock")
+    for name in ("file.sock", "link.sock"):
+        with pytest.raises(SettingError, match=r"^control_socket: .*no socket"):
+            OwnedSocket.claim(tmp_path / name)
+    assert (tmp_path / "file.sock").read_text() == "precious"
+    assert {path.name for path in tmp_path.iterdir()} == {"file.sock", "link.sock"}
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.EROFS, "read-only disk"),
+        (errno.EACCES, "no permission"),
+        (errno.ENOSPC, "disk of .* is full"),
+        (errno.ENAMETOOLONG, "File name too long"),
+    ],
+)
+def test_what_the_disk_says_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
+) -> None:
+    """Errors that a test can't make for real, as root at least, are told by the setting's name."""
+
+    def fails(*_: object, **__: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("os.open", fails)
+    with pytest.raises(SettingError, match=f"^control_socket: .*{words}"):
+        OwnedSocket.claim(tmp_path / "a.sock")
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    """The message names the folder; it is not made silently."""
+    with pytest.raises(SettingError, match=r"^control_socket: the folder .*/no does not exist"):
+        OwnedSocket.claim(tmp_path / "no" / "a.sock")
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingError, match="is no folder"):
+        OwnedSocket.claim(tmp_path / "file" / "a.sock")
+
+
+def test_a_path_too_long_for_the_kernel(tmp_path: Path) -> None:
+    """sun_path has 107 bytes; one more is told before anything is made."""
+    name = "x" * (107 - len(os.fsencode(tmp_path)) - 1)
+    OwnedSocket.claim(tmp_path / name).release()
+    with pytest.raises(SettingError, match="107 bytes"):
+        OwnedSocket.claim(tmp_path / (name + "y"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No folder of this machine is looked at."""
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    return tmp_path
+
+
+def test_systemds_folder_is_first(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RUNTIME_DIRECTORY may name several folders; the first is ours."""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", f"{places}/one:{places}/two")
+    assert default_socket_path("shop") == places / "one" / "shop.sock"
+    assert candidate_dirs()[0] == places / "one"
+
+
+def test_the_sessions_folder(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a login session the sockets are under XDG_RUNTIME_DIR, in a folder of mode 0700."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(places))
+    before = os.umask(0)
+    try:
+        path = default_socket_path("shop")
+    finally:
+        os.umask(before)
+    assert path == places / "ostler" / "shop.sock"
+    assert mode_of(path.parent) == 0o700
+    assert default_socket_path("shop") == path
+    assert path.parent in candidate_dirs()
+
+
+def test_without_a_session_a_user_gets_a_temporary_folder(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else's or a vanished XDG_RUNTIME_DIR is passed over, as after `su`."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(places / "vanished"))
+    monkeypatch.setattr(sockets, "_user_dir", sockets._temp_dir)
+    path = default_socket_path("shop")
+    assert path == places / f"ostler-{os.geteuid()}" / "shop.sock"
+    assert mode_of(path.parent) == 0o700
+
+
+def test_a_folder_that_is_not_safely_ours_is_refused(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a shared temporary folder others may have been there first: link, file, loose mode, other owner."""
+    monkeypatch.setattr(sockets, "_user_dir", sockets._temp_dir)
+    folder = places / f"ostler-{os.geteuid()}"
+    (places / "real").mkdir(mode=0o700)
+    folder.symlink_to(places / "real")
+    with pytest.raises(SettingError, match=r"^control_socket: .*no folder"):
+        default_socket_path("shop")
+    folder.unlink()
+    folder.touch()
+    with pytest.raises(SettingError, match="no folder"):
+        default_socket_path("shop")
+    folder.unlink()
+    folder.mkdir()
+    folder.chmod(0o770)
+    with pytest.raises(SettingError, match="others can write"):
+        default_socket_path("shop")
+    folder.chmod(0o700)
+    monkeypatch.setattr("os.geteuid", lambda: 4321)
+    folder.rename(places / "ostler-4321")
+    with pytest.raises(SettingError, match="belongs to uid"):
+        default_socket_path("shop")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("shop", "shop"),
+        ("app:create()", "app_create_"),
+        ("../../etc/x", "_.._etc_x"),
+        ("", "ostler"),
+        ("é" * 9, "_"),
+        (".hidden", "hidden"),
+        ("n" * 99, "n" * 60),
+    ],
+)
+def test_a_name_is_made_file_safe(name: str, file: str) -> None:
+    """No name leads out of the folder or hides its file."""
+    assert safe_name(name) == file

@@ -1,0 +1,154 @@
+"""Server-sent events, as a dashboard reads them."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from supervisor.control.server import ControlServer
+from supervisor.control.stream import Streams
+from supervisor.control.views import EventView, SampleView, StatusView, WorkerView
+from tests.unit.control.conftest import Rig
+from tests.unit.control.fake import TOKEN, FakeBackend, captured_log
+
+TYPES: dict[str, Any] = {
+    "history": list[SampleView],
+    "events": list[EventView],
+    "status": StatusView,
+    "workers": list[WorkerView],
+    "sample": SampleView,
+    "event": EventView,
+}
+
+
+def sample(at: float) -> SampleView:
+    return SampleView(at, 10.0, 0.0, 0.001, 0.002, 0.003, 1, 3, 3)
+
+
+async def frames(answer: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, Any]]:
+    """Name and decoded data of each event."""
+    name = ""
+    async for line in answer.content:
+        key, _, value = line.decode().rstrip("\n").partition(": ")
+        if key == "event":
+            name = value
+        elif key == "data":
+            yield name, msgspec.json.decode(value.encode(), type=TYPES[name])
+
+
+async def take(stream: AsyncIterator[tuple[str, Any]], count: int) -> list[tuple[str, Any]]:
+    return [await asyncio.wait_for(anext(stream), 10) for _ in range(count)]
+
+
+async def until(stream: AsyncIterator[tuple[str, Any]], name: str) -> Any:
+    async with asyncio.timeout(10):
+        async for seen, data in stream:
+            if seen == name:
+                return data
+    raise AssertionError(f"the stream ended without {name}")
+
+
+async def test_the_whole_picture_first_then_what_happens(rig: Rig) -> None:
+    """On connect history, events, status, workers; then events as they happen, and samples each second."""
+    rig.backend.seconds = [sample(1.0), sample(2.0)]
+    rig.backend.happen("worker_ready", slot=1)
+    async with rig.tcp.get("/v1/stream", headers=rig.bearer) as answer:
+        assert answer.content_type == "text/event-stream"
+        assert answer.headers["Cache-Control"] == "no-store"
+        stream = frames(answer)
+        first = await take(stream, 4)
+        assert [name for name, _ in first] == ["history", "events", "status", "workers"]
+        assert [one.at for one in first[0][1]] == [1.0, 2.0]
+        assert [one.name for one in first[1][1]] == ["worker_ready"]
+        rig.backend.happen("worker_exited", slot=2)
+        assert (await take(stream, 1))[0][1].fields == {"slot": 2}
+        # The numbers follow an event at once, not at the next full second.
+        assert [name for name, _ in await take(stream, 2)] == ["status", "workers"]
+        rig.backend.seconds.append(sample(3.0))
+        assert (await until(stream, "sample")).at == 3.0
+
+
+async def test_an_event_in_the_snapshot_is_not_told_twice(rig: Rig) -> None:
+    """An event that falls between subscribing and the snapshot comes once."""
+    late: list[str] = []
+
+    def recent() -> list[EventView]:
+        if not late:
+            late.append("now")
+            rig.backend.happen("between")
+        return list(rig.backend.events)
+
+    rig.backend.recent_events = recent  # type: ignore[method-assign]
+    async with rig.tcp.get("/v1/stream", headers=rig.bearer) as answer:
+        stream = frames(answer)
+        assert [one.name for one in (await take(stream, 4))[1][1]] == ["between"]
+        rig.backend.happen("after")
+        assert (await until(stream, "event")).name == "after"
+
+
+async def test_the_number_of_streams_is_bounded() -> None:
+    """One more than the limit is 503; when one ends there is room again."""
+    backend, (log, _) = FakeBackend(), captured_log()
+    server = ControlServer(backend, log, streams=lambda b, lg: Streams(b, lg, limit=1, tick=0.01))
+    url = await server.start_tcp("127.0.0.1", 0, TOKEN)
+    async with aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {TOKEN}"}) as session:
+        async with session.get("/v1/stream") as first:
+            await take(frames(first), 1)
+            async with session.get("/v1/stream") as second:
+                assert second.status == 503
+                assert (await second.json())["error"] == "too_many_streams"
+        await asyncio.wait_for(backend.left.wait(), 10)
+        async with session.get("/v1/stream") as third:
+            assert third.status == 200
+    await server.close()
+
+
+async def test_a_slow_reader_is_dropped(tmp_path: Path) -> None:
+    """Who does not read is cut off once the kernel's buffers are full; its subscription is closed."""
+    backend, (log, records) = FakeBackend(), captured_log()
+    server = ControlServer(backend, log, streams=lambda b, lg: Streams(b, lg, tick=0.001, write_seconds=0.05))
+    backend.name = "x" * 200_000  # each status is as large
+    await server.start_unix(tmp_path / "a.sock")
+    with socket.socket(socket.AF_UNIX) as reader:
+        reader.connect(str(tmp_path / "a.sock"))
+        reader.sendall(b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await asyncio.wait_for(backend.left.wait(), 10)
+    await server.close()
+    assert [record["event"] for record in records] == ["control_stream_dropped"]
+
+
+async def test_close_ends_the_streams(rig: Rig) -> None:
+    """A server that closes does not wait for its readers: each sees the end of its stream."""
+    async with rig.tcp.get("/v1/stream", headers=rig.bearer) as answer:
+        stream = frames(answer)
+        await take(stream, 4)
+        await asyncio.wait_for(rig.server.close(), 10)
+        assert [name async for name, _ in stream] == []
+    assert rig.backend.subscriptions == []
+
+
+async def test_logout_ends_the_sessions_streams(rig: Rig) -> None:
+    """A stream lives no longer than the session that opened it."""
+    link = rig.server.login_link()
+    assert link is not None
+    async with rig.tcp.post("/v1/login", json={"code": link.partition("#login=")[2]}) as answer:
+        cookie = {"Cookie": answer.headers["Set-Cookie"].partition(";")[0]}
+    async with rig.tcp.get("/v1/stream", headers=cookie) as answer:
+        stream = frames(answer)
+        await take(stream, 4)
+        await rig.tcp.post("/v1/logout", headers=cookie)
+        rig.backend.happen("anything")  # wakes the stream
+        async with asyncio.timeout(10):
+            assert "sample" not in [name async for name, _ in stream]
+
+
+@pytest.mark.parametrize("path", ["/v1/stream"])
+async def test_head_is_no_stream(rig: Rig, path: str) -> None:
+    """HEAD would hold a connection for nothing."""
+    async with rig.unix.head(path) as answer:
+        assert answer.status == 405
