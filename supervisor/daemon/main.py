@@ -194,7 +194,7 @@ class Daemon:
 
     async def _start_socket(self, settings: Settings) -> Path:
         if settings.control_socket:
-            path = Path(os.path.abspath(settings.control_socket))  # noqa: PTH100 - no I/O in here
+            path = Path(self._order.folder, settings.control_socket)
             await self._control.start_unix(path)
             return path
         name = self._shell.name

@@ -493,8 +493,8 @@ class Fleet:
         self._keep_fork_server(now)
         self._start_canary(now)
         self._mark_leaving()
-        self._fill_slots(now)
         self._drain_replaced(now)
+        self._fill_slots(now)
         self._follow_roll(now)
 
     def _expire(self, now: float) -> None:
