@@ -60,6 +60,12 @@ class ControlConnection(http.client.HTTPConnection):
         return json.loads(data)
 
 
+def connects(path: Path) -> bool:
+    """Whether somebody listens on a Unix socket."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
+
+
 def wait_until(reached: Callable[[], bool], pid: int) -> None:
     """Look again and again until it is so.
 
@@ -73,7 +79,7 @@ def wait_until(reached: Callable[[], bool], pid: int) -> None:
             if select.select([gone], [], [], PAUSE)[0]:
                 raise servers.BenchError("the server ended")
             if time.monotonic() > deadline:
-                raise servers.BenchError(f"not all workers were ready within {WITHIN:g} s")
+                raise servers.BenchError(f"not ready within {WITHIN:g} s")
     finally:
         os.close(gone)
 
@@ -88,6 +94,8 @@ def scale_ostler(folder: Path, more: int, *, preload: bool) -> float:
         servers.running(command, port, folder) as server,
         contextlib.closing(ControlConnection(control)) as api,
     ):
+        # Serving comes first: the control plane may open a moment after the first answer.
+        wait_until(lambda: connects(control), server.pid)
         wanted = api.ask("GET", "/v1/status")["wanted"] + more
 
         def ready() -> bool:

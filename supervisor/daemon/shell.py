@@ -145,7 +145,7 @@ class Shell:
         )
 
     def _on_fork_server(self, handle: ForkServerHandle) -> None:
-        while True:
+        while handle.channel.fileno() >= 0:  # what a message brings about may close it
             try:
                 received = handle.channel.receive()
             except BlockingIOError:
@@ -241,7 +241,7 @@ class Shell:
             self._worker_ended(handle, ExitStatus())
 
     def _on_worker(self, handle: WorkerHandle) -> None:
-        while True:
+        while handle.channel.fileno() >= 0:
             try:
                 received = handle.channel.receive()
             except BlockingIOError:

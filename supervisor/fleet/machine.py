@@ -420,7 +420,7 @@ class Fleet:
     # -- workers ----------------------------------------------------------------------------------------
 
     def _boot_failed(self, worker: Worker, reason: str, traceback: str | None, now: float) -> None:
-        if worker.leaving not in (None, Cause.BOOT_TIMEOUT):
+        if self.stopping or worker.leaving not in (None, Cause.BOOT_TIMEOUT):
             return  # nobody waits for it any more
         generation = self.generations.get(worker.generation)
         if generation is None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import httptools
+import msgspec
 
 from supervisor.http1.errors import HeadTooLarge, ProtocolViolation
 
@@ -28,7 +29,7 @@ class BodySink(Protocol):
     def write(self, data: bytes, /) -> int: ...
 
 
-class Request:
+class Request(msgspec.Struct):  # made in a third of the time of a plain class
     """A request that was received whole.
 
     Attributes:
@@ -36,21 +37,18 @@ class Request:
         target: the request target as sent (RFC 9112 section 3.2).
         protocol: `HTTP/1.0` or `HTTP/1.1`.
         headers: (name, value) as sent, in order; values without surrounding blanks.
+        keep_alive: whether the client wants the connection to go on (RFC 9112 section 9.3).
         body: what `new_body` made, filled; None if there was no body.
         length: the body's length in bytes.
-        keep_alive: whether the client wants the connection to go on (RFC 9112 section 9.3).
     """
 
-    __slots__ = ("body", "headers", "keep_alive", "length", "method", "protocol", "target")
-
-    def __init__(self) -> None:
-        self.method = ""
-        self.target = b""
-        self.protocol = "HTTP/1.1"
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.body: BodySink | None = None
-        self.length = 0
-        self.keep_alive = False
+    method: str
+    target: bytes
+    protocol: str
+    headers: list[tuple[bytes, bytes]]
+    keep_alive: bool
+    body: BodySink | None
+    length: int
 
 
 class RequestParser:
@@ -67,13 +65,17 @@ class RequestParser:
     """
 
     __slots__ = (
+        "_body",
+        "_head_ended",
         "_head_size",
         "_headers",
-        "_in_head",
+        "_headers_of_chunked",
+        "_length",
         "_new_body",
         "_parser",
-        "_request",
+        "_tail",
         "_target",
+        "_version",
         "receiving",
         "requests",
         "wants_continue",
@@ -85,11 +87,16 @@ class RequestParser:
         self.requests: list[Request] = []
         self.receiving = False
         self.wants_continue = False
-        self._in_head = False
-        self._head_size = 0
+        self._version: bytes | None = None
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._request = Request()
+        self._headers_of_chunked: list[tuple[bytes, bytes]] | None = None
+        self._body: BodySink | None = None
+        self._length = 0
+        # These matter only to a request that comes in several reads.
+        self._head_size = 0
+        self._head_ended = False
+        self._tail = b""
 
     def feed(self, data: bytes) -> None:
         """Take what arrived.
@@ -97,14 +104,16 @@ class RequestParser:
         Raises:
             ProtocolViolation: the bytes are no valid request; requests before it are in `requests`.
         """
+        # Nearly always one read is one request. Its version is at hand then, which saves asking llhttp.
+        end = 0 if self.receiving else data.find(b"\r\n")
+        self._version = data[end - 8 : end] if end > 8 else None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             # We offer no upgrade, and RFC 9110 section 7.8 lets a server ignore the wish. llhttp stops
             # behind the request; a new parser goes on with what follows.
             self._parser = httptools.HttpRequestParser(self)
-            rest = data[upgrade.args[0] :]
-            if rest:
+            if rest := data[upgrade.args[0] :]:
                 self.feed(rest)
             return
         except httptools.HttpParserError as error:
@@ -112,20 +121,29 @@ class RequestParser:
             if isinstance(cause, ProtocolViolation):
                 raise cause from None
             raise ProtocolViolation(str(error)) from None
-        if self._in_head:
+        if self._target:
+            self.receiving = True
+            self._check_unfinished(data)
+        else:
+            self.receiving = False
+
+    def _check_unfinished(self, data: bytes) -> None:
+        """Bound what an endless head may cost; see whether the client waits to be told to go on."""
+        self._tail = (self._tail + data)[-4:]
+        if not self._head_ended and not self._length:
             self._head_size += len(data)
-            if self._head_size > MAX_HEAD:
+            if self._tail == b"\r\n\r\n":
+                self._head_ended = True
+                self.wants_continue = any(
+                    name.lower() == b"expect" and value.lower() == b"100-continue"
+                    for name, value in self._headers
+                )
+            elif self._head_size > MAX_HEAD:
                 raise HeadTooLarge
         if len(self._headers) > MAX_FIELDS:
             raise HeadTooLarge
 
-    # -- called by httptools -----------------------------------------------------------------------------
-
-    def on_message_begin(self) -> None:
-        self.receiving = True
-        self._in_head = True
-        self._head_size = 0
-        self._target = b""
+    # -- called by httptools ----------------------------------------------------------------------------
 
     def on_url(self, part: bytes) -> None:
         self._target = self._target + part if self._target else part
@@ -133,38 +151,53 @@ class RequestParser:
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name, value))
 
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        parser = self._parser
-        self._request = request = Request()
-        method = parser.get_method()
-        request.method = _METHODS.get(method) or method.decode("latin-1")
-        request.target = self._target
-        if len(self._headers) > MAX_FIELDS:
-            raise HeadTooLarge
-        version = parser.get_http_version()
-        try:
-            request.protocol = _VERSIONS[version]
-        except KeyError:
-            raise ProtocolViolation(f"HTTP version {version}") from None
-        request.headers = self._headers
-        # What comes after the body are trailers, no headers (RFC 9110 section 6.5.1).
-        self._headers = []
-        request.keep_alive = parser.should_keep_alive()
-        if version == "1.1":
-            for name, value in request.headers:
-                if len(name) == 6 and name.lower() == b"expect" and value.lower() == b"100-continue":
-                    self.wants_continue = True
+    def on_chunk_header(self) -> None:
+        # Fields that come from now on are trailers, no headers (RFC 9110 section 6.5.1).
+        if self._headers_of_chunked is None:
+            self._headers_of_chunked = self._headers
+            self._headers = []
 
     def on_body(self, data: bytes) -> None:
-        request = self._request
-        if request.body is None:
-            request.body = self._new_body()
-        request.length += len(data)
-        request.body.write(data)
+        if self._body is None:
+            self._body = self._new_body()
+        self._length += len(data)
+        self._body.write(data)
 
     def on_message_complete(self) -> None:
-        self.receiving = False
-        self.wants_continue = False
-        self._headers.clear()
-        self.requests.append(self._request)
+        headers = self._headers
+        if self._headers_of_chunked is not None:
+            headers, self._headers_of_chunked = self._headers_of_chunked, None
+        if len(headers) > MAX_FIELDS:
+            raise HeadTooLarge
+        parser = self._parser
+        name = parser.get_method()
+        try:
+            method = _METHODS[name]
+        except KeyError:
+            method = name.decode("latin-1")
+        if self._version == b"HTTP/1.1":
+            protocol = "HTTP/1.1"
+        else:
+            version = parser.get_http_version()
+            if version not in _VERSIONS:
+                raise ProtocolViolation(f"HTTP version {version}")
+            protocol = _VERSIONS[version]
+        self._version = None  # of the first request in what was read, of no other
+        self.requests.append(
+            Request(
+                method,
+                self._target,
+                protocol,
+                headers,
+                parser.should_keep_alive(),
+                self._body,
+                self._length,
+            )
+        )
+        self._target = b""
+        self._headers = []
+        if self._length or self._tail:
+            self._body = None
+            self._length = self._head_size = 0
+            self._head_ended = False
+            self._tail = b""

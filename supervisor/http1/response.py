@@ -9,9 +9,12 @@ import re
 from supervisor.http1.errors import ResponseError
 
 _REMEMBERED = 4096  # distinct header lines; beyond it all are forgotten
+_LONGEST = 256  # a longer value is not worth remembering
 
-# What a header line means for the connection.
-PLAIN, CONTENT_LENGTH, DATE, SERVER, CLOSE, DROPPED = range(6)
+# What a response's head says that matters beyond its lines; a set of flags.
+HAS_DATE, HAS_SERVER, CLOSE, BODILESS = 1, 2, 4, 32
+# What a header line may be besides plain.
+_LENGTH, _DROPPED = 8, 16
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
 # Anything but visible characters, blank, tab and obs-text (RFC 9110 section 5.5).
@@ -24,38 +27,68 @@ _HOP_BY_HOP = frozenset(
     "proxy-authorization".split()
 )
 
-_lines: dict[tuple[str, str], tuple[bytes, int]] = {}
-_statuses: dict[str, bytes] = {}
-
 HeaderList = list[tuple[str, str]]
 
+# A line's bytes, what it means if anything, and its number if that is a Content-Length.
+_Line = tuple[bytes, int, int]
+_lines: dict[tuple[str, str], _Line] = {}
+_statuses: dict[str, tuple[bytes, int, int]] = {}
 
-def status_line(status: str) -> bytes:
-    """E.g. `200 OK` to `HTTP/1.1 200 OK` with its line end.
+
+def encode_head(status: str, headers: HeaderList) -> tuple[list[bytes], int, int | None, int]:
+    """Check and encode what an app passes to start_response.
+
+    Returns:
+        The lines so far, the status as a number, the Content-Length or None, and flags (HAS_DATE, ...).
 
     Raises:
-        ResponseError: it is no status.
+        ResponseError: the answer is invalid.
     """
-    line = _statuses.get(status)
-    if line is None:
-        if not isinstance(status, str) or not _STATUS.fullmatch(status):
-            raise ResponseError(f"status must be like '200 OK', got {status!r}")
+    # Subscripts in try and not get(): all but the first time they succeed, and that is quicker.
+    try:
+        line, code, flags = _statuses[status]
+    except (KeyError, TypeError):
+        line, code, flags = _status_line(status)
+    lines = [line]
+    length = None
+    for header in headers:
         try:
-            line = f"HTTP/1.1 {status}\r\n".encode("latin-1")
-        except UnicodeEncodeError:
-            raise ResponseError(f"status must be latin-1 text, got {status!r}") from None
-        if len(_statuses) > _REMEMBERED:
-            _statuses.clear()
-        _statuses[status] = line
-    return line
+            line, meaning, number = _lines[header]
+        except (KeyError, TypeError):  # TypeError: a list; not what PEP 3333 asks for, yet common
+            line, meaning, number = _header_line(header)
+        if not meaning:
+            lines.append(line)
+        elif meaning == _LENGTH:
+            if length is not None and length != number:
+                raise ResponseError("Content-Length is given twice, with different values")
+            if length is None and code != 204 and code >= 200:  # RFC 9110 section 8.6
+                lines.append(line)
+            length = number
+        elif meaning != _DROPPED:
+            flags |= meaning
+            if meaning != CLOSE:
+                lines.append(line)
+    return lines, code, length, flags
 
 
-def header_line(header: tuple[str, str]) -> tuple[bytes, int]:
-    """A header's bytes with the line end, and what it means (PLAIN, CONTENT_LENGTH, ...).
+def _status_line(status: str) -> tuple[bytes, int, int]:
+    if not isinstance(status, str) or not _STATUS.fullmatch(status):
+        raise ResponseError(f"status must be like '200 OK', got {status!r}")
+    try:
+        line = f"HTTP/1.1 {status}\r\n".encode("latin-1")
+    except UnicodeEncodeError:
+        raise ResponseError(f"status must be latin-1 text, got {status!r}") from None
+    if len(_statuses) > _REMEMBERED:
+        _statuses.clear()
+    code = int(status[:3])
+    # RFC 9110 section 6.4.1: these never have a body.
+    flags = BODILESS if code in (204, 304) or code < 200 else 0
+    entry = _statuses[status] = line, code, flags
+    return entry
 
-    Raises:
-        ResponseError: the name is no token, or the value has characters that could forge another header.
-    """
+
+def _header_line(header: tuple[str, str]) -> _Line:
+    """A header's bytes with the line end, and what it means if it means something."""
     try:
         name, value = header
     except (TypeError, ValueError):
@@ -66,80 +99,28 @@ def header_line(header: tuple[str, str]) -> tuple[bytes, int]:
         raise ResponseError(f"invalid header name {name!r}")
     if _BAD_VALUE.search(value):
         raise ResponseError(f"invalid character in the value of header {name}: {value!r}")
-    lower = name.lower()
-    kind = PLAIN
-    if lower == "content-length":
-        if not value.isascii() or not value.isdigit():
-            raise ResponseError(f"Content-Length must be a number, got {value!r}")
-        kind = CONTENT_LENGTH
-    elif lower == "date":
-        kind = DATE
-    elif lower == "server":
-        kind = SERVER
-    elif lower in _HOP_BY_HOP:
-        kind = CLOSE if lower == "connection" and value.strip().lower() == "close" else DROPPED
-    entry = (f"{name}: {value}\r\n".encode("latin-1"), kind)
+    line = f"{name}: {value}\r\n".encode("latin-1")
+    meaning = _meaning(name.lower(), value)
+    entry = line, meaning, int(value) if meaning == _LENGTH else 0
     if len(_lines) > _REMEMBERED:
         _lines.clear()
-    if type(header) is tuple and len(value) <= 256:
+    if type(header) is tuple and len(value) <= _LONGEST:
         _lines[header] = entry
     return entry
 
 
-class Head:
-    """The head of one response, as far as the app has said it.
-
-    Attributes:
-        lines: status line and header lines.
-        code: the status as a number.
-        length: the app's Content-Length, or None.
-        close: the app wants the connection closed.
-        has_date, has_server: the app sends its own.
-    """
-
-    __slots__ = ("close", "code", "has_date", "has_server", "length", "lines", "status")
-
-    def __init__(self, status: str, headers: HeaderList) -> None:
-        """Check and encode.
-
-        Raises:
-            ResponseError: the app's answer is invalid.
-        """
-        self.status = status
-        self.lines = lines = [status_line(status)]
-        self.code = int(status[:3])
-        self.length: int | None = None
-        self.close = self.has_date = self.has_server = False
-        known = _lines.get
-        for header in headers:
-            try:
-                entry = known(header) or header_line(header)
-            except TypeError:  # a list: not what PEP 3333 asks for, yet common
-                entry = header_line(header)
-            line, kind = entry
-            if kind:
-                if kind == CONTENT_LENGTH:
-                    length = int(header[1])
-                    if self.length is not None:
-                        if length != self.length:
-                            raise ResponseError("Content-Length is given twice, with different values")
-                        continue
-                    self.length = length
-                    if self.code == 204 or self.code < 200:
-                        continue  # RFC 9110 section 8.6
-                elif kind == DATE:
-                    self.has_date = True
-                elif kind == SERVER:
-                    self.has_server = True
-                else:
-                    self.close = self.close or kind == CLOSE
-                    continue
-            lines.append(line)
-
-    @property
-    def bodiless(self) -> bool:
-        """Whether this status never has a body (RFC 9110 section 6.4.1)."""
-        return self.code in (204, 304) or self.code < 200
+def _meaning(name: str, value: str) -> int:
+    if name == "content-length":
+        if not value.isascii() or not value.isdigit() or len(value) > 18:
+            raise ResponseError(f"Content-Length must be a number, got {value!r}")
+        return _LENGTH
+    if name == "date":
+        return HAS_DATE
+    if name == "server":
+        return HAS_SERVER
+    if name in _HOP_BY_HOP:
+        return CLOSE if name == "connection" and value.strip().lower() == "close" else _DROPPED
+    return 0
 
 
 def chunk(data: bytes) -> bytes:
@@ -156,7 +137,7 @@ def plain_answer(status: str, text: str, date_server: bytes) -> bytes:
     body = text.encode("latin-1", "replace")
     return b"".join(
         (
-            status_line(status),
+            _status_line(status)[0],
             date_server,
             b"Content-Type: text/plain; charset=iso-8859-1\r\nContent-Length: %d\r\n" % len(body),
             b"Connection: close\r\n\r\n",

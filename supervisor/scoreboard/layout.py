@@ -24,16 +24,14 @@ HEARTBEAT = 0  # CLOCK_MONOTONIC ns of the serving loop's last pass
 THREADS = 1  # lanes in use
 
 # A lane's words.
-REQUESTS = 0  # answered
-ERRORS = 1  # of these with a status of 500 and above
-BYTES_SENT = 2
-OPENED = 3  # connections accepted
-CLOSED = 4
-STARTED = 5  # CLOCK_MONOTONIC ns when the request in the app began; 0: none
-IDENT = 6  # the thread's pthread_self, as faulthandler prints it
-METHOD_LENGTH = 7
-PATH_LENGTH = 8
-STATUS_CLASSES = 10  # five words: 1xx to 5xx
+BYTES_SENT = 0
+OPENED = 1  # connections accepted
+CLOSED = 2
+STARTED = 3  # CLOCK_MONOTONIC ns when the request in the app began; 0: none
+IDENT = 4  # the thread's pthread_self, as faulthandler prints it
+METHOD_LENGTH = 5
+PATH_LENGTH = 6
+STATUS_CLASSES = 8  # ten words: answers by the status's first digit
 HISTOGRAM = 24
 BUCKETS = 104
 

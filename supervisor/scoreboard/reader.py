@@ -23,17 +23,23 @@ class InFlight:
 class Counts:
     """Sums over threads; over workers too, in the fleet's totals."""
 
-    requests: int = 0
-    errors: int = 0
     bytes_sent: int = 0
     opened: int = 0
     closed: int = 0
-    statuses: list[int] = field(default_factory=lambda: [0] * 5)
+    statuses: list[int] = field(default_factory=lambda: [0] * 10)
+    """Answers by the status's first digit."""
     histogram: list[int] = field(default_factory=lambda: [0] * layout.BUCKETS)
 
+    @property
+    def requests(self) -> int:
+        return sum(self.statuses)
+
+    @property
+    def errors(self) -> int:
+        """Answers with a status of 500 and above."""
+        return sum(self.statuses[5:])
+
     def add(self, other: "Counts") -> None:
-        self.requests += other.requests
-        self.errors += other.errors
         self.bytes_sent += other.bytes_sent
         self.opened += other.opened
         self.closed += other.closed
@@ -90,12 +96,10 @@ class Scoreboard:
             lane = self._lane(cell, thread)
             counts.add(
                 Counts(
-                    lane[layout.REQUESTS],
-                    lane[layout.ERRORS],
                     lane[layout.BYTES_SENT],
                     lane[layout.OPENED],
                     lane[layout.CLOSED],
-                    lane[layout.STATUS_CLASSES : layout.STATUS_CLASSES + 5].tolist(),
+                    lane[layout.STATUS_CLASSES : layout.STATUS_CLASSES + 10].tolist(),
                     lane[layout.HISTOGRAM : layout.HISTOGRAM + layout.BUCKETS].tolist(),
                 )
             )

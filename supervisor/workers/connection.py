@@ -7,6 +7,7 @@ from collections import deque
 from supervisor.http1.request import RequestParser
 from supervisor.wsgi.body import new_body
 from supervisor.wsgi.environ import Environ
+from supervisor.wsgi.exchange import ClientGone
 
 # How much of an answer in parts is kept for a client that is slow to read, before the app must wait.
 KEEP_LIMIT = 1024 * 1024
@@ -19,8 +20,8 @@ class Connection:
 
     Attributes:
         environ: what all its requests share.
-        idle_since: when the last bytes came or went (CLOCK_MONOTONIC, seconds).
-        served: requests answered on it.
+        idle_since: when the last bytes came or went (CLOCK_MONOTONIC, ns).
+        served: a request was answered on it.
         unsent: bytes of answers the client has not taken yet.
         armed: the kernel watches it, so it is the leader's (several threads only).
         closed: its descriptor is gone.
@@ -44,7 +45,7 @@ class Connection:
         "unsent_size",
     )
 
-    def __init__(self, sock: socket.socket, environ: Environ, now: float) -> None:
+    def __init__(self, sock: socket.socket, environ: Environ, now: int) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.environ = environ
@@ -52,7 +53,7 @@ class Connection:
         self.unsent: deque[memoryview] = deque()
         self.unsent_size = 0
         self.idle_since = now
-        self.served = 0
+        self.served = False
         self.armed = True
         self.closed = False
         self.closing = False
@@ -62,13 +63,15 @@ class Connection:
         """Send what goes and keep the rest; with too much kept, wait until the client takes some.
 
         Raises:
-            OSError: the client is gone (TimeoutError: it took nothing for too long).
+            ClientGone: the connection broke, or the client took nothing for too long.
         """
         if not self.unsent:
             try:
                 sent = self.sock.send(data)
             except BlockingIOError:
                 sent = 0
+            except OSError as error:
+                raise ClientGone from error
             if sent == len(data):
                 return
             self._keep(memoryview(data)[sent:])
@@ -87,13 +90,13 @@ class Connection:
         poll = select.poll()
         poll.register(self.fd, select.POLLOUT)
         if not poll.poll(STALL_LIMIT * 1000):
-            raise TimeoutError("the client reads nothing")
+            raise ClientGone("it reads nothing")
 
     def flush(self) -> bool:
         """Send what was kept; True if nothing is left.
 
         Raises:
-            OSError: the client is gone.
+            ClientGone: the connection broke.
         """
         while self.unsent:
             data = self.unsent[0]
@@ -101,6 +104,8 @@ class Connection:
                 sent = self.sock.send(data)
             except BlockingIOError:
                 return False
+            except OSError as error:
+                raise ClientGone from error
             self.unsent_size -= sent
             if sent < len(data):
                 self.unsent[0] = data[sent:]

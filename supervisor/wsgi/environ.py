@@ -4,13 +4,12 @@ What is the same for all requests of a worker, a listener or a connection is put
 header names are translated once and remembered.
 """
 
-import io
 import sys
+from io import BytesIO
 from typing import IO, Any, cast
 from urllib.parse import unquote_to_bytes
 
 from supervisor.http1.request import Request
-from supervisor.wsgi.body import empty_body
 
 Environ = dict[str, Any]
 
@@ -91,9 +90,9 @@ def request_environ(connection: Environ, request: Request) -> Environ:
     environ["PATH_INFO"] = path
     body = request.body
     if body is None:
-        environ["wsgi.input"] = empty_body()
+        environ["wsgi.input"] = BytesIO()
     else:
-        file = cast("io.BytesIO", body)
+        file = cast("BytesIO", body)
         file.seek(0)
         environ["wsgi.input"] = file
         environ["CONTENT_LENGTH"] = str(request.length)
@@ -103,7 +102,7 @@ def request_environ(connection: Environ, request: Request) -> Environ:
         except KeyError:
             key = _translate(name)
         if key is None:
-            if request.body is None and name.lower() == b"content-length":
+            if body is None and name.lower() == b"content-length":
                 environ["CONTENT_LENGTH"] = value.decode("latin-1")
             continue
         text = value.decode("latin-1")

@@ -20,6 +20,9 @@ App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 # Joining head and body saves a system call; beyond this size copying costs more than that.
 _JOIN_LIMIT = 64 * 1024
 
+_NO_HEAD = "the app returned without calling start_response"
+_FAILED = "Internal Server Error\n"
+
 
 class Transport(Protocol):
     """Where an answer goes. `send` never loses bytes: what the client does not take yet is kept."""
@@ -28,7 +31,7 @@ class Transport(Protocol):
         """Send now as much as goes, keep the rest; may wait while too much is kept.
 
         Raises:
-            OSError: the client is gone.
+            ClientGone: the connection broke.
         """
         ...
 
@@ -47,50 +50,35 @@ class Exchange:
     Args:
         request: what was asked.
         transport: where the answer goes.
-        date_server: the lines `Server` and `Date`.
-        may_keep_alive: whether the connection may go on afterwards.
+        date_server: the lines `Server` and `Date`, in this order.
+        keep_alive: whether the connection may go on afterwards.
 
     Attributes:
         status: the status line's text, e.g. `200 OK`; code: its number.
         sent: bytes of the body that were sent.
         keep_alive: whether the connection can go on.
         error: the app's exception as a traceback, if it raised.
+        headers: what the app passed to start_response.
     """
 
-    __slots__ = (
-        "_chunked",
-        "_date_server",
-        "_head",
-        "_head_request",
-        "_head_sent",
-        "_http10",
-        "_remaining",
-        "_transport",
-        "code",
-        "error",
-        "headers",
-        "keep_alive",
-        "sent",
-        "status",
-    )
+    # Defaults stand here and not in __init__: what a request does not change costs it nothing.
+    status = ""
+    code = 500
+    sent = 0
+    error: str | None = None
+    headers: response.HeaderList = []  # noqa: RUF012 - replaced, never changed
+    _lines: list[bytes] | None = None
+    _length: int | None = None
+    _flags = 0
+    _head_sent = False
+    _chunked = False
+    _remaining: int | None = None
 
-    def __init__(
-        self, request: Request, transport: Transport, date_server: bytes, may_keep_alive: bool
-    ) -> None:
-        self._transport = transport
+    def __init__(self, request: Request, transport: Transport, date_server: bytes, keep_alive: bool) -> None:
+        self._request = request
+        self._send = transport.send
         self._date_server = date_server
-        self._http10 = request.protocol == "HTTP/1.0"
-        self._head_request = request.method == "HEAD"
-        self._head: response.Head | None = None
-        self._head_sent = False
-        self._chunked = False
-        self._remaining: int | None = None
-        self.keep_alive = may_keep_alive and request.keep_alive
-        self.status = ""
-        self.code = 500
-        self.headers: response.HeaderList = []
-        self.sent = 0
-        self.error: str | None = None
+        self.keep_alive = keep_alive
 
     # -- what the app calls ------------------------------------------------------------------------------
 
@@ -104,10 +92,9 @@ class Exchange:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None
-        elif self._head is not None:
+        elif self._lines is not None:
             raise AssertionError("start_response was called twice without exc_info")
-        self._head = head = response.Head(status, headers)
-        self.code = head.code
+        self._lines, self.code, self._length, self._flags = response.encode_head(status, headers)
         self.status = status
         self.headers = headers
         return self._write
@@ -146,51 +133,66 @@ class Exchange:
 
     def _send_whole(self, body: bytes) -> None:
         """The usual answer: one block, known as a whole."""
-        head = self._require_head()
+        lines = self._lines
+        if lines is None:
+            raise AssertionError(_NO_HEAD)
         length = len(body)
-        lines = head.lines
-        if self._head_request or head.bodiless:
-            # HEAD is told the length that GET would have (RFC 9110 section 9.3.2).
-            if head.length is None and length and not head.bodiless:
+        if self._length != length:
+            if self._length is not None and not self._bodiless:
+                self._send_part(body)
+                self._end()
+                return
+            if self._length is None and not self._flags & response.BODILESS:
+                # HEAD is told the length that GET would have (RFC 9110 section 9.3.2).
                 lines.append(b"Content-Length: %d\r\n" % length)
+        if self._request.method == "HEAD" or self._flags & response.BODILESS:
             body = b""
-        elif head.length is None:
-            lines.append(b"Content-Length: %d\r\n" % length)
-        elif head.length != length:
-            self._send_part(body)
-            self._end()
-            return
-        if head.has_date or head.has_server:
-            self._add_date_server(head)
+        if self._flags or not self.keep_alive or self._request.protocol != "HTTP/1.1":
+            self._close_head(lines)
         else:
-            lines.append(self._date_server)
-        if head.close:
-            self.keep_alive = False
-        if not self.keep_alive:
-            lines.append(b"Connection: close\r\n\r\n")
-        elif self._http10:
-            lines.append(b"Connection: keep-alive\r\n\r\n")
-        else:
-            lines.append(b"\r\n")
-        if len(body) <= _JOIN_LIMIT:
+            lines += (self._date_server, b"\r\n")
+        if length <= _JOIN_LIMIT:
             lines.append(body)
             data = b"".join(lines)
             self._head_sent = True
             self._send(data)
         else:
-            data = b"".join(lines)
             self._head_sent = True
-            self._send(data)
+            self._send(b"".join(lines))
             self._send(body)
         self.sent = len(body)
 
+    def _close_head(self, lines: list[bytes]) -> None:
+        """Add what the server says itself, and the empty line."""
+        flags = self._flags
+        if not flags:
+            lines.append(self._date_server)
+        else:
+            server, date = self._date_server.splitlines(keepends=True)
+            if not flags & response.HAS_SERVER:
+                lines.append(server)
+            if not flags & response.HAS_DATE:
+                lines.append(date)
+            if flags & response.CLOSE:
+                self.keep_alive = False
+        if not self.keep_alive:
+            lines.append(b"Connection: close\r\n\r\n")
+        elif self._request.protocol == "HTTP/1.0":
+            lines.append(b"Connection: keep-alive\r\n\r\n")
+        else:
+            lines.append(b"\r\n")
+
     def _send_parts(self, result: Any) -> None:
-        if isinstance(result, list | tuple) and not self._head_sent:
+        countable = isinstance(result, list | tuple) and not self._head_sent
+        if (
+            countable
+            and self._lines is not None
+            and self._length is None
+            and not self._flags & response.BODILESS
+        ):
             # Its length is known even though the app did not say it.
-            head = self._require_head()
-            if head.length is None and not head.bodiless:
-                head.length = sum(map(len, result))
-                head.lines.append(b"Content-Length: %d\r\n" % head.length)
+            self._length = sum(map(len, result))
+            self._lines.append(b"Content-Length: %d\r\n" % self._length)
         for part in result:
             if part:  # an empty block must not send the head: the app may still change it
                 self._send_part(part)
@@ -204,7 +206,7 @@ class Exchange:
             if len(data) > self._remaining:
                 data = data[: self._remaining]  # RFC 9110 section 8.6: never more than was promised
             self._remaining -= len(data)
-        if self._head_request or (self._head is not None and self._head.bodiless):
+        if self._bodiless:
             data = b""
         if data:
             self.sent += len(data)
@@ -216,53 +218,36 @@ class Exchange:
     def _end(self) -> None:
         """The app's iterable has ended."""
         if not self._head_sent:
-            head = self._require_head()
-            if head.length is None and not head.bodiless and not self._head_request:
-                head.length = 0
-                head.lines.append(b"Content-Length: 0\r\n")
+            if self._lines is not None and self._length is None and not self._bodiless:
+                self._length = 0
+                self._lines.append(b"Content-Length: 0\r\n")
             self._send(self._open())
-        bodiless = self._head_request or (self._head is not None and self._head.bodiless)
-        if self._chunked and not bodiless:
+        if self._bodiless:
+            return
+        if self._chunked:
             self._send(response.LAST_CHUNK)
-        elif self._remaining and not bodiless:
+        elif self._remaining:
             self.keep_alive = False  # shorter than promised: only the closed connection tells
+
+    @property
+    def _bodiless(self) -> bool:
+        return self._request.method == "HEAD" or bool(self._flags & response.BODILESS)
 
     def _open(self) -> bytes:
         """The head of an answer whose body comes in parts."""
-        head = self._require_head()
-        self._remaining = head.length
-        if not head.bodiless and head.length is None:
-            if self._http10:
+        lines = self._lines
+        if lines is None:
+            raise AssertionError(_NO_HEAD)
+        self._remaining = self._length
+        if self._length is None and not self._flags & response.BODILESS:
+            if self._request.protocol == "HTTP/1.0":
                 self.keep_alive = False
             else:
                 self._chunked = True
-                head.lines.append(b"Transfer-Encoding: chunked\r\n")
-        self._add_date_server(head)
-        if head.close:
-            self.keep_alive = False
-        if not self.keep_alive:
-            head.lines.append(b"Connection: close\r\n")
-        elif self._http10:
-            head.lines.append(b"Connection: keep-alive\r\n")
-        head.lines.append(b"\r\n")
+                lines.append(b"Transfer-Encoding: chunked\r\n")
+        self._close_head(lines)
         self._head_sent = True
-        return b"".join(head.lines)
-
-    def _add_date_server(self, head: response.Head) -> None:
-        for line in self._date_server.splitlines(keepends=True):
-            if not (head.has_date if line.startswith(b"Date") else head.has_server):
-                head.lines.append(line)
-
-    def _require_head(self) -> response.Head:
-        if self._head is None:
-            raise AssertionError("the app returned without calling start_response")
-        return self._head
-
-    def _send(self, data: bytes) -> None:
-        try:
-            self._transport.send(data)
-        except OSError as error:
-            raise ClientGone from error
+        return b"".join(lines)
 
     def _fail(self) -> None:
         """The app raised: a plain 500, or a cut if the answer had begun."""
@@ -274,8 +259,9 @@ class Exchange:
         self.status = "500 Internal Server Error"
         self.code = 500
         self.headers = []
-        answer = response.plain_answer(self.status, "Internal Server Error\n", self._date_server)
-        if self._head_request:
+        answer = response.plain_answer(self.status, _FAILED, self._date_server)
+        if self._request.method == "HEAD":
             answer = answer[: answer.index(b"\r\n\r\n") + 4]
-        self.sent = 0 if self._head_request else 22
+        else:
+            self.sent = len(_FAILED)
         self._send(answer)

@@ -16,7 +16,17 @@ from supervisor.fleet import actions, events
 from supervisor.fleet.machine import Fleet
 from supervisor.fleet.model import ExitStatus, FleetPolicy
 
-_EPSILON = 1e-6
+# "Just before", and how much of a difference is only arithmetic.
+_BEFORE = 1e-6
+_ROUNDING = 1e-9
+
+
+Told = Literal["drain", "quit", "abort", "kill"]
+SIGNALS: dict[type[actions.Action], Told] = {
+    actions.Quit: "quit",
+    actions.Abort: "abort",
+    actions.Kill: "kill",
+}
 
 
 # -- the world ------------------------------------------------------------------------------------------
@@ -34,7 +44,7 @@ class SimWorker:
     generation: int
     state: Literal["asked", "booting", "serving"] = "asked"
     """asked: the fork server has not forked it yet."""
-    told: Literal["drain", "quit", "abort", "kill"] | None = None
+    told: Told | None = None
 
 
 class World:
@@ -77,7 +87,8 @@ class World:
                 self.fork_servers[generation].told = "kill"
             case actions.Spawn(launch, slot, generation):
                 server = self.fork_servers[generation]
-                assert server.state == "up" and not server.told, f"{action}: it can't spawn"
+                assert server.state == "up", f"{action}: it can't spawn yet"
+                assert server.told is None, f"{action}: it was told to end"
                 assert launch not in self.launched, f"{action}: launches are never reused"
                 self.workers[launch] = SimWorker(slot, generation)
                 self.launched[launch] = slot, generation
@@ -86,15 +97,14 @@ class World:
                 self.workers[launch].told = "drain"
             case actions.Quit(launch) | actions.Abort(launch) | actions.Kill(launch):
                 worker = self.workers[launch]
-                # There is nobody to be signalled before the fork.
+                # Before the fork there is nobody to be signalled.
                 if worker.state != "asked":
-                    told: Literal["quit", "abort", "kill"]
-                    told = {actions.Quit: "quit", actions.Abort: "abort"}.get(type(action), "kill")  # type: ignore[assignment]
-                    worker.told = told
+                    worker.told = SIGNALS[type(action)]
             case actions.DumpStack(launch):
                 assert launch in self.workers, action
             case actions.Finish():
-                assert not self.workers and not self.fork_servers, f"{action}: something is left"
+                assert not self.workers, f"{action}: workers are left"
+                assert not self.fork_servers, f"{action}: fork servers are left"
                 self.finished.append(action)
             case actions.Report() | actions.Serving() | actions.ReloadEnded() | actions.Stopping():
                 pass
@@ -142,12 +152,12 @@ class World:
         """Let time pass, with a timer that does what `Fleet.next_deadline` asks for."""
         end = self.now + seconds
         at_once = 0
-        while (deadline := self.fleet.next_deadline()) is not None and deadline <= end:
+        while (deadline := self.fleet.next_deadline()) is not None and deadline <= end + _ROUNDING:
             at_once = at_once + 1 if deadline <= self.now else 0
             assert at_once < 10, f"the timer spins: it is {self.now}, the deadline is {deadline}"
             self.now = max(self.now, deadline)
             self.hand_in(events.DeadlinePassed())
-        self.now = end
+        self.now = max(self.now, end)
 
     def step(self) -> bool:
         """Let one process do what it should do next; False if all wait for the fleet or for time."""
@@ -304,9 +314,9 @@ class Play(World):
         """No action before `seconds` from now; what happens at that moment is left for `then`."""
         self.then()
         moment = self.now + seconds
-        self.pass_time(seconds - _EPSILON)
+        self.pass_time(seconds - _BEFORE)
         self.then()
-        self.pass_time(moment - self.now + _EPSILON)
+        self.pass_time(moment - self.now)
         return self
 
     def said(self, name: str, **fields: Any) -> Self:

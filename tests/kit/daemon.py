@@ -1,0 +1,580 @@
+"""Real daemons for system tests: each in a folder of its own, none left behind.
+
+A `Place` is a temporary folder with an app folder, a runtime directory and an environment that nobody else
+shares, so that tests can run side by side. It starts daemons (`python -m supervisor`), runs `ctl` against
+them, and at its end stops them and looks for what is left: anything in their sessions, with the place's mark
+in its environment, or with its folder open. What it finds is killed, and the test fails.
+
+Nothing sleeps to let time pass. `until` looks for a fact again and again up to a deadline, and gives up at
+once if the daemon it asks about is dead.
+
+    with Place() as place:
+        place.add("app.py", SOURCE)
+        daemon = place.start("-w", "2", "app:app")
+        assert daemon.get("/").text == "hello"
+        daemon.send(signal.SIGTTIN)
+        daemon.settled(3)
+"""
+
+import functools
+import http.client
+import itertools
+import json
+import os
+import secrets
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+
+from supervisor.control.client import Client, UnreachableError
+from supervisor.control.routes import STATUS, WORKERS
+from supervisor.control.views import RequestView, StatusView, WorkerView
+
+T = TypeVar("T")
+
+OSTLER = (sys.executable, "-m", "supervisor")
+PATIENCE = 15.0
+"""Seconds for what usually takes some milliseconds; machines that run tests are busy."""
+_LOOK = 0.01
+_MARK = "OSTLER_TEST_PLACE"
+# What the machine's own environment must not tell the daemon.
+_UNWANTED = ("OSTLER_", "GUNICORN_", "LISTEN_", "WEB_CONCURRENCY", "NOTIFY_SOCKET", "RUNTIME_DIRECTORY")
+
+
+def until(condition: Callable[[], T | None], what: str, within: float = PATIENCE) -> T:
+    """Look until `condition` gives something true.
+
+    Raises:
+        AssertionError: it has not, `within` seconds; the text names `what`.
+    """
+    deadline = time.monotonic() + within
+    while True:
+        found = condition()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"not within {within:g} s: {what}"
+        time.sleep(_LOOK)
+
+
+# -- asking over HTTP ------------------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+
+class Connection(http.client.HTTPConnection):
+    """To `http://HOST:PORT` or `unix:PATH`, keep-alive; `asked` and `answer` may lie apart in time."""
+
+    def __init__(self, url: str, seconds: float = PATIENCE) -> None:
+        self._path = url.removeprefix("unix:") if url.startswith("unix:") else None
+        parts = urllib.parse.urlsplit(url)
+        super().__init__(parts.hostname or "localhost", parts.port, timeout=seconds)
+
+    def connect(self) -> None:
+        if self._path is None:
+            super().connect()
+            return
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+    def asked(self, target: str, method: str = "GET", **options: Any) -> Self:
+        self.request(method, target, **options)
+        return self
+
+    def answer(self) -> Answer:
+        """The answer to what was asked; the connection stays open if the server lets it."""
+        response = self.getresponse()
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        return Answer(response.status, headers, response.read())
+
+    def ended_by_server(self) -> None:
+        """Wait until the server closes without having answered."""
+        assert self.sock is not None
+        try:
+            data = self.sock.recv(1)
+        except ConnectionResetError:
+            data = b""
+        assert data == b"", f"expected the end, got {data!r}"
+
+
+def ask(url: str, target: str = "/", method: str = "GET", **options: Any) -> Answer:
+    """One request on a connection of its own."""
+    connection = Connection(url)
+    try:
+        return connection.asked(target, method, **options).answer()
+    finally:
+        connection.close()
+
+
+# -- processes -------------------------------------------------------------------------------------------
+
+
+class Process:
+    """A process that is not our child, held by a pidfd: a number that is used again can't mislead."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._fd = os.pidfd_open(pid)
+
+    def send(self, signum: int) -> None:
+        signal.pidfd_send_signal(self._fd, signum)
+
+    @property
+    def gone(self) -> bool:
+        return self.ended(0)
+
+    def ended(self, within: float = PATIENCE) -> bool:
+        """Wait for its end (a pidfd becomes readable then, pidfd_open(2))."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return bool(poll.poll(within * 1000))
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    __del__ = close
+
+
+def title(pid: int) -> str:
+    """What ps shows."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+
+
+def children(pid: int) -> list[int]:
+    """Children of all threads, zombies included."""
+    return [found for found, stat in _processes() if stat.parent == pid]
+
+
+def zombies(pid: int) -> list[int]:
+    return [found for found, stat in _processes() if stat.parent == pid and stat.state == "Z"]
+
+
+def descriptors(pid: int) -> list[str]:
+    """What the process has open, e.g. `socket:[123]`, sorted."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.append(os.readlink(link))
+        except FileNotFoundError:
+            continue  # closed while we looked
+    return sorted(found)
+
+
+class _Stat(NamedTuple):
+    state: str
+    parent: int
+    session: int
+
+
+def _processes() -> Iterable[tuple[int, _Stat]]:
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                stat = Path("/proc", name, "stat").read_text()
+            except OSError:
+                continue
+            # proc_pid_stat(5): the command's name may hold anything, so from its last bracket on.
+            fields = stat.rpartition(")")[2].split()
+            yield int(name), _Stat(fields[0], int(fields[1]), int(fields[3]))
+
+
+# -- the daemon ------------------------------------------------------------------------------------------
+
+
+class Done(NamedTuple):
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """stderr, which is one line; fails if it is more, or none."""
+        lines = self.err.strip().splitlines()
+        assert len(lines) == 1, f"expected one line on stderr, got:\n{self.err}"
+        return lines[0]
+
+
+class Daemon:
+    """A running daemon; made by `Place.start`.
+
+    Attributes:
+        process: what was started; out and log: the files with its stdout and stderr.
+    """
+
+    def __init__(self, place: "Place", argv: Sequence[str], number: int, **popen: Any) -> None:
+        self.place = place
+        self.argv = argv
+        self.out = place.folder / f"{number}.out"
+        self.log = place.folder / f"{number}.log"
+        self._connections: list[Connection] = []
+        self._client: Client | None = None
+        self._clean = True
+        with self.out.open("wb") as out, self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+                start_new_session=True,
+                **{"cwd": place.app_folder, "env": place.environ, **popen},
+            )
+        self.pid = self.process.pid
+
+    # -- waiting for facts --------------------------------------------------------------------------------
+
+    def until(self, condition: Callable[[], T | None], what: str, within: float = PATIENCE) -> T:
+        """As the function `until`, but not longer than the daemon lives."""
+
+        def look() -> T | None:
+            found = condition()
+            if not found:
+                assert self.process.poll() is None, f"exit code {self.process.returncode} before: {what}"
+            return found
+
+        return until(look, what, within)
+
+    def events(self, name: str = "", **fields: Any) -> list[dict[str, Any]]:
+        """What the log says, as far as it is JSON; `fields` must be equal."""
+        found = []
+        for line in self.log.read_text(errors="replace").split("\n")[:-1]:
+            if line.startswith("{"):
+                event = json.loads(line)
+                if name in ("", event["event"]) and fields.items() <= event.items():
+                    found.append(event)
+        return found
+
+    def event(self, name: str, within: float = PATIENCE, after: int = 0, **fields: Any) -> dict[str, Any]:
+        """Wait for the log to tell an event; the first one after `after` others of its kind."""
+        what = f"event {name} {fields or ''}"
+        return self.until(lambda: self.events(name, **fields)[after:], what, within)[0]
+
+    def settled(self, workers: int, within: float = PATIENCE, **more: Any) -> list[WorkerView]:
+        """Wait until exactly `workers` workers exist and all are ready; returns them by slot.
+
+        Args:
+            more: attributes of the status that must be so, too.
+        """
+
+        def look() -> list[WorkerView] | None:
+            status, found = self.status(), self.workers()
+            states = {worker.state for worker in found}
+            fits = all(getattr(status, name) == value for name, value in more.items())
+            return found if fits and len(found) == workers == status.ready and states <= {"ready"} else None
+
+        return self.until(look, f"{workers} workers and all ready {more or ''}", within)
+
+    def in_app(self, path: str, within: float = PATIENCE) -> RequestView:
+        """Wait until a request for `path` is in the app."""
+
+        def look() -> RequestView | None:
+            found = [r for worker in self.workers() for r in worker.in_flight if r.path == path]
+            return found[0] if found else None
+
+        return self.until(look, f"{path} in the app", within)
+
+    # -- the control API ------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def socket(self) -> Path:
+        """The control socket, wherever in the runtime directory it is."""
+
+        def look() -> Path | None:
+            for path in sorted(self.place.runtime.glob("ostler/*.sock")):
+                if _listener_pid(path) == self.pid:
+                    return path
+            return None
+
+        return self.until(look, "the control socket")
+
+    @property
+    def client(self) -> Client:
+        if self._client is None:
+            self._client = Client.unix(self.socket)
+        return self._client
+
+    def status(self) -> StatusView:
+        return self.client.call(STATUS)
+
+    def workers(self) -> list[WorkerView]:
+        return self.client.call(WORKERS)
+
+    def pids(self) -> list[int]:
+        """Of all workers, by slot."""
+        return [worker.pid for worker in self.workers() if worker.pid is not None]
+
+    def ctl(self, *args: str, within: float = 30.0) -> Done:
+        return self.place.run("ctl", *args, within=within, OSTLER_SOCKET=str(self.socket))
+
+    # -- the app ------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def urls(self) -> list[str]:
+        """Listening addresses, as the log told when the first worker was ready."""
+        return str(self.event("serving")["listeners"]).split()
+
+    @property
+    def url(self) -> str:
+        return self.urls[0]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """For `tests.kit.load`."""
+        return "127.0.0.1", self.port
+
+    def get(self, target: str = "/", **options: Any) -> Answer:
+        return ask(self.url, target, **options)
+
+    def connect(self, seconds: float = PATIENCE) -> Connection:
+        """A connection that ends with the daemon at the latest."""
+        connection = Connection(self.url, seconds)
+        self._connections.append(connection)
+        return connection
+
+    # -- its end ------------------------------------------------------------------------------------------
+
+    def send(self, signum: int) -> None:
+        self.process.send_signal(signum)
+
+    def kill(self) -> None:
+        """SIGKILL, as a test's own wish; what is left of the fleet is the test's business."""
+        self.process.kill()
+        self.process.wait()
+
+    def wait(self, within: float = PATIENCE) -> int:
+        """Wait for its end; the exit code."""
+        try:
+            return self.process.wait(within)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the daemon did not end within {within:g} s") from None
+
+    def stop(self, signum: int = signal.SIGTERM, within: float = PATIENCE) -> int:
+        """Signal it, wait, and make sure it left nothing; the exit code."""
+        self.send(signum)
+        code = self.wait(within)
+        assert self.place.leftovers() == []
+        return code
+
+    def close(self) -> None:
+        """End it whatever its state."""
+        for connection in self._connections:
+            connection.close()
+        if self._client is not None:
+            self._client.close()
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                raise AssertionError("SIGTERM did not end the daemon") from None
+
+
+def _listener_pid(path: Path) -> int:
+    """Who listens on a Unix socket, 0 if nobody does (SO_PEERCRED, unix(7))."""
+    client = Client.unix(path)
+    try:
+        client.call(STATUS)
+        return client.server_pid() or 0
+    except UnreachableError:
+        return 0
+    finally:
+        client.close()
+
+
+@dataclass(frozen=True)
+class Leftover:
+    pid: int
+    title: str
+
+
+class Place:
+    """Where daemons of one test, or of one module, live. A context manager.
+
+    Attributes:
+        folder: everything; app_folder: where they are started; runtime: XDG_RUNTIME_DIR; environ: theirs.
+        keep: set when a test fails; the folder then stays.
+    """
+
+    live: ClassVar[list["Place"]] = []
+
+    def __init__(self) -> None:
+        # Not pytest's tmp_path: a Unix socket's path has 107 bytes at most.
+        self.folder = Path(tempfile.mkdtemp(prefix="ost-", dir="/tmp"))
+        self.app_folder = self.folder / "app"
+        self.runtime = self.folder / "run"
+        for folder in (self.app_folder, self.runtime):
+            folder.mkdir(mode=0o700)
+        self.keep = False
+        self.daemons: list[Daemon] = []
+        self._mark = secrets.token_hex(8)
+        self._sessions: set[int] = set()
+        self._clock = itertools.count(1_000_000_000)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_UNWANTED)}
+        self.environ = kept | {
+            "XDG_RUNTIME_DIR": str(self.runtime),
+            "TMPDIR": str(self.folder),
+            "NO_COLOR": "1",
+            _MARK: self._mark,
+        }
+
+    def __enter__(self) -> Self:
+        Place.live.append(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        Place.live.remove(self)
+        self.keep |= kind is not None
+        problems = []
+        for daemon in self.daemons:
+            try:
+                daemon.close()
+            except AssertionError as problem:
+                problems.append(str(problem))
+        for left in self.leftovers():
+            problems.append(f"left behind: {left.pid} {left.title}")
+            try:
+                os.kill(left.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        if not self.keep and not problems:
+            shutil.rmtree(self.folder)
+        assert not problems, f"{'; '.join(problems)} (see {self.folder})"
+
+    # -- files --------------------------------------------------------------------------------------------
+
+    def add(self, name: str, source: str) -> Path:
+        """Write a file into the app folder; a newer version is seen as newer by Python's bytecode cache."""
+        path = self.app_folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.draft")
+        draft.write_text(source)
+        # A .pyc is valid for a time in whole seconds and a size; two versions within a second look alike.
+        at = next(self._clock)
+        os.utime(draft, (at, at))
+        draft.replace(path)
+        return path
+
+    # -- daemons ------------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        *args: str,
+        argv: Sequence[str] = OSTLER,
+        bind: str | None = "127.0.0.1:0",
+        serving: bool = True,
+        popen: Mapping[str, Any] | None = None,
+        **environ: str,
+    ) -> Daemon:
+        """Start a daemon.
+
+        Args:
+            args: its command line.
+            argv: the program.
+            bind: given as `-b`; None if `args` or a file say it.
+            serving: wait until its first worker is ready.
+            popen: more arguments for Popen.
+            environ: more environment variables.
+        """
+        command = [*argv, *(("-b", bind) if bind else ()), *args]
+        more = {"env": self.environ | environ, **(popen or {})}
+        daemon = Daemon(self, command, len(self.daemons) + 1, **more)
+        self.daemons.append(daemon)
+        self._sessions.add(daemon.pid)
+        if serving:
+            daemon.event("serving")
+        return daemon
+
+    def run(
+        self, *args: str, argv: Sequence[str] = OSTLER, cwd: Path | None = None, within: float = 30.0,
+        **environ: str,
+    ) -> Done:  # fmt: skip
+        """Run a command to its end; it must leave nothing behind."""
+        with subprocess.Popen(
+            [*argv, *args],
+            cwd=cwd or self.app_folder,
+            env=self.environ | environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            self._sessions.add(process.pid)
+            try:
+                out, err = process.communicate(timeout=within)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                out, err = process.communicate()
+                raise AssertionError(f"{args} did not end within {within:g} s:\n{out}{err}") from None
+        return Done(process.returncode, out, err)
+
+    # -- what is left -------------------------------------------------------------------------------------
+
+    def leftovers(self) -> list[Leftover]:
+        """Live processes of ours, apart from daemons that have not been stopped and their fleets."""
+        running = {daemon.pid for daemon in self.daemons if daemon.process.poll() is None}
+        mark = f"{_MARK}={self._mark}".encode()
+        found = []
+        for pid, stat in _processes():
+            if stat.state in "ZX" or stat.session in running:
+                continue
+            # The mark alone is not enough: setproctitle writes over the memory that /proc shows. The folder
+            # catches who has made a session of its own.
+            if stat.session in self._sessions or mark in _environ(pid) or self._uses_folder(pid):
+                found.append(Leftover(pid, title(pid)))
+        return found
+
+    def _uses_folder(self, pid: int) -> bool:
+        try:
+            used = [os.readlink(f"/proc/{pid}/cwd"), *descriptors(pid)]
+        except OSError:
+            return False
+        return pid != os.getpid() and any(path.startswith(f"{self.folder}/") for path in used)
+
+    def story(self) -> str:
+        """The logs, for whoever looks at a failed test."""
+        parts = [f"folder {self.folder}"]
+        for daemon in self.daemons:
+            code = daemon.process.poll()
+            parts.append(f"$ {' '.join(daemon.argv)}   ({'running' if code is None else f'exit code {code}'})")
+            parts += [f"{path.name}:\n{path.read_text(errors='replace')[-12000:]}"
+                      for path in (daemon.out, daemon.log) if path.exists() and path.stat().st_size]  # fmt: skip
+        return "\n".join(parts)
+
+
+def _environ(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,294 @@
+"""Bad input at the start: one clear line, the right exit code, nothing left; and what goes on with a warning."""
+
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.kit.daemon import Daemon, Place
+
+pytestmark = pytest.mark.system
+
+LOCAL = ("-b", "127.0.0.1:0")
+
+
+def test_broken_app(place: Place) -> None:
+    """An app that raises at import: traceback, then one line, exit code 3."""
+    place.add("broken.py", "import os\n\nraise ValueError('no database')\n")
+    done = place.run(*LOCAL, "-w", "3", "broken:app")
+    assert done.code == 3
+    assert 'broken.py", line 3, in <module>' in done.err
+    lines = done.err.splitlines()
+    assert lines[-1] == "ostler: error: can't load 'broken:app': ValueError: no database"
+    assert done.err.count("Traceback (most recent call last)") == 1
+
+
+@pytest.mark.parametrize("preload", [(), ("--preload",)])
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("no_such:app", "no module named 'no_such' in"),
+        ("plain:nothing", "plain has no 'nothing'"),
+        ("plain:VERSION", "is no callable but str"),
+        ("plain:app(", "write MODULE:NAME or MODULE:FACTORY()"),
+    ],
+)
+def test_app_not_found(place: Place, spec: str, words: str, preload: tuple[str, ...]) -> None:
+    """A mistake in how the app is named: one line that names `wsgi_app`, no traceback, exit code 3."""
+    done = place.run(*LOCAL, *preload, spec)
+    assert done.code == 3
+    error = [line for line in done.err.splitlines() if not line.startswith("{")]
+    assert len(error) == 1, done.err
+    assert error[0].startswith("ostler: error: wsgi_app: ")
+    assert words in error[0]
+
+
+@pytest.mark.parametrize("how", ["sys.exit(4)", "os._exit(4)", "ctypes.string_at(0)"])
+@pytest.mark.parametrize("preload", [(), ("--preload",)])
+def test_app_that_ends_the_process(place: Place, how: str, preload: tuple[str, ...]) -> None:
+    """An app that exits or crashes while it is loaded costs a process, and the daemon says so; code 3."""
+    place.add("ends.py", f"import ctypes, os, sys\n{how}\n")
+    done = place.run(*LOCAL, *preload, "ends:app")
+    assert done.code == 3
+    assert done.err.splitlines()[-1].startswith("ostler: error: ")
+
+
+def test_no_app(place: Place) -> None:
+    """No app at all: the line says what to write."""
+    done = place.run(*LOCAL)
+    assert done.code == 1
+    assert "ostler MODULE:APP" in done.error
+
+
+def test_port_taken(place: Place) -> None:
+    """Names `bind`, the address and what to do; exit code 1."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = place.run("-b", address, "plain:app")
+    assert done.code == 1
+    assert done.error.startswith(f"ostler: error: bind: {address}: the address is in use")
+
+
+def test_unix_socket_taken(place: Place) -> None:
+    """A Unix socket somebody listens on is never unlinked."""
+    path = place.folder / "app.sock"
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(str(path))
+        taken.listen()
+        done = place.run("-b", f"unix:{path}", "plain:app")
+        assert done.code == 1
+        assert done.error.startswith(f"ostler: error: bind: unix:{path}: the address is in use")
+        assert path.is_socket()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--no-such-flag"], "--no-such-flag"),
+        (["-w", "many"], "workers"),
+        (["-w", "0"], "workers"),
+        (["-t", "soon"], "timeout"),
+        (["-b", "nonsense:port"], "bind"),
+        (["-k", "magic"], "worker_class"),
+        (["--log-level", "loud"], "loglevel"),
+        (["-e", "novalue"], "raw_env"),
+    ],
+)
+def test_bad_command_line(place: Place, args: list[str], words: str) -> None:
+    """An unknown flag or a value that can't be: one line with the setting's name, exit code 2."""
+    done = place.run(*args, "plain:app")
+    assert done.code == 2
+    assert done.error.startswith("ostler: error: ")
+    assert words in done.error
+
+
+def test_bad_web_concurrency(place: Place) -> None:
+    """A bad value from the environment: the line says where it stands."""
+    done = place.run(*LOCAL, "plain:app", WEB_CONCURRENCY="lots")
+    assert done.code == 1
+    assert "workers (environment WEB_CONCURRENCY): expected a whole number" in done.error
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("workers = 'many'\n", "workers (conf.py line 1): expected a whole number"),
+        ("x = 1\nimport no_such_module\n", "config: conf.py line 2: ModuleNotFoundError"),
+        ("import sys\nsys.exit(0)\n", "config: conf.py line 2: SystemExit"),
+        ("workers = (\n", "config: conf.py line 1: "),
+    ],
+)
+def test_bad_configuration_file(place: Place, source: str, words: str) -> None:
+    """A mistake in the file: one line with file, line and setting, exit code 1."""
+    place.add("conf.py", source)
+    done = place.run(*LOCAL, "-c", "conf.py", "plain:app")
+    assert done.code == 1
+    assert words in done.error
+
+
+def test_configuration_file_missing(place: Place) -> None:
+    """-c with a path that does not exist."""
+    done = place.run("-c", "nowhere.py", "plain:app")
+    assert (done.code, done.error) == (
+        1,
+        "ostler: error: config: can't read 'nowhere.py': No such file or directory",
+    )
+
+
+def test_chdir_missing(place: Place) -> None:
+    """--chdir into nothing."""
+    done = place.run(*LOCAL, "--chdir", "/nowhere", "plain:app")
+    assert done.code in (1, 3)
+    assert "chdir: can't enter '/nowhere'" in done.error
+
+
+def test_error_log_folder_missing(place: Place) -> None:
+    """A log file that can't be opened: the setting, the path, the reason."""
+    done = place.run(*LOCAL, "--error-logfile", "/nowhere/ostler.log", "plain:app")
+    assert done.code == 1
+    assert done.error == "ostler: error: errorlog: can't open '/nowhere/ostler.log': No such file or directory"
+
+
+def test_access_log_folder_missing(place: Place) -> None:
+    """The same for the access log: an answer, not a worker that crashes again and again."""
+    done = place.run(*LOCAL, "--access-logfile", "/nowhere/access.log", "plain:app")
+    assert done.code in (1, 3)
+    error = [line for line in done.err.splitlines() if not line.startswith("{")]
+    assert len(error) == 1, done.err
+    assert "accesslog: can't open '/nowhere/access.log': No such file or directory" in error[0]
+
+
+def test_pidfile_of_a_live_process(place: Place) -> None:
+    """A second start with the same -p: one line, exit code 1, and the first's file stays as it is."""
+    path = place.folder / "daemon.pid"
+    first = place.start("-p", str(path), "plain:app")
+    done = place.run(*LOCAL, "-p", str(path), "plain:app")
+    assert done.code == 1
+    assert done.error.startswith(f"ostler: error: pidfile: {path} belongs to process {first.pid}")
+    assert path.read_text() == f"{first.pid}\n"
+    assert first.get().status == 200
+
+
+def test_pidfile_folder_missing(place: Place) -> None:
+    """-p into a folder that does not exist."""
+    done = place.run(*LOCAL, "-p", "/nowhere/daemon.pid", "plain:app")
+    assert (done.code, done.error) == (
+        1,
+        "ostler: error: pidfile: can't write /nowhere/daemon.pid: No such file or directory",
+    )
+
+
+def test_other_supervisor_distribution(place: Place) -> None:
+    """supervisord's distribution in the same place as ours: one line that names both."""
+    # A tree in which a metadata folder of supervisord lies beside the package that is really imported.
+    site = place.folder / "site"
+    info = site / "supervisor-4.2.5.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: supervisor\nVersion: 4.2.5\n")
+    import supervisor
+
+    (site / "supervisor").symlink_to(Path(supervisor.__file__).parent)
+    for command in (["plain:app"], ["ctl", "status"]):
+        done = place.run(*command, PYTHONPATH=str(site))
+        assert done.code == 1
+        assert "supervisor 4.2.5 (supervisord) is installed in the same environment" in done.error
+
+
+# -- what goes on with a warning -----------------------------------------------------------------------------
+
+
+def serves_with_warning(daemon: Daemon, *words: str) -> None:
+    problem = daemon.event("control_unavailable", level="warning")["problem"]
+    for word in words:
+        assert word in problem
+    assert "Traceback" not in daemon.log.read_text()
+    assert daemon.get().text == "one"
+    workers = [pid for pid in range(0)]
+    assert workers == []
+
+
+def test_control_socket_folder_missing(place: Place) -> None:
+    """No folder for the control socket: a warning that names it; the app is served."""
+    daemon = place.start("--control-socket", "/nowhere/x.sock", "plain:app")
+    serves_with_warning(daemon, "control_socket: the folder /nowhere does not exist")
+
+
+def test_control_socket_path_too_long(place: Place) -> None:
+    """A path that no Unix socket can have."""
+    daemon = place.start("--control-socket", f"/tmp/{'x' * 200}.sock", "plain:app")
+    serves_with_warning(daemon, "longer than the 107 bytes")
+
+
+def test_runtime_directory_unsafe(place: Place) -> None:
+    """A runtime folder that others can write to is not used."""
+    folder = place.runtime / "ostler"
+    folder.mkdir()
+    folder.chmod(0o777)
+    serves_with_warning(place.start("plain:app"), f"others can write to {folder}")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_runtime_directory_not_writable(place: Place) -> None:
+    """A runtime folder without write permission."""
+    place.runtime.chmod(0o500)
+    serves_with_warning(place.start("plain:app"), "no permission")
+
+
+def test_read_only_disk(place: Place) -> None:
+    """A control socket on a file system that takes no files."""
+    daemon = place.start("--control-socket", "/sys/ostler.sock", "plain:app")
+    serves_with_warning(daemon, "control_socket: ", "/sys")
+
+
+def test_control_socket_of_a_live_instance(place: Place) -> None:
+    """A named socket that another instance has is left to it; the second serves without."""
+    path = str(place.folder / "control.sock")
+    first = place.start("--control-socket", path, "plain:app")
+    until_ready = place.run("ctl", "--socket", path, "scale", "2")
+    assert until_ready.code == 0
+    second = place.start("--control-socket", path, "plain:app")
+    serves_with_warning(second, "in use by another instance", f"pid {first.pid}")
+    assert place.run("ctl", "--socket", path, "status").code == 0
+
+
+def test_control_port_taken(place: Place) -> None:
+    """A taken port for the API costs the TCP listener only."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        daemon = place.start("--control-bind", f"127.0.0.1:{port}", "plain:app")
+        serves_with_warning(daemon, "control_bind: ", str(port), "in use")
+        assert daemon.ctl("status").code == 0
+
+
+def test_control_bind_only_on_loopback(place: Place) -> None:
+    """The API is not given to the network, whatever is asked."""
+    daemon = place.start("--control-bind", "0.0.0.0:0", "plain:app")
+    serves_with_warning(daemon, "control_bind: ")
+
+
+def test_stop_while_the_app_loads(place: Place) -> None:
+    """TERM and INT end a daemon whose app never finishes loading, at once and with nothing left."""
+    place.add("hangs.py", "import time\nopen('loading', 'w').close()\ntime.sleep(1000)\n")
+    for preload in ([], ["--preload"]):
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            daemon = place.start(*preload, "hangs:app", serving=False)
+            daemon.until((place.app_folder / "loading").exists, "the app is loading")
+            assert daemon.stop(signum, within=5) == 0
+            (place.app_folder / "loading").unlink()
+
+
+def test_stop_while_the_interpreter_starts(place: Place) -> None:
+    """A TERM in the first moments, wherever it falls, ends it without a traceback."""
+    assert sys.executable
+    for _ in range(3):
+        daemon = place.start("plain:app", serving=False)
+        daemon.until(
+            lambda pid=daemon.pid: os.path.exists(f"/proc/{pid}/task/{pid}/children")
+            and Path(f"/proc/{pid}/task/{pid}/children").read_text(),
+            "the fork server",
+        )
+        assert daemon.stop() == 0
+        assert "Traceback" not in daemon.log.read_text()

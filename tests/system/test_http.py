@@ -1,0 +1,168 @@
+"""Everyday HTTP through real sockets: a validated WSGI app and Flask, both kinds of worker."""
+
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kit.daemon import Daemon, Place
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture(scope="module", params=["sync", "gthread"])
+def strict(request: pytest.FixtureRequest, shared_place: Place) -> Iterator[Daemon]:
+    """An app under wsgiref.validate: a broken rule of PEP 3333 is a 500 and an error in the log."""
+    threads = ["--threads", "4"] if request.param == "gthread" else []
+    daemon = shared_place.start(*threads, "strict:app")
+    yield daemon
+    assert daemon.events("request_failed") == []
+    assert daemon.events("worker_died") == []
+    daemon.stop()
+
+
+@pytest.fixture(scope="module")
+def shop(shared_place: Place) -> Daemon:
+    return shared_place.start("-w", "2", "shop:app")
+
+
+def test_get(strict: Daemon) -> None:
+    """The query arrives, the length is told, the connection stays open for a second request."""
+    connection = strict.connect()
+    for query in ("a=1", "b=%20"):
+        answer = connection.asked(f"/?{query}").answer()
+        assert (answer.status, answer.text) == (200, f"GET {query}")
+        assert answer.headers["content-length"] == str(len(answer.body))
+        assert {"date", "server"} <= answer.headers.keys()
+        assert "connection" not in answer.headers
+
+
+def test_head(strict: Daemon) -> None:
+    """HEAD has GET's header fields and no body, and the connection goes on behind it."""
+    connection = strict.connect()
+    answer = connection.asked("/", "HEAD").answer()
+    assert (answer.status, answer.headers["content-length"], answer.body) == (200, "5", b"")
+    assert connection.asked("/").answer().text == "GET "
+
+
+def test_post(strict: Daemon) -> None:
+    """A body of known length, small and larger than any buffer, comes back as it went."""
+    connection = strict.connect()
+    for body in (b"x", b"", b"0123456789" * 100_000):
+        answer = connection.asked("/echo", "POST", body=body).answer()
+        assert (answer.status, len(answer.body), answer.body) == (200, len(body), body)
+
+
+def test_chunked_post(strict: Daemon) -> None:
+    """A chunked body reaches the app whole, and with lines that readline() finds."""
+    connection = strict.connect()
+    chunks = [b"line one\nli", b"ne two\n", b"x" * 70, b"\n"]
+    answer = connection.asked("/lines", "POST", body=iter(chunks), encode_chunked=True).answer()
+    assert (answer.status, answer.text) == (200, "3")
+    chunked = connection.asked("/echo", "POST", body=iter(chunks), encode_chunked=True).answer()
+    assert chunked.body == b"".join(chunks)
+
+
+def test_streaming(strict: Daemon) -> None:
+    """An iterable without a length is sent in chunks, to HTTP/1.0 up to the end of the connection."""
+    answer = strict.get("/stream")
+    expected = b"".join(b"part %d\n" % n for n in range(50))
+    assert answer.headers["transfer-encoding"] == "chunked"
+    assert answer.body == expected
+    old = speak(strict, b"GET /stream HTTP/1.0\r\n\r\n")
+    head, _, body = old.partition(b"\r\n\r\n")
+    assert b"chunked" not in head
+    assert body == expected
+
+
+def test_write_callable(strict: Daemon) -> None:
+    """What is written comes before what is returned."""
+    assert strict.get("/write").text == "written, returned"
+
+
+def test_not_found(strict: Daemon) -> None:
+    """The app's own 404 goes through unchanged."""
+    answer = strict.get("/nowhere")
+    assert (answer.status, answer.text) == (404, "no such page\n")
+
+
+def test_pipelining(strict: Daemon) -> None:
+    """Requests that come in one packet are answered one after the other, in order."""
+    requests = b"".join(b"GET /?%d HTTP/1.1\r\nHost: x\r\n\r\n" % n for n in range(9))
+    answers = speak(strict, requests + b"GET /?9 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    bodies = [part.rpartition(b"\r\n\r\n")[2][:5] for part in answers.split(b"HTTP/1.1 200 OK")[1:]]
+    assert bodies == [b"GET %d" % n for n in range(10)]
+
+
+def test_garbage_is_refused(strict: Daemon) -> None:
+    """What is no HTTP gets a 400 and the end, and the worker serves on."""
+    answer = speak(strict, b"this is no request\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert strict.get("/").status == 200
+
+
+def test_head_in_pieces(strict: Daemon) -> None:
+    """A request that trickles in byte by byte is served as any other, and others do not wait for it."""
+    with socket.create_connection(strict.address, timeout=10) as slow:
+        slow.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        request = b"GET /?slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        for n, byte in enumerate(request):
+            slow.send(bytes([byte]))
+            if n % 10 == 0:
+                assert strict.get("/").status == 200
+        assert everything(slow).endswith(b"\r\n\r\nGET slow")
+
+
+def test_length_is_told(shop: Daemon) -> None:
+    """An answer whose blocks are known needs no chunks, though its app said nothing of the length."""
+    answer = shop.get("/pid")
+    assert answer.headers["content-length"] == str(len(answer.body))
+    assert "transfer-encoding" not in answer.headers
+
+
+def test_flask_json(shop: Daemon) -> None:
+    """JSON in, JSON out, 201."""
+    body = json.dumps({"tea": 3, "ünïcode": "☕"}).encode()
+    answer = shop.get("/orders", method="POST", body=body, headers={"Content-Type": "application/json"})
+    assert answer.status == 201
+    assert json.loads(answer.body) == {"ordered": {"tea": 3, "ünïcode": "☕"}, "length": len(body)}
+
+
+def test_flask_chunked_upload(shop: Daemon) -> None:
+    """Werkzeug reads a body of unknown length because the server says where it ends."""
+    answer = shop.get("/upload", method="POST", body=iter([b"x" * 9000] * 10), encode_chunked=True)
+    assert (answer.status, answer.text) == (200, "90000 bytes")
+
+
+def test_flask_stream_and_errors(shop: Daemon) -> None:
+    """Generators stream; abort(403), unknown pages and unhandled errors have their status."""
+    assert shop.get("/stream").text.splitlines()[-1] == "line 99"
+    assert [shop.get(path).status for path in ("/forbidden", "/none", "/fail")] == [403, 404, 500]
+
+
+def test_error_in_the_app(place: Place) -> None:
+    """An exception is a plain 500 to the client, a log event with the traceback, and no worker's death."""
+    daemon = place.start("plain:app")
+    pids = daemon.pids()
+    answer = daemon.get("/fail")
+    assert (answer.status, answer.headers["connection"]) == (500, "close")
+    assert "mistake" not in answer.text
+    event = daemon.event("request_failed")
+    assert (event["method"], event["path"]) == ("GET", "/fail")
+    assert "plain.py" in event["traceback"]
+    assert "the app's own mistake" in event["traceback"]
+    assert daemon.get("/").status == 200
+    assert daemon.pids() == pids
+    assert daemon.status().totals.errors == 1
+
+
+def speak(daemon: Daemon, data: bytes) -> bytes:
+    """Send bytes, return all that comes until the server closes."""
+    with socket.create_connection(daemon.address, timeout=10) as sock:
+        sock.sendall(data)
+        return everything(sock)
+
+
+def everything(sock: socket.socket) -> bytes:
+    return b"".join(iter(lambda: sock.recv(65536), b""))

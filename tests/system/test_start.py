@@ -1,0 +1,282 @@
+"""Starting: addresses, ways to name the app, where settings come from, what a running daemon looks like."""
+
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from supervisor import __version__
+from tests.kit.daemon import Daemon, Place, Process, ask, title
+
+pytestmark = pytest.mark.system
+
+
+# -- addresses -------------------------------------------------------------------------------------------
+
+
+def test_flask_answers_and_nothing_is_left(place: Place) -> None:
+    """The main job: a Flask app, three workers, requests answered, TERM ends all with exit code 0."""
+    daemon = place.start("-w", "3", "shop:app")
+    daemon.settled(3)
+    answer = daemon.get("/")
+    assert (answer.status, answer.text) == (200, "<h1>the shop</h1>")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert int(daemon.get("/pid").text) in daemon.pids()
+    socket_path = daemon.socket
+    assert daemon.stop() == 0
+    assert not socket_path.exists()
+    assert not socket_path.with_name(socket_path.name + ".lock").exists()
+    assert [event["event"] for event in daemon.events()][-1] == "stopped"
+
+
+def test_several_addresses(place: Place) -> None:
+    """TCP over both families and a Unix socket at once; each is told as really bound and each answers."""
+    path = place.folder / "app.sock"
+    daemon = place.start("-b", "[::1]:0", "-b", f"unix:{path}", "plain:app")
+    assert len(daemon.urls) == 3
+    assert daemon.urls[1].startswith("http://[::1]:")
+    assert daemon.urls[2] == f"unix:{path}"
+    for url in daemon.urls:
+        assert ask(url).text == "one"
+    seen = json.loads(ask(daemon.urls[1], "/environ").body)
+    assert (seen["REMOTE_ADDR"], seen["SERVER_PORT"]) == ("::1", daemon.urls[1].rpartition(":")[2])
+    assert daemon.status().listeners == daemon.urls
+
+
+def test_unix_socket_of_the_dead_is_replaced(place: Place) -> None:
+    """A socket file that nobody listens on is no obstacle."""
+    path = place.folder / "app.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    daemon = place.start("plain:app", bind=f"unix:{path}")
+    assert daemon.get().text == "one"
+
+
+def test_descriptor_from_outside(place: Place) -> None:
+    """fd://N serves on a listening socket that whoever started us has made."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        fd = listener.fileno()
+        daemon = place.start("plain:app", bind=f"fd://{fd}", popen={"pass_fds": [fd]})
+    assert daemon.url == f"http://127.0.0.1:{port}"
+    assert daemon.get().text == "one"
+
+
+# -- ways to name the app ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "body"),
+    [
+        ("plain:make()", "made"),
+        ("plain:make('hi there')", "hi there"),
+        ("plain:make(greeting='with a keyword')", "with a keyword"),
+        ("plain:holder.inner.app", "one"),
+        ("shop:create_app(title='flask made')", "flask made"),
+    ],
+)
+def test_app_spec(place: Place, spec: str, body: str) -> None:
+    """Factories with literal arguments and attributes of attributes, as gunicorn reads them."""
+    daemon = place.start(spec)
+    assert daemon.get().text == body
+
+
+# -- where settings come from ------------------------------------------------------------------------------
+
+
+def test_configuration_file(place: Place) -> None:
+    """A gunicorn-style file gives app, addresses and numbers; the command line beats it; ctl says which."""
+    place.add(
+        "conf.py",
+        "import multiprocessing\n"
+        "bind = ['127.0.0.1:0']\n"
+        "workers = 2\n"
+        "threads = 3\n"
+        "timeout = 17\n"
+        "wsgi_app = 'plain:app'\n"
+        "raw_env = ['FROM_OSTLER=it is']\n"
+        "def post_fork(server, worker): pass\n",
+    )
+    daemon = place.start("-c", "conf.py", "--timeout", "18", bind=None)
+    status = daemon.status()
+    assert (status.wanted, status.threads, status.worker_class, status.timeout) == (2, 3, "gthread", 18.0)
+    assert daemon.get("/raw-env").text == "it is"
+    assert "post_fork" in daemon.event("configuration")["problem"]
+    settings = {row["name"]: row for row in json.loads(daemon.ctl("config", "--json").out)["settings"]}
+    assert settings["workers"]["origin"] == "conf.py line 3"
+    assert settings["timeout"]["origin"] == "command line"
+    assert settings["backlog"]["origin"] == "default"
+
+
+def test_gunicorn_conf_py_is_found(place: Place) -> None:
+    """Without -c a gunicorn.conf.py in the folder counts."""
+    place.add("gunicorn.conf.py", "workers = 2\nbind = '127.0.0.1:0'\n")
+    daemon = place.start("plain:app", bind=None)
+    assert daemon.status().wanted == 2
+
+
+@pytest.mark.parametrize(("args", "wanted"), [([], 3), (["-w", "2"], 2)])
+def test_web_concurrency(place: Place, args: list[str], wanted: int) -> None:
+    """WEB_CONCURRENCY is the default of -w, no more."""
+    daemon = place.start(*args, "plain:app", WEB_CONCURRENCY="3")
+    daemon.settled(wanted, wanted=wanted)
+
+
+def test_workers_auto_honours_affinity(place: Place) -> None:
+    """`--workers auto` is twice the CPUs that this process may use plus one, not the machine's."""
+    cpu = min(os.sched_getaffinity(0))
+    daemon = place.start(
+        "-w", "auto", "plain:app", popen={"preexec_fn": lambda: os.sched_setaffinity(0, {cpu})}
+    )
+    daemon.settled(3, wanted=3)
+
+
+def test_chdir_and_pythonpath(place: Place) -> None:
+    """--chdir moves before the app is imported; --pythonpath adds folders; relative -c and -p stay put."""
+    place.add("deep/inside.py", "from helper import app\n")
+    place.add("lib/helper.py", "from plain import app\n")
+    daemon = place.start(
+        "--chdir", "deep", "--pythonpath", f"{place.app_folder}/lib,{place.app_folder}", "-p", "d.pid", "inside:app"
+    )  # fmt: skip
+    assert daemon.get().text == "one"
+    assert (place.app_folder / "d.pid").read_text() == f"{daemon.pid}\n"
+
+
+# -- what needs no running daemon --------------------------------------------------------------------------
+
+
+def test_version(place: Place) -> None:
+    """One line on stdout."""
+    assert place.run("--version") == (0, f"ostler {__version__}\n", "")
+
+
+def test_check_config(place: Place) -> None:
+    """A good app passes silently; nothing is bound, so a taken address is no obstacle."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert place.run("--check-config", "-b", address, "shop:app") == (0, "", "")
+
+
+def test_check_config_broken_app(place: Place) -> None:
+    """An app that raises: its traceback from its own first frame on, one line, exit code 3."""
+    place.add("broken.py", "def helper():\n    raise RuntimeError('not today')\nhelper()\n")
+    done = place.run("--check-config", "broken:app")
+    assert (done.code, done.out) == (3, "")
+    assert done.err.startswith("Traceback (most recent call last):\n")
+    assert 'broken.py", line 2, in helper' in done.err
+    assert "importlib" not in done.err
+    assert "supervisor/" not in done.err
+    assert done.err.splitlines()[-1] == "ostler: error: can't load 'broken:app': RuntimeError: not today"
+
+
+def test_check_config_broken_file(place: Place) -> None:
+    """A configuration file that does not parse: file, line, mistake in one line, exit code 1."""
+    place.add("conf.py", "workers = 2\nbind = = 3\n")
+    done = place.run("--check-config", "-c", "conf.py", "plain:app")
+    assert done.code == 1
+    assert done.error.startswith("ostler: error: config: conf.py line 2: ")
+
+
+def test_print_config(place: Place) -> None:
+    """Every setting with value and origin; the app is not loaded for it."""
+    place.add("conf.py", "workers = 7\n")
+    done = place.run("--print-config", "-c", "conf.py", "-t", "5", "no_such_module:app")
+    assert (done.code, done.err) == (0, "")
+    lines = {line.split()[0]: line for line in done.out.splitlines()}
+    assert lines["workers"].split() == ["workers", "=", "7", "#", "conf.py", "line", "1"]
+    assert lines["timeout"].split()[2:] == ["5.0", "#", "command", "line"]
+    assert lines["graceful_timeout"].split()[2:] == ["30.0", "#", "default"]
+
+
+# -- what a running daemon looks like ----------------------------------------------------------------------
+
+
+def test_pidfile(place: Place) -> None:
+    """-p writes the supervisor's pid, a TTIN sent to it adds a worker, and the file goes with the daemon."""
+    path = place.folder / "daemon.pid"
+    daemon = place.start("-p", str(path), "plain:app")
+    assert path.read_text() == f"{daemon.pid}\n"
+    os.kill(int(path.read_text()), signal.SIGTTIN)
+    daemon.settled(2)
+    daemon.stop()
+    assert not path.exists()
+
+
+def test_stale_pidfile_is_taken_over(place: Place) -> None:
+    """A pid file whose process is dead is no obstacle, nor is one with rubbish in it."""
+    path = place.folder / "daemon.pid"
+    for rubbish in ("2147483646\n", "rubbish"):
+        path.write_text(rubbish)
+        daemon = place.start("-p", str(path), "plain:app")
+        assert path.read_text() == f"{daemon.pid}\n"
+        daemon.stop()
+
+
+def test_process_titles(place: Place) -> None:
+    """ps tells who is who: supervisor, fork server, workers with slot and generation, each with the name."""
+    daemon = place.start("-w", "2", "-n", "till", "plain:app")
+    first, second = daemon.settled(2)
+    assert title(daemon.pid) == "ostler: supervisor [till]"
+    assert title(first.pid or 0) == "ostler: worker 1 gen 1 [till]"
+    assert title(second.pid or 0) == "ostler: worker 2 gen 1 [till]"
+    assert "ostler: fork server gen 1 [till]" in fleet_titles(daemon)
+
+
+def fleet_titles(daemon: Daemon) -> list[str]:
+    from tests.kit.daemon import children
+
+    return [title(pid) for pid in children(daemon.pid)]
+
+
+@pytest.mark.parametrize("preload", [[], ["--preload"]])
+def test_workers_stay_lean(place: Place, preload: list[str]) -> None:
+    """A worker of a stdlib app has none of the supervisor's big modules, which would cost each its memory."""
+    daemon = place.start(*preload, "plain:app")
+    modules = set(json.loads(daemon.get("/modules").body))
+    heavy = {"aiohttp", "asyncio", "rich", "psutil", "structlog", "click", "ssl", "logging", "typer"}
+    assert modules & heavy <= {"logging"}
+    assert not [name for name in modules if name.startswith(("supervisor.daemon", "supervisor.control"))]
+
+
+def test_app_sees_the_command_line_and_the_folder(place: Place) -> None:
+    """sys.argv is as it was typed, as apps that look at it expect; the folder is importable."""
+    place.add(
+        "look.py",
+        "import sys, os, json\n"
+        "def app(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    return [json.dumps([sys.argv[1:], os.getcwd(), sys.path[0]]).encode()]\n",
+    )
+    daemon = place.start("look:app")
+    argv, folder, first = json.loads(daemon.get().body)
+    assert argv == ["-b", "127.0.0.1:0", "look:app"]
+    assert folder == first == str(place.app_folder)
+
+
+def test_a_package_of_our_name_in_the_app_folder(place: Place) -> None:
+    """A user's own package `supervisor/` beside the app hides nothing of ours, started as `ostler`."""
+    place.add("supervisor/__init__.py", "raise RuntimeError('the wrong one')\n")
+    place.add("supervisor/daemon.py", "")
+    ostler = Path(sys.executable).with_name("ostler")
+    assert ostler.exists(), "install the project into this environment"
+    daemon = place.start("-w", "2", "plain:app", argv=[str(ostler)])
+    daemon.settled(2)
+    assert daemon.get().text == "one"
+    done = place.run("ctl", "reload", argv=[str(ostler)], OSTLER_SOCKET=str(daemon.socket))
+    assert done.code == 0, done.err
+
+
+def test_demo(place: Place) -> None:
+    """--demo serves three workers and a dashboard, prints both addresses, and INT ends it cleanly."""
+    daemon = place.start("--demo", "--control-bind", "127.0.0.1:0")
+    daemon.settled(3)
+    out = daemon.until(lambda: text if "Ctrl-C" in (text := daemon.out.read_text()) else None, "the greeting")
+    assert daemon.url in out
+    assert ask(daemon.url).status == 200
+    workers = [Process(pid) for pid in daemon.pids()]
+    assert daemon.stop(signal.SIGINT) == 0
+    assert all(worker.gone for worker in workers)

@@ -1,0 +1,839 @@
+"""The fleet's machine, one rule at a time. Slots count from 1, times are seconds of a virtual clock."""
+
+import pytest
+
+from supervisor.fleet import events, health
+from supervisor.fleet.actions import Finish
+from supervisor.fleet.model import Cause, ExitStatus, FleetPolicy, ReloadPhase, WorkerState
+from supervisor.fleet.policies import backoff, default_surge
+from tests.kit.play import (
+    FINISH,
+    SERVING,
+    STOPPING,
+    Play,
+    abort,
+    drain,
+    dump_stack,
+    end,
+    kill,
+    kill_fork_server,
+    load_app,
+    reload_ended,
+    running,
+    spawn,
+    start_fork_server,
+    stop_fork_server,
+)
+
+# -- start ----------------------------------------------------------------------------------------------
+
+
+def test_start() -> None:
+    """From nothing to all ready: configuration, app, workers; Serving is said once, by the first."""
+    play = Play(workers=2)
+    play.start().then(start_fork_server(1))
+    play.configured().then(load_app(1))
+    play.app_loaded().then(spawn(1, 1), spawn(2, 1))
+    play.ready(2).then(SERVING)
+    play.ready(1).then()
+    assert play.slots() == [1, 2]
+    assert play.fleet.next_deadline() is None
+
+
+def test_configuration_of_the_start_fails() -> None:
+    """A configuration that can't be used ends the daemon; it is not the app's fault."""
+    play = Play().start()
+    play.generation_failed(reason="bind: bad").then(start_fork_server(1), STOPPING, stop_fork_server(1))
+    play.fork_server_exits(signal=15).then(FINISH)
+    assert play.finished == [Finish(True, False, "bind: bad", None)]
+
+
+def test_preloaded_app_of_the_start_fails() -> None:
+    """With preload_app the fork server itself says that the app can't be loaded."""
+    play = Play().start().configured()
+    play.generation_failed(reason="ImportError: x", traceback="Traceback", app_failed=True)
+    play.fork_server_exits()
+    assert play.finished == [Finish(True, True, "ImportError: x", "Traceback")]
+
+
+def test_fork_server_of_the_start_dies() -> None:
+    """A fork server that dies before anything ran ends the daemon and says how it died."""
+    play = Play().start().configured().fork_server_exits(signal=11)
+    assert play.finished == [Finish(True, True, "the fork server ended with signal 11", None)]
+
+
+def test_first_boot_fails() -> None:
+    """When no worker of the first generation booted the daemon ends, with the app's traceback."""
+    play = Play(workers=1).start().loaded()
+    play.boot_fails(1, "ImportError: flask", "Traceback ...").then(
+        start_fork_server(1), load_app(1), spawn(1), STOPPING, stop_fork_server(1)
+    )
+    play.fork_server_exits().then(FINISH)
+    assert play.finished == [Finish(True, True, "ImportError: flask", "Traceback ...")]
+
+
+def test_all_first_boots_fail() -> None:
+    """The start only fails with the last of the workers that boot; until then one of them may come up."""
+    play = Play(workers=2).start().loaded()
+    play.boot_fails(1, "first").said("worker_boot_failed", slot=1, retry_in=0.5)
+    assert not play.fleet.stopping
+    play.boot_fails(2, "second")
+    play.fork_server_exits()
+    assert play.finished == [Finish(True, True, "second", None)]
+
+
+def test_first_boot_takes_too_long() -> None:
+    """A first boot that hits boot_timeout ends the daemon; no second try hides it."""
+    play = Play(workers=1, boot_timeout=10.0).start().loaded().forked(1)
+    play.then(start_fork_server(1), load_app(1), spawn(1))
+    play.nothing_until(10.0).then(abort(1), STOPPING)
+    play.exits(1, signal=6).then(stop_fork_server(1))
+    play.fork_server_exits().then(FINISH)
+    assert play.finished == [Finish(True, True, "took longer than boot_timeout to load the app", None)]
+
+
+def test_first_loading_takes_too_long() -> None:
+    """Reading the configuration has a time limit too."""
+    play = Play().start()
+    play.then(start_fork_server(1)).nothing_until(60.0).then(STOPPING, stop_fork_server(1))
+    play.nothing_until(1.0).then(kill_fork_server(1))
+    play.fork_server_exits()
+    assert play.finished == [Finish(True, True, "loading took longer than boot_timeout", None)]
+
+
+def test_partial_start_is_degraded() -> None:
+    """If some of the first workers booted, the daemon stays and tries for the others after the backoff."""
+    play = Play(workers=2).start().loaded().ready(1)
+    play.boot_fails(2, "no database")
+    play.then(start_fork_server(1), load_app(1), spawn(1), spawn(2), SERVING)
+    assert health.state(play.fleet) == "degraded"
+    assert health.sentence(play.fleet) == (
+        "Degraded: 1 of 2 workers ready; booting failed once, last: no database."
+    )
+    play.nothing_until(0.5).then(spawn(2)).ready(2).then()
+    assert health.state(play.fleet) == "ready"
+
+
+def test_reload_during_a_failing_start_is_answered() -> None:
+    """Whoever asked for a reload while the start fails is told its end."""
+    play = (
+        Play(workers=1)
+        .start()
+        .loaded()
+        .reload()
+        .loaded(2)
+        .then(start_fork_server(1), load_app(1), spawn(1, 1), start_fork_server(2), load_app(2), spawn(1, 2))
+    )
+    play.reap(1, ExitStatus(code=3))
+    play.then(STOPPING, reload_ended(2), stop_fork_server(2), end(1, 2))
+    play.said("reload_failed", generation=2, reason="the daemon stops").settled()
+    assert play.finished[0].failed
+
+
+# -- scale ----------------------------------------------------------------------------------------------
+
+
+def test_scale_up() -> None:
+    """More workers boot at once, as many at a time as boot_parallelism allows."""
+    play = running(workers=1, boot_parallelism=2)
+    play.scale_by(3).then(spawn(2), spawn(3)).said("scale", workers=4, before=1, by="test")
+    play.ready(2).then(spawn(4))
+    play.ready(3, 4).then()
+    assert play.slots() == [1, 2, 3, 4]
+
+
+def test_scale_down() -> None:
+    """The highest slots are drained at once, nobody replaces them."""
+    play = running(workers=4)
+    play.scale(2).then(drain(3), drain(4))
+    play.exits(3).exits(4).then()
+    assert play.slots() == [1, 2]
+
+
+def test_scale_down_while_booting() -> None:
+    """A worker that boots into a slot which is not wanted any more is ended, not drained."""
+    play = running(workers=1).scale(2).then(spawn(2))
+    play.forked(2).scale(1).then(end(2)).exits(2).then()
+    assert play.slots() == [1]
+
+
+def test_never_below_one() -> None:
+    """TTOU stops at one worker, and so does a number from the API."""
+    play = running(workers=1)
+    assert play.scale_by(-1).fleet.wanted == 1
+    assert play.scale(0).fleet.wanted == 1
+    play.then()
+
+
+def test_scale_up_again_while_draining() -> None:
+    """A slot whose worker drains is free for a new one at once."""
+    play = running(workers=2).scale(1).then(drain(2))
+    play.scale(2).then(spawn(2)).ready(2).exits(2).then()
+    assert play.slots() == [1, 2]
+
+
+def test_freed_boots_are_used_at_once() -> None:
+    """A boot that is given up makes room for the next one in the same breath."""
+    play = running(workers=2, boot_parallelism=1).scale(3).then(spawn(3))
+    play.exits(1, signal=9).then()
+    play.scale(2).then(end(3), spawn(1))
+
+
+def test_scale_before_the_configuration_is_ignored() -> None:
+    """Nobody knows yet what to add to."""
+    play = Play(workers=2).start().scale(5).loaded()
+    assert play.fleet.wanted == 2
+
+
+# -- repair ---------------------------------------------------------------------------------------------
+
+
+def test_killed_worker_is_replaced_at_once() -> None:
+    """The answer to a death is the next spawn."""
+    play = running(workers=2)
+    play.exits(1, signal=9).then(spawn(1)).said(
+        "worker_died", slot=1, status="signal 9", cause="unexpected", pid=10_001
+    )
+    play.ready(1).then()
+    assert play.fleet.deaths == 1
+
+
+def test_backoff_doubles_up_to_30_seconds() -> None:
+    """Boots that fail in a row come back later and later: 0.5, 1, 2, 4, 8, 16, 30, 30 seconds."""
+    play = running(workers=1).exits(1, signal=9).then(spawn(1))
+    for wait in (0.5, 1, 2, 4, 8, 16, 30, 30):
+        play.boot_fails(1).said("worker_boot_failed", retry_in=wait).nothing_until(wait).then(spawn(1))
+    play.ready(1).exits(1, signal=9).then(spawn(1))
+    play.boot_fails(1).said("worker_boot_failed", retry_in=0.5)
+
+
+def test_one_at_a_time_after_a_failure() -> None:
+    """After a failed boot one worker tries whether it is mended; when it is, the others follow together."""
+    play = running(workers=3, boot_parallelism=3)
+    play.exits(1, signal=9).exits(2, signal=9).exits(3, signal=9).then(spawn(1), spawn(2), spawn(3))
+    play.boot_fails(1).boot_fails(2).boot_fails(3).then()
+    play.nothing_until(2.0).then(spawn(1))
+    play.nothing_until(30.0).then()
+    play.ready(1).then(spawn(2), spawn(3))
+
+
+def test_fork_failure_backs_off() -> None:
+    """A fork that fails counts as a failed boot."""
+    play = running(workers=2).exits(1, signal=9).then(spawn(1))
+    play.fail_to_fork(max(play.workers), "Resource temporarily unavailable")
+    play.said("worker_boot_failed", reason="can't fork: Resource temporarily unavailable")
+    play.nothing_until(0.5).then(spawn(1))
+
+
+def test_death_while_booting_says_how() -> None:
+    """A worker that dies while booting without a word is reported with its exit status."""
+    play = running(workers=1).exits(1, signal=9).forked(1)
+    play.exits(1, signal=11).said("worker_boot_failed", reason="ended with signal 11 while booting")
+
+
+def test_boot_timeout() -> None:
+    """A worker that hangs while booting is aborted, counts as failed and is tried again after the backoff."""
+    play = running(workers=2, boot_timeout=5.0).exits(2, signal=9).forked(2).then(spawn(2))
+    play.nothing_until(5.0).then(abort(2)).said("worker_boot_failed", retry_in=0.5)
+    play.exits(2, signal=6).said("worker_exited", cause="boot timeout").nothing_until(0.5).then(spawn(2))
+
+
+def test_boot_timeout_of_a_deaf_worker() -> None:
+    """If even SIGABRT does not end it, it is killed, again and again; its successor does not wait."""
+    play = running(workers=1, boot_timeout=5.0).exits(1, signal=9).forked(1).then(spawn(1))
+    play.nothing_until(5.0).then(abort(1)).nothing_until(0.5).then(spawn(1))
+    play.nothing_until(0.5).then(kill(1))
+    play.ready(1).nothing_until(5.0).then(kill(1))
+    play.exits(1, signal=9).then()
+
+
+def test_booted_worker_ends_the_backoff() -> None:
+    """A worker that boots proves that booting works: who waits for a retry goes at once."""
+    play = running(workers=2, boot_parallelism=2).exits(1, signal=9).exits(2, signal=9)
+    play.then(spawn(1), spawn(2)).boot_fails(1).then()
+    play.ready(2).then(spawn(1))
+
+
+# -- recycling ------------------------------------------------------------------------------------------
+
+
+def test_recycle_boots_the_successor_first() -> None:
+    """max_requests: the worker serves until its successor does, then it drains."""
+    play = running(workers=2)
+    play.recycle_due(1).then(spawn(1)).said("recycle", slot=1, requests=1000)
+    play.forked(1).then()
+    assert play.slots() == [1, 2]
+    play.ready(1).then(drain(1)).exits(1).then()
+    play.said("worker_exited", cause="recycle")
+    assert play.fleet.deaths == 0
+
+
+def test_recycle_asked_by_slot() -> None:
+    """Asking for a slot replaces who serves there; asking again while it is replaced changes nothing."""
+    play = running(workers=2).recycle(2).then(spawn(2)).recycle(2).then()
+    play.ready(2).then(drain(2)).exits(2).then()
+    play.recycle(7).then()
+
+
+def test_recycle_whose_successor_fails_keeps_the_old() -> None:
+    """The old worker serves on as long as no successor boots."""
+    play = running(workers=1).recycle(1).then(spawn(1))
+    play.boot_fails(1).nothing_until(0.5).then(spawn(1))
+    play.boot_fails(1).nothing_until(1.0).then(spawn(1))
+    assert play.slots() == [1]
+    assert health.state(play.fleet) == "degraded"
+    play.ready(1).then(drain(1))
+
+
+def test_max_surge_bounds_replacements() -> None:
+    """Four are due, one extra process is allowed: the next successor waits for the old one's exit."""
+    play = running(workers=4, max_surge=1, boot_parallelism=4)
+    play.recycle_due(1).recycle_due(2).recycle_due(3).recycle_due(4).then(spawn(1))
+    for slot in (1, 2, 3):
+        play.ready(slot).then(drain(slot))
+        play.exits(slot).then(spawn(slot + 1))
+    play.ready(4).then(drain(4)).exits(4).then()
+
+
+def test_max_surge_of_two() -> None:
+    """A larger budget replaces more at a time."""
+    play = running(workers=4, max_surge=2, boot_parallelism=4)
+    play.recycle_due(1).recycle_due(2).recycle_due(3).then(spawn(1), spawn(2))
+
+
+def test_boot_parallelism_bounds_replacements() -> None:
+    """The surge would allow two, but only one may boot at a time."""
+    play = running(workers=4, max_surge=2, boot_parallelism=1)
+    play.recycle_due(1).recycle_due(2).then(spawn(1))
+    play.ready(1).then(drain(1), spawn(2))
+
+
+def test_leaving_worker_that_dies_is_no_gap() -> None:
+    """If the old one dies early its successor is already on its way; no second one is spawned."""
+    play = running(workers=1).recycle_due(1).then(spawn(1))
+    play.reap(1, ExitStatus(signal=9))
+    play.then().ready(1).then()
+
+
+def test_drain_timeout_kills() -> None:
+    """A worker that does not leave within graceful_timeout is killed, then killed again."""
+    play = running(workers=1, graceful_timeout=7.0).recycle_due(1).ready(1).then(spawn(1), drain(1))
+    play.nothing_until(7.0).then(kill(1)).said("drain_timeout", slot=1)
+    play.nothing_until(5.0).then(kill(1))
+    play.exits(1, signal=9).then()
+
+
+# -- deadlines of requests ------------------------------------------------------------------------------
+
+
+def test_overdue_request() -> None:
+    """The stack is dumped, a successor boots, the worker drains, and is aborted after the grace."""
+    play = running(workers=2, timeout_grace=2.0).overdue(1)
+    play.then(dump_stack(1), spawn(1)).ready(1).then(drain(1))
+    play.only_overdue_left(1).nothing_until(2.0).then(abort(1))
+    play.exits(1, signal=6).then().said("worker_exited", cause="deadline", status="signal 6")
+
+
+def test_overdue_request_beside_good_ones() -> None:
+    """While others are in flight the worker only drains; it is aborted when just the overdue one is left."""
+    play = running(workers=1, timeout_grace=2.0).overdue(1).ready(1).then(dump_stack(1), spawn(1), drain(1))
+    play.nothing_until(10.0).then()
+    play.only_overdue_left(1).then(abort(1))
+
+
+def test_overdue_is_only_alone_once_it_drains() -> None:
+    """While the worker still accepts, "only overdue left" may be untrue in a moment: it does not count."""
+    play = running(workers=1, timeout_grace=2.0).overdue(1).only_overdue_left(1).after(5.0)
+    play.ready(1).then(dump_stack(1), spawn(1), drain(1)).nothing_until(5.0).then()
+
+
+def test_overdue_request_that_ends_in_time() -> None:
+    """A request that ends by itself lets the worker leave as in any other drain."""
+    play = running(workers=1).overdue(1).ready(1).exits(1).said("worker_exited", status="exit code 0")
+    assert play.slots() == [1]
+
+
+def test_hung_worker_is_beyond_the_surge() -> None:
+    """A worker with a hung request is no planned replacement: its successor does not wait for the budget."""
+    play = running(workers=3, max_surge=1, boot_parallelism=3).recycle_due(1).then(spawn(1))
+    play.overdue(3).then(dump_stack(3), spawn(3))
+
+
+def test_each_overdue_request_is_dumped() -> None:
+    """In a worker with threads every overdue request gets its stack in the log; the successor is one."""
+    play = (
+        running(workers=1)
+        .overdue(1, thread=0)
+        .overdue(1, thread=1)
+        .then(dump_stack(1), spawn(1), dump_stack(1))
+    )
+    assert play.fleet.workers[1].leaving is Cause.DEADLINE
+
+
+# -- reload ---------------------------------------------------------------------------------------------
+
+
+def test_reload() -> None:
+    """Canary first; when it is ready the others follow one by one, the old draining after the new."""
+    play = running(workers=3, max_surge=1, boot_parallelism=2).reload().then(start_fork_server(2))
+    play.configured().then(load_app(2))
+    play.app_loaded().then(spawn(1, 2))
+    play.ready(1).then(stop_fork_server(1), drain(1, 1))
+    play.fork_server_exits(1).exits(1).then(spawn(2, 2))
+    play.ready(2).then(drain(2, 1)).exits(2).then(spawn(3, 2))
+    play.ready(3).then(drain(3, 1)).exits(3).then(reload_ended(2))
+    play.said("reload_done", generation=2, workers=3)
+    assert play.slots(generation=2) == [1, 2, 3]
+
+
+def test_reload_with_a_broken_configuration() -> None:
+    """The old generation is not touched, and the reason is kept for who asked."""
+    play = running(workers=2).reload().then(start_fork_server(2))
+    play.generation_failed(reason="workers: bad").then(stop_fork_server(2), reload_ended(2))
+    play.fork_server_exits(2).then().said("reload_failed", generation=2, reason="workers: bad")
+    assert play.slots(generation=1) == [1, 2]
+    assert play.fleet.current == 1
+    assert health.state(play.fleet) == "ready"
+
+
+def test_reload_with_a_broken_preloaded_app() -> None:
+    """With preload_app the traceback comes from the fork server."""
+    play = running(workers=2).reload().configured().then(start_fork_server(2), load_app(2))
+    play.generation_failed(2, "ImportError: x", "Traceback", app_failed=True)
+    play.then(stop_fork_server(2), reload_ended(2)).said("reload_failed", traceback="Traceback")
+    assert play.slots(generation=1) == [1, 2]
+
+
+def test_reload_whose_fork_server_dies() -> None:
+    """A segfault in the new app costs the reload only."""
+    play = running(workers=2).reload().configured().then(start_fork_server(2), load_app(2))
+    play.fork_server_exits(2, signal=11).then(reload_ended(2))
+    play.said("reload_failed", reason="the fork server ended with signal 11")
+    assert play.slots(generation=1) == [1, 2]
+    assert list(play.fleet.generations) == [1]
+
+
+def test_reload_whose_canary_fails() -> None:
+    """A canary that can't boot ends the reload with its traceback; no old worker was touched."""
+    play = running(workers=2).reload().loaded().then(start_fork_server(2), load_app(2), spawn(1, 2))
+    play.boot_fails(1, "NameError: x", "Traceback ...").then(stop_fork_server(2), reload_ended(2))
+    play.said("reload_failed", reason="NameError: x", traceback="Traceback ...")
+    play.settled()
+    assert play.slots(generation=1) == [1, 2]
+    assert play.fleet.reload is not None
+    assert play.fleet.reload.phase is ReloadPhase.FAILED
+
+
+def test_reload_whose_canary_hangs() -> None:
+    """boot_timeout ends a reload whose canary never becomes ready."""
+    play = running(workers=1, boot_timeout=5.0).reload().loaded().forked(1)
+    play.then(start_fork_server(2), load_app(2), spawn(1, 2))
+    play.nothing_until(5.0).then(abort(1, 2), stop_fork_server(2), reload_ended(2))
+    play.said("reload_failed", reason="took longer than boot_timeout to load the app").settled()
+    assert play.slots(generation=1) == [1]
+
+
+def test_reload_after_a_failed_one() -> None:
+    """A failure leaves nothing that is in the way of the next reload."""
+    play = running(workers=2).reload().generation_failed().settled().reload().settled()
+    assert play.slots(generation=3) == [1, 2]
+    assert play.slots() == [1, 2]
+
+
+def test_second_reload_supersedes() -> None:
+    """The newest wish counts: the reload under way is given up before its canary was ready."""
+    play = running(workers=2).reload().loaded().forked(1)
+    play.then(start_fork_server(2), load_app(2), spawn(1, 2))
+    play.reload().then(reload_ended(2), stop_fork_server(2), start_fork_server(3), end(1, 2))
+    play.said("reload_superseded", generation=2).settled()
+    assert play.slots(generation=3) == [1, 2]
+    assert play.fleet.reload is not None
+    assert play.fleet.reload.phase is ReloadPhase.DONE
+
+
+def test_second_reload_during_the_roll() -> None:
+    """A roll goes on until the next canary is ready: a bad third generation leaves the second whole."""
+    play = running(workers=3).reload().loaded().ready(1).reload()
+    play.said("reload_superseded", generation=2)
+    play.generation_failed(3).settled()
+    assert play.slots() == play.slots(generation=2) == [1, 2, 3]
+
+
+def test_superseded_canary_that_gets_ready_late() -> None:
+    """A canary that was given up is not promoted by its last words."""
+    play = running(workers=1).reload().loaded().forked(1).reload()
+    canary = next(launch for launch, worker in play.workers.items() if worker.generation == 2)
+    play.boot(canary)
+    assert play.fleet.current == 1
+    assert play.fleet.workers[canary].state is WorkerState.STOPPING
+
+
+def test_roll_that_fails_after_its_canary() -> None:
+    """Three failed boots in a row end the reload as failed; the old workers not yet replaced serve on."""
+    play = running(workers=3).reload().loaded().ready(1).fork_server_exits(1).exits(1)
+    for wait in (0.5, 1.0, 2.0):
+        play.boot_fails(2, "no memory").after(wait)
+    play.said("reload_failed", generation=2, reason="no memory")
+    assert play.slots(generation=1) == [2, 3]
+    assert play.slots(generation=2) == [1]
+    play.settled()
+    assert play.slots(generation=2) == [1, 2, 3]
+
+
+def test_old_boot_is_given_up_by_the_roll() -> None:
+    """A worker of the old generation that still boots is ended: nobody waits for old code."""
+    play = running(workers=2).reload().loaded().exits(2, signal=9).forked(2)
+    play.then(start_fork_server(2), load_app(2), spawn(1, 2), spawn(2, 1))
+    play.ready(1).then(stop_fork_server(1), drain(1, 1), end(2, 1), spawn(2, 2))
+
+
+def test_unforked_workers_of_a_retired_fork_server() -> None:
+    """What a retired fork server was asked to spawn and never forked does not haunt the roll."""
+    play = running(workers=2).reload().loaded().exits(2, signal=9).ready(1)
+    assert len(play.workers) == 4
+    play.fork_server_exits(1)
+    assert sorted(play.fleet.workers) == sorted(play.workers)
+    play.settled().said("reload_done", generation=2)
+
+
+def test_reload_takes_the_new_number_of_workers() -> None:
+    """A changed number in the configuration counts as soon as the new generation does."""
+    play = running(workers=2).reload().loaded(workers=4).settled()
+    assert play.slots(generation=2) == [1, 2, 3, 4]
+    play.reload().loaded(workers=1).settled()
+    assert play.slots(generation=3) == play.slots() == [1]
+
+
+def test_override_survives_a_reload() -> None:
+    """Workers set by hand stay set when the configuration still says the same number."""
+    play = running(workers=2).scale(4).reload().loaded(workers=2).settled()
+    assert play.slots() == [1, 2, 3, 4]
+    play.never_said("scale_override_ended")
+
+
+def test_override_ends_when_the_configuration_changes() -> None:
+    """Whoever changes the number in the configuration means it."""
+    play = running(workers=2).scale(5).reload().loaded(workers=3).settled()
+    assert play.slots() == [1, 2, 3]
+    play.said("scale_override_ended", workers=3, before=5)
+
+
+def test_override_survives_a_failed_reload() -> None:
+    """A reload that failed changed nothing, whatever its configuration said."""
+    play = running(workers=2).scale(4).reload().configured(workers=1)
+    play.generation_failed(2).settled()
+    assert play.slots() == [1, 2, 3, 4]
+
+
+# -- fork server ----------------------------------------------------------------------------------------
+
+
+def test_fork_server_death() -> None:
+    """Workers are untouched, another fork server starts at once, and spawning resumes with it."""
+    play = running(workers=2).fork_server_exits(1).then(start_fork_server(1))
+    play.said("fork_server_failed", generation=1, reason="the fork server ended with signal 9")
+    play.exits(2, signal=9).then()
+    play.loaded(1).then(load_app(1), spawn(2)).ready(2).then()
+    assert play.slots() == [1, 2]
+
+
+def test_fork_server_dies_with_spawns_in_its_queue() -> None:
+    """What was not forked yet is forgotten and asked of the next fork server."""
+    play = running(workers=1).scale(3).forked(2).then(spawn(2), spawn(3))
+    play.fork_server_exits(1).then(start_fork_server(1))
+    play.loaded(1).then(load_app(1)).ready(2).then(spawn(3))
+
+
+def test_fork_server_that_dies_again_and_again() -> None:
+    """After the first restart each further one waits longer; a worker that boots ends that."""
+    play = running(workers=1).fork_server_exits(1).then(start_fork_server(1))
+    for wait in (0.5, 1, 2, 4, 8, 16, 30, 30):
+        play.configured(1).fork_server_exits(1).then(load_app(1))
+        play.nothing_until(wait).then(start_fork_server(1))
+    play.loaded(1).exits(1, signal=9).after(31.0).ready(1).then(load_app(1), spawn(1))
+    play.fork_server_exits(1).then(start_fork_server(1))
+
+
+def test_configuration_breaks_under_a_running_fleet() -> None:
+    """A restarted fork server that can't load is tried again; it neither spins nor ends the fleet."""
+    play = running(workers=1).fork_server_exits(1).then(start_fork_server(1))
+    play.generation_failed(1).then(kill_fork_server(1)).nothing_until(20.0).then()
+    play.fork_server_exits(1).then(start_fork_server(1))
+    play.generation_failed(1).generation_failed(1).then(kill_fork_server(1))
+    play.fork_server_exits(1).nothing_until(1.0).then(start_fork_server(1))
+    assert play.slots() == [1]
+
+
+def test_fork_server_that_hangs_after_a_restart() -> None:
+    """Loading has a time limit then, too: it is killed and the next one starts."""
+    play = running(workers=1, boot_timeout=10.0).fork_server_exits(1).then(start_fork_server(1))
+    play.nothing_until(10.0).then(kill_fork_server(1))
+    play.fork_server_exits(1).nothing_until(0.5).then(start_fork_server(1))
+
+
+def test_fork_server_dies_during_a_drain_of_all() -> None:
+    """While the daemon stops nobody needs another fork server."""
+    play = running(workers=2).stop().then(STOPPING, drain(1), drain(2))
+    play.fork_server_exits(1).nothing_until(5.0).then()
+    play.exits(1).exits(2).then(FINISH)
+
+
+def test_retired_fork_server_that_does_not_end() -> None:
+    """A fork server that ignores its end is killed."""
+    play = running(workers=1).reload().loaded().ready(1)
+    play.then(start_fork_server(2), load_app(2), spawn(1, 2), stop_fork_server(1), drain(1, 1))
+    play.nothing_until(1.0).then(kill_fork_server(1)).nothing_until(5.0).then(kill_fork_server(1))
+    play.fork_server_exits(1).then()
+
+
+# -- pause ----------------------------------------------------------------------------------------------
+
+
+def test_pause_and_resume_by_a_resize() -> None:
+    """WINCH drains all and stays; a resize brings workers back."""
+    play = running(workers=2).pause().then(drain(1), drain(2))
+    play.exits(1).exits(2).nothing_until(100.0).then()
+    play.scale(2).then(spawn(1), spawn(2)).ready(1, 2)
+    assert play.slots() == [1, 2]
+
+
+def test_pause_and_resume_by_a_reload() -> None:
+    """HUP ends a pause as soon as the new generation has proved itself, not before."""
+    play = running(workers=2).pause().settled().reload().loaded()
+    assert health.state(play.fleet) == "paused"
+    play.ready(1)
+    assert health.state(play.fleet) == "reloading"
+    play.settled()
+    assert play.slots(generation=2) == [1, 2]
+
+
+def test_failed_reload_leaves_the_pause() -> None:
+    """Nothing is changed by a reload that failed."""
+    play = running(workers=2).pause().settled().reload().generation_failed().settled()
+    assert play.slots() == []
+    assert health.state(play.fleet) == "paused"
+
+
+def test_pause_ends_boots() -> None:
+    """Who still boots is ended, and its end is no failure."""
+    play = running(workers=1).scale(2).forked(2).then(spawn(2))
+    play.pause().then(drain(1), end(2)).exits(2).exits(1).then()
+    play.never_said("worker_boot_failed")
+
+
+# -- stop -----------------------------------------------------------------------------------------------
+
+
+def test_graceful_stop() -> None:
+    """All are drained; the fork server ends after them; Finish is the last word, once."""
+    play = running(workers=2).stop().then(STOPPING, drain(1), drain(2))
+    play.exits(1).then().exits(2).then(stop_fork_server(1))
+    play.fork_server_exits(1).then(FINISH)
+    assert play.finished == [Finish()]
+    play.stop().on(events.DeadlinePassed()).reload().scale(3).then()
+
+
+def test_second_stop_is_quick() -> None:
+    """Asked again, a graceful stop does not wait for requests."""
+    play = running(workers=2).stop().exits(1).then(STOPPING, drain(1), drain(2))
+    play.stop().then(end(2)).nothing_until(2.0).then(kill(2))
+    play.stop().then()
+
+
+def test_quick_stop() -> None:
+    """INT ends all at once, and kills what does not go."""
+    play = running(workers=2).stop_quickly().then(STOPPING, end(1), end(2))
+    play.exits(1).nothing_until(2.0).then(kill(2))
+    play.exits(2).fork_server_exits(1).then(stop_fork_server(1), FINISH)
+
+
+def test_stop_with_a_drain_that_takes_too_long() -> None:
+    """graceful_timeout bounds a stop."""
+    play = running(workers=1, graceful_timeout=3.0).stop().then(STOPPING, drain(1))
+    play.nothing_until(3.0).then(kill(1))
+
+
+def test_stop_while_booting() -> None:
+    """Nobody waits for a worker that boots."""
+    play = Play(workers=2).start().loaded().forked(1).ready(2).stop()
+    play.then(start_fork_server(1), load_app(1), spawn(1), spawn(2), SERVING, STOPPING, end(1), drain(2))
+    play.settled()
+    assert play.finished == [Finish()]
+
+
+def test_stop_before_the_configuration() -> None:
+    """A stop during the start is no failure."""
+    play = Play().start().stop().settled()
+    assert play.finished == [Finish()]
+
+
+def test_stop_during_a_reload() -> None:
+    """The reload ends as failed and its fork server and canary end with the rest."""
+    play = running(workers=1).reload().loaded().forked(1)
+    play.then(start_fork_server(2), load_app(2), spawn(1, 2))
+    play.stop().then(STOPPING, reload_ended(2), stop_fork_server(2), drain(1, 1), end(1, 2))
+    play.said("reload_failed", reason="the daemon stops").settled()
+    assert play.finished == [Finish()]
+
+
+def test_stop_during_the_backoff() -> None:
+    """What waits for a retry neither comes back nor keeps the timer busy."""
+    play = running(workers=2).exits(1, signal=9).boot_fails(1).stop()
+    play.then(spawn(1), STOPPING, drain(2)).nothing_until(29.0).then()
+    play.exits(2).settled()
+    assert play.finished == [Finish()]
+
+
+def test_wishes_after_a_stop_are_ignored() -> None:
+    """A fleet that ends takes no more orders."""
+    play = running(workers=2).stop().then(STOPPING, drain(1), drain(2))
+    play.scale(5).reload().pause().recycle(1).then()
+    assert play.fleet.candidate is None
+
+
+# -- late, double and unknown ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        events.WorkerForked(99, 1),
+        events.SpawnFailed(99, "late"),
+        events.WorkerReady(99),
+        events.WorkerBootFailed(99, "late", None),
+        events.WorkerExited(99, ExitStatus(code=0)),
+        events.RecycleDue(99, 1),
+        events.RequestOverdue(99, 0, "GET", "/", 1.0),
+        events.OnlyOverdueLeft(99),
+        events.ForkServerConfigured(99, FleetPolicy(workers=9)),
+        events.AppLoaded(99),
+        events.GenerationFailed(99, "late"),
+        events.ForkServerExited(99, ExitStatus(code=0)),
+        events.WorkerReady(1),
+        events.AppLoaded(1),
+        events.ForkServerConfigured(1, FleetPolicy(workers=9)),
+        events.OnlyOverdueLeft(1),
+        events.RecycleAsked("test", 99),
+        events.DeadlinePassed(),
+    ],
+    ids=str,
+)
+def test_late_and_unknown_events_are_ignored(event: events.Event) -> None:
+    """What speaks of unknown processes, or says again what is known, changes nothing."""
+    play = running(workers=2)
+    reports = list(play.reports)
+    play.on(event).then()
+    assert play.reports == reports
+    assert play.fleet.wanted == 2
+    assert health.state(play.fleet) == "ready"
+
+
+def test_recycle_is_due_once() -> None:
+    """A worker that asks twice gets one successor."""
+    running(workers=2).recycle_due(1).recycle_due(1).then(spawn(1))
+
+
+def test_second_death_of_a_fork_server_is_ignored() -> None:
+    """A death counts once: the wait before the next try is not doubled by hearing of it again."""
+    play = running(workers=1).fork_server_exits(1).configured(1).fork_server_exits(1)
+    play.on(events.ForkServerExited(1, ExitStatus(signal=9)))
+    play.then(start_fork_server(1), load_app(1)).nothing_until(0.5).then(start_fork_server(1))
+
+
+# -- health ---------------------------------------------------------------------------------------------
+
+
+def _health(play: Play) -> tuple[str, str]:
+    return health.state(play.fleet), health.sentence(play.fleet)
+
+
+def test_health_while_starting() -> None:
+    """The start names what it waits for."""
+    play = Play(workers=3).start()
+    assert _health(play) == ("starting", "Starting: reading the configuration.")
+    play.loaded()
+    assert _health(play) == ("starting", "Starting: 0 of 3 workers ready.")
+    play.ready(1)
+    assert _health(play) == ("ready", "Serving: 1 of 3 workers ready, 2 booting.")
+
+
+def test_health_when_ready() -> None:
+    """All is well, for many and for one."""
+    assert _health(running(workers=3)) == ("ready", "Healthy: all 3 workers are ready.")
+    assert _health(running(workers=1)) == ("ready", "Healthy: the only worker is ready.")
+
+
+def test_health_while_recycling() -> None:
+    """Old and new serve in one slot for a moment; that is still one of the wanted workers."""
+    play = running(workers=2).recycle(1).forked(1)
+    assert _health(play) == ("ready", "Healthy: all 2 workers are ready.")
+
+
+def test_health_with_an_overdue_request() -> None:
+    """A hung request is mentioned while its worker is being replaced."""
+    play = running(workers=2).overdue(1)
+    assert _health(play) == (
+        "ready",
+        "Serving: 2 of 2 workers ready; 1 worker with an overdue request being replaced.",
+    )
+
+
+def test_health_while_reloading() -> None:
+    """Each step of a reload has its sentence; the number of ready workers never exceeds the wanted one."""
+    play = running(workers=3).reload()
+    ready = "3 of 3 workers ready."
+    assert _health(play) == ("reloading", f"Reloading to generation 2: loading the app; {ready}")
+    play.loaded()
+    assert _health(play) == (
+        "reloading",
+        f"Reloading to generation 2: waiting for the first new worker; {ready}",
+    )
+    play.ready(1)
+    assert _health(play) == ("reloading", f"Reloading to generation 2: 1 of 3 workers replaced; {ready}")
+
+
+def test_health_of_a_roll_that_fails() -> None:
+    """Old workers fill the number, but the fleet is not what was asked for: degraded."""
+    play = running(workers=2).reload().loaded().ready(1).fork_server_exits(1).exits(1)
+    play.boot_fails(2, "boom")
+    assert _health(play) == (
+        "degraded",
+        "Degraded: 2 of 2 workers ready; booting failed once, last: boom.",
+    )
+
+
+def test_health_without_a_fork_server() -> None:
+    """Its loss is told until another one can spawn; not for ever, though no worker booted since."""
+    play = running(workers=2).fork_server_exits(1)
+    assert _health(play) == (
+        "degraded",
+        "Degraded: 2 of 2 workers ready; booting failed once, last: the fork server ended with signal 9.",
+    )
+    play.loaded(1)
+    assert _health(play) == ("ready", "Healthy: all 2 workers are ready.")
+
+
+def test_health_while_paused() -> None:
+    """A pause is told as long as it lasts, also before anything was ready."""
+    play = running(workers=2).pause().exits(1)
+    assert _health(play) == ("paused", "Paused: all workers were asked to leave, 1 worker left.")
+    assert health.state(Play(workers=1).start().loaded().pause().fleet) == "paused"
+
+
+def test_health_while_stopping() -> None:
+    """A stop outweighs all else."""
+    play = running(workers=2).pause().stop()
+    assert _health(play) == ("stopping", "Stopping: 2 workers left.")
+
+
+# -- policies -------------------------------------------------------------------------------------------
+
+
+def test_backoff() -> None:
+    """Half a second, doubling, never more than 30 seconds, however often it failed."""
+    assert [backoff(n) for n in (1, 2, 3, 6, 7, 1000)] == [0.5, 1.0, 2.0, 16.0, 30.0, 30.0]
+
+
+def test_default_surge() -> None:
+    """A quarter of the fleet, rounded up, at least one."""
+    assert [default_surge(n) for n in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]

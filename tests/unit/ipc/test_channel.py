@@ -1,0 +1,224 @@
+"""Channels: messages and descriptors between two ends of a real socket pair."""
+
+import array
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from supervisor.ipc import messages
+from supervisor.ipc.channel import TRACEBACK_LIMIT, Channel, pair, shorten
+from supervisor.settings import load
+
+Ends = tuple[Channel[Any], Channel[Any]]
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    """The supervisor's end, which hears a fork server, and the fork server's end."""
+    left, right = pair()
+    channels: Ends = (
+        Channel(left, messages.FromForkServer),
+        Channel(right, messages.ToForkServer),
+    )
+    yield channels
+    for channel in channels:
+        channel.close()
+
+
+def descriptors_open() -> set[str]:
+    found = {entry.name for entry in Path("/proc/self/fd").iterdir()}
+    # The listing's own descriptor is gone by now.
+    return {name for name in found if Path(f"/proc/self/fd/{name}").is_symlink()}
+
+
+EVERY = [
+    messages.Configure(messages.VERSION, 3, {"workers": "2", "bind": ["a:1"]}, None, "/srv"),
+    messages.Load(["127.0.0.1:80"], "app"),
+    messages.Spawn(7, 2, 5),
+    messages.Configured(load({}, {}, None, lambda: 1), ["careful"]),
+    messages.AppLoaded(),
+    messages.LoadFailed("bad", "Traceback"),
+    messages.Forked(7, 4711),
+    messages.ForkFailed(7, "no memory"),
+    messages.Boot(),
+    messages.Drain(),
+    messages.ReopenLogs(),
+    messages.Ready(),
+    messages.BootFailed("bad", None),
+    messages.RecycleDue(1000),
+]
+UNIONS = [messages.ToForkServer, messages.FromForkServer, messages.ToWorker, messages.FromWorker]
+
+
+@pytest.mark.parametrize("message", EVERY, ids=lambda message: type(message).__name__)
+def test_every_message_travels(message: msgspec.Struct) -> None:
+    """Each message arrives equal and of its own type, in the union it belongs to."""
+    (union,) = [union for union in UNIONS if isinstance(message, union)]
+    left, right = pair()
+    sender, receiver = Channel[Any](left, union), Channel[Any](right, union)
+    sender.send(message)
+    assert receiver.receive() == (message, [])
+    sender.close()
+    receiver.close()
+
+
+def test_every_message_is_tested() -> None:
+    """A new message must be added to the list above."""
+    kinds = {kind for union in UNIONS for kind in union.__args__}
+    assert {type(message) for message in EVERY} == kinds
+
+
+def test_order_and_boundaries(ends: Ends) -> None:
+    """Messages stay apart and in order."""
+    supervisor, fork_server = ends
+    for launch in range(1, 6):
+        supervisor.send(messages.Spawn(launch, launch, 0))
+    got = [fork_server.receive() for _ in range(5)]
+    assert [message[0].launch for message in got if message] == [1, 2, 3, 4, 5]
+
+
+def test_descriptors_travel(ends: Ends) -> None:
+    """Descriptors arrive in order, open, close-on-exec, and as the receiver's own."""
+    supervisor, fork_server = ends
+    reading, writing = os.pipe()
+    supervisor.send(messages.Spawn(1, 1, 0), [reading, writing])
+    os.close(reading)
+    os.close(writing)
+    received = fork_server.receive()
+    assert received is not None
+    message, (reading, writing) = received
+    assert message == messages.Spawn(1, 1, 0)
+    assert not os.get_inheritable(reading)
+    os.write(writing, b"x")
+    assert os.read(reading, 1) == b"x"
+    os.close(reading)
+    os.close(writing)
+
+
+def test_many_descriptors(ends: Ends) -> None:
+    """As many listeners as the kernel lets through at once arrive without loss."""
+    supervisor, fork_server = ends
+    with open(os.devnull) as null:  # noqa: PTH123 - a descriptor is wanted
+        supervisor.send(messages.Load([], "app"), [null.fileno()] * 250)
+    received = fork_server.receive()
+    assert received is not None
+    assert len(set(received[1])) == 250
+    for fd in received[1]:
+        os.close(fd)
+
+
+def test_end_of_file(ends: Ends) -> None:
+    """When the other side is gone, what it sent is still read; then None comes, again and again."""
+    supervisor, fork_server = ends
+    fork_server.send(messages.AppLoaded())
+    fork_server.close()
+    assert supervisor.receive() == (messages.AppLoaded(), [])
+    assert supervisor.receive() is None
+    assert supervisor.receive() is None
+
+
+def test_end_with_unread_messages(ends: Ends) -> None:
+    """A process that died before it read its mail is gone like any other."""
+    supervisor, fork_server = ends
+    supervisor.send(messages.Spawn(1, 1, 0))
+    fork_server.close()
+    assert supervisor.receive() is None
+
+
+def test_send_to_nobody(ends: Ends) -> None:
+    """Sending to a process that is gone is an OSError, and no SIGPIPE."""
+    supervisor, fork_server = ends
+    fork_server.close()
+    with pytest.raises(OSError, match=r"Broken pipe|Connection reset"):
+        supervisor.send(messages.Spawn(1, 1, 0))
+
+
+def test_nothing_there(ends: Ends) -> None:
+    """Without blocking, an empty channel says so, which is not its end."""
+    supervisor, _ = ends
+    supervisor.set_blocking(False)
+    with pytest.raises(BlockingIOError):
+        supervisor.receive()
+
+
+def test_full_channel(ends: Ends) -> None:
+    """Without blocking, a reader that sleeps stops the sender with an error; no message is cut."""
+    supervisor, fork_server = ends
+    supervisor.set_blocking(False)
+    sent = 0
+
+    def send_for_ever() -> None:
+        nonlocal sent
+        while True:
+            supervisor.send(messages.Spawn(sent, 1, 0))
+            sent += 1
+
+    with pytest.raises(BlockingIOError):
+        send_for_ever()
+    for launch in range(sent):
+        received = fork_server.receive()
+        assert received is not None
+        assert received[0].launch == launch
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xc1",
+        b"not msgpack",
+        msgspec.msgpack.encode({"type": "NoSuchMessage"}),
+        msgspec.msgpack.encode({"type": "Spawn", "launch": "x", "slot": 1, "cell": 1}),
+        msgspec.msgpack.encode(messages.Forked(1, 2)),
+    ],
+    ids=["byte", "text", "unknown", "wrong type", "wrong direction"],
+)
+def test_garbage(data: bytes) -> None:
+    """What is no message of the union is refused, its descriptors are closed, and the next one is read."""
+    left, right = pair()
+    channel = Channel[Any](right, messages.ToForkServer)
+    before = descriptors_open()
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 0]))]
+    left.sendmsg([data], rights)
+    with pytest.raises(msgspec.DecodeError):
+        channel.receive()
+    assert descriptors_open() == before
+    Channel[Any](left, messages.FromForkServer).send(messages.Spawn(1, 1, 1))
+    assert channel.receive() == (messages.Spawn(1, 1, 1), [])
+    channel.close()
+    left.close()
+
+
+def test_oversize_message() -> None:
+    """A message larger than any of ours is not taken for a whole one."""
+    left, right = pair()
+    left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1024 * 1024)
+    channel = Channel[Any](right, messages.FromForkServer)
+    left.send(msgspec.msgpack.encode(messages.LoadFailed("x" * 170 * 1024, None)))
+    with pytest.raises(msgspec.DecodeError):
+        channel.receive()
+    channel.close()
+    left.close()
+
+
+@pytest.mark.parametrize("character", ["x", "é", "\N{PILE OF POO}"])
+def test_longest_traceback_fits(ends: Ends, character: str) -> None:
+    """However long a traceback is, shortened it fits a message, with its beginning and its end."""
+    supervisor, fork_server = ends
+    text = "Traceback" + character * 1_000_000 + "NameError"
+    short = shorten(text)
+    assert short.startswith("Traceback")
+    assert short.endswith("NameError")
+    assert "[...]" in short
+    fork_server.send(messages.LoadFailed(short, short))
+    assert supervisor.receive() == (messages.LoadFailed(short, short), [])
+
+
+def test_short_traceback_is_whole() -> None:
+    """Nothing is cut that need not be."""
+    text = "x" * (TRACEBACK_LIMIT // 4)
+    assert shorten(text) == text

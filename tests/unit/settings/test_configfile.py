@@ -1,0 +1,146 @@
+"""Configuration files in gunicorn's format: what is taken from them, and how their mistakes are told."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from supervisor.errors import ConfigFileError
+from supervisor.settings.configfile import ConfigFile, evaluate, find
+
+Write = Callable[[str], ConfigFile]
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path) -> Write:
+    """Write a file and evaluate it."""
+
+    def write(source: str) -> ConfigFile:
+        (tmp_path / "app.conf.py").write_text(source)
+        return evaluate("app.conf.py", tmp_path)
+
+    return write
+
+
+def test_values_and_lines(evaluated: Write) -> None:
+    """Settings are found with the line of their assignment; other names are the file's own business."""
+    file = evaluated("import os\n_cpus = 2\n\nworkers = _cpus * 2\ntimeout: int = 5\nhelper = 1\n")
+    assert file.values == {"workers": 4, "timeout": 5}
+    assert file.origin("workers") == "app.conf.py line 4"
+    assert file.origin("timeout") == "app.conf.py line 5"
+    assert file.unsupported == ()
+
+
+def test_last_assignment_counts(evaluated: Write) -> None:
+    """The line is the one whose value is in force."""
+    file = evaluated("workers = 1\nworkers = 2\n")
+    assert file.values["workers"] == 2
+    assert file.origin("workers") == "app.conf.py line 2"
+
+
+def test_value_without_a_line(evaluated: Write) -> None:
+    """A setting that is made in a roundabout way is at least placed in its file."""
+    file = evaluated("globals().update(workers=3)\n")
+    assert file.values == {"workers": 3}
+    assert file.origin("workers") == "app.conf.py"
+
+
+def test_file_is_python(evaluated: Write) -> None:
+    """The file knows where it is, and is not run as a program."""
+    file = evaluated("import os.path\nproc_name = os.path.basename(__file__) + ' ' + __name__\n")
+    assert file.values["proc_name"] == "app.conf.py __config__"
+
+
+def test_unsupported_names(evaluated: Write) -> None:
+    """What gunicorn knows and we don't yet is listed, so that a warning can name it; the unknown is not."""
+    file = evaluated("user = 'www'\ndef on_exit(server): ...\nwhatever = 1\nworkers = 2\n")
+    assert file.unsupported == ("on_exit", "user")
+    assert file.values == {"workers": 2}
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("workers = 1\nworkers = = 2\n", "config: app.conf.py line 2: invalid syntax"),
+        ("x = 1\n  y = 2\n", "config: app.conf.py line 2: unexpected indent"),
+        ("a = 1\nreturn 5\n", "config: app.conf.py line 2: 'return' outside function"),
+        ("\nworkers = undefined\n", "config: app.conf.py line 2: NameError: name 'undefined' is not defined"),
+        ("raise ValueError('a\\n  b')\n", "config: app.conf.py line 1: ValueError: a b"),
+        ("raise ValueError\n", "config: app.conf.py line 1: ValueError"),
+        ("import sys\nsys.exit(3)\n", "config: app.conf.py line 2: SystemExit: 3"),
+        ("def f():\n    1 / 0\n\nf()\n", "config: app.conf.py line 2: ZeroDivisionError: division by zero"),
+        ("import no_such_module_\n", "config: app.conf.py line 1: ModuleNotFoundError: No module named"),
+        ("import json\njson.loads('{')\n", "config: app.conf.py line 2: JSONDecodeError: "),
+    ],
+)
+def test_mistakes(evaluated: Write, source: str, message: str) -> None:
+    """Each mistake is one line with the file, the line in it and what is wrong."""
+    with pytest.raises(ConfigFileError) as caught:
+        evaluated(source)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_nul_in_the_file(tmp_path: Path) -> None:
+    """Bytes that are no Python at all are a mistake like any other."""
+    (tmp_path / "app.conf.py").write_bytes(b"workers = 1\0\n")
+    with pytest.raises(ConfigFileError, match=r"^config: app\.conf\.py"):
+        evaluate("app.conf.py", tmp_path)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    """A file that is not there, or is a folder, is named with the reason."""
+    with pytest.raises(ConfigFileError, match=r"^config: can't read 'no\.py': No such file or directory$"):
+        evaluate("no.py", tmp_path)
+    with pytest.raises(ConfigFileError, match=r"^config: can't read '\.': Is a directory$"):
+        evaluate(".", tmp_path)
+
+
+def test_path_spellings(tmp_path: Path) -> None:
+    """A path counts from the folder; absolute ones and gunicorn's file: work too."""
+    path = tmp_path / "sub" / "c.py"
+    path.parent.mkdir()
+    path.write_text("workers = 7\n")
+    for config in ("sub/c.py", "file:sub/c.py", str(path), f"file:{path}"):
+        assert evaluate(config, tmp_path).values == {"workers": 7}
+
+
+def test_python_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """python:MODULE takes the settings from an importable module."""
+    (tmp_path / "ostler_test_settings.py").write_text("workers = 5\nuser = 'www'\nother = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = evaluate("python:ostler_test_settings", tmp_path)
+    assert file.values == {"workers": 5}
+    assert file.unsupported == ("user",)
+    assert file.origin("workers") == "python:ostler_test_settings"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "config: python:ostler_test_broken: ModuleNotFoundError: No module named"),
+        ("1 / 0\n", "config: python:ostler_test_broken: ZeroDivisionError: division by zero"),
+        ("raise SystemExit\n", "config: python:ostler_test_broken: SystemExit"),
+    ],
+)
+def test_broken_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str | None, message: str
+) -> None:
+    """A module that can't be imported is told in one line."""
+    if source is not None:
+        (tmp_path / "ostler_test_broken.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigFileError) as caught:
+        evaluate("python:ostler_test_broken", tmp_path)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_find(tmp_path: Path) -> None:
+    """The file asked for, else ours, else gunicorn's, else none."""
+    assert find(None, tmp_path) is None
+    (tmp_path / "gunicorn.conf.py").touch()
+    assert find(None, tmp_path) == "gunicorn.conf.py"
+    (tmp_path / "ostler.conf.py").touch()
+    assert find(None, tmp_path) == "ostler.conf.py"
+    assert find("python:x", tmp_path) == "python:x"

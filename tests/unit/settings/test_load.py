@@ -1,0 +1,126 @@
+"""Settings from all sources: who wins, where a value came from, and what the errors say."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from supervisor.errors import SettingError
+from supervisor.settings import Loaded, Settings, load, rows
+from supervisor.settings.configfile import ConfigFile
+from supervisor.settings.render import print_config
+
+
+def loaded(
+    command_line: dict[str, Any] | None = None,
+    environment: dict[str, str] | None = None,
+    file: dict[str, Any] | None = None,
+    cpus: int = 2,
+) -> Loaded:
+    """Load; in the file each setting stands on the line of its place, counted from 1."""
+    config = None
+    if file is not None:
+        config = ConfigFile("app.conf.py", file, {name: n for n, name in enumerate(file, 1)})
+    return load(command_line or {}, environment or {}, config, lambda: cpus)
+
+
+def test_defaults() -> None:
+    """With nothing given everything is its default and says so."""
+    result = loaded()
+    assert result.settings == Settings()
+    assert set(result.origins) == set(rows())
+    assert set(result.origins.values()) == {"default"}
+    assert result.settings.bind == ("127.0.0.1:8000",)
+    assert result.settings.workers == 1
+
+
+def test_precedence_of_the_number_of_workers() -> None:
+    """Command line before file before WEB_CONCURRENCY before the default, as in gunicorn."""
+    line, env, file = {"workers": "4"}, {"WEB_CONCURRENCY": "3"}, {"workers": 2}
+    for given, workers, origin in [
+        ((line, env, file), 4, "command line"),
+        (({}, env, file), 2, "app.conf.py line 1"),
+        (({}, env, {}), 3, "environment WEB_CONCURRENCY"),
+        (({}, env, None), 3, "environment WEB_CONCURRENCY"),
+        (({}, {"WEB_CONCURRENCY": ""}, None), 1, "default"),
+    ]:
+        result = loaded(*given)
+        assert (result.settings.workers, result.origins["workers"]) == (workers, origin)
+
+
+def test_each_setting_has_its_own_origin() -> None:
+    """Sources are merged setting by setting."""
+    result = loaded({"backlog": "9"}, file={"timeout": 5, "backlog": 8})
+    assert (result.settings.timeout, result.settings.backlog) == (5.0, 9)
+    assert result.origins["timeout"] == "app.conf.py line 1"
+    assert result.origins["backlog"] == "command line"
+    assert result.origins["keepalive"] == "default"
+
+
+def test_workers_auto() -> None:
+    """auto is twice the usable CPUs plus one; nobody counts CPUs otherwise."""
+    assert loaded({"workers": "auto"}, cpus=4).settings.workers == 9
+    load({}, {}, None, lambda: pytest.fail("asked for CPUs"))
+
+
+def test_threads_choose_the_worker_class() -> None:
+    """More than one thread makes sync workers gthread, and the origin says why."""
+    result = loaded({"threads": "4"})
+    assert result.settings.worker_class == "gthread"
+    assert result.origins["worker_class"] == "threads = 4"
+    assert loaded({"threads": "1"}).settings.worker_class == "sync"
+
+
+def test_several_addresses() -> None:
+    """The file's lone text and the command line's list mean the same."""
+    expected = ("127.0.0.1:1", "unix:/x")
+    assert loaded({"bind": ["127.0.0.1:1", "unix:/x"]}).settings.bind == expected
+    assert loaded(file={"bind": "127.0.0.1:1,unix:/x"}).settings.bind == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (({"workers": "x"},), "workers (command line): expected a whole number, got 'x'"),
+        (({}, {"WEB_CONCURRENCY": "-2"}), "workers (environment WEB_CONCURRENCY): must be between 1"),
+        (({}, {}, {"backlog": 1, "timeout": "soon"}), "timeout (app.conf.py line 2): expected a number of"),
+        (({"bind": ["h:x"]},), "bind (command line): expected a port from 0 to 65535 in 'h:x'"),
+        (({}, {}, {"bind": []}), "bind (app.conf.py line 1): give at least one address"),
+        (({"worker_class": "tornado"},), "worker_class (command line): expected one of sync, gthread"),
+    ],
+)
+def test_mistakes(given: tuple[Any, ...], message: str) -> None:
+    """An error is one line that begins with the setting and where its value stands."""
+    with pytest.raises(SettingError) as caught:
+        loaded(*given)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_that_is_not_used_is_not_judged() -> None:
+    """A broken WEB_CONCURRENCY does no harm to who sets the number elsewhere."""
+    assert loaded({"workers": "2"}, {"WEB_CONCURRENCY": "lots"}).settings.workers == 2
+
+
+def test_settings_travel() -> None:
+    """What the fork server loaded arrives unchanged in the supervisor."""
+    result = loaded({"bind": ["h:1", "unix:/x"], "threads": "3", "timeout": "1.5"})
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(result), type=Loaded) == result
+
+
+def test_table_is_sound() -> None:
+    """Every row has help, a valid default, and flags that nobody else has."""
+    flags = [flag for row in rows().values() for flag in row.flags]
+    assert len(flags) == len(set(flags))
+    for name, row in rows().items():
+        assert row.name == name
+        assert row.help.endswith("."), name
+        assert row.kind.parse(row.default) == row.default, name
+
+
+def test_print_config() -> None:
+    """--print-config names each setting once, with its value and origin, sorted."""
+    lines = print_config(loaded({"workers": "2"})).splitlines()
+    assert [line.split()[0] for line in lines] == sorted(rows())
+    (line,) = [line for line in lines if line.startswith("workers ")]
+    assert line.split() == ["workers", "=", "2", "#", "command", "line"]
