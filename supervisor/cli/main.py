@@ -93,7 +93,7 @@ def _run(
         app = app or "supervisor.demo:app"
     if app:
         command_line["wsgi_app"] = app
-    folder = str(Path.cwd())
+    folder = _folder()
     if check_config or print_config:
         from supervisor.daemon.check import check
 
@@ -104,6 +104,16 @@ def _run(
     if own_choice:
         command_line["control_bind"] = "127.0.0.1:8001"
     sys.exit(run(Order(command_line, config, folder, demo, any_control_port=own_choice)))
+
+
+def _folder() -> str:
+    """Where we were started, by the name it was entered by: that may be a link which a reload follows."""
+    here = Path.cwd()
+    name = os.environ.get("PWD", "")
+    try:
+        return name if Path(name).is_absolute() and here.samefile(name) else str(here)
+    except OSError:
+        return str(here)
 
 
 def refuse_other_supervisor() -> None:

@@ -33,6 +33,7 @@ class ForkServerHandle:
         self.pidfd = os.pidfd_open(pid)
         self.channel = chan
         self.listener_keys: list[str] = []
+        self.warmed = False
 
     @classmethod
     def start(cls, generation: int) -> "ForkServerHandle":

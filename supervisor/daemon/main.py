@@ -130,6 +130,12 @@ class Daemon:
         if self._shell.loaded:
             return
         settings = loaded.settings
+        if settings.chdir:
+            # As in gunicorn, relative paths of logs, pid file and sockets count from there, in every process.
+            try:
+                os.chdir(Path(self._order.folder, settings.chdir))
+            except OSError as error:
+                raise SettingError("chdir", f"can't enter {settings.chdir!r}: {error.strerror}") from None
         self._log_file = set_up(settings.errorlog, settings.log_format, settings.loglevel)
         if settings.pidfile:
             pidfile = PidFile(settings.pidfile)
@@ -194,7 +200,7 @@ class Daemon:
 
     async def _start_socket(self, settings: Settings) -> Path:
         if settings.control_socket:
-            path = Path(self._order.folder, settings.control_socket)
+            path = Path(settings.control_socket)
             await self._control.start_unix(path)
             return path
         name = self._shell.name
@@ -286,17 +292,16 @@ def _control_address(settings: Settings) -> Any:
 
 
 def _first_log(command_line: dict[str, Any]) -> LogFile:
-    """The log until the configuration is known: what the command line says of it, else the defaults.
+    """The log until the configuration is known: standard error, in the form the command line asks for.
 
-    Raises:
-        SettingError: the file can't be opened.
+    No file yet: the configuration may say `chdir`, and a relative path counts from there.
     """
     table = rows()
     given = {
         name: table[name].kind.parse(command_line[name]) if name in command_line else table[name].default
-        for name in ("errorlog", "log_format", "loglevel")
+        for name in ("log_format", "loglevel")
     }
-    return set_up(given["errorlog"], given["log_format"], given["loglevel"])
+    return set_up("-", given["log_format"], given["loglevel"])
 
 
 def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -174,10 +174,10 @@ class Shell:
     def _configured(self, handle: ForkServerHandle, message: messages.Configured) -> None:
         generation, loaded = handle.generation, message.loaded
         settings = loaded.settings
-        for warning in message.warnings:
-            self.journal.record("warning", "configuration", {"problem": warning})
         try:
             self._on_configured(loaded)
+            for warning in message.warnings:
+                self.journal.record("warning", "configuration", {"problem": warning})
             handle.listener_keys = self.listeners.bind(settings.bind, settings.backlog)
         except SettingError as error:
             self.submit(events.GenerationFailed(generation, str(error)))
@@ -252,10 +252,18 @@ class Shell:
             message = received[0]
             if isinstance(message, messages.Ready):
                 self.submit(events.WorkerReady(handle.launch))
+                self._warm(handle.generation, message.modules)
             elif isinstance(message, messages.BootFailed):
                 self.submit(events.WorkerBootFailed(handle.launch, message.reason, message.traceback))
             else:
                 self.submit(events.RecycleDue(handle.launch, message.requests))
+
+    def _warm(self, generation: int, modules: list[str]) -> None:
+        """Let the fork server learn once from the first worker what the app needs of the standard library."""
+        fork_server = self.fork_servers.get(generation)
+        if fork_server is not None and not fork_server.warmed and modules:
+            fork_server.warmed = True
+            self._tell(fork_server.channel, messages.Warm(modules))
 
     def _on_stacks(self, handle: WorkerHandle) -> None:
         handle.read_dumps()

@@ -7,6 +7,7 @@ and so does the fork server.
 """
 
 import gc
+import importlib
 import os
 import random
 import signal
@@ -21,10 +22,10 @@ from supervisor.errors import OstlerError, SettingError
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.access import compile_format
-from supervisor.logs.lean import LogFile, resolve_format
 from supervisor.osapi.cpus import usable_cpus
 from supervisor.settings import configfile
 from supervisor.settings.load import Loaded, load
+from supervisor.settings.table import Settings
 from supervisor.workers import boot
 from supervisor.workers.loader import AppLoadError, load_app, prepare
 from supervisor.wsgi.exchange import App
@@ -56,6 +57,8 @@ class ForkServer:
             elif isinstance(message, messages.Load):
                 if not self._load(message, descriptors):
                     return None
+            elif isinstance(message, messages.Warm):
+                _warm(message.modules)
             elif (inheritance := self._spawn(message, descriptors)) is not None:
                 return inheritance
         return None
@@ -69,7 +72,9 @@ class ForkServer:
             if ask.version != messages.VERSION:
                 raise OstlerError("Ostler was changed on disk while it runs; restart it to use the new one")
             loaded, warnings = _configure(ask)
-        except OstlerError as error:
+            prepare(loaded.settings)
+            self._log_format = _check_logs(loaded.settings)
+        except (OstlerError, AppLoadError) as error:
             self._channel.send(messages.LoadFailed(str(error), None))
             return False
         self._loaded = loaded
@@ -84,18 +89,12 @@ class ForkServer:
         self._scoreboard_fd, *listener_fds = descriptors
         self._listeners = [socket.socket(fileno=fd) for fd in listener_fds]
         try:
-            self._log_format = resolve_format(settings.log_format, LogFile(settings.errorlog, 2))
-            prepare(settings)
             if settings.preload_app:
                 self._app = load_app(self._app_spec)
         except AppLoadError as error:
             self._channel.send(
                 messages.LoadFailed(error.reason, shorten(error.trace) if error.trace else None)
             )
-            return False
-        except OSError as error:
-            reason = f"errorlog: can't open {settings.errorlog!r}: {error.strerror}"
-            self._channel.send(messages.LoadFailed(reason, None))
             return False
         # What is there now lives as long as this process: moved out of the collector's sight it is never
         # written to again, so workers share its pages.
@@ -165,6 +164,11 @@ class ForkServer:
 
 def _configure(ask: messages.Configure) -> tuple[Loaded, list[str]]:
     folder = Path(ask.folder)
+    try:
+        # By its name: where that is a link to the newest release, a reload follows it.
+        os.chdir(folder)
+    except OSError as error:
+        raise OstlerError(f"can't enter {folder}, where Ostler was started: {error.strerror}") from None
     warnings: list[str] = []
     name = configfile.find(ask.config, folder)
     file = None
@@ -181,6 +185,39 @@ def _configure(ask: messages.Configure) -> tuple[Loaded, list[str]]:
         raise SettingError("wsgi_app", "no app given; write ostler MODULE:APP, or try ostler --demo")
     compile_format(loaded.settings.access_log_format)
     return loaded, warnings
+
+
+def _check_logs(settings: Settings) -> str:
+    """The log's format, after a look whether workers will be able to open their logs.
+
+    Raises:
+        SettingError: they will not.
+    """
+    terminal = os.isatty(2)
+    for name, path in (("accesslog", settings.accesslog), ("errorlog", settings.errorlog)):
+        if path is None or path == "-":
+            continue
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            raise SettingError(name, f"can't open {path!r}: {error.strerror}") from None
+        terminal = os.isatty(fd) if name == "errorlog" else terminal
+        # Not kept: after logrotate this process would hold the old file.
+        os.close(fd)
+    if settings.log_format != "auto":
+        return settings.log_format
+    return "console" if terminal else "json"
+
+
+def _warm(modules: list[str]) -> None:
+    """Import standard modules that the app's workers have imported; user code is not among them."""
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            continue  # the worker found it, we do not: nothing is lost
+    gc.collect()
+    gc.freeze()
 
 
 def main(channel_fd: int) -> None:

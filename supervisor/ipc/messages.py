@@ -48,7 +48,13 @@ class Spawn(_Message, frozen=True):
     cell: int
 
 
-ToForkServer = Configure | Load | Spawn
+class Warm(_Message, frozen=True):
+    """Import these standard modules, so that the next workers find them and share their memory."""
+
+    modules: list[str]
+
+
+ToForkServer = Configure | Load | Spawn | Warm
 
 # -- fork server -> supervisor ---------------------------------------------------------------------------
 
@@ -104,7 +110,9 @@ ToWorker = Boot | Drain | ReopenLogs
 
 
 class Ready(_Message, frozen=True):
-    """The app is loaded and connections are accepted."""
+    """The app is loaded and connections are accepted. `modules`: standard modules that it imported."""
+
+    modules: list[str]
 
 
 class BootFailed(_Message, frozen=True):

@@ -6,6 +6,7 @@ says `Ready`, serves, and leaves when it is told to, when a signal says so, or w
 """
 
 import faulthandler
+import gc
 import os
 import random
 import signal
@@ -25,7 +26,7 @@ from supervisor.scoreboard.memory import map_cell
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
 from supervisor.workers.engine import Engine
-from supervisor.workers.loader import AppLoadError, load_app
+from supervisor.workers.loader import AppLoadError, load_app, standard_modules
 from supervisor.wsgi.exchange import App, QuitWorker
 
 
@@ -68,6 +69,7 @@ class WorkerProcess:
         self._access: AccessLog | None = None
         self._engine: Engine | None = None
         self._leave_early = False
+        self._standard_modules: list[str] = []
 
     def run(self) -> int:
         self._install_signals()
@@ -94,12 +96,17 @@ class WorkerProcess:
         random.seed()  # children of one parent must not draw the same numbers
         if self._got.app is not None:
             return self._got.app
+        before = set(sys.modules)
         try:
-            return load_app(self._got.app_spec)
+            app = load_app(self._got.app_spec)
         except AppLoadError as error:
             trace = shorten(error.trace) if error.trace else None
             self._tell(messages.BootFailed(error.reason, trace))
             return None
+        self._standard_modules = standard_modules(before)
+        # The app's code and data live as long as the worker: the collector need not look at them again.
+        gc.freeze()
+        return app
 
     def _serve(self, app: App) -> None:
         settings = self._settings
@@ -125,7 +132,7 @@ class WorkerProcess:
         if self._leave_early:
             return
         self._title(f"worker {self._got.slot} gen {self._got.generation}")
-        self._tell(messages.Ready())
+        self._tell(messages.Ready(self._standard_modules))
         engine.run()
 
     # -- what comes from outside -------------------------------------------------------------------------

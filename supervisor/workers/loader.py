@@ -4,7 +4,9 @@ import ast
 import importlib
 import os
 import sys
+import sysconfig
 import traceback
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, cast
 
@@ -122,3 +124,22 @@ def _app_traceback(error: BaseException) -> str:
 
 def _is_ours(filename: str) -> bool:
     return filename == __file__ or "importlib" in filename
+
+
+def standard_modules(before: AbstractSet[str]) -> list[str]:
+    """Names of modules of the standard library that were imported since `before`, in that order.
+
+    What only has a standard name but lies elsewhere (an app's own `secrets.py`) is not among them.
+    """
+    library = sysconfig.get_path("stdlib")
+    found = []
+    for name, module in list(sys.modules.items()):
+        if name in before or name.partition(".")[0] not in sys.stdlib_module_names:
+            continue
+        spec = getattr(module, "__spec__", None)
+        origin = getattr(spec, "origin", None) or ""
+        if origin in ("built-in", "frozen") or (
+            origin.startswith(library) and "site-packages" not in origin and "dist-packages" not in origin
+        ):
+            found.append(name)
+    return found

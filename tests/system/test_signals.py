@@ -1,0 +1,226 @@
+"""Signals to the supervisor, as gunicorn has them."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.kit.daemon import Daemon, Place, Process, until
+
+pytestmark = pytest.mark.system
+
+
+def test_ttin_and_ttou(place: Place) -> None:
+    """TTIN adds a worker, TTOU takes one away, never the last."""
+    daemon = place.start("plain:app")
+    for workers in (2, 3):
+        daemon.send(signal.SIGTTIN)
+        daemon.settled(workers, wanted=workers)
+    for workers in (2, 1, 1):
+        daemon.send(signal.SIGTTOU)
+        daemon.event("scale", workers=workers, by="signal TTOU")
+        daemon.settled(workers, wanted=workers)
+    assert [event["workers"] for event in daemon.events("scale")] == [2, 3, 2, 1, 1]
+
+
+def test_many_signals_at_once(place: Place) -> None:
+    """Signals of one kind may merge, of different kinds none is lost; the fleet ends settled."""
+    daemon = place.start("plain:app")
+    for signum in [signal.SIGTTIN, signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN] * 4:
+        daemon.send(signum)
+    for event in ("logs_reopened", "upgrade_not_supported", "reload_done", "scale"):
+        daemon.event(event)
+    wanted = daemon.status().wanted
+    daemon.until(lambda: daemon.status().state == "ready", "ready")
+    daemon.settled(wanted)
+    assert daemon.get().status == 200
+
+
+@pytest.mark.parametrize("preload", [[], ["--preload"]])
+def test_hup_serves_new_code(place: Place, preload: list[str]) -> None:
+    """HUP loads the app anew, with --preload too; no old worker stays."""
+    place.add("page.py", page("old"))
+    daemon = place.start("-w", "2", *preload, "page:app")
+    assert daemon.get().text == "old"
+    before = daemon.pids()
+    place.add("page.py", page("new"))
+    daemon.send(signal.SIGHUP)
+    daemon.event("reload_done", generation=2)
+    assert daemon.get().text == "new"
+    assert not set(daemon.pids()) & set(before)
+    assert {worker.generation for worker in daemon.settled(2)} == {2}
+
+
+def test_hup_reads_the_configuration_anew(place: Place) -> None:
+    """Numbers of workers and threads, addresses: what the file says now counts."""
+    place.add("conf.py", "workers = 1\nbind = ['127.0.0.1:0']\n")
+    daemon = place.start("-c", "conf.py", "plain:app", bind=None)
+    path = place.folder / "more.sock"
+    place.add("conf.py", f"workers = 2\nthreads = 2\nbind = ['127.0.0.1:0', 'unix:{path}']\n")
+    daemon.send(signal.SIGHUP)
+    daemon.event("reload_done")
+    daemon.settled(2, threads=2, worker_class="gthread")
+    assert daemon.status().listeners == [daemon.url, f"unix:{path}"]
+    place.add("conf.py", "workers = 2\nbind = ['127.0.0.1:0']\n")
+    daemon.send(signal.SIGHUP)
+    daemon.event("reload_done", generation=3)
+    daemon.event("listener_closed", address=f"unix:{path}")
+    assert daemon.status().listeners == [daemon.url]
+    assert not path.exists()
+    assert daemon.get().status == 200
+
+
+def test_usr1_reopens_logs(place: Place) -> None:
+    """After logrotate has moved the files, supervisor and workers write to new ones; the old are let go."""
+    log, access = place.folder / "error.log", place.folder / "access.log"
+    daemon = place.start(
+        "-w", "2", "--error-logfile", str(log), "--access-logfile", str(access), "plain:app", serving=False
+    )
+    until(lambda: log.exists() and "serving" in log.read_text(), "serving")
+    daemon.settled(2)
+    url = daemon.status().listeners[0]
+    daemon.urls = [url]
+    for path in (log, access):
+        path.rename(f"{path}.1")
+    daemon.send(signal.SIGUSR1)
+    until(lambda: log.exists() and "logs_reopened" in log.read_text(), "a new log")
+    until(access.exists, "a new access log")
+    # Each worker reopens for itself.
+    for pid in daemon.pids():
+        until(lambda pid=pid: opens(pid, access) and not opens(pid, f"{access}.1"), f"{pid} to reopen")
+    daemon.get("/after")
+    assert "GET /after HTTP/1.1" in until(access.read_text, "a line")
+    daemon.get("/fail")
+    until(lambda: "request_failed" in log.read_text(), "the worker's event in the new log")
+    holders = [pid for pid in [daemon.pid, *fleet(daemon)] if opens(pid, f"{log}.1") or opens(pid, f"{access}.1")]
+    assert holders == []
+    daemon.send(signal.SIGTTIN)
+    daemon.settled(3)
+    assert not opens(daemon.pids()[2], f"{log}.1")
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_term_is_graceful(place: Place, threads: str) -> None:
+    """TERM: the slow request in flight is answered, nothing new is accepted, exit code 0."""
+    daemon = place.start("-w", "2", "--threads", threads, "plain:app")
+    slow = daemon.connect().asked("/gate/slow")
+    daemon.in_app("/gate/slow")
+    daemon.send(signal.SIGTERM)
+    daemon.event("stop", how="graceful")
+    daemon.until(lambda: daemon.status().ready == 0, "no worker accepts")
+    (place.app_folder / "slow.open").touch()
+    answer = slow.answer()
+    assert (answer.status, answer.text) == (200, "slow passed")
+    assert answer.headers["connection"] == "close"
+    assert daemon.wait() == 0
+    with pytest.raises(ConnectionRefusedError):
+        daemon.get()
+
+
+def test_term_ends_at_graceful_timeout(place: Place) -> None:
+    """A request that does not end in time is lost, by name in the log."""
+    daemon = place.start("--graceful-timeout", "0.5", "plain:app")
+    slow = daemon.connect().asked("/gate/never")
+    daemon.in_app("/gate/never")
+    assert daemon.stop(within=5) == 0
+    slow.ended_by_server()
+    assert daemon.events("request_lost")[0]["path"] == "/gate/never"
+    assert daemon.events("drain_timeout")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_int_and_quit_are_quick(place: Place, signum: int, threads: str) -> None:
+    """INT and QUIT do not wait for requests in flight."""
+    daemon = place.start("-w", "2", "--threads", threads, "plain:app")
+    slow = daemon.connect().asked("/gate/never")
+    daemon.in_app("/gate/never")
+    began = time.monotonic()
+    assert daemon.stop(signum) == 0
+    assert time.monotonic() - began < 1.9, "not by waiting until they are killed"
+    slow.ended_by_server()
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_second_signal_makes_it_quick(place: Place, second: int) -> None:
+    """Who asks twice does not want to wait."""
+    daemon = place.start("plain:app")
+    slow = daemon.connect().asked("/gate/never")
+    daemon.in_app("/gate/never")
+    daemon.send(signal.SIGTERM)
+    daemon.event("stop", how="graceful")
+    daemon.send(second)
+    daemon.event("stop", how="quick")
+    assert daemon.wait(5) == 0
+    slow.ended_by_server()
+
+
+def test_winch_drains_all_and_ttin_brings_back(place: Place) -> None:
+    """WINCH leaves the daemon and its socket without workers; who connects then is served after TTIN."""
+    daemon = place.start("-w", "2", "plain:app")
+    daemon.send(signal.SIGWINCH)
+    daemon.event("pause")
+    daemon.settled(0, state="paused", wanted=0)
+    waiting = daemon.connect().asked("/")
+    assert daemon.ctl("status").code == 0
+    daemon.send(signal.SIGTTIN)
+    assert waiting.answer().text == "one"
+    daemon.settled(1, state="ready")
+
+
+def test_usr2_says_that_it_comes_later(place: Place) -> None:
+    """USR2 is no silent no-op: one warning that says what to do."""
+    daemon = place.start("plain:app")
+    pids = daemon.pids()
+    daemon.send(signal.SIGUSR2)
+    assert "HUP" in daemon.event("upgrade_not_supported", level="warning")["problem"]
+    assert daemon.pids() == pids
+
+
+def test_signals_to_a_worker(place: Place) -> None:
+    """TERM and INT to one worker end it; it is replaced, and a terminal's signals do not reach it."""
+    daemon = place.start("-w", "2", "plain:app")
+    for signum in (signal.SIGHUP, signal.SIGWINCH, signal.SIGUSR2, signal.SIGTTIN):
+        for pid in daemon.pids():
+            os.kill(pid, signum)
+    before = daemon.pids()
+    for number, signum in enumerate((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)):
+        victim = Process(daemon.pids()[0])
+        victim.signal(signum)
+        assert victim.ended()
+        daemon.event("worker_died", after=number)
+        daemon.settled(2)
+    assert daemon.pids()[1] == before[1]
+
+
+def test_ctrl_c_in_a_terminal(place: Place) -> None:
+    """INT to the whole foreground group, as a terminal sends it: a clean end, no traceback of anybody."""
+    daemon = place.start("-w", "2", "plain:app")
+    os.killpg(daemon.pid, signal.SIGINT)
+    assert daemon.wait() == 0
+    assert place.leftovers() == []
+    assert "Traceback" not in daemon.log.read_text()
+    assert [event for event in daemon.events() if event["level"] in ("warning", "error")] == []
+
+
+def page(text: str) -> str:
+    """A module with an app that answers `text`."""
+    return (
+        "def app(environ, start_response):\n"
+        "    start_response('200 OK', [('Content-Type', 'text/plain')])\n"
+        f"    return [{text!r}.encode()]\n"
+    )
+
+
+def opens(pid: int, path: object) -> bool:
+    from tests.kit.daemon import descriptors
+
+    # A file that was unlinked is shown with a remark behind its name; a moved one by its new name.
+    return str(path) in descriptors(pid)
+
+
+def fleet(daemon: Daemon) -> list[int]:
+    from tests.kit.daemon import children
+
+    return children(daemon.pid)

@@ -1,0 +1,263 @@
+"""The environ: PEP 3333's keys, and nothing a client could use to pass for somebody else."""
+
+import io
+import sys
+from typing import Any
+
+import pytest
+
+from supervisor.http1.request import RequestParser
+from supervisor.wsgi.body import IN_MEMORY, new_body
+from supervisor.wsgi.environ import (
+    Environ,
+    FileWrapper,
+    connection_environ,
+    listener_environ,
+    request_environ,
+    worker_environ,
+)
+
+LISTENER, PEER = ("127.0.0.1", 8000), ("192.0.2.7", 50123)
+
+
+def environ_of(raw: bytes, address: Any = LISTENER, peer: Any = PEER, multithread: bool = False) -> Environ:
+    """What an app gets for the bytes of one request."""
+    parser = RequestParser(new_body)
+    parser.feed(raw)
+    (request,) = parser.requests
+    connection = connection_environ(listener_environ(worker_environ(multithread), address), peer)
+    return request_environ(connection, request)
+
+
+def with_fields(*lines: str, target: str = "/") -> Environ:
+    head = "".join(f"{line}\r\n" for line in ("Host: x", *lines))
+    return environ_of(f"GET {target} HTTP/1.1\r\n{head}\r\n".encode("latin-1"))
+
+
+def test_all_keys_of_pep_3333() -> None:
+    """A plain GET gives every key that PEP 3333 asks for, with its type, and the connection's addresses."""
+    environ = environ_of(b"GET /a?b=c HTTP/1.1\r\nHost: example.com:80\r\nUser-Agent: t\r\n\r\n")
+    body = environ.pop("wsgi.input")
+    assert body.read() == b""
+    assert environ == {
+        "REQUEST_METHOD": "GET",
+        "SCRIPT_NAME": "",
+        "PATH_INFO": "/a",
+        "QUERY_STRING": "b=c",
+        "RAW_URI": "/a?b=c",
+        "SERVER_NAME": "127.0.0.1",
+        "SERVER_PORT": "8000",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "SERVER_SOFTWARE": "ostler",
+        "REMOTE_ADDR": "192.0.2.7",
+        "REMOTE_PORT": "50123",
+        "HTTP_HOST": "example.com:80",
+        "HTTP_USER_AGENT": "t",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": "http",
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": False,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+        "wsgi.input_terminated": True,
+        "wsgi.file_wrapper": FileWrapper,
+    }
+    assert type(environ) is dict
+    assert all(type(value) is str for key, value in environ.items() if key.isupper())
+
+
+def test_multithread_and_errors_are_the_worker_s() -> None:
+    """Apps read wsgi.multithread to choose their locks; wsgi.errors can be given."""
+    errors = io.StringIO()
+    shared = worker_environ(True, errors)
+    assert shared["wsgi.multithread"] is True
+    assert shared["wsgi.errors"] is errors
+
+
+def test_unix_sockets_have_no_addresses() -> None:
+    """PEP 3333 wants SERVER_NAME and SERVER_PORT filled all the same."""
+    environ = environ_of(b"GET / HTTP/1.0\r\n\r\n", address="/run/x.sock", peer="")
+    assert environ["SERVER_NAME"]
+    assert environ["SERVER_PORT"].isdigit()
+    assert environ["REMOTE_ADDR"] == ""
+    assert environ["SERVER_PROTOCOL"] == "HTTP/1.0"
+
+
+def test_ipv6_addresses() -> None:
+    """The address alone, without flow and scope."""
+    environ = environ_of(b"GET / HTTP/1.0\r\n\r\n", ("::1", 8000, 0, 0), ("2001:db8::1", 4000, 0, 0))
+    assert (environ["SERVER_NAME"], environ["REMOTE_ADDR"]) == ("::1", "2001:db8::1")
+
+
+def test_requests_do_not_share_an_environ() -> None:
+    """What an app leaves in its environ is not seen by the next request of the connection."""
+    parser = RequestParser(new_body)
+    parser.feed(b"GET / HTTP/1.1\r\nHost: x\r\nX-A: 1\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    connection = connection_environ(listener_environ(worker_environ(False), LISTENER), PEER)
+    first, second = (request_environ(connection, request) for request in parser.requests)
+    first["app.secret"] = "x"
+    assert "HTTP_X_A" not in second
+    assert "app.secret" not in second
+
+
+# -- the target ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "query"),
+    [
+        ("/", "/", ""),
+        ("/a/b", "/a/b", ""),
+        ("/a?b=c?d", "/a", "b=c?d"),
+        ("/a?", "/a", ""),
+        ("/a%20b%2Fc", "/a b/c", ""),
+        ("/a%3Fb?c%3Dd", "/a?b", "c%3Dd"),  # decoded after the split; the query stays as sent
+        ("/100%", "/100%", ""),
+        ("/%zz", "/%zz", ""),
+        ("/%C3%A9", "/\xc3\xa9", ""),  # PEP 3333: bytes as latin-1, whatever their encoding
+        ("/%E9", "/\xe9", ""),
+        ("/%00", "/\x00", ""),
+        ("//a.example/b", "//a.example/b", ""),
+        ("/a;b=c", "/a;b=c", ""),
+        ("http://a.example/x?y", "/x", "y"),
+        ("HTTPS://a.example", "/", ""),
+        ("http://a.example?y=z", "/", "y=z"),
+        ("http://a.example:8000/?y", "/", "y"),
+    ],
+)
+def test_path_and_query(target: str, path: str, query: str) -> None:
+    """RFC 3875 and RFC 9112 section 3.2: the path is decoded, the query is not, absolute form is undone."""
+    environ = with_fields(target=target)
+    assert (environ["PATH_INFO"], environ["QUERY_STRING"], environ["RAW_URI"]) == (path, query, target)
+    assert environ["SCRIPT_NAME"] == ""
+
+
+def test_options_of_the_whole_server() -> None:
+    """RFC 9110 section 9.3.7: `*` is no path."""
+    environ = environ_of(b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert environ["PATH_INFO"] in ("", "*")
+    assert environ["RAW_URI"] == "*"
+
+
+# -- headers ---------------------------------------------------------------------------------------------
+
+
+def test_names_become_variables() -> None:
+    """RFC 3875 section 4.1.18; a name is translated the same whatever its case."""
+    environ = with_fields("X-Some-Name: a", "x-other: b", "DNT: 1", "Content-Type: text/x")
+    assert environ["HTTP_X_SOME_NAME"] == "a"
+    assert environ["HTTP_X_OTHER"] == "b"
+    assert environ["HTTP_DNT"] == "1"
+    assert environ["CONTENT_TYPE"] == "text/x"
+    assert "HTTP_CONTENT_TYPE" not in environ
+
+
+def test_values_are_latin_1() -> None:
+    """PEP 3333: native strings that hold bytes."""
+    assert with_fields("X-A: caf\xe9", "X-B: \xc3\xa9")["HTTP_X_A"] == "caf\xe9"
+
+
+def test_repeated_headers_are_joined() -> None:
+    """RFC 9110 section 5.3: in their order, also when they are spelled differently."""
+    environ = with_fields("Accept: a", "X-Between: x", "accept: b", "ACCEPT: c")
+    assert [part.strip() for part in environ["HTTP_ACCEPT"].split(",")] == ["a", "b", "c"]
+
+
+def test_repeated_cookies_are_joined_with_semicolons() -> None:
+    """RFC 6265 section 5.4: a comma would be part of a cookie's value."""
+    assert with_fields("Cookie: a=b", "cookie: c=d")["HTTP_COOKIE"] == "a=b; c=d"
+
+
+def test_names_with_underscores_are_dropped() -> None:
+    """X_Forwarded_For must not pass for X-Forwarded-For, alone or beside it."""
+    environ = with_fields("X-Forwarded-For: 192.0.2.1", "X_Forwarded_For: 10.0.0.1", "Content_Type: a", "_: b")
+    assert environ["HTTP_X_FORWARDED_FOR"] == "192.0.2.1"
+    assert "CONTENT_TYPE" not in environ
+    assert not {key for key in environ if key.startswith("HTTP_")} - {"HTTP_HOST", "HTTP_X_FORWARDED_FOR"}
+
+
+@pytest.mark.parametrize("name", ["Proxy", "PROXY", "proxy"])
+def test_proxy_is_dropped(name: str) -> None:
+    """httpoxy: HTTP_PROXY is a setting of programs that an app may start (CVE-2016-5385)."""
+    assert "HTTP_PROXY" not in with_fields(f"{name}: evil.example:8080")
+
+
+def test_headers_do_not_replace_the_server_s_own_keys() -> None:
+    """All that a client names lands under HTTP_, except its two CONTENT_ keys."""
+    environ = with_fields("Remote-Addr: 1.2.3.4", "Server-Name: evil", "Wsgi.Url-Scheme: https", "Script-Name: /x")
+    assert environ["REMOTE_ADDR"] == "192.0.2.7"
+    assert environ["SERVER_NAME"] == "127.0.0.1"
+    assert environ["SCRIPT_NAME"] == ""
+    assert environ["wsgi.url_scheme"] == "http"
+
+
+# -- bodies ----------------------------------------------------------------------------------------------
+
+POST = b"POST / HTTP/1.1\r\nHost: x\r\n"
+
+
+def test_a_body_of_known_length() -> None:
+    """wsgi.input stands at the body's start, CONTENT_LENGTH is its length."""
+    environ = environ_of(POST + b"Content-Length: 7\r\nContent-Type: a/b\r\n\r\na\nbc\nde")
+    assert environ["CONTENT_LENGTH"] == "7"
+    assert environ["CONTENT_TYPE"] == "a/b"
+    body = environ["wsgi.input"]
+    with body:
+        assert body.read(1) == b"a"
+        assert body.readline() == b"\n"
+        assert list(body) == [b"bc\n", b"de"]
+        assert body.read() == body.readline() == b""
+        body.seek(0)
+        assert body.readlines() == [b"a\n", b"bc\n", b"de"]
+
+
+def test_a_chunked_body_has_its_true_length() -> None:
+    """Its coding is undone, so the app sees a length and no Transfer-Encoding."""
+    environ = environ_of(POST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
+    with environ["wsgi.input"] as body:
+        assert body.read() == b"abcde"
+    assert environ["CONTENT_LENGTH"] == "5"
+    assert "HTTP_TRANSFER_ENCODING" not in environ
+    assert "HTTP_CONTENT_LENGTH" not in environ
+
+
+def test_an_empty_body() -> None:
+    """Said to be empty, it is; not said, there is no CONTENT_LENGTH (PEP 3333: may be absent)."""
+    assert environ_of(POST + b"Content-Length: 0\r\n\r\n")["CONTENT_LENGTH"] == "0"
+    assert environ_of(POST + b"Content-Length: 0\r\n\r\n")["wsgi.input"].read() == b""
+    assert "CONTENT_LENGTH" not in with_fields()
+
+
+def test_a_large_body_is_the_same_from_a_file() -> None:
+    """Beyond the limit the body is in a file; the app can't tell."""
+    sent = bytes(range(256)) * (IN_MEMORY // 256 + 1)
+    environ = environ_of(POST + b"Content-Length: %d\r\n\r\n" % len(sent) + sent)
+    with environ["wsgi.input"] as body:
+        assert environ["CONTENT_LENGTH"] == str(len(sent))
+        assert body.read(10) == sent[:10]
+        assert body.read() == sent[10:]
+        assert body.read(1) == b""
+
+
+# -- wsgi.file_wrapper -----------------------------------------------------------------------------------
+
+
+def test_file_wrapper_yields_blocks_and_closes() -> None:
+    """PEP 3333: iterates over the file in blocks; close() closes it."""
+    file = io.BytesIO(b"abcde")
+    wrapper = FileWrapper(file, 2)
+    assert list(wrapper) == [b"ab", b"cd", b"e"]
+    wrapper.close()
+    assert file.closed
+
+
+def test_file_wrapper_has_no_close_without_the_file_s() -> None:
+    """PEP 3333: close exists only if the file-like object has it."""
+
+    class Endless:
+        def read(self, size: int) -> bytes:
+            return b"x" * size
+
+    wrapper = FileWrapper(Endless(), 3)  # type: ignore[arg-type]
+    assert next(wrapper) == b"xxx"
+    assert not hasattr(wrapper, "close")
