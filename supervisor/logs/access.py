@@ -4,6 +4,7 @@ A format is compiled once into a template and the functions that fill it, so a r
 that are really in the format. Whatever a client sent is escaped: a line can't be forged.
 """
 
+import base64
 import os
 import re
 import time
@@ -47,6 +48,20 @@ def _environ_text(served: Served, key: str) -> str:
     return escape(str(value)) if value not in (None, "") else "-"
 
 
+def _user(served: Served) -> str:
+    """Whom the app says it was, else the user of basic authentication (RFC 7617)."""
+    user = served.environ.get("REMOTE_USER")
+    if not user:
+        scheme, _, credentials = served.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        if scheme.lower() != "basic":
+            return "-"
+        try:
+            user = base64.b64decode(credentials).decode().partition(":")[0]
+        except ValueError:
+            return "-"
+    return escape(str(user)) or "-"
+
+
 def _response_header(served: Served, name: str) -> str:
     return next((escape(value) for key, value in served.headers if key.lower() == name), "-")
 
@@ -62,7 +77,7 @@ def _referrer(served: Served) -> str:
 _ATOMS: dict[str, Callable[[Served], str]] = {
     "h": lambda served: _environ_text(served, "REMOTE_ADDR"),
     "l": lambda _: "-",
-    "u": lambda served: _environ_text(served, "REMOTE_USER"),
+    "u": _user,
     "t": lambda _: _clf_time(int(time.time())),
     "r": _url,
     "m": lambda served: escape(served.method),
@@ -108,20 +123,25 @@ def compile_format(text: str) -> Callable[[Served], str]:
     fills: list[Callable[[Served], str]] = []
     end = 0
     for match in _ATOM.finditer(text):
-        pieces.append(text[end : match.start()].replace("%", "%%"))
+        pieces.append(_literal(text, end, match.start()))
         end = match.end()
         if match.group() == "%%":
             pieces.append("%%")
             continue
         pieces.append("%s")
         fills.append(_fill(match["atom"], match["key"], match["kind"]))
-    rest = text[end:]
-    if "%(" in "".join(pieces) or "%(" in rest:
+    template = "".join(pieces) + _literal(text, end, len(text))
+    return lambda served: template % tuple([fill(served) for fill in fills])
+
+
+def _literal(text: str, start: int, end: int) -> str:
+    """What stands between two atoms, as part of a template."""
+    literal = text[start:end]
+    if "%(" in literal:
         raise SettingError(
             "access_log_format", f"can't read {text!r}; atoms look like %(h)s or %({{host}}i)s"
         )
-    template = "".join(pieces) + rest.replace("%", "%%")
-    return lambda served: template % tuple([fill(served) for fill in fills])
+    return literal.replace("%", "%%")
 
 
 def _fill(atom: str | None, key: str | None, kind: str | None) -> Callable[[Served], str]:

@@ -176,7 +176,7 @@ def descriptors(pid: int) -> list[str]:
     found = []
     for link in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            found.append(os.readlink(link))
+            found.append(str(link.readlink()))
         except FileNotFoundError:
             continue  # closed while we looked
     return sorted(found)
@@ -189,15 +189,15 @@ class _Stat(NamedTuple):
 
 
 def _processes() -> Iterable[tuple[int, _Stat]]:
-    for name in os.listdir("/proc"):
-        if name.isdigit():
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
             try:
-                stat = Path("/proc", name, "stat").read_text()
+                stat = (folder / "stat").read_text()
             except OSError:
                 continue
             # proc_pid_stat(5): the command's name may hold anything, so from its last bracket on.
             fields = stat.rpartition(")")[2].split()
-            yield int(name), _Stat(fields[0], int(fields[1]), int(fields[3]))
+            yield int(folder.name), _Stat(fields[0], int(fields[1]), int(fields[3]))
 
 
 # -- the daemon ------------------------------------------------------------------------------------------
@@ -279,13 +279,15 @@ class Daemon:
             more: attributes of the status that must be so, too.
         """
 
-        def look() -> list[WorkerView] | None:
+        def look() -> tuple[list[WorkerView]] | None:
             status, found = self.status(), self.workers()
             states = {worker.state for worker in found}
             fits = all(getattr(status, name) == value for name, value in more.items())
-            return found if fits and len(found) == workers == status.ready and states <= {"ready"} else None
+            return (
+                (found,) if fits and len(found) == workers == status.ready and states <= {"ready"} else None
+            )
 
-        return self.until(look, f"{workers} workers and all ready {more or ''}", within)
+        return self.until(look, f"{workers} workers and all ready {more or ''}", within)[0]
 
     def in_app(self, path: str, within: float = PATIENCE) -> RequestView:
         """Wait until a request for `path` is in the app."""
@@ -557,7 +559,7 @@ class Place:
 
     def _uses_folder(self, pid: int) -> bool:
         try:
-            used = [os.readlink(f"/proc/{pid}/cwd"), *descriptors(pid)]
+            used = [str(Path(f"/proc/{pid}/cwd").readlink()), *descriptors(pid)]
         except OSError:
             return False
         return pid != os.getpid() and any(path.startswith(f"{self.folder}/") for path in used)
@@ -567,9 +569,11 @@ class Place:
         parts = [f"folder {self.folder}"]
         for daemon in self.daemons:
             code = daemon.process.poll()
-            parts.append(f"$ {' '.join(daemon.argv)}   ({'running' if code is None else f'exit code {code}'})")
-            parts += [f"{path.name}:\n{path.read_text(errors='replace')[-12000:]}"
-                      for path in (daemon.out, daemon.log) if path.exists() and path.stat().st_size]  # fmt: skip
+            parts.append(f"$ {' '.join(daemon.argv)}")
+            parts.append("(running)" if code is None else f"(exit code {code})")
+            for path in (daemon.out, daemon.log):
+                if text := path.read_text(errors="replace"):
+                    parts.append(f"{path.name}:\n{text[-6000:]}")
         return "\n".join(parts)
 
 

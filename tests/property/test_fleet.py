@@ -3,7 +3,7 @@
 from typing import Any
 
 import hypothesis.strategies as st
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from supervisor.fleet import actions, events, health
@@ -406,12 +406,14 @@ def _one(found: list[int], pick: int) -> int:
     return found[pick % len(found)]
 
 
-# Before `start` there is no world to look at; Hypothesis runs invariants only after the initial rule.
 TestFleet = FleetMachine.TestCase
 TestFleet.settings = settings(
-    max_examples=250,
+    max_examples=600,
     stateful_step_count=60,
     derandomize=True,
+    # A failure is shrunk, but not explained at length: that takes minutes.
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    report_multiple_bugs=False,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],

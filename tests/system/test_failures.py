@@ -1,14 +1,13 @@
-"""Bad input at the start: one clear line, the right exit code, nothing left; and what goes on with a warning."""
+"""Bad input at the start: one clear line and the right exit code; and what goes on with a warning."""
 
 import os
 import signal
 import socket
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import Daemon, Place
+from tests.kit.daemon import Daemon, Place, children
 
 pytestmark = pytest.mark.system
 
@@ -23,7 +22,7 @@ def test_broken_app(place: Place) -> None:
     assert 'broken.py", line 3, in <module>' in done.err
     lines = done.err.splitlines()
     assert lines[-1] == "ostler: error: can't load 'broken:app': ValueError: no database"
-    assert done.err.count("Traceback (most recent call last)") == 1
+    assert lines.count("Traceback (most recent call last):") == 1
 
 
 @pytest.mark.parametrize("preload", [(), ("--preload",)])
@@ -141,7 +140,7 @@ def test_configuration_file_missing(place: Place) -> None:
 def test_chdir_missing(place: Place) -> None:
     """--chdir into nothing."""
     done = place.run(*LOCAL, "--chdir", "/nowhere", "plain:app")
-    assert done.code in (1, 3)
+    assert done.code == 1
     assert "chdir: can't enter '/nowhere'" in done.error
 
 
@@ -149,16 +148,16 @@ def test_error_log_folder_missing(place: Place) -> None:
     """A log file that can't be opened: the setting, the path, the reason."""
     done = place.run(*LOCAL, "--error-logfile", "/nowhere/ostler.log", "plain:app")
     assert done.code == 1
-    assert done.error == "ostler: error: errorlog: can't open '/nowhere/ostler.log': No such file or directory"
+    words = "can't open '/nowhere/ostler.log': No such file or directory"
+    assert done.error == f"ostler: error: errorlog: {words}"
 
 
 def test_access_log_folder_missing(place: Place) -> None:
     """The same for the access log: an answer, not a worker that crashes again and again."""
     done = place.run(*LOCAL, "--access-logfile", "/nowhere/access.log", "plain:app")
-    assert done.code in (1, 3)
-    error = [line for line in done.err.splitlines() if not line.startswith("{")]
-    assert len(error) == 1, done.err
-    assert "accesslog: can't open '/nowhere/access.log': No such file or directory" in error[0]
+    assert done.code == 1
+    words = "can't open '/nowhere/access.log': No such file or directory"
+    assert done.error == f"ostler: error: accesslog: {words}"
 
 
 def test_pidfile_of_a_live_process(place: Place) -> None:
@@ -206,8 +205,6 @@ def serves_with_warning(daemon: Daemon, *words: str) -> None:
         assert word in problem
     assert "Traceback" not in daemon.log.read_text()
     assert daemon.get().text == "one"
-    workers = [pid for pid in range(0)]
-    assert workers == []
 
 
 def test_control_socket_folder_missing(place: Place) -> None:
@@ -282,13 +279,8 @@ def test_stop_while_the_app_loads(place: Place) -> None:
 
 def test_stop_while_the_interpreter_starts(place: Place) -> None:
     """A TERM in the first moments, wherever it falls, ends it without a traceback."""
-    assert sys.executable
     for _ in range(3):
         daemon = place.start("plain:app", serving=False)
-        daemon.until(
-            lambda pid=daemon.pid: os.path.exists(f"/proc/{pid}/task/{pid}/children")
-            and Path(f"/proc/{pid}/task/{pid}/children").read_text(),
-            "the fork server",
-        )
+        daemon.until(lambda pid=daemon.pid: children(pid), "the fork server")
         assert daemon.stop() == 0
         assert "Traceback" not in daemon.log.read_text()

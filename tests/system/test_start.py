@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from supervisor import __version__
-from tests.kit.daemon import Daemon, Place, Process, ask, title
+from tests.kit.daemon import Place, Process, ask, children, title, until
 
 pytestmark = pytest.mark.system
 
@@ -75,7 +75,7 @@ def test_descriptor_from_outside(place: Place) -> None:
         ("plain:make()", "made"),
         ("plain:make('hi there')", "hi there"),
         ("plain:make(greeting='with a keyword')", "with a keyword"),
-        ("plain:holder.inner.app", "one"),
+        ("plain:Holder.Inner.app", "one"),
         ("shop:create_app(title='flask made')", "flask made"),
     ],
 )
@@ -136,14 +136,31 @@ def test_workers_auto_honours_affinity(place: Place) -> None:
 
 
 def test_chdir_and_pythonpath(place: Place) -> None:
-    """--chdir moves before the app is imported; --pythonpath adds folders; relative -c and -p stay put."""
+    """--chdir moves before the app is imported; --pythonpath adds folders to the path."""
     place.add("deep/inside.py", "from helper import app\n")
     place.add("lib/helper.py", "from plain import app\n")
     daemon = place.start(
-        "--chdir", "deep", "--pythonpath", f"{place.app_folder}/lib,{place.app_folder}", "-p", "d.pid", "inside:app"
+        "--chdir", "deep", "--pythonpath", f"{place.app_folder}/lib,{place.app_folder}", "inside:app"
     )  # fmt: skip
     assert daemon.get().text == "one"
-    assert (place.app_folder / "d.pid").read_text() == f"{daemon.pid}\n"
+
+
+def test_relative_paths_with_chdir(place: Place) -> None:
+    """As in gunicorn they count from the folder of --chdir, but -c from where we were started."""
+    deep = place.app_folder / "deep"
+    place.add("deep/inside.py", "from plain import app\n")
+    place.add("conf.py", "chdir = 'deep'\npythonpath = '..'\n")
+    files = ["-p", "d.pid", "--error-logfile", "error.log", "--access-logfile", "access.log"]
+    daemon = place.start("-c", "conf.py", *files, "-b", "unix:app.sock", "inside:app", serving=False)
+    until(lambda: (deep / "error.log").exists() and "serving" in (deep / "error.log").read_text(), "serving")
+    assert (deep / "d.pid").read_text() == f"{daemon.pid}\n"
+    assert ask(f"unix:{deep}/app.sock", "/fail").status == 500
+    assert ask(f"unix:{deep}/app.sock").text == "one"
+    assert "request_failed" in until((deep / "error.log").read_text, "the worker's log")
+    assert "GET / HTTP/1.1" in (deep / "access.log").read_text()
+    assert {path.name for path in place.app_folder.iterdir() if path.suffix in (".log", ".pid")} == set()
+    assert daemon.ctl("reload").code == 0
+    assert ask(f"unix:{deep}/app.sock").text == "one"
 
 
 # -- what needs no running daemon --------------------------------------------------------------------------
@@ -223,13 +240,7 @@ def test_process_titles(place: Place) -> None:
     assert title(daemon.pid) == "ostler: supervisor [till]"
     assert title(first.pid or 0) == "ostler: worker 1 gen 1 [till]"
     assert title(second.pid or 0) == "ostler: worker 2 gen 1 [till]"
-    assert "ostler: fork server gen 1 [till]" in fleet_titles(daemon)
-
-
-def fleet_titles(daemon: Daemon) -> list[str]:
-    from tests.kit.daemon import children
-
-    return [title(pid) for pid in children(daemon.pid)]
+    assert "ostler: fork server gen 1 [till]" in map(title, children(daemon.pid))
 
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]])

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 VERSION = "one"
 
@@ -33,13 +34,13 @@ def app(environ, start_response):
 
 def wait_at_gate(name):
     """Stay in the app until the file NAME.open appears in the folder the daemon was started in."""
-    while not os.path.exists(f"{name}.open"):
+    while not Path(f"{name}.open").exists():
         time.sleep(0.005)
     return f"{name} passed"
 
 
-class holder:
-    class inner:
+class Holder:
+    class Inner:
         app = staticmethod(app)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 from flask import Flask, Response, abort, request
 
@@ -45,7 +46,7 @@ def fail() -> None:
 
 @app.get("/gate/<name>")
 def gate(name: str) -> str:
-    while not os.path.exists(f"{name}.open"):
+    while not Path(f"{name}.open").exists():
         time.sleep(0.005)
     return f"{name} passed"
 

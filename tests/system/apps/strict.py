@@ -7,7 +7,8 @@ def _app(environ, start_response):
     method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
     headers = [("Content-Type", "text/plain")]
     if path == "/echo":
-        body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]) if environ.get("CONTENT_LENGTH") else -1)
+        length = environ.get("CONTENT_LENGTH")
+        body = environ["wsgi.input"].read(int(length) if length else -1)
         start_response("200 OK", [*headers, ("Content-Length", str(len(body)))])
         return [body]
     if path == "/lines":

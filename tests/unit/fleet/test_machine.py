@@ -157,6 +157,20 @@ def test_scale_down_while_booting() -> None:
     assert play.slots() == [1]
 
 
+def test_scale_down_before_the_fork() -> None:
+    """If the fork of a worker that nobody wants any more fails, that is no failed boot."""
+    play = running(workers=1).scale(2).scale(1).then(spawn(2), end(2))
+    play.fail_to_fork(max(play.workers))
+    play.then().never_said("worker_boot_failed")
+    assert health.state(play.fleet) == "ready"
+
+
+def test_scale_down_with_a_lost_signal() -> None:
+    """A worker that was to end before it was forked is killed when it is there."""
+    play = running(workers=1).scale(2).scale(1).then(spawn(2), end(2)).forked(2)
+    play.nothing_until(2.0).then(kill(2)).exits(2).then()
+
+
 def test_never_below_one() -> None:
     """TTOU stops at one worker, and so does a number from the API."""
     play = running(workers=1)
@@ -738,6 +752,21 @@ def test_second_death_of_a_fork_server_is_ignored() -> None:
     play = running(workers=1).fork_server_exits(1).configured(1).fork_server_exits(1)
     play.on(events.ForkServerExited(1, ExitStatus(signal=9)))
     play.then(start_fork_server(1), load_app(1)).nothing_until(0.5).then(start_fork_server(1))
+
+
+def test_recycling_is_for_those_who_serve() -> None:
+    """A worker that boots can't be due for recycling: it is left alone."""
+    play = running(workers=1).scale(2).forked(2).then(spawn(2))
+    play.on(events.RecycleDue(max(play.workers), 5)).then().ready(2).then()
+    assert play.slots() == [1, 2]
+
+
+def test_stop_at_the_moment_of_a_boot_timeout() -> None:
+    """A stop that is heard of before the timer fires is a stop, and no failed start."""
+    play = Play(workers=1, boot_timeout=5.0).start().loaded().forked(1)
+    play.now += 5.0
+    play.stop().settled()
+    assert play.finished == [Finish()]
 
 
 # -- health ---------------------------------------------------------------------------------------------
