@@ -11,9 +11,10 @@ from typing import Generic
 from supervisor.control.backend import Backend
 from supervisor.control.openapi import document
 from supervisor.control.problems import Conflict, Invalid, NotFound
-from supervisor.control.routes import MAX_WORKERS, Ask, Scope
+from supervisor.control.routes import Ask, Scope
 from supervisor.control.views import Reload, Scale, Stop, WorkerView
 from supervisor.fleet.events import RecycleAsked, ReloadAsked, ResizeAsked, StopAsked
+from supervisor.fleet.policies import MAX_WORKERS
 
 
 def _always() -> bool:

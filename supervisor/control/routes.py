@@ -29,9 +29,6 @@ Scope = Literal["read", "operate", "admin"]
 SCOPES: tuple[Scope, ...] = ("read", "operate", "admin")
 """In rising order: each scope includes the ones before it."""
 
-MAX_WORKERS = 512
-"""Upper bound of a wanted number: a slip of the finger must not fork a machine to death."""
-
 JSON = "application/json"
 TEXT = "text/plain"
 SSE = "text/event-stream"

@@ -6,6 +6,7 @@ import platform
 import time
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import psutil
 
@@ -108,7 +109,7 @@ class Observer:
             state=health.state(fleet),
             health=health.sentence(fleet),
             wanted=fleet.wanted,
-            ready=fleet.count(WorkerState.READY),
+            ready=fleet.ready,
             booting=fleet.count(WorkerState.BOOTING),
             draining=fleet.count(WorkerState.DRAINING) + fleet.count(WorkerState.STOPPING),
             generation=generation,
@@ -147,7 +148,7 @@ class Observer:
             [
                 SettingView(
                     name,
-                    getattr(loaded.settings, name),
+                    _shown(name, getattr(loaded.settings, name)),
                     loaded.origins.get(name, "default"),
                     row.takes_effect.value,
                 )
@@ -216,7 +217,7 @@ class Observer:
                 in_flight=sum(
                     len(self._shell.scoreboard.in_flight(h.cell)) for h in self._shell.workers.values()
                 ),
-                ready=fleet.count(WorkerState.READY),
+                ready=fleet.ready,
                 wanted=fleet.wanted,
             )
         )
@@ -267,3 +268,10 @@ class Observer:
             usage = self._usage[worker.launch] = _Usage(worker.pid)
         usage.refresh(now)
         return usage
+
+
+def _shown(name: str, value: Any) -> Any:
+    """A setting's value for the API; what is put into the app's environment is often a secret."""
+    if name == "raw_env":
+        return [f"{pair.partition('=')[0]}=..." for pair in value]
+    return value

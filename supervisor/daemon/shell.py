@@ -8,6 +8,7 @@ import asyncio
 import os
 import signal
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -110,10 +111,18 @@ class Shell:
         try:
             while self._waiting:
                 for action in self.fleet.handle(self._waiting.popleft(), time.monotonic()):
-                    self._perform[type(action)](action)
+                    self._perform_safely(action)
         finally:
             self._busy = False
         self._set_timer()
+
+    def _perform_safely(self, action: actions.Action) -> None:
+        try:
+            self._perform[type(action)](action)
+        except Exception:  # noqa: BLE001 - a defect of ours in one action must not lose those behind it
+            self.journal.record(
+                "error", "internal_error", {"action": repr(action), "traceback": traceback.format_exc()}
+            )
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -301,7 +310,7 @@ class Shell:
         handle = self.workers[launch]
         if handle.pidfd >= 0:
             send_signal(handle.pidfd, signum)
-        else:
+        elif handle.channel.fileno() >= 0:
             # Not forked yet: with its channel gone it leaves before it runs a line of the app.
             self._loop.remove_reader(handle.channel.fileno())
             handle.channel.close()
@@ -368,10 +377,12 @@ class Shell:
             self._loop.remove_reader(handle.channel.fileno())
         handle.close()
         del self.fork_servers[handle.generation]
-        self.submit(events.ForkServerExited(handle.generation, status))
-        # What was asked of it and never came: the fleet has given it up.
-        for launch in [n for n, h in self.workers.items() if h.pid is None and n not in self.fleet.workers]:
+        # What was asked of it and never came will not come; the fleet gives it up at this event.
+        for launch in [
+            n for n, h in self.workers.items() if h.pid is None and h.generation == handle.generation
+        ]:
             self._forget(launch)
+        self.submit(events.ForkServerExited(handle.generation, status))
         self._close_unused_listeners()
 
     def _forget(self, launch: int) -> None:

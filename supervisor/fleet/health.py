@@ -26,7 +26,7 @@ def state(fleet: Fleet) -> FleetState:
 def sentence(fleet: Fleet) -> str:
     """What an operator wants to hear first; ends with a full stop."""
     # Slots, not workers: while one replaces another, two of them serve in one.
-    ready = len({w.slot for w in fleet.workers.values() if w.serving and w.slot <= fleet.wanted})
+    ready = fleet.ready
     workers = f"{ready} of {fleet.wanted} workers ready"
     match state(fleet):
         case "stopping":
@@ -65,7 +65,10 @@ def _trouble(fleet: Fleet) -> str:
     if generation is None:
         return "no generation is loaded"
     up = generation.state is GenerationState.UP
-    held = sum(w.serving and w.staying and w.generation == fleet.current for w in fleet.workers.values())
+    held = sum(
+        w.state is WorkerState.READY and w.staying and w.generation == fleet.current
+        for w in fleet.workers.values()
+    )
     # The count outlives the trouble: only a worker that boots says that booting works again.
     if generation.failures and not (up and held >= fleet.wanted):
         return f"booting failed {_times(generation.failures)}, last: {generation.last_failure}"

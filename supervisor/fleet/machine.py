@@ -29,7 +29,7 @@ from supervisor.fleet.model import (
     Worker,
     WorkerState,
 )
-from supervisor.fleet.policies import backoff
+from supervisor.fleet.policies import MAX_WORKERS, backoff
 
 BOOTING, READY, DRAINING, STOPPING = WorkerState
 
@@ -125,6 +125,11 @@ class Fleet:
         if self.paused or self.stopping or self.policy is None:
             return 0
         return self.policy.workers if self.override is None else self.override
+
+    @property
+    def ready(self) -> int:
+        """How many of the wanted slots are served; a slot whose successor is ready too counts once."""
+        return len({w.slot for w in self.workers.values() if w.state is READY and w.slot <= self.wanted})
 
     def count(self, state: WorkerState) -> int:
         return sum(worker.state is state for worker in self.workers.values())
@@ -262,7 +267,7 @@ class Fleet:
         if self.stopping or self.policy is None:
             return
         self.paused = False
-        self.override = max(1, target)
+        self.override = min(max(1, target), MAX_WORKERS)
         self._do(
             actions.Report("info", "scale", {"workers": self.override, "before": before, "by": event.by})
         )

@@ -91,10 +91,6 @@ class Worker:
     boot_error: tuple[str, str | None] | None = None
 
     @property
-    def serving(self) -> bool:
-        return self.state is WorkerState.READY
-
-    @property
     def staying(self) -> bool:
         """Holds its slot: boots or serves, and nobody wants it gone."""
         return self.leaving is None and self.state in (WorkerState.BOOTING, WorkerState.READY)

@@ -2,6 +2,9 @@
 
 import math
 
+# A slip of the finger must not fork a machine to death.
+MAX_WORKERS = 512
+
 _FIRST_BACKOFF = 0.5
 _LONGEST_BACKOFF = 30.0
 

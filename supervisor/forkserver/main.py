@@ -23,6 +23,7 @@ from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.access import compile_format
 from supervisor.osapi.cpus import usable_cpus
+from supervisor.osapi.priority import lower_priority
 from supervisor.settings import configfile
 from supervisor.settings.load import Loaded, load
 from supervisor.settings.table import Settings
@@ -228,10 +229,14 @@ def main(channel_fd: int) -> None:
     for signum in (signal.SIGHUP, signal.SIGWINCH, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
     random.seed()
+    # For good: nobody waits for a fork server but who boots, and workers raise theirs before they serve.
+    lowered = lower_priority()
+    # Without its supervisor it ends, also in the middle of an app that takes forever to load.
+    boot.on_hang_up(channel_fd, lambda: os._exit(0))
     channel: Channel[messages.ToForkServer] = Channel.from_fd(channel_fd, messages.ToForkServer)
     try:
         inheritance = ForkServer(channel).run()
     except OSError:
         return  # the supervisor is gone in the middle of an answer
     if inheritance is not None:
-        boot.run(inheritance)
+        boot.run(inheritance, lowered)

@@ -11,5 +11,11 @@ class HeadTooLarge(ProtocolViolation):
     status = "431 Request Header Fields Too Large"
 
 
+class BodyNotStored(ProtocolViolation):
+    """Not the client's fault: there is no room for the body it sends."""
+
+    status = "507 Insufficient Storage"
+
+
 class ResponseError(Exception):
     """The app's answer is no valid HTTP response; the text says what is wrong with it."""

@@ -11,7 +11,7 @@ from typing import Protocol
 import httptools
 import msgspec
 
-from supervisor.http1.errors import HeadTooLarge, ProtocolViolation
+from supervisor.http1.errors import BodyNotStored, HeadTooLarge, ProtocolViolation
 
 # A head that has not ended by then never will. Finer limits are settings of their own.
 MAX_HEAD = 64 * 1024
@@ -21,6 +21,9 @@ _METHODS = {
     name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE")
 }
 _VERSIONS = {"1.0": "HTTP/1.0", "1.1": "HTTP/1.1"}
+
+# With one of these a request has a body, perhaps an empty one (RFC 9112 section 6).
+_BODY_FIELDS = (b"content-length", b"transfer-encoding")
 
 
 class BodySink(Protocol):
@@ -106,35 +109,51 @@ class RequestParser:
         """
         # Nearly always one read is one request. Its version is at hand then, which saves asking llhttp.
         end = 0 if self.receiving else data.find(b"\r\n")
-        self._version = data[end - 8 : end] if end > 8 else None
+        self._version = data[end - 8 : end] if end > 8 else b""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # We offer no upgrade, and RFC 9110 section 7.8 lets a server ignore the wish. llhttp stops
-            # behind the request; a new parser goes on with what follows.
-            self._parser = httptools.HttpRequestParser(self)
-            if rest := data[upgrade.args[0] :]:
-                self.feed(rest)
-            return
+            self._go_on_behind(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            cause = error.__context__
-            if isinstance(cause, ProtocolViolation):
-                raise cause from None
-            raise ProtocolViolation(str(error)) from None
+            raise _violation(error) from None
         if self._target:
-            self.receiving = True
             self._check_unfinished(data)
+            self.receiving = True
         else:
             self.receiving = False
+
+    def _go_on_behind(self, rest: bytes) -> None:
+        """Take what follows a request for an upgrade.
+
+        We offer none, and RFC 9110 section 7.8 lets a server ignore the wish. llhttp stops behind the head;
+        a new parser goes on. If there is a body, it gets the head once more, without the wish.
+        """
+        while True:
+            self._version = None
+            request = self.requests[-1]
+            if request.method != "CONNECT" and any(n.lower() in _BODY_FIELDS for n, _ in request.headers):
+                del self.requests[-1]
+                rest = _without_upgrade(request) + rest
+            self._parser = httptools.HttpRequestParser(self)
+            try:
+                self._parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+            except httptools.HttpParserError as error:
+                raise _violation(error) from None
+            else:
+                return
 
     def _check_unfinished(self, data: bytes) -> None:
         """Bound what an endless head may cost; see whether the client waits to be told to go on."""
         self._tail = (self._tail + data)[-4:]
         if not self._head_ended and not self._length:
-            self._head_size += len(data)
+            if self._version is not None:  # else the read, of a bounded size, began with another request
+                self._head_size += len(data)
             if self._tail == b"\r\n\r\n":
                 self._head_ended = True
-                self.wants_continue = any(
+                # RFC 9110 section 10.1.1: not for HTTP/1.0.
+                self.wants_continue = self._parser.get_http_version() == "1.1" and any(
                     name.lower() == b"expect" and value.lower() == b"100-continue"
                     for name, value in self._headers
                 )
@@ -149,7 +168,8 @@ class RequestParser:
         self._target = self._target + part if self._target else part
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name, value))
+        # llhttp leaves blanks behind a value (RFC 9112 section 5.1).
+        self._headers.append((name, value.rstrip(b" \t")))
 
     def on_chunk_header(self) -> None:
         # Fields that come from now on are trailers, no headers (RFC 9110 section 6.5.1).
@@ -201,3 +221,20 @@ class RequestParser:
             self._length = self._head_size = 0
             self._head_ended = False
             self._tail = b""
+
+
+def _violation(error: httptools.HttpParserError) -> ProtocolViolation:
+    """What llhttp refused, or what a callback raised."""
+    cause = error.__context__
+    if isinstance(cause, ProtocolViolation):
+        return cause
+    if isinstance(cause, OSError):
+        return BodyNotStored(str(cause))
+    return ProtocolViolation(str(error))
+
+
+def _without_upgrade(request: Request) -> bytes:
+    """A request's head as bytes, but for the wish to upgrade."""
+    lines = [request.method.encode("latin-1") + b" " + request.target + b" " + request.protocol.encode()]
+    lines += [name + b": " + value for name, value in request.headers if name.lower() != b"upgrade"]
+    return b"\r\n".join((*lines, b"", b""))

@@ -75,7 +75,8 @@ def _status_line(status: str) -> tuple[bytes, int, int]:
     if not isinstance(status, str) or not _STATUS.fullmatch(status):
         raise ResponseError(f"status must be like '200 OK', got {status!r}")
     try:
-        line = f"HTTP/1.1 {status}\r\n".encode("latin-1")
+        # The blank stays where there is no reason (RFC 9112 section 4).
+        line = f"HTTP/1.1 {status if len(status) > 3 else status + ' '}\r\n".encode("latin-1")
     except UnicodeEncodeError:
         raise ResponseError(f"status must be latin-1 text, got {status!r}") from None
     if len(_statuses) > _REMEMBERED:

@@ -52,7 +52,7 @@ def _user(served: Served) -> str:
     """Whom the app says it was, else the user of basic authentication (RFC 7617)."""
     user = served.environ.get("REMOTE_USER")
     if not user:
-        scheme, _, credentials = served.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        scheme, _, credentials = str(served.environ.get("HTTP_AUTHORIZATION")).partition(" ")
         if scheme.lower() != "basic":
             return "-"
         try:

@@ -37,7 +37,9 @@ def parse_address(text: str) -> Address:
     for scheme in ("http://", "tcp://"):
         text = text.removeprefix(scheme)
     if text.startswith("unix:"):
-        path = text.removeprefix("unix:").removeprefix("//")
+        path = text.removeprefix("unix:")
+        if path.startswith("//"):  # unix:///run/app.sock, as a URL
+            path = path[2:] and "/" + path.lstrip("/")
         if not path:
             raise ValueError("expected unix:PATH, the path is empty")
         # sun_path holds 108 bytes, the closing NUL included (unix(7)); '@' is the abstract name space.

@@ -121,13 +121,17 @@ def _one_line(error: BaseException, name: str, path: str) -> str:
 
 
 def _assignment_lines(tree: ast.Module) -> dict[str, int]:
-    return {
-        target.id: node.lineno
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign | ast.AnnAssign)
-        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-        if isinstance(target, ast.Name)
-    }
+    """The last line of the module that assigns each name; functions and classes are scopes of their own."""
+    lines: dict[str, int] = {}
+    waiting: list[ast.AST] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            lines[node.id] = max(node.lineno, lines.get(node.id, 0))
+        waiting += ast.iter_child_nodes(node)
+    return lines
 
 
 def _unsupported(namespace: Mapping[str, Any]) -> tuple[str, ...]:

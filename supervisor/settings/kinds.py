@@ -34,9 +34,9 @@ def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[Any], int]:
     def parse(value: Any) -> int:
         try:
             number = int(value, 10) if isinstance(value, str) else int(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(f"expected a whole number, got {value!r}") from None
-        if isinstance(value, float) and not value.is_integer():
+        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
             raise ValueError(f"expected a whole number, got {value!r}")
         if not least <= number <= most:
             raise ValueError(f"must be between {least} and {most}, got {number}")
@@ -50,7 +50,7 @@ def _seconds(value: Any) -> float:
         seconds = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"expected a number of seconds, got {value!r}") from None
-    if not math.isfinite(seconds) or seconds < 0:
+    if isinstance(value, bool) or not math.isfinite(seconds) or seconds < 0:
         raise ValueError(f"expected zero or more seconds, got {value!r}")
     return seconds
 

@@ -1,4 +1,8 @@
-"""Settings from their sources: command line, environment, configuration file, default, in this order."""
+"""Settings from their sources: command line, configuration file, environment, default, in this order.
+
+What a platform puts into the environment (WEB_CONCURRENCY) is a default to gunicorn, and so it is to us: a
+file that sets the number knows better.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -76,7 +80,6 @@ def _given(
         return _Given(command_line[name], COMMAND_LINE)
     if file is not None and name in file.values:
         return _Given(file.values[name], file.origin(name))
-    # As in gunicorn, WEB_CONCURRENCY is a default: a file that sets the number knows better.
     if env is not None and environment.get(env):
         return _Given(environment[env], f"environment {env}")
     return None

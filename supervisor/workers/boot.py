@@ -6,12 +6,15 @@ says `Ready`, serves, and leaves when it is told to, when a signal says so, or w
 """
 
 import faulthandler
+import fcntl
 import gc
 import os
 import random
+import select
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
@@ -21,6 +24,7 @@ from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.access import AccessLog
 from supervisor.logs.lean import Log, LogFile
+from supervisor.osapi.priority import raise_priority
 from supervisor.osapi.process import DUMP_SIGNAL
 from supervisor.scoreboard.memory import map_cell
 from supervisor.scoreboard.writer import CellWriter
@@ -28,6 +32,9 @@ from supervisor.settings.table import Settings
 from supervisor.workers.engine import Engine
 from supervisor.workers.loader import AppLoadError, load_app, standard_modules
 from supervisor.wsgi.exchange import App, QuitWorker
+
+# How long after its graceful time-out a worker without supervisor may still be there.
+_ORPHAN_GRACE = 1.0
 
 
 @dataclass(slots=True)
@@ -55,8 +62,9 @@ class Inheritance:
 class WorkerProcess:
     """Runs in the child; `run` returns its exit code."""
 
-    def __init__(self, inheritance: Inheritance) -> None:
+    def __init__(self, inheritance: Inheritance, low_priority: bool) -> None:
         self._got = inheritance
+        self._low_priority = low_priority
         self._settings = inheritance.settings
         self._title(f"worker {inheritance.slot} gen {inheritance.generation} booting")
         self._channel: Channel[messages.ToWorker] = Channel.from_fd(inheritance.channel_fd, messages.ToWorker)
@@ -69,6 +77,7 @@ class WorkerProcess:
         self._access: AccessLog | None = None
         self._engine: Engine | None = None
         self._leave_early = False
+        self._orphaned = False
         self._standard_modules: list[str] = []
 
     def run(self) -> int:
@@ -77,6 +86,7 @@ class WorkerProcess:
         try:
             if not self._wait_for_boot():
                 return 0
+            on_hang_up(self._channel.fileno(), self._lose_supervisor)
             app = self._load()
             if app is None:
                 return 3
@@ -132,6 +142,8 @@ class WorkerProcess:
         if self._leave_early:
             return
         self._title(f"worker {self._got.slot} gen {self._got.generation}")
+        if self._low_priority:
+            raise_priority()
         self._tell(messages.Ready(self._standard_modules))
         engine.run()
 
@@ -146,9 +158,8 @@ class WorkerProcess:
             except BlockingIOError:
                 return
             if received is None:
-                # The supervisor is gone: nobody would replace or end this worker. Finish and leave.
                 self._engine.remove_reader(self._channel.fileno())
-                self._drain()
+                self._lose_supervisor()
                 return
             message = received[0]
             if isinstance(message, messages.Drain):
@@ -175,6 +186,16 @@ class WorkerProcess:
             self._title(f"worker {self._got.slot} gen {self._got.generation} draining")
             self._engine.drain()
 
+    def _lose_supervisor(self) -> None:
+        """Nobody would replace or end this worker any more: finish and leave."""
+        if not self._orphaned:
+            self._orphaned = True
+            # A thread in C, which also ends a process whose own threads all hang.
+            faulthandler.dump_traceback_later(
+                self._settings.graceful_timeout + _ORPHAN_GRACE, file=self._got.stacks_fd, exit=True
+            )
+            self._drain()
+
     def _quit(self, _signum: int, _frame: FrameType | None) -> None:
         raise QuitWorker
 
@@ -194,7 +215,25 @@ class WorkerProcess:
         setproctitle(f"ostler: {what} [{self._got.name}]")
 
 
-def run(inheritance: Inheritance) -> None:
-    """Be the worker; does not return."""
-    code = WorkerProcess(inheritance).run()
+def on_hang_up(fd: int, callback: Callable[[], object]) -> None:
+    """Call back when the other end of socket `fd` is gone: in the main thread, also while it runs user code.
+
+    May call back more than once. Uses SIGIO (fcntl(2), F_SETOWN), which comes with each message as well.
+    """
+
+    def look(*_: object) -> None:
+        poll = select.poll()
+        poll.register(fd, 0)  # POLLHUP is reported unasked
+        if poll.poll(0):
+            callback()
+
+    signal.signal(signal.SIGIO, look)
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+    look()  # it may have gone before
+
+
+def run(inheritance: Inheritance, low_priority: bool) -> None:
+    """Be the worker; does not return. `low_priority`: raise it before serving."""
+    code = WorkerProcess(inheritance, low_priority).run()
     sys.exit(code)

@@ -4,6 +4,7 @@ import select
 import socket
 from collections import deque
 
+from supervisor.http1.errors import ProtocolViolation
 from supervisor.http1.request import RequestParser
 from supervisor.wsgi.body import new_body
 from supervisor.wsgi.environ import Environ
@@ -25,6 +26,7 @@ class Connection:
         unsent: bytes of answers the client has not taken yet.
         armed: the kernel watches it, so it is the leader's (several threads only).
         closed: its descriptor is gone.
+        violation: what the client did wrong behind the requests that wait; answered after them.
         closing: nothing more is read; closes when all is sent.
         lingering: everything is sent, what still comes is thrown away until the client closes, so that a
             reset does not take the answer away from it (RFC 9112 section 9.6).
@@ -43,6 +45,7 @@ class Connection:
         "sock",
         "unsent",
         "unsent_size",
+        "violation",
     )
 
     def __init__(self, sock: socket.socket, environ: Environ, now: int) -> None:
@@ -58,6 +61,7 @@ class Connection:
         self.closed = False
         self.closing = False
         self.lingering = False
+        self.violation: ProtocolViolation | None = None
 
     def send(self, data: bytes) -> None:
         """Send what goes and keep the rest; with too much kept, wait until the client takes some.

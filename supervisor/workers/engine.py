@@ -17,6 +17,7 @@ import os
 import select
 import socket
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable
 from email.utils import formatdate
@@ -24,7 +25,7 @@ from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from time import monotonic_ns, time
 
 from supervisor.http1 import response
-from supervisor.http1.errors import ProtocolViolation
+from supervisor.http1.errors import BodyNotStored, ProtocolViolation
 from supervisor.http1.request import Request
 from supervisor.logs.access import AccessLog, Served
 from supervisor.logs.lean import Log
@@ -198,7 +199,7 @@ class Engine:
                 if connection is None:
                     self._other_event(fd, lane, now)
                 elif self._receive(connection, lane, now):
-                    self._serve(connection, lane)
+                    self._serve_safely(connection, lane)
             if now >= self._next_sweep or self.draining:
                 self._sweep(now, lane)
 
@@ -209,7 +210,7 @@ class Engine:
                 connection = self._lead(lane)
             if connection is None:
                 return
-            self._serve(connection, lane)
+            self._serve_safely(connection, lane)
             self._arm(connection)
 
     def _lead(self, lane: Lane) -> Connection | None:
@@ -311,7 +312,7 @@ class Engine:
         try:
             parser.feed(data)
         except ProtocolViolation as violation:
-            connection.closing = True
+            connection.violation = violation
             if not parser.requests:
                 self._refuse(connection, violation, lane)
             return bool(parser.requests)
@@ -333,11 +334,13 @@ class Engine:
             return False
         if not self._oneshot:
             self._epoll.modify(connection.fd, _IN)
-        if connection.parser.requests:
-            return True
         if connection.closing:
             self._linger(connection, lane)
-        return False
+            return False
+        if connection.violation is not None and not connection.parser.requests:
+            self._refuse(connection, connection.violation, lane)
+            return False
+        return bool(connection.parser.requests)
 
     def _arm(self, connection: Connection) -> None:
         """Give a connection back to the leader (several threads only)."""
@@ -358,6 +361,9 @@ class Engine:
             self._epoll.modify(connection.fd, _OUT)
 
     def _refuse(self, connection: Connection, violation: ProtocolViolation, lane: Lane) -> None:
+        if isinstance(violation, BodyNotStored):
+            self._log.error("body_not_stored", reason=str(violation))
+        connection.closing = True
         text = f"{violation.status[4:]}\n"
         self._send(connection, response.plain_answer(violation.status, text, self._date_server), lane)
         if not connection.unsent:
@@ -379,13 +385,21 @@ class Engine:
 
     # -- one request -------------------------------------------------------------------------------------
 
+    def _serve_safely(self, connection: Connection, lane: Lane) -> None:
+        try:
+            self._serve(connection, lane)
+        except Exception:  # noqa: BLE001 - a defect of ours must cost one connection, not a thread or worker
+            lane.words[_STARTED] = 0
+            self._log.error("internal_error", traceback=traceback.format_exc())
+            self._close(connection, lane)
+
     def _serve(self, connection: Connection, lane: Lane) -> None:
         """Answer the requests that are there, as far as the client takes the answers."""
         words = lane.words
         requests = connection.parser.requests
         while requests and not connection.unsent:
             request = requests.pop(0)
-            keep_alive = request.keep_alive and self._keep_connections and not connection.closing
+            keep_alive = request.keep_alive and self._keep_connections
             exchange = Exchange(request, connection, self._date_server, keep_alive)
             environ = request_environ(connection.environ, request)
             if request.target != lane.last_target or request.method != lane.last_method:
@@ -404,8 +418,6 @@ class Engine:
             words[_BYTES_SENT] += exchange.sent
             if exchange.error is not None or self._access is not None:
                 self._log_request(request, exchange, environ, took)
-            if request.body is not None:
-                environ["wsgi.input"].close()
             if self._quota:
                 self._count_down()
             connection.served = True
@@ -418,8 +430,11 @@ class Engine:
         if connection.unsent:
             if not self._oneshot:
                 self._epoll.modify(connection.fd, _OUT)
-        elif connection.closing:
-            self._refuse(connection, ProtocolViolation(), lane)
+        elif connection.violation is not None:
+            self._refuse(connection, connection.violation, lane)
+        elif connection.parser.wants_continue:
+            connection.parser.wants_continue = False
+            self._send(connection, response.CONTINUE, lane)
 
     def _log_request(self, request: Request, exchange: Exchange, environ: Environ, took: int) -> None:
         if exchange.error is not None:

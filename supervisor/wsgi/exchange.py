@@ -101,6 +101,7 @@ class Exchange:
 
     def _write(self, data: bytes) -> None:
         """PEP 3333's write(): at once, for apps that can't return an iterable."""
+        data = _as_bytes(data)
         if data:
             self._send_part(data)
 
@@ -114,35 +115,52 @@ class Exchange:
         """
         result: Any = None
         try:
-            try:
-                result = app(environ, self.start_response)
-                if type(result) is list and len(result) == 1 and not self._head_sent:
-                    self._send_whole(result[0])
-                else:
-                    self._send_parts(result)
-            finally:
-                if result is not None and type(result) is not list:
-                    close = getattr(result, "close", None)
-                    if close is not None:
-                        close()
+            result = app(environ, self.start_response)
+            kind = type(result)
+            if (kind is list or kind is tuple) and not self._head_sent:
+                self._send_whole(result[0] if len(result) == 1 else b"".join(result))
+            else:
+                self._send_parts(result)
         except (QuitWorker, ClientGone):
             self.keep_alive = False
+            self._close(result)
             raise
         except BaseException:  # noqa: BLE001 - SystemExit too: an app must not end its worker
             self._fail()
+            self._close(result)
+        else:
+            if kind is not list:
+                self._close(result)
+
+    def _close(self, result: Any) -> None:
+        """PEP 3333: close() is called, whatever happened."""
+        close = getattr(result, "close", None)
+        if close is None:
+            return
+        try:
+            close()
+        except QuitWorker:
+            raise
+        except BaseException:  # noqa: BLE001 - the answer is out; all that is left is to tell
+            self.error = self.error or traceback.format_exc()
 
     def _send_whole(self, body: bytes) -> None:
         """The usual answer: one block, known as a whole."""
         lines = self._lines
         if lines is None:
             raise AssertionError(_NO_HEAD)
+        if type(body) is not bytes:
+            body = _as_bytes(body)
         length = len(body)
         if self._length != length:
             if self._length is not None and not self._bodiless:
-                self._send_part(body)
+                if body:
+                    self._send_part(body)
                 self._end()
                 return
-            if self._length is None and not self._flags & response.BODILESS:
+            # An app that leaves the body of a HEAD away says nothing of its length.
+            unknown = not length and self._request.method == "HEAD"
+            if self._length is None and not self._flags & response.BODILESS and not unknown:
                 # HEAD is told the length that GET would have (RFC 9110 section 9.3.2).
                 lines.append(b"Content-Length: %d\r\n" % length)
         if self._request.method == "HEAD" or self._flags & response.BODILESS:
@@ -183,21 +201,10 @@ class Exchange:
             lines.append(b"\r\n")
 
     def _send_parts(self, result: Any) -> None:
-        countable = isinstance(result, list | tuple) and not self._head_sent
-        if (
-            countable
-            and self._lines is not None
-            and self._length is None
-            and not self._flags & response.BODILESS
-        ):
-            # Its length is known even though the app did not say it.
-            self._length = sum(map(len, result))
-            self._lines.append(b"Content-Length: %d\r\n" % self._length)
-        for part in result:
+        for answer in result:
+            part = _as_bytes(answer)
             if part:  # an empty block must not send the head: the app may still change it
                 self._send_part(part)
-            elif not isinstance(part, bytes):
-                raise TypeError(f"the app must yield bytes, got {type(part).__name__}")
         self._end()
 
     def _send_part(self, data: bytes) -> None:
@@ -265,3 +272,12 @@ class Exchange:
         else:
             self.sent = len(_FAILED)
         self._send(answer)
+
+
+def _as_bytes(part: Any) -> bytes:
+    """PEP 3333 wants bytes; what else holds bytes is copied, because it could change before it is sent."""
+    if isinstance(part, bytes):
+        return part
+    if isinstance(part, bytearray | memoryview):
+        return bytes(part)
+    raise TypeError(f"the app must answer with bytes, got {type(part).__name__}")

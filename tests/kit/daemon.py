@@ -200,6 +200,12 @@ def _processes() -> Iterable[tuple[int, _Stat]]:
             yield int(folder.name), _Stat(fields[0], int(fields[1]), int(fields[3]))
 
 
+def fork_server(daemon: "Daemon") -> Process:
+    """The only fork server."""
+    (pid,) = [pid for pid in children(daemon.pid) if title(pid).startswith("ostler: fork server")]
+    return Process(pid)
+
+
 # -- the daemon ------------------------------------------------------------------------------------------
 
 
@@ -571,9 +577,8 @@ class Place:
             code = daemon.process.poll()
             parts.append(f"$ {' '.join(daemon.argv)}")
             parts.append("(running)" if code is None else f"(exit code {code})")
-            for path in (daemon.out, daemon.log):
-                if text := path.read_text(errors="replace"):
-                    parts.append(f"{path.name}:\n{text[-6000:]}")
+            written = ((path, path.read_text(errors="replace")) for path in (daemon.out, daemon.log))
+            parts += [f"{path.name}:\n{text[-6000:]}" for path, text in written if text]
         return "\n".join(parts)
 
 

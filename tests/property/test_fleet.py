@@ -1,5 +1,6 @@
 """The fleet against random worlds: whatever happens in whatever order, these things stay true."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import hypothesis.strategies as st
@@ -7,11 +8,13 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from supervisor.fleet import actions, events, health
+from supervisor.fleet.machine import Fleet
 from supervisor.fleet.model import (
     Cause,
     ExitStatus,
     FleetPolicy,
     GenerationState,
+    Reload,
     ReloadPhase,
     WorkerState,
 )
@@ -36,6 +39,31 @@ STATUSES = st.sampled_from(
 BEFORE_STOP = 25
 
 
+@dataclass(frozen=True)
+class Before:
+    """What is needed of the fleet as it was before an event."""
+
+    slots: dict[int, int]
+    ready: set[int]
+    spawned: int
+    stopping: str | None
+    reload: Reload | None
+    reload_phase: ReloadPhase | None
+    deadline: float | None
+
+    @classmethod
+    def of(cls, fleet: Fleet) -> "Before":
+        return cls(
+            {launch: worker.slot for launch, worker in fleet.workers.items()},
+            {launch for launch, worker in fleet.workers.items() if worker.state is READY},
+            fleet.spawned,
+            fleet.stopping,
+            fleet.reload,
+            fleet.reload.phase if fleet.reload else None,
+            fleet.next_deadline(),
+        )
+
+
 class Watched(World):
     """A world that checks each answer of the fleet.
 
@@ -51,60 +79,55 @@ class Watched(World):
         self.reloads: dict[int, int] = {}
 
     def hand_in(self, event: events.Event) -> list[actions.Action]:
-        fleet = self.fleet
-        states = {launch: worker.state for launch, worker in fleet.workers.items()}
-        served = {worker.slot for worker in fleet.workers.values() if worker.state is READY}
-        # Who may be replaced as planned: it leaves, and not because it hangs.
-        spawned, phase = fleet.spawned, fleet.reload.phase if fleet.reload else None
-        reload, stopping = fleet.reload, fleet.stopping
-        deadline = fleet.next_deadline()
+        before = Before.of(self.fleet)
         out = super().hand_in(event)
         self.events += 1
+        self._check_reloads(out)
+        self._check_ready_workers(before, event, out)
+        self._check_spawns(before, out)
+        self._check_timer(before, event, out)
+        assert before.stopping is None or self.fleet.stopping is not None
+        return out
 
-        # A wish for a reload is answered exactly once.
-        if fleet.reload is not None:
-            self.reloads.setdefault(fleet.reload.generation, 0)
+    def _check_reloads(self, out: list[actions.Action]) -> None:
+        """A wish for a reload is answered exactly once; that it is answered at all is seen at the end."""
+        if self.fleet.reload is not None:
+            self.reloads.setdefault(self.fleet.reload.generation, 0)
         for action in out:
             if isinstance(action, actions.ReloadEnded):
                 self.reloads[action.generation] += 1
         assert all(times <= 1 for times in self.reloads.values()), self.reloads
 
-        # Only a death takes a ready worker from a wanted slot.
+    def _check_ready_workers(self, before: "Before", event: events.Event, out: list[actions.Action]) -> None:
+        """Make before break: of what was ready and is wanted, only a death takes anything away."""
+        fleet = self.fleet
         if not isinstance(event, events.WorkerExited):
-            serve = {worker.slot for worker in fleet.workers.values() if worker.state is READY}
-            lost = {slot for slot in served - serve if slot <= fleet.wanted}
+            serving = {worker.slot for worker in fleet.workers.values() if worker.state is READY}
+            served = {before.slots[launch] for launch in before.ready}
+            lost = {slot for slot in served - serving if slot <= fleet.wanted}
             assert not lost, f"slots {lost} are not served any more"
+        # A reload that fails before its first worker is ready does not touch the ready ones.
+        untouched = (
+            before.reload_phase in (ReloadPhase.LOADING, ReloadPhase.CANARY)
+            and before.reload is not None
+            and before.reload.phase is ReloadPhase.FAILED
+            and not fleet.stopping
+        )
         for action in out:
             if isinstance(action, actions.Drain):
-                worker = fleet.workers[action.launch]
-                assert worker.slot > fleet.wanted or self._held(worker.slot), f"{action} before break"
+                slot = fleet.workers[action.launch].slot
+                assert not untouched, action
+                assert slot > fleet.wanted or self._held(slot), f"{action} before break"
             elif isinstance(action, actions.Quit | actions.Abort | actions.Kill):
-                assert states.get(action.launch) is not READY or fleet.stopping == "quick", action
+                assert action.launch not in before.ready or fleet.stopping == "quick", action
 
-        # A reload that fails before its first worker is ready leaves the ready ones alone.
-        if (
-            reload is not None
-            and reload.phase is ReloadPhase.FAILED
-            and phase in (ReloadPhase.LOADING, ReloadPhase.CANARY)
-            and not fleet.stopping
-        ):
-            for action in out:
-                if isinstance(action, actions.Drain | actions.Quit | actions.Abort | actions.Kill):
-                    assert states.get(action.launch) is not READY, action
-
-        self._check_spawns(out, states)
-
-        assert fleet.spawned >= spawned
-        assert stopping is None or fleet.stopping is not None
-        if fleet.stopping:
-            assert not any(isinstance(action, actions.Spawn | actions.StartForkServer) for action in out)
-
-        # The timer is never asked for the past, and each time that it fires something gets on.
-        after = fleet.next_deadline()
+    def _check_timer(self, before: "Before", event: events.Event, out: list[actions.Action]) -> None:
+        """The timer is never asked for the past, and each time that it fires something gets on."""
+        after = self.fleet.next_deadline()
         assert after is None or after >= self.now, f"deadline {after} is past, it is {self.now}"
-        if isinstance(event, events.DeadlinePassed) and deadline is not None and deadline <= self.now:
-            assert out or after is None or after > deadline, "the timer fired for nothing"
-        return out
+        if isinstance(event, events.DeadlinePassed) and before.deadline is not None:
+            on_time = before.deadline <= self.now
+            assert out or not on_time or after is None or after > before.deadline, "it fired for nothing"
 
     def _held(self, slot: int) -> bool:
         return any(
@@ -112,8 +135,12 @@ class Watched(World):
             for w in self.fleet.workers.values()
         )
 
-    def _check_spawns(self, out: list[actions.Action], states: dict[int, WorkerState]) -> None:
+    def _check_spawns(self, before: "Before", out: list[actions.Action]) -> None:
+        """Spawns fill empty slots or succeed a worker that must go, within max_surge; none while stopping."""
         fleet, planned = self.fleet, False
+        assert fleet.spawned == before.spawned + sum(isinstance(action, actions.Spawn) for action in out)
+        if fleet.stopping:
+            assert not any(isinstance(action, actions.Spawn | actions.StartForkServer) for action in out)
         for action in out:
             if not isinstance(action, actions.Spawn):
                 continue
@@ -122,8 +149,8 @@ class Watched(World):
                 continue
             assert action.generation == fleet.current
             assert action.slot <= fleet.wanted
-            before = [w for w in fleet.workers.values() if w.slot == action.slot and w.state is READY]
-            for worker in before:
+            here = [w for w in fleet.workers.values() if w.slot == action.slot and w.state is READY]
+            for worker in here:
                 assert worker.leaving, f"{action}: slot {action.slot} has a worker"
                 if worker.overdue_since is None:
                     planned = True

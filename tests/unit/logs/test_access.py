@@ -125,7 +125,8 @@ def test_the_default_format() -> None:
     """gunicorn's default, and so Apache's combined format."""
     got = line(DEFAULT_ACCESS_FORMAT)
     assert re.fullmatch(
-        r'192\.0\.2\.7 - - \[[^]]+\] "GET /a%20b\?c=d HTTP/1\.1" 200 1234 "http://a\.example/" "curl/8\.0"', got
+        r'192\.0\.2\.7 - - \[[^]]+\] "GET /a%20b\?c=d HTTP/1\.1" 200 1234 "http://a\.example/" "curl/8\.0"',
+        got,
     )
 
 
@@ -147,7 +148,9 @@ def test_literal_text(text: str, expected: str) -> None:
     assert line(text) == expected
 
 
-@pytest.mark.parametrize("text", ["%(h)d", "%(x)s", "%(hh)s", "%(h)", "%({host}x)s", "%(s)s 50%(", "%({host)s"])
+@pytest.mark.parametrize(
+    "text", ["%(h)d", "%(x)s", "%(hh)s", "%(h)", "%({host}x)s", "%(s)s 50%(", "%({host)s"]
+)
 def test_a_mistake_names_the_setting(text: str) -> None:
     """A format that can't be read is refused at start, not logged wrongly for ever."""
     with pytest.raises(SettingError, match="access_log_format"):
@@ -161,7 +164,9 @@ EVERYTHING = "%(h)s|%(u)s|%(r)s|%(m)s|%(U)s|%(q)s|%(f)s|%(a)s|%({x-y}i)s|%({x-y}
 
 def with_evil(evil: str) -> str:
     """A line with the text in every place a client or an app can reach."""
-    environ = dict.fromkeys(("REMOTE_ADDR", "REMOTE_USER", "HTTP_REFERER", "HTTP_USER_AGENT", "HTTP_X_Y", "k"), evil)
+    environ = dict.fromkeys(
+        ("REMOTE_ADDR", "REMOTE_USER", "HTTP_REFERER", "HTTP_USER_AGENT", "HTTP_X_Y", "k"), evil
+    )
     target = f"/{evil}?{evil}"
     return line(EVERYTHING, method=evil, target=target, environ=environ, headers=[("X-Y", evil)])
 

@@ -69,10 +69,10 @@ def test_reopen_follows_the_path(tmp_path: Path) -> None:
 def test_reopen_costs_no_descriptor(tmp_path: Path) -> None:
     """A thousand rotations must not end in EMFILE."""
     file = LogFile(str(tmp_path / "log"), 2)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(20):
         file.reopen()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_reopen_that_fails_keeps_the_old_file(tmp_path: Path) -> None:

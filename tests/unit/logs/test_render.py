@@ -34,7 +34,9 @@ def test_json_line() -> None:
 
 def test_json_line_takes_any_value() -> None:
     """What JSON does not know is written as text: an event must never be lost to its own fields."""
-    record = json.loads(json_line(AT, "info", "x", {"error": ValueError("oops"), "names": {"a"}, "u": "\xfc"}))
+    record = json.loads(
+        json_line(AT, "info", "x", {"error": ValueError("oops"), "names": {"a"}, "u": "\xfc"})
+    )
     assert (record["error"], record["names"], record["u"]) == ("oops", "{'a'}", "\xfc")
 
 
@@ -43,7 +45,18 @@ def test_json_line_stays_readable() -> None:
     assert "gr\xfc\xdfe \u4f60\u597d" in json_line(AT, "info", "x", {"text": "gr\xfc\xdfe \u4f60\u597d"})
 
 
-EVIL = ["a\nb", "a\r\nb", "\x1b[2J", "\x9b2J", "a\x00b", "a\x7fb", "a\x85b", "a\u2028b", "\u202egnp.exe", 'a" b="c']
+EVIL = [
+    "a\nb",
+    "a\r\nb",
+    "\x1b[2J",
+    "\x9b2J",
+    "a\x00b",
+    "a\x7fb",
+    "a\x85b",
+    "a\u2028b",
+    "\u202egnp.exe",
+    'a" b="c',
+]
 
 
 @pytest.mark.parametrize("evil", EVIL)
@@ -111,7 +124,8 @@ def test_console_line_is_one_line_whatever_the_value(text: str) -> None:
 @pytest.mark.parametrize("name", ["traceback", "stack"])
 def test_console_traceback_follows_indented(name: str) -> None:
     """People read it as it was printed; its lines can't pass for lines of the log."""
-    line = console(slot=1, **{name: "Traceback:\n  File x\n\tValueError: \x1b[2J\r\nforged\n"})
+    fields = {"slot": 1, name: "Traceback:\n  File x\n\tValueError: \x1b[2J\r\nforged\n"}
+    line = console_line(AT, "error", "failed", fields, colour=False)
     first, *rest = line.split("\n")
     assert first.endswith(" slot=1")
     assert rest[:2] == ["    Traceback:", "      File x"]

@@ -170,7 +170,9 @@ def test_repeated_cookies_are_joined_with_semicolons() -> None:
 
 def test_names_with_underscores_are_dropped() -> None:
     """X_Forwarded_For must not pass for X-Forwarded-For, alone or beside it."""
-    environ = with_fields("X-Forwarded-For: 192.0.2.1", "X_Forwarded_For: 10.0.0.1", "Content_Type: a", "_: b")
+    environ = with_fields(
+        "X-Forwarded-For: 192.0.2.1", "X_Forwarded_For: 10.0.0.1", "Content_Type: a", "_: b"
+    )
     assert environ["HTTP_X_FORWARDED_FOR"] == "192.0.2.1"
     assert "CONTENT_TYPE" not in environ
     assert not {key for key in environ if key.startswith("HTTP_")} - {"HTTP_HOST", "HTTP_X_FORWARDED_FOR"}
@@ -184,7 +186,9 @@ def test_proxy_is_dropped(name: str) -> None:
 
 def test_headers_do_not_replace_the_server_s_own_keys() -> None:
     """All that a client names lands under HTTP_, except its two CONTENT_ keys."""
-    environ = with_fields("Remote-Addr: 1.2.3.4", "Server-Name: evil", "Wsgi.Url-Scheme: https", "Script-Name: /x")
+    environ = with_fields(
+        "Remote-Addr: 1.2.3.4", "Server-Name: evil", "Wsgi.Url-Scheme: https", "Script-Name: /x"
+    )
     assert environ["REMOTE_ADDR"] == "192.0.2.7"
     assert environ["SERVER_NAME"] == "127.0.0.1"
     assert environ["SCRIPT_NAME"] == ""

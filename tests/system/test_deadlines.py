@@ -1,0 +1,159 @@
+"""Requests that take too long, workers that boot too long, workers that have served enough."""
+
+import signal
+import time
+
+import pytest
+
+from tests.kit.daemon import Place, Process
+from tests.kit.load import Load
+
+pytestmark = pytest.mark.system
+
+GRACE = ("--timeout-grace", "0.2")
+
+
+def test_timeout(place: Place) -> None:
+    """-t 1: the log names method, path and stack with the app's function; worker replaced, client cut off."""
+    daemon = place.start("-t", "1", *GRACE, "plain:app")
+    victim = Process(daemon.pids()[0])
+    connection = daemon.connect().asked("/gate/never?secret=token", "POST", body=b"x")
+    began = time.monotonic()
+    event = daemon.event("request_overdue", level="error")
+    assert 0.9 < time.monotonic() - began < 4
+    assert (event["method"], event["path"], event["pid"]) == ("POST", "/gate/never", victim.pid)
+    assert "in wait_at_gate" in event["stack"]
+    assert "plain.py" in event["stack"]
+    assert "secret" not in daemon.log.read_text(), "queries hold tokens"
+    connection.ended_by_server()
+    assert victim.ended()
+    assert daemon.event("worker_exited")["cause"] == "deadline"
+    assert [event["path"] for event in daemon.events("request_lost")] == ["/gate/never"]
+    daemon.settled(1, state="ready")
+    assert daemon.get().text == "one"
+    assert daemon.status().totals.deaths == 0
+
+
+def test_timeout_with_threads(place: Place) -> None:
+    """In gthread siblings of the hung request finish, on a worker that takes nothing new meanwhile."""
+    daemon = place.start("-t", "1.5", "--timeout-grace", "5", "--threads", "4", "plain:app")
+    victim = Process(daemon.pids()[0])
+    hung = daemon.connect().asked("/gate/never")
+    daemon.in_app("/gate/never")
+    daemon.until(lambda: daemon.workers()[0].in_flight[0].age > 1.0, "it has been there for a second")
+    sibling = daemon.connect().asked("/gate/sibling")
+    daemon.in_app("/gate/sibling")
+    event = daemon.event("request_overdue")
+    assert event["path"] == "/gate/never"
+    assert event["stack"].count("Thread 0x") == 1, "the stack of that thread only"
+    assert "in wait_at_gate" in event["stack"]
+    daemon.event("worker_ready", after=1)
+    (place.app_folder / "sibling.open").touch()
+    assert sibling.answer().text == "sibling passed"
+    assert victim.ended()
+    hung.ended_by_server()
+    assert [event["path"] for event in daemon.events("request_lost")] == ["/gate/never"]
+    assert [event["path"] for event in daemon.events("request_overdue")] == ["/gate/never"]
+    daemon.settled(1)
+
+
+def test_late_but_not_lost(place: Place) -> None:
+    """A request that ends within timeout_grace is answered; its worker is replaced all the same."""
+    daemon = place.start("-t", "0.5", "--timeout-grace", "30", "plain:app")
+    victim = Process(daemon.pids()[0])
+    connection = daemon.connect().asked("/gate/late")
+    daemon.event("request_overdue")
+    daemon.event("worker_ready", after=1)
+    (place.app_folder / "late.open").touch()
+    assert connection.answer().text == "late passed"
+    assert victim.ended()
+    assert daemon.events("request_lost") == []
+
+
+def test_timeout_of_zero_is_never(place: Place) -> None:
+    """-t 0 switches deadlines off, also in the API."""
+    daemon = place.start("-t", "0", "plain:app")
+    connection = daemon.connect().asked("/gate/long")
+    assert daemon.in_app("/gate/long").deadline_in is None
+    assert daemon.workers()[0].deadline_in is None
+    (place.app_folder / "long.open").touch()
+    assert connection.answer().status == 200
+
+
+def test_others_serve_while_one_hangs(place: Place) -> None:
+    """A hung request under load: only connections that wait on its own worker can be lost with it."""
+    daemon = place.start("-w", "2", "-t", "0.5", *GRACE, "plain:app")
+    daemon.settled(2)
+    with Load(daemon.address, rate=50, connections=4, timeout=10) as load:
+        load.wait_for(10, within=10)
+        hung = daemon.connect().asked("/gate/never")
+        daemon.event("request_lost", path="/gate/never")
+        daemon.settled(2, state="ready")
+        load.wait_for(load.ended + 50, within=10)
+        report = load.finish()
+    hung.ended_by_server()
+    assert report.failed <= 3, report.summary()
+
+
+@pytest.mark.parametrize("preload", [[], ["--preload"]])
+def test_boot_timeout(place: Place, preload: list[str]) -> None:
+    """An app that hangs at import ends the start with one line and code 3, soon after --boot-timeout."""
+    place.add("hangs.py", "import time\ntime.sleep(1000)\n")
+    began = time.monotonic()
+    done = place.run("-b", "127.0.0.1:0", "--boot-timeout", "1", *preload, "hangs:app")
+    assert 0.9 < time.monotonic() - began < 8
+    assert done.code == 3
+    last = done.err.splitlines()[-1]
+    assert last.startswith("ostler: error: ")
+    assert "boot_timeout" in last
+
+
+def test_boot_timeout_of_a_successor(place: Place) -> None:
+    """Later on a hanging boot is a failure like others: backoff, the survivors serve."""
+    place.add(
+        "sometimes.py",
+        "import pathlib, time\n"
+        "while pathlib.Path('hang').exists():\n"
+        "    time.sleep(0.01)\n"
+        "from plain import app\n",
+    )
+    daemon = place.start("-w", "2", "--boot-timeout", "0.7", "sometimes:app")
+    before = daemon.settled(2)
+    (place.app_folder / "hang").touch()
+    Process(before[0].pid or 0).send(signal.SIGKILL)
+    assert "boot_timeout" in daemon.event("worker_boot_failed", slot=1)["reason"]
+    assert daemon.status().state == "degraded"
+    assert daemon.get().text == "one"
+    (place.app_folder / "hang").unlink()
+    daemon.settled(2, state="ready")
+
+
+def test_max_requests(place: Place) -> None:
+    """Each worker is replaced after its quota plus jitter, successor first, and no request fails."""
+    daemon = place.start("-w", "2", "--max-requests", "40", "--max-requests-jitter", "20", "plain:app")
+    daemon.settled(2)
+    with Load(daemon.address, rate=300, connections=8, requests=600, timeout=10) as load:
+        load.wait_for(600, within=30)
+        report = load.finish()
+    assert report.failed == 0, report.summary()
+    assert report.unasked == 0
+    recycled = [event for event in daemon.events("recycle") if "requests" in event]
+    assert len(recycled) >= 4
+    # It goes on serving until its successor is there; the quota itself is told exactly.
+    assert all(40 <= event["requests"] <= 60 for event in recycled)
+    assert len({event["requests"] for event in recycled}) > 1, "jitter"
+    assert daemon.status().totals.requests == 600
+    assert daemon.status().totals.deaths == 0
+    successor_first(daemon.events())
+
+
+def successor_first(events: list[dict[str, object]]) -> None:
+    """No worker leaves for a planned reason before another is ready in its slot."""
+    ready: dict[object, int] = {}
+    for event in events:
+        slot = event.get("slot")
+        if event["event"] == "worker_ready":
+            ready[slot] = ready.get(slot, 0) + 1
+        elif event["event"] == "worker_exited" and event["cause"] in ("recycle", "asked", "reload"):
+            assert ready[slot] > 1, f"slot {slot} was empty for a while"
+            ready[slot] -= 1

@@ -1,0 +1,196 @@
+"""Processes that die or hang: who replaces them, and that nobody else notices."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.kit.daemon import Place, Process, children, fork_server, until
+from tests.kit.load import Load
+
+pytestmark = pytest.mark.system
+
+
+@pytest.mark.parametrize("preload", [[], ["--preload"]])
+def test_killed_worker_is_replaced_at_once(place: Place, preload: list[str]) -> None:
+    """kill -9: a successor is ready in the same slot well within a second; the others do not notice."""
+    daemon = place.start("-w", "3", *preload, "plain:app")
+    before = daemon.settled(3)
+    victim = Process(before[1].pid or 0)
+    began = time.monotonic()
+    victim.send(signal.SIGKILL)
+    daemon.event("worker_ready", slot=2, after=1)
+    took = time.monotonic() - began
+    assert took < 0.8  # 0.03 on a quiet machine
+    after = daemon.settled(3)
+    assert [worker.pid for worker in after if worker.slot != 2] == [before[0].pid, before[2].pid]
+    event = daemon.event("worker_died", slot=2)
+    assert (event["pid"], event["status"], event["cause"]) == (victim.pid, "signal 9", "unexpected")
+    assert daemon.status().totals.deaths == 1
+
+
+def test_deaths_of_all_workers(place: Place) -> None:
+    """All at once: all come back, what connects meanwhile waits in the backlog, no request is refused."""
+    daemon = place.start("-w", "3", "plain:app")
+    for pid in [worker.pid or 0 for worker in daemon.settled(3)]:
+        os.kill(pid, signal.SIGKILL)
+    assert daemon.get().text == "one"
+    daemon.settled(3)
+    assert len(daemon.events("worker_died")) == 3
+
+
+def test_app_that_crashes_in_a_request(place: Place) -> None:
+    """A segfault costs its own request; the log has the stack of the crash, with the app's function."""
+    place.add(
+        "crash.py",
+        "import ctypes\n"
+        "def blow_up():\n"
+        "    ctypes.string_at(0)\n"
+        "def app(environ, start_response):\n"
+        "    if environ['PATH_INFO'] == '/crash':\n"
+        "        blow_up()\n"
+        "    start_response('200 OK', [])\n"
+        "    return [b'fine']\n",
+    )
+    daemon = place.start("crash:app")
+    connection = daemon.connect().asked("/crash")
+    connection.ended_by_server()
+    assert "in blow_up" in daemon.event("worker_crashed", status="signal 11")["stack"]
+    daemon.event("worker_died", status="signal 11")
+    assert daemon.get().text == "fine"
+
+
+def test_killed_fork_server(place: Place) -> None:
+    """The fork server's death touches no worker; another one takes its place and forks as before."""
+    daemon = place.start("-w", "2", "plain:app")
+    before = [worker.pid for worker in daemon.settled(2)]
+    fork_server(daemon).send(signal.SIGKILL)
+    daemon.event("fork_server_failed")
+    done = daemon.ctl("scale", "+1")
+    assert done.code == 0, done.err
+    assert [worker.pid for worker in daemon.settled(3, state="ready")][:2] == before
+    assert len(children(daemon.pid)) == 4
+
+
+def test_fork_server_and_worker_killed_together(place: Place) -> None:
+    """Both are replaced."""
+    daemon = place.start("-w", "2", "plain:app")
+    before = daemon.settled(2)
+    server = fork_server(daemon)
+    server.send(signal.SIGSTOP)
+    os.kill(before[0].pid or 0, signal.SIGKILL)
+    daemon.event("worker_died", slot=1)
+    server.send(signal.SIGKILL)
+    after = daemon.settled(2, state="ready")
+    assert after[0].pid != before[0].pid
+    assert after[1].pid == before[1].pid
+
+
+def test_stopped_worker_with_an_overdue_request(place: Place) -> None:
+    """A worker that can't even tell its stack (SIGSTOP) is replaced, killed, and its request named."""
+    daemon = place.start("-w", "1", "-t", "0.5", "--timeout-grace", "0.2", "plain:app")
+    connection = daemon.connect().asked("/gate/never")
+    daemon.in_app("/gate/never")
+    victim = Process(daemon.pids()[0])
+    victim.send(signal.SIGSTOP)
+    event = daemon.event("request_overdue")
+    assert (event["path"], event["pid"]) == ("/gate/never", victim.pid)
+    assert "stopped" in event["stack"]
+    assert daemon.get().text == "one", "the successor serves already"
+    assert victim.ended(), "SIGKILL reaches stopped processes too"
+    connection.ended_by_server()
+    assert daemon.event("request_lost")["path"] == "/gate/never"
+    daemon.settled(1, state="ready")
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_killed_supervisor(place: Place, threads: str) -> None:
+    """Without their supervisor workers finish what they have and leave, and so does the fork server."""
+    daemon = place.start("-w", "2", "--threads", threads, "--graceful-timeout", "10", "plain:app")
+    daemon.settled(2)
+    idle = daemon.connect().asked("/")
+    idle.answer()
+    slow = daemon.connect().asked("/gate/slow")
+    daemon.in_app("/gate/slow")
+    fleet = [Process(pid) for pid in children(daemon.pid)]
+    assert len(fleet) == 3
+    daemon.kill()
+    (place.app_folder / "slow.open").touch()
+    assert slow.answer().text == "slow passed"
+    assert all(process.ended(10) for process in fleet)
+    assert place.leftovers() == []
+
+
+def test_killed_supervisor_and_a_hung_request(place: Place) -> None:
+    """A request that never ends does not keep an orphan beyond graceful_timeout."""
+    for threads in ("1", "2"):
+        daemon = place.start("--threads", threads, "--graceful-timeout", "1", "plain:app")
+        daemon.connect().asked("/gate/never")
+        daemon.in_app("/gate/never")
+        fleet = [Process(pid) for pid in children(daemon.pid)]
+        daemon.kill()
+        assert all(process.ended(5) for process in fleet), f"threads={threads}"
+
+
+def test_new_daemon_after_a_killed_one(place: Place) -> None:
+    """Started at once, while the old workers still drain: same port, same sockets, same pid file."""
+    app_socket = place.folder / "app.sock"
+    pidfile = place.folder / "daemon.pid"
+    first = place.start("-w", "2", "-b", f"unix:{app_socket}", "-p", str(pidfile), "plain:app")
+    address = f"127.0.0.1:{first.port}"
+    slow = first.connect().asked("/gate/slow")
+    first.in_app("/gate/slow")
+    control = first.socket
+    orphans = [Process(pid) for pid in children(first.pid)]
+    first.kill()
+    second = place.start("-w", "2", "-b", f"unix:{app_socket}", "-p", str(pidfile), "plain:app", bind=address)
+    assert second.get().text == "one"
+    assert second.socket == control
+    assert pidfile.read_text() == f"{second.pid}\n"
+    assert place.run("ctl", "status", OSTLER_SOCKET=str(control)).code == 0
+    (place.app_folder / "slow.open").touch()
+    assert slow.answer().text == "slow passed"
+    assert all(orphan.ended(10) for orphan in orphans)
+    second.settled(2)
+
+
+def test_strangers_are_reaped(place: Place) -> None:
+    """What an app leaves behind becomes the supervisor's child (it is their subreaper) and no zombie."""
+    place.add(
+        "leaves.py",
+        "import subprocess\n"
+        "def app(environ, start_response):\n"
+        "    subprocess.run(['sh', '-c', 'cat forever & echo $! > stranger'])\n"
+        "    start_response('200 OK', [])\n"
+        "    return [b'left']\n",
+    )
+    os.mkfifo(place.app_folder / "forever")
+    daemon = place.start("leaves:app")
+    daemon.get()
+    pid = int(until((place.app_folder / "stranger").read_text, "its pid"))
+    stranger = Process(pid)
+    daemon.until(lambda: pid in children(daemon.pid), "adopted")
+    stranger.send(signal.SIGKILL)
+    assert stranger.ended()
+    daemon.until(lambda: not Path(f"/proc/{pid}").exists(), "reaped")
+    assert daemon.events("worker_died") == []
+
+
+def test_kills_under_load(place: Place) -> None:
+    """One worker after the other is killed under load: only requests in their hands are lost, none hangs."""
+    daemon = place.start("-w", "3", "plain:app")
+    daemon.settled(3)
+    with Load(daemon.address, rate=200, connections=8, timeout=10) as load:
+        load.wait_for(50, within=10)
+        for number in range(5):
+            os.kill(daemon.pids()[number % 3], signal.SIGKILL)
+            daemon.event("worker_died", after=number)
+            daemon.settled(3)
+        load.wait_for(load.ended + 100, within=10)
+        report = load.finish()
+    # At most what was in flight, or sent on a connection that died: one a connection and kill.
+    assert report.failed <= 5 * 3, report.summary()
+    assert {record.detail for record in report.records if record.outcome.name == "TIMED_OUT"} == set()
+    assert daemon.status().totals.deaths == 5

@@ -1,0 +1,88 @@
+"""systemd: notification and socket activation."""
+
+import os
+import shutil
+import signal
+import socket
+
+import pytest
+
+from tests.kit.daemon import OSTLER, Place, ask, until
+
+pytestmark = pytest.mark.system
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_notification(place: Place, abstract: bool) -> None:
+    """READY=1 when the first worker serves, STOPPING=1 at the end; no child is given the socket's name."""
+    name = f"ostler-test-{place.folder.name}" if abstract else str(place.folder / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(f"\0{name}" if abstract else name)
+        notify.settimeout(15)
+        place.add(
+            "look.py", "import os, plain\nassert 'NOTIFY_SOCKET' not in os.environ\nfrom plain import app\n"
+        )
+        daemon = place.start("look:app", NOTIFY_SOCKET=f"@{name}" if abstract else name)
+        ready = notify.recv(4096).decode().split("\n")
+        assert "READY=1" in ready
+        assert f"MAINPID={daemon.pid}" in ready
+        assert any(line.startswith("STATUS=") for line in ready)
+        assert ask(daemon.url).text == "one"
+        daemon.send(signal.SIGTERM)
+        assert "STOPPING=1" in notify.recv(4096).decode().split("\n")
+        assert daemon.wait() == 0
+
+
+def test_not_ready_before_the_first_worker(place: Place) -> None:
+    """An app that can't be loaded never says READY=1."""
+    place.add("broken.py", "raise RuntimeError\n")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        path = str(place.folder / "notify")
+        notify.bind(path)
+        notify.setblocking(False)
+        assert place.run("-b", "127.0.0.1:0", "broken:app", NOTIFY_SOCKET=path).code == 3
+        said = []
+        try:
+            while True:
+                said.append(notify.recv(4096))
+        except BlockingIOError:
+            pass
+    assert not any(b"READY=1" in message for message in said)
+
+
+def test_runtime_directory(place: Place) -> None:
+    """RUNTIME_DIRECTORY= of the unit is where the control socket is, and ctl finds it there."""
+    folder = place.folder / "unit"
+    folder.mkdir()
+    place.start("plain:app", RUNTIME_DIRECTORY=str(folder))
+    socket_path = until(lambda: next(folder.glob("*.sock"), None), "the control socket")
+    assert place.run("ctl", "--socket", str(socket_path), "status").code == 0
+
+
+@pytest.mark.skipif(
+    not shutil.which("systemd-socket-activate"), reason="systemd-socket-activate is not installed"
+)
+def test_socket_activation(place: Place) -> None:
+    """The first connection starts the daemon on systemd's listener and is answered; a reload keeps it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    activate = ["systemd-socket-activate", "-l", f"127.0.0.1:{port}"]
+    for name, value in place.environ.items():
+        activate.append(f"--setenv={name}={value}")
+    daemon = place.start("-w", "2", "plain:app", argv=[*activate, *OSTLER], bind=None, serving=False)
+    daemon.until(lambda: "Listening on" in daemon.log.read_text(), "systemd listens")
+    daemon.urls = [f"http://127.0.0.1:{port}"]
+    assert daemon.get().text == "one"
+    daemon.settled(2)
+    assert daemon.status().listeners == [f"http://127.0.0.1:{port}"]
+    assert daemon.ctl("reload").code == 0
+    assert daemon.get().text == "one"
+    assert daemon.stop() == 0
+
+
+def test_listen_fds_of_another_process(place: Place) -> None:
+    """LISTEN_FDS that were meant for somebody else are ignored, and not handed on."""
+    place.add("look.py", "import os\nassert 'LISTEN_FDS' not in os.environ\nfrom plain import app\n")
+    daemon = place.start("look:app", LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+    assert daemon.get().text == "one"

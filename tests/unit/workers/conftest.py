@@ -1,0 +1,22 @@
+"""The engine's rig, which leaves nothing behind."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.wsgi.exchange import App
+from tests.unit.workers.rig import Rig, Serve
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Starts an engine: `serve(app, threads=4, quota=0, access=False, **settings)`."""
+    with ExitStack() as stack:
+
+        def start(app: App, **options: Any) -> Rig:
+            return stack.enter_context(Rig(tmp_path, app, **options))
+
+        yield start

@@ -1,0 +1,228 @@
+"""A real engine in a thread, and clients that see every byte.
+
+The engine runs as in a worker, on a loopback port of its own, with a scoreboard and log files. However a test
+ends, the rig closes the clients, drains the engine, waits for its threads and closes what it has accepted.
+"""
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from supervisor.logs.access import AccessLog
+from supervisor.logs.lean import Log, LogFile
+from supervisor.scoreboard.memory import map_cell
+from supervisor.scoreboard.reader import Scoreboard
+from supervisor.scoreboard.writer import CellWriter
+from supervisor.settings.table import Settings
+from supervisor.workers.engine import Engine
+from supervisor.wsgi.exchange import App
+
+PATIENCE = 15.0
+"""Seconds for what usually takes a millisecond; machines that run tests are busy."""
+
+
+class Answer(NamedTuple):
+    status: str
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes
+
+
+class Client:
+    """One connection. Everything has a deadline."""
+
+    def __init__(self, address: tuple[str, int], receive_buffer: int | None = None) -> None:
+        self.sock = socket.socket()
+        self.sock.settimeout(PATIENCE)
+        if receive_buffer is not None:
+            # Before connecting: afterwards the window was already offered.
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.sock.connect(address)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._buffer = b""
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def ask(self, target: str = "/", *lines: str) -> None:
+        """Send a GET and wait for nothing."""
+        self.send(
+            "".join(f"{line}\r\n" for line in (f"GET {target} HTTP/1.1", "Host: x", *lines, "")).encode()
+        )
+
+    def get(self, target: str = "/", *lines: str) -> Answer:
+        self.ask(target, *lines)
+        return self.answer()
+
+    def answer(self, method: str = "GET") -> Answer:
+        """The next answer, by its own framing."""
+        head = self._until(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+        status = first.removeprefix("HTTP/1.1 ")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        if method == "HEAD" or status[:3] in ("100", "204", "304"):
+            return Answer(status, headers, b"")
+        if headers.get("transfer-encoding") == "chunked":
+            body = b""
+            while size := int(self._until(b"\r\n"), 16):
+                body += self._exactly(size)
+                assert self._exactly(2) == b"\r\n"
+            assert self._exactly(2) == b"\r\n"
+            return Answer(status, headers, body)
+        if (length := headers.get("content-length")) is not None:
+            return Answer(status, headers, self._exactly(int(length)))
+        return Answer(status, headers, self.rest())
+
+    def rest(self) -> bytes:
+        """Everything up to the end of the connection, which must be a clean one: a reset is an error."""
+        while data := self.sock.recv(1 << 20):
+            self._buffer += data
+        data, self._buffer = self._buffer, b""
+        return data
+
+    def _until(self, mark: bytes) -> bytes:
+        while mark not in self._buffer:
+            self._more()
+        found, self._buffer = self._buffer.split(mark, 1)
+        return found + mark
+
+    def _exactly(self, size: int) -> bytes:
+        if len(self._buffer) < size:
+            pieces = [self._buffer]
+            missing = size - len(self._buffer)
+            while missing > 0:
+                data = self.sock.recv(1 << 20)
+                assert data, f"the connection ended, {missing} bytes too early"
+                pieces.append(data)
+                missing -= len(data)
+            self._buffer = b"".join(pieces)
+        found, self._buffer = self._buffer[:size], self._buffer[size:]
+        return found
+
+    def _more(self) -> None:
+        data = self.sock.recv(1 << 16)
+        assert data, f"the connection ended behind {self._buffer!r}"
+        self._buffer += data
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class Listener(socket.socket):
+    """A listening socket that remembers what was accepted, so that nothing stays open if an engine dies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bind(("127.0.0.1", 0))
+        self.listen(128)
+        self.setblocking(False)
+        self.accepted: list[socket.socket] = []
+        self.errors: list[OSError] = []
+        """Raised instead of accepting, one at a time."""
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.errors:
+            raise self.errors.pop(0)
+        sock, peer = super().accept()
+        self.accepted.append(sock)
+        return sock, peer
+
+
+class Rig:
+    """An engine at work.
+
+    Attributes:
+        quotas: what `on_quota` was called with.
+        failure: the exception that ended the engine.
+    """
+
+    def __init__(
+        self, folder: Path, app: App, threads: int = 1, quota: int = 0, access: bool = False, **settings: Any
+    ) -> None:
+        self.folder = folder
+        self.threads = threads
+        self.quotas: list[int] = []
+        self.failure: BaseException | None = None
+        self.scoreboard = Scoreboard()
+        self.cell = self.scoreboard.take_cell()
+        self.listener = Listener()
+        self.address: tuple[str, int] = self.listener.getsockname()
+        access_log = AccessLog(LogFile(str(folder / "access"), 1), "%(r)s %(s)s %(B)s") if access else None
+        self.engine = Engine(
+            app,
+            [self.listener],
+            Settings(threads=threads, graceful_timeout=PATIENCE, **settings),
+            CellWriter(map_cell(self.scoreboard.fd, self.cell), threads),
+            Log(LogFile(str(folder / "log"), 2), "json", "debug", {}),
+            access_log,
+            quota,
+            self.quotas.append,
+        )
+        self._clients: list[Client] = []
+        self._pipe = os.pipe()
+        os.set_blocking(self._pipe[0], False)
+        self._drained = threading.Event()
+        self.engine.add_reader(self._pipe[0], self._on_pipe)
+        self._thread = threading.Thread(target=self._run, name="engine")
+
+    def _run(self) -> None:
+        try:
+            self.engine.run()
+        except BaseException as error:
+            self.failure = error
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        for client in self._clients:
+            client.close()
+        self.engine.drain()
+        self._thread.join(PATIENCE)
+        for sock in (self.listener, *self.listener.accepted):
+            sock.close()
+        for fd in (*self._pipe, self.scoreboard.fd):
+            os.close(fd)
+        if error is None:
+            assert not self._thread.is_alive(), "the engine does not end"
+            if self.failure is not None:
+                raise self.failure
+
+    def client(self, receive_buffer: int | None = None) -> Client:
+        client = Client(self.address, receive_buffer)
+        self._clients.append(client)
+        return client
+
+    def drain(self) -> None:
+        """Drain as the supervisor does, by a message in the loop; returns when the loop has acted on it."""
+        os.write(self._pipe[1], b"!!")
+        assert self._drained.wait(PATIENCE)
+
+    def _on_pipe(self) -> None:
+        os.read(self._pipe[0], 1)
+        if self.engine.draining:
+            # The second byte is read in the loop's next pass, so the first one's has ended.
+            self._drained.set()
+        else:
+            self.engine.drain()
+
+    def ended(self) -> bool:
+        """Wait for the engine to end by itself."""
+        self._thread.join(PATIENCE)
+        return not self._thread.is_alive()
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def access_log(self) -> list[str]:
+        return (self.folder / "access").read_text().splitlines()
+
+
+Serve = Callable[..., Rig]
