@@ -12,15 +12,18 @@ from supervisor.ipc.channel import Channel
 _DUMP_LIMIT = 64 * 1024
 
 # -P keeps the current folder off the module path: a package `supervisor` that lies in the app's folder must
-# not be taken for ours. Ours is put in front just for the import; all its modules are loaded by then.
+# not be taken for ours. Ours is put in front just for the import; all its modules are loaded by then. The
+# priority is lowered first, because importing all that is most of the work.
 _FORK_SERVER = """\
 import sys
 root, fd = sys.argv[1], int(sys.argv[2])
 sys.argv[:] = sys.argv[3:]
 sys.path.insert(0, root)
+from supervisor.osapi.priority import lower_priority
+lowered = lower_priority()
 from supervisor.forkserver.main import main
 sys.path.remove(root)
-main(fd)
+main(fd, lowered)
 """
 
 

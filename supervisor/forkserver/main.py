@@ -22,13 +22,14 @@ from supervisor.errors import OstlerError, SettingError
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.access import compile_format
+from supervisor.logs.lean import Log, LogFile
 from supervisor.osapi.cpus import usable_cpus
-from supervisor.osapi.priority import lower_priority
 from supervisor.settings import configfile
 from supervisor.settings.load import Loaded, load
 from supervisor.settings.table import Settings
 from supervisor.workers import boot
 from supervisor.workers.loader import AppLoadError, load_app, prepare
+from supervisor.workers.rehearsal import LONG, rehearse
 from supervisor.wsgi.exchange import App
 
 _PID = struct.Struct("i")
@@ -97,6 +98,7 @@ class ForkServer:
                 messages.LoadFailed(error.reason, shorten(error.trace) if error.trace else None)
             )
             return False
+        rehearse(settings, Log(LogFile("-", 2), self._log_format, settings.loglevel, {}), LONG)
         # What is there now lives as long as this process: moved out of the collector's sight it is never
         # written to again, so workers share its pages.
         gc.collect()
@@ -221,16 +223,17 @@ def _warm(modules: list[str]) -> None:
     gc.freeze()
 
 
-def main(channel_fd: int) -> None:
-    """Run as `python -m supervisor.forkserver`'s body; ends the process, as fork server or as worker."""
+def main(channel_fd: int, low_priority: bool) -> None:
+    """Be the fork server until the channel ends, or a worker until that ends.
+
+    low_priority: ours was lowered (for good: only who boots waits for us); a worker raises its own again.
+    """
     # The terminal's Ctrl-C reaches the whole foreground group; the supervisor decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGQUIT, signal.SIG_IGN)
     for signum in (signal.SIGHUP, signal.SIGWINCH, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
     random.seed()
-    # For good: nobody waits for a fork server but who boots, and workers raise theirs before they serve.
-    lowered = lower_priority()
     # Without its supervisor it ends, also in the middle of an app that takes forever to load.
     boot.on_hang_up(channel_fd, lambda: os._exit(0))
     channel: Channel[messages.ToForkServer] = Channel.from_fd(channel_fd, messages.ToForkServer)
@@ -239,4 +242,4 @@ def main(channel_fd: int) -> None:
     except OSError:
         return  # the supervisor is gone in the middle of an answer
     if inheritance is not None:
-        boot.run(inheritance, lowered)
+        boot.run(inheritance, low_priority)

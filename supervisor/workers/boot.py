@@ -31,6 +31,7 @@ from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
 from supervisor.workers.engine import Engine
 from supervisor.workers.loader import AppLoadError, load_app, standard_modules
+from supervisor.workers.rehearsal import SHORT, rehearse
 from supervisor.wsgi.exchange import App, QuitWorker
 
 # How long after its graceful time-out a worker without supervisor may still be there.
@@ -137,6 +138,7 @@ class WorkerProcess:
             quota,
             lambda requests: self._tell(messages.RecycleDue(requests)),
         )
+        rehearse(settings, self._log, SHORT)
         self._channel.set_blocking(False)
         engine.add_reader(self._channel.fileno(), self._on_channel)
         if self._leave_early:

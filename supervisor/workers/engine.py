@@ -183,25 +183,40 @@ class Engine:
         else:
             self._run_alone()
 
+    def run_once(self) -> None:
+        """Serve what is there now, without waiting."""
+        if not self._accepting:
+            self._accept_on()
+        self._pass(Lane(self._cell, 0), 0)
+
+    def close(self) -> None:
+        """Give back all descriptors but the listeners'."""
+        for connection in list(self._connections.values()):
+            self._close(connection, Lane(self._cell, 0))
+        self._epoll.close()
+        os.close(self._wake)
+
     # -- the loops ---------------------------------------------------------------------------------------
 
     def _run_alone(self) -> None:
         lane = Lane(self._cell, 0)
-        poll = self._epoll.poll
-        connections = self._connections
-        header = self._cell.header
         while not self._done:
-            events = poll(self._patience(), _BATCH)
-            header[layout.HEARTBEAT] = now = monotonic_ns()
-            self._tick()
-            for fd, _ in events:
-                connection = connections.get(fd)
-                if connection is None:
-                    self._other_event(fd, lane, now)
-                elif self._receive(connection, lane, now):
-                    self._serve_safely(connection, lane)
-            if now >= self._next_sweep or self.draining:
-                self._sweep(now, lane)
+            self._pass(lane, self._patience())
+
+    def _pass(self, lane: Lane, patience: float) -> None:
+        """One pass of the only thread: wait, then serve all that came."""
+        events = self._epoll.poll(patience, _BATCH)
+        self._cell.header[layout.HEARTBEAT] = now = monotonic_ns()
+        self._tick()
+        connections = self._connections
+        for fd, _ in events:
+            connection = connections.get(fd)
+            if connection is None:
+                self._other_event(fd, lane, now)
+            elif self._receive(connection, lane, now):
+                self._serve_safely(connection, lane)
+        if now >= self._next_sweep or self.draining:
+            self._sweep(now, lane)
 
     def _run_shared(self, thread: int) -> None:
         lane = Lane(self._cell, thread)
