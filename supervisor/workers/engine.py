@@ -210,10 +210,8 @@ class Engine:
         self._tick()
         connections = self._connections
         for fd, _ in events:
-            connection = connections.get(fd)
-            if connection is None:
-                self._other_event(fd, lane, now)
-            elif self._receive(connection, lane, now):
+            connection = connections.get(fd) or self._other_event(fd, lane, now)
+            if connection is not None and self._receive(connection, lane, now):
                 self._serve_safely(connection, lane)
         if now >= self._next_sweep or self.draining:
             self._sweep(now, lane)
@@ -242,9 +240,8 @@ class Engine:
             now = monotonic_ns()
             while self._events:
                 fd, _ = self._events.popleft()
-                connection = self._connections.get(fd)
+                connection = self._connections.get(fd) or self._other_event(fd, lane, now)
                 if connection is None:
-                    self._other_event(fd, lane, now)
                     continue
                 connection.armed = False
                 if self._receive(connection, lane, now):
@@ -265,11 +262,13 @@ class Engine:
         if not self._done:
             os.eventfd_read(self._wake)
 
-    def _other_event(self, fd: int, lane: Lane, now: int) -> None:
+    def _other_event(self, fd: int, lane: Lane, now: int) -> Connection | None:
+        """An event of no connection; a listener's brings a new one, whose request is probably there."""
         if fd in self._listeners:
-            self._accept(fd, lane, now)
-        elif fd in self._readers:
+            return self._accept(fd, lane, now)
+        if fd in self._readers:
             self._readers[fd]()
+        return None
 
     # -- accepting ---------------------------------------------------------------------------------------
 
@@ -285,11 +284,11 @@ class Engine:
                 self._epoll.unregister(fd)
         self._accepting = False
 
-    def _accept(self, listener_fd: int, lane: Lane, now: int) -> None:
+    def _accept(self, listener_fd: int, lane: Lane, now: int) -> Connection | None:
         """Take one connection: taking all would leave siblings idle that were woken for the same."""
         listener, environ = self._listeners[listener_fd]
         if not self._accepting:
-            return
+            return None
         try:
             sock, peer = listener.accept()
         except OSError as error:
@@ -297,12 +296,14 @@ class Engine:
                 self._accept_off()
                 self._resume_accepting = now + _ACCEPT_PAUSE
                 self._log.error("accept_paused", reason=error.strerror, seconds=_ACCEPT_PAUSE // _SECOND)
-            return  # a sibling was quicker, or the client went away again
+            return None  # a sibling was quicker, or the client went away again
         sock.setblocking(False)
         connection = Connection(sock, connection_environ(environ, peer), now)
         self._connections[connection.fd] = connection
         lane.words[layout.OPENED] += 1
-        self._epoll.register(connection.fd, _IN | self._oneshot)
+        # With several threads it is not armed yet: it belongs to the thread that accepted it.
+        self._epoll.register(connection.fd, 0 if self._oneshot else _IN)
+        return connection
 
     # -- one connection ----------------------------------------------------------------------------------
 

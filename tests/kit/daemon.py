@@ -366,6 +366,12 @@ class Daemon:
         self._connections.append(connection)
         return connection
 
+    def hang_up(self) -> None:
+        """Close all connections made by `connect`; a graceful end would wait a while for them."""
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
+
     # -- its end ------------------------------------------------------------------------------------------
 
     def send(self, signum: int) -> None:
@@ -392,8 +398,7 @@ class Daemon:
 
     def close(self) -> None:
         """End it whatever its state."""
-        for connection in self._connections:
-            connection.close()
+        self.hang_up()
         if self._client is not None:
             self._client.close()
         if self.process.poll() is None:

@@ -245,6 +245,7 @@ def test_stop(place: Place) -> None:
     daemon.event("stop", how="graceful")
     (place.app_folder / "slow.open").touch()
     assert slow.answer().text == "slow passed"
+    slow.close()
     assert daemon.wait() == 0
     assert place.leftovers() == []
 

@@ -36,7 +36,7 @@ def test_timeout(place: Place) -> None:
 
 def test_timeout_with_threads(place: Place) -> None:
     """In gthread siblings of the hung request finish, on a worker that takes nothing new meanwhile."""
-    daemon = place.start("-t", "1.5", "--timeout-grace", "5", "--threads", "4", "plain:app")
+    daemon = place.start("-t", "1.5", "--timeout-grace", "2", "--threads", "4", "plain:app")
     victim = Process(daemon.pids()[0])
     hung = daemon.connect().asked("/gate/never")
     daemon.in_app("/gate/never")
@@ -66,6 +66,7 @@ def test_late_but_not_lost(place: Place) -> None:
     daemon.event("worker_ready", after=1)
     (place.app_folder / "late.open").touch()
     assert connection.answer().text == "late passed"
+    connection.close()
     assert victim.ended()
     assert daemon.events("request_lost") == []
 

@@ -5,6 +5,8 @@ import threading
 
 import pytest
 
+from supervisor.control.routes import RECYCLE, RELOAD
+from supervisor.control.views import Reload
 from tests.kit.daemon import Daemon, Place, Process, children, descriptors, fork_server
 from tests.kit.load import Load
 from tests.system.test_deadlines import successor_first
@@ -155,6 +157,7 @@ def test_slow_request_over_a_reload(place: Place) -> None:
     assert daemon.get().text == "one"
     (place.app_folder / "slow.open").touch()
     assert slow.answer().text == "slow passed"
+    slow.close()
     assert old.ended()
     daemon.event("reload_done")
 
@@ -206,13 +209,15 @@ def test_descriptors_do_not_grow(place: Place) -> None:
     """Ten reloads and thirty recycled workers leave no zombie and no descriptor behind."""
     daemon = place.start("-w", "2", "plain:app")
     daemon.settled(2)
-    assert daemon.ctl("reload").code == 0  # what is opened once is open now
+    # What is opened once is open now, our own connection included.
+    daemon.client.call(RELOAD, Reload(wait=True))
     before = kinds(daemon)
     memory = descriptors_of_fork_server(daemon)
     for _ in range(10):
-        assert daemon.ctl("reload").code == 0
+        assert daemon.client.call(RELOAD, Reload(wait=True)).phase == "done"
     for number in range(30):
-        assert daemon.ctl("recycle", str(number % 2 + 1)).code == 0
+        old = daemon.client.call(RECYCLE, slot=number % 2 + 1)
+        daemon.until(lambda old=old: old.pid not in daemon.pids(), "replaced")
     daemon.settled(2)
     daemon.until(lambda: len(children(daemon.pid)) == 3, "no child but a fork server and two workers")
     daemon.until(
