@@ -7,20 +7,18 @@ from pathlib import Path
 import supervisor
 from supervisor.ipc import channel, messages
 from supervisor.ipc.channel import Channel
+from supervisor.osapi.priority import step_back, step_forward
 
 # Stack dumps of a worker that are kept until they are logged.
 _DUMP_LIMIT = 64 * 1024
 
 # -P keeps the current folder off the module path: a package `supervisor` that lies in the app's folder must
-# not be taken for ours. Ours is put in front just for the import; all its modules are loaded by then. The
-# priority is lowered first, because importing all that is most of the work.
+# not be taken for ours. Ours is put in front just for the import; all its modules are loaded by then.
 _FORK_SERVER = """\
 import sys
-root, fd = sys.argv[1], int(sys.argv[2])
-sys.argv[:] = sys.argv[3:]
+root, fd, lowered = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+sys.argv[:] = sys.argv[4:]
 sys.path.insert(0, root)
-from supervisor.osapi.priority import lower_priority
-lowered = lower_priority()
 from supervisor.forkserver.main import main
 sys.path.remove(root)
 main(fd, lowered)
@@ -50,10 +48,15 @@ class ForkServerHandle:
             root = str(Path(supervisor.__file__).parent.parent)
             # The number stays the same in the child; dup2 onto itself only clears close-on-exec.
             fd = theirs.fileno()
-            argv = [sys.executable, "-P", "-c", _FORK_SERVER, root, str(fd), *sys.argv]
-            pid = os.posix_spawn(
-                sys.executable, argv, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, fd, fd)]
-            )
+            # What the child inherits holds from its first instruction on: starting Python is work, too.
+            lowered = step_back()
+            try:
+                argv = [sys.executable, "-P", "-c", _FORK_SERVER, root, str(fd), str(lowered), *sys.argv]
+                pid = os.posix_spawn(
+                    sys.executable, argv, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, fd, fd)]
+                )
+            finally:
+                step_forward(lowered)
         ours.setblocking(False)
         return cls(generation, pid, Channel(ours, messages.FromForkServer))
 

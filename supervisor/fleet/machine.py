@@ -70,6 +70,7 @@ class Fleet:
         self._finish = actions.Finish()
         self._finished = False
         self._out: list[actions.Action] = []
+        self._held: list[actions.Action] = []
         self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
             events.StartAsked: self._on_start,
             events.ForkServerConfigured: self._on_configured,
@@ -206,6 +207,7 @@ class Fleet:
             generation.retry_at = None
         if not self.ever_ready:
             self.ever_ready = True
+            self._out += self._held
             self._do(actions.Serving())
         if self.reload and self.reload.running and self.reload.canary_launch == worker.launch:
             self._promote(self.reload, now)
@@ -444,6 +446,9 @@ class Fleet:
             self._fail_start(reason, traceback, app_failed=True, now=now)
             return
         self._report("error", "worker_boot_failed", worker, reason=reason, retry_in=wait, traceback=traceback)
+        if not self.ever_ready:
+            # If no sibling boots either, the end of the start tells the same, once.
+            self._held.append(self._out.pop())
         if (
             self.reload
             and self.reload.phase is ReloadPhase.ROLLING

@@ -223,10 +223,10 @@ def _warm(modules: list[str]) -> None:
     gc.freeze()
 
 
-def main(channel_fd: int, low_priority: bool) -> None:
+def main(channel_fd: int, lowered: int) -> None:
     """Be the fork server until the channel ends, or a worker until that ends.
 
-    low_priority: ours was lowered (for good: only who boots waits for us); a worker raises its own again.
+    lowered: how we stepped back (for good: only who boots waits for us); a worker undoes it for itself.
     """
     # The terminal's Ctrl-C reaches the whole foreground group; the supervisor decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -242,4 +242,4 @@ def main(channel_fd: int, low_priority: bool) -> None:
     except OSError:
         return  # the supervisor is gone in the middle of an answer
     if inheritance is not None:
-        boot.run(inheritance, low_priority)
+        boot.run(inheritance, lowered)

@@ -62,8 +62,8 @@ _BATCH = 64
 _ACCEPT_PAUSE = 1 * _SECOND
 _SWEEP = 1.0
 _SWEEP_DRAINING = 0.1
-# While draining, an idle connection is given this long to send a request that may be on its way.
-_DRAIN_IDLE = 2 * _SECOND
+# When draining begins, an idle connection is given this long to send a request that may be on its way.
+_DRAIN_IDLE = _SECOND // 2
 _LINGER = 2 * _SECOND
 # A connection made ahead of its first request waits at least this long.
 _FIRST_REQUEST = 5 * _SECOND
@@ -135,6 +135,7 @@ class Engine:
         self._accepting = False
         self._resume_accepting: int | None = None
         self._next_sweep = 0
+        self._drain_began = 0
         self._drain_deadline: int | None = None
         self._done = False
         self._date_second = 0
@@ -164,6 +165,16 @@ class Engine:
         """
         self.draining = True
         self.wake()
+
+    def abandon(self) -> None:
+        """Drain, and let go of the listeners at once: another daemon may want the addresses.
+
+        May be called from a signal handler of the main thread.
+        """
+        self._accept_off()
+        for listener, _ in self._listeners.values():
+            listener.close()
+        self.drain()
 
     def run(self) -> None:
         """Serve until drained. The calling thread is one of the engine's."""
@@ -513,6 +524,7 @@ class Engine:
             self._keep_connections = False
             if self._drain_deadline is None:
                 self._accept_off()
+                self._drain_began = now
                 self._drain_deadline = now + self._graceful_timeout
             self._resume_accepting = None
         elif self._resume_accepting is not None and now >= self._resume_accepting:
@@ -536,9 +548,11 @@ class Engine:
         if connection.unsent or connection.parser.receiving:
             return now - connection.idle_since > _RECEIVE_STALL
         limit = self._keepalive if connection.served else max(self._keepalive, _FIRST_REQUEST)
+        idle_since = connection.idle_since
         if self.draining:
             limit = min(limit, _DRAIN_IDLE)
-        return now - connection.idle_since > limit and not _has_data(connection.sock)
+            idle_since = max(idle_since, self._drain_began)
+        return now - idle_since > limit and not _has_data(connection.sock)
 
 
 def _has_data(sock: socket.socket) -> bool:

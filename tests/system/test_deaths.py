@@ -147,9 +147,6 @@ def test_killed_supervisor_while_the_app_loads(place: Place, preload: list[str])
     assert all(process.ended(5) for process in fleet)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="engine.py: a worker without supervisor keeps its listeners while a request runs"
-)
 def test_new_daemon_after_a_killed_one(place: Place) -> None:
     """Started at once, while the old workers still drain: same port, same sockets, same pid file."""
     app_socket = place.folder / "app.sock"
