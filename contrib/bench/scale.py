@@ -27,7 +27,7 @@ from typing import Any
 import servers
 
 WITHIN = 60.0  # seconds for all workers to be ready
-PAUSE = 0.001  # between two looks: looking without a pause would take CPU from the booting workers
+PAUSE = 0.01  # often enough to tell 10 ms, seldom enough to leave the CPUs to who boots
 
 HOOK = """\
 import os

@@ -27,18 +27,17 @@ from supervisor.fleet import actions, events, health
 from supervisor.ipc import messages
 from supervisor.logs.lean import LogFile
 from supervisor.logs.setup import get_logger, set_up
-from supervisor.osapi.process import become_subreaper
+from supervisor.osapi.process import become_subreaper, has_terminal
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings.address import parse_address
 from supervisor.settings.load import Loaded
 from supervisor.settings.table import Settings, rows
 
-# What each signal wishes. The rest (CHLD, USR1, USR2) is no wish to the fleet.
+# What each signal wishes. The rest (CHLD, USR1, USR2, and WINCH from a terminal) is no wish to the fleet.
 SIGNAL_EVENTS: dict[signal.Signals, events.Event] = {
     signal.SIGTTIN: events.ResizeAsked("signal TTIN", delta=1),
     signal.SIGTTOU: events.ResizeAsked("signal TTOU", delta=-1),
     signal.SIGHUP: events.ReloadAsked("signal HUP"),
-    signal.SIGWINCH: events.PauseAsked("signal WINCH"),
     signal.SIGTERM: events.StopAsked("signal TERM", "graceful"),
     signal.SIGINT: events.StopAsked("signal INT", "quick"),
     signal.SIGQUIT: events.StopAsked("signal QUIT", "quick"),
@@ -97,6 +96,7 @@ class Daemon:
         setproctitle("ostler: supervisor")
         for signum, event in SIGNAL_EVENTS.items():
             loop.add_signal_handler(signum, self._shell.submit, event)
+        loop.add_signal_handler(signal.SIGWINCH, self._pause_unless_resized)
         loop.add_signal_handler(signal.SIGCHLD, self._shell.reap)
         loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
         loop.add_signal_handler(signal.SIGUSR2, self._refuse_upgrade)
@@ -177,6 +177,13 @@ class Daemon:
         self._log_file.reopen()
         self._shell.tell_workers(messages.ReopenLogs())
         self._journal.record("info", "logs_reopened", {"by": "signal USR1"})
+
+    def _pause_unless_resized(self) -> None:
+        """WINCH drains all workers, but a terminal sends it too, to say that its window has another size."""
+        if has_terminal():
+            get_logger().debug("winch_ignored", problem="a terminal controls this process and may resize")
+        else:
+            self._shell.submit(events.PauseAsked("signal WINCH"))
 
     def _refuse_upgrade(self) -> None:
         problem = "upgrading in place comes with a later version; use HUP to load new app code"

@@ -22,6 +22,15 @@ def become_subreaper() -> None:
         raise OSError(number, os.strerror(number))
 
 
+def has_terminal() -> bool:
+    """Whether a terminal controls this process (tty(4): only then can /dev/tty be opened)."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
 def send_signal(pidfd: int, signum: int) -> bool:
     """Signal the process behind a pidfd (pidfd_send_signal(2)); False if it is gone."""
     try:

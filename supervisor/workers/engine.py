@@ -220,8 +220,16 @@ class Engine:
         self._cell.header[layout.HEARTBEAT] = now = monotonic_ns()
         self._tick()
         connections = self._connections
+        others: list[int] = []
         for fd, _ in events:
-            connection = connections.get(fd) or self._other_event(fd, lane, now)
+            connection = connections.get(fd)
+            if connection is None:
+                others.append(fd)
+            elif self._receive(connection, lane, now):
+                self._serve_safely(connection, lane)
+        # Last: a connection that came while the app was busy has gone to a sibling that was not.
+        for fd in others:
+            connection = self._other_event(fd, lane, now)
             if connection is not None and self._receive(connection, lane, now):
                 self._serve_safely(connection, lane)
         if now >= self._next_sweep or self.draining:

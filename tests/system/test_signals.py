@@ -1,12 +1,14 @@
 """Signals to the supervisor, as gunicorn has them."""
 
 import os
+import pty
 import signal
+import sys
 import time
 
 import pytest
 
-from tests.kit.daemon import Place, Process, children, descriptors, until
+from tests.kit.daemon import OSTLER, Place, Process, children, descriptors, until
 
 pytestmark = pytest.mark.system
 
@@ -172,6 +174,29 @@ def test_winch_drains_all_and_ttin_brings_back(place: Place) -> None:
     daemon.send(signal.SIGTTIN)
     assert waiting.answer().text == "one"
     daemon.settled(1, state="ready")
+
+
+def test_a_resized_terminal_is_no_pause(place: Place) -> None:
+    """A terminal sends WINCH when its window changes: the workers of a daemon in the foreground stay."""
+    ours, theirs = pty.openpty()
+    try:
+        control = (
+            "import fcntl, os, sys, termios; fcntl.ioctl(int(sys.argv[1]), termios.TIOCSCTTY, 0); "
+            "os.execv(sys.argv[2], sys.argv[2:])"
+        )
+        daemon = place.start(
+            *("--log-level", "debug", "plain:app"),
+            argv=[sys.executable, "-c", control, str(theirs), *OSTLER],
+            popen={"pass_fds": [theirs]},
+        )
+        pids = daemon.pids()
+        daemon.send(signal.SIGWINCH)
+        daemon.event("winch_ignored", level="debug")
+        assert daemon.pids() == pids
+        assert daemon.get("/").text == "one"
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 def test_usr2_says_that_it_comes_later(place: Place) -> None:
