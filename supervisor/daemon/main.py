@@ -84,6 +84,7 @@ class Daemon:
         self._sensor = DeadlineSensor(self._shell)
         self._observer = Observer(self._shell, self._sensor)
         self._control = ControlServer(self._observer, get_logger())
+        self._control_started = asyncio.Event()
         self._token_file: Path | None = None
         self._pidfile: PidFile | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -141,6 +142,8 @@ class Daemon:
             pidfile = PidFile(settings.pidfile)
             pidfile.write()
             self._pidfile = pidfile
+        # Before the app is loaded: whoever waits for a slow start wants to see it.
+        self._start_task(self._start_control(settings))
 
     def _on_serving(self) -> None:
         shell = self._shell
@@ -158,7 +161,8 @@ class Daemon:
         self._notifier.send("READY=1", f"MAINPID={os.getpid()}", f"STATUS={health.sentence(shell.fleet)}")
         self._sensor.start()
         self._start_task(self._sample_forever())
-        self._start_task(self._start_control(settings))
+        if self._order.demo:
+            self._start_task(self._greet())
 
     def _on_stopping(self) -> None:
         self._notifier.send("STOPPING=1")
@@ -204,6 +208,7 @@ class Daemon:
                 await self._start_tcp(settings, socket_path)
             except OstlerError as error:
                 self._journal.record("warning", "control_unavailable", {"problem": str(error)})
+        self._control_started.set()
 
     async def _start_socket(self, settings: Settings) -> Path:
         if settings.control_socket:
@@ -230,8 +235,6 @@ class Daemon:
                 raise
             url = await self._control.start_tcp(address.host, 0, token)
         self._journal.record("info", "control", {"url": url, "socket": str(socket_path or "")})
-        if self._order.demo:
-            self._greet()
 
     def _token(self, settings: Settings, socket_path: Path | None) -> str:
         """The bearer token: read from the file that was named, else made anew.
@@ -259,7 +262,8 @@ class Daemon:
         self._token_file = path
         return token
 
-    def _greet(self) -> None:
+    async def _greet(self) -> None:
+        await self._control_started.wait()
         app = self._observer.status().listeners[0]
         lines = [
             "",

@@ -203,8 +203,7 @@ class Shell:
     def _stop_fork_server(self, action: actions.StopForkServer) -> None:
         if handle := self.fork_servers.get(action.generation):
             self._loop.remove_reader(handle.channel.fileno())
-            handle.channel.close()  # end of file is its sign to leave
-            send_signal(handle.pidfd, signal.SIGTERM)  # also while it runs user code
+            handle.channel.close()  # its sign to leave, also while it runs user code
 
     def _kill_fork_server(self, action: actions.KillForkServer) -> None:
         if handle := self.fork_servers.get(action.generation):

@@ -228,11 +228,13 @@ def main(channel_fd: int, lowered: int) -> None:
 
     lowered: how we stepped back (for good: only who boots waits for us); a worker undoes it for itself.
     """
-    # The terminal's Ctrl-C reaches the whole foreground group; the supervisor decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGQUIT, signal.SIG_IGN)
-    for signum in (signal.SIGHUP, signal.SIGWINCH, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(signum, signal.SIG_IGN)
+    # A terminal's Ctrl-C and a service manager's TERM reach the whole group; the supervisor decides what they
+    # mean, and it ends us by hanging up.
+    for signum in (
+        *(signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP),
+        *(signal.SIGWINCH, signal.SIGUSR1, signal.SIGUSR2),
+    ):
+        boot.disregard(signum)
     random.seed()
     # Without its supervisor it ends, also in the middle of an app that takes forever to load.
     boot.on_hang_up(channel_fd, lambda: os._exit(0))

@@ -79,21 +79,20 @@ class WorkerProcess:
         self._engine: Engine | None = None
         self._leave_early = False
         self._orphaned = False
+        self._quitting = False
         self._standard_modules: list[str] = []
 
     def run(self) -> int:
+        """Raises QuitWorker if a signal says so, wherever it is."""
         self._install_signals()
         self._channel.set_blocking(True)
-        try:
-            if not self._wait_for_boot():
-                return 0
-            on_hang_up(self._channel.fileno(), self._lose_supervisor)
-            app = self._load()
-            if app is None:
-                return 3
-            self._serve(app)
-        except QuitWorker:
-            pass
+        if not self._wait_for_boot():
+            return 0
+        on_hang_up(self._channel.fileno(), self._lose_supervisor)
+        app = self._load()
+        if app is None:
+            return 3
+        self._serve(app)
         return 0
 
     # -- booting -----------------------------------------------------------------------------------------
@@ -177,7 +176,7 @@ class WorkerProcess:
         signal.signal(signal.SIGUSR1, lambda _s, _f: self._reopen_logs())
         # A terminal that goes away or changes its size is the supervisor's business.
         for signum in (signal.SIGHUP, signal.SIGWINCH, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):
-            signal.signal(signum, signal.SIG_IGN)
+            disregard(signum)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def _drain(self) -> None:
@@ -200,7 +199,10 @@ class WorkerProcess:
             self._drain()
 
     def _quit(self, _signum: int, _frame: FrameType | None) -> None:
-        raise QuitWorker
+        # Once: the supervisor and a terminal may both say it, and what unwinds must not be hit again.
+        if not self._quitting:
+            self._quitting = True
+            raise QuitWorker
 
     def _reopen_logs(self) -> None:
         self._log.reopen()
@@ -216,6 +218,11 @@ class WorkerProcess:
 
     def _title(self, what: str) -> None:
         setproctitle(f"ostler: {what} [{self._got.name}]")
+
+
+def disregard(signum: signal.Signals) -> None:
+    """Do nothing at a signal. Unlike SIG_IGN it is not inherited by programs that the app may start."""
+    signal.signal(signum, lambda _signum, _frame: None)
 
 
 def on_hang_up(fd: int, callback: Callable[[], object]) -> None:
@@ -238,7 +245,13 @@ def on_hang_up(fd: int, callback: Callable[[], object]) -> None:
 
 def run(inheritance: Inheritance, lowered: int) -> None:
     """Be the worker; does not return. `lowered`: for `step_forward`."""
-    code = WorkerProcess(inheritance, lowered).run()
+    try:
+        code = WorkerProcess(inheritance, lowered).run()
+    except QuitWorker:
+        code = 0
+    # The interpreter takes its handlers away at the end, and then these would kill it: a wrong exit status.
+    for signum in (signal.SIGIO, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(signum, signal.SIG_IGN)
     # What is left to do is tearing down an interpreter, some 20 ms of work that nobody waits for.
     step_back_for_good()
     sys.exit(code)

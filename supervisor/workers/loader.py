@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from supervisor.settings.table import Settings
-from supervisor.wsgi.exchange import App
+from supervisor.wsgi.exchange import App, QuitWorker
 
 
 class AppLoadError(Exception):
@@ -66,6 +66,8 @@ def load_app(spec: str) -> App:
             reason = f"no module named {missing!r} in {Path.cwd()} (see --chdir and --pythonpath)"
             raise AppLoadError(f"wsgi_app: can't load {spec!r}: {reason}") from None
         raise _raised(spec, error) from error
+    except QuitWorker:
+        raise
     except BaseException as error:
         raise _raised(spec, error) from error
     return _resolve(spec, sys.modules[module_name], expression or "application")
@@ -101,6 +103,8 @@ def _resolve(spec: str, module: Any, expression: str) -> App:
     if call:
         try:
             found = found(*args, **kwargs)
+        except QuitWorker:
+            raise
         except BaseException as error:
             raise _raised(spec, error) from error
     if not callable(found):

@@ -224,11 +224,13 @@ def test_signals_to_a_worker(place: Place) -> None:
     assert daemon.pids()[1] == before[1]
 
 
-def test_ctrl_c_in_a_terminal(place: Place) -> None:
-    """INT to the whole foreground group, as a terminal sends it: a clean end, no traceback of anybody."""
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_the_whole_group_is_signalled(place: Place, signum: signal.Signals) -> None:
+    """INT as a terminal sends it, TERM as timeout(1) does: a clean end for everybody."""
     daemon = place.start("-w", "2", "plain:app")
-    os.killpg(daemon.pid, signal.SIGINT)
+    os.killpg(daemon.pid, signum)
     assert daemon.wait() == 0
+    assert {event["status"] for event in daemon.events("worker_exited")} == {"exit code 0"}
     assert place.leftovers() == []
     assert "Traceback" not in daemon.log.read_text()
     assert [event for event in daemon.events() if event["level"] in ("warning", "error")] == []

@@ -65,7 +65,6 @@ def line(text: str, **changes: Any) -> str:
         ("M", "2345"),
         ("D", "2345678"),
         ("L", "2.345679"),
-        ("p", f"<{os.getpid()}>"),
         ("{host}i", "example.com"),
         ("{X-Request-Id}i", "42"),
         ("{content-type}i", "text/plain"),
@@ -81,6 +80,11 @@ def line(text: str, **changes: Any) -> str:
 def test_atoms(atom: str, value: str) -> None:
     """Each atom of gunicorn's documentation says what it says there."""
     assert line(f"%({atom})s") == value
+
+
+def test_pid() -> None:
+    """`p` is the worker's pid in angle brackets, as gunicorn writes it."""
+    assert line("%(p)s") == f"<{os.getpid()}>"
 
 
 def test_time_is_common_log_format() -> None:
