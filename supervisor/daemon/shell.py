@@ -10,8 +10,8 @@ import signal
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from supervisor.daemon.children import ForkServerHandle, WorkerHandle, stack_of
 from supervisor.daemon.journal import Journal
@@ -27,6 +27,8 @@ from supervisor.osapi.cpus import usable_cpus
 from supervisor.osapi.process import DUMP_SIGNAL, send_signal
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings.load import Loaded
+
+Message = TypeVar("Message")
 
 # faulthandler writes a dump in many small pieces and does not say where it ends. The supervisor waits this
 # long for all of it; meanwhile the successor boots.
@@ -154,16 +156,8 @@ class Shell:
         )
 
     def _on_fork_server(self, handle: ForkServerHandle) -> None:
-        while handle.channel.fileno() >= 0:  # what a message brings about may close it
-            try:
-                received = handle.channel.receive()
-            except BlockingIOError:
-                return
-            if received is None:
-                # Its death is reported by the kernel.
-                self._loop.remove_reader(handle.channel.fileno())
-                return
-            self._hear_fork_server(handle, received[0])
+        for message in self._arrived(handle.channel):
+            self._hear_fork_server(handle, message)
 
     def _hear_fork_server(self, handle: ForkServerHandle, message: messages.FromForkServer) -> None:
         generation = handle.generation
@@ -249,15 +243,7 @@ class Shell:
             self._worker_ended(handle, ExitStatus())
 
     def _on_worker(self, handle: WorkerHandle) -> None:
-        while handle.channel.fileno() >= 0:
-            try:
-                received = handle.channel.receive()
-            except BlockingIOError:
-                return
-            if received is None:
-                self._loop.remove_reader(handle.channel.fileno())
-                return
-            message = received[0]
+        for message in self._arrived(handle.channel):
             if isinstance(message, messages.Ready):
                 self.submit(events.WorkerReady(handle.launch))
                 self._warm(handle.generation, message.modules)
@@ -409,6 +395,18 @@ class Shell:
         if used:
             for key in self.listeners.keep_only(used):
                 self.journal.record("info", "listener_closed", {"address": key})
+
+    def _arrived(self, chan: Channel[Message]) -> Iterator[Message]:
+        """The messages that wait in a channel. Its end is not reported: the kernel reports the death."""
+        while chan.fileno() >= 0:  # what a message brings about may close it
+            try:
+                received = chan.receive()
+            except BlockingIOError:
+                return
+            if received is None:
+                self._loop.remove_reader(chan.fileno())
+                return
+            yield received[0]
 
     def tell_workers(self, message: messages.ToWorker) -> None:
         for handle in self.workers.values():

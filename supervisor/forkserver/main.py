@@ -22,7 +22,7 @@ from supervisor.errors import OstlerError, SettingError
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.access import compile_format
-from supervisor.logs.lean import Log, LogFile
+from supervisor.logs.lean import Log, LogFile, resolve_format
 from supervisor.osapi.cpus import usable_cpus
 from supervisor.settings import configfile
 from supervisor.settings.load import Loaded, load
@@ -207,9 +207,7 @@ def _check_logs(settings: Settings) -> str:
         terminal = os.isatty(fd) if name == "errorlog" else terminal
         # Not kept: after logrotate this process would hold the old file.
         os.close(fd)
-    if settings.log_format != "auto":
-        return settings.log_format
-    return "console" if terminal else "json"
+    return resolve_format(settings.log_format, terminal)
 
 
 def _warm(modules: list[str]) -> None:

@@ -100,8 +100,8 @@ class Log:
         self._file.reopen()
 
 
-def resolve_format(log_format: str, file: LogFile) -> str:
+def resolve_format(log_format: str, terminal: bool) -> str:
     """`auto` to `console` on a terminal and `json` elsewhere."""
     if log_format != "auto":
         return log_format
-    return "console" if file.is_terminal else "json"
+    return "console" if terminal else "json"

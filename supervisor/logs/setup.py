@@ -50,7 +50,7 @@ def set_up(errorlog: str, log_format: str, level: str) -> LogFile:
         file = LogFile(errorlog, 2)
     except OSError as error:
         raise SettingError("errorlog", f"can't open {errorlog!r}: {error.strerror}") from None
-    console = resolve_format(log_format, file) == "console"
+    console = resolve_format(log_format, file.is_terminal) == "console"
     structlog.configure(
         processors=[
             structlog.processors.format_exc_info,

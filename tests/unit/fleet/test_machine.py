@@ -73,13 +73,21 @@ def test_first_boot_fails() -> None:
 
 
 def test_all_first_boots_fail() -> None:
-    """The start only fails with the last of the workers that boot; until then one of them may come up."""
+    """The start only fails with the last of the workers that boot, and then it is told once."""
     play = Play(workers=2).start().loaded()
-    play.boot_fails(1, "first").said("worker_boot_failed", slot=1, retry_in=0.5)
+    play.boot_fails(1, "first")
+    play.never_said("worker_boot_failed")
     assert not play.fleet.stopping
     play.boot_fails(2, "second")
     play.fork_server_exits()
     assert play.finished == [Finish(True, True, "second", None)]
+
+
+def test_a_first_boot_fails_and_another_does_not() -> None:
+    """The failure that was held back is told as soon as a sibling is ready: the daemon lives and goes on."""
+    play = Play(workers=2).start().loaded()
+    play.boot_fails(1, "first").ready(2).said("worker_boot_failed", slot=1, reason="first", retry_in=0.5)
+    assert not play.fleet.stopping
 
 
 def test_first_boot_takes_too_long() -> None:

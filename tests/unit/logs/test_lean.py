@@ -188,7 +188,7 @@ def test_terminals(terminal: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("NO_COLOR", raising=False)
     file = LogFile("-", terminal[0])
     assert file.is_terminal
-    assert resolve_format("auto", file) == "console"
+    assert resolve_format("auto", file.is_terminal) == "console"
     assert wants_colour(file)
     Log(file, "console", "info", {}).info("hello", slot=1)
     assert b"\x1b[" in os.read(terminal[1], 1000)
@@ -202,7 +202,7 @@ def test_files_are_json(tmp_path: Path) -> None:
     """Elsewhere `auto` is JSON; what was asked for is kept."""
     file = LogFile(str(tmp_path / "log"), 2)
     assert not file.is_terminal
-    assert resolve_format("auto", file) == "json"
-    assert resolve_format("console", file) == "console"
+    assert resolve_format("auto", file.is_terminal) == "json"
+    assert resolve_format("console", file.is_terminal) == "console"
     assert not wants_colour(file)
     assert not LogFile("/dev/null", 2).is_terminal
