@@ -33,6 +33,8 @@ class _Value(click.ParamType[Any]):
 def _option(row: Setting) -> click.Option:
     switch = not row.kind.metavar
     default = "" if row.default in (None, (), False) else f"  [default: {_shown(row.default)}]"
+    if row.env:
+        default = f"{default[:-1]}, or the environment's {row.env}]"
     return click.Option(
         [*row.flags, f"_{row.name}"],
         help=row.help + default,

@@ -225,7 +225,7 @@ class Shell:
         if fork_server is not None:
             self._tell(
                 fork_server.channel,
-                messages.Spawn(action.launch, action.slot, cell),
+                messages.Spawn(action.launch, action.slot, cell, action.urgent),
                 handle.descriptors_for_child(),
             )
         handle.close_child_ends()

@@ -28,9 +28,12 @@ class KillForkServer:
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
+    """Fork a worker. `urgent`: nobody serves in the slot, so it need not step back while it boots."""
+
     launch: int
     slot: int
     generation: int
+    urgent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

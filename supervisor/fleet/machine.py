@@ -462,7 +462,7 @@ class Fleet:
         worker.since = now
         worker.deadline = deadline
 
-    def _spawn(self, slot: int, generation: Generation, now: float) -> Worker:
+    def _spawn(self, slot: int, generation: Generation, now: float, urgent: bool = False) -> Worker:
         self.spawned += 1
         timeout = generation.policy.boot_timeout if generation.policy else 0
         worker = Worker(
@@ -475,7 +475,7 @@ class Fleet:
             deadline=now + timeout if timeout else None,
         )
         self.workers[worker.launch] = worker
-        self._do(actions.Spawn(worker.launch, slot, generation.number))
+        self._do(actions.Spawn(worker.launch, slot, generation.number, urgent))
         return worker
 
     def _drain(self, worker: Worker, now: float) -> None:
@@ -602,7 +602,7 @@ class Fleet:
             if boots <= 0:
                 return
             if slot not in held and slot not in serving:
-                self._spawn(slot, generation, now)
+                self._spawn(slot, generation, now, urgent=True)
                 held.add(slot)
                 boots -= 1
         # Now those that still serve but must go; a worker with a hung request is no planned replacement.

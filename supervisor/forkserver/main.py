@@ -150,6 +150,7 @@ class ForkServer:
         self._channel.close()
         return boot.Inheritance(
             launch=ask.launch,
+            urgent=ask.urgent,
             slot=ask.slot,
             generation=self._generation,
             name=self._name,

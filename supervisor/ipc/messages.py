@@ -41,11 +41,15 @@ class Load(_Message, frozen=True):
 
 
 class Spawn(_Message, frozen=True):
-    """Fork a worker. Descriptors: its channel, the pipe that takes its stack dumps."""
+    """Fork a worker. Descriptors: its channel, the pipe that takes its stack dumps.
+
+    urgent: it boots at normal priority, because nobody serves in its slot.
+    """
 
     launch: int
     slot: int
     cell: int
+    urgent: bool = False
 
 
 class Warm(_Message, frozen=True):

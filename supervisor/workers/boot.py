@@ -42,10 +42,12 @@ _ORPHAN_GRACE = 1.0
 class Inheritance:
     """What a worker gets from its fork server.
 
-    channel_fd: its end of the channel; stacks_fd: takes faulthandler's dumps; cell: its scoreboard cell.
+    urgent: clients wait for it; channel_fd: its end of the channel; stacks_fd: takes faulthandler's dumps;
+    cell: its scoreboard cell.
     """
 
     launch: int
+    urgent: bool
     slot: int
     generation: int
     name: str
@@ -84,6 +86,8 @@ class WorkerProcess:
 
     def run(self) -> int:
         """Raises QuitWorker if a signal says so, wherever it is."""
+        if self._got.urgent:
+            step_forward(self._lowered)
         self._install_signals()
         self._channel.set_blocking(True)
         if not self._wait_for_boot():
@@ -143,7 +147,8 @@ class WorkerProcess:
         if self._leave_early:
             return
         self._title(f"worker {self._got.slot} gen {self._got.generation}")
-        step_forward(self._lowered)
+        if not self._got.urgent:
+            step_forward(self._lowered)
         self._tell(messages.Ready(self._standard_modules))
         engine.run()
 

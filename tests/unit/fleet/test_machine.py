@@ -3,7 +3,7 @@
 import pytest
 
 from supervisor.fleet import events, health
-from supervisor.fleet.actions import Finish
+from supervisor.fleet.actions import Finish, Spawn
 from supervisor.fleet.model import Cause, ExitStatus, FleetPolicy, ReloadPhase, WorkerState
 from supervisor.fleet.policies import backoff, default_surge
 from tests.kit.play import (
@@ -70,6 +70,17 @@ def test_first_boot_fails() -> None:
     )
     play.fork_server_exits().then(FINISH)
     assert play.finished == [Finish(True, True, "ImportError: flask", "Traceback ...")]
+
+
+def test_who_boots_in_a_hurry() -> None:
+    """A worker for an empty slot is urgent; the successor of one that still serves is not."""
+    fleet = Play(workers=1).start().loaded().fleet
+    fleet.handle(events.WorkerReady(1), 1.0)
+    recycled = fleet.handle(events.RecycleAsked("test", 1), 2.0)
+    assert [action.urgent for action in recycled if isinstance(action, Spawn)] == [False]
+    fleet.handle(events.WorkerReady(2), 3.0)
+    died = fleet.handle(events.WorkerExited(2, ExitStatus(signal=9)), 4.0)
+    assert [action.urgent for action in died if isinstance(action, Spawn)] == [True]
 
 
 def test_all_first_boots_fail() -> None:
