@@ -36,14 +36,14 @@ def check(
             board = memory.create()
             server.channel.send(messages.Load([], "check"), [board])
             os.close(board)
-            _receive(server)
+            _receive(server, BootError)
     finally:
         server.close()
         os.waitpid(server.pid, 0)
     return ExitCode.OK
 
 
-def _receive(server: ForkServerHandle) -> messages.FromForkServer:
+def _receive(server: ForkServerHandle, failure: type[OstlerError] = OstlerError) -> messages.FromForkServer:
     received = server.channel.receive()
     if received is None:
         raise BootError("the fork server ended while it loaded the configuration or the app")
@@ -51,6 +51,5 @@ def _receive(server: ForkServerHandle) -> messages.FromForkServer:
     if isinstance(message, messages.LoadFailed):
         if message.traceback:
             print(message.traceback, file=sys.stderr)
-            raise BootError(message.reason)
-        raise OstlerError(message.reason)
+        raise failure(message.reason)
     return message

@@ -107,6 +107,8 @@ class WorkerHandle:
             self.pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
             return False
+        except OSError:
+            return True  # out of descriptors: its pid has to do
         return True
 
     def read_dumps(self) -> None:

@@ -33,7 +33,11 @@ class DeadlineSensor:
         """Begin to look; also when the time-out may have changed."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(self._look(), self.start)
+        wait = 1.0
+        try:
+            wait = self._look()
+        finally:
+            self._timer = asyncio.get_running_loop().call_later(wait, self.start)
 
     def _look(self) -> float:
         """Report what is overdue; returns when to look again, in seconds."""

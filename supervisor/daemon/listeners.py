@@ -39,7 +39,9 @@ class Listeners:
         fresh: list[str] = []
         try:
             for text in dict.fromkeys(addresses):
-                if text not in self._sockets:
+                if text in self._sockets:
+                    self._sockets[text].listen(backlog)  # it may be another one now
+                else:
                     self._sockets[text] = _listen(parse_address(text), backlog)
                     fresh.append(text)
         except SettingError:
@@ -69,7 +71,10 @@ class Listeners:
         if sock in self._inherited:
             return
         if key.startswith("unix:") and isinstance(name, str) and name:
-            Path(name).unlink(missing_ok=True)
+            try:
+                Path(name).unlink(missing_ok=True)
+            except OSError:
+                pass  # the disk became read-only: a dead socket is replaced at the next start
 
 
 def systemd_listeners() -> list[int]:
@@ -97,9 +102,11 @@ def _listen(address: Address, backlog: int) -> socket.socket:
             type=socket.SOCK_STREAM,
             flags=socket.AI_PASSIVE,
         )[0]
+        sock = socket.socket(family, kind, protocol)
     except OSError as error:
         raise SettingError("bind", f"{address}: {error.strerror}") from None
-    sock = socket.socket(family, kind, protocol)
+    except UnicodeError:
+        raise SettingError("bind", f"{address}: this is no host name") from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Inherited by accepted connections: an answer in two parts must not wait for an acknowledgement.
@@ -118,8 +125,16 @@ def _listen(address: Address, backlog: int) -> socket.socket:
 def _listen_unix(path: str, backlog: int) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        _remove_dead(path)
-        sock.bind(path)
+        if path.startswith("@"):
+            sock.bind(f"\0{path[1:]}")
+        else:
+            _remove_dead(path)
+            # As in gunicorn, whose umask is 0: who may reach the folder may connect, nginx for one.
+            before = os.umask(0)
+            try:
+                sock.bind(path)
+            finally:
+                os.umask(before)
         sock.listen(backlog)
     except OSError as error:
         sock.close()

@@ -29,7 +29,10 @@ class PidFile:
             draft.write_text(f"{os.getpid()}\n")
             draft.replace(self._path)
         except OSError as error:
-            draft.unlink(missing_ok=True)
+            try:
+                draft.unlink(missing_ok=True)
+            except OSError:
+                pass  # the disk is read-only: nothing was written
             raise SettingError("pidfile", f"can't write {self._path}: {error.strerror}") from None
 
     def remove(self) -> None:

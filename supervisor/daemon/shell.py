@@ -33,6 +33,7 @@ Message = TypeVar("Message")
 # faulthandler writes a dump in many small pieces and does not say where it ends. The supervisor waits this
 # long for all of it; meanwhile the successor boots.
 _DUMP_TIME = 0.2
+_DRAIN_GRACE = 1.0
 
 
 class Shell:
@@ -116,7 +117,7 @@ class Shell:
                     self._perform_safely(action)
         finally:
             self._busy = False
-        self._set_timer()
+            self._set_timer()
 
     def _perform_safely(self, action: actions.Action) -> None:
         try:
@@ -184,6 +185,9 @@ class Shell:
             handle.listener_keys = self.listeners.bind(settings.bind, settings.backlog)
         except SettingError as error:
             self.submit(events.GenerationFailed(generation, str(error)))
+            return
+        except Exception as error:  # noqa: BLE001 - a defect of ours must fail this generation, not hang it
+            self.submit(events.GenerationFailed(generation, str(error), traceback.format_exc()))
             return
         self.name = self.name or settings.proc_name or settings.wsgi_app or ""
         self.loaded[generation] = loaded
@@ -295,6 +299,8 @@ class Shell:
         handle = self.workers[launch]
         if handle.pidfd >= 0:
             send_signal(handle.pidfd, signum)
+        elif handle.pid is not None:
+            os.kill(handle.pid, signum)  # its number is not free before we have reaped it
         elif handle.channel.fileno() >= 0:
             # Not forked yet: with its channel gone it leaves before it runs a line of the app.
             self._loop.remove_reader(handle.channel.fileno())
@@ -309,7 +315,7 @@ class Shell:
         self._loop.call_later(_DUMP_TIME, self._report_overdue, handle, action, idents.get(action.thread, 0))
 
     def _report_overdue(self, handle: WorkerHandle, action: actions.DumpStack, ident: int) -> None:
-        dump = handle.dumps.decode("utf-8", "replace")
+        dump = handle.take_dumps() if handle.launch in self.workers else ""
         fields = {
             "slot": handle.slot,
             "pid": handle.pid,
@@ -350,9 +356,10 @@ class Shell:
         if handle.channel.fileno() >= 0:
             self._on_worker(handle)  # its last words, before its death
         dump = handle.take_dumps()
-        if dump and status.signal not in (None, signal.SIGABRT):
+        if dump and status.signal is not None:
             fields = {"slot": handle.slot, "pid": handle.pid, "status": str(status), "stack": dump}
-            self.journal.record("error", "worker_crashed", fields)
+            name = "worker_aborted" if status.signal == signal.SIGABRT else "worker_crashed"
+            self.journal.record("error", name, fields)
         self._forget(handle.launch)
         self.submit(events.WorkerExited(handle.launch, status))
 
@@ -406,6 +413,8 @@ class Shell:
             if received is None:
                 self._loop.remove_reader(chan.fileno())
                 return
+            for fd in received[1]:
+                os.close(fd)  # children have no descriptors to give
             yield received[0]
 
     def tell_workers(self, message: messages.ToWorker) -> None:
@@ -426,7 +435,8 @@ def fleet_policy(loaded: Loaded) -> FleetPolicy:
     settings = loaded.settings
     return FleetPolicy(
         workers=settings.workers,
-        graceful_timeout=settings.graceful_timeout,
+        # A worker ends itself in time, its atexit functions included; this is for one that does not.
+        graceful_timeout=settings.graceful_timeout + _DRAIN_GRACE,
         boot_timeout=settings.boot_timeout,
         timeout_grace=settings.timeout_grace,
         max_surge=default_surge(settings.workers),

@@ -216,8 +216,8 @@ def _warm(modules: list[str]) -> None:
     for name in modules:
         try:
             importlib.import_module(name)
-        except ImportError:
-            continue  # the worker found it, we do not: nothing is lost
+        except Exception:  # noqa: BLE001, S112 - the worker could import it, we can't: nothing is lost
+            continue
     gc.collect()
     gc.freeze()
 
@@ -240,7 +240,7 @@ def main(channel_fd: int, lowered: int) -> None:
     channel: Channel[messages.ToForkServer] = Channel.from_fd(channel_fd, messages.ToForkServer)
     try:
         inheritance = ForkServer(channel).run()
-    except OSError:
+    except (BrokenPipeError, ConnectionResetError):
         return  # the supervisor is gone in the middle of an answer
     if inheritance is not None:
         boot.run(inheritance, lowered)

@@ -74,6 +74,7 @@ class RequestParser:
         "_headers",
         "_headers_of_chunked",
         "_length",
+        "_length_before",
         "_new_body",
         "_parser",
         "_tail",
@@ -99,6 +100,7 @@ class RequestParser:
         # These matter only to a request that comes in several reads.
         self._head_size = 0
         self._head_ended = False
+        self._length_before = 0
         self._tail = b""
 
     def feed(self, data: bytes) -> None:
@@ -147,6 +149,14 @@ class RequestParser:
     def _check_unfinished(self, data: bytes) -> None:
         """Bound what an endless head may cost; see whether the client waits to be told to go on."""
         self._tail = (self._tail + data)[-4:]
+        if self._length != self._length_before:
+            self._length_before = self._length
+            self._head_size = 0
+        elif self._length or self._head_ended:
+            # No byte of the body: chunk sizes without end, or trailers.
+            self._head_size += len(data)
+            if self._head_size > MAX_HEAD:
+                raise HeadTooLarge
         if not self._head_ended and not self._length:
             if self._version is not None:  # else the read, of a bounded size, began with another request
                 self._head_size += len(data)
@@ -218,15 +228,15 @@ class RequestParser:
         self._headers = []
         if self._length or self._tail:
             self._body = None
-            self._length = self._head_size = 0
+            self._length = self._length_before = self._head_size = 0
             self._head_ended = False
             self._tail = b""
 
 
-def _violation(error: httptools.HttpParserError) -> ProtocolViolation:
-    """What llhttp refused, or what a callback raised."""
+def _violation(error: httptools.HttpParserError) -> BaseException:
+    """What llhttp refused, or what a callback raised; a signal may have come in the middle of one."""
     cause = error.__context__
-    if isinstance(cause, ProtocolViolation):
+    if isinstance(cause, ProtocolViolation) or (cause is not None and not isinstance(cause, Exception)):
         return cause
     if isinstance(cause, OSError):
         return BodyNotStored(str(cause))

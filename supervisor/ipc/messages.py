@@ -64,7 +64,7 @@ ToForkServer = Configure | Load | Spawn | Warm
 
 
 class Configured(_Message, frozen=True):
-    """The configuration is good. `app` is the app's spelling, if one is set."""
+    """The configuration is good; what deserves a warning all the same."""
 
     loaded: Loaded
     warnings: list[str]

@@ -25,6 +25,7 @@ class Connection:
         served: a request was answered on it.
         unsent: bytes of answers the client has not taken yet.
         armed: the kernel watches it, so it is the leader's (several threads only).
+        watched: the epoll knows it.
         closed: its descriptor is gone.
         violation: what the client did wrong behind the requests that wait; answered after them.
         closing: nothing more is read; closes when all is sent.
@@ -46,6 +47,7 @@ class Connection:
         "unsent",
         "unsent_size",
         "violation",
+        "watched",
     )
 
     def __init__(self, sock: socket.socket, environ: Environ, now: int) -> None:
@@ -57,7 +59,8 @@ class Connection:
         self.unsent_size = 0
         self.idle_since = now
         self.served = False
-        self.armed = True
+        self.armed = False
+        self.watched = False
         self.closed = False
         self.closing = False
         self.lingering = False
@@ -80,7 +83,9 @@ class Connection:
                 return
             self._keep(memoryview(data)[sent:])
         else:
+            # Nobody watches the socket while the app runs: the client may have taken something by now.
             self._keep(memoryview(data))
+            self.flush()
         # One block beyond the limit is kept whole: it is in memory anyway, and the app may be done.
         while self.unsent_size > KEEP_LIMIT and len(self.unsent) > 1:
             self._wait_writable()

@@ -69,6 +69,8 @@ _LINGER = 2 * _SECOND
 _FIRST_REQUEST = 5 * _SECOND
 # A request that has begun and of which nothing more comes.
 _RECEIVE_STALL = 60 * _SECOND
+# The same while draining: one silent client must not hold up a reload.
+_DRAIN_STALL = 5 * _SECOND
 
 
 class Lane:
@@ -227,6 +229,9 @@ class Engine:
                 others.append(fd)
             elif self._receive(connection, lane, now):
                 self._serve_safely(connection, lane)
+        if not events:
+            # An idle worker looks for connections that the kernel announced to a sibling which is busy now.
+            others.extend(self._listeners)
         # Last: a connection that came while the app was busy has gone to a sibling that was not.
         for fd in others:
             connection = self._other_event(fd, lane, now)
@@ -253,7 +258,8 @@ class Engine:
                 if now >= self._next_sweep or self.draining:
                     # While no event is pending: whatever is armed is the leader's to close.
                     self._sweep(now, lane)
-                self._events.extend(self._epoll.poll(self._patience(), _BATCH))
+                events = self._epoll.poll(self._patience(), _BATCH)
+                self._events.extend(events or [(listener, _IN) for listener in self._listeners])
                 self._cell.header[layout.HEARTBEAT] = monotonic_ns()
                 self._tick()
             now = monotonic_ns()
@@ -317,17 +323,27 @@ class Engine:
                 self._log.error("accept_paused", reason=error.strerror, seconds=_ACCEPT_PAUSE // _SECOND)
             return None  # a sibling was quicker, or the client went away again
         sock.setblocking(False)
-        connection = Connection(sock, connection_environ(environ, peer), now)
+        connection = Connection(sock, connection_environ(environ, peer), monotonic_ns())
         self._connections[connection.fd] = connection
         lane.words[layout.OPENED] += 1
-        # With several threads it is not armed yet: it belongs to the thread that accepted it.
-        self._epoll.register(connection.fd, 0 if self._oneshot else _IN)
+        if not self._oneshot:
+            self._watch(connection, _IN)
+        # With several threads it belongs to the one that accepted it, until that one arms it: a descriptor
+        # that the epoll knows reports hang-ups whatever it was registered for.
         return connection
 
     # -- one connection ----------------------------------------------------------------------------------
 
     def _receive(self, connection: Connection, lane: Lane, now: int) -> bool:
         """Do the I/O that an event is about; True if there is a request to serve."""
+        try:
+            return self._do_io(connection, lane, now)
+        except Exception:  # noqa: BLE001 - as in _serve_safely
+            self._log.error("internal_error", traceback=traceback.format_exc())
+            self._close(connection, lane)
+            return False
+
+    def _do_io(self, connection: Connection, lane: Lane, now: int) -> bool:
         if connection.unsent:
             return self._flush(connection, lane, now)
         try:
@@ -375,6 +391,9 @@ class Engine:
         if connection.violation is not None and not connection.parser.requests:
             self._refuse(connection, connection.violation, lane)
             return False
+        if connection.parser.wants_continue:
+            connection.parser.wants_continue = False
+            self._send(connection, response.CONTINUE, lane)
         return bool(connection.parser.requests)
 
     def _arm(self, connection: Connection) -> None:
@@ -384,7 +403,14 @@ class Engine:
         with self._arming:
             if not connection.closed:
                 connection.armed = True
-                self._epoll.modify(connection.fd, (_OUT if connection.unsent else _IN) | _ONESHOT)
+                self._watch(connection, (_OUT if connection.unsent else _IN) | _ONESHOT)
+
+    def _watch(self, connection: Connection, mask: int) -> None:
+        if connection.watched:
+            self._epoll.modify(connection.fd, mask)
+        else:
+            connection.watched = True
+            self._epoll.register(connection.fd, mask)
 
     def _send(self, connection: Connection, data: bytes, lane: Lane) -> None:
         try:
@@ -416,7 +442,15 @@ class Engine:
             connection.closed = True
             del self._connections[connection.fd]
             lane.words[layout.CLOSED] += 1
-            connection.sock.close()  # leaves the epoll with it
+            # Not left to close(): a process that the app forked may hold the same socket. It would stay in
+            # the epoll then, and the client would not see the end.
+            if connection.watched:
+                self._epoll.unregister(connection.fd)
+            try:
+                connection.sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # the client was quicker
+            connection.sock.close()
 
     # -- one request -------------------------------------------------------------------------------------
 
@@ -554,7 +588,7 @@ class Engine:
         if connection.lingering:
             return now - connection.idle_since > _LINGER
         if connection.unsent or connection.parser.receiving:
-            return now - connection.idle_since > _RECEIVE_STALL
+            return now - connection.idle_since > (_DRAIN_STALL if self.draining else _RECEIVE_STALL)
         limit = self._keepalive if connection.served else max(self._keepalive, _FIRST_REQUEST)
         idle_since = connection.idle_since
         if self.draining:

@@ -13,6 +13,8 @@ from typing import Any, cast
 from supervisor.settings.table import Settings
 from supervisor.wsgi.exchange import App, QuitWorker
 
+_LONGEST_REASON = 500
+
 
 class AppLoadError(Exception):
     """The app can't be loaded.
@@ -113,7 +115,7 @@ def _resolve(spec: str, module: Any, expression: str) -> App:
 
 
 def _raised(spec: str, error: BaseException) -> AppLoadError:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error)[:_LONGEST_REASON].split())
     reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return AppLoadError(f"can't load {spec!r}: {reason}", _app_traceback(error))
 

@@ -126,8 +126,10 @@ class Exchange:
             self._close(result)
             raise
         except BaseException:  # noqa: BLE001 - SystemExit too: an app must not end its worker
-            self._fail()
-            self._close(result)
+            try:
+                self._fail()
+            finally:
+                self._close(result)
         else:
             if kind is not list:
                 self._close(result)

@@ -460,3 +460,13 @@ def test_too_many_trailers_are_refused() -> None:
     head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
     violation, _ = refused(head, b"a: b\r\n" * (MAX_FIELDS + 2))
     assert isinstance(violation, HeadTooLarge)
+
+
+def test_endless_trailers_are_refused() -> None:
+    """Fields behind a body are bounded like those before it, however small the body was."""
+    parser = RequestParser(io.BytesIO)
+    parser.feed(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX: ")
+    for _ in range(MAX_HEAD // 4096):
+        parser.feed(b"a" * 4096)
+    with pytest.raises(HeadTooLarge):
+        parser.feed(b"a" * 4096)

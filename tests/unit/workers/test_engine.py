@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from wsgiref.validate import validator
@@ -345,6 +345,27 @@ def test_a_long_stream_to_a_slow_reader_arrives_whole(serve: Serve, shop: Shop, 
     client = serve(shop, threads=threads).client(receive_buffer=4096)
     assert len(client.get("/large-parts").body) == LARGE
     assert client.get("/after").body == b"/after "
+
+
+@BOTH
+def test_a_stream_goes_on_when_its_reader_does(serve: Serve, threads: int) -> None:
+    """What was kept while the client did not read is sent with the next part, not at the end of the app."""
+    enough = threading.Event()
+
+    def app(_environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        yield from [b"x" * 100_000] * 8
+        while not enough.wait(0.02):
+            yield b"tick"
+
+    client = serve(app, threads=threads).client(receive_buffer=4096)
+    client.ask("/")
+    received = 0
+    try:
+        while received < 800_100:
+            received += len(client.sock.recv(65536))
+    finally:
+        enough.set()
 
 
 @BOTH
