@@ -7,7 +7,7 @@ from typing import Any
 from supervisor.daemon.children import ForkServerHandle
 from supervisor.errors import BootError, ExitCode, OstlerError
 from supervisor.ipc import messages
-from supervisor.logs.setup import get_logger
+from supervisor.logs.setup import get_logger, set_up
 from supervisor.scoreboard import memory
 from supervisor.settings.render import print_config
 
@@ -20,6 +20,7 @@ def check(
     Raises:
         OstlerError: something can't be used.
     """
+    set_up("-", "auto", "info")
     server = ForkServerHandle.start(0)
     server.channel.set_blocking(True)
     try:

@@ -60,18 +60,25 @@ class _Usage:
         except psutil.Error:
             self._process = None
 
-    def refresh(self, now: float) -> None:
+    def read_cpu(self) -> None:
+        """Once a second, so that the figure is of the last second and not since somebody last looked."""
+        if self._process is not None:
+            try:
+                self.cpu_percent = round(self._process.cpu_percent(), 1)
+            except psutil.Error:
+                self._process = None
+
+    def read_memory(self, now: float) -> None:
         if self._process is None or now - self._read_at < _USAGE_SECONDS:
             return
-        first, self._read_at = self._read_at == 0.0, now
+        self._read_at = now
         try:
-            with self._process.oneshot():
-                if not first:
-                    self.cpu_percent = round(self._process.cpu_percent(), 1)
-                memory = self._process.memory_full_info()
-                self.rss, self.uss = memory.rss, memory.uss
+            memory = self._process.memory_full_info()
         except psutil.Error:
             self._process = None
+            return
+        # A process that is just ending has no memory any more.
+        self.rss, self.uss = memory.rss or None, memory.uss or None
 
 
 class Observer:
@@ -206,6 +213,9 @@ class Observer:
         self._last_totals, self._last_sample = totals, now
         histogram = [a - b for a, b in zip(totals.histogram, before.histogram, strict=True)]
         fleet = self._shell.fleet
+        for worker in fleet.workers.values():
+            if usage := self._usage_of(worker):
+                usage.read_cpu()
         self._samples.append(
             SampleView(
                 at=round(time.time(), 3),
@@ -236,12 +246,13 @@ class Observer:
                 thread=request.thread + 1,
                 method=request.method,
                 path=request.path,
-                age=round(now - request.started, 3),
+                age=round(max(0.0, now - request.started), 3),
                 deadline_in=round(request.started + timeout - now, 3) if timeout else None,
             )
             for request in (self._shell.scoreboard.in_flight(handle.cell) if handle else [])
         ]
-        usage = self._usage_of(worker, now)
+        if usage := self._usage_of(worker):
+            usage.read_memory(now)
         return WorkerView(
             slot=worker.slot,
             pid=worker.pid,
@@ -260,13 +271,12 @@ class Observer:
             deadline_in=min((r.deadline_in for r in in_flight if r.deadline_in is not None), default=None),
         )
 
-    def _usage_of(self, worker: Worker, now: float) -> _Usage | None:
+    def _usage_of(self, worker: Worker) -> _Usage | None:
         if worker.pid is None:
             return None
         usage = self._usage.get(worker.launch)
         if usage is None:
             usage = self._usage[worker.launch] = _Usage(worker.pid)
-        usage.refresh(now)
         return usage
 
 

@@ -19,7 +19,7 @@ from supervisor.daemon.listeners import Listeners
 from supervisor.errors import SettingError
 from supervisor.fleet import actions, events
 from supervisor.fleet.machine import Fleet
-from supervisor.fleet.model import ExitStatus, FleetPolicy
+from supervisor.fleet.model import ExitStatus, FleetPolicy, WorkerState
 from supervisor.fleet.policies import default_surge
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel
@@ -355,6 +355,9 @@ class Shell:
     def _worker_ended(self, handle: WorkerHandle, status: ExitStatus) -> None:
         if handle.channel.fileno() >= 0:
             self._on_worker(handle)  # its last words, before its death
+        worker = self.fleet.workers.get(handle.launch)
+        if worker is not None and worker.state is not WorkerState.STOPPING:
+            self._report_lost(handle.launch)
         dump = handle.take_dumps()
         if dump and status.signal is not None:
             fields = {"slot": handle.slot, "pid": handle.pid, "status": str(status), "stack": dump}

@@ -503,6 +503,7 @@ class Fleet:
         self._keep_fork_server(now)
         self._start_canary(now)
         self._mark_leaving()
+        self._note_leaving(now)
         self._drain_replaced(now)
         self._fill_slots(now)
         self._follow_roll(now)
@@ -576,6 +577,11 @@ class Fleet:
         if generation.state is GenerationState.UP:
             self.reload.canary_launch = self._spawn(1, generation, now).launch
 
+    def _note_leaving(self, now: float) -> None:
+        for worker in self.workers.values():
+            if worker.leaving is not None and worker.leaving_since is None:
+                worker.leaving_since = now
+
     def _mark_leaving(self) -> None:
         for worker in self.workers.values():
             if worker.leaving is not None or worker.generation == self.candidate:
@@ -607,7 +613,7 @@ class Fleet:
                 boots -= 1
         # Now those that still serve but must go; a worker with a hung request is no planned replacement.
         leaving = [w for w in serving.values() if w.leaving and w.slot not in held and w.slot <= self.wanted]
-        for worker in sorted(leaving, key=lambda w: (w.overdue_since is None, w.slot)):
+        for worker in sorted(leaving, key=lambda w: (w.overdue_since is None, w.leaving_since, w.slot)):
             if boots <= 0:
                 return
             extra = len(self.workers) + 1 - self.wanted

@@ -83,6 +83,7 @@ class Worker:
     pid: int | None = None
     leaving: Cause | None = None
     """Set as soon as it is known that the worker must go, also while it still serves."""
+    leaving_since: float | None = None
     deadline: float | None = None
     """When the fleet acts again if nothing happens: boot time-out, drain time-out, kill."""
     overdue_since: float | None = None

@@ -204,9 +204,12 @@ class WorkerProcess:
             self._drain()
 
     def _quit(self, _signum: int, _frame: FrameType | None) -> None:
-        # Once: the supervisor and a terminal may both say it, and what unwinds must not be hit again.
+        # Once: the supervisor and a terminal may both say it, and what unwinds must not be hit again. Should
+        # the exception be lost, in a destructor say, the loop ends by itself.
         if not self._quitting:
             self._quitting = True
+            if self._engine is not None:
+                self._engine.stop()
             raise QuitWorker
 
     def _reopen_logs(self) -> None:

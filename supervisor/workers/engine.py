@@ -168,6 +168,11 @@ class Engine:
         self.draining = True
         self.wake()
 
+    def stop(self) -> None:
+        """Make `run` return after what is being served right now; may be called from a signal handler."""
+        self._done = True
+        self.wake()
+
     def abandon(self) -> None:
         """Drain, and let go of the listeners at once: another daemon may want the addresses.
 
@@ -284,8 +289,10 @@ class Engine:
             self._date_server = f"Server: ostler\r\nDate: {formatdate(second, usegmt=True)}\r\n".encode()
 
     def _drain_wake(self) -> None:
-        if not self._done:
+        try:
             os.eventfd_read(self._wake)
+        except BlockingIOError:
+            pass  # another thread has read it
 
     def _other_event(self, fd: int, lane: Lane, now: int) -> Connection | None:
         """An event of no connection; a listener's brings a new one, whose request is probably there."""
