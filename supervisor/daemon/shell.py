@@ -225,7 +225,7 @@ class Shell:
             return
         self.workers[action.launch] = handle
         self._loop.add_reader(handle.channel.fileno(), self._on_worker, handle)
-        self._loop.add_reader(handle.stacks_fd, self._on_stacks, handle)
+        self._loop.add_reader(handle.stacks_fd, handle.read_dumps)
         if fork_server is not None:
             self._tell(
                 fork_server.channel,
@@ -262,9 +262,6 @@ class Shell:
         if fork_server is not None and not fork_server.warmed and modules:
             fork_server.warmed = True
             self._tell(fork_server.channel, messages.Warm(modules))
-
-    def _on_stacks(self, handle: WorkerHandle) -> None:
-        handle.read_dumps()
 
     def _drain(self, action: actions.Drain) -> None:
         handle = self.workers[action.launch]

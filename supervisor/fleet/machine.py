@@ -202,7 +202,6 @@ class Fleet:
         )
         self._enter(worker, READY, now, deadline=None)
         if generation := self.generations.get(worker.generation):
-            generation.ever_ready = True
             generation.failures = 0
             generation.retry_at = None
         if not self.ever_ready:

@@ -107,7 +107,6 @@ class Generation:
     last_failure: str = ""
     retry_at: float | None = None
     """No boot before this time."""
-    ever_ready: bool = False
     deadline: float | None = None
 
 

@@ -113,9 +113,12 @@ class ForkServer:
         """Fork a worker; in the worker, returns what it inherits."""
         channel_fd, stacks_fd = descriptors
         read_fd, write_fd = os.pipe()
+        # Blocked until the worker has handlers of its own: ours would swallow what is meant for it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, boot.ENDING)
         try:
             intermediate = os.fork()
         except OSError as error:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
             for fd in (read_fd, write_fd, channel_fd, stacks_fd):
                 os.close(fd)
             self._channel.send(messages.ForkFailed(ask.launch, error.strerror or str(error)))
@@ -132,6 +135,7 @@ class ForkServer:
                 return self._inheritance(ask, channel_fd, stacks_fd)
             os.write(write_fd, _PID.pack(worker))
             os._exit(0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
         os.close(write_fd)
         os.close(channel_fd)
         os.close(stacks_fd)

@@ -34,6 +34,9 @@ from supervisor.workers.loader import AppLoadError, load_app, standard_modules
 from supervisor.workers.rehearsal import SHORT, rehearse
 from supervisor.wsgi.exchange import App, QuitWorker
 
+# What ends a worker; blocked from its fork until its handlers are there.
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
 # How long after its graceful time-out a worker without supervisor may still be there.
 _ORPHAN_GRACE = 1.0
 
@@ -183,6 +186,7 @@ class WorkerProcess:
         for signum in (signal.SIGHUP, signal.SIGWINCH, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):
             disregard(signum)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     def _drain(self) -> None:
         if self._engine is None:

@@ -371,14 +371,9 @@ class Engine:
             parser.feed(data)
         except ProtocolViolation as violation:
             connection.violation = violation
-            if not parser.requests:
-                self._refuse(connection, violation, lane)
-            return bool(parser.requests)
         if parser.requests:
             return True
-        if parser.wants_continue:
-            parser.wants_continue = False
-            self._send(connection, response.CONTINUE, lane)
+        self._settle(connection, lane)
         return False
 
     def _flush(self, connection: Connection, lane: Lane, now: int) -> bool:
@@ -395,13 +390,18 @@ class Engine:
         if connection.closing:
             self._linger(connection, lane)
             return False
-        if connection.violation is not None and not connection.parser.requests:
+        if connection.parser.requests:
+            return True
+        self._settle(connection, lane)
+        return False
+
+    def _settle(self, connection: Connection, lane: Lane) -> None:
+        """All requests are answered: say what else the client is to hear."""
+        if connection.violation is not None:
             self._refuse(connection, connection.violation, lane)
-            return False
-        if connection.parser.wants_continue:
+        elif connection.parser.wants_continue:
             connection.parser.wants_continue = False
             self._send(connection, response.CONTINUE, lane)
-        return bool(connection.parser.requests)
 
     def _arm(self, connection: Connection) -> None:
         """Give a connection back to the leader (several threads only)."""
@@ -506,11 +506,8 @@ class Engine:
         if connection.unsent:
             if not self._oneshot:
                 self._epoll.modify(connection.fd, _OUT)
-        elif connection.violation is not None:
-            self._refuse(connection, connection.violation, lane)
-        elif connection.parser.wants_continue:
-            connection.parser.wants_continue = False
-            self._send(connection, response.CONTINUE, lane)
+        else:
+            self._settle(connection, lane)
 
     def _log_request(self, request: Request, exchange: Exchange, environ: Environ, took: int) -> None:
         if exchange.error is not None:
