@@ -1,14 +1,49 @@
-"""The apps under test: as little as an app can do, and the same through Flask."""
+"""The apps under test: as little as an app can do, the same through Flask, and one with several paths."""
 
+import os
+import random
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 FIELDS = [("Content-Type", "text/plain"), ("Content-Length", "5")]
 BODY = [b"Hello"]
 
+BIG = [b"x" * 1_000_000]
+BIG_FIELDS = [("Content-Type", "application/octet-stream"), ("Content-Length", str(len(BIG[0])))]
+SLEEP = 0.001  # seconds that /sleep takes, and the short ones of /mix
+BURN = 0.005  # CPU seconds of /burn
+LONG = 0.2  # seconds of the long ones of /mix
+LONG_SHARE = 0.05  # how many of /mix are long
+
 
 def hello(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:  # noqa: ARG001
     """A constant: what is measured is the server."""
+    start_response("200 OK", FIELDS)
+    return BODY
+
+
+def site(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """The constant at /, and what else clients and threads are measured with."""
+    path = environ["PATH_INFO"]
+    if path == "/big":
+        start_response("200 OK", BIG_FIELDS)
+        return BIG
+    if path == "/mix":
+        # Drawn here and not by the client, so that any load generator can send it.
+        long = random.random() < LONG_SHARE
+        time.sleep(LONG if long else SLEEP)
+        body = b"%s %d" % (b"long" if long else b"short", os.getpid())
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+        return [body]
+    if path == "/upload":
+        environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+    elif path == "/sleep":
+        time.sleep(SLEEP)
+    elif path == "/burn":
+        end = time.thread_time() + BURN
+        while time.thread_time() < end:
+            pass
     start_response("200 OK", FIELDS)
     return BODY
 

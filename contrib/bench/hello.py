@@ -5,24 +5,37 @@ CPU time is what a server really costs: requests per second also measure the loa
 share the cores. It is read from /proc for the server's whole process tree before and after wrk's run and
 divided by the requests that wrk counted. Because the absolute numbers depend on the machine and its kernel,
 they are given as a ratio, too, to a bare C epoll loop that answers a constant (floor.c), measured in the same
-run. Rounds are interleaved, so that a machine that gets slower does so for all, and medians are printed.
+run; with `--app flask`, also as what is left when the CPU time of the bare call of the app is taken off.
+Rounds are interleaved, so that a machine that gets slower does so for all, and medians are printed.
 """
 
 import argparse
-import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+import drive
+import peers
 import servers
 
-UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
+FLOOR, BARE = "C floor", "bare call"
+PEERS = [
+    "gunicorn sync",
+    "gunicorn gthread",
+    "gunicorn gevent",
+    "uwsgi http-socket",
+    "uwsgi http11-socket",
+    "granian",
+    "waitress",
+    "bjoern",
+    "fastwsgi",
+    "meinheld",
+    "cheroot",
+]
 BROWSER_HEADERS = {
     "User-Agent": "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 "
     "Safari/537.36",
@@ -42,115 +55,73 @@ BROWSER_HEADERS = {
 }
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One run of wrk against one server."""
-
-    cpu_us: float
-    """Server CPU microseconds per request."""
-    rate: float
-    p99: float
-    """Seconds."""
-    errors: int
-    """Socket errors and answers other than 2xx and 3xx."""
-    requests: int
+def compile_floor(folder: Path) -> list[peers.Candidate]:
+    """Compile floor.c; nothing, and a line that says so, without a compiler."""
+    if servers.missing_command("cc"):
+        print(f"{FLOOR}: skipped, there is no C compiler (cc)", file=sys.stderr)
+        return []
+    binary = folder / "floor"
+    subprocess.run(["cc", "-O2", "-Wall", "-o", binary, servers.HERE / "floor.c"], check=True)
+    return [peers.Candidate(FLOOR, [str(binary), "PORT"])]
 
 
-def parse_wrk(output: str, cpu_seconds: float) -> Sample:
-    """Read wrk's report.
-
-    Raises:
-        BenchError: it has no request in it.
-    """
-    count = re.search(r"(\d+) requests in", output)
-    rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
-    p99 = re.search(r"\s99%\s+([\d.]+)(us|ms|s|m)\b", output)
-    if not (count and rate and p99) or count[1] == "0":
-        raise servers.BenchError(f"wrk measured nothing: {output.strip().splitlines()[-1:]}")
-    socket_errors = re.search(r"Socket errors: (.*)", output)
-    other = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
-    errors = sum(map(int, re.findall(r"\d+", socket_errors[1]))) if socket_errors else 0
-    return Sample(
-        cpu_us=cpu_seconds / int(count[1]) * 1e6,
-        rate=float(rate[1]),
-        p99=float(p99[1]) * UNITS[p99[2]],
-        errors=errors + (int(other[1]) if other else 0),
-        requests=int(count[1]),
-    )
+def candidates(options: argparse.Namespace, field: peers.Field, folder: Path) -> list[peers.Candidate]:
+    """The servers that can be measured here."""
+    shape = peers.Shape(app="flask_json" if options.app == "flask" else "hello")
+    threads = peers.Shape(app=shape.app, threads=4)
+    found = compile_floor(folder) + field.pick(["ostler sync"], shape)
+    if options.access_log:
+        found += field.pick(["ostler sync"], peers.Shape(app=shape.app, access_log=True))
+    found += field.pick(["ostler gthread"], threads)
+    for name in PEERS:
+        found += field.pick([name], threads if name == "gunicorn gthread" else shape)
+    return found
 
 
-def wrk(options: argparse.Namespace, server: servers.Server, seconds: float) -> str:
-    command = ["wrk", "--latency", f"-t{options.wrk_threads}", f"-c{options.connections}", f"-d{seconds:g}s"]
-    if options.headers == "browser":
-        for name, value in BROWSER_HEADERS.items():
-            command += ["-H", f"{name}: {value}"]
+def bare_call(options: argparse.Namespace, python: str) -> float:
+    """CPU microseconds of one call of the Flask app in a loop, without a server."""
     run = subprocess.run(
-        [*command, f"http://127.0.0.1:{server.port}/"],
+        [python, str(servers.HERE / "barecall.py"), "flask_json", str(options.seconds)],
+        input="\n".join(f"{name}: {value}" for name, value in headers(options).items()),
         capture_output=True,
         text=True,
-        timeout=seconds + 60,
         check=False,
     )
     if run.returncode:
-        raise servers.BenchError(f"wrk failed: {(run.stderr or run.stdout).strip()}")
-    return run.stdout
+        raise servers.BenchError(f"{BARE}: {run.stderr.strip().splitlines()[-1:]}")
+    return float(run.stdout)
 
 
-def measure(options: argparse.Namespace, command: list[str], port: int, folder: Path) -> Sample:
-    """Start a server, warm it up, and weigh one run."""
-    with servers.running(command, port, folder) as server:
-        if options.pin:
-            for pid in servers.tree(server.pid):
-                os.sched_setaffinity(pid, {0})
-        wrk(options, server, 1)
-        before = servers.cpu_seconds(server.pid)
-        output = wrk(options, server, options.seconds)
-        return parse_wrk(output, servers.cpu_seconds(server.pid) - before)
+def headers(options: argparse.Namespace) -> dict[str, str]:
+    return BROWSER_HEADERS if options.headers == "browser" else {}
 
 
-def compile_floor(folder: Path) -> list[str] | None:
-    """Compile floor.c; None, and a line that says so, without a compiler."""
-    if servers.missing_command("cc"):
-        print("floor: skipped, there is no C compiler (cc)", file=sys.stderr)
-        return None
-    binary = folder / "floor"
-    subprocess.run(["cc", "-O2", "-Wall", "-o", binary, servers.HERE / "floor.c"], check=True)
-    return [str(binary)]
-
-
-def candidates(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """The servers that can be measured here, each with its command line but for the port."""
-    app = f"apps:{'flask_json' if options.app == 'flask' else 'hello'}"
-    threads = ["-k", "gthread", "--threads", "4"]
-    floor = compile_floor(folder)
-    if floor:
-        yield "C floor", floor
-    yield "ostler sync", servers.ostler("-w", "1", "--no-control-socket", app, "-b")
-    yield "ostler gthread 1x4", servers.ostler("-w", "1", *threads, "--no-control-socket", app, "-b")
-    if servers.missing("gunicorn"):
-        print("gunicorn: skipped, it is not installed", file=sys.stderr)
-    else:
-        yield "gunicorn sync", servers.gunicorn("-w", "1", app, "-b")
-        yield "gunicorn gthread 1x4", servers.gunicorn("-w", "1", *threads, app, "-b")
-
-
-def table(results: dict[str, list[Sample]]) -> str:
+def table(results: dict[str, list[drive.Sample]], bare: float | None) -> str:
     """The medians, as text."""
-    floor = (
-        statistics.median(sample.cpu_us for sample in results.get("C floor", ()))
-        if "C floor" in results
-        else None
-    )
-    lines = [f"{'':22}{'CPU us/req':>11}{'x floor':>9}{'req/s':>10}{'p99 ms':>9}{'errors':>8}"]
+    cpu = {name: statistics.median(sample.cpu_us for sample in samples) for name, samples in results.items()}
+    floor = cpu.get(FLOOR)
+    lines = [
+        (
+            f"{'':28}{'CPU us/req':>11}{'x floor':>9}{'- bare us' if bare else '':>10}"
+            f"{'req/s':>10}{'p99 ms':>9}{'errors':>8}"
+        )
+    ]
     for name, samples in results.items():
-        cpu = statistics.median(sample.cpu_us for sample in samples)
-        ratio = f"{cpu / floor:.2f}" if floor else "-"
+        ratio = f"{cpu[name] / floor:.2f}" if floor else "-"
+        over = f"{cpu[name] - bare:.1f}" if bare and name != FLOOR else ""
         lines.append(
-            f"{name:22}{cpu:>11.2f}{ratio:>9}"
+            f"{name:28}{cpu[name]:>11.2f}{ratio:>9}{over:>10}"
             f"{statistics.median(sample.rate for sample in samples):>10.0f}"
             f"{statistics.median(sample.p99 for sample in samples) * 1000:>9.2f}"
             f"{sum(sample.errors for sample in samples):>8}"
         )
+    if bare:
+        lines.append(f"{BARE:28}{bare:>11.2f}{f'{bare / floor:.2f}' if floor else '-':>9}")
+    lines += [
+        f"{name}: the access log adds {mine - cpu[silent]:.2f} us"
+        for name, mine in cpu.items()
+        if (silent := name.replace(" +log", "")) != name and silent in cpu
+    ]
     return "\n".join(lines)
 
 
@@ -158,55 +129,66 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--app", choices=["hello", "flask"], default="hello", help="default: %(default)s")
     parser.add_argument("--headers", choices=["plain", "browser"], default="plain", help="of each request")
-    parser.add_argument("--seconds", type=float, default=5, help="length of each run (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--access-log", action="store_true", help="add Ostler with an access log in a file")
     parser.add_argument("--connections", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--wrk-threads", type=int, choices=[1, 2], default=1, help="default: %(default)s")
-    parser.add_argument("--only", metavar="WORD", help="only the floor and servers with WORD in their names")
     parser.add_argument("--pin", action="store_true", help="servers on CPU 0, wrk on the others")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample, too")
+    peers.add_options(parser, rounds=3, seconds=2)
     options = parser.parse_args()
-    if servers.missing_command("wrk"):
-        parser.exit(1, "hello.py: wrk is not installed (apt-get install wrk)\n")
-    if options.app == "flask" and servers.missing("flask"):
-        parser.exit(1, "hello.py: flask is not installed\n")
+    drive.require_wrk(parser)
     return options
 
 
 def main() -> int:
     options = parse_arguments()
     servers.end_on_sigterm()
-    results: dict[str, list[Sample]] = {}
     if options.pin:
         os.sched_setaffinity(0, os.sched_getaffinity(0) - {0} or {0})
+    bare: list[float] = []
+
+    def measure(server: servers.Server) -> drive.Sample:
+        if options.pin:
+            for pid in servers.tree(server.pid):
+                os.sched_setaffinity(pid, {0})
+        drive.warm_up(server, options.connections)
+        sample = drive.wrk(
+            server,
+            options.seconds,
+            options.connections,
+            threads=options.wrk_threads,
+            headers=headers(options),
+        )
+        if sample.requests == 0:
+            raise servers.BenchError("no answers")
+        return sample
+
     with tempfile.TemporaryDirectory(prefix="ostler-bench-") as name:
         folder = Path(name)
-        chosen = {
-            server: command
-            for server, command in candidates(options, folder)
-            if server == "C floor" or not options.only or options.only in server
-        }
-        for number in range(1, options.rounds + 1):
-            for server, command in list(chosen.items()):
-                port = servers.free_port()
-                where = str(port) if server == "C floor" else f"127.0.0.1:{port}"
-                try:
-                    sample = measure(options, [*command, where], port, folder)
-                except servers.BenchError as error:
-                    print(f"{server}: skipped, {error}", file=sys.stderr)
-                    del chosen[server]
-                    continue
-                results.setdefault(server, []).append(sample)
-                print(f"round {number}: {server}: {sample.cpu_us:.2f} us", file=sys.stderr)
+        try:
+            field = peers.Field(options)
+            if options.app == "flask":
+                if "flask" not in field.python.modules:
+                    raise servers.BenchError("flask is not installed")
+                bare = [bare_call(options, field.python.path) for _ in range(options.rounds)]
+        except servers.BenchError as error:
+            print(f"hello.py: {error}", file=sys.stderr)
+            return 1
+        results = drive.interleaved(
+            candidates(options, field, folder),
+            options.rounds,
+            folder,
+            measure,
+            lambda sample: f"{sample.cpu_us:.2f} us",
+        )
+        if bare:  # and once more at the end: the machine may have changed meanwhile
+            bare += [bare_call(options, field.python.path) for _ in range(options.rounds)]
     print(
         f"{options.app}, {options.connections} connections, {options.headers} headers, "
-        f"median of {options.rounds} x {options.seconds:g} s, Python {sys.version.split()[0]}"
+        f"median of {options.rounds} x {options.seconds:g} s"
     )
-    print(table(results))
-    if options.json:
-        rows = {server: [asdict(sample) for sample in samples] for server, samples in results.items()}
-        settings = {key: value for key, value in vars(options).items() if key != "json"}
-        options.json.write_text(json.dumps({"options": settings, "samples": rows}, indent=2) + "\n")
+    print(table(results, statistics.median(bare) if bare else None))
+    rows = {server: [asdict(sample) for sample in samples] for server, samples in results.items()}
+    drive.write_json(options, {"samples": rows, "bare_us": bare})
     return 0
 
 

@@ -10,6 +10,7 @@ import click
 
 from supervisor import __version__
 from supervisor.errors import ExitCode, OstlerError
+from supervisor.settings.kinds import Kind
 from supervisor.settings.table import Setting, rows
 
 _EPILOG = "See also: ctl --help (the same as ostler ctl --help), which drives a running daemon."
@@ -32,14 +33,15 @@ class _Value(click.ParamType[Any]):
 
 def _option(row: Setting) -> click.Option:
     switch = not row.kind.metavar
-    default = "" if row.default in (None, (), False) else f"  [default: {_shown(row.default)}]"
-    if row.env:
+    default = "" if switch or row.default in (None, ()) else f"  [default: {_shown(row)}]"
+    if row.env and default:
         default = f"{default[:-1]}, or the environment's {row.env}]"
     return click.Option(
         [*row.flags, f"_{row.name}"],
         help=row.help + default,
         is_flag=switch,
-        flag_value=True if switch else None,
+        # What is on by default has a flag that turns it off.
+        flag_value=("false" if row.default else True) if switch else None,
         default=None,
         multiple=row.kind.several,
         type=None if switch else _Value(row),
@@ -47,10 +49,32 @@ def _option(row: Setting) -> click.Option:
     )
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _shown(row: Setting) -> str:
+    if isinstance(row.default, float):
+        return f"{row.default:g}"
+    if isinstance(row.default, tuple) and row.kind.several:
+        return ", ".join(row.default)
+    return row.kind.shown(row.default)
+
+
+class _Command(click.Command):
+    """Takes a flag whose value may be left out without swallowing what comes behind it, the app perhaps."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        bare = {flag: row.kind for row in rows().values() if row.kind.bare for flag in row.flags}
+        options = args[: args.index("--")] if "--" in args else args
+        for place, arg in enumerate(options):
+            if arg in bare and not _is_value(bare[arg], *args[place + 1 : place + 2]):
+                args[place] = f"{arg}={bare[arg].bare}"
+        return super().parse_args(ctx, args)
+
+
+def _is_value(kind: Kind, text: str = "") -> bool:
+    try:
+        kind.parse(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _command() -> click.Command:
@@ -70,7 +94,7 @@ def _command() -> click.Command:
         click.Option(["--demo", "demo"], is_flag=True, help="Run a built-in demo app with a dashboard."),
     ]
     options += [_option(row) for row in rows().values() if row.flags]
-    command = click.Command(
+    command = _Command(
         "ostler",
         params=options,
         callback=_run,

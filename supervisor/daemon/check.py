@@ -1,6 +1,7 @@
 """`--check-config` and `--print-config`: asks a fork server, as the daemon would, and serves nothing."""
 
 import os
+import socket
 import sys
 from typing import Any
 
@@ -35,7 +36,10 @@ def check(
             print(print_config(configured.loaded))
         if load_app:
             board = memory.create()
-            server.channel.send(messages.Load([], "check"), [board])
+            giving, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with giving, taking:
+                descriptors = [board, giving.fileno(), taking.fileno()]
+                server.channel.send(messages.Load([], "check"), descriptors)
             os.close(board)
             _receive(server, BootError)
     finally:

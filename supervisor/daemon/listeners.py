@@ -1,13 +1,26 @@
 """Listening sockets: bound here, inherited by every worker, closed when no generation names them."""
 
 import errno
+import grp
 import os
+import pwd
 import socket
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 from supervisor.errors import SettingError
 from supervisor.settings.address import Address, parse_address
+
+
+class Access(NamedTuple):
+    """Who may connect to a Unix socket: its mode in octal digits, and `USER:GROUP` (either may be missing).
+
+    None leaves it as it comes: everybody, and whoever runs the daemon.
+    """
+
+    mode: str | None = None
+    owner: str | None = None
 
 
 class Listeners:
@@ -21,9 +34,19 @@ class Listeners:
     def __init__(self, inherited: list[int]) -> None:
         self._inherited = [socket.socket(fileno=fd) for fd in inherited]
         self._sockets: dict[str, socket.socket] = {}
+        self._access: dict[str, Access] = {}
 
-    def bind(self, addresses: tuple[str, ...], backlog: int) -> list[str]:
+    def bind(
+        self,
+        addresses: tuple[str, ...],
+        backlog: int,
+        socket_mode: str | None = None,
+        socket_owner: str | None = None,
+    ) -> list[str]:
         """Make sure that all `addresses` are bound; returns the keys for `fileno`, in their order.
+
+        Mode and owner are those of Unix sockets. Of one that is bound already they are changed if others were
+        asked for before; what an administrator did to it by hand meanwhile stays.
 
         Raises:
             SettingError: one can't be bound; those bound by this call are closed again.
@@ -32,17 +55,21 @@ class Listeners:
             keys = []
             for sock in self._inherited:
                 sock.setblocking(False)
+                _send_at_once(sock)
                 key = f"fd://{sock.fileno()}"
                 self._sockets[key] = sock
                 keys.append(key)
             return keys
         fresh: list[str] = []
+        access = Access(socket_mode, socket_owner)
         try:
             for text in dict.fromkeys(addresses):
                 if text in self._sockets:
                     self._sockets[text].listen(backlog)  # it may be another one now
+                    self._change_access(text, access)
                 else:
-                    self._sockets[text] = _listen(parse_address(text), backlog)
+                    self._sockets[text] = _listen(parse_address(text), backlog, access)
+                    self._access[text] = access
                     fresh.append(text)
         except SettingError:
             for text in fresh:
@@ -50,12 +77,22 @@ class Listeners:
             raise
         return list(dict.fromkeys(addresses))
 
+    def _change_access(self, key: str, access: Access) -> None:
+        address = parse_address(key)
+        if access == self._access.get(key, access) or address.kind != "unix" or address.path.startswith("@"):
+            return
+        try:
+            _give(address.path, _mode(access), *_ids(access.owner))
+        except OSError as error:
+            raise SettingError("bind", f"{key}: {_reason_unix(error, access)}") from None
+        self._access[key] = access
+
     def fileno(self, key: str) -> int:
         return self._sockets[key].fileno()
 
-    def urls(self, keys: list[str]) -> list[str]:
-        """The addresses as really bound, for people."""
-        return [_url(self._sockets[key]) for key in keys if key in self._sockets]
+    def urls(self, keys: list[str], scheme: str = "http") -> list[str]:
+        """The addresses as really bound, for people; `scheme`: what is spoken there."""
+        return [_url(self._sockets[key], scheme) for key in keys if key in self._sockets]
 
     def keep_only(self, keys: set[str]) -> list[str]:
         """Close all others; returns what was closed."""
@@ -66,6 +103,7 @@ class Listeners:
 
     def _close(self, key: str) -> None:
         sock = self._sockets.pop(key)
+        self._access.pop(key, None)
         name = sock.getsockname()
         sock.close()
         if sock in self._inherited:
@@ -90,11 +128,11 @@ def systemd_listeners() -> list[int]:
     return descriptors
 
 
-def _listen(address: Address, backlog: int) -> socket.socket:
+def _listen(address: Address, backlog: int, access: Access) -> socket.socket:
     if address.kind == "fd":
         return _adopt(address.fd)
     if address.kind == "unix":
-        return _listen_unix(address.path, backlog)
+        return _listen_unix(address.path, backlog, access)
     try:
         family, kind, protocol, _, name = socket.getaddrinfo(
             address.host or "0.0.0.0",  # noqa: S104 - an empty host is what the user wrote for all interfaces
@@ -109,8 +147,7 @@ def _listen(address: Address, backlog: int) -> socket.socket:
         raise SettingError("bind", f"{address}: this is no host name") from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Inherited by accepted connections: an answer in two parts must not wait for an acknowledgement.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _send_at_once(sock)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(name)
@@ -122,25 +159,74 @@ def _listen(address: Address, backlog: int) -> socket.socket:
     return sock
 
 
-def _listen_unix(path: str, backlog: int) -> socket.socket:
+def _listen_unix(path: str, backlog: int, access: Access) -> socket.socket:
+    user, group = _ids(access.owner)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound = False
     try:
         if path.startswith("@"):
             sock.bind(f"\0{path[1:]}")
         else:
             _remove_dead(path)
-            # As in gunicorn, whose umask is 0: who may reach the folder may connect, nginx for one.
-            before = os.umask(0)
+            # By default as in gunicorn, whose umask is 0: who reaches the folder may connect, nginx for one.
+            # A socket that gets another owner is nobody's until it has it.
+            mode = _mode(access)
+            before = os.umask(0o777 & ~mode if access.owner is None else 0o777)
             try:
                 sock.bind(path)
             finally:
                 os.umask(before)
+            bound = True
+            if access.owner is not None:
+                _give(path, mode, user, group)
         sock.listen(backlog)
     except OSError as error:
         sock.close()
-        raise SettingError("bind", f"unix:{path}: {_reason(error)}") from None
+        if bound:
+            Path(path).unlink(missing_ok=True)
+        raise SettingError("bind", f"unix:{path}: {_reason_unix(error, access)}") from None
     sock.setblocking(False)
     return sock
+
+
+def _mode(access: Access) -> int:
+    return 0o777 if access.mode is None else int(access.mode, 8)
+
+
+def _give(path: str, mode: int, user: int, group: int) -> None:
+    """Set a socket's owner, then its mode; -1 leaves user or group as it is.
+
+    Through a descriptor: in a folder that belongs to somebody else, what the name means may change between
+    two steps, and root must not be led to a file of the other's choice.
+    """
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise OSError(errno.ENOTSOCK, "it was replaced by something that is no socket")
+        handle = f"/proc/self/fd/{fd}"
+        if (user, group) != (-1, -1):
+            os.chown(handle, user, group)
+        os.chmod(handle, mode)  # noqa: PTH101 - this is no path to think about, but a descriptor's name
+    finally:
+        os.close(fd)
+
+
+def _ids(owner: str | None) -> tuple[int, int]:
+    """User and group by name or number; -1 for the one that is not given.
+
+    Raises:
+        SettingError: there is no such user or group.
+    """
+    user, _, group = (owner or "").partition(":")
+    try:
+        uid = -1 if not user else int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise SettingError("socket_owner", f"there is no user {user!r}") from None
+    try:
+        gid = -1 if not group else int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise SettingError("socket_owner", f"there is no group {group!r}") from None
+    return uid, gid
 
 
 def _remove_dead(path: str) -> None:
@@ -171,7 +257,14 @@ def _adopt(fd: int) -> socket.socket:
         sock.close()
         raise SettingError("bind", f"fd://{fd}: the socket does not listen")
     sock.setblocking(False)
+    _send_at_once(sock)
     return sock
+
+
+def _send_at_once(sock: socket.socket) -> None:
+    """Inherited by accepted connections: an answer in two parts must not wait for an acknowledgement."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _reason(error: OSError) -> str:
@@ -187,9 +280,22 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _url(sock: socket.socket) -> str:
+def _reason_unix(error: OSError, access: Access) -> str:
+    match error.errno:
+        case errno.EACCES:
+            return "no permission to write into its folder"
+        case errno.EPERM if access.owner is not None:
+            return f"no permission to make {access.owner!r} its owner (socket_owner); that needs privileges"
+        case errno.ENOTDIR:
+            return "a part of the path is no folder"
+        case errno.EADDRINUSE:
+            return "the address is in use, by another program or by a file that is no socket"
+    return _reason(error)
+
+
+def _url(sock: socket.socket, scheme: str) -> str:
     name = sock.getsockname()
     if isinstance(name, tuple):
         host = f"[{name[0]}]" if sock.family == socket.AF_INET6 else name[0]
-        return f"http://{host}:{name[1]}"
+        return f"{scheme}://{host}:{name[1]}"
     return f"unix:{name if isinstance(name, str) else name.decode()}"

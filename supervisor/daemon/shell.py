@@ -7,6 +7,7 @@ action brings about, and sets the one timer that the fleet asks for.
 import asyncio
 import os
 import signal
+import socket
 import time
 import traceback
 from collections import deque
@@ -82,6 +83,8 @@ class Shell:
         self.workers: dict[int, WorkerHandle] = {}
         self.fork_servers: dict[int, ForkServerHandle] = {}
         self.loaded: dict[int, Loaded] = {}
+        # Connections that one worker gives to another are in it; it outlives generations.
+        self._relay = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._launch_of: dict[int, int] = {}
         self._waiting: deque[events.Event] = deque()
         self._busy = False
@@ -182,7 +185,9 @@ class Shell:
             self._on_configured(loaded)
             for warning in message.warnings:
                 self.journal.record("warning", "configuration", {"problem": warning})
-            handle.listener_keys = self.listeners.bind(settings.bind, settings.backlog)
+            handle.listener_keys = self.listeners.bind(
+                settings.bind, settings.backlog, settings.socket_mode, settings.socket_owner
+            )
         except SettingError as error:
             self.submit(events.GenerationFailed(generation, str(error)))
             return
@@ -195,7 +200,9 @@ class Shell:
 
     def _load_app(self, action: actions.LoadApp) -> None:
         handle = self.fork_servers[action.generation]
-        descriptors = [self.scoreboard.fd, *map(self.listeners.fileno, handle.listener_keys)]
+        relay = [end.fileno() for end in self._relay]
+        listeners = map(self.listeners.fileno, handle.listener_keys)
+        descriptors = [self.scoreboard.fd, *relay, *listeners]
         self._tell(handle.channel, messages.Load(handle.listener_keys, self.name), descriptors)
 
     def _stop_fork_server(self, action: actions.StopForkServer) -> None:
@@ -265,7 +272,7 @@ class Shell:
 
     def _drain(self, action: actions.Drain) -> None:
         handle = self.workers[action.launch]
-        if not self._tell(handle.channel, messages.Drain()):
+        if not self._tell(handle.channel, messages.Drain(action.hand_over)):
             # It has not read its channel for long, or closed it: SIGTERM says the same.
             self._signal(action.launch, signal.SIGTERM)
 

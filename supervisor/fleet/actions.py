@@ -38,9 +38,10 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Stop accepting, finish what is there, leave."""
+    """Stop accepting, finish what is there, leave. `hand_over`: idle connections go to other workers."""
 
     launch: int
+    hand_over: bool
 
 
 @dataclass(frozen=True, slots=True)

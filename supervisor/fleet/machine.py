@@ -480,7 +480,8 @@ class Fleet:
     def _drain(self, worker: Worker, now: float) -> None:
         policy = self.policy or FleetPolicy()
         self._enter(worker, DRAINING, now, deadline=now + policy.graceful_timeout)
-        self._do(actions.Drain(worker.launch))
+        stays = not self.stopping and not self.paused
+        self._do(actions.Drain(worker.launch, hand_over=stays))
 
     def _quit(self, worker: Worker, now: float) -> None:
         self._enter(worker, STOPPING, now, deadline=now + _QUIT_GRACE)

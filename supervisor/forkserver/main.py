@@ -14,7 +14,9 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from setproctitle import setproctitle
 
@@ -32,6 +34,11 @@ from supervisor.workers.loader import AppLoadError, load_app, prepare
 from supervisor.workers.rehearsal import LONG, rehearse
 from supervisor.wsgi.exchange import App
 
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+    from supervisor.workers.tls import Hook
+
 _PID = struct.Struct("i")
 
 
@@ -46,7 +53,9 @@ class ForkServer:
         self._app_spec = ""
         self._name = ""
         self._log_format = ""
+        self._tls: SSLContext | None = None
         self._scoreboard_fd = -1
+        self._relay: tuple[socket.socket, socket.socket] | None = None
         self._listeners: list[socket.socket] = []
 
     def run(self) -> boot.Inheritance | None:
@@ -73,9 +82,13 @@ class ForkServer:
         try:
             if ask.version != messages.VERSION:
                 raise OstlerError("Ostler was changed on disk while it runs; restart it to use the new one")
-            loaded, warnings = _configure(ask)
+            loaded, warnings, hook = _configure(ask)
             prepare(loaded.settings)
             self._log_format = _check_logs(loaded.settings)
+            _check_folder(loaded.settings.tmp_upload_dir)
+            self._tls = _tls_context(loaded, hook)
+            if hook is not None and self._tls is None:
+                warnings.append("ssl_context: without effect, because certfile is not set")
         except (OstlerError, AppLoadError) as error:
             self._channel.send(messages.LoadFailed(str(error), None))
             return False
@@ -88,7 +101,8 @@ class ForkServer:
         assert self._loaded is not None
         settings = self._loaded.settings
         self._name = ask.name
-        self._scoreboard_fd, *listener_fds = descriptors
+        self._scoreboard_fd, giving_fd, taking_fd, *listener_fds = descriptors
+        self._relay = socket.socket(fileno=giving_fd), socket.socket(fileno=taking_fd)
         self._listeners = [socket.socket(fileno=fd) for fd in listener_fds]
         try:
             if settings.preload_app:
@@ -151,6 +165,7 @@ class ForkServer:
 
     def _inheritance(self, ask: messages.Spawn, channel_fd: int, stacks_fd: int) -> boot.Inheritance:
         assert self._loaded is not None
+        assert self._relay is not None
         self._channel.close()
         return boot.Inheritance(
             launch=ask.launch,
@@ -162,6 +177,8 @@ class ForkServer:
             log_format=self._log_format,
             app_spec=self._app_spec,
             app=self._app,
+            tls=self._tls,
+            relay=self._relay,
             listeners=self._listeners,
             scoreboard_fd=self._scoreboard_fd,
             cell=ask.cell,
@@ -170,7 +187,8 @@ class ForkServer:
         )
 
 
-def _configure(ask: messages.Configure) -> tuple[Loaded, list[str]]:
+def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], "Hook | None"]:
+    """The settings, what to warn of, and the configuration file's `ssl_context`."""
     folder = Path(ask.folder)
     try:
         # By its name: where that is a link to the newest release, a reload follows it.
@@ -192,7 +210,35 @@ def _configure(ask: messages.Configure) -> tuple[Loaded, list[str]]:
     if not loaded.settings.wsgi_app:
         raise SettingError("wsgi_app", "no app given; write ostler MODULE:APP, or try ostler --demo")
     compile_format(loaded.settings.access_log_format)
-    return loaded, warnings
+    return loaded, warnings, file.hooks.get("ssl_context") if file is not None else None
+
+
+def _tls_context(loaded: Loaded, hook: "Hook | None") -> "SSLContext | None":
+    """As `tls.make_context`, whose errors it gives their place.
+
+    Raises:
+        SettingError: the context can't be made.
+    """
+    if loaded.settings.certfile is None and hook is None:
+        return None
+    # Only now: it brings OpenSSL along, some megabytes which plain HTTP does without.
+    from supervisor.workers import tls
+
+    try:
+        return tls.make_context(loaded.settings, hook)
+    except SettingError as error:
+        raise SettingError(error.setting, error.problem, loaded.origins.get(error.setting, "")) from error
+
+
+def _check_folder(folder: str | None) -> None:
+    """Raises SettingError if no temporary file can be made in `tmp_upload_dir`."""
+    if folder is not None:
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            problem = f"can't write a file into {folder!r}: {error.strerror}"
+            raise SettingError("tmp_upload_dir", problem) from None
 
 
 def _check_logs(settings: Settings) -> str:

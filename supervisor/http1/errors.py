@@ -7,8 +7,52 @@ class ProtocolViolation(Exception):
     status = "400 Bad Request"
 
 
+class RequestTimeout(ProtocolViolation):
+    """The request has begun and did not get whole in time."""
+
+    status = "408 Request Timeout"
+
+
+class LengthRequired(ProtocolViolation):
+    """The body's length must be known in advance where this request goes."""
+
+    status = "411 Length Required"
+
+
+class BodyTooLarge(ProtocolViolation):
+    """The body is, or says it will be, larger than `limit_request_body`."""
+
+    status = "413 Content Too Large"
+
+
+class LineTooLong(ProtocolViolation):
+    """The request line is longer than `limit_request_line`."""
+
+    status = "414 URI Too Long"
+
+
+class ExpectationFailed(ProtocolViolation):
+    """The client expects something other than `100-continue` (RFC 9110 section 10.1.1)."""
+
+    status = "417 Expectation Failed"
+
+
 class HeadTooLarge(ProtocolViolation):
+    """Too many fields, one too long, or too much of them in all (RFC 6585 section 5)."""
+
     status = "431 Request Header Fields Too Large"
+
+
+class NotSupported(ProtocolViolation):
+    """A method or a transfer coding that this server does not know (RFC 9110 section 15.6.2)."""
+
+    status = "501 Not Implemented"
+
+
+class VersionNotSupported(ProtocolViolation):
+    """A version of HTTP that is not spoken here, e.g. the preface of HTTP/2 (RFC 9113 section 3.4)."""
+
+    status = "505 HTTP Version Not Supported"
 
 
 class BodyNotStored(ProtocolViolation):

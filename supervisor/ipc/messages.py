@@ -10,7 +10,7 @@ import msgspec
 
 from supervisor.settings.load import Loaded
 
-VERSION = 1
+VERSION = 2
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True):
@@ -34,7 +34,10 @@ class Configure(_Message, frozen=True):
 
 
 class Load(_Message, frozen=True):
-    """Get ready to spawn. Descriptors: the scoreboard, then the listeners in the order of `addresses`."""
+    """Get ready to spawn.
+
+    Descriptors: the scoreboard, the relay's two ends, then the listeners in the order of `addresses`.
+    """
 
     addresses: list[str]
     name: str
@@ -101,7 +104,9 @@ class Boot(_Message, frozen=True):
 
 
 class Drain(_Message, frozen=True):
-    """Stop accepting, finish what is there, leave."""
+    """Stop accepting, finish what is there, leave. `hand_over`: idle connections go to other workers."""
+
+    hand_over: bool = False
 
 
 class ReopenLogs(_Message, frozen=True):

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 WORD = 8
 PAGE = 4096
 CELLS = 1024
-LANES = 256
+LANES = 258  # even: a cell is whole pages. One is the watcher's, which serves nothing.
 LANE_SIZE = 2048
 CELL_SIZE = PAGE + LANES * LANE_SIZE
 SIZE = CELLS * CELL_SIZE
 
 # The header's words.
 HEARTBEAT = 0  # CLOCK_MONOTONIC ns of the serving loop's last pass
-THREADS = 1  # lanes in use
+LANES_IN_USE = 1
 
 # A lane's words.
 BYTES_SENT = 0
@@ -31,6 +31,8 @@ STARTED = 3  # CLOCK_MONOTONIC ns when the request in the app began; 0: none
 IDENT = 4  # the thread's pthread_self, as faulthandler prints it
 METHOD_LENGTH = 5
 PATH_LENGTH = 6
+GIVEN = 7  # connections that a sibling took over
+TAKEN = 18  # and those that were taken over from siblings
 STATUS_CLASSES = 8  # ten words: answers by the status's first digit
 HISTOGRAM = 24
 BUCKETS = 104

@@ -26,6 +26,8 @@ class Counts:
     bytes_sent: int = 0
     opened: int = 0
     closed: int = 0
+    given: int = 0
+    taken: int = 0
     statuses: list[int] = field(default_factory=lambda: [0] * 10)
     """Answers by the status's first digit."""
     histogram: list[int] = field(default_factory=lambda: [0] * layout.BUCKETS)
@@ -39,10 +41,17 @@ class Counts:
         """Answers with a status of 500 and above."""
         return sum(self.statuses[5:])
 
+    @property
+    def connections(self) -> int:
+        """Open right now."""
+        return self.opened + self.taken - self.given - self.closed
+
     def add(self, other: "Counts") -> None:
         self.bytes_sent += other.bytes_sent
         self.opened += other.opened
         self.closed += other.closed
+        self.given += other.given
+        self.taken += other.taken
         self.statuses = [a + b for a, b in zip(self.statuses, other.statuses, strict=True)]
         self.histogram = [a + b for a, b in zip(self.histogram, other.histogram, strict=True)]
 
@@ -74,17 +83,17 @@ class Scoreboard:
         """Fold a dead worker's counts into the totals and free its cell; returns its last counts."""
         counts = self.counts(cell)
         # What was open ended with the process.
-        counts.closed = counts.opened
+        counts.closed += counts.connections
         self._gone.add(counts)
         start = cell * layout.CELL_SIZE
-        used = layout.PAGE + self.threads(cell) * layout.LANE_SIZE
+        used = layout.PAGE + self.lanes(cell) * layout.LANE_SIZE
         self._map[start : start + used] = bytes(used)
         self._in_use.remove(cell)
         self._free.append(cell)
         return counts
 
-    def threads(self, cell: int) -> int:
-        return min(self._words[cell * layout.CELL_SIZE // layout.WORD + layout.THREADS], layout.LANES)
+    def lanes(self, cell: int) -> int:
+        return min(self._words[cell * layout.CELL_SIZE // layout.WORD + layout.LANES_IN_USE], layout.LANES)
 
     def heartbeat(self, cell: int) -> float:
         """When the worker's loop passed last (CLOCK_MONOTONIC, seconds); 0.0 before the first time."""
@@ -92,13 +101,15 @@ class Scoreboard:
 
     def counts(self, cell: int) -> Counts:
         counts = Counts()
-        for thread in range(self.threads(cell)):
+        for thread in range(self.lanes(cell)):
             lane = self._lane(cell, thread)
             counts.add(
                 Counts(
                     lane[layout.BYTES_SENT],
                     lane[layout.OPENED],
                     lane[layout.CLOSED],
+                    lane[layout.GIVEN],
+                    lane[layout.TAKEN],
                     lane[layout.STATUS_CLASSES : layout.STATUS_CLASSES + 10].tolist(),
                     lane[layout.HISTOGRAM : layout.HISTOGRAM + layout.BUCKETS].tolist(),
                 )
@@ -108,7 +119,7 @@ class Scoreboard:
     def in_flight(self, cell: int) -> list[InFlight]:
         """The requests in the app, by thread."""
         found = []
-        for thread in range(self.threads(cell)):
+        for thread in range(self.lanes(cell)):
             lane = self._lane(cell, thread)
             started = lane[layout.STARTED]
             if not started:

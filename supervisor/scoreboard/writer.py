@@ -17,7 +17,7 @@ class CellWriter:
     def __init__(self, cell: mmap.mmap, threads: int) -> None:
         self._view = memoryview(cell)
         self.header: Words = self._view[: layout.PAGE].cast("Q")
-        self.header[layout.THREADS] = threads
+        self.header[layout.LANES_IN_USE] = threads + 1
 
     def lane(self, thread: int) -> tuple[Words, memoryview]:
         """The words and the text (bytes) of one thread, counted from 0; written by that thread alone."""

@@ -34,12 +34,15 @@ def parse_address(text: str) -> Address:
     Raises:
         ValueError: with a text that says what is wrong.
     """
-    for scheme in ("http://", "tcp://"):
+    for scheme in ("http://", "https://", "tcp://"):
         text = text.removeprefix(scheme)
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
-        if path.startswith("//"):  # unix:///run/app.sock, as a URL
-            path = path[2:] and "/" + path.lstrip("/")
+        if path.startswith("//"):
+            # unix:///run/app.sock and unix://app.sock, as gunicorn reads them. More slashes mean one, or the
+            # path would not be the same when it is read again.
+            path = path[2:]
+            path = "/" + path.lstrip("/") if path.startswith("/") else path
         if not path:
             raise ValueError("expected unix:PATH, the path is empty")
         # sun_path holds 108 bytes, the closing NUL included (unix(7)); '@' is the abstract name space.

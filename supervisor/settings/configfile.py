@@ -2,8 +2,9 @@
 
 import ast
 import importlib
+import inspect
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,19 @@ DEFAULT_FILES = ("ostler.conf.py", "gunicorn.conf.py")
 NOT_SUPPORTED_YET = frozenset(
     """
     on_starting on_reload when_ready pre_fork post_fork post_worker_init worker_int worker_abort pre_exec
-    pre_request post_request child_exit worker_exit nworkers_changed on_exit ssl_context
-    reload reload_engine reload_extra_files spew worker_connections daemon user group umask initgroups
-    worker_tmp_dir tmp_upload_dir secure_scheme_headers forwarded_allow_ips forwarder_headers header_map
-    proxy_protocol proxy_allow_ips limit_request_line limit_request_fields limit_request_field_size
-    keyfile certfile ssl_version cert_reqs ca_certs ciphers do_handshake_on_connect suppress_ragged_eofs
-    sendfile reuse_port logger_class logconfig logconfig_dict logconfig_json capture_output syslog
+    pre_request post_request child_exit worker_exit nworkers_changed on_exit
+    reload reload_engine reload_extra_files spew daemon user group umask initgroups worker_tmp_dir
+    ssl_version do_handshake_on_connect suppress_ragged_eofs reuse_port
+    logger_class logconfig logconfig_dict logconfig_json capture_output syslog
     syslog_addr syslog_prefix syslog_facility enable_stdio_inheritance statsd_host statsd_prefix
     dogstatsd_tags paste raw_paste_global_conf protocol http_protocols strip_header_spaces
     permit_obsolete_folding permit_unconventional_http_method permit_unconventional_http_version
     casefold_http_method root_path dirty_apps dirty_workers dirty_timeout control_socket_mode
     """.split()
 )
+
+# Functions that a file may define, with the number of arguments that each is called with.
+HOOKS = {"ssl_context": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +43,14 @@ class ConfigFile:
         values: its settings, raw, by name.
         lines: the line where each is assigned last, as far as the source tells.
         unsupported: names in it that gunicorn knows and we do not yet.
+        hooks: its functions that we call, by name; they stay in this process.
     """
 
     name: str
     values: Mapping[str, Any]
     lines: Mapping[str, int] = field(default_factory=dict)
     unsupported: tuple[str, ...] = ()
+    hooks: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     def origin(self, setting: str) -> str:
         """Where a setting's value stands, e.g. `gunicorn.conf.py line 3`."""
@@ -98,6 +102,7 @@ def evaluate(config: str, folder: Path) -> ConfigFile:
         {key: value for key, value in namespace.items() if key in rows()},
         _assignment_lines(tree),
         _unsupported(namespace),
+        _hooks(namespace, name),
     )
 
 
@@ -110,6 +115,7 @@ def _module(name: str) -> ConfigFile:
         f"python:{name}",
         {key: value for key, value in vars(module).items() if key in rows()},
         unsupported=_unsupported(vars(module)),
+        hooks=_hooks(vars(module), f"python:{name}"),
     )
 
 
@@ -136,3 +142,35 @@ def _assignment_lines(tree: ast.Module) -> dict[str, int]:
 
 def _unsupported(namespace: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(sorted(NOT_SUPPORTED_YET.intersection(namespace)))
+
+
+def _hooks(namespace: Mapping[str, Any], file: str) -> dict[str, Callable[..., Any]]:
+    """The hooks that a file defines: functions, or texts `MODULE.NAME` that name one.
+
+    Raises:
+        ConfigFileError: it can't be called as it will be.
+    """
+    hooks = {}
+    for name, arguments in HOOKS.items():
+        hook = namespace.get(name)
+        if hook is None:
+            continue
+        if isinstance(hook, str):
+            hook = _imported(hook, f"config: {file}: {name}")
+        try:
+            inspect.signature(hook).bind(*[None] * arguments)
+        except (TypeError, ValueError):
+            raise ConfigFileError(
+                f"config: {file}: {name}: expected a function of {arguments} arguments, got {hook!r}"
+            ) from None
+        hooks[name] = hook
+    return hooks
+
+
+def _imported(dotted: str, place: str) -> Any:
+    module, _, name = dotted.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (Exception, SystemExit) as error:
+        text = " ".join(str(error).split())
+        raise ConfigFileError(f"{place}: can't import {dotted!r}: {text or type(error).__name__}") from error

@@ -5,12 +5,14 @@ raises ValueError whose text completes the sentence "SETTING: ...", e.g. "expect
 """
 
 import math
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from supervisor.settings.address import parse_address
+from supervisor.settings.networks import normalized
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +23,17 @@ class Kind:
         parse: from text or object to the typed value; raises ValueError.
         metavar: how `--help` names the value; empty for a switch.
         several: the flag may be given more than once; the value is a tuple.
+        bare: what the flag means when no value follows it; empty if it needs one.
+        shown: how `--help` writes a default.
+        blank: an empty text is a value too, also in the environment, where it is usually no value at all.
     """
 
     parse: Callable[[Any], Any]
     metavar: str
     several: bool = False
+    bare: str = ""
+    shown: Callable[[Any], str] = str
+    blank: bool = False
 
 
 def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[Any], int]:
@@ -43,6 +51,28 @@ def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[Any], int]:
         return number
 
     return parse
+
+
+_SIZE = re.compile(r"([0-9]+)\s*(?:([KMGT])(?:I?B)?|B)?", re.ASCII | re.IGNORECASE)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def _size(value: Any) -> int:
+    """Bytes: a number, or text with a unit (1K is 1024)."""
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value.strip())
+        if match is None:
+            raise ValueError(f"expected a number of bytes such as 8190, 512K or 10M, got {value!r}")
+        value = int(match[1]) * _UNITS[(match[2] or "").upper()]
+    return whole_number(0, 2**63 - 1)(value)
+
+
+def show_size(size: int) -> str:
+    """A size as one would write it: 512K rather than 524288."""
+    for unit in "TGMK":
+        if size and size % _UNITS[unit] == 0:
+            return f"{size // _UNITS[unit]}{unit}"
+    return str(size)
 
 
 def _seconds(value: Any) -> float:
@@ -69,8 +99,8 @@ def _optional_text(value: Any) -> str | None:
     return None if value is None else _text(value) or None
 
 
-_YES = {"1", "true", "yes", "on"}
-_NO = {"0", "false", "no", "off", ""}
+_YES = {"1", "true", "yes", "on", "y"}
+_NO = {"0", "false", "no", "off", "n", ""}
 
 
 def _switch(value: Any) -> bool:
@@ -123,6 +153,96 @@ def _environment_pair(value: Any) -> str:
     return pair
 
 
+def _sendfile(value: Any) -> bool:
+    # None is gunicorn's own default and means yes.
+    return True if value is None else _switch(value)
+
+
+def _networks(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, Iterable) and not isinstance(value, bytes | Mapping):
+        return normalized(value if isinstance(value, str) else [_text(part) for part in value])
+    raise ValueError(f"expected a list of addresses and networks, got {value!r}")
+
+
+# RFC 9110 section 5.6.2.
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
+
+
+def _header_name(value: Any) -> str:
+    name = _text(value)
+    if not _TOKEN.fullmatch(name):
+        raise ValueError(f"expected the name of a header, got {name!r}")
+    return name.upper()
+
+
+def _header_values(value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"expected a dictionary of header names and values, got {value!r}")
+    return {_header_name(name): _text(text) for name, text in value.items()}
+
+
+# What ssl.CERT_NONE and its siblings are called here; they are whole numbers, also in gunicorn's files.
+_VERIFICATION = ("none", "optional", "required")
+
+
+def _verification(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(_VERIFICATION):
+        return _VERIFICATION[value]
+    text = "none" if value is None else str(value).strip().lower()
+    text = text.removeprefix("ssl.").removeprefix("cert_")
+    if text in ("0", "1", "2"):
+        return _VERIFICATION[int(text)]
+    if text not in _VERIFICATION:
+        raise ValueError(f"expected one of {', '.join(_VERIFICATION)} (or 0, 1, 2), got {value!r}")
+    return text
+
+
+# The wire's numbers, which are ssl.TLSVersion's values as well.
+_TLS_VERSIONS = {"1.2": "TLSv1.2", "771": "TLSv1.2", "1.3": "TLSv1.3", "772": "TLSv1.3"}
+
+
+def _tls_version(value: Any) -> str:
+    text = str(int(value)) if isinstance(value, int) else _text(value).lower()
+    for prefix in ("ssl.", "tlsversion.", "tlsv", "tls"):
+        text = text.removeprefix(prefix)
+    version = _TLS_VERSIONS.get(text.replace("_", "."))
+    if version is None:
+        raise ValueError(f"expected TLSv1.2 or TLSv1.3, got {value!r}")
+    return version
+
+
+def _mode(value: Any) -> str | None:
+    """A file's mode as four octal digits: of text in octal digits, or of the number itself."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        text = value.strip().lower().removeprefix("0o")
+        if not text:
+            return None
+        try:
+            number = int(text, 8)
+        except ValueError:
+            number = -1
+    else:
+        number = value if isinstance(value, int) and not isinstance(value, bool) else -1
+    if not 0 <= number <= 0o777:
+        # 660 in a Python file is a slip for 0o660; as a number it is 0o1224.
+        raise ValueError(f"expected a mode in octal such as 0660 (in a file '0660' or 0o660), got {value!r}")
+    return f"{number:04o}"
+
+
+def _owner(value: Any) -> str | None:
+    text = _optional_text(value)
+    if text is None:
+        return None
+    user, colon, group = text.partition(":")
+    if not (user or group) or (colon and not group) or ":" in group:
+        raise ValueError(f"expected USER, USER:GROUP or :GROUP, got {text!r}")
+    return text
+
+
 def choice(*allowed: str, aliases: dict[str, str] | None = None) -> Kind:
     """One of a few words, in any case; `aliases` maps other spellings to them."""
     spellings = {word: word for word in allowed} | (aliases or {})
@@ -136,6 +256,21 @@ def choice(*allowed: str, aliases: dict[str, str] | None = None) -> Kind:
     return Kind(parse, "|".join(allowed))
 
 
+_PROXY_WORDS = choice(
+    "off",
+    "v1",
+    "v2",
+    "auto",
+    aliases={"false": "off", "0": "off", "none": "off", "true": "auto", "1": "auto"},
+)
+
+
+def _proxy_mode(value: Any) -> str:
+    # Until gunicorn 24 it was a switch, which knew both versions or neither.
+    word: str = _PROXY_WORDS.parse("off" if value is None else str(value))
+    return word
+
+
 COUNT = Kind(whole_number(0), "N")
 POSITIVE = Kind(whole_number(1), "N")
 SECONDS = Kind(_seconds, "SECONDS")
@@ -147,3 +282,13 @@ WORKERS = Kind(_workers, "N|auto")
 ADDRESSES = Kind(_several(_address), "ADDRESS", several=True)
 PATHS = Kind(_paths, "PATHS", several=True)
 ENVIRONMENT = Kind(_several(_environment_pair), "NAME=VALUE", several=True)
+SENDFILE = Kind(_sendfile, "")
+SIZE = Kind(_size, "BYTES", shown=show_size)
+NETWORKS = Kind(_networks, "NETWORKS", shown=",".join, blank=True)
+HEADER_NAMES = Kind(_several(_header_name), "NAMES", shown=",".join)
+HEADER_VALUES = Kind(_header_values, "DICT")
+PROXY_MODE = Kind(_proxy_mode, "off|v1|v2|auto", bare="auto")
+VERIFICATION = Kind(_verification, "|".join(_VERIFICATION))
+TLS_VERSION = Kind(_tls_version, "TLSv1.2|TLSv1.3")
+MODE = Kind(_mode, "MODE")
+OWNER = Kind(_owner, "USER:GROUP")

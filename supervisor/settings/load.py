@@ -6,13 +6,13 @@ file that sets the number knows better.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
 from supervisor.errors import SettingError
 from supervisor.settings.configfile import ConfigFile
-from supervisor.settings.table import Settings, rows
+from supervisor.settings.table import Setting, Settings, rows
 
 COMMAND_LINE = "command line"
 
@@ -50,7 +50,7 @@ def load(
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for name, row in rows().items():
-        given = _given(name, row.env, command_line, environment, file)
+        given = _given(row, command_line, environment, file)
         if given is None:
             values[name], origins[name] = row.default, "default"
             continue
@@ -66,20 +66,43 @@ def load(
         origins["worker_class"] = f"threads = {values['threads']}"
     if not values["bind"]:
         raise SettingError("bind", "give at least one address", origins["bind"])
-    return Loaded(Settings(**values), origins)
+    settings = Settings(**values)
+    _check_tls(settings, origins)
+    return Loaded(settings, origins)
+
+
+def _check_tls(settings: Settings, origins: Mapping[str, str]) -> None:
+    """What only makes sense together with something else: nobody shall believe that it is in force."""
+    if settings.certfile is None:
+        if settings.keyfile is not None:
+            _refuse("keyfile", "needs certfile as well, the certificate that the key is for", origins)
+        if settings.cert_reqs != "none":
+            _refuse(
+                "cert_reqs", "needs certfile as well: without https no client shows a certificate", origins
+            )
+        if settings.ca_certs is not None:
+            _refuse(
+                "ca_certs", "needs certfile as well: without https no client shows a certificate", origins
+            )
+    elif settings.cert_reqs == "required" and settings.ca_certs is None:
+        _refuse("cert_reqs", "needs ca_certs as well, the authorities to check certificates with", origins)
+
+
+def _refuse(name: str, problem: str, origins: Mapping[str, str]) -> NoReturn:
+    raise SettingError(name, problem, origins[name])
 
 
 def _given(
-    name: str,
-    env: str | None,
+    row: Setting,
     command_line: Mapping[str, Any],
     environment: Mapping[str, str],
     file: ConfigFile | None,
 ) -> _Given | None:
+    name, env, blank = row.name, row.env, row.kind.blank
     if name in command_line:
         return _Given(command_line[name], COMMAND_LINE)
     if file is not None and name in file.values:
         return _Given(file.values[name], file.origin(name))
-    if env is not None and environment.get(env):
+    if env is not None and (environment.get(env) or (blank and env in environment)):
         return _Given(environment[env], f"environment {env}")
     return None

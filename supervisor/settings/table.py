@@ -50,6 +50,12 @@ class Setting:
 
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+# What proxies say of a request that came to them by https; gunicorn's default.
+SECURE_SCHEME_HEADERS = {
+    "X-FORWARDED-PROTOCOL": "ssl",
+    "X-FORWARDED-PROTO": "https",
+    "X-FORWARDED-SSL": "on",
+}
 DEFAULT_ACCESS_FORMAT = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
 
 
@@ -161,6 +167,233 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ("--keep-alive",),
         ),
     ] = 2.0
+    worker_connections: Annotated[
+        int,
+        Setting(
+            kinds.POSITIVE,
+            "How many connections a worker keeps open at most; others wait to be accepted.",
+            ("--worker-connections",),
+        ),
+    ] = 1000
+    limit_request_line: Annotated[
+        int,
+        Setting(
+            kinds.COUNT,
+            "Longest request line, in bytes; 0 is as long as a request's head may be at all.",
+            ("--limit-request-line",),
+        ),
+    ] = 4094
+    limit_request_fields: Annotated[
+        int,
+        Setting(
+            kinds.COUNT,
+            "Most header fields of a request; 0 is as many as fit into a request's head.",
+            ("--limit-request-fields",),
+        ),
+    ] = 100
+    limit_request_field_size: Annotated[
+        int,
+        Setting(
+            kinds.COUNT,
+            "Longest header field, in bytes; 0 is as long as a request's head may be at all.",
+            ("--limit-request-field-size", "--limit-request-field_size"),
+        ),
+    ] = 8190
+    limit_request_body: Annotated[
+        int,
+        Setting(
+            kinds.SIZE,
+            "Largest body of a request, e.g. 10M; a larger one is refused with 413. 0 is no limit.",
+            ("--limit-request-body",),
+        ),
+    ] = 0
+    header_timeout: Annotated[
+        float,
+        Setting(
+            kinds.SECONDS,
+            "How long a client may take to send a request's head, from its first byte on; 0 is forever.",
+            ("--header-timeout",),
+        ),
+    ] = 15.0
+    body_timeout: Annotated[
+        float,
+        Setting(
+            kinds.SECONDS,
+            "How long a client may take to send a body, besides a second per body_min_rate bytes that came; "
+            "0 is forever.",
+            ("--body-timeout",),
+        ),
+    ] = 30.0
+    body_min_rate: Annotated[
+        int,
+        Setting(
+            kinds.SIZE,
+            "Bytes per second at which a client may send a body as long as it is; 0: body_timeout is all "
+            "it gets.",
+            ("--body-min-rate",),
+        ),
+    ] = 500
+    buffer_request: Annotated[
+        int,
+        Setting(
+            kinds.SIZE,
+            "How much of a request's body is kept in memory; what is longer goes to a temporary file.",
+            ("--buffer-request",),
+        ),
+    ] = 512 * 1024
+    tmp_upload_dir: Annotated[
+        str | None,
+        Setting(
+            kinds.PATH,
+            "Folder of temporary files for bodies and answers; by default the system's.",
+            ("--tmp-upload-dir",),
+        ),
+    ] = None
+    stream_request: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "Call the app when a request's head is there; it reads the body while it comes.",
+            ("--stream-request",),
+        ),
+    ] = False
+    buffer_response: Annotated[
+        int,
+        Setting(
+            kinds.SIZE,
+            "How much of an answer is kept in memory for a client that is slow to read.",
+            ("--buffer-response",),
+        ),
+    ] = 1024 * 1024
+    buffer_response_file: Annotated[
+        int,
+        Setting(
+            kinds.SIZE,
+            "How much more of it is kept in a temporary file before the app must wait; 0 is no file.",
+            ("--buffer-response-file",),
+        ),
+    ] = 1024 * 1024 * 1024
+    sendfile: Annotated[
+        bool,
+        Setting(
+            kinds.SENDFILE,
+            "Do not let the kernel send files by itself (sendfile).",
+            ("--no-sendfile",),
+            env="SENDFILE",
+        ),
+    ] = True
+    header_map: Annotated[
+        str,
+        Setting(
+            kinds.choice("drop", "refuse", "dangerous"),
+            "What to do with header names that have an underscore and could pass for others: drop the field, "
+            "refuse the request, or, dangerous, take them.",
+            ("--header-map",),
+        ),
+    ] = "drop"
+    forwarder_headers: Annotated[
+        tuple[str, ...],
+        Setting(
+            kinds.HEADER_NAMES,
+            "Names with an underscore that peers in forwarded_allow_ips may send all the same.",
+            ("--forwarder-headers",),
+        ),
+    ] = ("SCRIPT_NAME", "PATH_INFO")
+    forwarded_allow_ips: Annotated[
+        tuple[str, ...],
+        Setting(
+            kinds.NETWORKS,
+            "Proxies whose secure_scheme_headers and forwarder_headers count: addresses and networks "
+            "separated by commas, or * for all. Peers on Unix sockets always do.",
+            ("--forwarded-allow-ips",),
+            env="FORWARDED_ALLOW_IPS",
+        ),
+    ] = ("127.0.0.1", "::1")
+    secure_scheme_headers: Annotated[
+        dict[str, str],
+        Setting(
+            kinds.HEADER_VALUES,
+            "Headers, with the value of each, by which a proxy says that a request came to it by https.",
+        ),
+    ] = msgspec.field(default_factory=SECURE_SCHEME_HEADERS.copy)
+    proxy_protocol: Annotated[
+        str,
+        Setting(
+            kinds.PROXY_MODE,
+            "Take the client's address from the PROXY protocol's header, version v1, v2, or both with auto, "
+            "which the flag alone means too.",
+            ("--proxy-protocol",),
+        ),
+    ] = "off"
+    proxy_allow_ips: Annotated[
+        tuple[str, ...],
+        Setting(
+            kinds.NETWORKS,
+            "Proxies that may send a PROXY header: addresses and networks, or * for all. Peers on Unix "
+            "sockets always may.",
+            ("--proxy-allow-from", "--proxy-allow-ips"),
+        ),
+    ] = ("127.0.0.1", "::1")
+    certfile: Annotated[
+        str | None,
+        Setting(
+            kinds.PATH,
+            "Serve https with the certificate (PEM, with its chain) in this file; reread at each reload.",
+            ("--certfile",),
+        ),
+    ] = None
+    keyfile: Annotated[
+        str | None,
+        Setting(
+            kinds.PATH,
+            "The certificate's private key (PEM); not needed if it is in certfile.",
+            ("--keyfile",),
+        ),
+    ] = None
+    ca_certs: Annotated[
+        str | None,
+        Setting(kinds.PATH, "Authorities (PEM) that clients' certificates must be from.", ("--ca-certs",)),
+    ] = None
+    cert_reqs: Annotated[
+        str,
+        Setting(
+            kinds.VERIFICATION,
+            "Whether clients must show a certificate; 0, 1, 2 are none, optional, required.",
+            ("--cert-reqs",),
+        ),
+    ] = "none"
+    ciphers: Annotated[
+        str | None,
+        Setting(
+            kinds.OPTIONAL_TEXT,
+            "Ciphers for TLS 1.2, as OpenSSL's cipher list; by default Python's choice.",
+            ("--ciphers",),
+        ),
+    ] = None
+    ssl_minimum_version: Annotated[
+        str,
+        Setting(
+            kinds.TLS_VERSION,
+            "Oldest version of TLS that clients may speak.",
+            ("--ssl-minimum-version",),
+        ),
+    ] = "TLSv1.2"
+    socket_mode: Annotated[
+        str | None,
+        Setting(
+            kinds.MODE,
+            "Mode of Unix sockets in octal, e.g. 0660; by default all who reach the folder may connect.",
+            ("--socket-mode",),
+        ),
+    ] = None
+    socket_owner: Annotated[
+        str | None,
+        Setting(
+            kinds.OWNER,
+            "Owner of Unix sockets: USER, USER:GROUP or :GROUP; by default whoever runs Ostler.",
+            ("--socket-owner",),
+        ),
+    ] = None
     preload_app: Annotated[
         bool,
         Setting(
@@ -274,7 +507,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 def rows() -> dict[str, Setting]:
     """The table by name, in its own order."""
     hints = get_type_hints(Settings, include_extras=True)
-    defaults = {info.name: info.default for info in msgspec.structs.fields(Settings)}
+    defaults = {
+        info.name: info.default if info.default_factory is msgspec.NODEFAULT else info.default_factory()
+        for info in msgspec.structs.fields(Settings)
+    }
     table = {}
     for name, hint in hints.items():
         (setting,) = (extra for extra in hint.__metadata__ if isinstance(extra, Setting))

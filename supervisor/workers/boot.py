@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from setproctitle import setproctitle
 
@@ -32,7 +33,11 @@ from supervisor.settings.table import Settings
 from supervisor.workers.engine import Engine
 from supervisor.workers.loader import AppLoadError, load_app, standard_modules
 from supervisor.workers.rehearsal import SHORT, rehearse
+from supervisor.workers.relay import Relay
 from supervisor.wsgi.exchange import App, QuitWorker
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 # What ends a worker; blocked from its fork until its handlers are there.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -58,6 +63,8 @@ class Inheritance:
     log_format: str
     app_spec: str
     app: App | None
+    tls: "SSLContext | None"
+    relay: tuple[socket.socket, socket.socket]
     listeners: list[socket.socket]
     scoreboard_fd: int
     cell: int
@@ -143,6 +150,8 @@ class WorkerProcess:
             self._access,
             quota,
             lambda requests: self._tell(messages.RecycleDue(requests)),
+            Relay(*self._got.relay),
+            self._got.tls,
         )
         rehearse(settings, self._log, SHORT)
         self._channel.set_blocking(False)
@@ -171,7 +180,7 @@ class WorkerProcess:
                 return
             message = received[0]
             if isinstance(message, messages.Drain):
-                self._drain()
+                self._drain(message.hand_over)
             elif isinstance(message, messages.ReopenLogs):
                 self._reopen_logs()
 
@@ -188,12 +197,12 @@ class WorkerProcess:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
-    def _drain(self) -> None:
+    def _drain(self, hand_over: bool = False) -> None:
         if self._engine is None:
             self._leave_early = True
         elif not self._engine.draining:
             self._title(f"worker {self._got.slot} gen {self._got.generation} draining")
-            self._engine.drain()
+            self._engine.drain(hand_over)
 
     def _lose_supervisor(self) -> None:
         """Nobody would replace or end this worker any more: finish and leave."""

@@ -1,70 +1,163 @@
 """One client's connection: its parser, and the bytes it has not taken yet."""
 
+import os
 import select
 import socket
-from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any
 
+from supervisor.http1 import response
 from supervisor.http1.errors import ProtocolViolation
-from supervisor.http1.request import RequestParser
-from supervisor.wsgi.body import new_body
+from supervisor.http1.request import BodySink, Head, RequestParser, Rules
+from supervisor.settings.table import Settings
+from supervisor.workers.outbox import Outbox
 from supervisor.wsgi.environ import Environ
 from supervisor.wsgi.exchange import ClientGone
 
-# How much of an answer in parts is kept for a client that is slow to read, before the app must wait.
-KEEP_LIMIT = 1024 * 1024
-# How long the app waits for such a client to take anything at all.
-STALL_LIMIT = 60.0
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+READ_SIZE = 64 * 1024
+# How long an app waits for a client that takes nothing at all of an answer of which too much is kept already.
+_STALL_LIMIT = 60.0
+_SECOND = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What connections may cost, from the settings; times in nanoseconds, 0: no limit."""
+
+    buffer_response: int
+    buffer_response_file: int
+    folder: str | None
+    header_timeout: int
+    body_timeout: int
+    body_min_rate: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Limits":
+        return cls(
+            settings.buffer_response,
+            settings.buffer_response_file,
+            settings.tmp_upload_dir,
+            int(settings.header_timeout * _SECOND),
+            int(settings.body_timeout * _SECOND),
+            settings.body_min_rate,
+        )
 
 
 class Connection:
     """A connection, owned by one thread at a time.
 
     Attributes:
-        environ: what all its requests share.
+        sock: plain, or a TlsSocket that looks the same.
+        listener: the listener that it came by; peer: its getpeername().
+        facts: what a proxy says of the client, for the environ; None: nothing.
+        template: what all requests with the head `template_head` share; None: to be made.
         idle_since: when the last bytes came or went (CLOCK_MONOTONIC, ns).
+        began: when the part that is being received began, a head or a body; 0: nothing is.
         served: a request was answered on it.
-        unsent: bytes of answers the client has not taken yet.
-        armed: the kernel watches it, so it is the leader's (several threads only).
-        watched: the epoll knows it.
+        outbox: bytes of answers the client has not taken yet; None or empty: it has all.
+        mask: what the epoll watches it for; 0: not known there.
+        odd: not to be read from like most: under TLS, lingering, or with a preface to come.
+        armed: it is the leader's; else the thread's that serves it.
         closed: its descriptor is gone.
         violation: what the client did wrong behind the requests that wait; answered after them.
         closing: nothing more is read; closes when all is sent.
         lingering: everything is sent, what still comes is thrown away until the client closes, so that a
             reset does not take the answer away from it (RFC 9112 section 9.6).
+        preface: as much of a PROXY header as has come; None: none is expected.
     """
 
     __slots__ = (
+        "_limits",
         "armed",
+        "began",
         "closed",
         "closing",
-        "environ",
+        "facts",
         "fd",
         "idle_since",
+        "in_body",
         "lingering",
+        "listener",
+        "mask",
+        "odd",
+        "outbox",
         "parser",
+        "peer",
+        "preface",
         "served",
         "sock",
-        "unsent",
-        "unsent_size",
+        "template",
+        "template_head",
+        "tls",
         "violation",
-        "watched",
     )
 
-    def __init__(self, sock: socket.socket, environ: Environ, now: int) -> None:
-        self.sock = sock
+    def __init__(
+        self,
+        sock: socket.socket,
+        listener: str,
+        peer: Any,
+        rules: Rules,
+        new_body: Callable[[], BodySink],
+        limits: Limits,
+        now: int,
+    ) -> None:
+        self.sock: Any = sock
         self.fd = sock.fileno()
-        self.environ = environ
-        self.parser = RequestParser(new_body)
-        self.unsent: deque[memoryview] = deque()
-        self.unsent_size = 0
+        self.tls = False
+        self.listener = listener
+        self.peer = peer
+        self.parser = RequestParser(rules, new_body)
+        self._limits = limits
+        self.template: Environ | None = None
+        self.template_head: Head | None = None
+        self.outbox: Outbox | None = None
         self.idle_since = now
+        self.began = now
+        self.in_body = False
+        self.facts: dict[str, str] | None = None
+        self.odd = False
         self.served = False
-        self.armed = False
-        self.watched = False
+        self.mask = 0
+        self.armed = True
         self.closed = False
         self.closing = False
         self.lingering = False
         self.violation: ProtocolViolation | None = None
+        self.preface: bytes | None = None
+
+    def wrap(self, context: "SSLContext") -> None:
+        """Speak TLS from now on; the handshake goes on whenever something is read or written."""
+        # Here, because OpenSSL takes some megabytes, which plain HTTP does without.
+        from supervisor.workers.tls import TlsSocket
+
+        self.sock = TlsSocket(self.sock, context)
+        self.tls = self.odd = True
+
+    @property
+    def is_idle(self) -> bool:
+        """Between two requests: nothing of it is in our memory but who it is."""
+        parser = self.parser
+        return not (
+            parser.receiving
+            or parser.requests
+            or self.outbox
+            or self.closing
+            or self.violation is not None
+            or self.is_unprepared
+        )
+
+    @property
+    def is_unprepared(self) -> bool:
+        """Requests can't come yet."""
+        return self.preface is not None or (self.tls and not self.sock.handshaken)
+
+    # -- a transport for exchanges -----------------------------------------------------------------------
 
     def send(self, data: bytes) -> None:
         """Send what goes and keep the rest; with too much kept, wait until the client takes some.
@@ -72,7 +165,8 @@ class Connection:
         Raises:
             ClientGone: the connection broke, or the client took nothing for too long.
         """
-        if not self.unsent:
+        outbox = self.outbox
+        if not outbox:
             try:
                 sent = self.sock.send(data)
             except BlockingIOError:
@@ -81,43 +175,103 @@ class Connection:
                 raise ClientGone from error
             if sent == len(data):
                 return
-            self._keep(memoryview(data)[sent:])
-        else:
-            # Nobody watches the socket while the app runs: the client may have taken something by now.
-            self._keep(memoryview(data))
-            self.flush()
-        # One block beyond the limit is kept whole: it is in memory anyway, and the app may be done.
-        while self.unsent_size > KEEP_LIMIT and len(self.unsent) > 1:
-            self._wait_writable()
-            self.flush()
+            outbox = self._open_outbox()
+            outbox.add(memoryview(data)[sent:])
+            return
+        outbox.add(memoryview(data))
+        # Nobody watches the socket while the app runs: the client may have taken something by now.
+        self.flush()
+        self._wait_for_room(outbox)
 
-    def _keep(self, data: memoryview) -> None:
-        self.unsent.append(data)
-        self.unsent_size += len(data)
+    def send_file(self, fd: int, offset: int, count: int) -> None:
+        """Send a range of a file as `send` does bytes; the descriptor stays the caller's.
 
-    def _wait_writable(self) -> None:
-        poll = select.poll()
-        poll.register(self.fd, select.POLLOUT)
-        if not poll.poll(STALL_LIMIT * 1000):
-            raise ClientGone("it reads nothing")
+        Raises:
+            ClientGone: the connection broke.
+        """
+        outbox = self._open_outbox()
+        outbox.add_file(os.dup(fd), offset, count)
+        self.flush()
 
     def flush(self) -> bool:
         """Send what was kept; True if nothing is left.
 
         Raises:
-            ClientGone: the connection broke.
+            ClientGone: the connection broke, or a file became shorter than what was promised of it.
         """
-        while self.unsent:
-            data = self.unsent[0]
+        if self.outbox is None:
+            return True
+        try:
+            return self.outbox.flush(self.sock)
+        except OSError as error:
+            raise ClientGone from error
+
+    def _open_outbox(self) -> Outbox:
+        if self.outbox is None:
+            limits = self._limits
+            self.outbox = Outbox(limits.buffer_response, limits.buffer_response_file, limits.folder)
+        return self.outbox
+
+    def _wait_for_room(self, outbox: Outbox) -> None:
+        if not outbox.full:
+            return
+        poll = select.poll()
+        poll.register(self.fd, select.POLLOUT)
+        while outbox.full:
+            if not poll.poll(_STALL_LIMIT * 1000):
+                raise ClientGone("it reads nothing")
+            self.flush()
+
+    # -- receiving ---------------------------------------------------------------------------------------
+
+    def note_progress(self, now: int) -> None:
+        """Remember since when what is being received is being received; bytes that trickle change nothing."""
+        parser = self.parser
+        if not parser.receiving:
+            self.began = 0
+            self.in_body = False
+        elif self.began == 0 or parser.in_body != self.in_body:
+            self.began = now
+            self.in_body = parser.in_body
+
+    def receive_deadline(self) -> int:
+        """When the head or body that is being received must be whole (CLOCK_MONOTONIC, ns); 0: never."""
+        limits = self._limits
+        if not self.in_body:
+            return self.began + limits.header_timeout if limits.header_timeout else 0
+        if not limits.body_timeout:
+            return 0
+        earned = self.parser.received * _SECOND // limits.body_min_rate if limits.body_min_rate else 0
+        return self.began + limits.body_timeout + earned
+
+    def pull(self) -> None:
+        """Receive more of a request that is handed out while it comes; called by the app's thread.
+
+        Raises:
+            ClientGone: the client went away, was too slow or sent what is no HTTP.
+        """
+        parser = self.parser
+        if parser.wants_continue:
+            parser.wants_continue = False
+            self.send(response.CONTINUE)
+        deadline = self.receive_deadline()
+        while True:
             try:
-                sent = self.sock.send(data)
+                data = self.sock.recv(READ_SIZE)
+                break
             except BlockingIOError:
-                return False
+                poll = select.poll()
+                poll.register(self.fd, select.POLLIN)
+                left = max(0, deadline - monotonic_ns()) if deadline else None
+                if not poll.poll(left if left is None else left / 1_000_000):
+                    raise ClientGone("it sends too slowly") from None
             except OSError as error:
                 raise ClientGone from error
-            self.unsent_size -= sent
-            if sent < len(data):
-                self.unsent[0] = data[sent:]
-            else:
-                self.unsent.popleft()
-        return True
+        if not data:
+            raise ClientGone("it went away within its request")
+        try:
+            parser.feed(data)
+        except ProtocolViolation as violation:
+            self.violation = violation
+            raise ClientGone(str(violation)) from violation
+        self.note_progress(monotonic_ns())

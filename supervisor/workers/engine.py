@@ -1,13 +1,8 @@
 """The epoll engine: the worker classes `sync` and `gthread`.
 
-One epoll holds the listeners, the connections, the supervisor's channel and an eventfd that wakes it. With
-one thread the loop is just that. With N threads they take turns (leader/follower): the leader waits for
-events, takes one connection that has a whole request, hands the lead to the next thread, and runs the app
-itself. No queue, no hand-off: the thread that read the request answers it.
-
-Who owns a connection is the kernel's word: with several threads connections are armed EPOLLONESHOT, so a
-connection belongs to the thread that got its event until that thread arms it again, and all armed ones
-belong to the leader.
+One epoll holds the listeners, the connections, the supervisor's channel, the relay and an eventfd that wakes
+it. One thread at a time leads: it waits at the epoll, receives, and runs the app itself; see `lead` for how
+the lead goes to another thread when the app takes long.
 
 Slow clients cost no app time: the app is called when a request has been received whole, and what a client
 does not take of an answer is kept and sent when it does.
@@ -17,75 +12,58 @@ import os
 import select
 import socket
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable
 from email.utils import formatdate
 from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from time import monotonic_ns, time
+from typing import TYPE_CHECKING, Any
 
-from supervisor.http1 import response
-from supervisor.http1.errors import BodyNotStored, ProtocolViolation
-from supervisor.http1.request import Request
-from supervisor.logs.access import AccessLog, Served
+from supervisor.http1.errors import RequestTimeout
+from supervisor.logs.access import AccessLog
 from supervisor.logs.lean import Log
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.writer import CellWriter
+from supervisor.settings.networks import Networks
 from supervisor.settings.table import Settings
-from supervisor.workers.connection import Connection
-from supervisor.wsgi.environ import (
-    Environ,
-    connection_environ,
-    listener_environ,
-    request_environ,
-    worker_environ,
-)
-from supervisor.wsgi.exchange import App, ClientGone, Exchange
+from supervisor.workers.connection import Connection, Limits
+from supervisor.workers.lane import Lane
+from supervisor.workers.lead import Lead
+from supervisor.workers.relay import Relay
+from supervisor.workers.serving import Serving
+from supervisor.workers.wiring import host_of
+from supervisor.wsgi.environ import listener_environ
+from supervisor.wsgi.exchange import App
 
-# Names of this module are found quicker than another's, and these are read for every request.
-_STARTED, _STATUS_CLASSES, _BYTES_SENT, _HISTOGRAM = (
-    layout.STARTED,
-    layout.STATUS_CLASSES,
-    layout.BYTES_SENT,
-    layout.HISTOGRAM,
-)
-# The histogram's bucket for what takes less than 4 ms, by its length in 1.024 µs.
-_QUICK = [layout.bucket_of(units << 10) for units in range(4096)]
-_QUICK_NS = len(_QUICK) << 10
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
-_IN, _OUT, _ONESHOT = select.EPOLLIN, select.EPOLLOUT, select.EPOLLONESHOT
+_IN = select.EPOLLIN
+# Of the workers that wait, the kernel wakes one, not all.
+_SHARED = select.EPOLLIN | select.EPOLLEXCLUSIVE
 # Times are CLOCK_MONOTONIC in nanoseconds throughout: the scoreboard's unit, and whole numbers are cheap.
 _SECOND = 1_000_000_000
-_READ_SIZE = 64 * 1024
 _BATCH = 64
 # Out of descriptors or memory: accepting pauses this long instead of spinning on a listener that stays ready.
 _ACCEPT_PAUSE = 1 * _SECOND
 _SWEEP = 1.0
 _SWEEP_DRAINING = 0.1
+# Connections looked at between two waits, so that ten thousand idle ones stop nobody.
+_SWEEP_SLICE = 256
 # When draining begins, an idle connection is given this long to send a request that may be on its way.
 _DRAIN_IDLE = _SECOND // 2
 _LINGER = 2 * _SECOND
 # A connection made ahead of its first request waits at least this long.
 _FIRST_REQUEST = 5 * _SECOND
-# A request that has begun and of which nothing more comes.
-_RECEIVE_STALL = 60 * _SECOND
-# The same while draining: one silent client must not hold up a reload.
+# An answer of which the client takes nothing.
+_SEND_STALL = 60 * _SECOND
+# The same, and a request of which nothing comes, while draining: one silent client must not hold up a reload.
 _DRAIN_STALL = 5 * _SECOND
+# If requests take longer than this on average the lead is passed on before the app is run.
+_HURRY = 300_000
 
 
-class Lane:
-    """One thread's scoreboard lane and what it remembers of its last request."""
-
-    __slots__ = ("last_method", "last_target", "text", "words")
-
-    def __init__(self, cell: CellWriter, thread: int) -> None:
-        self.words, self.text = cell.lane(thread)
-        self.words[layout.IDENT] = threading.get_ident()
-        self.last_method = ""
-        self.last_target = b""
-
-
-class Engine:
+class Engine(Serving):
     """Serves one app on inherited listeners, with `settings.threads` threads.
 
     Args:
@@ -97,6 +75,8 @@ class Engine:
         access: the access log, or None.
         quota: answer this many requests, then call `on_quota` (0: never).
         on_quota: asks for a successor.
+        relay: to sibling workers, or None.
+        tls: what connections are wrapped with, or None.
     """
 
     def __init__(
@@ -109,40 +89,41 @@ class Engine:
         access: AccessLog | None,
         quota: int,
         on_quota: Callable[[int], None],
+        relay: Relay | None = None,
+        tls: "SSLContext | None" = None,
     ) -> None:
-        self._app = app
+        super().__init__(app, settings, log, access, quota, on_quota, tls)
         self._cell = cell
-        self._log = log
-        self._access = access
-        self._quota = quota
-        self._on_quota = on_quota
-        self._threads = settings.threads
+        self._relay = relay
+        self._relay_fd = relay.fileno() if relay is not None else -1
         self._keepalive = int(settings.keepalive * _SECOND)
         self._graceful_timeout = int(settings.graceful_timeout * _SECOND)
-        self._keep_connections = settings.keepalive > 0
-        self._oneshot = _ONESHOT if self._threads > 1 else 0
-        self._epoll = select.epoll()
+        self._most_connections = settings.worker_connections
+        self._limits = Limits.of(settings)
+        self._proxies = Networks.parse(settings.proxy_allow_ips)
+        self._forwarders = Networks.parse(settings.forwarded_allow_ips)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake, _IN)
         self._readers: dict[int, Callable[[], None]] = {self._wake: self._drain_wake}
-        shared = worker_environ(multithread=self._threads > 1)
-        self._listeners: dict[int, tuple[socket.socket, Environ]] = {
-            listener.fileno(): (listener, listener_environ(shared, listener.getsockname()))
-            for listener in listeners
-        }
-        self._connections: dict[int, Connection] = {}
+        self._listeners: dict[int, tuple[socket.socket, str]] = {}
+        for listener in listeners:
+            address = listener.getsockname()
+            self._listeners[listener.fileno()] = listener, str(address)
+            self._environs[str(address)] = listener_environ(self._shared, address)
         self._events: deque[tuple[int, int]] = deque()
-        self._leader = threading.Lock()
-        self._arming = threading.Lock()
+        # Whole requests that the watcher has received.
+        self._ready: deque[Connection] = deque()
+        self._sweeping: list[Connection] = []
+        self._lead = Lead(self._let_go, self._mind, self.wake)
+        self._in_hand: Connection | None = None
         self._accepting = False
         self._resume_accepting: int | None = None
         self._next_sweep = 0
         self._drain_began = 0
         self._drain_deadline: int | None = None
+        self._hand_over = False
         self._done = False
         self._date_second = 0
-        self._date_server = b""
-        self._answered = 0
         self.draining = False
 
     # -- what the worker's life cycle calls --------------------------------------------------------------
@@ -160,11 +141,15 @@ class Engine:
         """Make the loop look around; may be called from a signal handler."""
         os.eventfd_write(self._wake, 1)
 
-    def drain(self) -> None:
+    def drain(self, hand_over: bool = False) -> None:
         """Stop accepting; `run` returns when what is there has been answered or the time is over.
 
         May be called from a signal handler: it only leaves a note for the loop.
+
+        Args:
+            hand_over: others go on serving: give idle connections to them.
         """
+        self._hand_over = hand_over and self._relay is not None
         self.draining = True
         self.wake()
 
@@ -178,115 +163,173 @@ class Engine:
 
         May be called from a signal handler of the main thread.
         """
+        self.drain()
         self._accept_off()
         for listener, _ in self._listeners.values():
             listener.close()
-        self.drain()
 
     def run(self) -> None:
         """Serve until drained. The calling thread is one of the engine's."""
-        self._accept_on()
         others = [
-            threading.Thread(
-                target=self._run_shared, args=(number,), name=f"ostler-{number + 1}", daemon=True
-            )
+            threading.Thread(target=self._run, args=(number,), name=f"ostler-{number + 1}", daemon=True)
             for number in range(1, self._threads)
         ]
+        if others:
+            self._lead.watch()
         for thread in others:
             thread.start()
-        if others:
-            self._run_shared(0)
-            for thread in others:
-                thread.join(max(0, (self._drain_deadline or 0) - monotonic_ns()) / _SECOND)
-        else:
-            self._run_alone()
+        try:
+            self._run(0)
+        finally:
+            if self._access is not None:
+                self._access.flush()
+        for thread in others:
+            thread.join(max(0, (self._drain_deadline or 0) - monotonic_ns()) / _SECOND)
 
     def run_once(self) -> None:
         """Serve what is there now, without waiting."""
-        if not self._accepting:
-            self._accept_on()
-        self._pass(Lane(self._cell, 0), 0)
+        lane = Lane(self._cell, 0)
+        self._wait(lane, 0.0)
+        self._serve_events(lane)
 
     def close(self) -> None:
         """Give back all descriptors but the listeners'."""
+        lane = Lane(self._cell, 0)
         for connection in list(self._connections.values()):
-            self._close(connection, Lane(self._cell, 0))
+            self._close(connection, lane)
         self._epoll.close()
         os.close(self._wake)
 
-    # -- the loops ---------------------------------------------------------------------------------------
+    # -- the loop ----------------------------------------------------------------------------------------
 
-    def _run_alone(self) -> None:
-        lane = Lane(self._cell, 0)
-        while not self._done:
-            self._pass(lane, self._patience())
-
-    def _pass(self, lane: Lane, patience: float) -> None:
-        """One pass of the only thread: wait, then serve all that came."""
-        events = self._epoll.poll(patience, _BATCH)
-        self._cell.header[layout.HEARTBEAT] = now = monotonic_ns()
-        self._tick()
-        connections = self._connections
-        others: list[int] = []
-        for fd, _ in events:
-            connection = connections.get(fd)
-            if connection is None:
-                others.append(fd)
-            elif self._receive(connection, lane, now):
-                self._serve_safely(connection, lane)
-        if not events:
-            # An idle worker looks for connections that the kernel announced to a sibling which is busy now.
-            others.extend(self._listeners)
-        # Last: a connection that came while the app was busy has gone to a sibling that was not.
-        for fd in others:
-            connection = self._other_event(fd, lane, now)
-            if connection is not None and self._receive(connection, lane, now):
-                self._serve_safely(connection, lane)
-        if now >= self._next_sweep or self.draining:
-            self._sweep(now, lane)
-
-    def _run_shared(self, thread: int) -> None:
+    def _run(self, thread: int) -> None:
         lane = Lane(self._cell, thread)
-        while True:
-            with self._leader:
-                connection = self._lead(lane)
-            if connection is None:
-                return
-            self._serve_safely(connection, lane)
-            self._arm(connection)
+        while not self._done:
+            self._lead.take()
+            if self._lead_on(lane):
+                self._lead.give()
 
-    def _lead(self, lane: Lane) -> Connection | None:
-        """Wait, as the leader, for a connection with a whole request; None when the engine is done."""
+    def _lead_on(self, lane: Lane) -> bool:
+        """Lead until the end; False if the lead is somebody else's before."""
         while not self._done:
             if not self._events:
-                now = monotonic_ns()
-                if now >= self._next_sweep or self.draining:
-                    # While no event is pending: whatever is armed is the leader's to close.
-                    self._sweep(now, lane)
-                events = self._epoll.poll(self._patience(), _BATCH)
-                self._events.extend(events or [(listener, _IN) for listener in self._listeners])
-                self._cell.header[layout.HEARTBEAT] = monotonic_ns()
-                self._tick()
-            now = monotonic_ns()
-            while self._events:
-                fd, _ = self._events.popleft()
-                connection = self._connections.get(fd) or self._other_event(fd, lane, now)
-                if connection is None:
-                    continue
-                connection.armed = False
-                if self._receive(connection, lane, now):
-                    return connection
-                self._arm(connection)
-        return None
+                self._wait(lane, self._patience())
+            if not self._serve_events(lane):
+                return False
+        return True
 
     def _patience(self) -> float:
+        if self._done or self._ready or self._sweeping:
+            return 0.0
         return _SWEEP_DRAINING if self.draining else _SWEEP
 
-    def _tick(self) -> None:
+    def _wait(self, lane: Lane, patience: float) -> None:
+        """Wait for events, as the leader, and put them into the queue."""
+        now = monotonic_ns()
+        if now >= self._next_sweep or self._sweeping or self.draining:
+            self._sweep(now, lane)
+        if not self._accepting:
+            self._accept_on_again(now)
+        if self._access is not None:
+            self._access.flush()
+        events = self._epoll.poll(patience, _BATCH)
+        self._cell.header[layout.HEARTBEAT] = monotonic_ns()
         second = int(time())
         if second != self._date_second:
             self._date_second = second
             self._date_server = f"Server: ostler\r\nDate: {formatdate(second, usegmt=True)}\r\n".encode()
+        if events:
+            self._events.extend(events)
+        elif self._accepting and not self._sweeping:
+            # An idle worker looks for connections that the kernel announced to a sibling which is busy now.
+            self._events.extend((listener, _IN) for listener in self._listeners)
+
+    def _serve_events(self, lane: Lane) -> bool:
+        """Serve what came, as the leader; False if the lead is somebody else's afterwards."""
+        while self._ready:
+            if not self._serve_next(self._ready.popleft(), lane):
+                return False
+        events = self._events
+        connections = self._connections
+        now = monotonic_ns()
+        arrivals: list[int] = []
+        while events:
+            fd, _ = events.popleft()
+            connection = connections.get(fd)
+            if connection is None:
+                if fd in self._listeners or fd == self._relay_fd:
+                    arrivals.append(fd)
+                else:
+                    self._other_event(fd)
+            elif (
+                connection.armed
+                and self._receive(connection, lane, now)
+                and not self._serve_next(connection, lane)
+            ):
+                events.extend((fd, _IN) for fd in arrivals)
+                return False
+        # Last: a connection that came while the app was busy has gone to a sibling that was not.
+        for fd in arrivals:
+            newcomer = self._take(lane) if fd == self._relay_fd else self._accept(fd, lane, now)
+            if (
+                newcomer is not None
+                and self._receive(newcomer, lane, now)
+                and not self._serve_next(newcomer, lane)
+            ):
+                return False
+        return True
+
+    def _serve_next(self, connection: Connection, lane: Lane) -> bool:
+        """Serve a connection's requests, as the leader; whether the caller still leads afterwards."""
+        lead = self._lead
+        if not lead.watched:
+            self._serve(connection, lane)
+            if connection.outbox or connection.mask != _IN:
+                self._watch(connection)
+            if self._had_long and self._relay is not None:
+                lead.watch()
+            return True
+        if self._average > _HURRY and lead.wanted:
+            self._disarm(connection)
+            lead.give()
+            self._serve(connection, lane)
+            self._watch(connection)
+            return False
+        self._in_hand = connection
+        lead.lend(lane)
+        self._serve(connection, lane)
+        still_leading = lead.come_back()
+        self._watch(connection)
+        return still_leading
+
+    def _let_go(self) -> None:
+        if self._in_hand is not None:
+            self._disarm(self._in_hand)
+
+    def _mind(self) -> None:
+        """Lead without serving while all threads are in the app; called by the watcher."""
+        lane = Lane(self._cell, self._threads)
+        # Siblings that are free take what comes; it must not wake us.
+        self._accept_off()
+        while not self._done and not self._lead.wanted:
+            now = monotonic_ns()
+            if not self._events:
+                if now >= self._next_sweep or self._sweeping or self.draining:
+                    self._sweep(now, lane)
+                # What is ready waits for a thread, not for us.
+                self._events.extend(self._epoll.poll(_SWEEP_DRAINING if self.draining else _SWEEP, _BATCH))
+            while self._events and not self._lead.wanted:
+                fd, _ = self._events.popleft()
+                connection = self._connections.get(fd)
+                if connection is None:
+                    self._other_event(fd)
+                elif (
+                    connection.armed
+                    and not self._give(connection, lane)
+                    and self._receive(connection, lane, now)
+                ):
+                    self._disarm(connection)
+                    self._ready.append(connection)
 
     def _drain_wake(self) -> None:
         try:
@@ -294,33 +337,43 @@ class Engine:
         except BlockingIOError:
             pass  # another thread has read it
 
-    def _other_event(self, fd: int, lane: Lane, now: int) -> Connection | None:
-        """An event of no connection; a listener's brings a new one, whose request is probably there."""
-        if fd in self._listeners:
-            return self._accept(fd, lane, now)
-        if fd in self._readers:
-            self._readers[fd]()
-        return None
+    def _other_event(self, fd: int) -> None:
+        """An event of no connection and no listener."""
+        if (callback := self._readers.get(fd)) is not None:
+            callback()
 
-    # -- accepting ---------------------------------------------------------------------------------------
+    # -- connections that come and go --------------------------------------------------------------------
 
     def _accept_on(self) -> None:
         for fd in self._listeners:
-            # Of the workers that wait, the kernel wakes one, not all.
-            self._epoll.register(fd, _IN | select.EPOLLEXCLUSIVE)
+            self._epoll.register(fd, _SHARED)
+        if self._relay is not None:
+            self._epoll.register(self._relay_fd, _SHARED)
         self._accepting = True
 
     def _accept_off(self) -> None:
         if self._accepting:
             for fd in self._listeners:
                 self._epoll.unregister(fd)
+            if self._relay is not None:
+                self._epoll.unregister(self._relay_fd)
         self._accepting = False
+
+    def _accept_on_again(self, now: int) -> None:
+        """Accept, unless the reason not to is still there."""
+        if self.draining or len(self._connections) >= self._most_connections:
+            return
+        if self._resume_accepting is not None:
+            if now < self._resume_accepting:
+                return
+            self._resume_accepting = None
+        self._accept_on()
 
     def _accept(self, listener_fd: int, lane: Lane, now: int) -> Connection | None:
         """Take one connection: taking all would leave siblings idle that were woken for the same."""
-        listener, environ = self._listeners[listener_fd]
         if not self._accepting:
             return None
+        listener, name = self._listeners[listener_fd]
         try:
             sock, peer = listener.accept()
         except OSError as error:
@@ -330,280 +383,122 @@ class Engine:
                 self._log.error("accept_paused", reason=error.strerror, seconds=_ACCEPT_PAUSE // _SECOND)
             return None  # a sibling was quicker, or the client went away again
         sock.setblocking(False)
-        connection = Connection(sock, connection_environ(environ, peer), monotonic_ns())
-        self._connections[connection.fd] = connection
+        # To the end of the listener's queue: the kernel wakes the first who waits, so workers take turns.
+        self._epoll.unregister(listener_fd)
+        self._epoll.register(listener_fd, _SHARED)
         lane.words[layout.OPENED] += 1
-        if not self._oneshot:
-            self._watch(connection, _IN)
-        # With several threads it belongs to the one that accepted it, until that one arms it: a descriptor
-        # that the epoll knows reports hang-ups whatever it was registered for.
+        connection = self._adopt(sock, name, peer, lane)
+        if self._proxy_mode != "off" and host_of(peer) in self._proxies:
+            connection.preface = b""
+            connection.odd = True
+        elif self._tls is not None:
+            connection.wrap(self._tls)
         return connection
 
-    # -- one connection ----------------------------------------------------------------------------------
+    def _take(self, lane: Lane) -> Connection | None:
+        """Take one connection that a sibling gives away; its next request is probably there."""
+        assert self._relay is not None
+        if not self._accepting or (taken := self._relay.take()) is None:
+            return None
+        lane.words[layout.TAKEN] += 1
+        connection = self._adopt(taken.sock, taken.listener, taken.peer, lane)
+        connection.facts = taken.facts
+        connection.served = taken.served
+        return connection
 
-    def _receive(self, connection: Connection, lane: Lane, now: int) -> bool:
-        """Do the I/O that an event is about; True if there is a request to serve."""
-        try:
-            return self._do_io(connection, lane, now)
-        except Exception:  # noqa: BLE001 - as in _serve_safely
-            self._log.error("internal_error", traceback=traceback.format_exc())
+    def _adopt(self, sock: socket.socket, listener: str, peer: Any, lane: Lane) -> Connection:
+        rules = self._trusting_rules if host_of(peer) in self._forwarders else self._rules
+        connection = Connection(sock, listener, peer, rules, self._new_body, self._limits, monotonic_ns())
+        self._connections[connection.fd] = connection
+        if len(self._connections) >= self._most_connections:
+            self._make_room(lane)
+        return connection
+
+    def _make_room(self, lane: Lane) -> None:
+        """No more connections may be than there are: the longest idle go, or none is accepted."""
+        idle = [c for c in self._connections.values() if c.armed and c.served and c.is_idle]
+        idle.sort(key=lambda connection: connection.idle_since)
+        for connection in idle[: max(1, len(idle) // 16)]:
             self._close(connection, lane)
+        if not idle:
+            self._accept_off()
+
+    def _give(self, connection: Connection, lane: Lane) -> bool:
+        """Hand a connection over to a sibling if it can be; True if it is gone."""
+        if self._relay is None or not connection.is_idle or not self._relay.give(connection):
             return False
-
-    def _do_io(self, connection: Connection, lane: Lane, now: int) -> bool:
-        if connection.unsent:
-            return self._flush(connection, lane, now)
-        try:
-            data = connection.sock.recv(_READ_SIZE)
-        except BlockingIOError:
-            return False
-        except OSError:
-            self._close(connection, lane)
-            return False
-        if not data:
-            self._close(connection, lane)
-            return False
-        if connection.lingering:
-            return False
-        connection.idle_since = now
-        parser = connection.parser
-        try:
-            parser.feed(data)
-        except ProtocolViolation as violation:
-            connection.violation = violation
-        if parser.requests:
-            return True
-        self._settle(connection, lane)
-        return False
-
-    def _flush(self, connection: Connection, lane: Lane, now: int) -> bool:
-        """Go on with an answer the client was slow to take; True if a request waits behind it."""
-        connection.idle_since = now
-        try:
-            if not connection.flush():
-                return False
-        except ClientGone:
-            self._close(connection, lane)
-            return False
-        if not self._oneshot:
-            self._epoll.modify(connection.fd, _IN)
-        if connection.closing:
-            self._linger(connection, lane)
-            return False
-        if connection.parser.requests:
-            return True
-        self._settle(connection, lane)
-        return False
-
-    def _settle(self, connection: Connection, lane: Lane) -> None:
-        """All requests are answered: say what else the client is to hear."""
-        if connection.violation is not None:
-            self._refuse(connection, connection.violation, lane)
-        elif connection.parser.wants_continue:
-            connection.parser.wants_continue = False
-            self._send(connection, response.CONTINUE, lane)
-
-    def _arm(self, connection: Connection) -> None:
-        """Give a connection back to the leader (several threads only)."""
-        # The lock keeps the leader from closing it between the two steps, after which its number could
-        # already be another connection's.
-        with self._arming:
-            if not connection.closed:
-                connection.armed = True
-                self._watch(connection, (_OUT if connection.unsent else _IN) | _ONESHOT)
-
-    def _watch(self, connection: Connection, mask: int) -> None:
-        if connection.watched:
-            self._epoll.modify(connection.fd, mask)
-        else:
-            connection.watched = True
-            self._epoll.register(connection.fd, mask)
-
-    def _send(self, connection: Connection, data: bytes, lane: Lane) -> None:
-        try:
-            connection.send(data)
-        except ClientGone:
-            self._close(connection, lane)
-            return
-        if connection.unsent and not self._oneshot:
-            self._epoll.modify(connection.fd, _OUT)
-
-    def _refuse(self, connection: Connection, violation: ProtocolViolation, lane: Lane) -> None:
-        if isinstance(violation, BodyNotStored):
-            self._log.error("body_not_stored", reason=str(violation))
-        connection.closing = True
-        text = f"{violation.status[4:]}\n"
-        self._send(connection, response.plain_answer(violation.status, text, self._date_server), lane)
-        if not connection.unsent:
-            self._linger(connection, lane)
-
-    def _linger(self, connection: Connection, lane: Lane) -> None:
-        connection.lingering = True
-        try:
-            connection.sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            self._close(connection, lane)
-
-    def _close(self, connection: Connection, lane: Lane) -> None:
-        if not connection.closed:
-            connection.closed = True
-            del self._connections[connection.fd]
-            lane.words[layout.CLOSED] += 1
-            # Not left to close(): a process that the app forked may hold the same socket. It would stay in
-            # the epoll then, and the client would not see the end.
-            if connection.watched:
-                self._epoll.unregister(connection.fd)
-            try:
-                connection.sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # the client was quicker
-            connection.sock.close()
-
-    # -- one request -------------------------------------------------------------------------------------
-
-    def _serve_safely(self, connection: Connection, lane: Lane) -> None:
-        try:
-            self._serve(connection, lane)
-        except Exception:  # noqa: BLE001 - a defect of ours must cost one connection, not a thread or worker
-            lane.words[_STARTED] = 0
-            self._log.error("internal_error", traceback=traceback.format_exc())
-            self._close(connection, lane)
-
-    def _serve(self, connection: Connection, lane: Lane) -> None:
-        """Answer the requests that are there, as far as the client takes the answers."""
-        words = lane.words
-        requests = connection.parser.requests
-        while requests and not connection.unsent:
-            request = requests.pop(0)
-            keep_alive = request.keep_alive and self._keep_connections
-            exchange = Exchange(request, connection, self._date_server, keep_alive)
-            environ = request_environ(connection.environ, request)
-            if request.target != lane.last_target or request.method != lane.last_method:
-                self._note_request(lane, request.method, request.target)
-            words[_STARTED] = started = monotonic_ns()
-            gone = False
-            try:
-                exchange.run(self._app, environ)
-            except ClientGone:
-                gone = True
-            words[_STARTED] = 0
-            connection.idle_since = ended = monotonic_ns()
-            took = ended - started
-            words[_STATUS_CLASSES + exchange.code // 100] += 1
-            words[_HISTOGRAM + (_QUICK[took >> 10] if took < _QUICK_NS else layout.bucket_of(took))] += 1
-            words[_BYTES_SENT] += exchange.sent
-            if exchange.error is not None or self._access is not None:
-                self._log_request(request, exchange, environ, took)
-            if self._quota:
-                self._count_down()
-            connection.served = True
-            if gone:
-                self._close(connection, lane)
-                return
-            if not exchange.keep_alive:
-                self._end(connection, request.keep_alive, lane)
-                return
-        if connection.unsent:
-            if not self._oneshot:
-                self._epoll.modify(connection.fd, _OUT)
-        else:
-            self._settle(connection, lane)
-
-    def _log_request(self, request: Request, exchange: Exchange, environ: Environ, took: int) -> None:
-        if exchange.error is not None:
-            self._log.error(
-                "request_failed",
-                method=request.method,
-                path=request.target.partition(b"?")[0].decode("latin-1"),
-                traceback=exchange.error,
-            )
-        if self._access is not None:
-            self._access.write(
-                Served(
-                    request.method,
-                    request.target.decode("latin-1"),
-                    request.protocol,
-                    environ,
-                    exchange.status,
-                    exchange.headers,
-                    exchange.sent,
-                    took,
-                )
-            )
-
-    def _end(self, connection: Connection, surprise: bool, lane: Lane) -> None:
-        """The last answer of a connection was given; `surprise`: the client did not ask for the end."""
-        connection.closing = True
-        connection.parser.requests.clear()
-        if connection.unsent:
-            if not self._oneshot:
-                self._epoll.modify(connection.fd, _OUT)
-        elif surprise:
-            # It may be sending the next request already; a plain close would answer that with a reset,
-            # which can take away the answer that is on its way.
-            self._linger(connection, lane)
-        else:
-            self._close(connection, lane)
-
-    def _note_request(self, lane: Lane, method: str, target: bytes) -> None:
-        """Put the request's name into the scoreboard; only while nothing is in flight in the lane."""
-        lane.last_method, lane.last_target = method, target
-        name = method.encode("latin-1")[: layout.METHOD_SIZE]
-        path = target[: layout.PATH_SIZE]
-        lane.text[: len(name)] = name
-        lane.text[layout.METHOD_SIZE : layout.METHOD_SIZE + len(path)] = path
-        lane.words[layout.METHOD_LENGTH] = len(name)
-        lane.words[layout.PATH_LENGTH] = len(path)
-
-    def _count_down(self) -> None:
-        self._answered += 1
-        if self._answered >= self._quota:
-            self._quota = 0
-            self._on_quota(self._answered)
+        connection.closed = True
+        del self._connections[connection.fd]
+        lane.words[layout.GIVEN] += 1
+        if connection.mask:
+            self._epoll.unregister(connection.fd)
+        connection.sock.close()  # ours alone: the one that travels lives on
+        return True
 
     # -- what time brings --------------------------------------------------------------------------------
 
     def _sweep(self, now: int, lane: Lane) -> None:
-        """Close what idles too long, go on accepting after a pause, end when drained."""
-        self._next_sweep = now + int(self._patience() * _SECOND)
+        """Look at some connections: close what idles too long, give away what can be, end when drained."""
         if self.draining:
-            self._keep_connections = False
-            if self._drain_deadline is None:
-                self._accept_off()
-                self._drain_began = now
-                self._drain_deadline = now + self._graceful_timeout
-            self._resume_accepting = None
-        elif self._resume_accepting is not None and now >= self._resume_accepting:
-            self._resume_accepting = None
-            self._accept_on()
-        for connection in list(self._connections.values()):
-            with self._arming:
-                if self._is_stale(connection, now):
-                    self._close(connection, lane)
-        if (self.draining and not self._connections and not self._events) or (
+            self._go_on_draining(now)
+        if not self._sweeping:
+            self._sweeping = list(self._connections.values())
+            self._next_sweep = now + int((_SWEEP_DRAINING if self.draining else _SWEEP) * _SECOND)
+        size = len(self._sweeping) if self.draining else _SWEEP_SLICE
+        batch = self._sweeping[-size:]
+        del self._sweeping[-size:]
+        for connection in batch:
+            if connection.armed and not connection.closed:
+                self._look_at(connection, now, lane)
+        if (self.draining and not (self._connections or self._events or self._ready)) or (
             self._drain_deadline is not None and now >= self._drain_deadline
         ):
             self._done = True
 
+    def _go_on_draining(self, now: int) -> None:
+        self._accept_off()
+        if self._drain_deadline is None:
+            # Who gives its connections away need not tell clients to close them.
+            self._keep_connections = self._keep_connections and self._hand_over
+            self._drain_began = now
+            self._drain_deadline = now + self._graceful_timeout
+
+    def _look_at(self, connection: Connection, now: int, lane: Lane) -> None:
+        if connection.is_idle:
+            if self._hand_over and self._give(connection, lane):
+                return
+            if connection.template is not None and now - connection.idle_since > _SECOND:
+                # Ten thousand idle connections should not remember ten thousand sets of header fields.
+                connection.template = connection.template_head = None
+                connection.parser.forget()
+        if not self._is_stale(connection, now):
+            return
+        if connection.parser.receiving and not connection.lingering and not connection.outbox:
+            self._refuse(connection, RequestTimeout("the request came too slowly"), lane)
+            self._watch(connection)
+        else:
+            self._close(connection, lane)
+
     def _is_stale(self, connection: Connection, now: int) -> bool:
-        """Whether a connection has idled too long and no thread is serving it."""
-        if self._oneshot and not connection.armed:
-            return False
+        """Whether a connection has idled too long, or takes too long for its request."""
+        idle = now - connection.idle_since
         if connection.lingering:
-            return now - connection.idle_since > _LINGER
-        if connection.unsent or connection.parser.receiving:
-            return now - connection.idle_since > (_DRAIN_STALL if self.draining else _RECEIVE_STALL)
+            return idle > _LINGER
+        if connection.outbox:
+            return idle > (_DRAIN_STALL if self.draining else _SEND_STALL)
+        if connection.parser.receiving or connection.is_unprepared:
+            deadline = connection.receive_deadline()
+            return 0 < deadline < now or (self.draining and idle > _DRAIN_STALL)
         limit = self._keepalive if connection.served else max(self._keepalive, _FIRST_REQUEST)
-        idle_since = connection.idle_since
         if self.draining:
             limit = min(limit, _DRAIN_IDLE)
-            idle_since = max(idle_since, self._drain_began)
-        return now - idle_since > limit and not _has_data(connection.sock)
+            idle = min(idle, now - self._drain_began)
+        return idle > limit and not _has_data(connection)
 
 
-def _has_data(sock: socket.socket) -> bool:
+def _has_data(connection: Connection) -> bool:
     """Whether bytes have arrived that nobody has read: a request in the very moment of closing."""
     try:
-        return bool(sock.recv(1, socket.MSG_PEEK))
+        return bool(connection.sock.recv(1, socket.MSG_PEEK))
     except OSError:
         return False

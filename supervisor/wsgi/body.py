@@ -1,18 +1,112 @@
-"""A request's body: in memory, and beyond a limit in an unlinked temporary file."""
+"""Request bodies: received whole, in memory or in a temporary file, or handed to the app while they come."""
 
+import io
+import os
 import tempfile
+from collections import deque
+from collections.abc import Callable
 from typing import IO
 
-IN_MEMORY = 512 * 1024
 
+class _Unlinked(io.BufferedRandom):
+    """A temporary file that ends with its last reference: nobody else closes it."""
 
-class _Body(tempfile.SpooledTemporaryFile[bytes]):
-    """Ends with its last reference: a client may go away before its request reaches an app."""
+    def __init__(self, folder: str | None) -> None:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            super().__init__(io.FileIO(os.dup(file.fileno()), "rb+"))
 
     def __del__(self) -> None:
         self.close()
 
 
-def new_body() -> IO[bytes]:
-    """A sink for a body that begins; `seek(0)` makes it a `wsgi.input`."""
-    return _Body(IN_MEMORY)
+class Body:
+    """A body that is received whole before the app sees it.
+
+    Args:
+        in_memory: bytes kept in memory; a longer one goes to an unlinked temporary file.
+        folder: where that is; None: the system's place.
+
+    Attributes:
+        file: what was written.
+    """
+
+    __slots__ = ("_folder", "_left", "_spilled", "file")
+
+    def __init__(self, in_memory: int, folder: str | None) -> None:
+        self.file: IO[bytes] = io.BytesIO()
+        self._left = in_memory
+        self._spilled = False
+        self._folder = folder
+
+    def write(self, data: bytes) -> int:
+        """Raises OSError if there is no room."""
+        self._left -= len(data)
+        if self._left < 0 and not self._spilled:
+            file = _Unlinked(self._folder)
+            file.write(self.file.getbuffer())  # type: ignore[attr-defined]
+            self.file = file
+            self._spilled = True
+        return self.file.write(data)
+
+    def input(self) -> IO[bytes]:
+        """The body from its beginning."""
+        self.file.seek(0)
+        return self.file
+
+
+class _Raw(io.RawIOBase):
+    """Reads what `StreamedBody` was given so far, and asks for more."""
+
+    def __init__(self, body: "StreamedBody") -> None:
+        self._body = body
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+        data = self._body.take(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class StreamedBody:
+    """A body that the app reads while it comes.
+
+    Attributes:
+        pull: receives more, or raises; set by whoever serves the request.
+        complete: asks whether all of it has come.
+    """
+
+    __slots__ = ("_parts", "complete", "pull")
+
+    def __init__(self) -> None:
+        self._parts: deque[bytes] = deque()
+        self.pull: Callable[[], None] = _nothing
+        self.complete: Callable[[], bool] = _nothing_more
+
+    def write(self, data: bytes) -> int:
+        self._parts.append(data)
+        return len(data)
+
+    def input(self) -> IO[bytes]:
+        return io.BufferedReader(_Raw(self))
+
+    def take(self, most: int) -> bytes:
+        """Some bytes, after waiting for them; none at the end."""
+        while not self._parts:
+            if self.complete():
+                return b""
+            self.pull()
+        data = self._parts.popleft()
+        if len(data) > most:
+            self._parts.appendleft(data[most:])
+            data = data[:most]
+        return data
+
+
+def _nothing() -> None:
+    raise OSError("the request has ended")
+
+
+def _nothing_more() -> bool:
+    return True

@@ -1,33 +1,35 @@
 """The environ of a request (PEP 3333, with RFC 3875's names).
 
-What is the same for all requests of a worker, a listener or a connection is put together once and copied;
-header names are translated once and remembered.
+What is the same for all requests of a worker, a listener or a connection is put together once and copied.
+Most clients repeat their header fields byte for byte on a connection, so that goes for those, too: a request
+then adds only what its first line says.
 """
 
+import os
 import sys
 from io import BytesIO
 from typing import IO, Any, cast
-from urllib.parse import unquote_to_bytes
 
-from supervisor.http1.request import Request
+from supervisor.http1.request import Head, Request
+from supervisor.wsgi.body import Body, StreamedBody
 
 Environ = dict[str, Any]
 
 _REMEMBERED = 1024
-# Names that are not HTTP_*; None for what never reaches an app. A request is received whole, so its coding
-# is undone by then and CONTENT_LENGTH tells the true length.
-_names: dict[bytes, str | None] = {}
+# Names that are not HTTP_*; None for what never reaches an app. The coding of a request is undone by then.
 _SPECIAL: dict[bytes, str | None] = {
     b"content-type": "CONTENT_TYPE",
-    b"content-length": None,
+    b"content-length": "CONTENT_LENGTH",
     b"transfer-encoding": None,
     # httpoxy (CVE-2016-5385): HTTP_PROXY means something else to programs that an app may start.
     b"proxy": None,
 }
+# Header names are translated once and remembered.
+_names: dict[bytes, str | None] = {}
 
 
 class FileWrapper:
-    """`wsgi.file_wrapper`: yields a file's blocks, and closes it."""
+    """`wsgi.file_wrapper`: yields a file's blocks, and closes it; the kernel sends real files instead."""
 
     def __init__(self, file: IO[bytes], block_size: int = 64 * 1024) -> None:
         self.file = file
@@ -44,7 +46,11 @@ class FileWrapper:
         raise StopIteration
 
 
-def worker_environ(multithread: bool, errors: Any = None) -> Environ:
+class BlockWrapper(FileWrapper):
+    """The same without the kernel's help (setting `sendfile`)."""
+
+
+def worker_environ(multithread: bool, sendfile: bool = True, errors: Any = None) -> Environ:
     """What all requests of a worker share."""
     return {
         "wsgi.version": (1, 0),
@@ -54,9 +60,9 @@ def worker_environ(multithread: bool, errors: Any = None) -> Environ:
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
         "wsgi.input_terminated": True,
-        "wsgi.file_wrapper": FileWrapper,
+        "wsgi.file_wrapper": FileWrapper if sendfile else BlockWrapper,
         "SERVER_SOFTWARE": "ostler",
-        "SCRIPT_NAME": "",
+        "SCRIPT_NAME": os.environ.get("SCRIPT_NAME", ""),
     }
 
 
@@ -67,72 +73,75 @@ def listener_environ(shared: Environ, address: Any) -> Environ:
     return shared | {"SERVER_NAME": "localhost", "SERVER_PORT": "80"}
 
 
-def connection_environ(listener: Environ, peer: Any) -> Environ:
-    """What all requests of a connection share; `peer` is its getpeername()."""
+def head_environ(listener: Environ, peer: Any, facts: Environ, head: Head, mountable: bool) -> Environ:
+    """What all requests of a connection with the same header fields share.
+
+    Args:
+        listener: of `listener_environ`.
+        peer: the client's getpeername().
+        facts: what else is known of the connection: TLS, the client behind a proxy.
+        head: of one of its requests.
+        mountable: the client is a proxy that may say where the app is mounted, by the field SCRIPT_NAME.
+    """
+    environ = listener.copy()
     if isinstance(peer, tuple):
-        return listener | {"REMOTE_ADDR": peer[0], "REMOTE_PORT": str(peer[1])}
-    return listener | {"REMOTE_ADDR": ""}
-
-
-def request_environ(connection: Environ, request: Request) -> Environ:
-    """The whole environ of one request."""
-    environ = connection.copy()
-    target = request.target
-    environ["REQUEST_METHOD"] = request.method
-    environ["SERVER_PROTOCOL"] = request.protocol
-    environ["RAW_URI"] = raw = target.decode("latin-1")
-    if target[:1] != b"/":
-        target = _origin_form(target)
-        raw = target.decode("latin-1")
-    path, _, environ["QUERY_STRING"] = raw.partition("?")
-    if "%" in path:
-        path = unquote_to_bytes(path.encode("latin-1")).decode("latin-1")
-    environ["PATH_INFO"] = path
-    body = request.body
-    if body is None:
-        environ["wsgi.input"] = BytesIO()
+        environ["REMOTE_ADDR"] = peer[0]
+        environ["REMOTE_PORT"] = str(peer[1])
     else:
-        file = cast("BytesIO", body)
-        file.seek(0)
-        environ["wsgi.input"] = file
-        environ["CONTENT_LENGTH"] = str(request.length)
-    for name, value in request.headers:
+        environ["REMOTE_ADDR"] = ""
+    environ.update(facts)
+    if head.https:
+        environ["wsgi.url_scheme"] = "https"
+    # Places for what differs, so that filling them in does not make the dict grow.
+    environ["REQUEST_METHOD"] = environ["RAW_URI"] = environ["PATH_INFO"] = environ["QUERY_STRING"] = ""
+    environ["SERVER_PROTOCOL"] = environ["wsgi.input"] = ""
+    came: set[str] = set()
+    for name, value in head.headers:
         try:
             key = _names[name]
         except KeyError:
             key = _translate(name)
         if key is None:
-            if body is None and name.lower() == b"content-length":
-                environ["CONTENT_LENGTH"] = value.decode("latin-1")
             continue
+        if mountable and key == "HTTP_SCRIPT_NAME" and name.lower() == b"script_name":
+            key = "SCRIPT_NAME"
         text = value.decode("latin-1")
-        if key in environ:
+        if key in came:
             # RFC 9110 section 5.3; cookies are the exception (RFC 6265 section 5.4).
             text = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ','}{text}"
+        came.add(key)
         environ[key] = text
     return environ
 
 
-def _origin_form(target: bytes) -> bytes:
-    """Path and query of a target in absolute form; `*` and others have no path (RFC 9112 section 3.2)."""
-    scheme, separator, rest = target.partition(b"://")
-    if not separator or scheme.lower() not in (b"http", b"https"):
-        return b""
-    for index, byte in enumerate(rest):
-        if byte in b"/?":
-            return rest[index:] if byte == b"/"[0] else b"/" + rest[index:]
-    return b"/"
+def request_environ(template: Environ, request: Request) -> Environ:
+    """The whole environ of one request; `template` is of `head_environ` for its head."""
+    environ = template.copy()
+    line = request.line
+    environ["REQUEST_METHOD"] = line.method
+    environ["RAW_URI"] = line.raw_uri
+    environ["PATH_INFO"] = line.path
+    environ["QUERY_STRING"] = line.query
+    environ["SERVER_PROTOCOL"] = line.protocol
+    if not line.ordinary and line.authority is not None:
+        environ["HTTP_HOST"] = line.authority.decode("latin-1")
+    body = request.body
+    if body is None:
+        environ["wsgi.input"] = BytesIO()
+    else:
+        environ["wsgi.input"] = cast("Body | StreamedBody", body).input()
+        if request.complete:
+            environ["CONTENT_LENGTH"] = str(request.length)
+    if mount := environ["SCRIPT_NAME"]:
+        path = line.path
+        if path == mount or path.startswith(f"{mount}/"):
+            environ["PATH_INFO"] = path[len(mount) :]
+    return environ
 
 
 def _translate(name: bytes) -> str | None:
-    lower = name.lower()
-    if lower in _SPECIAL:
-        key = _SPECIAL[lower]
-    elif b"_" in name:
-        # X_Forwarded_For would pass for X-Forwarded-For, which only a proxy may set.
-        key = None
-    else:
-        key = "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
+    variable = "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
+    key = _SPECIAL.get(name.lower(), variable)
     if len(_names) >= _REMEMBERED:
         _names.clear()
     _names[name] = key

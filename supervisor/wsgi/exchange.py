@@ -5,6 +5,10 @@ send. What an app does wrong ends here: as a 500 while nothing was sent, as a cu
 that a client can see that the answer is not whole.
 """
 
+import io
+import os
+import stat
+import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -12,7 +16,7 @@ from typing import Any, Protocol
 
 from supervisor.http1 import response
 from supervisor.http1.request import Request
-from supervisor.wsgi.environ import Environ
+from supervisor.wsgi.environ import Environ, FileWrapper
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
 App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
@@ -32,6 +36,13 @@ class Transport(Protocol):
 
         Raises:
             ClientGone: the connection broke.
+        """
+        ...
+
+    def send_file(self, fd: int, offset: int, count: int, /) -> None:
+        """The same for a range of a regular file, which the kernel sends by itself if it can.
+
+        The descriptor may be closed as soon as this returns.
         """
         ...
 
@@ -76,6 +87,7 @@ class Exchange:
 
     def __init__(self, request: Request, transport: Transport, date_server: bytes, keep_alive: bool) -> None:
         self._request = request
+        self._transport = transport
         self._send = transport.send
         self._date_server = date_server
         self.keep_alive = keep_alive
@@ -119,6 +131,12 @@ class Exchange:
             kind = type(result)
             if (kind is list or kind is tuple) and not self._head_sent:
                 self._send_whole(result[0] if len(result) == 1 else b"".join(result))
+            elif (
+                kind is FileWrapper
+                and not self._head_sent
+                and (file := _regular_file(result.file)) is not None
+            ):
+                self._send_file(*file)
             else:
                 self._send_parts(result)
         except (QuitWorker, ClientGone):
@@ -209,6 +227,21 @@ class Exchange:
                 self._send_part(part)
         self._end()
 
+    def _send_file(self, fd: int, offset: int, count: int) -> None:
+        """A file from its current position to its end, or as much of it as Content-Length says."""
+        if self._lines is None:
+            raise AssertionError(_NO_HEAD)
+        if self._length is None and not self._flags & response.BODILESS:
+            self._lines.append(b"Content-Length: %d\r\n" % count)
+            self._length = count
+        self._send(self._open())
+        remaining = self._length or 0
+        if not self._bodiless and (count := min(count, remaining)):
+            self.sent += count
+            self._remaining = remaining - count
+            self._transport.send_file(fd, offset, count)
+        self._end()
+
     def _send_part(self, data: bytes) -> None:
         prefix = b"" if self._head_sent else self._open()
         if self._remaining is not None:
@@ -237,6 +270,11 @@ class Exchange:
             self._send(response.LAST_CHUNK)
         elif self._remaining:
             self.keep_alive = False  # shorter than promised: only the closed connection tells
+
+    @property
+    def head_sent(self) -> bool:
+        """It is too late for another answer."""
+        return self._head_sent
 
     @property
     def _bodiless(self) -> bool:
@@ -274,6 +312,24 @@ class Exchange:
         else:
             self.sent = len(_FAILED)
         self._send(answer)
+
+
+def _regular_file(file: Any) -> tuple[int, int, int] | None:
+    """Descriptor, position and bytes that are left of a file whose bytes are those on the disk, else None.
+
+    By its type: a GzipFile has a descriptor, too, but what it reads is something else.
+    """
+    if isinstance(file, tempfile._TemporaryFileWrapper):
+        file = file.file
+    raw = file.raw if type(file) in (io.BufferedReader, io.BufferedRandom) else file
+    if type(raw) is not io.FileIO or raw.closed:
+        return None
+    file.flush()  # what was written to it but a moment ago
+    position = file.tell()
+    status = os.fstat(raw.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return raw.fileno(), position, max(0, status.st_size - position)
 
 
 def _as_bytes(part: Any) -> bytes:

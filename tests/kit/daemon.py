@@ -584,6 +584,8 @@ class Place:
             parts.append("(running)" if code is None else f"(exit code {code})")
             written = ((path, path.read_text(errors="replace")) for path in (daemon.out, daemon.log))
             parts += [f"{path.name}:\n{text[-6000:]}" for path, text in written if text]
+        for path in sorted(set(self.folder.glob("*.log")) - {daemon.log for daemon in self.daemons}):
+            parts.append(f"{path.name}:\n{path.read_text(errors='replace')[-6000:]}")
         return "\n".join(parts)
 
 

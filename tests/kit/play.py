@@ -92,7 +92,7 @@ class World:
                 assert launch not in self.launched, f"{action}: launches are never reused"
                 self.workers[launch] = SimWorker(slot, generation)
                 self.launched[launch] = slot, generation
-            case actions.Drain(launch):
+            case actions.Drain(launch, _):
                 assert self.workers[launch].state == "serving", f"{action}: it does not serve"
                 self.workers[launch].told = "drain"
             case actions.Quit(launch) | actions.Abort(launch) | actions.Kill(launch):

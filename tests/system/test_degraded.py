@@ -90,7 +90,8 @@ def test_stop_while_degraded(place: Place) -> None:
     """TERM during a backoff ends it at once, cleanly."""
     place.add("fragile.py", FRAGILE)
     daemon = place.start("-w", "2", "fragile:app")
+    victim = daemon.settled(2)[0].pid or 0
     (place.app_folder / "broken").touch()
-    os.kill(daemon.settled(2)[0].pid or 0, signal.SIGKILL)
+    os.kill(victim, signal.SIGKILL)
     daemon.event("worker_boot_failed", after=1)
     assert daemon.stop(within=5) == 0

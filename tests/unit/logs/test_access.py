@@ -3,6 +3,8 @@
 import base64
 import os
 import re
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.errors import SettingError
-from supervisor.logs.access import AccessLog, Served, compile_format
+from supervisor.logs import access
+from supervisor.logs.access import AccessLog, Answered, compile_format
 from supervisor.logs.lean import LogFile
 from supervisor.settings.table import DEFAULT_ACCESS_FORMAT
 
@@ -23,26 +26,35 @@ ENVIRON = {
     "HTTP_X_REQUEST_ID": "42",
     "CONTENT_TYPE": "text/plain",
     "CONTENT_LENGTH": "3",
+    "Server.Start": "soon",
 }
 
 
-def served(**changes: Any) -> Served:
-    """A request that was answered."""
+def answered(log: Answered, **changes: Any) -> Any:
+    """Tell a log of a request that was answered."""
     values: dict[str, Any] = {
         "method": "GET",
         "target": "/a%20b?c=d",
         "protocol": "HTTP/1.1",
         "environ": dict(ENVIRON),
         "status": "200 OK",
-        "headers": [("Content-Type", "text/html"), ("X-Cache", "hit")],
+        "headers": [("Content-Type", "text/html"), ("X-Cache", "miss"), ("x-cache", "hit")],
         "sent": 1234,
         "nanoseconds": 2_345_678_901,
     }
-    return Served(**(values | changes))
+    return log(*(values | changes).values())
 
 
 def line(text: str, **changes: Any) -> str:
-    return compile_format(text)(served(**changes))
+    """The line of a request, without its end."""
+    got = answered(compile_format(text), **changes)
+    assert got.endswith(b"\n")
+    return str(got[:-1], "utf-8")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "access.log"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +65,7 @@ def line(text: str, **changes: Any) -> str:
         ("u", "-"),
         ("r", "GET /a%20b?c=d HTTP/1.1"),
         ("m", "GET"),
-        ("U", "/a%20b"),
+        ("U", "/a b"),
         ("q", "c=d"),
         ("H", "HTTP/1.1"),
         ("s", "200"),
@@ -64,7 +76,7 @@ def line(text: str, **changes: Any) -> str:
         ("T", "2"),
         ("M", "2345"),
         ("D", "2345678"),
-        ("L", "2.345679"),
+        ("L", "2.345678"),
         ("{host}i", "example.com"),
         ("{X-Request-Id}i", "42"),
         ("{content-type}i", "text/plain"),
@@ -74,12 +86,46 @@ def line(text: str, **changes: Any) -> str:
         ("{X-CACHE}o", "hit"),
         ("{etag}o", "-"),
         ("{REMOTE_ADDR}e", "192.0.2.7"),
+        ("{remote_addr}e", "192.0.2.7"),
+        ("{SERVER.start}e", "soon"),
+        ("{server.start}e", "soon"),
         ("{nothing}e", "-"),
     ],
 )
 def test_atoms(atom: str, value: str) -> None:
     """Each atom of gunicorn's documentation says what it says there."""
     assert line(f"%({atom})s") == value
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "query"),
+    [
+        ("/", "/", ""),
+        ("/a%0Ab?x=%0A", "/a\\x0ab", "x=%0A"),
+        ("/caf%C3%A8?", "/caf\xc3\xa8", ""),
+        ("/a?b?c", "/a", "b?c"),
+        ("/a://b", "/a://b", ""),
+        ("http://example.com/a%2Fb?c", "/a/b", "c"),
+        ("http://example.com?c", "/", "c"),
+        ("*", "*", ""),
+    ],
+)
+def test_path_and_query(target: str, path: str, query: str) -> None:
+    """`U` is decoded as PATH_INFO is, `q` is not, as in gunicorn; of a whole URL, they are its parts."""
+    assert line("%(U)s %(q)s", target=target) == f"{path} {query}"
+
+
+@pytest.mark.parametrize(
+    ("nanoseconds", "text"),
+    [
+        (0, "0 0 0 0.000000"),
+        (999_999, "0 0 999 0.000999"),
+        (86_400_000_000_000, "86400 86400000 86400000000 "),
+    ],
+)
+def test_durations(nanoseconds: int, text: str) -> None:
+    """All are cut, none is rounded, so they agree with each other; a day is no limit."""
+    assert line("%(T)s %(M)s %(D)s %(L)s", nanoseconds=nanoseconds).startswith(text)
 
 
 def test_pid() -> None:
@@ -91,6 +137,25 @@ def test_time_is_common_log_format() -> None:
     """E.g. [21/Nov/2026:09:00:00 +0000], whatever the locale."""
     month = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec"
     assert re.fullmatch(rf"\[\d\d/({month})/\d{{4}}:\d\d:\d\d:\d\d [+-]\d{{4}}\]", line("%(t)s"))
+
+
+def test_time_follows_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The remembered text is for its second only, even if the clock is set back."""
+    start = now = 1_795_251_600.0
+
+    def clock() -> float:
+        return now
+
+    monkeypatch.setattr(time, "time", clock)
+    monkeypatch.setitem(access._NAMES, "time", clock)
+    monkeypatch.setitem(access._NAMES, "stamp", access._Stamp())
+    log = compile_format("%(t)s")
+    times = []
+    for seconds in (0, 0.999, 1, -3600):
+        now = start + seconds
+        stamp = datetime.strptime(answered(log).decode(), "[%d/%b/%Y:%H:%M:%S %z]\n")
+        times.append(stamp.timestamp() - start)
+    assert times == [0, 0, 1, -3600]
 
 
 @pytest.mark.parametrize("atom", "hufa")
@@ -153,7 +218,32 @@ def test_literal_text(text: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["%(h)d", "%(x)s", "%(hh)s", "%(h)", "%({host}x)s", "%(s)s 50%(", "%({host)s"]
+    ("text", "expected"),
+    [
+        ("%(D)d", "2345678"),
+        ("%(B)08d|%(T)+.1f|%(B)x", "00001234|+2.0|4d2"),
+        ("%(m)-6s|%(m)6s|%(h).3s|%({host}i)12s", "GET   |   GET|192| example.com"),
+    ],
+)
+def test_conversions(text: str, expected: str) -> None:
+    """gunicorn's formats are Python's: widths, and numbers written as such."""
+    assert line(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "%(h)d",
+        "%(x)s",
+        "%(hh)s",
+        "%(h)",
+        "%({host}x)s",
+        "%(s)s 50%(",
+        "%({host)s",
+        "%(B)c",
+        "%(a)r",
+        "%({host}i)d",
+    ],
 )
 def test_a_mistake_names_the_setting(text: str) -> None:
     """A format that can't be read is refused at start, not logged wrongly for ever."""
@@ -164,6 +254,27 @@ def test_a_mistake_names_the_setting(text: str) -> None:
 # -- what clients may try --------------------------------------------------------------------------------
 
 EVERYTHING = "%(h)s|%(u)s|%(r)s|%(m)s|%(U)s|%(q)s|%(f)s|%(a)s|%({x-y}i)s|%({x-y}o)s|%({k}e)s"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{method} {0} {",
+        "'; raise SystemExit #",
+        '"""+exit()+"""',
+        "\\",
+        "\\N{DIGIT ONE}",
+        "\n\r\t",
+        "\x00",
+        "caf\xe9 \u20ac",
+        "%({'+exit()+'}i)s%({\\}o)s%({\"\n}e)s",
+    ],
+)
+def test_the_format_is_no_program(text: str) -> None:
+    """Formats are compiled to Python; what stands in one is text and nothing else."""
+    assert line(text) == re.sub(r"%\(.*?\)s", "-", text, flags=re.DOTALL)
+    evil = line(text + "%(a)s", environ={"HTTP_USER_AGENT": "\n"})
+    assert evil.removesuffix("\\x0a") == line(text)
 
 
 def with_evil(evil: str) -> str:
@@ -206,14 +317,108 @@ def test_no_text_forges_a_line(evil: str) -> None:
     assert re.search(r'(?<!\\)(\\\\)*"', got) is None
 
 
-def test_lines_are_appended(tmp_path: Path) -> None:
-    """One line a request, in a file that may be moved away meanwhile."""
-    path = tmp_path / "access.log"
+def test_only_the_line_with_something_in_it_changes() -> None:
+    """Quotes and escapes of the format's own are not touched when a value has some."""
+    text = '{"a": "%(a)s", "m": "\\t%(m)s\xe9"}'
+    assert line(text) == '{"a": "curl/8.0", "m": "\\tGET\xe9"}'
+    assert line(text, method='"') == '{"a": "curl/8.0", "m": "\\t\\"\xe9"}'
+
+
+def test_a_width_does_not_cut_an_escape() -> None:
+    """Else a client's quote at the right place would end the value."""
+    assert line('"%(a).3s"', environ={"HTTP_USER_AGENT": 'ab"c'}) == '"ab\\""'
+
+
+def test_an_object_of_the_apps() -> None:
+    """An app may keep anything in environ; what can't be written is no reason to fail."""
+
+    class Proxy:
+        def __str__(self) -> str:
+            raise RuntimeError("not connected")
+
+    assert line("%({x}e)s %({y}e)s %({z}e)s", environ={"x": [1], "y": 0, "z": Proxy()}) == "[1] 0 -"
+    assert line("%(u)s", environ={"REMOTE_USER": Proxy()}) == "-"
+
+
+def test_what_is_no_unicode() -> None:
+    """Lone surrogates, as in names from the operating system (PEP 383), are written somehow."""
+    assert line("%({x}e)s", environ={"x": "a\udc80"}) == "a\\xdc80"
+
+
+# -- the file --------------------------------------------------------------------------------------------
+
+
+def test_lines_are_gathered(path: Path) -> None:
+    """What one pass of the loop answered is written together, in the order it was answered."""
+    log = AccessLog(LogFile(str(path), 1), "%(U)s")
+    answered(log.answered, target="/one")
+    answered(log.answered, target="/two")
+    assert path.read_text() == ""
+    log.flush()
+    log.flush()
+    assert path.read_text() == "/one\n/two\n"
+
+
+def test_a_large_batch_is_written_by_itself(path: Path) -> None:
+    """A pass that answers very many requests does not gather them all."""
+    log = AccessLog(LogFile(str(path), 1), "%(U)s")
+    for number in range(1000):
+        answered(log.answered, target=f"/{number}")
+    assert 900 < path.read_text().count("\n") < 1000
+    log.flush()
+    assert path.read_text() == "".join(f"/{number}\n" for number in range(1000))
+
+
+EVERY_ATOM = " ".join(
+    f"%({atom})s" for atom in (*"hlurmUqHsBbfaTMDL", "{host}i", "{etag}o", "{SERVER_PORT}e")
+)
+
+
+@pytest.mark.parametrize(
+    ("received", "request_line"),
+    [
+        (b"GET /a%20b?c HTTP/1.1\r\nCookie: aaaa", "GET /a%20b?c HTTP/1.1|GET|/a b|c|HTTP/1.1"),
+        (b"\r\nPUT / HTTP/1.0\n", "PUT / HTTP/1.0|PUT|/||HTTP/1.0"),
+        (b"GET /a", "GET /a|-|||-"),
+        (b"GET  / HTTP/1.1\r\n", "GET  / HTTP/1.1|-|||-"),
+        (b'\x16\x03\x01\x02"\xe9', '\\x16\\x03\\x01\\x02\\"\xe9|-|||-'),
+        (b"\x1b[2J \x00 \x07\r\n", "\\x1b[2J \\x00 \\x07|\\x1b[2J|\\x00||\\x07"),
+        (b"", "-|-|||-"),
+        (b"\r\n\r\n", "-|-|||-"),
+    ],
+)
+def test_refused(path: Path, received: bytes, request_line: str) -> None:
+    """A request that the parser refused is logged as far as it is known, and can't forge a line either."""
+    log = AccessLog(LogFile(str(path), 1), "%(h)s|%(r)s|%(m)s|%(U)s|%(q)s|%(H)s|%(s)s|%(B)s|%(T)s")
+    log.refused({"REMOTE_ADDR": "192.0.2.7"}, received, "400 Bad Request", 11)
+    log.flush()
+    assert path.read_text() == f"192.0.2.7|{request_line}|400|11|0\n"
+
+
+def test_refused_has_every_atom(path: Path) -> None:
+    """Whatever the format asks for, there is something to say."""
+    log = AccessLog(LogFile(str(path), 1), EVERY_ATOM)
+    log.refused({"REMOTE_ADDR": "::1", "SERVER_PORT": "80"}, b"GET / HTTP/1.1", "431 Too Large", 0, 1_500_000)
+    log.flush()
+    assert path.read_text() == "::1 - - GET / HTTP/1.1 GET /  HTTP/1.1 431 0 - - - 0 1 1500 0.001500 - - 80\n"
+
+
+def test_refused_is_cut(path: Path) -> None:
+    """A line that was refused for its length is not written at its length."""
+    log = AccessLog(LogFile(str(path), 1), "%(r)s")
+    log.refused({}, b"GET /" + b"a" * 100_000, "414 URI Too Long", 0)
+    log.flush()
+    assert 1000 < path.stat().st_size < 5000
+
+
+def test_lines_are_appended(path: Path) -> None:
+    """The file may be moved away meanwhile; what was gathered until then belongs to the old one."""
     log = AccessLog(LogFile(str(path), 1), "%(m)s %(U)s")
-    log.write(served(target="/one"))
-    path.rename(tmp_path / "access.log.1")
-    log.write(served(target="/two"))
+    answered(log.answered, target="/one")
+    moved = path.rename(path.with_suffix(".1"))
+    answered(log.answered, target="/two")
     log.reopen()
-    log.write(served(target="/three\n"))
-    assert (tmp_path / "access.log.1").read_text() == "GET /one\nGET /two\n"
+    answered(log.answered, target="/three\n")
+    log.flush()
+    assert moved.read_text() == "GET /one\nGET /two\n"
     assert path.read_text() == "GET /three\\x0a\n"

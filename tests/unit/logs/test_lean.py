@@ -1,7 +1,12 @@
 """The workers' log: whole lines or none, and nothing that goes wrong with it reaches the app."""
 
+import fcntl
 import json
 import os
+import resource
+import select
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +56,119 @@ def test_each_line_is_one_write() -> None:
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def record_writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What each write(2) from now on is given."""
+    writes: list[bytes] = []
+    real = os.write
+
+    def write(fd: int, data: bytes) -> int:
+        writes.append(data)
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    return writes
+
+
+def test_gathered_lines_are_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A regular file takes a batch of any size as a whole; without lines there is nothing to do."""
+    writes = record_writes(monkeypatch)
+    file = LogFile(str(tmp_path / "log"), 2)
+    file.flush()
+    lines = [b"%d" % number * 1000 + b"\n" for number in range(20)]
+    for line in lines:
+        file.gather(line)
+    assert writes == []
+    file.flush()
+    file.flush()
+    assert writes == [b"".join(lines)]
+
+
+def test_a_written_line_comes_after_the_gathered(tmp_path: Path) -> None:
+    """The order is that of the events."""
+    file = LogFile(str(tmp_path / "log"), 2)
+    file.gather(b"one\n")
+    file.write("two")
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+
+
+def test_a_pipe_gets_what_it_takes_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only up to PIPE_BUF do writes of several processes not mix (pipe(7)); and only whole lines."""
+    reader, writer = os.pipe()
+    try:
+        writes = record_writes(monkeypatch)
+        file = LogFile("-", writer)
+        sizes = [1000, 3096, 1, 4095, 4096, 5000, 1, 2, *[300] * 40]
+        lines = [b"x" * (size - 1) + b"\n" for size in sizes]
+        for line in lines:
+            file.gather(line)
+        file.flush()
+        assert b"".join(writes) == b"".join(lines)
+        assert [len(data) for data in writes if len(data) > select.PIPE_BUF] == [5000]
+        assert all(data.endswith(b"\n") for data in writes)
+        assert len(writes) == 3 + 1 + 4
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_line_that_comes_while_another_thread_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second thread does not wait for the disk; the first writes its line, too."""
+    path = tmp_path / "log"
+    file = LogFile(str(path), 2)
+    entered, leave = threading.Event(), threading.Event()
+    real = os.write
+
+    def slow(fd: int, data: bytes) -> int:
+        entered.set()
+        assert leave.wait(10)
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", slow)
+    first = threading.Thread(target=file.write, args=("one",))
+    first.start()
+    try:
+        assert entered.wait(10)
+        file.write("two")
+        assert path.read_text() == ""
+    finally:
+        leave.set()
+        first.join(10)
+    assert path.read_text() == "one\ntwo\n"
+
+
+def test_threads_lose_and_double_nothing(tmp_path: Path) -> None:
+    """Each line of eight threads is in the file, whole and once, and each thread's in their order."""
+    path = tmp_path / "log"
+    file = LogFile(str(path), 2)
+    start = threading.Barrier(8)
+
+    def serve(name: int) -> None:
+        start.wait(10)
+        for number in range(2000):
+            file.gather(b"%d %d\n" % (name, number))
+            if number % 3 == 0:
+                file.flush()
+        file.flush()
+
+    threads = [threading.Thread(target=serve, args=(name,)) for name in range(8)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(interval)
+    lines = path.read_text().splitlines()
+    assert len(lines) == 8 * 2000
+    for name in range(8):
+        own = [line.split(" ")[1] for line in lines if line.startswith(f"{name} ")]
+        assert own == [str(number) for number in range(2000)]
 
 
 def test_reopen_follows_the_path(tmp_path: Path) -> None:
@@ -104,6 +222,58 @@ def test_a_full_disk_is_silent() -> None:
     file = LogFile("/dev/full", 2)
     file.write("x" * 100_000)
     Log(file, "json", "info", {}).error("lost", path="/")
+
+
+def test_a_disk_that_gets_full_and_empty_again(tmp_path: Path) -> None:
+    """Half a line may be in the file, but never with another one behind it."""
+    path = tmp_path / "log"
+    file = LogFile(str(path), 2)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        file.write("1234567")
+        file.write("abcdef")
+        file.write("lost")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    file.write("next")
+    file.write("last")
+    assert path.read_text() == "1234567\nab\nnext\nlast\n"
+
+
+def test_a_pipe_that_is_full() -> None:
+    """Nobody waits for a reader who made the pipe non-blocking; what follows begins on its own line."""
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(writer, False)
+        room = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+        file = LogFile("-", writer)
+        file.write("x" * (room + 1000))
+        file.write("lost")
+        assert os.read(reader, room) == b"x" * room
+        file.write("one")
+        file.write("two")
+        assert os.read(reader, 100) == b"\none\ntwo\n"
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_reopen_forgets_half_a_line(tmp_path: Path) -> None:
+    """It is in the old file; the new one begins with a line."""
+    path = tmp_path / "log"
+    file = LogFile(str(path), 2)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2, before[1]))
+    try:
+        file.write("abcdef")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    moved = path.rename(tmp_path / "log.1")
+    file.reopen()
+    file.write("next")
+    assert moved.read_text() == "ab"
+    assert path.read_text() == "next\n"
 
 
 def test_a_reader_that_is_gone_is_silent() -> None:

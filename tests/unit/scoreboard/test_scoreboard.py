@@ -71,7 +71,7 @@ def test_counts_round_trip(board: Scoreboard) -> None:
     assert (counts.opened, counts.closed) == (4, 3)
     assert [n for n in range(10) if counts.statuses[n]] == [2, 5]
     assert sum(counts.histogram) == 2
-    assert board.threads(cell) == 3
+    assert board.lanes(cell) == 3 + 1  # and the watcher's
     assert board.heartbeat(cell) == 5.5
 
 
@@ -111,8 +111,8 @@ def test_in_flight_takes_any_bytes(board: Scoreboard) -> None:
     words[layout.METHOD_LENGTH] = words[layout.PATH_LENGTH] = 2**64 - 1
     (found,) = board.in_flight(cell)
     assert (len(found.method), len(found.path)) == (layout.METHOD_SIZE, layout.PATH_SIZE)
-    worker.header[layout.THREADS] = 2**64 - 1
-    assert board.threads(cell) == layout.LANES
+    worker.header[layout.LANES_IN_USE] = 2**64 - 1
+    assert board.lanes(cell) == layout.LANES
 
 
 def test_give_back_returns_the_last_counts(board: Scoreboard) -> None:

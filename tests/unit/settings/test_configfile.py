@@ -58,6 +58,38 @@ def test_unsupported_names(evaluated: Write) -> None:
     assert file.values == {"workers": 2}
 
 
+def test_hooks(evaluated: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook is a function in the file, or a text that names one elsewhere; it is no setting."""
+    file = evaluated("def ssl_context(config, factory):\n    return [config, factory]\n")
+    assert file.hooks["ssl_context"](1, 2) == [1, 2]
+    assert (file.values, file.unsupported) == ({}, ())
+    (tmp_path / "ostler_test_hooks.py").write_text("def make(config, factory): return 'made'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert evaluated("ssl_context = 'ostler_test_hooks.make'\n").hooks["ssl_context"](1, 2) == "made"
+    assert evaluated("ssl_context = None\n").hooks == {}
+    (tmp_path / "ostler_test_hooking.py").write_text("def ssl_context(config, factory): return 'module'\n")
+    assert evaluate("python:ostler_test_hooking", tmp_path).hooks["ssl_context"](1, 2) == "module"
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("lambda config: 1", "ssl_context: expected a function of 2 arguments, got <function"),
+        ("lambda a, b, c: 1", "ssl_context: expected a function of 2 arguments"),
+        ("5", "ssl_context: expected a function of 2 arguments, got 5"),
+        ("'nowhere'", "ssl_context: can't import 'nowhere'"),
+        ("'no_such_module_.f'", "ssl_context: can't import 'no_such_module_.f': No module named"),
+        ("'json.no_such'", "ssl_context: can't import 'json.no_such': module 'json' has no attribute"),
+    ],
+)
+def test_hooks_that_cannot_be_called(evaluated: Write, value: str, problem: str) -> None:
+    """A hook that would fail when it is called is refused when it is read."""
+    with pytest.raises(ConfigFileError) as caught:
+        evaluated(f"ssl_context = {value}\n")
+    assert str(caught.value).startswith(f"config: app.conf.py: {problem}")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -97,6 +97,52 @@ def test_mistakes(given: tuple[Any, ...], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_the_environments_proxies() -> None:
+    """FORWARDED_ALLOW_IPS is a default like gunicorn's; empty it means that no proxy is trusted."""
+    for environment, file, networks in [
+        ({}, {}, ("127.0.0.1", "::1")),
+        ({"FORWARDED_ALLOW_IPS": "10.0.0.0/8"}, {}, ("10.0.0.0/8",)),
+        ({"FORWARDED_ALLOW_IPS": ""}, {}, ()),
+        ({"FORWARDED_ALLOW_IPS": "*"}, {"forwarded_allow_ips": "::1"}, ("::1",)),
+        ({}, {"forwarded_allow_ips": ""}, ()),
+    ]:
+        assert loaded({}, environment, file).settings.forwarded_allow_ips == networks
+
+
+def test_sendfile() -> None:
+    """On unless the flag, the file or the environment says no; gunicorn's None in a file says nothing."""
+    assert loaded().settings.sendfile is True
+    assert loaded({"sendfile": "false"}).settings.sendfile is False
+    assert loaded(file={"sendfile": None}).settings.sendfile is True
+    assert loaded(environment={"SENDFILE": "0"}).settings.sendfile is False
+    assert loaded(environment={"SENDFILE": "y"}).settings.sendfile is True
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ({"keyfile": "k.pem"}, "keyfile (app.conf.py line 1): needs certfile as well"),
+        ({"cert_reqs": 2}, "cert_reqs (app.conf.py line 1): needs certfile as well"),
+        ({"ca_certs": "ca.pem"}, "ca_certs (app.conf.py line 1): needs certfile as well"),
+        ({"certfile": "c.pem", "cert_reqs": 2}, "cert_reqs (app.conf.py line 2): needs ca_certs as well"),
+    ],
+)
+def test_settings_of_tls_that_need_another(file: dict[str, Any], message: str) -> None:
+    """Nobody is left to believe that clients are checked, or that https is spoken at all."""
+    with pytest.raises(SettingError) as caught:
+        loaded(file=file)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_of_tls_that_belong_together() -> None:
+    """What gunicorn's files say of TLS is taken, also where a None or a 0 says nothing."""
+    settings = loaded(file={"certfile": None, "keyfile": None, "ca_certs": None, "cert_reqs": 0}).settings
+    assert (settings.certfile, settings.cert_reqs) == (None, "none")
+    assert loaded(file={"certfile": "c", "cert_reqs": 1}).settings.cert_reqs == "optional"
+    assert loaded(file={"certfile": "c", "ca_certs": "ca", "cert_reqs": 2}).settings.ca_certs == "ca"
+
+
 def test_a_value_that_is_not_used_is_not_judged() -> None:
     """A broken WEB_CONCURRENCY does no harm to who sets the number elsewhere."""
     assert loaded({"workers": "2"}, {"WEB_CONCURRENCY": "lots"}).settings.workers == 2
@@ -104,7 +150,10 @@ def test_a_value_that_is_not_used_is_not_judged() -> None:
 
 def test_settings_travel() -> None:
     """What the fork server loaded arrives unchanged in the supervisor."""
-    result = loaded({"bind": ["h:1", "unix:/x"], "threads": "3", "timeout": "1.5"})
+    result = loaded(
+        {"bind": ["h:1", "unix:/x"], "threads": "3", "timeout": "1.5", "socket_mode": "660"},
+        file={"secure_scheme_headers": {"X-Https": "1"}, "forwarded_allow_ips": ["10.0.0.0/8", "::1"]},
+    )
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(result), type=Loaded) == result
 
 

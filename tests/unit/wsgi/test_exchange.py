@@ -1,6 +1,7 @@
 """One request and its answer: what PEP 3333 promises to apps, and HTTP to clients."""
 
 import io
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -8,11 +9,11 @@ from wsgiref.validate import validator
 
 import pytest
 
-from supervisor.http1.request import RequestParser
-from supervisor.wsgi.body import new_body
+from supervisor.http1.request import RequestParser, Rules
+from supervisor.wsgi.body import Body
 from supervisor.wsgi.environ import (
     Environ,
-    connection_environ,
+    head_environ,
     listener_environ,
     request_environ,
     worker_environ,
@@ -41,6 +42,9 @@ class Wire:
             raise ClientGone
         self.patience -= 1
         self.sends.append(bytes(data))
+
+    def send_file(self, fd: int, offset: int, count: int) -> None:
+        self.send(os.pread(fd, count, offset))
 
 
 class Answered:
@@ -93,11 +97,12 @@ class Answered:
 
 def setting_of(raw: bytes) -> tuple[Any, Environ]:
     """A request and its environ."""
-    parser = RequestParser(io.BytesIO)
+    parser = RequestParser(Rules(), lambda: Body(100_000, None))
     parser.feed(raw)
     (request,) = parser.requests
-    listener = listener_environ(worker_environ(False, io.StringIO()), ("127.0.0.1", 8000))
-    return request, request_environ(connection_environ(listener, ("127.0.0.1", 5)), request)
+    listener = listener_environ(worker_environ(False, errors=io.StringIO()), ("127.0.0.1", 8000))
+    template = head_environ(listener, ("127.0.0.1", 5), {}, request.head, False)
+    return request, request_environ(template, request)
 
 
 def ask(app: App, raw: bytes = GET, patience: int = 1000) -> Answered:
@@ -816,11 +821,11 @@ def test_wsgiref_finds_nothing(
 
 def test_wsgiref_accepts_a_spilled_body() -> None:
     """A body in a temporary file is as good an input stream as one in memory."""
-    parser = RequestParser(new_body)
+    parser = RequestParser(Rules(), lambda: Body(100_000, None))
     parser.feed(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1_000_000)
     (request,) = parser.requests
     listener = listener_environ(worker_environ(False), ("127.0.0.1", 8000))
-    environ = request_environ(connection_environ(listener, ("127.0.0.1", 5)), request)
+    environ = request_environ(head_environ(listener, ("127.0.0.1", 5), {}, request.head, False), request)
     wire = Wire()
     exchange = Exchange(request, wire, DATE_SERVER, request.keep_alive)
     with environ["wsgi.input"]:

@@ -1,0 +1,165 @@
+#!/usr/bin/env python3
+"""What fast clients lose when slow ones are served beside them.
+
+Two workers; ten fast keep-alive clients in a closed loop (wrk), alone and beside slow clients of one of three
+modes: `drip` sends the body of a POST at one byte each 100 ms, `read` takes a 1 MB answer at 10 KB/s, `both`
+is both at once. Each measurement beside slow clients is compared with the mean of those alone right before
+and right after it. A slow client that is sent away comes back. The slow clients share one process and cost
+some CPU of their own, which is why a server that they can't hurt may keep a little less than everything.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import drive
+import peers
+import servers
+
+FAST = 10
+MODES = {"drip": (1, 0), "read": (0, 1), "both": (1, 1)}
+OURS = [("ostler sync", 1), ("ostler gthread", 4)]
+# waitress, bjoern and cheroot are one process, and have the CPUs to themselves: only the ratios compare.
+PEERS = [
+    ("gunicorn sync", 1),
+    ("gunicorn gthread", 4),
+    ("uwsgi http-socket", 1),
+    ("granian", 1),
+    ("waitress", 4),
+    ("bjoern", 1),
+    ("cheroot", 4),
+]
+ONE_PROCESS = {"waitress", "bjoern", "cheroot"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One server in one mode."""
+
+    before: drive.Sample
+    """Alone."""
+    beside: drive.Sample
+    after: drive.Sample
+    """Alone again."""
+    connected: int
+    """Slow clients that had a connection at the end."""
+    dripped_per_second: float
+    read_per_second: float
+    """Bytes."""
+    losses: int
+    """How often a slow client lost its connection."""
+
+    @property
+    def alone(self) -> list[drive.Sample]:
+        """Without what a server did not answer because it had not recovered yet."""
+        return [sample for sample in (self.before, self.after) if sample.requests]
+
+    @property
+    def throughput(self) -> float:
+        """What the fast clients kept, as a share."""
+        return self.beside.rate / drive.mean(sample.rate for sample in self.alone)
+
+    @property
+    def p99_ratio(self) -> float:
+        return self.beside.p99 / drive.mean(sample.p99 for sample in self.alone)
+
+    @property
+    def cpu_ratio(self) -> float:
+        """Server CPU time per fast request, what the slow ones cost included."""
+        return self.beside.cpu_us / drive.mean(sample.cpu_us for sample in self.alone)
+
+    def __str__(self) -> str:
+        return f"{self.throughput:.0%}, p99 x {self.p99_ratio:.2f}"
+
+
+def measure(server: servers.Server, modes: Sequence[str], clients: int, seconds: float) -> dict[str, Sample]:
+    """Weigh one server in all modes."""
+    drive.warm_up(server, FAST)
+    before = drive.wrk(server, seconds, FAST)
+    found = {}
+    for mode in modes:
+        drip, read = (clients * part for part in MODES[mode])
+        with drive.client("slow", server, drip=drip, read=read) as client:
+            client.wait_ready()
+            beside = drive.wrk(server, seconds, FAST)
+            result = client.result()
+        after = drive.wrk(server, seconds, FAST)
+        found[mode] = Sample(before, beside, after, **result)
+        before = after if after.requests else before
+    return found
+
+
+def table(results: dict[str, list[dict[str, Sample]]], modes: Sequence[str]) -> str:
+    lines = [
+        (
+            f"{'':28}{'mode':>5}{'kept %':>8}{'p99 ratio':>11}{'CPU ratio':>11}{'req/s alone':>13}"
+            f"{'p99 ms alone':>14}{'connected':>11}{'lost':>6}"
+        )
+    ]
+    for name, rounds in results.items():
+        for mode in modes:
+            samples = [found[mode] for found in rounds]
+            middle = sorted(samples, key=lambda sample: sample.throughput)[len(samples) // 2]
+            p99_ratio = statistics.median(sample.p99_ratio for sample in samples)
+            cpu_ratio = statistics.median(sample.cpu_ratio for sample in samples)
+            lines.append(
+                f"{name:28}{mode:>5}{100 * middle.throughput:>8.1f}{p99_ratio:>11.2f}{cpu_ratio:>11.2f}"
+                f"{drive.mean(sample.rate for sample in middle.alone):>13.0f}"
+                f"{1000 * drive.mean(sample.p99 for sample in middle.alone):>14.2f}"
+                f"{middle.connected:>11}{middle.losses:>6}"
+            )
+    return "\n".join(lines)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--mode", choices=MODES, action="append", help="may be given several times (default: all)"
+    )
+    parser.add_argument(
+        "--clients", type=int, default=200, help="slow ones of each kind (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="default: %(default)s")
+    peers.add_options(parser, rounds=1, seconds=2)
+    options = parser.parse_args()
+    drive.require_wrk(parser)
+    return options
+
+
+def main() -> int:
+    options = parse_arguments()
+    servers.end_on_sigterm()
+    try:
+        field = peers.Field(options)
+    except servers.BenchError as error:
+        print(f"slow.py: {error}", file=sys.stderr)
+        return 1
+    found = []
+    for name, threads in OURS + PEERS:
+        workers = 1 if name in ONE_PROCESS else options.workers
+        found += field.pick([name], peers.Shape(app="site", workers=workers, threads=threads))
+    modes = options.mode or list(MODES)
+    with tempfile.TemporaryDirectory(prefix="ostler-bench-") as folder:
+        results = drive.interleaved(
+            found,
+            options.rounds,
+            Path(folder),
+            lambda server: measure(server, modes, options.clients, options.seconds),
+            lambda sample: "; ".join(f"{mode} {found}" for mode, found in sample.items()),
+        )
+    print(f"{options.clients} slow clients of each kind, {FAST} fast ones")
+    print(table(results, modes))
+    rows = {
+        name: [{mode: asdict(sample) for mode, sample in found.items()} for found in rounds]
+        for name, rounds in results.items()
+    }
+    drive.write_json(options, {"samples": rows})
+    return 0 if results else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""Who leads: the one thread of a worker that waits at the epoll, reads requests, and serves what it can.
+
+Waking another thread costs more than most requests do, and two threads that want the interpreter lock wait
+for each other. So the leader serves a request itself and keeps the lead, like a worker with one thread. Only
+while it runs the app it *lends* the lead: a watcher, which looks every millisecond while requests come and
+sleeps otherwise, takes the lead from a leader that is in the same request at two looks and passes it on. If all threads are in the app the watcher *minds* the connections itself: it can't serve, but it receives,
+sends, and gives away to siblings what would have to wait.
+
+An app whose requests take long anyway would wait for the watcher each time; its leader passes the lead on
+before it runs the app (`hurry`).
+
+A worker with one thread has a watcher, too, but only once it has had a request that took long.
+
+The rule of ownership: the loan is one object in a deque. Who pops it, the leader that has come back or the
+watcher, has the lead; deque.append and pop are atomic with and without the interpreter lock.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import sleep
+
+from supervisor.scoreboard import layout
+from supervisor.workers.lane import Lane
+
+_TICK = 0.001
+# Looks without a request before the watcher goes to sleep.
+_IDLE_TICKS = 20
+
+
+class Lead:
+    """The lead of one engine.
+
+    Args:
+        let_go: disarms the connection that a leader has in hand, before somebody else leads.
+        mind: leads without serving until `wanted()`.
+
+    Attributes:
+        minding: the watcher leads, so who wants the lead must wake it.
+    """
+
+    def __init__(
+        self, let_go: Callable[[], None], mind: Callable[[], None], wake: Callable[[], None]
+    ) -> None:
+        self._let_go = let_go
+        self._mind = mind
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._loan: deque[Lane] = deque()
+        self._passing = threading.Lock()
+        self._wanting: deque[None] = deque()
+        self._watcher: threading.Thread | None = None
+        self._parked = False
+        self._bell = threading.Lock()
+        self.minding = False
+
+    # -- what serving threads call -----------------------------------------------------------------------
+
+    def take(self) -> None:
+        """Wait for the lead."""
+        self._wanting.append(None)
+        if self.minding:
+            self._wake()
+        self._lock.acquire()
+        self._wanting.pop()
+
+    def give(self) -> None:
+        """Let somebody else lead."""
+        self._lock.release()
+
+    def lend(self, lane: Lane) -> None:
+        """Before the app is run, by the leader."""
+        self._loan.append(lane)
+        if self._parked:
+            self._parked = False
+            self._ring()
+
+    def come_back(self) -> bool:
+        """After the app was run: whether the caller still leads."""
+        try:
+            self._loan.pop()
+        except IndexError:
+            # Not before what it had in hand is its own alone.
+            with self._passing:
+                return False
+        return True
+
+    @property
+    def wanted(self) -> bool:
+        """Some thread waits for the lead."""
+        return bool(self._wanting)
+
+    @property
+    def watched(self) -> bool:
+        return self._watcher is not None
+
+    # -- the watcher -------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Start the watcher, once."""
+        if self._watcher is None:
+            self._bell.acquire()
+            self._watcher = threading.Thread(target=self._run, name="ostler-watcher", daemon=True)
+            self._watcher.start()
+
+    def _ring(self) -> None:
+        try:
+            self._bell.release()
+        except RuntimeError:
+            pass  # it has been rung already
+
+    def _run(self) -> None:
+        while True:
+            self._parked = True
+            if not self._loan:
+                self._bell.acquire()
+            self._parked = False
+            self._look_around()
+
+    def _look_around(self) -> None:
+        """Look at the loan until no requests come."""
+        idle = seen = 0
+        while idle < _IDLE_TICKS:
+            sleep(_TICK)
+            try:
+                started = self._loan[0].words[layout.STARTED]
+            except IndexError:
+                started = 0
+            if not started:
+                idle += 1
+            elif started != seen:
+                seen = started
+                idle = 0
+            else:
+                self._pass_on()
+
+    def _pass_on(self) -> None:
+        with self._passing:
+            try:
+                self._loan.pop()
+            except IndexError:
+                return  # it came back in this very moment
+            self._let_go()
+        if not self._wanting:
+            self.minding = True
+            self._mind()
+            self.minding = False
+        self._lock.release()

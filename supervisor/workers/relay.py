@@ -1,0 +1,85 @@
+"""Handing connections from worker to worker.
+
+All workers of a daemon share one pair of connected sockets. Who gives a connection away sends its descriptor
+into one end (SCM_RIGHTS, unix(7)); the other end lies in every worker's epoll, EPOLLEXCLUSIVE, so the kernel
+wakes one that waits, and if all are busy the first that is done takes it: one queue for all. Only connections
+between two requests travel, and never under TLS, whose state can't leave its process.
+
+What is it good for: a worker in a long request gives away what would have to wait for it; a worker that
+leaves gives its idle connections to those that stay, so that clients notice nothing.
+"""
+
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from supervisor.workers.connection import Connection
+
+# Bounds what a message costs: what is told of a connection besides its descriptor.
+_MESSAGE = 4096
+
+
+class _Parcel(msgspec.Struct, array_like=True):
+    """listener: its address as the giver knows it; facts: see Connection; opened: CLOCK_MONOTONIC, ns."""
+
+    listener: str
+    facts: dict[str, str]
+    served: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A connection that another worker gave away."""
+
+    sock: socket.socket
+    peer: Any
+    listener: str
+    facts: dict[str, str]
+    served: bool
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Parcel)
+
+
+class Relay:
+    """The shared pair; `giving` and `taking` are its two ends."""
+
+    def __init__(self, giving: socket.socket, taking: socket.socket) -> None:
+        self._giving = giving
+        self._taking = taking
+        giving.setblocking(False)
+        taking.setblocking(False)
+
+    def fileno(self) -> int:
+        """Readable while a connection waits to be taken."""
+        return self._taking.fileno()
+
+    def give(self, connection: Connection) -> bool:
+        """Hand an idle connection over; False if it can't be. What is left to do is to close our copy."""
+        if connection.tls:
+            return False
+        parcel = _Parcel(connection.listener, connection.facts or {}, connection.served)
+        try:
+            socket.send_fds(self._giving, [_encoder.encode(parcel)], [connection.fd])
+        except OSError:
+            return False  # the queue is full, or the pair is gone with the supervisor
+        return True
+
+    def take(self) -> Taken | None:
+        """The next connection; None if there is none, or if its client has gone meanwhile."""
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._taking, _MESSAGE, 1)
+        except OSError:
+            return None  # a sibling was quicker
+        if not descriptors:
+            return None
+        sock = socket.socket(fileno=descriptors[0])
+        try:
+            parcel = _decoder.decode(data)
+            return Taken(sock, sock.getpeername(), parcel.listener, parcel.facts, parcel.served)
+        except (OSError, msgspec.DecodeError):
+            sock.close()
+            return None

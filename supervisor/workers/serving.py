@@ -1,0 +1,220 @@
+"""Serving requests: the app is called with an environ, its answer is sent, and all of it is counted."""
+
+import traceback
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any
+
+from supervisor.http1.request import BodySink, Head, Request, Rules
+from supervisor.logs.access import AccessLog
+from supervisor.logs.lean import Log
+from supervisor.scoreboard import layout
+from supervisor.settings.table import Settings
+from supervisor.workers.connection import Connection
+from supervisor.workers.lane import QUICK, QUICK_NS, Lane
+from supervisor.workers.wiring import Wiring
+from supervisor.wsgi.body import Body, StreamedBody
+from supervisor.wsgi.environ import Environ, head_environ, listener_environ, request_environ, worker_environ
+from supervisor.wsgi.exchange import App, ClientGone, Exchange
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+# Names of this module are found quicker than another's, and these are read for every request.
+_STARTED, _STATUS_CLASSES, _BYTES_SENT, _HISTOGRAM = (
+    layout.STARTED,
+    layout.STATUS_CLASSES,
+    layout.BYTES_SENT,
+    layout.HISTOGRAM,
+)
+# A request that takes this long tells that there are such.
+LONG = 20_000_000
+# A longer one counts as this much, so that a few do not hide how long most take.
+_CAP = 2_000_000
+
+
+class Serving(Wiring):
+    """Calls the app; a part of the engine."""
+
+    def __init__(
+        self,
+        app: App,
+        settings: Settings,
+        log: Log,
+        access: AccessLog | None,
+        quota: int,
+        on_quota: Callable[[int], None],
+        tls: "SSLContext | None",
+    ) -> None:
+        super().__init__(settings, log, access, tls)
+        self._app = app
+        self._quota = quota
+        self._on_quota = on_quota
+        self._answered = 0
+        self._keep_connections = settings.keepalive > 0
+        self._rules, self._trusting_rules = _rules(settings)
+        self._new_body = _body_factory(settings)
+        shared = worker_environ(self._threads > 1, settings.sendfile)
+        if tls is not None:
+            shared |= {"wsgi.url_scheme": "https", "HTTPS": "on"}
+        self._shared = shared
+        self._environs: dict[str, Environ] = {}
+        # A moving average of what requests take in the app, in nanoseconds (several threads only).
+        self._average = 0
+        self._had_long = False
+
+    def _serve(self, connection: Connection, lane: Lane) -> None:
+        """Answer the requests that are there, as far as the client takes the answers."""
+        try:
+            self._answer(connection, lane)
+        except Exception:  # noqa: BLE001 - a defect of ours must cost one connection, not a thread or worker
+            lane.words[_STARTED] = 0
+            self._log.error("internal_error", traceback=traceback.format_exc())
+            self._close(connection, lane)
+
+    def _answer(self, connection: Connection, lane: Lane) -> None:
+        words = lane.words
+        requests = connection.parser.requests
+        while requests and not connection.outbox:
+            request = requests.pop(0)
+            line = request.line
+            keep_alive = request.keep_alive and self._keep_connections
+            if not request.complete:
+                # The app reads the body while it comes; the connection ends with the request.
+                _feed_from(connection, request)
+                keep_alive = False
+            exchange = Exchange(request, connection, self._date_server, keep_alive)
+            template = connection.template
+            if request.head is not connection.template_head or template is None:
+                template = self._make_template(connection, request.head)
+            environ = request_environ(template, request)
+            if line is not lane.line:
+                lane.show(line)
+            words[_STARTED] = started = monotonic_ns()
+            gone = False
+            try:
+                exchange.run(self._app, environ)
+            except ClientGone:
+                gone = True
+            words[_STARTED] = 0
+            connection.idle_since = ended = monotonic_ns()
+            took = ended - started
+            words[_STATUS_CLASSES + exchange.code // 100] += 1
+            words[_HISTOGRAM + (QUICK[took >> 10] if took < QUICK_NS else layout.bucket_of(took))] += 1
+            words[_BYTES_SENT] += exchange.sent
+            if self._access is not None or exchange.error is not None:
+                self._log_request(request, exchange, environ, took)
+            if self._quota:
+                self._count_down()
+            connection.served = True
+            if self._threads > 1:
+                self._average += (min(took, _CAP) - self._average) >> 3
+            elif took > LONG:
+                self._had_long = True
+            if gone:
+                self._end_broken(connection, exchange, lane)
+                return
+            if not exchange.keep_alive:
+                self._end(connection, request.keep_alive, lane)
+                return
+        parser = connection.parser
+        if not connection.outbox and (connection.violation is not None or parser.wants_continue):
+            self._settle(connection, lane)
+
+    def _make_template(self, connection: Connection, head: Head) -> Environ:
+        """The part of the environ that goes for all requests of the connection with this head."""
+        facts: Environ = dict(connection.facts or {})
+        if connection.tls:
+            facts |= connection.sock.facts()
+        listener = self._environs.get(connection.listener)
+        if listener is None:
+            # Accepted by a sibling of another generation, on a listener that this one does not have.
+            listener = listener_environ(self._shared, connection.sock.getsockname())
+        mountable = connection.parser.rules is self._trusting_rules
+        environ = head_environ(listener, connection.peer, facts, head, mountable)
+        connection.template, connection.template_head = environ, head
+        return environ
+
+    def _log_request(self, request: Request, exchange: Exchange, environ: Environ, took: int) -> None:
+        line = request.line
+        if exchange.error is not None:
+            self._log.error(
+                "request_failed",
+                method=line.method,
+                path=line.target.partition(b"?")[0].decode("latin-1"),
+                traceback=exchange.error,
+            )
+        if self._access is not None:
+            self._access.answered(
+                line.method,
+                line.raw_uri,
+                line.protocol,
+                environ,
+                exchange.status,
+                exchange.headers,
+                exchange.sent,
+                took,
+            )
+            self._flush_access()
+
+    def _end(self, connection: Connection, surprise: bool, lane: Lane) -> None:
+        """The last answer of a connection was given; `surprise`: the client did not ask for the end."""
+        connection.closing = True
+        connection.parser.requests.clear()
+        if connection.outbox:
+            return
+        if surprise or connection.parser.receiving:
+            # It may be sending the next request already, or the rest of this one; a plain close would answer
+            # that with a reset, which can take away the answer that is on its way.
+            self._linger(connection, lane)
+        else:
+            self._close(connection, lane)
+
+    def _end_broken(self, connection: Connection, exchange: Exchange, lane: Lane) -> None:
+        """The client went away, or sent something wrong while the app was reading its body."""
+        if connection.violation is not None and not exchange.head_sent:
+            self._refuse(connection, connection.violation, lane)
+        else:
+            self._close(connection, lane)
+
+    def _count_down(self) -> None:
+        self._answered += 1
+        if self._answered >= self._quota:
+            self._quota = 0
+            self._on_quota(self._answered)
+
+
+def _feed_from(connection: Connection, request: Request) -> None:
+    body = request.body
+    assert isinstance(body, StreamedBody)
+    body.pull = connection.pull
+    body.complete = lambda: request.complete
+
+
+def _rules(settings: Settings) -> tuple[Rules, Rules]:
+    """What strangers may send, and what trusted proxies may send."""
+
+    def rules(**more: Any) -> Rules:
+        return Rules(
+            limit_request_line=settings.limit_request_line,
+            limit_request_fields=settings.limit_request_fields,
+            limit_request_field_size=settings.limit_request_field_size,
+            limit_request_body=settings.limit_request_body,
+            header_map=settings.header_map,
+            stream=settings.stream_request,
+            **more,
+        )
+
+    return rules(), rules(
+        forwarder_headers=frozenset(name.lower().encode("latin-1") for name in settings.forwarder_headers),
+        secure_scheme_headers={
+            name.lower().encode("latin-1"): value.encode("latin-1")
+            for name, value in settings.secure_scheme_headers.items()
+        },
+    )
+
+
+def _body_factory(settings: Settings) -> Callable[[], BodySink]:
+    if settings.stream_request:
+        return StreamedBody
+    return lambda: Body(settings.buffer_request, settings.tmp_upload_dir)

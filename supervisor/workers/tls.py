@@ -1,0 +1,407 @@
+"""TLS: the context of a generation, and a connection's socket under it.
+
+The context is made while a generation is loaded, so a certificate that can't be used fails the reload and
+not a client, and it is inherited by the workers: they share the key of the session tickets, and a client
+resumes its session with any of them.
+
+`TlsSocket` has what the engine uses of a plain socket. OpenSSL takes from the kernel no more than the record
+it is reading, so an epoll that watches the descriptor misses nothing as long as no deciphered byte stays
+behind; therefore `recv` always returns all of them.
+"""
+
+import errno
+import re
+import socket
+import ssl
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from supervisor.errors import SettingError
+from supervisor.settings.table import Settings
+
+_VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
+_VERSIONS = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
+
+# What a client gets that speaks plain HTTP to us.
+_PLAIN_ANSWER = (
+    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 25\r\n\r\n"
+    b"This address takes https\n"
+)
+_RECORD = 16 * 1024  # RFC 8446 section 5.1
+
+Hook = Callable[[Any, Callable[[], ssl.SSLContext]], Any]
+
+
+class HookConfig:
+    """The settings as a hook in gunicorn's style reads them: attributes, `cert_reqs` as ssl's constant."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.cert_reqs = _VERIFY[settings.cert_reqs]
+        self.is_ssl = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._settings, name)
+
+
+class _NoCertificate(Exception):
+    """The default context was asked for, but no certificate is set."""
+
+
+def make_context(settings: Settings, hook: Hook | None) -> ssl.SSLContext | None:
+    """The TLS context of a generation, or None if it serves plain HTTP.
+
+    That is so without `certfile`, unless the hook makes a context without the help of the default one. A hook
+    that asks for the default one then has no effect: gunicorn calls the hook only if there is a certificate,
+    and a file may well define the one always and the other only in production.
+
+    Raises:
+        SettingError: it can't be made; the text says which file is to blame.
+    """
+
+    def factory() -> ssl.SSLContext:
+        if settings.certfile is None:
+            raise _NoCertificate
+        return _default_context(settings, settings.certfile)
+
+    if hook is None:
+        return factory() if settings.certfile is not None else None
+    try:
+        context = hook(HookConfig(settings), factory)
+    except _NoCertificate:
+        return None
+    except SettingError:
+        raise
+    except Exception as error:
+        raise SettingError("ssl_context", _describe(error)) from error
+    if not isinstance(context, ssl.SSLContext):
+        raise SettingError("ssl_context", f"the function must return an ssl.SSLContext, got {context!r}")
+    if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+        raise SettingError(
+            "ssl_context", "the function returned a client's context; use ssl.Purpose.CLIENT_AUTH"
+        )
+    return context
+
+
+def _default_context(settings: Settings, certfile: str) -> ssl.SSLContext:
+    _check_readable("certfile", certfile)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    # OpenSSL before 3 lets clients renegotiate, which costs us much and them little.
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.minimum_version = _VERSIONS[settings.ssl_minimum_version]
+    context.set_alpn_protocols(["http/1.1"])
+    if settings.keyfile is not None:
+        _check_readable("keyfile", settings.keyfile)
+    _load_certificate(context, certfile, settings.keyfile)
+    if settings.ca_certs is not None:
+        _check_readable("ca_certs", settings.ca_certs)
+        try:
+            context.load_verify_locations(settings.ca_certs)
+        except ssl.SSLError:
+            raise SettingError(
+                "ca_certs", f"{settings.ca_certs!r} holds no certificate in PEM form"
+            ) from None
+    context.verify_mode = _VERIFY[settings.cert_reqs]
+    if settings.ciphers is not None:
+        try:
+            context.set_ciphers(settings.ciphers)
+        except ssl.SSLError:
+            raise SettingError(
+                "ciphers", f"OpenSSL knows no cipher of {settings.ciphers!r}; see openssl ciphers -v"
+            ) from None
+    return context
+
+
+def _load_certificate(context: ssl.SSLContext, certfile: str, keyfile: str | None) -> None:
+    setting, path = ("keyfile", keyfile) if keyfile is not None else ("certfile", certfile)
+
+    def no_password() -> str:
+        # Without this OpenSSL asks the terminal, and a daemon waits there forever.
+        raise SettingError(setting, f"the key in {path!r} is encrypted; give one without a passphrase")
+
+    try:
+        context.load_cert_chain(certfile, keyfile, no_password)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            problem = f"the key in {path!r} does not belong to the certificate in {certfile!r}"
+        elif not _holds(certfile, "CERTIFICATE"):
+            setting, problem = "certfile", f"{certfile!r} holds no certificate in PEM form"
+        elif not _holds(path or certfile, "PRIVATE KEY"):
+            problem = f"{path!r} holds no private key in PEM form"
+            if keyfile is None:
+                problem += "; name the file that does with keyfile"
+        else:
+            setting = "certfile"
+            problem = f"OpenSSL does not take {certfile!r} and its key: {_reason(error)}"
+        raise SettingError(setting, problem) from None
+
+
+def _check_readable(setting: str, path: str) -> None:
+    try:
+        with Path(path).open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise SettingError(setting, f"can't read {path!r}: {error.strerror}") from None
+
+
+def _holds(path: str, what: str) -> bool:
+    return re.search(rf"-----BEGIN [A-Z ]*{what}-----".encode(), Path(path).read_bytes()) is not None
+
+
+def _describe(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())
+    problem = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{Path(frame.filename).name} line {frame.lineno}: {problem}"
+
+
+def _reason(error: OSError) -> str:
+    """What went wrong in OpenSSL, in a few words."""
+    reason = getattr(error, "reason", None) or error.strerror or type(error).__name__
+    return str(reason).lower().replace("_", " ")
+
+
+class HandshakeFailed(OSError):
+    """The client's fault, or its wish; the text says in a few words what happened."""
+
+
+class TlsSocket:
+    """The server's end of one TLS connection over an accepted, non-blocking socket.
+
+    Args:
+        sock: the accepted socket; belongs to this object from now on, and keeps its descriptor.
+        context: from `make_context`.
+
+    Raises:
+        OSError: the client is gone already.
+
+    Attributes:
+        handshaken: the handshake is done; nothing can be sent before.
+        wants_write: what blocked last was blocked on writing: call `recv` again when the socket is writable.
+    """
+
+    __slots__ = ("_raw", "_said_goodbye", "handshaken", "wants_write")
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        self._raw = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        self._said_goodbye = False
+        self.handshaken = False
+        self.wants_write = False
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """Bytes from the client, b"" at their end; goes on with the handshake before.
+
+        Returns at most `size` bytes and the rest of the last record, all that OpenSSL holds.
+
+        Args:
+            flags: with any, such as MSG_PEEK, it is asked of the descriptor: what comes is enciphered.
+
+        Raises:
+            BlockingIOError: nothing has come yet.
+            HandshakeFailed: the client speaks no TLS, or none that we accept.
+            OSError: the connection broke.
+        """
+        if flags:
+            return socket.socket.recv(self._raw, size, flags)
+        if not self.handshaken:
+            self._handshake()
+        self.wants_write = False
+        data = self._read(size)
+        if len(data) < _RECORD and not self._raw.pending():
+            return data
+        parts = [data]
+        have = len(data)
+        # A record has at most 16 KiB, and more of them may have come.
+        while parts[-1] and (have < size or self._raw.pending()):
+            try:
+                parts.append(self._read(max(size - have, _RECORD)))
+            except BlockingIOError:
+                break
+            have += len(parts[-1])
+        return b"".join(parts)
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._raw.recv(size)
+        except ssl.SSLWantReadError:
+            raise BlockingIOError from None
+        except ssl.SSLWantWriteError:
+            self.wants_write = True
+            raise BlockingIOError from None
+
+    def _handshake(self) -> None:
+        self.wants_write = False
+        try:
+            self._raw.do_handshake()
+        except ssl.SSLWantReadError:
+            raise BlockingIOError from None
+        except ssl.SSLWantWriteError:
+            self.wants_write = True
+            raise BlockingIOError from None
+        except ssl.SSLError as error:
+            if error.reason == "HTTP_REQUEST":
+                self._answer_plainly()
+            raise HandshakeFailed(_reason(error)) from None
+        self.handshaken = True
+
+    def _answer_plainly(self) -> None:
+        """The client speaks plain HTTP: tell it, as far as that goes without waiting."""
+        try:
+            # Unread bytes would turn the close into a reset, which may overtake the answer.
+            socket.socket.recv(self._raw, 64 * 1024)
+            socket.socket.send(self._raw, _PLAIN_ANSWER)
+            socket.socket.shutdown(self._raw, socket.SHUT_WR)
+        except OSError:
+            pass  # it is gone, and has no use for an answer
+
+    def send(self, data: bytes | memoryview) -> int:
+        """Send what goes now; returns how much that was.
+
+        What did not go must come first in the next call, at least as much of it (up to 16 KiB): OpenSSL has
+        enciphered a record of it already.
+
+        Raises:
+            BlockingIOError: nothing goes now.
+            OSError: the connection broke, or its handshake is not done.
+        """
+        if not self.handshaken:
+            raise OSError(errno.ENOTCONN, "the TLS handshake is not done")
+        # One record at a time: OpenSSL would not say how much of a longer text has gone before it blocked.
+        view = memoryview(data)
+        sent = 0
+        try:
+            while sent < len(view):
+                sent += self._raw.send(view[sent : sent + _RECORD])
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            if not sent:
+                raise BlockingIOError from None
+        return sent
+
+    def pending(self) -> int:
+        """Deciphered bytes that nobody has read: none after a `recv` that returned."""
+        return self._raw.pending()
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def shutdown(self, how: int) -> None:
+        """As of a plain socket; the client is told first that this is the end (close_notify).
+
+        What comes afterwards is enciphered and good only for being thrown away.
+        """
+        if how != socket.SHUT_RD and self.handshaken and not self._said_goodbye:
+            self._said_goodbye = True
+            try:
+                self._raw.unwrap()
+            except (OSError, ValueError):
+                pass  # it is sent; only the client's own has not come yet, or never will
+        # Drops the TLS state and shuts the descriptor.
+        self._raw.shutdown(how)
+
+    def close(self) -> None:
+        self._raw.close()
+
+    def facts(self) -> dict[str, str]:
+        """What apps learn of the connection, under mod_ssl's names; once the handshake is done."""
+        cipher = self._raw.cipher()
+        name, _, bits = cipher if cipher is not None else ("", "", 0)
+        session = self._raw.session
+        facts = {
+            "HTTPS": "on",
+            "SSL_PROTOCOL": self._raw.version() or "",
+            "SSL_CIPHER": name,
+            "SSL_CIPHER_USEKEYSIZE": str(bits),
+            "SSL_CIPHER_ALGKEYSIZE": str(self._algorithm_bits(name, bits)),
+            "SSL_CIPHER_EXPORT": "false",
+            "SSL_COMPRESS_METHOD": self._raw.compression() or "NULL",
+            "SSL_SESSION_ID": session.id.hex().upper() if session is not None else "",
+            "SSL_SESSION_RESUMED": "Resumed" if self._raw.session_reused else "Initial",
+            "SSL_CLIENT_VERIFY": "NONE",
+        }
+        certificate = self._raw.getpeercert(binary_form=True)
+        if certificate is not None:
+            facts["SSL_CLIENT_CERT"] = ssl.DER_cert_to_PEM_cert(certificate)
+            facts |= _client_facts(self._raw.getpeercert() or {})
+        return facts
+
+    def _algorithm_bits(self, name: str, bits: int) -> int:
+        for cipher in self._raw.context.get_ciphers():
+            if cipher["name"] == name:
+                return cipher.get("alg_bits", bits)
+        return bits
+
+
+# Short names of what stands in a distinguished name (RFC 4514 section 3, and mod_ssl's own).
+_SHORT = {
+    "commonName": "CN",
+    "countryName": "C",
+    "domainComponent": "DC",
+    "emailAddress": "Email",
+    "givenName": "G",
+    "initials": "I",
+    "localityName": "L",
+    "organizationName": "O",
+    "organizationalUnitName": "OU",
+    "stateOrProvinceName": "ST",
+    "streetAddress": "street",
+    "surname": "S",
+    "title": "T",
+    "userId": "UID",
+}
+
+
+def _client_facts(certificate: dict[str, Any]) -> dict[str, str]:
+    """Of a client's certificate that was checked; `certificate` as SSLSocket.getpeercert returns it."""
+    if not certificate:
+        return {}  # a hook's context asked for one and did not check it
+    facts = {
+        "SSL_CLIENT_VERIFY": "SUCCESS",
+        "SSL_CLIENT_M_VERSION": str(certificate.get("version", "")),
+        "SSL_CLIENT_M_SERIAL": certificate.get("serialNumber", ""),
+        "SSL_CLIENT_V_START": certificate.get("notBefore", ""),
+        "SSL_CLIENT_V_END": certificate.get("notAfter", ""),
+    }
+    for key, prefix in (("subject", "SSL_CLIENT_S_DN"), ("issuer", "SSL_CLIENT_I_DN")):
+        name = certificate.get(key, ())
+        facts[prefix] = distinguished_name(name)
+        pairs = [pair for part in name for pair in part]
+        _number(facts, f"{prefix}_", [(_SHORT[key], value) for key, value in pairs if key in _SHORT])
+    kinds = {"DNS": "SSL_CLIENT_SAN_DNS", "email": "SSL_CLIENT_SAN_Email"}
+    counts: dict[str, int] = {}
+    for kind, value in certificate.get("subjectAltName", ()):
+        if kind in kinds:
+            facts[f"{kinds[kind]}_{counts.setdefault(kind, 0)}"] = _latin(value)
+            counts[kind] += 1
+    return facts
+
+
+def _number(facts: dict[str, str], prefix: str, pairs: Iterable[tuple[str, str]]) -> None:
+    """The first value of a name under the name itself, the others with _1, _2, ... behind it."""
+    counts: dict[str, int] = {}
+    for name, value in pairs:
+        place = counts.get(name, 0)
+        facts[f"{prefix}{name}_{place}" if place else f"{prefix}{name}"] = _latin(value)
+        counts[name] = place + 1
+
+
+_ESCAPED = re.compile(r'[,+"\\<>;]|^[# ]| $')
+
+
+def distinguished_name(name: Iterable[Iterable[tuple[str, str]]]) -> str:
+    """A name as RFC 4514 writes it, its last part first: `CN=alice,O=Example`."""
+    parts = []
+    for part in name:
+        pairs = ((_SHORT.get(key, key), _ESCAPED.sub(_escape, value)) for key, value in part)
+        parts.append("+".join(f"{key}={value.replace(chr(0), chr(92) + '00')}" for key, value in pairs))
+    return _latin(",".join(reversed(parts)))
+
+
+def _escape(match: re.Match[str]) -> str:
+    return f"\\{match[0]}"
+
+
+def _latin(text: str) -> str:
+    """As everything in environ: UTF-8 bytes, each as the latin-1 character of its number (PEP 3333)."""
+    return text.encode("utf-8", "surrogateescape").decode("latin-1")

@@ -1,0 +1,268 @@
+"""The connections of an engine: receiving, sending, and ending them.
+
+Who owns a connection: all that are armed belong to the leader; the one that a thread serves without having
+the lead is disarmed, so the kernel says nothing of it until that thread arms it again.
+"""
+
+import select
+import socket
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from supervisor.http1 import response
+from supervisor.http1.errors import BodyNotStored, ProtocolViolation
+from supervisor.http1.proxy import read_proxy_header
+from supervisor.logs.access import AccessLog
+from supervisor.logs.lean import Log
+from supervisor.scoreboard import layout
+from supervisor.settings.table import Settings
+from supervisor.workers.connection import READ_SIZE, Connection
+from supervisor.workers.lane import Lane
+from supervisor.wsgi.exchange import ClientGone
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+_IN, _OUT = select.EPOLLIN, select.EPOLLOUT
+# Watched for nothing: what the kernel reports unasked, a hang-up, it reports once.
+_DISARMED = select.EPOLLONESHOT
+
+
+class Wiring:
+    """The epoll and the connections in it; a part of the engine."""
+
+    def __init__(
+        self, settings: Settings, log: Log, access: AccessLog | None, tls: "SSLContext | None"
+    ) -> None:
+        self._log = log
+        self._access = access
+        self._tls = tls
+        self._threads = settings.threads
+        self._proxy_mode = settings.proxy_protocol
+        self._epoll = select.epoll()
+        self._connections: dict[int, Connection] = {}
+        self._date_server = b""
+
+    # -- receiving ---------------------------------------------------------------------------------------
+
+    def _receive(self, connection: Connection, lane: Lane, now: int) -> bool:
+        """Do the I/O that an event is about; True if there is a request to serve, else it is watched."""
+        try:
+            if self._do_io(connection, lane, now):
+                return True
+            self._watch(connection)
+        except Exception:  # noqa: BLE001 - a defect of ours must cost one connection, not a thread or worker
+            self._log.error("internal_error", traceback=traceback.format_exc())
+            self._close(connection, lane)
+        return False
+
+    def _do_io(self, connection: Connection, lane: Lane, now: int) -> bool:
+        if connection.outbox:
+            return self._flush(connection, lane, now)
+        if connection.odd and not self._prepare(connection, lane):
+            return False
+        parser = connection.parser
+        while True:
+            try:
+                data = connection.sock.recv(READ_SIZE)
+            except BlockingIOError:
+                return False
+            except OSError:
+                self._close(connection, lane)
+                return False
+            if not data:
+                self._close(connection, lane)
+                return False
+            try:
+                parser.feed(data)
+            except ProtocolViolation as violation:
+                connection.violation = violation
+            if parser.receiving or connection.began:
+                connection.note_progress(now)
+            if parser.requests:
+                return True
+            connection.idle_since = now
+            if connection.violation is not None:
+                self._refuse(connection, connection.violation, lane, data)
+                return False
+            if parser.wants_continue:
+                self._settle(connection, lane)
+                return False
+            # What OpenSSL has decrypted already makes no event.
+            if not connection.tls or not connection.sock.pending():
+                return False
+
+    def _prepare(self, connection: Connection, lane: Lane) -> bool:
+        """What comes before requests, or after them; True if requests may be read."""
+        try:
+            if connection.lingering:
+                if not connection.sock.recv(READ_SIZE):
+                    self._close(connection, lane)
+                return False
+            if connection.preface is not None and not self._read_preface(connection):
+                return False
+        except BlockingIOError:
+            return False
+        except ProtocolViolation as violation:
+            self._refuse(connection, violation, lane)
+            return False
+        except OSError:
+            self._close(connection, lane)
+            return False
+        connection.odd = connection.tls
+        return True
+
+    def _read_preface(self, connection: Connection) -> bool:
+        """Read a PROXY header; False while it is not whole.
+
+        Raises:
+            ProtocolViolation: it is none.
+            OSError: the connection ended.
+        """
+        sock, before = connection.sock, connection.preface or b""
+        # What follows the header is not ours to read here: it may be for TLS.
+        data = sock.recv(READ_SIZE, socket.MSG_PEEK)
+        if not data:
+            raise ConnectionResetError
+        found = read_proxy_header(before + data, self._proxy_mode)
+        if found is None:
+            connection.preface = before + sock.recv(len(data))
+            return False
+        addresses, size = found
+        connection.preface = None
+        if size > len(before):
+            sock.recv(size - len(before))
+        elif before and self._tls is not None:
+            raise ProtocolViolation("it begins with neither a PROXY header nor TLS")
+        elif before:
+            connection.parser.feed(before)  # it only looked like a header
+        if addresses is not None:
+            connection.facts = {
+                "PROXY_PROTOCOL": addresses.protocol,
+                "REMOTE_ADDR": addresses.source,
+                "REMOTE_PORT": str(addresses.source_port),
+                "PROXY_ADDR": addresses.destination,
+                "PROXY_PORT": str(addresses.destination_port),
+            }
+        if self._tls is not None:
+            connection.wrap(self._tls)
+        return True
+
+    # -- sending -----------------------------------------------------------------------------------------
+
+    def _flush(self, connection: Connection, lane: Lane, now: int) -> bool:
+        """Go on with an answer the client was slow to take; True if a request waits behind it."""
+        connection.idle_since = now
+        try:
+            if not connection.flush():
+                return False
+        except ClientGone:
+            self._close(connection, lane)
+            return False
+        connection.outbox = None
+        if connection.closing:
+            self._linger(connection, lane)
+            return False
+        if connection.parser.requests:
+            return True
+        self._settle(connection, lane)
+        return False
+
+    def _settle(self, connection: Connection, lane: Lane) -> None:
+        """All requests are answered: say what else the client is to hear."""
+        if connection.violation is not None:
+            self._refuse(connection, connection.violation, lane)
+        elif connection.parser.wants_continue:
+            connection.parser.wants_continue = False
+            self._send(connection, response.CONTINUE, lane)
+
+    def _send(self, connection: Connection, data: bytes, lane: Lane) -> None:
+        try:
+            connection.send(data)
+        except ClientGone:
+            self._close(connection, lane)
+
+    def _refuse(
+        self, connection: Connection, violation: ProtocolViolation, lane: Lane, received: bytes = b""
+    ) -> None:
+        """Answer what is no request, or none that we serve, and end the connection.
+
+        `received`: what came last, for the access log.
+        """
+        if isinstance(violation, BodyNotStored):
+            self._log.error("body_not_stored", reason=str(violation))
+        connection.closing = True
+        connection.parser.requests.clear()
+        text = f"{violation.status[4:]}\n"
+        lane.words[layout.STATUS_CLASSES + int(violation.status[0])] += 1
+        lane.words[layout.BYTES_SENT] += len(text)
+        if self._access is not None:
+            client = {"REMOTE_ADDR": host_of(connection.peer)} | (connection.facts or {})
+            self._access.refused(client, received, violation.status, len(text))
+            self._flush_access()
+        self._send(connection, response.plain_answer(violation.status, text, self._date_server), lane)
+        if not connection.outbox and not connection.closed:
+            self._linger(connection, lane)
+
+    def _flush_access(self) -> None:
+        """With several threads at once; else when the pass is over."""
+        if self._threads > 1 and self._access is not None:
+            self._access.flush()
+
+    # -- ending ------------------------------------------------------------------------------------------
+
+    def _linger(self, connection: Connection, lane: Lane) -> None:
+        connection.lingering = connection.odd = True
+        try:
+            connection.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._close(connection, lane)
+
+    def _close(self, connection: Connection, lane: Lane) -> None:
+        if connection.closed:
+            return
+        connection.closed = True
+        self._connections.pop(connection.fd, None)
+        lane.words[layout.CLOSED] += 1
+        # Not left to close(): a process that the app forked may hold the same socket. It would stay in the
+        # epoll then, and the client would not see the end.
+        if connection.mask:
+            self._epoll.unregister(connection.fd)
+        if connection.outbox is not None:
+            connection.outbox.close()
+        try:
+            connection.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the client was quicker
+        connection.sock.close()
+
+    # -- the epoll ---------------------------------------------------------------------------------------
+
+    def _watch(self, connection: Connection) -> None:
+        """Make it the leader's, and have the kernel watch for what it needs."""
+        if connection.closed:
+            return
+        mask = _OUT if connection.outbox or (connection.tls and connection.sock.wants_write) else _IN
+        if mask != connection.mask:
+            known, connection.mask = connection.mask, mask
+            if known:
+                self._epoll.modify(connection.fd, mask)
+            else:
+                self._epoll.register(connection.fd, mask)
+        # Not before: what is armed may be closed by the leader, and its number be another's.
+        connection.armed = True
+
+    def _disarm(self, connection: Connection) -> None:
+        """Keep the leader's hands off a connection that a thread goes on to serve without the lead."""
+        connection.armed = False
+        if connection.mask:
+            connection.mask = _DISARMED
+            try:
+                self._epoll.modify(connection.fd, _DISARMED)
+            except OSError:
+                pass  # its thread has closed it in this very moment
+
+
+def host_of(peer: Any) -> str:
+    """A peer's address; a Unix socket's has none."""
+    return peer[0] if isinstance(peer, tuple) else ""

@@ -1,0 +1,19 @@
+"""A WebDAV share of the folder `files` beside it; open to everybody."""
+
+from pathlib import Path
+
+from wsgidav.wsgidav_app import WsgiDAVApp
+
+FILES = Path("files")
+FILES.mkdir(exist_ok=True)
+
+app = WsgiDAVApp(
+    {
+        "provider_mapping": {"/": str(FILES.resolve())},
+        "simple_dc": {"user_mapping": {"*": True}},
+        # Both are kept in the process's memory; what WsgiDAV has for files is made for one process, too.
+        "lock_storage": True,
+        "property_manager": True,
+        "logging": {"enable": False},
+    }
+)

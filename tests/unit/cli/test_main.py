@@ -1,0 +1,74 @@
+"""The daemon's command line: what reaches the fork server of what was written."""
+
+from typing import Any
+
+import click
+import pytest
+
+from supervisor.cli import main as cli
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs the command line and gives its settings and its app; no daemon is started."""
+
+    def run(*args: str) -> tuple[dict[str, Any], str | None]:
+        taken: list[tuple[dict[str, Any], str | None]] = []
+
+        def take(app: str | None, **given: Any) -> None:
+            values = {name.removeprefix("_"): value for name, value in given.items() if name.startswith("_")}
+            taken.append(({name: value for name, value in values.items() if value not in (None, ())}, app))
+
+        monkeypatch.setattr(cli, "_run", take)
+        cli._command().main(list(args), standalone_mode=False)
+        return taken[0]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("args", "mode", "app"),
+    [
+        (["--proxy-protocol", "app:app"], "auto", "app:app"),
+        (["--proxy-protocol", "v2", "app:app"], "v2", "app:app"),
+        (["--proxy-protocol=v1", "app:app"], "v1", "app:app"),
+        (["app:app", "--proxy-protocol"], "auto", "app:app"),
+        (["--proxy-protocol", "-w", "2", "app:app"], "auto", "app:app"),
+        (["--proxy-protocol", "--", "app:app"], "auto", "app:app"),
+        (["app:app"], None, "app:app"),
+    ],
+)
+def test_flag_whose_value_may_be_left_out(parsed: Any, args: list[str], mode: str | None, app: str) -> None:
+    """--proxy-protocol alone means auto, as it always did, and does not swallow the app behind it."""
+    values, given = parsed(*args)
+    assert (values.get("proxy_protocol"), given) == (mode, app)
+
+
+def test_flag_that_turns_off(parsed: Any) -> None:
+    """--no-sendfile says no to what is on by default; other switches say yes."""
+    assert parsed("--no-sendfile", "--preload", "a:a")[0] == {"sendfile": "false", "preload_app": True}
+
+
+def test_gunicorns_spellings(parsed: Any) -> None:
+    """gunicorn's flags that are not spelled like their settings."""
+    args = ["--limit-request-field_size", "1", "--proxy-allow-from", "*", "--cert-reqs", "2", "a:a"]
+    expected = {"limit_request_field_size": "1", "proxy_allow_ips": "*", "cert_reqs": "2"}
+    assert parsed(*args)[0] == expected
+
+
+def test_mistakes_are_told_at_once(parsed: Any) -> None:
+    """A value is judged as its row says, with the setting's name."""
+    with pytest.raises(click.BadParameter, match="limit_request_body: expected a number of bytes"):
+        parsed("--limit-request-body", "10X", "a:a")
+
+
+def test_help_shows_defaults_as_one_writes_them() -> None:
+    """Sizes have their unit, lists their commas, and what is on by default needs no default."""
+    text = " ".join(cli._command().get_help(click.Context(cli._command())).split())
+    for part in (
+        "[default: 512K]",
+        "[default: SCRIPT_NAME,PATH_INFO]",
+        "or the environment's FORWARDED_ALLOW_IPS]",
+    ):
+        assert part in text
+    assert "(sendfile). --header-map" in text

@@ -1,0 +1,78 @@
+"""What the tests of the parser share: requests as plain values, and two ways to get them."""
+
+import io
+from dataclasses import dataclass
+
+import pytest
+
+from supervisor.http1.errors import ProtocolViolation
+from supervisor.http1.request import RequestParser, Rules
+
+RULES = Rules()
+GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
+GET_LINE = b"GET / HTTP/1.1\r\n"
+POST_CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@dataclass
+class Got:
+    """A request as plain values, so that two parsings can be compared."""
+
+    method: str
+    target: bytes
+    protocol: str
+    headers: list[tuple[bytes, bytes]]
+    body: bytes | None
+    keep_alive: bool
+
+
+def taken(parser: RequestParser) -> list[Got]:
+    """The requests that are ready."""
+    found = []
+    for request in parser.requests:
+        body = None
+        if request.body is not None:
+            assert isinstance(request.body, io.BytesIO)
+            body = request.body.getvalue()
+        assert request.length == len(body or b"")
+        found.append(
+            Got(
+                request.method,
+                request.target,
+                request.protocol,
+                list(request.headers),
+                body,
+                request.keep_alive,
+            )
+        )
+    return found
+
+
+def parsed(*pieces: bytes, rules: Rules = RULES) -> list[Got]:
+    """The requests in the bytes, which must end with a whole one."""
+    parser = RequestParser(rules, io.BytesIO)
+    for piece in pieces:
+        parser.feed(piece)
+    assert not parser.receiving
+    return taken(parser)
+
+
+def refused(*pieces: bytes, rules: Rules = RULES) -> tuple[ProtocolViolation, list[Got]]:
+    """How the bytes are refused, and the requests before that."""
+    parser = RequestParser(rules, io.BytesIO)
+    with pytest.raises(ProtocolViolation) as caught:  # noqa: PT012 - which piece is refused does not matter
+        for piece in pieces:
+            parser.feed(piece)
+    return caught.value, taken(parser)
+
+
+def bytewise(data: bytes) -> list[bytes]:
+    return [data[i : i + 1] for i in range(len(data))]
+
+
+def parser_of(*pieces: bytes, rules: Rules = RULES) -> RequestParser:
+    """A parser that was fed the pieces."""
+    parser = RequestParser(rules, io.BytesIO)
+    for piece in pieces:
+        parser.feed(piece)
+    return parser
