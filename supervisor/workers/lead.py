@@ -3,7 +3,8 @@
 Waking another thread costs more than most requests do, and two threads that want the interpreter lock wait
 for each other. So the leader serves a request itself and keeps the lead, like a worker with one thread. Only
 while it runs the app it *lends* the lead: a watcher, which looks every millisecond while requests come and
-sleeps otherwise, takes the lead from a leader that is in the same request at two looks and passes it on. If all threads are in the app the watcher *minds* the connections itself: it can't serve, but it receives,
+sleeps otherwise, takes the lead from a leader that is in the same request at two looks and passes it on.
+If all threads are in the app the watcher *minds* the connections itself: it can't serve, but it receives,
 sends, and gives away to siblings what would have to wait.
 
 An app whose requests take long anyway would wait for the watcher each time; its leader passes the lead on
