@@ -34,7 +34,7 @@ __all__ = [
 _MAX_EMPTY_LINES = 8
 
 
-class Request(msgspec.Struct):  # made in a third of the time of a plain class
+class Request(msgspec.Struct, gc=False):  # made in a third of the time of a plain class
     """A request.
 
     Attributes:

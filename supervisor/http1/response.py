@@ -32,6 +32,9 @@ HeaderList = list[tuple[str, str]]
 # A line's bytes, what it means if anything, and its number if that is a Content-Length.
 _Line = tuple[bytes, int, int]
 _lines: dict[tuple[str, str], _Line] = {}
+# The last head that came out of lines which were all known: status, headers, and what was made of them. Apps
+# send the same one again and again, and two equal lists are compared quicker than one is hashed.
+_last: tuple[str, HeaderList, tuple[bytes, int, int | None, int]] = ("", [], (b"", 0, None, 0))
 _statuses: dict[str, tuple[bytes, int, int]] = {}
 
 
@@ -44,6 +47,11 @@ def encode_head(status: str, headers: HeaderList) -> tuple[list[bytes], int, int
     Raises:
         ResponseError: the answer is invalid.
     """
+    global _last
+    last_status, last_headers, made = _last
+    if headers == last_headers and status == last_status:
+        head, code, length, flags = made
+        return [head], code, length, flags
     # Subscripts in try and not get(): all but the first time they succeed, and that is quicker.
     try:
         line, code, flags = _statuses[status]
@@ -51,11 +59,13 @@ def encode_head(status: str, headers: HeaderList) -> tuple[list[bytes], int, int
         line, code, flags = _status_line(status)
     lines = [line]
     length = None
+    known = True
     for header in headers:
         try:
             line, meaning, number = _lines[header]
         except (KeyError, TypeError):  # TypeError: a list; not what PEP 3333 asks for, yet common
             line, meaning, number = _header_line(header)
+            known = False
         if not meaning:
             lines.append(line)
         elif meaning == _LENGTH:
@@ -68,6 +78,8 @@ def encode_head(status: str, headers: HeaderList) -> tuple[list[bytes], int, int
             flags |= meaning
             if meaning != CLOSE:
                 lines.append(line)
+    if known:
+        _last = status, list(headers), (b"".join(lines), code, length, flags)
     return lines, code, length, flags
 
 

@@ -123,7 +123,8 @@ class Engine(Serving):
         self._drain_deadline: int | None = None
         self._hand_over = False
         self._done = False
-        self._date_second = 0
+        # When the current pass began; when the next second does.
+        self._now = self._next_second = 0
         self.draining = False
 
     # -- what the worker's life cycle calls --------------------------------------------------------------
@@ -225,24 +226,27 @@ class Engine(Serving):
 
     def _wait(self, lane: Lane, patience: float) -> None:
         """Wait for events, as the leader, and put them into the queue."""
-        now = monotonic_ns()
-        if now >= self._next_sweep or self._sweeping or self.draining:
-            self._sweep(now, lane)
+        if self._now >= self._next_sweep or self._sweeping or self.draining:
+            self._sweep(monotonic_ns(), lane)
         if not self._accepting:
-            self._accept_on_again(now)
+            self._accept_on_again(monotonic_ns())
         if self._access is not None:
             self._access.flush()
         events = self._epoll.poll(patience, _BATCH)
-        self._cell.header[layout.HEARTBEAT] = monotonic_ns()
-        second = int(time())
-        if second != self._date_second:
-            self._date_second = second
-            self._date_server = f"Server: ostler\r\nDate: {formatdate(second, usegmt=True)}\r\n".encode()
+        self._cell.header[layout.HEARTBEAT] = self._now = now = monotonic_ns()
+        if now >= self._next_second:
+            self._tell_time(now)
         if events:
             self._events.extend(events)
         elif self._accepting and not self._sweeping:
             # An idle worker looks for connections that the kernel announced to a sibling which is busy now.
             self._events.extend((listener, _IN) for listener in self._listeners)
+
+    def _tell_time(self, now: int) -> None:
+        """Make the lines that change once a second (RFC 9110 section 6.6.1)."""
+        wall = time()
+        self._date_server = f"Server: ostler\r\nDate: {formatdate(wall, usegmt=True)}\r\n".encode()
+        self._next_second = now + int((1 - wall % 1) * _SECOND)
 
     def _serve_events(self, lane: Lane) -> bool:
         """Serve what came, as the leader; False if the lead is somebody else's afterwards."""
@@ -251,7 +255,7 @@ class Engine(Serving):
                 return False
         events = self._events
         connections = self._connections
-        now = monotonic_ns()
+        now = self._now
         arrivals: list[int] = []
         while events:
             fd, _ = events.popleft()
@@ -283,7 +287,10 @@ class Engine(Serving):
         """Serve a connection's requests, as the leader; whether the caller still leads afterwards."""
         lead = self._lead
         if not lead.watched:
-            self._serve(connection, lane)
+            try:
+                self._serve(connection, lane)
+            except Exception:  # noqa: BLE001 - see _fail
+                self._fail(connection, lane)
             if connection.outbox or connection.mask != _IN:
                 self._watch(connection)
             if self._had_long and self._relay is not None:
@@ -292,12 +299,12 @@ class Engine(Serving):
         if self._average > _HURRY and lead.wanted:
             self._disarm(connection)
             lead.give()
-            self._serve(connection, lane)
+            self._serve_safely(connection, lane)
             self._watch(connection)
             return False
         self._in_hand = connection
         lead.lend(lane)
-        self._serve(connection, lane)
+        self._serve_safely(connection, lane)
         still_leading = lead.come_back()
         self._watch(connection)
         return still_leading

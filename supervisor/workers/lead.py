@@ -54,6 +54,7 @@ class Lead:
         self._parked = False
         self._bell = threading.Lock()
         self.minding = False
+        self.watched = False
 
     # -- what serving threads call -----------------------------------------------------------------------
 
@@ -91,10 +92,6 @@ class Lead:
         """Some thread waits for the lead."""
         return bool(self._wanting)
 
-    @property
-    def watched(self) -> bool:
-        return self._watcher is not None
-
     # -- the watcher -------------------------------------------------------------------------------------
 
     def watch(self) -> None:
@@ -103,6 +100,7 @@ class Lead:
             self._bell.acquire()
             self._watcher = threading.Thread(target=self._run, name="ostler-watcher", daemon=True)
             self._watcher.start()
+            self.watched = True
 
     def _ring(self) -> None:
         try:

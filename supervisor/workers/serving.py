@@ -1,6 +1,5 @@
 """Serving requests: the app is called with an environ, its answer is sent, and all of it is counted."""
 
-import traceback
 from collections.abc import Callable
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
@@ -63,16 +62,15 @@ class Serving(Wiring):
         self._average = 0
         self._had_long = False
 
+    def _serve_safely(self, connection: Connection, lane: Lane) -> None:
+        """As `_serve`, where nobody looks after what it raises."""
+        try:
+            self._serve(connection, lane)
+        except Exception:  # noqa: BLE001 - see _fail
+            self._fail(connection, lane)
+
     def _serve(self, connection: Connection, lane: Lane) -> None:
         """Answer the requests that are there, as far as the client takes the answers."""
-        try:
-            self._answer(connection, lane)
-        except Exception:  # noqa: BLE001 - a defect of ours must cost one connection, not a thread or worker
-            lane.words[_STARTED] = 0
-            self._log.error("internal_error", traceback=traceback.format_exc())
-            self._close(connection, lane)
-
-    def _answer(self, connection: Connection, lane: Lane) -> None:
         words = lane.words
         requests = connection.parser.requests
         while requests and not connection.outbox:

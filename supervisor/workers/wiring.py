@@ -4,6 +4,7 @@ Who owns a connection: all that are armed belong to the leader; the one that a t
 the lead is disarmed, so the kernel says nothing of it until that thread arms it again.
 """
 
+import os
 import select
 import socket
 import traceback
@@ -48,49 +49,67 @@ class Wiring:
     def _receive(self, connection: Connection, lane: Lane, now: int) -> bool:
         """Do the I/O that an event is about; True if there is a request to serve, else it is watched."""
         try:
-            if self._do_io(connection, lane, now):
+            if connection.outbox:
+                ready = self._flush(connection, lane, now)
+            elif connection.odd:
+                ready = self._prepare(connection, lane) and self._receive_tls(connection, lane, now)
+            else:
+                parser = connection.parser
+                data = os.read(connection.fd, READ_SIZE)
+                try:
+                    parser.feed(data)
+                except ProtocolViolation as violation:
+                    connection.violation = violation
+                # Nearly always this is all: one read, one request, and no less.
+                if parser.requests and not (parser.receiving or connection.began):
+                    return True
+                ready = self._consider(connection, lane, now, data)
+            if ready:
                 return True
             self._watch(connection)
-        except Exception:  # noqa: BLE001 - a defect of ours must cost one connection, not a thread or worker
-            self._log.error("internal_error", traceback=traceback.format_exc())
+        except BlockingIOError:
+            self._watch(connection)
+        except OSError:
             self._close(connection, lane)
+        except Exception:  # noqa: BLE001 - see _fail
+            self._fail(connection, lane)
         return False
 
-    def _do_io(self, connection: Connection, lane: Lane, now: int) -> bool:
-        if connection.outbox:
-            return self._flush(connection, lane, now)
-        if connection.odd and not self._prepare(connection, lane):
-            return False
-        parser = connection.parser
+    def _receive_tls(self, connection: Connection, lane: Lane, now: int) -> bool:
+        """The same under TLS, and for the first bytes behind a PROXY header."""
         while True:
+            data = connection.sock.recv(READ_SIZE)
             try:
-                data = connection.sock.recv(READ_SIZE)
-            except BlockingIOError:
-                return False
-            except OSError:
-                self._close(connection, lane)
-                return False
-            if not data:
-                self._close(connection, lane)
-                return False
-            try:
-                parser.feed(data)
+                connection.parser.feed(data)
             except ProtocolViolation as violation:
                 connection.violation = violation
-            if parser.receiving or connection.began:
-                connection.note_progress(now)
-            if parser.requests:
+            if self._consider(connection, lane, now, data):
                 return True
-            connection.idle_since = now
-            if connection.violation is not None:
-                self._refuse(connection, connection.violation, lane, data)
-                return False
-            if parser.wants_continue:
-                self._settle(connection, lane)
-                return False
             # What OpenSSL has decrypted already makes no event.
-            if not connection.tls or not connection.sock.pending():
+            if connection.closed or connection.closing or not connection.tls or not connection.sock.pending():
                 return False
+
+    def _consider(self, connection: Connection, lane: Lane, now: int, data: bytes) -> bool:
+        """See what has become of bytes that the parser was fed; True if there is a request to serve."""
+        if not data:
+            self._close(connection, lane)
+            return False
+        parser = connection.parser
+        connection.note_progress(now)
+        connection.idle_since = now
+        if parser.requests:
+            return True
+        if connection.violation is not None:
+            self._refuse(connection, connection.violation, lane, data)
+        elif parser.wants_continue:
+            self._settle(connection, lane)
+        return False
+
+    def _fail(self, connection: Connection, lane: Lane) -> None:
+        """A defect of ours was met: it costs one connection, not a thread or the worker."""
+        lane.words[layout.STARTED] = 0
+        self._log.error("internal_error", traceback=traceback.format_exc())
+        self._close(connection, lane)
 
     def _prepare(self, connection: Connection, lane: Lane) -> bool:
         """What comes before requests, or after them; True if requests may be read."""
@@ -110,7 +129,7 @@ class Wiring:
             self._close(connection, lane)
             return False
         connection.odd = connection.tls
-        return True
+        return True  # after a PROXY header, too: what follows it is probably there
 
     def _read_preface(self, connection: Connection) -> bool:
         """Read a PROXY header; False while it is not whole.

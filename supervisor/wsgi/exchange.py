@@ -88,7 +88,6 @@ class Exchange:
     def __init__(self, request: Request, transport: Transport, date_server: bytes, keep_alive: bool) -> None:
         self._request = request
         self._transport = transport
-        self._send = transport.send
         self._date_server = date_server
         self.keep_alive = keep_alive
 
@@ -129,7 +128,24 @@ class Exchange:
         try:
             result = app(environ, self.start_response)
             kind = type(result)
-            if (kind is list or kind is tuple) and not self._head_sent:
+            lines, length = self._lines, self._length
+            if (
+                kind is list
+                and len(result) == 1
+                and lines is not None
+                and type(body := result[0]) is bytes
+                and len(body) == length
+                and length <= _JOIN_LIMIT
+                and self.keep_alive
+                and (line := self._request.line).ordinary
+                and line.method != "HEAD"
+                and not (self._flags or self._head_sent)
+            ):
+                # Nearly every answer: `_send_whole` where there is nothing to decide.
+                self._head_sent = True
+                self.sent = length
+                self._transport.send(b"".join((*lines, self._date_server, b"\r\n", body)))
+            elif (kind is list or kind is tuple) and not self._head_sent:
                 self._send_whole(result[0] if len(result) == 1 else b"".join(result))
             elif (
                 kind is FileWrapper
@@ -193,11 +209,11 @@ class Exchange:
             lines.append(body)
             data = b"".join(lines)
             self._head_sent = True
-            self._send(data)
+            self._transport.send(data)
         else:
             self._head_sent = True
-            self._send(b"".join(lines))
-            self._send(body)
+            self._transport.send(b"".join(lines))
+            self._transport.send(body)
         self.sent = len(body)
 
     def _close_head(self, lines: list[bytes]) -> None:
@@ -234,7 +250,7 @@ class Exchange:
         if self._length is None and not self._flags & response.BODILESS:
             self._lines.append(b"Content-Length: %d\r\n" % count)
             self._length = count
-        self._send(self._open())
+        self._transport.send(self._open())
         remaining = self._length or 0
         if not self._bodiless and (count := min(count, remaining)):
             self.sent += count
@@ -255,7 +271,7 @@ class Exchange:
             if self._chunked:
                 data = response.chunk(data)
         if prefix or data:
-            self._send(prefix + data if prefix else data)
+            self._transport.send(prefix + data if prefix else data)
 
     def _end(self) -> None:
         """The app's iterable has ended."""
@@ -263,11 +279,11 @@ class Exchange:
             if self._lines is not None and self._length is None and not self._bodiless:
                 self._length = 0
                 self._lines.append(b"Content-Length: 0\r\n")
-            self._send(self._open())
+            self._transport.send(self._open())
         if self._bodiless:
             return
         if self._chunked:
-            self._send(response.LAST_CHUNK)
+            self._transport.send(response.LAST_CHUNK)
         elif self._remaining:
             self.keep_alive = False  # shorter than promised: only the closed connection tells
 
@@ -311,7 +327,7 @@ class Exchange:
             answer = answer[: answer.index(b"\r\n\r\n") + 4]
         else:
             self.sent = len(_FAILED)
-        self._send(answer)
+        self._transport.send(answer)
 
 
 def _regular_file(file: Any) -> tuple[int, int, int] | None:
