@@ -34,7 +34,7 @@ _Line = tuple[bytes, int, int]
 _lines: dict[tuple[str, str], _Line] = {}
 # The last head that came out of lines which were all known: status, headers, and what was made of them. Apps
 # send the same one again and again, and two equal lists are compared quicker than one is hashed.
-_last: tuple[str, HeaderList, tuple[bytes, int, int | None, int]] = ("", [], (b"", 0, None, 0))
+_last: tuple[str | None, HeaderList, tuple[bytes, int, int | None, int]] = (None, [], (b"", 0, None, 0))
 _statuses: dict[str, tuple[bytes, int, int]] = {}
 
 
@@ -59,7 +59,7 @@ def encode_head(status: str, headers: HeaderList) -> tuple[list[bytes], int, int
         line, code, flags = _status_line(status)
     lines = [line]
     length = None
-    known = True
+    known = type(headers) is list
     for header in headers:
         try:
             line, meaning, number = _lines[header]
@@ -88,14 +88,17 @@ def _status_line(status: str) -> tuple[bytes, int, int]:
         raise ResponseError(f"status must be like '200 OK', got {status!r}")
     try:
         # The blank stays where there is no reason (RFC 9112 section 4).
-        line = f"HTTP/1.1 {status if len(status) > 3 else status + ' '}\r\n".encode("latin-1")
+        line = "".join(("HTTP/1.1 ", status, "" if len(status) > 3 else " ", "\r\n")).encode("latin-1")
     except UnicodeEncodeError:
         raise ResponseError(f"status must be latin-1 text, got {status!r}") from None
     if len(_statuses) > _REMEMBERED:
         _statuses.clear()
     code = int(status[:3])
     # RFC 9110 section 6.4.1: these never have a body.
-    flags = BODILESS if code in (204, 304) or code < 200 else 0
+    flags = BODILESS if code in (204, 304) else 0
+    if code < 200:
+        # An interim status is no answer: the next one on the connection would be taken for it, so it ends.
+        flags = BODILESS | CLOSE
     entry = _statuses[status] = line, code, flags
     return entry
 
@@ -104,6 +107,8 @@ def _header_line(header: tuple[str, str]) -> _Line:
     """A header's bytes with the line end, and what it means if it means something."""
     try:
         name, value = header
+        if isinstance(header, str):
+            raise TypeError
     except (TypeError, ValueError):
         raise ResponseError(f"a header must be a (name, value) tuple, got {header!r}") from None
     if not isinstance(name, str) or not isinstance(value, str):
@@ -112,7 +117,8 @@ def _header_line(header: tuple[str, str]) -> _Line:
         raise ResponseError(f"invalid header name {name!r}")
     if _BAD_VALUE.search(value):
         raise ResponseError(f"invalid character in the value of header {name}: {value!r}")
-    line = f"{name}: {value}\r\n".encode("latin-1")
+    # No f-string: that would ask a subclass of str (an Enum, say) for its own idea of a text.
+    line = "".join((name, ": ", value, "\r\n")).encode("latin-1")  # noqa: FLY002
     meaning = _meaning(name.lower(), value)
     entry = line, meaning, int(value) if meaning == _LENGTH else 0
     if len(_lines) > _REMEMBERED:
@@ -132,7 +138,8 @@ def _meaning(name: str, value: str) -> int:
     if name == "server":
         return HAS_SERVER
     if name in _HOP_BY_HOP:
-        return CLOSE if name == "connection" and value.strip().lower() == "close" else _DROPPED
+        closes = name == "connection" and "close" in (option.strip() for option in value.lower().split(","))
+        return CLOSE if closes else _DROPPED
     return 0
 
 

@@ -8,6 +8,7 @@ import signal
 DUMP_SIGNAL = signal.SIGRTMIN + 5
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_PR_SET_TIMERSLACK = 29
 
 
 def become_subreaper() -> None:
@@ -20,6 +21,11 @@ def become_subreaper() -> None:
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def set_timer_slack(nanoseconds: int) -> None:
+    """How late the kernel may end waits of this thread and of those that it starts (PR_SET_TIMERSLACK)."""
+    ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, nanoseconds, 0, 0, 0)
 
 
 def has_terminal() -> bool:

@@ -61,6 +61,7 @@ class Connection:
         served: a request was answered on it.
         outbox: bytes of answers the client has not taken yet; None or empty: it has all.
         mask: what the epoll watches it for; 0: not known there.
+        send_now: sends on `sock` what goes at once.
         odd: not to be read from like most: under TLS, lingering, or with a preface to come.
         armed: it is the leader's; else the thread's that serves it.
         closed: its descriptor is gone.
@@ -89,6 +90,7 @@ class Connection:
         "parser",
         "peer",
         "preface",
+        "send_now",
         "served",
         "sock",
         "template",
@@ -117,6 +119,7 @@ class Connection:
         self.template: Environ | None = None
         self.template_head: Head | None = None
         self.outbox: Outbox | None = None
+        self.send_now: Callable[[Any, bytes], int] = socket.socket.send
         self.idle_since = now
         self.began = now
         self.in_body = False
@@ -138,6 +141,7 @@ class Connection:
 
         self.sock = TlsSocket(self.sock, context)
         self.tls = self.odd = True
+        self.send_now = TlsSocket.send
 
     @property
     def is_idle(self) -> bool:
@@ -168,7 +172,7 @@ class Connection:
         outbox = self.outbox
         if not outbox:
             try:
-                sent = self.sock.send(data)
+                sent = self.send_now(self.sock, data)
             except BlockingIOError:
                 sent = 0
             except OSError as error:
@@ -251,6 +255,8 @@ class Connection:
             ClientGone: the client went away, was too slow or sent what is no HTTP.
         """
         parser = self.parser
+        if self.violation is not None:
+            raise ClientGone(str(self.violation))
         if parser.wants_continue:
             parser.wants_continue = False
             self.send(response.CONTINUE)

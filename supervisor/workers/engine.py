@@ -11,7 +11,9 @@ does not take of an answer is kept and sent when it does.
 import os
 import select
 import socket
+import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable
 from email.utils import formatdate
@@ -22,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 from supervisor.http1.errors import RequestTimeout
 from supervisor.logs.access import AccessLog
 from supervisor.logs.lean import Log
+from supervisor.osapi.process import set_timer_slack
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.networks import Networks
 from supervisor.settings.table import Settings
-from supervisor.workers.connection import Connection, Limits
+from supervisor.workers.connection import READ_SIZE, Connection, Limits
 from supervisor.workers.lane import Lane
 from supervisor.workers.lead import Lead
 from supervisor.workers.relay import Relay
@@ -61,6 +64,14 @@ _SEND_STALL = 60 * _SECOND
 _DRAIN_STALL = 5 * _SECOND
 # If requests take longer than this on average the lead is passed on before the app is run.
 _HURRY = 300_000
+
+# A thread that computes lets others have the interpreter lock after this time (s). Python's own 5 ms are long
+# for who serves quick requests beside one that computes; an app that has chosen knows better.
+_USUAL_SWITCH_INTERVAL = 0.005
+_SWITCH_INTERVAL = 0.001
+# How much later than asked for the kernel may end a wait (ns), instead of 50 µs: threads that wait a
+# millisecond for a database should not lose a twentieth of their time.
+_TIMER_SLACK = 1_000
 
 
 class Engine(Serving):
@@ -114,7 +125,14 @@ class Engine(Serving):
         # Whole requests that the watcher has received.
         self._ready: deque[Connection] = deque()
         self._sweeping: list[Connection] = []
-        self._lead = Lead(self._let_go, self._mind, self.wake)
+        self._lead = Lead(settings.threads, self._let_go, self._mind, self.wake)
+        if self._threads > 1:
+            # Here, because ctypes takes a megabyte, which one thread does without.
+            from supervisor.osapi.held import Held
+
+            self._held = Held(READ_SIZE)
+            self._read = self._read_in_a_crowd
+            self._modify = self._modify_in_a_crowd
         self._in_hand: Connection | None = None
         self._accepting = False
         self._resume_accepting: int | None = None
@@ -122,6 +140,7 @@ class Engine(Serving):
         self._drain_began = 0
         self._drain_deadline: int | None = None
         self._hand_over = False
+        self._abandoned = False
         self._done = False
         # When the current pass began; when the next second does.
         self._now = self._next_second = 0
@@ -150,7 +169,7 @@ class Engine(Serving):
         Args:
             hand_over: others go on serving: give idle connections to them.
         """
-        self._hand_over = hand_over and self._relay is not None
+        self._hand_over = hand_over and self._relay is not None and self._tls is None
         self.draining = True
         self.wake()
 
@@ -164,7 +183,12 @@ class Engine(Serving):
 
         May be called from a signal handler of the main thread.
         """
+        self._abandoned = True
         self.drain()
+        if self._threads == 1 and not self._lead.watched:
+            self._let_listeners_go()  # nobody else would while this thread is in the app
+
+    def _let_listeners_go(self) -> None:
         self._accept_off()
         for listener, _ in self._listeners.values():
             listener.close()
@@ -177,6 +201,9 @@ class Engine(Serving):
         ]
         if others:
             self._lead.watch()
+            set_timer_slack(_TIMER_SLACK)
+            if sys.getswitchinterval() == _USUAL_SWITCH_INTERVAL:
+                sys.setswitchinterval(_SWITCH_INTERVAL)
         for thread in others:
             thread.start()
         try:
@@ -207,7 +234,16 @@ class Engine(Serving):
         lane = Lane(self._cell, thread)
         while not self._done:
             self._lead.take()
-            if self._lead_on(lane):
+            leads = True
+            try:
+                leads = self._lead_on(lane)
+            except Exception:
+                # A defect of ours; the main thread's ends the worker, and so must another's.
+                self.stop()
+                if thread == 0:
+                    raise
+                self._log.error("internal_error", traceback=traceback.format_exc())
+            if leads:
                 self._lead.give()
 
     def _lead_on(self, lane: Lane) -> bool:
@@ -232,7 +268,7 @@ class Engine(Serving):
             self._accept_on_again(monotonic_ns())
         if self._access is not None:
             self._access.flush()
-        events = self._epoll.poll(patience, _BATCH)
+        events = self._poll(patience)
         self._cell.header[layout.HEARTBEAT] = self._now = now = monotonic_ns()
         if now >= self._next_second:
             self._tell_time(now)
@@ -241,6 +277,11 @@ class Engine(Serving):
         elif self._accepting and not self._sweeping:
             # An idle worker looks for connections that the kernel announced to a sibling which is busy now.
             self._events.extend((listener, _IN) for listener in self._listeners)
+
+    def _poll(self, patience: float) -> list[tuple[int, int]]:
+        if self._threads > 1 and self._lead.crowded and (events := self._held.poll(self._epoll.fileno())):
+            return events
+        return self._epoll.poll(patience, _BATCH)
 
     def _tell_time(self, now: int) -> None:
         """Make the lines that change once a second (RFC 9110 section 6.6.1)."""
@@ -296,7 +337,7 @@ class Engine(Serving):
             if self._had_long and self._relay is not None:
                 lead.watch()
             return True
-        if self._average > _HURRY and lead.wanted:
+        if self._average > _HURRY:
             self._disarm(connection)
             lead.give()
             self._serve_safely(connection, lane)
@@ -305,9 +346,23 @@ class Engine(Serving):
         self._in_hand = connection
         lead.lend(lane)
         self._serve_safely(connection, lane)
-        still_leading = lead.come_back()
+        still_leading = lead.come_back(lane)
         self._watch(connection)
         return still_leading
+
+    def _read_in_a_crowd(self, fd: int, size: int) -> bytes:
+        return self._held.recv(fd) if self._lead.crowded else os.read(fd, size)
+
+    def _modify_in_a_crowd(self, fd: int, mask: int) -> None:
+        if self._lead.crowded:
+            self._held.modify(self._epoll.fileno(), fd, mask)
+        else:
+            self._epoll.modify(fd, mask)
+
+    def _send_in_a_crowd(self, sock: socket.socket, data: bytes) -> int:
+        if self._lead.crowded and len(data) <= READ_SIZE:
+            return self._held.send(sock.fileno(), data)
+        return sock.send(data)
 
     def _let_go(self) -> None:
         if self._in_hand is not None:
@@ -352,19 +407,29 @@ class Engine(Serving):
     # -- connections that come and go --------------------------------------------------------------------
 
     def _accept_on(self) -> None:
-        for fd in self._listeners:
-            self._epoll.register(fd, _SHARED)
-        if self._relay is not None:
-            self._epoll.register(self._relay_fd, _SHARED)
         self._accepting = True
+        for fd in (*self._listeners, self._relay_fd):
+            self._register_arrivals(fd)
 
     def _accept_off(self) -> None:
         if self._accepting:
-            for fd in self._listeners:
+            self._accepting = False
+            for fd in (*self._listeners, self._relay_fd):
+                self._unregister_arrivals(fd)
+
+    def _register_arrivals(self, fd: int) -> None:
+        try:
+            if fd >= 0:
+                self._epoll.register(fd, _SHARED)
+        except OSError:
+            pass  # a signal handler has let the listeners go
+
+    def _unregister_arrivals(self, fd: int) -> None:
+        try:
+            if fd >= 0:
                 self._epoll.unregister(fd)
-            if self._relay is not None:
-                self._epoll.unregister(self._relay_fd)
-        self._accepting = False
+        except OSError:
+            pass  # as above
 
     def _accept_on_again(self, now: int) -> None:
         """Accept, unless the reason not to is still there."""
@@ -391,15 +456,19 @@ class Engine(Serving):
             return None  # a sibling was quicker, or the client went away again
         sock.setblocking(False)
         # To the end of the listener's queue: the kernel wakes the first who waits, so workers take turns.
-        self._epoll.unregister(listener_fd)
-        self._epoll.register(listener_fd, _SHARED)
+        self._unregister_arrivals(listener_fd)
+        self._register_arrivals(listener_fd)
         lane.words[layout.OPENED] += 1
         connection = self._adopt(sock, name, peer, lane)
         if self._proxy_mode != "off" and host_of(peer) in self._proxies:
             connection.preface = b""
             connection.odd = True
         elif self._tls is not None:
-            connection.wrap(self._tls)
+            try:
+                connection.wrap(self._tls)
+            except (OSError, ValueError):
+                self._close(connection, lane)  # the client has gone already
+                return None
         return connection
 
     def _take(self, lane: Lane) -> Connection | None:
@@ -416,6 +485,8 @@ class Engine(Serving):
     def _adopt(self, sock: socket.socket, listener: str, peer: Any, lane: Lane) -> Connection:
         rules = self._trusting_rules if host_of(peer) in self._forwarders else self._rules
         connection = Connection(sock, listener, peer, rules, self._new_body, self._limits, monotonic_ns())
+        if self._threads > 1:
+            connection.send_now = self._send_in_a_crowd
         self._connections[connection.fd] = connection
         if len(self._connections) >= self._most_connections:
             self._make_room(lane)
@@ -423,9 +494,10 @@ class Engine(Serving):
 
     def _make_room(self, lane: Lane) -> None:
         """No more connections may be than there are: the longest idle go, or none is accepted."""
-        idle = [c for c in self._connections.values() if c.armed and c.served and c.is_idle]
+        idle = [c for c in list(self._connections.values()) if c.armed and c.served and c.is_idle]
         idle.sort(key=lambda connection: connection.idle_since)
-        for connection in idle[: max(1, len(idle) // 16)]:
+        idle = [c for c in idle[: len(idle) // 16 + 1] if not _has_data(c)]
+        for connection in idle:
             self._close(connection, lane)
         if not idle:
             self._accept_off()
@@ -463,7 +535,10 @@ class Engine(Serving):
             self._done = True
 
     def _go_on_draining(self, now: int) -> None:
-        self._accept_off()
+        if self._abandoned:
+            self._let_listeners_go()
+        else:
+            self._accept_off()
         if self._drain_deadline is None:
             # Who gives its connections away need not tell clients to close them.
             self._keep_connections = self._keep_connections and self._hand_over

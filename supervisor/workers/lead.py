@@ -12,8 +12,8 @@ before it runs the app (`hurry`).
 
 A worker with one thread has a watcher, too, but only once it has had a request that took long.
 
-The rule of ownership: the loan is one object in a deque. Who pops it, the leader that has come back or the
-watcher, has the lead; deque.append and pop are atomic with and without the interpreter lock.
+The rule of ownership: the loan is one object in a deque. Who takes it out, the leader that has come back or
+the watcher, has the lead; deque.append, pop and remove are atomic with and without the interpreter lock.
 """
 
 import threading
@@ -33,6 +33,7 @@ class Lead:
     """The lead of one engine.
 
     Args:
+        threads: how many serve.
         let_go: disarms the connection that a leader has in hand, before somebody else leads.
         mind: leads without serving until `wanted()`.
 
@@ -41,8 +42,9 @@ class Lead:
     """
 
     def __init__(
-        self, let_go: Callable[[], None], mind: Callable[[], None], wake: Callable[[], None]
+        self, threads: int, let_go: Callable[[], None], mind: Callable[[], None], wake: Callable[[], None]
     ) -> None:
+        self._others = threads - 1
         self._let_go = let_go
         self._mind = mind
         self._wake = wake
@@ -77,15 +79,21 @@ class Lead:
             self._parked = False
             self._ring()
 
-    def come_back(self) -> bool:
-        """After the app was run: whether the caller still leads."""
+    def come_back(self, lane: Lane) -> bool:
+        """After the app was run: whether the caller still leads. `lane`: what it lent."""
         try:
-            self._loan.pop()
-        except IndexError:
+            # Its own loan and no other: whoever was given the lead since may have lent it, too.
+            self._loan.remove(lane)
+        except (ValueError, IndexError):  # IndexError: it changed while it was looked at
             # Not before what it had in hand is its own alone.
             with self._passing:
                 return False
         return True
+
+    @property
+    def crowded(self) -> bool:
+        """Other threads are in the app: who lets go of the interpreter lock must queue for it."""
+        return len(self._wanting) < self._others
 
     @property
     def wanted(self) -> bool:
@@ -140,8 +148,10 @@ class Lead:
             except IndexError:
                 return  # it came back in this very moment
             self._let_go()
-        if not self._wanting:
-            self.minding = True
-            self._mind()
+        try:
+            if not self._wanting:
+                self.minding = True
+                self._mind()
+        finally:
             self.minding = False
-        self._lock.release()
+            self._lock.release()

@@ -22,14 +22,15 @@ class Truncated(OSError):
 
 
 class FilePart:
-    """A range of an open file; closes its descriptor in the end."""
+    """A range of an open file; closes its descriptor in the end. `ours`: it is a temporary file."""
 
-    __slots__ = ("fd", "left", "offset")
+    __slots__ = ("fd", "left", "offset", "ours")
 
-    def __init__(self, fd: int, offset: int, left: int) -> None:
+    def __init__(self, fd: int, offset: int, left: int, ours: bool) -> None:
         self.fd = fd
         self.offset = offset
         self.left = left
+        self.ours = ours
 
     def send(self, sock: Any, most: int) -> int:
         """Send a block at most; returns how much went.
@@ -64,14 +65,14 @@ class Outbox:
 
     Args:
         in_memory: bytes kept in memory.
-        in_file: bytes kept beyond that in a temporary file; 0: none.
+        in_file: bytes kept beyond that in temporary files; 0: none.
         folder: where temporary files go; None: the system's place.
 
     Attributes:
-        size: bytes in memory.
+        size: bytes in memory; stored: bytes in temporary files.
     """
 
-    __slots__ = ("_folder", "_in_file", "_in_memory", "_parts", "_spill", "size")
+    __slots__ = ("_folder", "_in_file", "_in_memory", "_may_store", "_parts", "_spill", "size", "stored")
 
     def __init__(self, in_memory: int, in_file: int, folder: str | None) -> None:
         self._in_memory = in_memory
@@ -79,37 +80,30 @@ class Outbox:
         self._folder = folder
         self._parts: deque[memoryview | FilePart] = deque()
         self._spill: FilePart | None = None
-        self.size = 0
+        self._may_store = in_file > 0
+        self.size = self.stored = 0
 
     def __bool__(self) -> bool:
         return bool(self._parts)
 
     def add(self, data: memoryview) -> None:
         """Keep bytes. Never refuses: `full` tells when there should be no more."""
-        if self._spill is None and self._parts and self.size + len(data) > self._in_memory and self._in_file:
-            self._spill = self._open_spill()
-        spill = self._spill
-        if spill is not None:
-            rest = self._write(spill, data)
-            if not rest:
+        if self._may_store and (self.stored or (self._parts and self.size + len(data) > self._in_memory)):
+            data = self._store(data)
+            if not data:
                 return
-            # The disk is full: what is on it leaves first, then this.
-            self._spill = None
-            data = rest
         self._parts.append(data)
         self.size += len(data)
 
     def add_file(self, fd: int, offset: int, count: int) -> None:
         """Keep a range of a file; `fd` becomes the outbox's own."""
         self._spill = None  # what is added from now on comes behind this
-        self._parts.append(FilePart(fd, offset, count))
+        self._parts.append(FilePart(fd, offset, count, ours=False))
 
     @property
     def full(self) -> bool:
         """Whether more should wait. One block beyond the limit is kept: it is there anyway."""
-        if self._spill is not None:
-            return self._spill.left > self._in_file
-        return self.size > self._in_memory and len(self._parts) > 1
+        return self.stored > self._in_file or (self.size > self._in_memory and len(self._parts) > 1)
 
     def flush(self, sock: Any) -> bool:
         """Send what goes; True if nothing is left.
@@ -125,7 +119,10 @@ class Outbox:
             part = parts[0]
             try:
                 if isinstance(part, FilePart):
-                    budget -= part.send(sock, budget)
+                    sent = part.send(sock, budget)
+                    budget -= sent
+                    if part.ours:
+                        self.stored -= sent
                     if part.left:
                         continue
                     if part is self._spill:
@@ -147,22 +144,37 @@ class Outbox:
         self._spill = None
         self._parts.clear()
 
-    def _open_spill(self) -> FilePart | None:
-        try:
-            with tempfile.TemporaryFile(dir=self._folder) as file:
-                spill = FilePart(os.dup(file.fileno()), 0, 0)
-        except OSError:
-            return None  # no room, no folder: the app waits for the client instead
-        self._parts.append(spill)
-        return spill
-
-    def _write(self, spill: FilePart, data: memoryview) -> memoryview:
-        """Write to the temporary file's end; returns what did not fit on the disk."""
+    def _store(self, data: memoryview) -> memoryview:
+        """Write to a temporary file; returns what did not fit on the disk."""
+        spill = self._spill
+        # What is sent stays on the disk until its file is closed, so a file ends somewhere.
+        if spill is None or spill.offset + spill.left >= self._in_file:
+            spill = self._open_spill()
+            if spill is None:
+                return data
         while data:
             try:
                 written = os.pwrite(spill.fd, data, spill.offset + spill.left)
             except OSError:
+                # Full: what is on it leaves first, then this, and no more is tried.
+                self._may_store = False
+                self._spill = None
+                if not spill.left:
+                    self._parts.pop()
+                    spill.close()
                 break
             spill.left += written
+            self.stored += written
             data = data[written:]
         return data
+
+    def _open_spill(self) -> FilePart | None:
+        try:
+            with tempfile.TemporaryFile(dir=self._folder) as file:
+                spill = FilePart(os.dup(file.fileno()), 0, 0, ours=True)
+        except OSError:
+            self._may_store = False  # no room, no folder: the app waits for the client instead
+            return None
+        self._spill = spill
+        self._parts.append(spill)
+        return spill

@@ -64,19 +64,20 @@ class Relay:
         parcel = _Parcel(connection.listener, connection.facts or {}, connection.served)
         try:
             socket.send_fds(self._giving, [_encoder.encode(parcel)], [connection.fd])
-        except OSError:
+        except (OSError, UnicodeError):
             return False  # the queue is full, or the pair is gone with the supervisor
         return True
 
     def take(self) -> Taken | None:
         """The next connection; None if there is none, or if its client has gone meanwhile."""
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._taking, _MESSAGE, 1)
+            data, descriptors, _, _ = socket.recv_fds(self._taking, _MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
         except OSError:
             return None  # a sibling was quicker
         if not descriptors:
             return None
         sock = socket.socket(fileno=descriptors[0])
+        sock.setblocking(False)  # and not what an app may have set as default time-out
         try:
             parcel = _decoder.decode(data)
             return Taken(sock, sock.getpeername(), parcel.listener, parcel.facts, parcel.served)

@@ -26,6 +26,7 @@ _STARTED, _STATUS_CLASSES, _BYTES_SENT, _HISTOGRAM = (
     layout.BYTES_SENT,
     layout.HISTOGRAM,
 )
+_WILDCARDS = ("0.0.0.0", "[::]")  # noqa: S104
 # A request that takes this long tells that there are such.
 LONG = 20_000_000
 # A longer one counts as this much, so that a few do not hide how long most take.
@@ -78,10 +79,10 @@ class Serving(Wiring):
             line = request.line
             keep_alive = request.keep_alive and self._keep_connections
             if not request.complete:
-                # The app reads the body while it comes; the connection ends with the request.
-                _feed_from(connection, request)
-                keep_alive = False
+                keep_alive = False  # the connection ends with a request that the app reads while it comes
             exchange = Exchange(request, connection, self._date_server, keep_alive)
+            if not request.complete:
+                _feed_from(connection, request, exchange)
             template = connection.template
             if request.head is not connection.template_head or template is None:
                 template = self._make_template(connection, request.head)
@@ -125,8 +126,8 @@ class Serving(Wiring):
         if connection.tls:
             facts |= connection.sock.facts()
         listener = self._environs.get(connection.listener)
-        if listener is None:
-            # Accepted by a sibling of another generation, on a listener that this one does not have.
+        if listener is None or listener["SERVER_NAME"] in _WILDCARDS:
+            # All interfaces; or a sibling of another generation accepted it, on a listener not ours.
             listener = listener_environ(self._shared, connection.sock.getsockname())
         mountable = connection.parser.rules is self._trusting_rules
         environ = head_environ(listener, connection.peer, facts, head, mountable)
@@ -182,10 +183,17 @@ class Serving(Wiring):
             self._on_quota(self._answered)
 
 
-def _feed_from(connection: Connection, request: Request) -> None:
+def _feed_from(connection: Connection, request: Request, exchange: Exchange) -> None:
+    """Let the app read a body that is still coming."""
+
+    def pull() -> None:
+        if exchange.head_sent:
+            connection.parser.wants_continue = False  # too late for it (RFC 9110 section 10.1.1)
+        connection.pull()
+
     body = request.body
     assert isinstance(body, StreamedBody)
-    body.pull = connection.pull
+    body.pull = pull
     body.complete = lambda: request.complete
 
 

@@ -8,6 +8,7 @@ import os
 import select
 import socket
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from supervisor.http1 import response
@@ -41,6 +42,8 @@ class Wiring:
         self._threads = settings.threads
         self._proxy_mode = settings.proxy_protocol
         self._epoll = select.epoll()
+        self._read: Callable[[int, int], bytes] = os.read
+        self._modify: Callable[[int, int], None] = self._epoll.modify
         self._connections: dict[int, Connection] = {}
         self._date_server = b""
 
@@ -55,7 +58,7 @@ class Wiring:
                 ready = self._prepare(connection, lane) and self._receive_tls(connection, lane, now)
             else:
                 parser = connection.parser
-                data = os.read(connection.fd, READ_SIZE)
+                data = self._read(connection.fd, READ_SIZE)
                 try:
                     parser.feed(data)
                 except ProtocolViolation as violation:
@@ -265,7 +268,7 @@ class Wiring:
         if mask != connection.mask:
             known, connection.mask = connection.mask, mask
             if known:
-                self._epoll.modify(connection.fd, mask)
+                self._modify(connection.fd, mask)
             else:
                 self._epoll.register(connection.fd, mask)
         # Not before: what is armed may be closed by the leader, and its number be another's.
@@ -277,7 +280,7 @@ class Wiring:
         if connection.mask:
             connection.mask = _DISARMED
             try:
-                self._epoll.modify(connection.fd, _DISARMED)
+                self._modify(connection.fd, _DISARMED)
             except OSError:
                 pass  # its thread has closed it in this very moment
 

@@ -11,12 +11,14 @@ from typing import IO
 class _Unlinked(io.BufferedRandom):
     """A temporary file that ends with its last reference: nobody else closes it."""
 
-    def __init__(self, folder: str | None) -> None:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            super().__init__(io.FileIO(os.dup(file.fileno()), "rb+"))
-
     def __del__(self) -> None:
         self.close()
+
+
+def _unlinked(folder: str | None) -> _Unlinked:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        raw = io.FileIO(os.dup(file.fileno()), "rb+")
+    return _Unlinked(raw)
 
 
 class Body:
@@ -42,7 +44,7 @@ class Body:
         """Raises OSError if there is no room."""
         self._left -= len(data)
         if self._left < 0 and not self._spilled:
-            file = _Unlinked(self._folder)
+            file = _unlinked(self._folder)
             file.write(self.file.getbuffer())  # type: ignore[attr-defined]
             self.file = file
             self._spilled = True

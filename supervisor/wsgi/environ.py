@@ -62,14 +62,15 @@ def worker_environ(multithread: bool, sendfile: bool = True, errors: Any = None)
         "wsgi.input_terminated": True,
         "wsgi.file_wrapper": FileWrapper if sendfile else BlockWrapper,
         "SERVER_SOFTWARE": "ostler",
-        "SCRIPT_NAME": os.environ.get("SCRIPT_NAME", ""),
+        "SCRIPT_NAME": os.fsencode(os.environ.get("SCRIPT_NAME", "")).decode("latin-1").rstrip("/"),
     }
 
 
 def listener_environ(shared: Environ, address: Any) -> Environ:
     """What all requests of a listener share; `address` is its getsockname()."""
     if isinstance(address, tuple):
-        return shared | {"SERVER_NAME": address[0], "SERVER_PORT": str(address[1])}
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]  # RFC 3875 section 4.1.14
+        return shared | {"SERVER_NAME": host, "SERVER_PORT": str(address[1])}
     return shared | {"SERVER_NAME": "localhost", "SERVER_PORT": "80"}
 
 
@@ -104,7 +105,8 @@ def head_environ(listener: Environ, peer: Any, facts: Environ, head: Head, mount
         if key is None:
             continue
         if mountable and key == "HTTP_SCRIPT_NAME" and name.lower() == b"script_name":
-            key = "SCRIPT_NAME"
+            environ["SCRIPT_NAME"] = value.decode("latin-1").rstrip("/")
+            continue
         text = value.decode("latin-1")
         if key in came:
             # RFC 9110 section 5.3; cookies are the exception (RFC 6265 section 5.4).

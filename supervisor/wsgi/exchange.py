@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from supervisor.http1 import response
+from supervisor.http1.errors import ResponseError
 from supervisor.http1.request import Request
 from supervisor.wsgi.environ import Environ, FileWrapper
 
@@ -51,8 +52,8 @@ class QuitWorker(BaseException):
     """Raised in the main thread to end the worker at once; no business of the app's."""
 
 
-class ClientGone(Exception):
-    """The client went away before it had the whole answer."""
+class ClientGone(ConnectionError):
+    """The client went away before it had the whole answer, or sent its whole request."""
 
 
 class Exchange:
@@ -82,6 +83,7 @@ class Exchange:
     _length: int | None = None
     _flags = 0
     _head_sent = False
+    _ended = False
     _chunked = False
     _remaining: int | None = None
 
@@ -97,14 +99,17 @@ class Exchange:
         self, status: str, headers: response.HeaderList, exc_info: ExcInfo | None = None
     ) -> Callable[[bytes], None]:
         """PEP 3333's start_response."""
-        if exc_info is not None:
+        if exc_info:
             try:
                 if self._head_sent:
-                    raise exc_info[1].with_traceback(exc_info[2])
+                    error = exc_info[1] or AssertionError("the answer has begun")
+                    raise error.with_traceback(exc_info[2])
             finally:
                 exc_info = None
         elif self._lines is not None:
             raise AssertionError("start_response was called twice without exc_info")
+        if type(headers) is not list:
+            headers = list(headers)  # an iterator would be empty when it is looked at again
         self._lines, self.code, self._length, self._flags = response.encode_head(status, headers)
         self.status = status
         self.headers = headers
@@ -113,7 +118,11 @@ class Exchange:
     def _write(self, data: bytes) -> None:
         """PEP 3333's write(): at once, for apps that can't return an iterable."""
         data = _as_bytes(data)
+        if self._ended:
+            raise AssertionError("write() was called after the answer had ended")
         if data:
+            if self._remaining == 0:
+                raise ResponseError("write() was called with more than Content-Length says")
             self._send_part(data)
 
     # -- what the worker calls ---------------------------------------------------------------------------
@@ -167,6 +176,7 @@ class Exchange:
         else:
             if kind is not list:
                 self._close(result)
+        self._ended = True
 
     def _close(self, result: Any) -> None:
         """PEP 3333: close() is called, whatever happened."""
@@ -240,7 +250,11 @@ class Exchange:
         for answer in result:
             part = _as_bytes(answer)
             if part:  # an empty block must not send the head: the app may still change it
+                if self._remaining == 0:
+                    break  # more than Content-Length says: it could be endless
                 self._send_part(part)
+                if self._bodiless:
+                    break  # the client gets no more than the head
         self._end()
 
     def _send_file(self, fd: int, offset: int, count: int) -> None:
@@ -340,12 +354,14 @@ def _regular_file(file: Any) -> tuple[int, int, int] | None:
     raw = file.raw if type(file) in (io.BufferedReader, io.BufferedRandom) else file
     if type(raw) is not io.FileIO or raw.closed:
         return None
+    if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
+        return None
     file.flush()  # what was written to it but a moment ago
     position = file.tell()
-    status = os.fstat(raw.fileno())
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    return raw.fileno(), position, max(0, status.st_size - position)
+    left = os.fstat(raw.fileno()).st_size - position
+    if left <= 0:
+        return None  # empty or, as in /proc, of a size that nobody knows before it is read
+    return raw.fileno(), position, left
 
 
 def _as_bytes(part: Any) -> bytes:

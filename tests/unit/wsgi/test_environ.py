@@ -93,7 +93,7 @@ def test_unix_sockets_have_no_addresses() -> None:
 def test_ipv6_addresses() -> None:
     """The address alone, without flow and scope."""
     environ = environ_of(b"GET / HTTP/1.0\r\n\r\n", ("::1", 8000, 0, 0), ("2001:db8::1", 4000, 0, 0))
-    assert (environ["SERVER_NAME"], environ["REMOTE_ADDR"]) == ("::1", "2001:db8::1")
+    assert (environ["SERVER_NAME"], environ["REMOTE_ADDR"]) == ("[::1]", "2001:db8::1")
 
 
 def test_requests_do_not_share_an_environ() -> None:

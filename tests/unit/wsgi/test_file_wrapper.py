@@ -1,0 +1,419 @@
+"""wsgi.file_wrapper with all that apps put into it, as clients see it.
+
+Real files go out by the kernel, framed by what is left of them; whatever else has a read() is read. Each is
+closed, once.
+"""
+
+import gzip
+import io
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.wsgi.environ import Environ, FileWrapper
+from supervisor.wsgi.exchange import App
+from tests.unit.workers.rig import Rig
+from tests.unit.workers.wire import FAILED, GET, GET10, HEAD, talk, with_again
+
+Start = Callable[..., Any]
+
+TEN = b"0123456789"
+
+
+def wraps(make: Callable[[], Any], headers: Any = (), *more: Any, status: str = "200 OK") -> App:
+    """An app that answers with what `make` opens."""
+
+    def app(environ: Environ, start_response: Start) -> Any:
+        start_response(status, list(headers))
+        return environ["wsgi.file_wrapper"](make(), *more)
+
+    return with_again(app)
+
+
+@pytest.fixture
+def ten(tmp_path: Path) -> Path:
+    path = tmp_path / "ten"
+    path.write_bytes(TEN)
+    return path
+
+
+def at(position: int, buffering: int = -1) -> Callable[[Path], Any]:
+    def make(path: Path) -> Any:
+        file = open(path, "rb", buffering=buffering)
+        file.seek(position)
+        return file
+
+    return make
+
+
+def behind_a_read(path: Path) -> Any:
+    file = open(path, "rb")
+    assert file.read(3) == b"012"
+    return file
+
+
+def behind_a_line(path: Path) -> Any:
+    path.write_bytes(b"a\n" + TEN[3:])
+    file = open(path, "rb")
+    assert next(file) == b"a\n"
+    return file
+
+
+def behind_a_peek(path: Path) -> Any:
+    file = open(path, "rb")
+    file.seek(3)
+    assert file.peek(2)
+    return file
+
+
+def just_written(path: Path) -> Any:
+    file = open(path, "r+b")
+    file.seek(10)
+    file.write(b"abc")
+    file.seek(3)
+    return file
+
+
+def not_flushed(path: Path) -> Any:
+    file = open(path, "r+b")
+    file.seek(2)
+    file.write(b"!")
+    return file
+
+
+def named(_: Path) -> Any:
+    file = tempfile.NamedTemporaryFile()
+    file.write(TEN)
+    file.seek(3)
+    return file
+
+
+def unnamed(_: Path) -> Any:
+    file = tempfile.TemporaryFile()
+    file.write(TEN)
+    file.seek(3)
+    return file
+
+
+REAL: dict[str, tuple[Callable[[Path], Any], bytes]] = {
+    "beginning": (at(0), TEN),
+    "middle": (at(3), TEN[3:]),
+    "unbuffered": (at(3, buffering=0), TEN[3:]),
+    "end": (at(10), b""),
+    "beyond": (at(99), b""),
+    "behind-a-read": (behind_a_read, TEN[3:]),
+    "behind-a-line": (behind_a_line, TEN[3:]),
+    "behind-a-peek": (behind_a_peek, TEN[3:]),
+    "just-written": (just_written, TEN[3:] + b"abc"),
+    "not-flushed": (not_flushed, TEN[3:]),
+    "named": (named, TEN[3:]),
+    "unnamed": (unnamed, TEN[3:]),
+}
+
+
+@pytest.mark.parametrize("sendfile", [True, False])
+@pytest.mark.parametrize("kind", REAL)
+def test_real_files(tmp_path: Path, ten: Path, kind: str, sendfile: bool) -> None:
+    """From where the file stands to its end, whatever was buffered; the kernel knows the length before."""
+    make, content = REAL[kind]
+    with Rig(tmp_path, wraps(lambda: make(ten)), sendfile=sendfile) as rig:
+        seen = talk(rig)
+        if sendfile or not content:
+            head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n(own)" % len(content)
+            assert seen == (head + b"\r\n" + content, True)
+            assert talk(rig, GET10) == (head + b"Connection: close\r\n\r\n" + content, False)
+        else:
+            framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content)
+            head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n(own)\r\n"
+            assert seen == (head + framed, True)
+        assert (talk(rig, HEAD).body, rig.log()) == (b"", "")
+
+
+@pytest.mark.parametrize(
+    ("make", "length"), [(at(3), 7), (at(0), 10), (at(10), 0)], ids=["middle", "beginning", "end"]
+)
+def test_head(tmp_path: Path, ten: Path, make: Callable[[Path], Any], length: int) -> None:
+    """HEAD is told the length and gets no byte of the file; the connection stays."""
+    with Rig(tmp_path, wraps(lambda: make(ten))) as rig:
+        seen = talk(rig, HEAD)
+    assert seen.kept
+    if length:
+        assert seen.wire == b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n(own)\r\n" % length
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
+def test_statuses_without_a_body(tmp_path: Path, ten: Path, status: str) -> None:
+    """A file that goes with such a status is not sent."""
+    with Rig(tmp_path, wraps(lambda: at(0)(ten), status=status)) as rig:
+        assert talk(rig) == (b"HTTP/1.1 %b\r\n(own)\r\n" % status.encode(), True)
+
+
+@pytest.mark.parametrize("sendfile", [True, False])
+@pytest.mark.parametrize("length", [0, 1, 4, 7])
+def test_a_part_of_a_file(tmp_path: Path, ten: Path, length: int, sendfile: bool) -> None:
+    """What answers to Range need: seek, then as much as Content-Length says."""
+    headers = [("Content-Length", str(length)), ("Content-Range", "bytes 3-*/10")]
+    with Rig(tmp_path, wraps(lambda: at(3)(ten), headers, status="206 Part"), sendfile=sendfile) as rig:
+        assert talk(rig).wire.startswith(b"HTTP/1.1 206 Part\r\nContent-Length: %d\r\n" % length)
+        assert talk(rig).body == TEN[3 : 3 + length]
+
+
+@pytest.mark.parametrize("sendfile", [True, False])
+@pytest.mark.parametrize("make", [at(0), at(10)])
+def test_a_file_shorter_than_promised(
+    tmp_path: Path, ten: Path, make: Callable[[Path], Any], sendfile: bool
+) -> None:
+    """Only the end of the connection can tell that it is not whole."""
+    with Rig(tmp_path, wraps(lambda: make(ten), [("Content-Length", "14")]), sendfile=sendfile) as rig:
+        seen = talk(rig)
+    assert not seen.kept
+    with make(ten) as file:
+        assert seen.body == file.read()
+
+
+def a_pipe() -> Any:
+    read, write = os.pipe()
+    os.write(write, TEN)
+    os.close(write)
+    return open(read, "rb")
+
+
+def a_program() -> Any:
+    program = subprocess.Popen(["printf", TEN.decode()], stdout=subprocess.PIPE)
+    program.wait()
+    return program.stdout
+
+
+def a_gzip() -> Any:
+    with tempfile.NamedTemporaryFile() as file:
+        with gzip.open(file.name, "wb") as zipped:
+            zipped.write(TEN)
+        return gzip.open(file.name)
+
+
+def spooled(most: int) -> Callable[[], Any]:
+    def make() -> Any:
+        file = tempfile.SpooledTemporaryFile(most)
+        file.write(TEN)
+        file.seek(0)
+        return file
+
+    return make
+
+
+class OnlyRead:
+    """The least that PEP 3333 asks of a file: a read()."""
+
+    def __init__(self) -> None:
+        self.left = TEN
+
+    def read(self, size: int) -> bytes:
+        data, self.left = self.left[:size], self.left[size:]
+        return data
+
+
+class Upper(io.FileIO):
+    """A file that is read as something else than what is on the disk."""
+
+    def read(self, size: int = -1) -> bytes:  # type: ignore[override]
+        return super().read(size).replace(b"o", TEN)
+
+
+def translated() -> Any:
+    file = Upper(os.memfd_create("upper"), "r+b")
+    file.write(b"o")
+    file.seek(0)
+    return file
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(lambda: io.BytesIO(TEN), a_pipe, a_program, a_gzip, spooled(100), spooled(1), OnlyRead, translated),
+        lambda: io.BufferedReader(io.BytesIO(TEN)),  # type: ignore[type-var]
+    ],
+    ids="bytesio pipe program gzip spooled rolled only-read subclass buffered-memory".split(),
+)
+def test_what_is_no_regular_file(tmp_path: Path, make: Callable[[], Any]) -> None:
+    """It is read: what the app's object gives counts, not what stands behind its descriptor."""
+    with Rig(tmp_path, wraps(make)) as rig:
+        assert talk(rig) == (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n(own)\r\na\r\n0123456789\r\n0\r\n\r\n",
+            True,
+        )
+        assert talk(rig, GET10) == (b"HTTP/1.1 200 OK\r\n(own)Connection: close\r\n\r\n0123456789", False)
+        assert rig.log() == ""
+
+
+def test_files_that_do_not_know_their_size(tmp_path: Path) -> None:
+    """The kernel's own files, as in /proc, are of size 0 and yet not empty."""
+    with Rig(tmp_path, wraps(lambda: open("/proc/self/stat", "rb"))) as rig:
+        assert b"%d (" % os.getpid() in talk(rig).body
+
+
+def closed(path: Path) -> Any:
+    file = open(path, "rb")
+    file.close()
+    return file
+
+
+def detached(path: Path) -> Any:
+    file = open(path, "rb")
+    file.detach().close()
+    return file
+
+
+@pytest.mark.parametrize(
+    "make",
+    [closed, detached, lambda path: open(path), lambda path: open(path, "ab"), lambda _: None, str],
+    ids="closed detached text write-only none name".split(),
+)
+def test_what_can_t_be_read(tmp_path: Path, ten: Path, make: Callable[[Path], Any]) -> None:
+    """A mistake is a plain 500 with a traceback, and harms no later request."""
+    with Rig(tmp_path, wraps(lambda: make(ten))) as rig:
+        assert talk(rig) == (FAILED, False)
+        assert "request_failed" in rig.log()
+        assert talk(rig, GET.replace(b"/ ", b"/again ")).wire.startswith(b"HTTP/1.1 299")
+
+
+def test_the_block_size(tmp_path: Path) -> None:
+    """What is read is read, and sent, in blocks of the wanted size."""
+    with Rig(tmp_path, wraps(lambda: io.BytesIO(TEN), (), 4)) as rig:
+        assert talk(rig).body == b"4\r\n0123\r\n4\r\n4567\r\n2\r\n89\r\n0\r\n\r\n"
+
+
+def test_after_write(tmp_path: Path, ten: Path) -> None:
+    """What was written before the file comes before it."""
+
+    def app(environ: Environ, start_response: Start) -> Any:
+        start_response("200 OK", [])(b"before ")
+        return environ["wsgi.file_wrapper"](open(ten, "rb"))
+
+    with Rig(tmp_path, with_again(app)) as rig:
+        assert talk(rig, GET10).body == b"before " + TEN
+
+
+def test_a_wrapper_in_a_wrapper(tmp_path: Path, ten: Path) -> None:
+    """Middleware that changes the blocks gets the blocks: the kernel must not pass it by."""
+
+    def app(environ: Environ, start_response: Start) -> Any:
+        start_response("200 OK", [])
+        with open(ten, "rb") as file:
+            yield from (block.replace(b"5", b"five") for block in environ["wsgi.file_wrapper"](file))
+
+    class Loud(FileWrapper):
+        def __next__(self) -> bytes:
+            return super().__next__().replace(b"5", b"five")
+
+    def subclassed(environ: Environ, start_response: Start) -> Any:
+        start_response("200 OK", [])
+        return Loud(open(ten, "rb"))
+
+    for made in (app, subclassed):
+        with Rig(tmp_path, with_again(made)) as rig:
+            assert talk(rig, GET10).body == b"01234five6789"
+
+
+def test_a_wrapper_that_was_begun(tmp_path: Path) -> None:
+    """What the app has taken out already is not sent again."""
+
+    def app(environ: Environ, start_response: Start) -> Any:
+        start_response("200 OK", [])
+        file = tempfile.TemporaryFile()
+        file.write(TEN)
+        file.seek(0)
+        wrapper = environ["wsgi.file_wrapper"](file, 4)
+        assert next(wrapper) == b"0123"
+        return wrapper
+
+    with Rig(tmp_path, with_again(app)) as rig:
+        assert talk(rig, GET10).body == b"456789"
+
+
+@pytest.mark.parametrize("request_", [GET, HEAD, GET10])
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("status", ["200 OK", "304 Not Modified", "bad"])
+def test_files_are_closed(tmp_path: Path, ten: Path, status: str, buffered: bool, request_: bytes) -> None:
+    """PEP 3333: the wrapper's close() is the file's, and is called once, also after an error."""
+    closings: list[int] = []
+
+    def app(environ: Environ, start_response: Start) -> Any:
+        file: Any = open(ten, "rb", buffering=-1 if buffered else 0)
+        wrapper = environ["wsgi.file_wrapper"](file)
+        close = wrapper.close
+        wrapper.close = lambda: (closings.append(1), close())
+        try:
+            start_response(status, [])
+        except Exception:
+            assert status == "bad"
+        opened.append(file)
+        return wrapper
+
+    opened: list[Any] = []
+    with Rig(tmp_path, with_again(app)) as rig:
+        talk(rig, request_)
+    assert (len(closings), opened[0].closed) == (1, True)
+
+
+def test_django_s_way_of_closing(tmp_path: Path, ten: Path) -> None:
+    """Django hangs its own close on the file before it wraps it; that one is called."""
+    called: list[str] = []
+
+    def app(environ: Environ, start_response: Start) -> Any:
+        start_response("200 OK", [])
+        file: Any = open(ten, "rb")
+        close = file.close
+        file.close = lambda: (called.append("response"), close())
+        return environ["wsgi.file_wrapper"](file, 4096)
+
+    with Rig(tmp_path, with_again(app)) as rig:
+        assert talk(rig).body == TEN
+    assert called == ["response"]
+
+
+def test_a_file_that_grows(tmp_path: Path, ten: Path) -> None:
+    """Sent as it was when the answer began: what is appended later is not in the promised length."""
+
+    def app(environ: Environ, start_response: Start) -> Any:
+        start_response("200 OK", [("Content-Length", "10")])
+        file = open(ten, "rb")
+        with open(ten, "ab") as more:
+            more.write(b"more")
+        return environ["wsgi.file_wrapper"](file)
+
+    with Rig(tmp_path, with_again(app)) as rig:
+        assert talk(rig).body == TEN
+
+
+def test_a_file_that_shrinks_while_it_is_sent(tmp_path: Path) -> None:
+    """The client sees an answer that is cut, and the server serves on."""
+    path = tmp_path / "large"
+    size = 64 << 20
+    with open(path, "wb") as file:
+        file.truncate(size)
+    with Rig(tmp_path, wraps(lambda: open(path, "rb"))) as rig:
+        client = rig.client(receive_buffer=4096)
+        client.send(GET)
+        head = client._until(b"\r\n\r\n")
+        assert b"Content-Length: %d\r\n" % size in head
+        os.truncate(path, 0)
+        received = 0
+        try:
+            while data := client.sock.recv(1 << 20):
+                received += len(data)
+        except ConnectionResetError:
+            pass
+        assert received < size
+        assert talk(rig, GET.replace(b"/ ", b"/again ")).wire.startswith(b"HTTP/1.1 299")
+
+
+def test_the_wrapper_by_itself() -> None:
+    """It is an iterator over blocks, for middleware that looks inside."""
+    wrapper = FileWrapper(io.BytesIO(TEN), 3)
+    assert isinstance(wrapper, Iterator)
+    assert list(wrapper) == [b"012", b"345", b"678", b"9"]
