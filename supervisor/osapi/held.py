@@ -21,6 +21,7 @@ _BATCH = 64
 class _Event(ctypes.Structure):
     """struct epoll_event, which has no padding on x86-64 alone."""
 
+    _layout_ = "ms"
     _pack_ = 1 if platform.machine() == "x86_64" else 0
     _fields_ = (("events", ctypes.c_uint32), ("data", ctypes.c_uint64))
 

@@ -34,7 +34,7 @@ from supervisor.workers.engine import Engine
 from supervisor.workers.loader import AppLoadError, load_app, standard_modules
 from supervisor.workers.rehearsal import SHORT, rehearse
 from supervisor.workers.relay import Relay
-from supervisor.wsgi.exchange import App, QuitWorker
+from supervisor.wsgi.exchange import App, QuitWorker, note_fork
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -153,6 +153,7 @@ class WorkerProcess:
             Relay(*self._got.relay),
             self._got.tls,
         )
+        os.register_at_fork(after_in_child=note_fork)
         rehearse(settings, self._log, SHORT)
         self._channel.set_blocking(False)
         engine.add_reader(self._channel.fileno(), self._on_channel)

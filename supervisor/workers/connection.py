@@ -58,6 +58,7 @@ class Connection:
         template: what all requests with the head `template_head` share; None: to be made.
         idle_since: when the last bytes came or went (CLOCK_MONOTONIC, ns).
         began: when the part that is being received began, a head or a body; 0: nothing is.
+        pulled: when the app last got bytes of a body that it reads while it comes.
         served: a request was answered on it.
         outbox: bytes of answers the client has not taken yet; None or empty: it has all.
         mask: what the epoll watches it for; 0: not known there.
@@ -90,6 +91,7 @@ class Connection:
         "parser",
         "peer",
         "preface",
+        "pulled",
         "send_now",
         "served",
         "sock",
@@ -121,7 +123,8 @@ class Connection:
         self.outbox: Outbox | None = None
         self.send_now: Callable[[Any, bytes], int] = socket.socket.send
         self.idle_since = now
-        self.began = now
+        self.began = 0
+        self.pulled = 0
         self.in_body = False
         self.facts: dict[str, str] | None = None
         self.odd = False
@@ -242,7 +245,9 @@ class Connection:
         """When the head or body that is being received must be whole (CLOCK_MONOTONIC, ns); 0: never."""
         limits = self._limits
         if not self.in_body:
-            return self.began + limits.header_timeout if limits.header_timeout else 0
+            # What comes before requests, a handshake say, began with the connection.
+            began = self.began or self.idle_since
+            return began + limits.header_timeout if limits.header_timeout else 0
         if not limits.body_timeout:
             return 0
         earned = self.parser.received * _SECOND // limits.body_min_rate if limits.body_min_rate else 0
@@ -260,6 +265,8 @@ class Connection:
         if parser.wants_continue:
             parser.wants_continue = False
             self.send(response.CONTINUE)
+        if self.began:
+            self.began += monotonic_ns() - self.pulled  # the app's own time is not the client's
         deadline = self.receive_deadline()
         while True:
             try:
@@ -280,4 +287,5 @@ class Connection:
         except ProtocolViolation as violation:
             self.violation = violation
             raise ClientGone(str(violation)) from violation
-        self.note_progress(monotonic_ns())
+        self.pulled = monotonic_ns()
+        self.note_progress(self.pulled)

@@ -121,6 +121,8 @@ class Engine(Serving):
             address = listener.getsockname()
             self._listeners[listener.fileno()] = listener, str(address)
             self._environs[str(address)] = listener_environ(self._shared, address)
+        # Where connections come from.
+        self._doors = (*self._listeners, *([self._relay_fd] if relay is not None else []))
         self._events: deque[tuple[int, int]] = deque()
         # Whole requests that the watcher has received.
         self._ready: deque[Connection] = deque()
@@ -233,7 +235,8 @@ class Engine(Serving):
     def _run(self, thread: int) -> None:
         lane = Lane(self._cell, thread)
         while not self._done:
-            self._lead.take()
+            self._lead.take(self._average > _HURRY)
+            self._now = monotonic_ns()
             leads = True
             try:
                 leads = self._lead_on(lane)
@@ -243,6 +246,8 @@ class Engine(Serving):
                 if thread == 0:
                     raise
                 self._log.error("internal_error", traceback=traceback.format_exc())
+                self._lead.give_up()
+                return
             if leads:
                 self._lead.give()
 
@@ -263,12 +268,13 @@ class Engine(Serving):
     def _wait(self, lane: Lane, patience: float) -> None:
         """Wait for events, as the leader, and put them into the queue."""
         if self._now >= self._next_sweep or self._sweeping or self.draining:
-            self._sweep(monotonic_ns(), lane)
+            # As of the last look at the sockets: what came while the app was busy is not late.
+            self._sweep(self._now, lane)
         if not self._accepting:
             self._accept_on_again(monotonic_ns())
         if self._access is not None:
             self._access.flush()
-        events = self._poll(patience)
+        events = self._poll(0.0 if self._done else patience)
         self._cell.header[layout.HEARTBEAT] = self._now = now = monotonic_ns()
         if now >= self._next_second:
             self._tell_time(now)
@@ -276,7 +282,7 @@ class Engine(Serving):
             self._events.extend(events)
         elif self._accepting and not self._sweeping:
             # An idle worker looks for connections that the kernel announced to a sibling which is busy now.
-            self._events.extend((listener, _IN) for listener in self._listeners)
+            self._events.extend((fd, _IN) for fd in self._doors)
 
     def _poll(self, patience: float) -> list[tuple[int, int]]:
         if self._threads > 1 and self._lead.crowded and (events := self._held.poll(self._epoll.fileno())):
@@ -302,17 +308,15 @@ class Engine(Serving):
             fd, _ = events.popleft()
             connection = connections.get(fd)
             if connection is None:
-                if fd in self._listeners or fd == self._relay_fd:
+                if fd in self._doors:
                     arrivals.append(fd)
                 else:
                     self._other_event(fd)
-            elif (
-                connection.armed
-                and self._receive(connection, lane, now)
-                and not self._serve_next(connection, lane)
-            ):
-                events.extend((fd, _IN) for fd in arrivals)
-                return False
+            elif connection.armed and self._receive(connection, lane, now):
+                if not self._serve_next(connection, lane):
+                    events.extend((fd, _IN) for fd in arrivals)
+                    return False
+                now = connection.idle_since  # when its answer was given
         # Last: a connection that came while the app was busy has gone to a sibling that was not.
         for fd in arrivals:
             newcomer = self._take(lane) if fd == self._relay_fd else self._accept(fd, lane, now)
@@ -335,9 +339,9 @@ class Engine(Serving):
             if connection.outbox or connection.mask != _IN:
                 self._watch(connection)
             if self._had_long and self._relay is not None:
-                lead.watch()
+                self._start_watcher()
             return True
-        if self._average > _HURRY:
+        if self._average > _HURRY and lead.wanted:
             self._disarm(connection)
             lead.give()
             self._serve_safely(connection, lane)
@@ -364,22 +368,35 @@ class Engine(Serving):
             return self._held.send(sock.fileno(), data)
         return sock.send(data)
 
+    def _start_watcher(self) -> None:
+        try:
+            self._lead.watch()
+        except RuntimeError as error:  # no more threads may be made: it goes on as before
+            self._had_long = False
+            self._log.warning("no_watcher", reason=str(error))
+
     def _let_go(self) -> None:
         if self._in_hand is not None:
             self._disarm(self._in_hand)
 
     def _mind(self) -> None:
         """Lead without serving while all threads are in the app; called by the watcher."""
-        lane = Lane(self._cell, self._threads)
+        try:
+            self._mind_connections(Lane(self._cell, self._threads))
+        except Exception:  # noqa: BLE001 - a defect of ours, as in _run
+            self._log.error("internal_error", traceback=traceback.format_exc())
+            self.stop()
+
+    def _mind_connections(self, lane: Lane) -> None:
         # Siblings that are free take what comes; it must not wake us.
         self._accept_off()
         while not self._done and not self._lead.wanted:
-            now = monotonic_ns()
             if not self._events:
-                if now >= self._next_sweep or self._sweeping or self.draining:
-                    self._sweep(now, lane)
+                if self._now >= self._next_sweep or self._sweeping or self.draining:
+                    self._sweep(self._now, lane)
                 # What is ready waits for a thread, not for us.
                 self._events.extend(self._epoll.poll(_SWEEP_DRAINING if self.draining else _SWEEP, _BATCH))
+                self._now = monotonic_ns()
             while self._events and not self._lead.wanted:
                 fd, _ = self._events.popleft()
                 connection = self._connections.get(fd)
@@ -387,8 +404,8 @@ class Engine(Serving):
                     self._other_event(fd)
                 elif (
                     connection.armed
-                    and not self._give(connection, lane)
-                    and self._receive(connection, lane, now)
+                    and not self._give_waiting(connection, lane)
+                    and self._receive(connection, lane, self._now)
                 ):
                     self._disarm(connection)
                     self._ready.append(connection)
@@ -408,26 +425,24 @@ class Engine(Serving):
 
     def _accept_on(self) -> None:
         self._accepting = True
-        for fd in (*self._listeners, self._relay_fd):
-            self._register_arrivals(fd)
+        for fd in self._doors:
+            self._epoll_add(fd)
 
     def _accept_off(self) -> None:
         if self._accepting:
             self._accepting = False
-            for fd in (*self._listeners, self._relay_fd):
-                self._unregister_arrivals(fd)
+            for fd in self._doors:
+                self._epoll_remove(fd)
 
-    def _register_arrivals(self, fd: int) -> None:
+    def _epoll_add(self, fd: int) -> None:
         try:
-            if fd >= 0:
-                self._epoll.register(fd, _SHARED)
+            self._epoll.register(fd, _SHARED)
         except OSError:
-            pass  # a signal handler has let the listeners go
+            pass  # a signal handler has let the listeners go, or the app closed what is not its own
 
-    def _unregister_arrivals(self, fd: int) -> None:
+    def _epoll_remove(self, fd: int) -> None:
         try:
-            if fd >= 0:
-                self._epoll.unregister(fd)
+            self._epoll.unregister(fd)
         except OSError:
             pass  # as above
 
@@ -456,8 +471,8 @@ class Engine(Serving):
             return None  # a sibling was quicker, or the client went away again
         sock.setblocking(False)
         # To the end of the listener's queue: the kernel wakes the first who waits, so workers take turns.
-        self._unregister_arrivals(listener_fd)
-        self._register_arrivals(listener_fd)
+        self._epoll_remove(listener_fd)
+        self._epoll_add(listener_fd)
         lane.words[layout.OPENED] += 1
         connection = self._adopt(sock, name, peer, lane)
         if self._proxy_mode != "off" and host_of(peer) in self._proxies:
@@ -474,7 +489,7 @@ class Engine(Serving):
     def _take(self, lane: Lane) -> Connection | None:
         """Take one connection that a sibling gives away; its next request is probably there."""
         assert self._relay is not None
-        if not self._accepting or (taken := self._relay.take()) is None:
+        if not (self._accepting or self.draining) or (taken := self._relay.take()) is None:
             return None
         lane.words[layout.TAKEN] += 1
         connection = self._adopt(taken.sock, taken.listener, taken.peer, lane)
@@ -502,6 +517,10 @@ class Engine(Serving):
         if not idle:
             self._accept_off()
 
+    def _give_waiting(self, connection: Connection, lane: Lane) -> bool:
+        """Hand over a connection whose request would have to wait here, if anybody may be free."""
+        return (self._hand_over or not self.draining) and self._give(connection, lane)
+
     def _give(self, connection: Connection, lane: Lane) -> bool:
         """Hand a connection over to a sibling if it can be; True if it is gone."""
         if self._relay is None or not connection.is_idle or not self._relay.give(connection):
@@ -510,7 +529,7 @@ class Engine(Serving):
         del self._connections[connection.fd]
         lane.words[layout.GIVEN] += 1
         if connection.mask:
-            self._epoll.unregister(connection.fd)
+            self._epoll_remove(connection.fd)
         connection.sock.close()  # ours alone: the one that travels lives on
         return True
 
@@ -519,7 +538,7 @@ class Engine(Serving):
     def _sweep(self, now: int, lane: Lane) -> None:
         """Look at some connections: close what idles too long, give away what can be, end when drained."""
         if self.draining:
-            self._go_on_draining(now)
+            self._go_on_draining(lane)
         if not self._sweeping:
             self._sweeping = list(self._connections.values())
             self._next_sweep = now + int((_SWEEP_DRAINING if self.draining else _SWEEP) * _SECOND)
@@ -534,7 +553,7 @@ class Engine(Serving):
         ):
             self._done = True
 
-    def _go_on_draining(self, now: int) -> None:
+    def _go_on_draining(self, lane: Lane) -> None:
         if self._abandoned:
             self._let_listeners_go()
         else:
@@ -542,8 +561,12 @@ class Engine(Serving):
         if self._drain_deadline is None:
             # Who gives its connections away need not tell clients to close them.
             self._keep_connections = self._keep_connections and self._hand_over
-            self._drain_began = now
-            self._drain_deadline = now + self._graceful_timeout
+            self._drain_began = monotonic_ns()
+            self._drain_deadline = self._drain_began + self._graceful_timeout
+        if self._relay is not None and not self._hand_over:
+            # All workers leave: what one of them gave away just before is nobody else's.
+            while (connection := self._take(lane)) is not None:
+                self._watch(connection)
 
     def _look_at(self, connection: Connection, now: int, lane: Lane) -> None:
         if connection.is_idle:

@@ -7,8 +7,8 @@ sleeps otherwise, takes the lead from a leader that is in the same request at tw
 If all threads are in the app the watcher *minds* the connections itself: it can't serve, but it receives,
 sends, and gives away to siblings what would have to wait.
 
-An app whose requests take long anyway would wait for the watcher each time; its leader passes the lead on
-before it runs the app (`hurry`).
+An app whose requests take long anyway would wait for the watcher each time. Its leader passes the lead on
+before it runs the app, and a thread that is done takes the loan itself.
 
 A worker with one thread has a watcher, too, but only once it has had a request that took long.
 
@@ -60,8 +60,10 @@ class Lead:
 
     # -- what serving threads call -----------------------------------------------------------------------
 
-    def take(self) -> None:
-        """Wait for the lead."""
+    def take(self, hurry: bool) -> None:
+        """Wait for the lead. `hurry`: requests take long, so whoever has lent it will not be back soon."""
+        if hurry and self._take_loan():
+            return
         self._wanting.append(None)
         if self.minding:
             self._wake()
@@ -71,6 +73,13 @@ class Lead:
     def give(self) -> None:
         """Let somebody else lead."""
         self._lock.release()
+
+    def give_up(self) -> None:
+        """Give the lead, should the caller have it: it does not know any more."""
+        try:
+            self._lock.release()
+        except RuntimeError:
+            pass
 
     def lend(self, lane: Lane) -> None:
         """Before the app is run, by the leader."""
@@ -103,11 +112,16 @@ class Lead:
     # -- the watcher -------------------------------------------------------------------------------------
 
     def watch(self) -> None:
-        """Start the watcher, once."""
+        """Start the watcher, once. Raises RuntimeError if no thread can be made."""
         if self._watcher is None:
             self._bell.acquire()
-            self._watcher = threading.Thread(target=self._run, name="ostler-watcher", daemon=True)
-            self._watcher.start()
+            watcher = threading.Thread(target=self._run, name="ostler-watcher", daemon=True)
+            try:
+                watcher.start()
+            except RuntimeError:
+                self._bell.release()
+                raise
+            self._watcher = watcher
             self.watched = True
 
     def _ring(self) -> None:
@@ -141,13 +155,21 @@ class Lead:
             else:
                 self._pass_on()
 
-    def _pass_on(self) -> None:
+    def _take_loan(self) -> bool:
+        """Lead instead of who has lent the lead; False if nobody has."""
+        if not self._loan:
+            return False
         with self._passing:
             try:
                 self._loan.pop()
             except IndexError:
-                return  # it came back in this very moment
+                return False  # it came back in this very moment
             self._let_go()
+        return True
+
+    def _pass_on(self) -> None:
+        if not self._take_loan():
+            return
         try:
             if not self._wanting:
                 self.minding = True

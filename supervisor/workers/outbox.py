@@ -103,7 +103,9 @@ class Outbox:
     @property
     def full(self) -> bool:
         """Whether more should wait. One block beyond the limit is kept: it is there anyway."""
-        return self.stored > self._in_file or (self.size > self._in_memory and len(self._parts) > 1)
+        if self._may_store:
+            return self.stored > self._in_file
+        return self.size > self._in_memory and len(self._parts) > 1
 
     def flush(self, sock: Any) -> bool:
         """Send what goes; True if nothing is left.

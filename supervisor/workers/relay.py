@@ -22,7 +22,7 @@ _MESSAGE = 4096
 
 
 class _Parcel(msgspec.Struct, array_like=True):
-    """listener: its address as the giver knows it; facts: see Connection; opened: CLOCK_MONOTONIC, ns."""
+    """listener: its address as the giver knows it; facts, served: see Connection."""
 
     listener: str
     facts: dict[str, str]
@@ -69,18 +69,24 @@ class Relay:
         return True
 
     def take(self) -> Taken | None:
-        """The next connection; None if there is none, or if its client has gone meanwhile."""
-        try:
-            data, descriptors, _, _ = socket.recv_fds(self._taking, _MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
-        except OSError:
-            return None  # a sibling was quicker
-        if not descriptors:
-            return None
-        sock = socket.socket(fileno=descriptors[0])
-        sock.setblocking(False)  # and not what an app may have set as default time-out
-        try:
-            parcel = _decoder.decode(data)
-            return Taken(sock, sock.getpeername(), parcel.listener, parcel.facts, parcel.served)
-        except (OSError, msgspec.DecodeError):
-            sock.close()
-            return None
+        """The next connection whose client is still there; None if there is none."""
+        while True:
+            try:
+                data, descriptors, _, _ = socket.recv_fds(self._taking, _MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
+            except OSError:
+                return None  # a sibling was quicker
+            if not data:
+                return None  # the pair is gone with the supervisor
+            if descriptors and (taken := _unpack(data, descriptors[0])) is not None:
+                return taken
+
+
+def _unpack(data: bytes, descriptor: int) -> Taken | None:
+    sock = socket.socket(fileno=descriptor)
+    sock.setblocking(False)  # and not what an app may have set as default time-out
+    try:
+        parcel = _decoder.decode(data)
+        return Taken(sock, sock.getpeername(), parcel.listener, parcel.facts, parcel.served)
+    except (OSError, msgspec.DecodeError):
+        sock.close()
+        return None

@@ -98,6 +98,11 @@ class Serving(Wiring):
             words[_STARTED] = 0
             connection.idle_since = ended = monotonic_ns()
             took = ended - started
+            if gone and not exchange.head_sent:
+                if connection.violation is not None:
+                    self._refuse(connection, connection.violation, lane)
+                    return
+                exchange.code, exchange.status = 499, "499 Client Gone"
             words[_STATUS_CLASSES + exchange.code // 100] += 1
             words[_HISTOGRAM + (QUICK[took >> 10] if took < QUICK_NS else layout.bucket_of(took))] += 1
             words[_BYTES_SENT] += exchange.sent
@@ -111,7 +116,7 @@ class Serving(Wiring):
             elif took > LONG:
                 self._had_long = True
             if gone:
-                self._end_broken(connection, exchange, lane)
+                self._close(connection, lane)
                 return
             if not exchange.keep_alive:
                 self._end(connection, request.keep_alive, lane)
@@ -169,13 +174,6 @@ class Serving(Wiring):
         else:
             self._close(connection, lane)
 
-    def _end_broken(self, connection: Connection, exchange: Exchange, lane: Lane) -> None:
-        """The client went away, or sent something wrong while the app was reading its body."""
-        if connection.violation is not None and not exchange.head_sent:
-            self._refuse(connection, connection.violation, lane)
-        else:
-            self._close(connection, lane)
-
     def _count_down(self) -> None:
         self._answered += 1
         if self._answered >= self._quota:
@@ -191,6 +189,7 @@ def _feed_from(connection: Connection, request: Request, exchange: Exchange) -> 
             connection.parser.wants_continue = False  # too late for it (RFC 9110 section 10.1.1)
         connection.pull()
 
+    connection.pulled = monotonic_ns()
     body = request.body
     assert isinstance(body, StreamedBody)
     body.pull = pull

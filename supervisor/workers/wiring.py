@@ -249,7 +249,10 @@ class Wiring:
         # Not left to close(): a process that the app forked may hold the same socket. It would stay in the
         # epoll then, and the client would not see the end.
         if connection.mask:
-            self._epoll.unregister(connection.fd)
+            try:
+                self._epoll.unregister(connection.fd)
+            except OSError:
+                pass  # the app closed what is not its own
         if connection.outbox is not None:
             connection.outbox.close()
         try:

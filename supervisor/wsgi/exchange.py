@@ -25,6 +25,9 @@ App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 # Joining head and body saves a system call; beyond this size copying costs more than that.
 _JOIN_LIMIT = 64 * 1024
 
+# This process is not the worker but was forked by its app.
+_forked = False
+
 _NO_HEAD = "the app returned without calling start_response"
 _FAILED = "Internal Server Error\n"
 
@@ -168,7 +171,9 @@ class Exchange:
             self.keep_alive = False
             self._close(result)
             raise
-        except BaseException:  # noqa: BLE001 - SystemExit too: an app must not end its worker
+        except BaseException as error:  # noqa: BLE001 - SystemExit too: an app must not end its worker
+            if _forked:
+                _leave(error)
             try:
                 self._fail()
             finally:
@@ -180,6 +185,7 @@ class Exchange:
 
     def _close(self, result: Any) -> None:
         """PEP 3333: close() is called, whatever happened."""
+        self._ended = True
         close = getattr(result, "close", None)
         if close is None:
             return
@@ -342,6 +348,22 @@ class Exchange:
         else:
             self.sent = len(_FAILED)
         self._transport.send(answer)
+
+
+def note_fork() -> None:
+    """Called in a process that the app has forked: it is no worker."""
+    global _forked
+    _forked = True
+
+
+def _leave(error: BaseException) -> None:
+    """End a process that the app has forked and that comes back to us; we would be there twice."""
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    else:
+        traceback.print_exc()
+        code = 1
+    os._exit(code)
 
 
 def _regular_file(file: Any) -> tuple[int, int, int] | None:

@@ -142,9 +142,8 @@ def test_errors_reach_the_app() -> None:
         raise ConnectionResetError("gone")
 
     body.pull = pull
-    with body.input() as taken:
-        with pytest.raises(ConnectionResetError, match="gone"):
-            taken.read()
+    with body.input() as taken, pytest.raises(ConnectionResetError, match="gone"):
+        taken.read()
 
 
 # -- while it comes, on real sockets ---------------------------------------------------------------------
@@ -171,8 +170,7 @@ def test_a_streamed_body(tmp_path: Path, threads: int) -> None:
 
     def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
         start_response("200 OK", [])
-        for line in environ["wsgi.input"]:
-            yield line
+        yield from environ["wsgi.input"]
 
     with streaming(tmp_path, app, threads=threads) as rig:
         client = rig.client()
