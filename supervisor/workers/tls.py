@@ -185,6 +185,7 @@ class TlsSocket:
     __slots__ = ("_raw", "_said_goodbye", "handshaken", "wants_write")
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        sock.getpeername()  # or wrap_socket would notice, and leave the descriptor to the garbage collector
         self._raw = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         self._said_goodbye = False
         self.handshaken = False

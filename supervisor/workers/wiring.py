@@ -42,7 +42,9 @@ class Wiring:
         self._threads = settings.threads
         self._proxy_mode = settings.proxy_protocol
         self._epoll = select.epoll()
+        # Other ways to do these are for several threads.
         self._read: Callable[[int, int], bytes] = os.read
+        self._send_now: Callable[[socket.socket, bytes], int] | None = None
         self._modify: Callable[[int, int], None] = self._epoll.modify
         self._connections: dict[int, Connection] = {}
         self._date_server = b""

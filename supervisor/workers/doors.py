@@ -1,0 +1,184 @@
+"""Where connections come from, and where they go: listeners, sibling workers, and how many there may be."""
+
+import select
+import socket
+from collections.abc import Callable
+from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any
+
+from supervisor.logs.access import AccessLog
+from supervisor.logs.lean import Log
+from supervisor.scoreboard import layout
+from supervisor.settings.networks import Networks
+from supervisor.settings.table import Settings
+from supervisor.workers.connection import Connection, Limits
+from supervisor.workers.lane import Lane
+from supervisor.workers.relay import Relay
+from supervisor.workers.serving import Serving
+from supervisor.workers.wiring import host_of
+from supervisor.wsgi.environ import listener_environ
+from supervisor.wsgi.exchange import App
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+# Of the workers that wait, the kernel wakes one, not all.
+_SHARED = select.EPOLLIN | select.EPOLLEXCLUSIVE
+# Out of descriptors or memory: accepting pauses this long instead of spinning on a listener that stays ready.
+_ACCEPT_PAUSE = 1_000_000_000
+
+
+class Doors(Serving):
+    """Accepts connections, takes them from siblings and gives them to siblings; a part of the engine."""
+
+    def __init__(
+        self,
+        app: App,
+        listeners: list[socket.socket],
+        settings: Settings,
+        log: Log,
+        access: AccessLog | None,
+        quota: int,
+        on_quota: Callable[[int], None],
+        relay: Relay | None,
+        tls: "SSLContext | None",
+    ) -> None:
+        super().__init__(app, settings, log, access, quota, on_quota, tls)
+        self._relay = relay
+        self._relay_fd = relay.fileno() if relay is not None else -1
+        self._most_connections = settings.worker_connections
+        self._limits = Limits.of(settings)
+        self._proxies = Networks.parse(settings.proxy_allow_ips)
+        self._forwarders = Networks.parse(settings.forwarded_allow_ips)
+        self._listeners: dict[int, tuple[socket.socket, str]] = {}
+        for listener in listeners:
+            address = listener.getsockname()
+            self._listeners[listener.fileno()] = listener, str(address)
+            self._environs[str(address)] = listener_environ(self._shared, address)
+        # All descriptors that connections come from.
+        self._doors = (*self._listeners, *([self._relay_fd] if relay is not None else []))
+        self._accepting = False
+        self._resume_accepting: int | None = None
+        self._hand_over = False
+        self.draining = False
+
+    def _accept_on(self) -> None:
+        self._accepting = True
+        for fd in self._doors:
+            self._epoll_add(fd)
+
+    def _accept_off(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            for fd in self._doors:
+                self._epoll_remove(fd)
+
+    def _epoll_add(self, fd: int) -> None:
+        try:
+            self._epoll.register(fd, _SHARED)
+        except OSError:
+            pass  # a signal handler has let the listeners go, or the app closed what is not its own
+
+    def _epoll_remove(self, fd: int) -> None:
+        try:
+            self._epoll.unregister(fd)
+        except OSError:
+            pass  # as above
+
+    def _accept_on_again(self, now: int) -> None:
+        """Accept, unless the reason not to is still there."""
+        if self.draining or len(self._connections) >= self._most_connections:
+            return
+        if self._resume_accepting is not None:
+            if now < self._resume_accepting:
+                return
+            self._resume_accepting = None
+        self._accept_on()
+
+    def _accept(self, listener_fd: int, lane: Lane, now: int) -> Connection | None:
+        """Take one connection: taking all would leave siblings idle that were woken for the same."""
+        if not self._accepting:
+            return None
+        listener, name = self._listeners[listener_fd]
+        try:
+            sock, peer = listener.accept()
+        except OSError as error:
+            if error.errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
+                self._accept_off()
+                self._resume_accepting = now + _ACCEPT_PAUSE
+                self._log.error(
+                    "accept_paused", reason=error.strerror, seconds=_ACCEPT_PAUSE // 1_000_000_000
+                )
+            return None  # a sibling was quicker, or the client went away again
+        sock.setblocking(False)
+        # To the end of the queue: the kernel wakes the first who waits, so workers take turns.
+        self._epoll_remove(listener_fd)
+        self._epoll_add(listener_fd)
+        lane.words[layout.OPENED] += 1
+        connection = self._adopt(sock, name, peer, lane)
+        if self._proxy_mode != "off" and host_of(peer) in self._proxies:
+            connection.preface = b""
+            connection.odd = True
+        elif self._tls is not None:
+            try:
+                connection.wrap(self._tls)
+            except (OSError, ValueError):
+                self._close(connection, lane)  # the client has gone already
+                return None
+        return connection
+
+    def _take(self, lane: Lane) -> Connection | None:
+        """Take one connection that a sibling gives away; its next request is probably there."""
+        assert self._relay is not None
+        if not (self._accepting or self.draining) or (taken := self._relay.take()) is None:
+            return None
+        lane.words[layout.TAKEN] += 1
+        connection = self._adopt(taken.sock, taken.listener, taken.peer, lane)
+        connection.facts = taken.facts
+        connection.served = taken.served
+        return connection
+
+    def _adopt(self, sock: socket.socket, listener: str, peer: Any, lane: Lane) -> Connection:
+        rules = self._trusting_rules if host_of(peer) in self._forwarders else self._rules
+        connection = Connection(sock, listener, peer, rules, self._new_body, self._limits, monotonic_ns())
+        if self._send_now is not None:
+            connection.send_now = self._send_now
+        self._connections[connection.fd] = connection
+        if len(self._connections) >= self._most_connections:
+            self._make_room(lane)
+        return connection
+
+    def _make_room(self, lane: Lane) -> None:
+        """No more connections may be than there are: the longest idle go, or none is accepted."""
+        idle = [c for c in list(self._connections.values()) if c.armed and c.served and c.is_idle]
+        idle.sort(key=lambda connection: connection.idle_since)
+        idle = [c for c in idle[: len(idle) // 16 + 1] if not has_data(c)]
+        for connection in idle:
+            self._close(connection, lane)
+        if not idle:
+            self._accept_off()
+
+    def _give_waiting(self, connection: Connection, lane: Lane) -> bool:
+        """Hand over a connection whose request would have to wait here, if anybody may be free."""
+        return (self._hand_over or not self.draining) and self._give(connection, lane)
+
+    def _give(self, connection: Connection, lane: Lane) -> bool:
+        """Hand a connection over to a sibling if it can be; True if it is gone."""
+        if self._relay is None or not connection.is_idle or not self._relay.give(connection):
+            return False
+        connection.closed = True
+        del self._connections[connection.fd]
+        lane.words[layout.GIVEN] += 1
+        if connection.mask:
+            self._epoll_remove(connection.fd)
+        connection.sock.close()  # ours alone: the one that travels lives on
+        return True
+
+
+def has_data(connection: Connection) -> bool:
+    """Whether bytes have arrived that nobody has read: a request in the very moment of closing."""
+    try:
+        return bool(connection.sock.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False
