@@ -54,6 +54,9 @@ _FIRST_REQUEST = 5 * _SECOND
 _SEND_STALL = 60 * _SECOND
 # The same, and a request of which nothing comes, while draining: one silent client must not hold up a reload.
 _DRAIN_STALL = 5 * _SECOND
+# When so many events come at once some of them wait long; then a sibling gets a connection, so often at most.
+_CROWD = 8
+_GIFT_PAUSE = _SECOND // 100
 # If requests take longer than this on average the lead is passed on before the app is run.
 _HURRY = 300_000
 
@@ -116,7 +119,7 @@ class Engine(Doors):
             self._modify = self._modify_in_a_crowd
             self._send_now = self._send_in_a_crowd
         self._in_hand: Connection | None = None
-        self._next_sweep = 0
+        self._next_sweep = self._next_gift = 0
         self._drain_began = 0
         self._drain_deadline: int | None = None
         self._abandoned = False
@@ -279,6 +282,8 @@ class Engine(Doors):
         events = self._events
         connections = self._connections
         now = self._now
+        if len(events) >= _CROWD and now >= self._next_gift and self._relay is not None:
+            self._share(now, lane)
         arrivals: list[int] = []
         while events:
             fd, _ = events.popleft()
@@ -303,6 +308,17 @@ class Engine(Doors):
             ):
                 return False
         return True
+
+    def _share(self, now: int, lane: Lane) -> None:
+        """Give one of many connections that wait here to whoever looks for work first.
+
+        So workers that are new, or that a burst of connections has passed by, get their share of connections
+        that stay open. If all are as busy it comes back at the price of some microseconds.
+        """
+        self._next_gift = now + _GIFT_PAUSE
+        connection = self._connections.get(self._events[-1][0])
+        if connection is not None and connection.armed and self._give_waiting(connection, lane):
+            self._events.pop()
 
     def _serve_next(self, connection: Connection, lane: Lane) -> bool:
         """Serve a connection's requests, as the leader; whether the caller still leads afterwards."""

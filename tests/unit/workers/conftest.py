@@ -1,5 +1,6 @@
 """The engine's rig, which leaves nothing behind."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,16 +8,25 @@ from typing import Any
 
 import pytest
 
+from supervisor.workers.relay import Relay
 from supervisor.wsgi.exchange import App
 from tests.unit.workers.rig import Rig, Serve
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Starts an engine: `serve(app, threads=4, quota=0, access=False, **settings)`."""
+    """Starts an engine: `serve(app, threads=4, quota=0, access=False, relay=None, tls=None, **settings)`."""
     with ExitStack() as stack:
 
         def start(app: App, **options: Any) -> Rig:
             return stack.enter_context(Rig(tmp_path, app, **options))
 
         yield start
+
+
+@pytest.fixture
+def relay() -> Iterator[Relay]:
+    """What the workers of one daemon share."""
+    giving, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with giving, taking:
+        yield Relay(giving, taking)

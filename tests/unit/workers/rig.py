@@ -10,16 +10,20 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from supervisor.logs.access import AccessLog
 from supervisor.logs.lean import Log, LogFile
 from supervisor.scoreboard.memory import map_cell
-from supervisor.scoreboard.reader import Scoreboard
+from supervisor.scoreboard.reader import Counts, Scoreboard
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
 from supervisor.workers.engine import Engine
+from supervisor.workers.relay import Relay
 from supervisor.wsgi.exchange import App
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 PATIENCE = 15.0
 """Seconds for what usually takes a millisecond; machines that run tests are busy."""
@@ -41,7 +45,11 @@ class Client:
         if receive_buffer is not None:
             # Before connecting: afterwards the window was already offered.
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.sock.connect(address)
+        try:
+            self.sock.connect(address)
+        except OSError:
+            self.sock.close()
+            raise
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = b""
 
@@ -135,13 +143,25 @@ class Listener(socket.socket):
 class Rig:
     """An engine at work.
 
+    Args:
+        relay: shared with other rigs; belongs to whoever made it.
+        tls: what connections are wrapped with.
+
     Attributes:
         quotas: what `on_quota` was called with.
         failure: the exception that ended the engine.
     """
 
     def __init__(
-        self, folder: Path, app: App, threads: int = 1, quota: int = 0, access: bool = False, **settings: Any
+        self,
+        folder: Path,
+        app: App,
+        threads: int = 1,
+        quota: int = 0,
+        access: bool = False,
+        relay: Relay | None = None,
+        tls: "SSLContext | None" = None,
+        **settings: Any,
     ) -> None:
         self.folder = folder
         self.threads = threads
@@ -155,13 +175,16 @@ class Rig:
         self.engine = Engine(
             app,
             [self.listener],
-            Settings(threads=threads, graceful_timeout=PATIENCE, **settings),
+            Settings(**{"threads": threads, "graceful_timeout": PATIENCE} | settings),
             CellWriter(map_cell(self.scoreboard.fd, self.cell), threads),
             Log(LogFile(str(folder / "log"), 2), "json", "debug", {}),
             access_log,
             quota,
             self.quotas.append,
+            relay,
+            tls,
         )
+        self._hand_over = False
         self._clients: list[Client] = []
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[0], False)
@@ -200,8 +223,9 @@ class Rig:
         self._clients.append(client)
         return client
 
-    def drain(self) -> None:
+    def drain(self, hand_over: bool = False) -> None:
         """Drain as the supervisor does, by a message in the loop; returns when the loop has acted on it."""
+        self._hand_over = hand_over
         os.write(self._pipe[1], b"!!")
         assert self._drained.wait(PATIENCE)
 
@@ -211,12 +235,15 @@ class Rig:
             # The second byte is read in the loop's next pass, so the first one's has ended.
             self._drained.set()
         else:
-            self.engine.drain()
+            self.engine.drain(self._hand_over)
 
     def ended(self) -> bool:
         """Wait for the engine to end by itself."""
         self._thread.join(PATIENCE)
         return not self._thread.is_alive()
+
+    def counts(self) -> Counts:
+        return self.scoreboard.counts(self.cell)
 
     def log(self) -> str:
         return (self.folder / "log").read_text()
