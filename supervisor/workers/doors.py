@@ -57,7 +57,8 @@ class Doors(Serving):
             self._listeners[listener.fileno()] = listener, str(address)
             self._environs[str(address)] = listener_environ(self._shared, address)
         # All descriptors that connections come from.
-        self._doors = (*self._listeners, *([self._relay_fd] if relay is not None else []))
+        # First what waits already.
+        self._doors = (*([self._relay_fd] if relay is not None else []), *self._listeners)
         self._accepting = False
         self._resume_accepting: int | None = None
         self._hand_over = False
@@ -132,6 +133,10 @@ class Doors(Serving):
         """Take one connection that a sibling gives away; its next request is probably there."""
         assert self._relay is not None
         if not (self._accepting or self.draining) or (taken := self._relay.take()) is None:
+            return None
+        if self._tls is not None:
+            # From a generation before, which did without TLS: it can't go on here.
+            taken.sock.close()
             return None
         lane.words[layout.TAKEN] += 1
         connection = self._adopt(taken.sock, taken.listener, taken.peer, lane)

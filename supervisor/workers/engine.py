@@ -282,7 +282,7 @@ class Engine(Doors):
         events = self._events
         connections = self._connections
         now = self._now
-        if len(events) >= _CROWD and now >= self._next_gift and self._relay is not None:
+        if len(events) >= _CROWD and now >= self._next_gift and self._relay is not None and self._accepting:
             self._share(now, lane)
         arrivals: list[int] = []
         while events:

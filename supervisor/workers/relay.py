@@ -10,6 +10,7 @@ leaves gives its idle connections to those that stay, so that clients notice not
 """
 
 import socket
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from supervisor.workers.connection import Connection
 
 # Bounds what a message costs: what is told of a connection besides its descriptor.
 _MESSAGE = 4096
+_INT = 4
 
 
 class _Parcel(msgspec.Struct, array_like=True):
@@ -72,13 +74,19 @@ class Relay:
         """The next connection whose client is still there; None if there is none."""
         while True:
             try:
-                data, descriptors, _, _ = socket.recv_fds(self._taking, _MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
+                # Not socket.recv_fds, which forgets its flags.
+                data, ancillary, _, _ = self._taking.recvmsg(
+                    _MESSAGE, socket.CMSG_SPACE(_INT), socket.MSG_CMSG_CLOEXEC
+                )
             except OSError:
                 return None  # a sibling was quicker
             if not data:
                 return None  # the pair is gone with the supervisor
-            if descriptors and (taken := _unpack(data, descriptors[0])) is not None:
-                return taken
+            for level, kind, payload in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS and len(payload) >= _INT:
+                    taken = _unpack(data, int.from_bytes(payload[:_INT], sys.byteorder))
+                    if taken is not None:
+                        return taken
 
 
 def _unpack(data: bytes, descriptor: int) -> Taken | None:

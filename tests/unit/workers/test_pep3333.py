@@ -620,11 +620,7 @@ def test_write_behind_the_end(serve: Serve, headers: Headers) -> None:
     "headers",
     [
         pytest.param([("Content-Length", "5")], id="length"),
-        pytest.param(
-            [],
-            id="no-length",
-            marks=pytest.mark.xfail(strict=True, reason="write() in close() is sent behind the last chunk"),
-        ),
+        pytest.param([], id="no-length"),
     ],
 )
 def test_write_while_closing(serve: Serve, headers: Headers) -> None:

@@ -1,0 +1,452 @@
+"""Connections that go from worker to worker: two engines in one process share a relay.
+
+Each engine has its own listener and its own scoreboard, so it is known which of them has a connection.
+"""
+
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.workers.relay import Relay
+from supervisor.wsgi.environ import Environ
+from tests.kit.daemon import until
+from tests.unit.workers.rig import PATIENCE, Client, Rig, Serve
+
+Start = Callable[..., Any]
+BOTH = pytest.mark.parametrize("threads", [1, 4])
+# Longer than a request must take for a worker with one thread to start its watcher.
+LONG = 0.025
+
+
+class Worker:
+    """An app that answers with its name, and waits where it is told to."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.paths: list[str] = []
+        self.inside = threading.Semaphore(0)
+        self.may_go = threading.Event()
+
+    def __call__(self, environ: Environ, start_response: Start) -> list[bytes]:
+        path = environ["PATH_INFO"]
+        self.paths.append(path)
+        if path == "/long":
+            threading.Event().wait(LONG)
+        if path == "/wait":
+            self.inside.release()
+            assert self.may_go.wait(PATIENCE)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [self.name.encode()]
+
+    def is_inside(self) -> bool:
+        return self.inside.acquire(timeout=PATIENCE)
+
+
+@pytest.fixture
+def workers() -> Iterator[tuple[Worker, Worker]]:
+    pair = Worker("one"), Worker("two")
+    yield pair
+    for worker in pair:
+        worker.may_go.set()
+
+
+def occupy(rig: Rig, worker: Worker, threads: int) -> list[Client]:
+    """Let all threads of an engine be in the app, and somebody mind its connections meanwhile."""
+    first = rig.client()
+    assert first.get("/long").body == worker.name.encode()
+    clients = [first, *(rig.client() for _ in range(threads - 1))]
+    for client in clients:
+        client.ask("/wait")
+        assert worker.is_inside()
+    until(lambda: rig.engine._lead.minding, "somebody minds the connections")
+    return clients
+
+
+# -- leaving ---------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_who_leaves_gives_its_connections_away(
+    serve: Serve, relay: Relay, workers: tuple[Worker, Worker], threads: int
+) -> None:
+    """Clients notice nothing: no close is announced, and the next answer is a sibling's."""
+    leaving, staying = (serve(worker, threads=threads, relay=relay) for worker in workers)
+    clients = [leaving.client() for _ in range(20)]
+    fresh = leaving.client()
+    for client in clients:
+        assert client.get().body == b"one"
+    until(lambda: leaving.counts().opened == 21, "all are accepted")
+    leaving.drain(hand_over=True)
+    assert leaving.ended()
+    for client in (*clients, fresh):
+        answer = client.get()
+        assert (answer.body, "connection" in answer.headers) == (b"two", False)
+    assert (leaving.counts().given, leaving.counts().closed) == (21, 0)  # it has ended: these are final
+    assert (staying.counts().taken, staying.counts().opened) == (21, 0)
+    assert (leaving.counts().connections, staying.counts().connections) == (0, 21)
+
+
+@BOTH
+def test_a_request_on_its_way_is_answered_by_the_taker(
+    serve: Serve, relay: Relay, workers: tuple[Worker, Worker], threads: int
+) -> None:
+    """Bytes that nobody has read travel with the connection; who was in the app gets two whole answers."""
+    one, two = workers
+    leaving, _ = serve(one, threads=threads, relay=relay), serve(two, threads=threads, relay=relay)
+    old = [leaving.client() for _ in range(3)]
+    for client in old:
+        assert client.get().body == b"one"
+    busy = occupy(leaving, one, threads)
+    for client in old:
+        client.ask()
+    leaving.drain(hand_over=True)
+    assert [client.answer().body for client in old] == [b"two"] * 3
+    one.may_go.set()
+    for client in busy:
+        assert client.answer().body == b"one"
+        assert client.get().body in (b"one", b"two")
+    assert leaving.ended()
+
+
+def test_half_a_request_stays(serve: Serve, relay: Relay, workers: tuple[Worker, Worker]) -> None:
+    """A connection whose bytes were read in part does not travel: who leaves answers it first."""
+    leaving, _ = (serve(worker, relay=relay) for worker in workers)
+    client = leaving.client()
+    assert client.get().body == b"one"
+    client.send(b"GET /half HTTP/1.1\r\nHo")
+    other = leaving.client()
+    assert other.get().body == b"one"  # served in a later pass, or in the same
+    leaving.drain(hand_over=True)
+    assert leaving.counts().connections >= 1
+    client.send(b"st: x\r\n\r\n")
+    assert client.answer().body == b"one"
+    assert client.get().body == b"two"
+    assert leaving.ended()
+
+
+def test_an_answer_that_is_not_taken_stays(serve: Serve, relay: Relay) -> None:
+    """Who leaves sends what it owes; then the connection travels."""
+    large = b"x" * (8 << 20)
+
+    def one(_environ: Environ, start_response: Start) -> list[bytes]:
+        start_response("200 OK", [])
+        return [large]
+
+    leaving, _ = serve(one, relay=relay), serve(Worker("two"), relay=relay)
+    client = leaving.client(receive_buffer=4096)
+    client.ask()
+    client._more()
+    leaving.drain(hand_over=True)
+    assert leaving.counts().given == 0
+    assert client.answer().body == large
+    assert client.get().body == b"two"
+    assert leaving.ended()
+
+
+@BOTH
+def test_the_last_worker_gives_nothing_away(
+    serve: Serve, relay: Relay, workers: tuple[Worker, Worker], threads: int
+) -> None:
+    """When all leave, what arrives late is answered by who has it, with `Connection: close`."""
+    one = workers[0]
+    rig = serve(one, threads=threads, relay=relay)
+    idle = rig.client()
+    assert idle.get().body == b"one"
+    busy = occupy(rig, one, threads)
+    rig.drain()
+    idle.ask("/late")
+    one.may_go.set()
+    answer = idle.answer()
+    assert (answer.body, answer.headers["connection"]) == (b"one", "close")
+    idle.close()
+    for client in busy:
+        assert client.answer().body == b"one"
+        client.close()
+    assert rig.ended()
+    assert rig.counts().given == 0
+
+
+def test_what_nobody_has_taken_is_taken_back(
+    serve: Serve, relay: Relay, workers: tuple[Worker, Worker]
+) -> None:
+    """A connection lies in the relay when all workers begin to leave: its request is answered."""
+    one = workers[0]
+    rig = serve(one, relay=relay)
+    idle = rig.client()
+    assert idle.get().body == b"one"
+    (busy,) = occupy(rig, one, 1)
+    idle.ask("/late")
+    until(lambda: rig.counts().given == 1, "it is given away")
+    rig.drain()
+    one.may_go.set()
+    assert busy.answer().body == b"one"
+    busy.close()
+    answer = idle.answer()
+    assert (answer.body, answer.headers["connection"]) == (b"one", "close")
+    idle.close()
+    assert rig.ended()
+
+
+# -- a long request --------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_what_would_wait_for_a_long_request_goes_to_a_sibling(
+    serve: Serve, relay: Relay, workers: tuple[Worker, Worker], threads: int
+) -> None:
+    """A keep-alive connection of a worker that is busy is served by one that is not."""
+    one, two = workers
+    busy, free = serve(one, threads=threads, relay=relay), serve(two, threads=threads, relay=relay)
+    old = [busy.client() for _ in range(5)]
+    for client in old:
+        assert client.get().body == b"one"
+    waiting = occupy(busy, one, threads)
+    for client in old:
+        assert client.get().body == b"two"
+    # The taker may have answered before the giver has counted.
+    until(lambda: (busy.counts().given, free.counts().taken) == (5, 5), "all are counted")
+    one.may_go.set()
+    for client in waiting:
+        assert client.answer().body == b"one"
+    assert busy.log() == free.log() == ""
+
+
+def test_without_a_free_sibling_it_is_served_in_the_end(
+    serve: Serve, relay: Relay, workers: tuple[Worker, Worker]
+) -> None:
+    """The worker itself takes back what it has given away when it is done."""
+    one = workers[0]
+    rig = serve(one, relay=relay)
+    old = rig.client()
+    assert old.get().body == b"one"
+    (busy,) = occupy(rig, one, 1)
+    old.ask("/later")
+    until(lambda: rig.counts().given == 1, "it is given away")
+    assert "/later" not in one.paths
+    one.may_go.set()
+    assert busy.answer().body == b"one"
+    assert old.answer().body == b"one"
+    assert rig.counts().taken == 1
+
+
+def test_who_minds_sends_and_receives(serve: Serve, relay: Relay, workers: tuple[Worker, Worker]) -> None:
+    """A body goes on to be received in the middle of a long request; it stays where it began."""
+    one = workers[0]
+    rig, _ = serve(one, relay=relay), serve(workers[1], relay=relay)
+    writer = rig.client()
+    writer.send(b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n12")
+    (busy,) = occupy(rig, one, 1)
+    writer.send(b"34")
+    until(lambda: rig.engine._ready, "the request is received whole")
+    assert "/body" not in one.paths
+    one.may_go.set()
+    assert busy.answer().body == b"one"
+    assert writer.answer().body == b"one"
+
+
+@BOTH
+def test_nothing_is_lost_under_load(
+    serve: Serve, relay: Relay, workers: tuple[Worker, Worker], threads: int
+) -> None:
+    """Clients that go on asking while workers are busy, leave and come: each request has one answer."""
+    one, two = workers
+    first = serve(one, threads=threads, relay=relay)
+    serve(two, threads=threads, relay=relay)
+    wrong: list[object] = []
+    asked = [0] * 6
+
+    def visit(number: int) -> None:
+        client = Client(first.address)
+        try:
+            for turn in range(60):
+                target = "/long" if turn % 20 == number else f"/{number}/{turn}"
+                if client.get(target).body not in (b"one", b"two"):
+                    wrong.append(target)
+                asked[number] += 1
+        except Exception as error:
+            wrong.append(error)
+        finally:
+            client.close()
+
+    visitors = [threading.Thread(target=visit, args=(number,)) for number in range(6)]
+    for visitor in visitors:
+        visitor.start()
+    until(lambda: min(asked) >= 10, "all have begun")
+    first.drain(hand_over=True)
+    for visitor in visitors:
+        visitor.join(PATIENCE)
+    assert first.ended()
+    assert wrong == []
+    assert len(one.paths) + len(two.paths) == sum(asked) == 360
+    assert two.paths
+
+
+# -- what may not travel, and how it travels -------------------------------------------------------------
+
+
+class Pair:
+    """A connection as the relay sees one, and its client's end."""
+
+    tls = False
+    listener = "('127.0.0.1', 80)"
+    served = True
+    facts: dict[str, str] | None = None
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.client = socket.create_connection(listener.getsockname())
+            self.sock, _ = listener.accept()
+        self.sock.setblocking(False)
+        self.fd = self.sock.fileno()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self.sock.close()
+
+
+def test_what_is_known_travels_along(relay: Relay) -> None:
+    """Listener, the facts that a proxy told, whether it was used; the bytes, and who is at the other end."""
+    with Pair() as pair:
+        pair.facts = {"REMOTE_ADDR": "192.0.2.1"}
+        pair.client.send(b"unread")
+        assert relay.give(pair)
+        taken = relay.take()
+        assert taken is not None
+        with taken.sock:
+            assert (taken.listener, taken.facts, taken.served) == (pair.listener, pair.facts, True)
+            assert taken.peer == pair.client.getsockname()
+            assert taken.sock.recv(100) == b"unread"
+        assert relay.take() is None
+
+
+def test_a_taken_connection_never_blocks(relay: Relay) -> None:
+    """Whatever default time-out an app has set: one slow client must not stop the loop."""
+    with Pair() as pair:
+        assert relay.give(pair)
+        socket.setdefaulttimeout(5.0)
+        try:
+            taken = relay.take()
+        finally:
+            socket.setdefaulttimeout(None)
+        assert taken is not None
+        with taken.sock:
+            assert taken.sock.gettimeout() == 0
+
+
+def test_a_taken_connection_is_not_inherited(relay: Relay) -> None:
+    """A program that the app starts does not get the client's connection."""
+    with Pair() as pair:
+        assert relay.give(pair)
+        taken = relay.take()
+        assert taken is not None
+        with taken.sock:
+            assert not os.get_inheritable(taken.sock.fileno())
+
+
+def test_a_client_that_has_gone_is_not_taken(relay: Relay) -> None:
+    """A reset while it lay in the relay: nothing is taken, and nothing stays open."""
+    with Pair() as pair:
+        assert relay.give(pair)
+        pair.sock.close()
+        pair.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        pair.client.close()
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        assert relay.take() is None
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_tls_does_not_travel(relay: Relay) -> None:
+    """Its keys are in the memory of the process that has it."""
+    with Pair() as pair:
+        pair.tls = True
+        assert not relay.give(pair)
+        assert relay.take() is None
+
+
+def test_a_listener_of_any_name_can_be_told(relay: Relay) -> None:
+    """A path that is no UTF-8 is no reason to fail: it travels or it stays."""
+    with Pair() as pair:
+        pair.listener = "/run/\udcff.sock"
+        if relay.give(pair):
+            taken = relay.take()
+            assert taken is not None
+            taken.sock.close()
+
+
+def test_a_full_relay_refuses(relay: Relay) -> None:
+    """Nobody takes: giving fails at some point, and does not wait. What was given is all there."""
+    with Pair() as pair:
+        given = 0
+        while relay.give(pair):
+            given += 1
+            assert given < 100_000
+        assert given > 20
+        taken = 0
+        while (connection := relay.take()) is not None:
+            connection.sock.close()
+            taken += 1
+        assert taken == given
+        assert relay.give(pair)
+        last = relay.take()
+        assert last is not None
+        last.sock.close()
+
+
+GONE = """
+import socket, sys
+sys.path.insert(0, ".")
+from tests.unit.workers.test_relay import Pair
+from supervisor.workers.relay import Relay
+
+giving, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+relay = Relay(giving, taking)
+taking.close()
+with Pair() as pair:
+    print(relay.give(pair))
+"""
+
+
+def test_a_relay_whose_other_end_is_gone_refuses() -> None:
+    """The pair went with its daemon: no exception, and no SIGPIPE."""
+    result = subprocess.run(
+        [sys.executable, "-c", GONE], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert (result.returncode, result.stdout) == (0, "False\n")
+
+
+def test_a_crowded_worker_shares(serve: Serve, relay: Relay) -> None:
+    """Connections that stay open reach a worker that came later: of many that wait at once some are given."""
+    entered, gate = threading.Semaphore(0), threading.Event()
+
+    def app(environ: Environ, start_response: Start) -> list[bytes]:
+        if environ["PATH_INFO"] == "/wait":
+            entered.release()
+            assert gate.wait(PATIENCE)
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    first = serve(app, relay=relay)
+    clients = [first.client() for _ in range(16)]
+    for client in clients:
+        assert client.get("/").body == b"ok"
+    second = serve(app, relay=relay)
+    clients[0].ask("/wait")
+    assert entered.acquire(timeout=PATIENCE)
+    for client in clients[1:]:
+        client.ask("/")  # all are there at once when the worker looks again
+    gate.set()
+    for client in clients:
+        assert client.answer().body == b"ok"
+    assert first.counts().given >= 1
+    assert second.counts().taken >= 1
