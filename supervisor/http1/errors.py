@@ -13,12 +13,6 @@ class RequestTimeout(ProtocolViolation):
     status = "408 Request Timeout"
 
 
-class LengthRequired(ProtocolViolation):
-    """The body's length must be known in advance where this request goes."""
-
-    status = "411 Length Required"
-
-
 class BodyTooLarge(ProtocolViolation):
     """The body is, or says it will be, larger than `limit_request_body`."""
 

@@ -190,6 +190,7 @@ class Engine(Doors):
         try:
             self._run(0)
         finally:
+            self._lead.stop()
             if self._access is not None:
                 self._access.flush()
         for thread in others:

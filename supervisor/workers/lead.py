@@ -54,6 +54,7 @@ class Lead:
         self._wanting: deque[None] = deque()
         self._watcher: threading.Thread | None = None
         self._parked = False
+        self._stopped = False
         self._bell = threading.Lock()
         self.minding = False
         self.watched = False
@@ -124,6 +125,11 @@ class Lead:
             self._watcher = watcher
             self.watched = True
 
+    def stop(self) -> None:
+        """End the watcher; it may take one more look."""
+        self._stopped = True
+        self._ring()
+
     def _ring(self) -> None:
         try:
             self._bell.release()
@@ -131,7 +137,7 @@ class Lead:
             pass  # it has been rung already
 
     def _run(self) -> None:
-        while True:
+        while not self._stopped:
             self._parked = True
             if not self._loan:
                 self._bell.acquire()
@@ -141,7 +147,7 @@ class Lead:
     def _look_around(self) -> None:
         """Look at the loan until no requests come."""
         idle = seen = 0
-        while idle < _IDLE_TICKS:
+        while idle < _IDLE_TICKS and not self._stopped:
             sleep(_TICK)
             try:
                 started = self._loan[0].words[layout.STARTED]

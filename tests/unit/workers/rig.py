@@ -209,6 +209,8 @@ class Rig:
             client.close()
         self.engine.drain()
         self._thread.join(PATIENCE)
+        if not self._thread.is_alive():
+            self.engine.close()
         for sock in (self.listener, *self.listener.accepted):
             sock.close()
         for fd in (*self._pipe, self.scoreboard.fd):

@@ -363,7 +363,7 @@ def test_a_client_that_has_gone_is_not_taken(relay: Relay) -> None:
         pair.client.close()
         before = len(list(Path("/proc/self/fd").iterdir()))
         assert relay.take() is None
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 def test_tls_does_not_travel(relay: Relay) -> None:
@@ -427,12 +427,12 @@ def test_a_relay_whose_other_end_is_gone_refuses() -> None:
 
 def test_a_crowded_worker_shares(serve: Serve, relay: Relay) -> None:
     """Connections that stay open reach a worker that came later: of many that wait at once some are given."""
-    entered, gate = threading.Semaphore(0), threading.Event()
+    inside, gate = threading.Semaphore(0), threading.Semaphore(0)
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         if environ["PATH_INFO"] == "/wait":
-            entered.release()
-            assert gate.wait(PATIENCE)
+            inside.release()
+            assert gate.acquire(timeout=PATIENCE)
         start_response("200 OK", [("Content-Length", "2")])
         return [b"ok"]
 
@@ -441,12 +441,17 @@ def test_a_crowded_worker_shares(serve: Serve, relay: Relay) -> None:
     for client in clients:
         assert client.get("/").body == b"ok"
     second = serve(app, relay=relay)
-    clients[0].ask("/wait")
-    assert entered.acquire(timeout=PATIENCE)
-    for client in clients[1:]:
-        client.ask("/")  # all are there at once when the worker looks again
-    gate.set()
-    for client in clients:
-        assert client.answer().body == b"ok"
-    assert first.counts().given >= 1
-    assert second.counts().taken >= 1
+
+    def shared() -> bool:
+        clients[0].ask("/wait")
+        assert inside.acquire(timeout=PATIENCE)
+        for client in clients[1:]:
+            client.ask("/")  # all are there at once when the first worker looks again
+        gate.release()
+        for client in clients:
+            assert client.answer().body == b"ok"
+        # Whoever looks first takes what is given, be it the giver; so it is tried again.
+        return second.counts().taken > 0
+
+    until(shared, "the second worker has taken a connection")
+    assert first.counts().given > 0
