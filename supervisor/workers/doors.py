@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _SHARED = select.EPOLLIN | select.EPOLLEXCLUSIVE
 # Out of descriptors or memory: accepting pauses this long instead of spinning on a listener that stays ready.
 _ACCEPT_PAUSE = 1_000_000_000
+# How often a crowded worker gives a connection away (ns), and how seldom if it comes back each time.
+GIFT_PAUSE = 10_000_000
+_LONGEST_GIFT_PAUSE = 250_000_000
 
 
 class Doors(Serving):
@@ -61,6 +64,8 @@ class Doors(Serving):
         self._doors = (*([self._relay_fd] if relay is not None else []), *self._listeners)
         self._accepting = False
         self._resume_accepting: int | None = None
+        self._gift_pause = GIFT_PAUSE
+        self._gift_out = False
         self._hand_over = False
         self.draining = False
 
@@ -138,6 +143,10 @@ class Doors(Serving):
             # From a generation before, which did without TLS: it can't go on here.
             taken.sock.close()
             return None
+        if taken.ours:
+            # Nobody was free: that is not soon tried again.
+            self._gift_pause = min(2 * self._gift_pause, _LONGEST_GIFT_PAUSE)
+            self._gift_out = False
         lane.words[layout.TAKEN] += 1
         connection = self._adopt(taken.sock, taken.listener, taken.peer, lane)
         connection.facts = taken.facts

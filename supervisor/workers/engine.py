@@ -28,7 +28,7 @@ from supervisor.scoreboard import layout
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
 from supervisor.workers.connection import READ_SIZE, Connection
-from supervisor.workers.doors import Doors, has_data
+from supervisor.workers.doors import GIFT_PAUSE, Doors, has_data
 from supervisor.workers.lane import Lane
 from supervisor.workers.lead import Lead
 from supervisor.workers.relay import Relay
@@ -54,9 +54,8 @@ _FIRST_REQUEST = 5 * _SECOND
 _SEND_STALL = 60 * _SECOND
 # The same, and a request of which nothing comes, while draining: one silent client must not hold up a reload.
 _DRAIN_STALL = 5 * _SECOND
-# When so many events come at once some of them wait long; then a sibling gets a connection, so often at most.
+# When so many events come at once some of them wait long; then a sibling gets a connection.
 _CROWD = 8
-_GIFT_PAUSE = _SECOND // 100
 # If requests take longer than this on average the lead is passed on before the app is run.
 _HURRY = 300_000
 
@@ -314,12 +313,15 @@ class Engine(Doors):
         """Give one of many connections that wait here to whoever looks for work first.
 
         So workers that are new, or that a burst of connections has passed by, get their share of connections
-        that stay open. If all are as busy it comes back at the price of some microseconds.
+        that stay open. If all are as busy it comes back, and the next is given later.
         """
-        self._next_gift = now + _GIFT_PAUSE
+        if self._gift_out:
+            self._gift_pause = max(self._gift_pause // 2, GIFT_PAUSE)
+        self._next_gift = now + self._gift_pause
         connection = self._connections.get(self._events[-1][0])
         if connection is not None and connection.armed and self._give_waiting(connection, lane):
             self._events.pop()
+            self._gift_out = True
 
     def _serve_next(self, connection: Connection, lane: Lane) -> bool:
         """Serve a connection's requests, as the leader; whether the caller still leads afterwards."""

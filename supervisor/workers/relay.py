@@ -9,6 +9,7 @@ What is it good for: a worker in a long request gives away what would have to wa
 leaves gives its idle connections to those that stay, so that clients notice nothing.
 """
 
+import os
 import socket
 import sys
 from dataclasses import dataclass
@@ -24,8 +25,9 @@ _INT = 4
 
 
 class _Parcel(msgspec.Struct, array_like=True):
-    """listener: its address as the giver knows it; facts, served: see Connection."""
+    """giver: its pid; listener: its address as the giver knows it; facts, served: see Connection."""
 
+    giver: int
     listener: str
     facts: dict[str, str]
     served: bool
@@ -33,8 +35,9 @@ class _Parcel(msgspec.Struct, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A connection that another worker gave away."""
+    """A connection that a worker gave away, perhaps this one."""
 
+    ours: bool
     sock: socket.socket
     peer: Any
     listener: str
@@ -63,7 +66,7 @@ class Relay:
         """Hand an idle connection over; False if it can't be. What is left to do is to close our copy."""
         if connection.tls:
             return False
-        parcel = _Parcel(connection.listener, connection.facts or {}, connection.served)
+        parcel = _Parcel(os.getpid(), connection.listener, connection.facts or {}, connection.served)
         try:
             socket.send_fds(self._giving, [_encoder.encode(parcel)], [connection.fd])
         except (OSError, UnicodeError):
@@ -94,7 +97,8 @@ def _unpack(data: bytes, descriptor: int) -> Taken | None:
     sock.setblocking(False)  # and not what an app may have set as default time-out
     try:
         parcel = _decoder.decode(data)
-        return Taken(sock, sock.getpeername(), parcel.listener, parcel.facts, parcel.served)
+        ours = parcel.giver == os.getpid()
+        return Taken(ours, sock, sock.getpeername(), parcel.listener, parcel.facts, parcel.served)
     except (OSError, msgspec.DecodeError):
         sock.close()
         return None
