@@ -17,8 +17,7 @@ SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 # Section 2.1: the longest line of version 1, its CRLF included.
 _V1_SIZE = 107
 # Version 2 could say 64 KiB of extensions (TLVs), but no proxy does; nginx draws the line here as well.
-_V2_SIZE = 4096
-MOST = _V2_SIZE
+MOST = 4096
 
 _V1_START = b"PROXY "
 _V1_LINE = re.compile(rb"PROXY (TCP[46]) ([0-9A-Fa-f.:]+) ([0-9A-Fa-f.:]+) (0|[1-9][0-9]*) (0|[1-9][0-9]*)")
@@ -105,8 +104,8 @@ def _read_v2(data: bytes) -> tuple[Addresses | None, int] | None:
     size = _V2_FIXED + int.from_bytes(data[14:16], "big")
     if command not in (0x20, 0x21):
         raise ProtocolViolation("PROXY header: unknown version or command")
-    if size > _V2_SIZE:
-        raise ProtocolViolation(f"PROXY header: longer than {_V2_SIZE} bytes")
+    if size > MOST:
+        raise ProtocolViolation(f"PROXY header: longer than {MOST} bytes")
     if command == 0x20:  # LOCAL; what else it says is to be ignored
         return (None, size) if len(data) >= size else None
     family = transport >> 4

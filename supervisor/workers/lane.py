@@ -35,6 +35,3 @@ class Lane:
         self.text[layout.METHOD_SIZE : layout.METHOD_SIZE + len(path)] = path
         self.words[layout.METHOD_LENGTH] = len(name)
         self.words[layout.PATH_LENGTH] = len(path)
-
-    def count(self, word: int) -> None:
-        self.words[word] += 1
