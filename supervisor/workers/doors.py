@@ -59,8 +59,7 @@ class Doors(Serving):
             address = listener.getsockname()
             self._listeners[listener.fileno()] = listener, str(address)
             self._environs[str(address)] = listener_environ(self._shared, address)
-        # All descriptors that connections come from.
-        # First what waits already.
+        # All descriptors that connections come from; first the relay's, for what is in it waits already.
         self._doors = (*([self._relay_fd] if relay is not None else []), *self._listeners)
         self._accepting = False
         self._resume_accepting: int | None = None
