@@ -9,7 +9,7 @@ import msgspec
 
 WorkerState = Literal["booting", "ready", "draining", "stopping"]
 FleetState = Literal["starting", "ready", "degraded", "reloading", "paused", "stopping"]
-ReloadPhase = Literal["loading", "canary", "rolling", "done", "failed", "superseded"]
+ReloadPhase = Literal["loading", "canary", "rolling", "done", "failed", "superseded", "rolled back"]
 
 
 class RequestView(msgspec.Struct, frozen=True):

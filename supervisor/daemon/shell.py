@@ -21,7 +21,6 @@ from supervisor.errors import SettingError
 from supervisor.fleet import actions, events
 from supervisor.fleet.machine import Fleet
 from supervisor.fleet.model import ExitStatus, FleetPolicy, WorkerState
-from supervisor.fleet.policies import default_surge
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel
 from supervisor.osapi.cpus import usable_cpus
@@ -260,6 +259,11 @@ class Shell:
                 self._warm(handle.generation, message.modules)
             elif isinstance(message, messages.BootFailed):
                 self.submit(events.WorkerBootFailed(handle.launch, message.reason, message.traceback))
+            elif isinstance(message, messages.TemplateAudited):
+                problems, warnings = tuple(message.problems), tuple(message.warnings)
+                self.submit(events.TemplateAudited(handle.launch, problems, warnings))
+            elif isinstance(message, messages.TemplateReady):
+                self.submit(events.TemplateReady(handle.launch))
             else:
                 self.submit(events.RecycleDue(handle.launch, message.requests))
 
@@ -440,12 +444,29 @@ class Shell:
 def fleet_policy(loaded: Loaded) -> FleetPolicy:
     """What a generation's settings say about the fleet."""
     settings = loaded.settings
+    least, most = settings.workers if isinstance(settings.workers, tuple) else (settings.workers, None)
+    share = settings.max_surge.endswith("%")
+    surge = int(settings.max_surge.removesuffix("%"))
     return FleetPolicy(
-        workers=settings.workers,
+        workers=least,
+        workers_most=most,
         # A worker ends itself in time, its atexit functions included; this is for one that does not.
         graceful_timeout=settings.graceful_timeout + _DRAIN_GRACE,
         boot_timeout=settings.boot_timeout,
         timeout_grace=settings.timeout_grace,
-        max_surge=default_surge(settings.workers),
-        boot_parallelism=max(2, usable_cpus()),
+        timeout_soft=settings.timeout_soft,
+        max_surge=1 if share else surge,
+        max_surge_share=surge / 100 if share else 0.0,
+        boot_parallelism=settings.boot_parallelism or max(2, usable_cpus()),
+        canary_time=settings.canary_time,
+        probation=settings.probation,
+        rollback_crashes=settings.rollback_crashes,
+        rollback_error_rate=settings.rollback_error_rate,
+        refork_after=settings.refork_after,
+        max_age=settings.max_age,
+        max_age_jitter=settings.max_age_jitter,
+        max_memory=settings.max_memory,
+        autoscale_utilisation=settings.autoscale_utilisation,
+        autoscale_queue_wait=settings.autoscale_queue_wait,
+        autoscale_cooldown=settings.autoscale_cooldown,
     )

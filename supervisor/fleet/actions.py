@@ -38,10 +38,38 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Stop accepting, finish what is there, leave. `hand_over`: idle connections go to other workers."""
+    """Stop accepting, finish what is there, leave.
+
+    hand_over: idle connections go to other workers; template: then be the generation's fork server.
+    """
 
     launch: int
     hand_over: bool
+    template: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AuditTemplate:
+    """Let the worker look whether it could be forked from; the answer is `TemplateAudited`."""
+
+    launch: int
+    force: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UseTemplate:
+    """The worker is its generation's fork server now; the one before is to end."""
+
+    launch: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """Raise an exception in the thread that serves an overdue request."""
+
+    launch: int
+    thread: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +122,16 @@ class ReloadEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckUpgrade:
+    """See in a child whether the program on the disk would start; the answer is `UpgradeChecked`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """Replace this process's program by the one on the disk, keeping everything."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stopping:
     """The fleet began to stop."""
 
@@ -115,6 +153,9 @@ Action = (
     | KillForkServer
     | Spawn
     | Drain
+    | AuditTemplate
+    | UseTemplate
+    | Interrupt
     | DumpStack
     | Quit
     | Abort
@@ -122,6 +163,8 @@ Action = (
     | Report
     | Serving
     | ReloadEnded
+    | CheckUpgrade
+    | Upgrade
     | Stopping
     | Finish
 )

@@ -4,10 +4,11 @@ A `launch` names one worker process for good: launches are counted from 1 and ne
 (places) and pids (the kernel's).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from supervisor.fleet.model import ExitStatus, FleetPolicy
+from supervisor.fleet.model import ExitStatus, FleetPolicy, Load
 
 # -- facts: fork servers -----------------------------------------------------------------------------
 
@@ -112,10 +113,67 @@ class RequestOverdue:
 
 
 @dataclass(frozen=True, slots=True)
+class OverdueEnded:
+    """None of the worker's requests is overdue any more."""
+
+    launch: int
+
+
+@dataclass(frozen=True, slots=True)
 class OnlyOverdueLeft:
     """All that is still in flight in a worker with an overdue request is overdue."""
 
     launch: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoopStalled:
+    """The worker's loop has not passed for `age` seconds although no request keeps it."""
+
+    launch: int
+    age: float
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateAudited:
+    """A worker has looked whether it could be forked from.
+
+    problems: why not, unless `force` was said; warnings: what deserves a look all the same.
+    """
+
+    launch: int
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateReady:
+    """The worker serves no more: it is its generation's fork server from now on."""
+
+    launch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Once a second: what the workers did, by launch. `memory_free`: bytes until the machine or the cgroup
+    has none, or None if nobody knows."""
+
+    loads: Mapping[int, Load]
+    memory_free: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpgradeChecked:
+    """Whether the new program would start. `problem`: why not."""
+
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpgradeDone:
+    """The new program has taken over."""
+
+    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +214,25 @@ class RecycleAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class ReforkAsked:
+    """Make a warmed-up worker the template that the others are forked from.
+
+    slot: which, or None for the one that has served most; force: also if an audit finds problems.
+    """
+
+    by: str
+    slot: int | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UpgradeAsked:
+    """Replace the supervisor's own program, keeping everything, then reload."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
 class PauseAsked:
     """Drain all workers and stay (WINCH); a resize or reload ends it."""
 
@@ -182,12 +259,21 @@ Event = (
     | WorkerExited
     | RecycleDue
     | RequestOverdue
+    | OverdueEnded
     | OnlyOverdueLeft
+    | LoopStalled
+    | TemplateAudited
+    | TemplateReady
+    | Measured
+    | UpgradeChecked
+    | UpgradeDone
     | DeadlinePassed
     | StartAsked
     | ResizeAsked
     | ReloadAsked
     | RecycleAsked
+    | ReforkAsked
+    | UpgradeAsked
     | PauseAsked
     | StopAsked
 )

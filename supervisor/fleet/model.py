@@ -17,6 +17,7 @@ class GenerationState(enum.Enum):
     UP = "up"  # can spawn
     FAILED = "failed"  # could not load; its fork server is being ended
     DOWN = "down"  # its fork server is gone; another will be started
+    STANDBY = "standby"  # replaced by a reload on probation, which may be rolled back to it
     RETIRING = "retiring"  # its fork server was told to end
 
 
@@ -27,16 +28,22 @@ class ReloadPhase(enum.Enum):
     DONE = "done"
     FAILED = "failed"
     SUPERSEDED = "superseded"
+    ROLLED_BACK = "rolled back"
 
 
 class Cause(enum.Enum):
     """Why a worker leaves, or why it died."""
 
     RECYCLE = "recycle"  # max_requests
+    AGE = "age"
+    MEMORY = "memory"
     ASKED = "asked"  # somebody asked for this one's replacement
     RELOAD = "reload"
+    ROLLBACK = "rollback"
+    REFORK = "refork"
     SCALE = "scale"
     DEADLINE = "deadline"
+    STALLED = "stalled"  # its loop stopped beating
     BOOT_TIMEOUT = "boot timeout"
     PAUSE = "pause"
     STOP = "stop"
@@ -57,16 +64,53 @@ class ExitStatus:
 
 @dataclass(frozen=True, slots=True)
 class FleetPolicy:
-    """What a generation's configuration says about the fleet. Times in seconds."""
+    """What a generation's configuration says about the fleet. Times in seconds; 0 turns a thing off."""
 
     workers: int = 1
+    workers_most: int | None = None
+    """With it the load decides on a number from `workers` to this."""
     graceful_timeout: float = 30.0
     boot_timeout: float = 60.0
     timeout_grace: float = 2.0
+    timeout_soft: bool = False
+    """Try to end an overdue request alone before its worker is replaced."""
     max_surge: int = 1
-    """How many processes may exist beyond the wanted number because of planned replacements."""
+    max_surge_share: float = 0.0
+    """How many processes may exist beyond the wanted number because of planned replacements: the larger of
+    a number and a share of the wanted number."""
     boot_parallelism: int = 2
     """How many workers may boot at once."""
+    canary_time: float = 0.0
+    probation: float = 0.0
+    rollback_crashes: int = 0
+    rollback_error_rate: float = 0.0
+    refork_after: tuple[int, ...] = ()
+    max_age: float = 0.0
+    max_age_jitter: float = 0.0
+    max_memory: int = 0
+    autoscale_utilisation: float = 0.7
+    autoscale_queue_wait: float = 0.05
+    autoscale_cooldown: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one worker did and does, as measured.
+
+    requests, errors: answers since its start, and those of them with a status of 500 and above;
+    in_flight: requests in the app right now;
+    busy: share of its threads' time that they spent in the app since the last measurement;
+    queue_wait: how long its slowest twentieth of requests waited for it since then at least (95th
+    percentile, seconds);
+    memory: its own (USS, bytes), or None if nobody has looked.
+    """
+
+    requests: int = 0
+    errors: int = 0
+    in_flight: int = 0
+    busy: float = 0.0
+    queue_wait: float = 0.0
+    memory: int | None = None
 
 
 @dataclass(slots=True)

@@ -14,6 +14,6 @@ def backoff(failures: int) -> float:
     return float(min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(failures - 1, 10)))
 
 
-def default_surge(workers: int) -> int:
-    """Extra processes that planned replacements may cost: a quarter of the fleet, at least one."""
-    return max(1, math.ceil(workers / 4))
+def surge(number: int, share: float, wanted: int) -> int:
+    """Processes that planned replacements may cost beyond the wanted number; always one at least."""
+    return max(1, number, math.ceil(share * wanted - 1e-9))

@@ -10,7 +10,7 @@ import msgspec
 
 from supervisor.settings.load import Loaded
 
-VERSION = 2
+VERSION = 3
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True):
@@ -23,7 +23,8 @@ class _Message(msgspec.Struct, frozen=True, tag=True):
 class Configure(_Message, frozen=True):
     """Evaluate the configuration.
 
-    command_line: raw values by setting name; folder: where the daemon was started.
+    command_line: raw values by setting name; folder: where the daemon was started; known: the generation's
+    settings if it is not new: then the file is evaluated for what else it does, and these hold.
     """
 
     version: int
@@ -31,6 +32,7 @@ class Configure(_Message, frozen=True):
     command_line: dict[str, Any]
     config: str | None
     folder: str
+    known: Loaded | None = None
 
 
 class Load(_Message, frozen=True):
@@ -104,16 +106,27 @@ class Boot(_Message, frozen=True):
 
 
 class Drain(_Message, frozen=True):
-    """Stop accepting, finish what is there, leave. `hand_over`: idle connections go to other workers."""
+    """Stop accepting, finish what is there, leave.
+
+    hand_over: idle connections go to other workers; template: do not end, but answer `TemplateReady` and be a
+    fork server from then on, with the same channel.
+    """
 
     hand_over: bool = False
+    template: bool = False
+
+
+class AuditTemplate(_Message, frozen=True):
+    """Look whether this process could be forked from. `force`: it will be, whatever is found."""
+
+    force: bool = False
 
 
 class ReopenLogs(_Message, frozen=True):
     pass
 
 
-ToWorker = Boot | Drain | ReopenLogs
+ToWorker = Boot | Drain | AuditTemplate | ReopenLogs
 
 # -- worker -> supervisor --------------------------------------------------------------------------------
 
@@ -133,4 +146,15 @@ class RecycleDue(_Message, frozen=True):
     requests: int
 
 
-FromWorker = Ready | BootFailed | RecycleDue
+class TemplateAudited(_Message, frozen=True):
+    """problems: why this process can't be forked from; warnings: what deserves a look all the same."""
+
+    problems: list[str]
+    warnings: list[str]
+
+
+class TemplateReady(_Message, frozen=True):
+    """The last message as a worker: what follows is a fork server's."""
+
+
+FromWorker = Ready | BootFailed | RecycleDue | TemplateAudited | TemplateReady

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from supervisor.settings.address import parse_address
 from supervisor.settings.networks import normalized
 
@@ -132,13 +134,89 @@ def _paths(value: Any) -> tuple[str, ...]:
     return tuple(path for part in parts for path in _several(_text)(part))
 
 
-def _workers(value: Any) -> int | str:
+def _workers(value: Any) -> int | str | tuple[int, int]:
     if isinstance(value, str) and value.strip().lower() == "auto":
         return "auto"
+    parts = tuple(value.split("..")) if isinstance(value, str) and ".." in value else value
     try:
-        return whole_number(1, 512)(value)
+        if not isinstance(parts, tuple):
+            return whole_number(1, 512)(parts)
+        least, most = map(whole_number(1, 512), parts)
     except ValueError as error:
-        raise ValueError(f"{error}; give a number from 1 to 512, or 'auto'") from None
+        raise ValueError(f"{error}; give a number from 1 to 512, a range such as 2..16, or 'auto'") from None
+    if least > most:
+        raise ValueError(f"a range begins with its smaller end, got {least}..{most}")
+    return (least, most) if least < most else least
+
+
+def _surge(value: Any) -> str:
+    text = str(value).strip()
+    digits = text.removesuffix("%")
+    if isinstance(value, bool) or not (digits.isascii() and digits.isdigit()) or int(digits) < 1:
+        raise ValueError(f"expected a number of workers from 1 on, or a share such as 25%, got {value!r}")
+    return f"{int(digits)}%" if text.endswith("%") else str(int(digits))
+
+
+class WarmupRequest(msgspec.Struct, frozen=True):
+    """A request that a worker sends to itself before it is ready."""
+
+    path: str
+    method: str = "GET"
+    headers: dict[str, str] = {}
+
+
+def _warmup(value: Any) -> WarmupRequest:
+    if isinstance(value, Mapping):
+        if unknown := set(value) - {"path", "method", "headers"}:
+            raise ValueError(f"knows path, method and headers, got {min(map(str, unknown))!r}")
+        method, path = _text(value.get("method", "GET")), _text(value.get("path", "/"))
+        headers = value.get("headers") or {}
+    else:
+        method, _, path = _text(value).rpartition(" ")
+        headers = {}
+    method = method.strip() or "GET"
+    if not _TOKEN.fullmatch(method) or not re.fullmatch(r"/[!-~]*", path):
+        raise ValueError(f"expected a path such as /health or 'HEAD /health', got {value!r}")
+    return WarmupRequest(path, method, _header_lines(headers))
+
+
+def _header_lines(headers: Any) -> dict[str, str]:
+    found = _header_values(headers)
+    for name, text in found.items():
+        if not re.fullmatch(r"[\t -~]*", text):
+            raise ValueError(f"the header {name} can't be {text!r}")
+    return found
+
+
+def _warmups(value: Any) -> tuple[WarmupRequest, ...]:
+    if value is None:
+        return ()
+    several = value if isinstance(value, list | tuple) else (value,)
+    return tuple(_warmup(one) for one in several)
+
+
+def _counts(value: Any) -> tuple[int, ...]:
+    """Whole numbers from 1 on, in a list or separated by commas."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        value = [part for part in value.split(",") if part.strip()]
+    elif not isinstance(value, list | tuple):
+        value = (value,)
+    parts = [part for one in value for part in (one.split(",") if isinstance(one, str) else (one,))]
+    return tuple(map(whole_number(1), parts))
+
+
+def _share(value: Any) -> float:
+    """A part of the whole: 0.25 or 25%."""
+    text = str(value).strip()
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if isinstance(value, bool) or not 0 <= share <= 1:
+        raise ValueError(f"expected a share from 0 to 1, or from 0% to 100%, got {value!r}")
+    return share
 
 
 def _address(value: Any) -> str:
@@ -278,7 +356,11 @@ TEXT = Kind(_text, "TEXT")
 OPTIONAL_TEXT = Kind(_optional_text, "TEXT")
 PATH = Kind(_optional_text, "PATH")
 SWITCH = Kind(_switch, "")
-WORKERS = Kind(_workers, "N|auto")
+WORKERS = Kind(_workers, "N|N..M|auto")
+SURGE = Kind(_surge, "N|N%")
+WARMUP = Kind(_warmups, "REQUEST", several=True)
+COUNTS = Kind(_counts, "N,N...", shown=lambda counts: ",".join(map(str, counts)))
+SHARE = Kind(_share, "SHARE")
 ADDRESSES = Kind(_several(_address), "ADDRESS", several=True)
 PATHS = Kind(_paths, "PATHS", several=True)
 ENVIRONMENT = Kind(_several(_environment_pair), "NAME=VALUE", several=True)

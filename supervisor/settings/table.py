@@ -82,10 +82,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Setting(kinds.POSITIVE, "How many connections may wait to be accepted.", ("--backlog",)),
     ] = 2048
     workers: Annotated[
-        int,
+        int | tuple[int, int],
         Setting(
             kinds.WORKERS,
-            "Number of workers; 'auto' is twice the usable CPUs plus one.",
+            "Number of workers; 'auto' is twice the usable CPUs plus one; in a range such as 2..16 the load "
+            "decides.",
             ("-w", "--workers"),
             LIVE,
             env="WEB_CONCURRENCY",
@@ -123,6 +124,135 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ("--max-requests-jitter",),
         ),
     ] = 0
+    max_age: Annotated[
+        float,
+        Setting(
+            kinds.SECONDS,
+            "Recycle a worker that has served this long; 0 is never.",
+            ("--max-age",),
+            LIVE,
+        ),
+    ] = 0.0
+    max_age_jitter: Annotated[
+        float,
+        Setting(
+            kinds.SECONDS,
+            "Add a random time up to this to each worker's max_age.",
+            ("--max-age-jitter",),
+            LIVE,
+        ),
+    ] = 0.0
+    max_memory: Annotated[
+        int,
+        Setting(
+            kinds.SIZE,
+            "Recycle a worker whose own memory (USS) stays above this, e.g. 300M; 0 is never.",
+            ("--max-memory",),
+            LIVE,
+        ),
+    ] = 0
+    max_surge: Annotated[
+        str,
+        Setting(
+            kinds.SURGE,
+            "How many workers more than wanted may exist while some are replaced: a number, or a share of "
+            "the fleet, which is always one at least.",
+            ("--max-surge",),
+            LIVE,
+        ),
+    ] = "25%"
+    boot_parallelism: Annotated[
+        int,
+        Setting(
+            kinds.COUNT,
+            "How many workers may boot at once; 0 is one for each usable CPU, two at least.",
+            ("--boot-parallelism",),
+            LIVE,
+        ),
+    ] = 0
+    warmup_request: Annotated[
+        tuple[kinds.WarmupRequest, ...],
+        Setting(
+            kinds.WARMUP,
+            "Request such as /health or 'HEAD /' that a worker sends to itself before it takes connections; "
+            "an answer of 500 or more means that it can't serve. May be given several times.",
+            ("--warmup-request",),
+        ),
+    ] = ()
+    canary_time: Annotated[
+        float,
+        Setting(
+            kinds.SECONDS,
+            "How long the first worker of a reload must live before others are replaced.",
+            ("--canary-time",),
+            LIVE,
+        ),
+    ] = 0.5
+    probation: Annotated[
+        float,
+        Setting(
+            kinds.SECONDS,
+            "How long after a reload it can still be rolled back by itself; 0 is not at all.",
+            ("--probation",),
+            LIVE,
+        ),
+    ] = 10.0
+    rollback_crashes: Annotated[
+        int,
+        Setting(
+            kinds.COUNT,
+            "Roll a reload back if so many of its workers crash on probation; 0 is never.",
+            ("--rollback-crashes",),
+            LIVE,
+        ),
+    ] = 2
+    rollback_error_rate: Annotated[
+        float,
+        Setting(
+            kinds.SHARE,
+            "Roll a reload back if the share of its answers with a status of 500 or more exceeds the one "
+            "before by this much, e.g. 5%; 0 is never.",
+            ("--rollback-error-rate",),
+            LIVE,
+        ),
+    ] = 0.0
+    refork_after: Annotated[
+        tuple[int, ...],
+        Setting(
+            kinds.COUNTS,
+            "After so many requests a worker becomes the template of all others; further numbers count from "
+            "each time on. Not by default.",
+            ("--refork-after",),
+            LIVE,
+        ),
+    ] = ()
+    autoscale_utilisation: Annotated[
+        float,
+        Setting(
+            kinds.SHARE,
+            "With a range of workers: the share of their time that workers should be busy.",
+            ("--autoscale-utilisation",),
+            LIVE,
+        ),
+    ] = 0.7
+    autoscale_queue_wait: Annotated[
+        float,
+        Setting(
+            kinds.SECONDS,
+            "With a range of workers: requests that wait longer than this for a worker want more of them.",
+            ("--autoscale-queue-wait",),
+            LIVE,
+        ),
+    ] = 0.05
+    autoscale_cooldown: Annotated[
+        float,
+        Setting(
+            kinds.SECONDS,
+            "With a range of workers: how long the load must have been low before a worker is taken away.",
+            ("--autoscale-cooldown",),
+            LIVE,
+        ),
+    ] = 60.0
     timeout: Annotated[
         float,
         Setting(
@@ -159,6 +289,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             LIVE,
         ),
     ] = 2.0
+    timeout_soft: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "At its time-out do not end a request by an exception in the app first, but replace its worker "
+            "at once.",
+            ("--no-timeout-soft",),
+            LIVE,
+        ),
+    ] = True
+    queue_timeout: Annotated[
+        float,
+        Setting(
+            kinds.SECONDS,
+            "Answer 503 to requests that have waited longer than this for a worker; 0 is never.",
+            ("--queue-timeout",),
+        ),
+    ] = 0.0
     keepalive: Annotated[
         float,
         Setting(

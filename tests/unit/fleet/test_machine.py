@@ -5,7 +5,7 @@ import pytest
 from supervisor.fleet import events, health
 from supervisor.fleet.actions import Finish, Spawn
 from supervisor.fleet.model import Cause, ExitStatus, FleetPolicy, ReloadPhase, WorkerState
-from supervisor.fleet.policies import backoff, default_surge
+from supervisor.fleet.policies import backoff, surge
 from tests.kit.play import (
     FINISH,
     SERVING,
@@ -882,6 +882,7 @@ def test_backoff() -> None:
     assert [backoff(n) for n in (1, 2, 3, 6, 7, 1000)] == [0.5, 1.0, 2.0, 16.0, 30.0, 30.0]
 
 
-def test_default_surge() -> None:
-    """A quarter of the fleet, rounded up, at least one."""
-    assert [default_surge(n) for n in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
+def test_surge() -> None:
+    """A quarter of the fleet, rounded up, or a number; one at least."""
+    assert [surge(1, 0.25, n) for n in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
+    assert [surge(3, 0.0, 8), surge(1, 0.0, 0), surge(1, 0.1, 10)] == [3, 1, 1]
