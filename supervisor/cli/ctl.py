@@ -209,7 +209,8 @@ def exits(aim: Aim, number: int | None, count: int, last: bool) -> None:
         if aim.json:
             print_json(client.raw(EXITS, limit=count))
         else:
-            output.print_exits(client.call(EXITS, limit=count))
+            table = client.call(EXITS, limit=count)
+            output.print_exits(table)
         return
     found = client.call(EXITS, limit=1 if last else _ALL)
     view = next((view for view in found if number in (None, view.id)), None)

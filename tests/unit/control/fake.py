@@ -125,8 +125,9 @@ class FakeSubscription:
 class FakeBackend:
     """See the module.
 
-    `broken`: reloads, reforks and upgrades fail; `stuck`: nothing moves; `on_stop`: called on StopAsked;
-    `changes`: what a reload finds changed; `override_ends`: a reload ends the number set by hand.
+    `broken`: reloads (which end as `failure`), reforks and upgrades fail; `stuck`: nothing moves; `on_stop`:
+    called on StopAsked; `changes`: what a reload finds changed; `override_ends`: a reload ends the number set
+    by hand.
     """
 
     def __init__(self, workers: int = 3, name: str = "shop") -> None:
@@ -137,6 +138,7 @@ class FakeBackend:
         self.fleet = [FakeWorker(slot, 100 + slot) for slot in range(1, workers + 1)]
         self.submitted: list[Event] = []
         self.broken = False
+        self.failure: ReloadPhase = "failed"
         self.stuck = False
         self.on_stop: Callable[[], object] = lambda: None
         self.subscriptions: list[FakeSubscription] = []
@@ -170,7 +172,7 @@ class FakeBackend:
             case ReloadAsked(by=by):
                 generation = self._newest.generation + 1 if self._newest else 2
                 self._newest = ReloadView(generation, "loading", 0, self.wanted, 0.1, by, None, None)
-                self._phases = ["canary", "rolling", "failed" if self.broken else "done"]
+                self._phases = ["canary", "rolling", self.failure if self.broken else "done"]
                 self._ended.clear()
             case ReforkAsked(by=by, slot=slot, force=force):
                 chosen = slot or 1
@@ -310,7 +312,7 @@ class FakeBackend:
         if not self._phases or self._newest is None:
             return
         phase = self._phases.pop(0)
-        failed = phase == "failed"
+        failed = phase == self.failure
         if phase == "rolling" and not self.broken:
             for old in list(self.fleet):
                 old.leaving = "reload"
