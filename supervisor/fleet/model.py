@@ -98,6 +98,7 @@ class Load:
     """What one worker did and does, as measured.
 
     requests, errors: answers since its start, and those of them with a status of 500 and above;
+    rate: answers a second since the last measurement;
     in_flight: requests in the app right now;
     busy: share of its threads' time that they spent in the app since the last measurement;
     queue_wait: how long its slowest twentieth of requests waited for it since then at least (95th
@@ -111,6 +112,7 @@ class Load:
     busy: float = 0.0
     queue_wait: float = 0.0
     memory: int | None = None
+    rate: float = 0.0
 
 
 @dataclass(slots=True)
