@@ -26,7 +26,7 @@ def become_subreaper() -> None:
 def fill_standard_descriptors() -> None:
     """Open /dev/null where a standard descriptor is closed.
 
-    Else the next thing to be opened, a listener say, gets that number, and what is meant for stderr goes there.
+    Else the next thing to be opened, a listener say, gets that number and what is meant for stderr.
     """
     for fd in (0, 1, 2):
         try:
