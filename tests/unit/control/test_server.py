@@ -147,7 +147,7 @@ async def test_what_is_deleted_under_us_comes_back(tmp_path: Path, what: str) ->
 
 
 async def test_a_daemon_that_took_the_path_is_left_alone(tmp_path: Path) -> None:
-    """Somebody deletes all we have and starts another one there: it keeps it until it goes, and we say so once."""
+    """Somebody deletes all we have and starts another: it keeps the path until it goes; we say so once."""
     path, token = tmp_path / "a.sock", tmp_path / "a.token"
     log, records = captured_log()
     first, second = ControlServer(FakeBackend(), log), server()
