@@ -17,6 +17,7 @@ from supervisor.control.server import ControlServer, default_socket_path
 from supervisor.control.sockets import SocketInUse, safe_name
 from supervisor.daemon.deadlines import DeadlineSensor
 from supervisor.daemon.journal import Journal
+from supervisor.daemon.ledger import Ledger
 from supervisor.daemon.listeners import Listeners, systemd_listeners
 from supervisor.daemon.notify import SystemdNotifier
 from supervisor.daemon.observer import Observer
@@ -63,6 +64,7 @@ class Daemon:
         self._order = order
         self._log_file = _first_log(order.command_line)
         self._journal = Journal(get_logger())
+        self._ledger = Ledger()
         self._notifier = SystemdNotifier()
         self._finished: asyncio.Future[actions.Finish] = asyncio.get_running_loop().create_future()
         self._shell = Shell(
@@ -81,7 +83,7 @@ class Daemon:
             ),
         )
         self._sensor = DeadlineSensor(self._shell)
-        self._observer = Observer(self._shell, self._sensor)
+        self._observer = Observer(self._shell, self._sensor, self._ledger)
         self._control = ControlServer(self._observer, get_logger())
         self._control_started = asyncio.Event()
         self._token_file: Path | None = None
