@@ -273,12 +273,14 @@ class AccessLog:
     answered: gathers the line of a request.
     flush: writes what was gathered; any thread may call both at any time (see `LogFile`).
     reopen: after logrotate moved the file.
+    close: writes what is left and lets go of the file.
     """
 
     def __init__(self, file: LogFile, format: str) -> None:  # noqa: A002
         self.answered = compile_format(format, file.gather)
         self.flush = file.flush
         self.reopen = file.reopen
+        self.close = file.close
 
     def refused(
         self, environ: dict[str, Any], received: bytes, status: str, sent: int, nanoseconds: int = 0

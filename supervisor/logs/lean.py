@@ -58,6 +58,12 @@ class LogFile:
         self._regular = _is_regular(self._fd)
         self._torn = False
 
+    def close(self) -> None:
+        """Write what is left and let go of the file."""
+        self.flush()
+        if self._path != "-":
+            os.close(self._fd)
+
     def write(self, line: str) -> None:
         self._lines.append(line.encode("utf-8", "backslashreplace") + b"\n")
         self.flush()
@@ -167,6 +173,9 @@ class Log:
 
     def reopen(self) -> None:
         self._file.reopen()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def resolve_format(log_format: str, terminal: bool) -> str:
