@@ -87,6 +87,12 @@ class LogFile:
         self._look()
         self._torn = self._asleep = False
 
+    def close(self) -> None:
+        """Write what is left and let go of the file."""
+        self.flush()
+        if self._path != "-":
+            os.close(self._fd)
+
     def write(self, line: str) -> None:
         self._lines.append(line.encode("utf-8", "backslashreplace") + b"\n")
         self.flush()
@@ -291,6 +297,9 @@ class Log:
 
     def reopen(self) -> None:
         self._file.reopen()
+
+    def close(self) -> None:
+        self._file.close()
 
     def _say_lost(self, lines: int, reason: str) -> None:
         if lines:  # of ourselves there is nothing to be said before
