@@ -58,7 +58,7 @@ class ForkServerHandle:
         handle = cls(
             worker.generation,
             worker.pid,
-            Channel(worker.channel.detach(), messages.FromForkServer),
+            Channel.from_fd(worker.channel.detach(), messages.FromForkServer),
             worker.spawned_at,
         )
         # It has all that the app's workers import.

@@ -81,10 +81,6 @@ class Channel(Generic[Incoming]):
                 os.close(fd)
             raise
 
-    def detach(self) -> socket.socket:
-        """The socket, for a channel that receives other messages; this one is not to be used any more."""
-        return self._sock
-
     def close(self) -> None:
         self._sock.close()
 

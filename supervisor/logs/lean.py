@@ -87,12 +87,6 @@ class LogFile:
         self._look()
         self._torn = self._asleep = False
 
-    def close(self) -> None:
-        """Write what is left and let go of the file."""
-        self.flush()
-        if self._path != "-":
-            os.close(self._fd)
-
     def write(self, line: str) -> None:
         self._lines.append(line.encode("utf-8", "backslashreplace") + b"\n")
         self.flush()

@@ -406,7 +406,7 @@ def run(inheritance: Inheritance, lowered: int) -> Template:
             return template
     except QuitWorker:
         pass
-    leave(code)
+    return leave(code)
 
 
 def leave(code: int) -> NoReturn:
