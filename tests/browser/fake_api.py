@@ -161,7 +161,7 @@ def some_exits() -> list[ExitView]:
             code=None,
             signal=6,
             last_requests=["GET /reports/2026/q2"],
-            stack='Thread 0x00007f1c (most recent call first):\n  File "/srv/shop/reports.py", line 41 in sum',
+            stack='Thread 0x00007f1c (most recent call first):\n  File "/srv/shop/reports.py", line 9 in sum',
         ),
         an_exit(3, 539.1, slot=4),
         an_exit(2, 539.4, slot=3),

@@ -100,7 +100,7 @@ async def test_page_follows_the_stream(page: Page, api: FakeApi) -> None:
 
 
 async def test_exits_are_shown(page: Page, api: FakeApi) -> None:
-    """The newest ends with their causes; unplanned ones stand out, with their stack; a new one comes first."""
+    """The newest ends with their causes; unplanned ones stand out, with a stack; a new one comes first."""
     rows = page.locator("[data-exit]")
     await expect(rows).to_have_count(4)
     await expect(rows.first).to_contain_text("deadline")
