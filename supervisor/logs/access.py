@@ -273,6 +273,7 @@ class AccessLog:
     answered: gathers the line of a request.
     flush: writes what was gathered; any thread may call both at any time (see `LogFile`).
     reopen: after logrotate moved the file.
+    close: writes what is left and lets go of the file.
 
     `log` hears of lines that are lost.
     """
@@ -281,6 +282,7 @@ class AccessLog:
         self.answered = compile_format(format, file.gather)
         self.flush = file.flush
         self.reopen = file.reopen
+        self.close = file.close
         if log is not None:
             file.trouble = lambda lines, reason: _say_lost(log, file.name, lines, reason)
 

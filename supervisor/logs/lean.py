@@ -307,6 +307,9 @@ class Log:
     def reopen(self) -> None:
         self._file.reopen()
 
+    def close(self) -> None:
+        self._file.close()
+
     def _say_lost(self, lines: int, reason: str) -> None:
         if lines:  # of ourselves there is nothing to be said before
             self.warning("log_lines_lost", lines=lines, reason=reason)
