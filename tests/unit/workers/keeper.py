@@ -43,6 +43,7 @@ class Peer:
         self.channel: Channel[Any] = Channel(sock, incoming)
         self.pid = 0
         self.cell = 0
+        self.stacks = -1
         self._pidfd = -1
 
     def found(self, pid: int) -> None:
@@ -64,13 +65,13 @@ class Peer:
 
     def ended(self) -> None:
         """Wait for the end of the process."""
-        assert self._wait(PATIENCE), f"{self.pid} lives on"
+        assert self.wait_for_end(PATIENCE), f"{self.pid} lives on"
 
     @property
     def alive(self) -> bool:
-        return not self._wait(0)
+        return not self.wait_for_end(0)
 
-    def _wait(self, seconds: float) -> bool:
+    def wait_for_end(self, seconds: float) -> bool:
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
@@ -98,18 +99,18 @@ class Peer:
     def close(self) -> None:
         self.channel.close()
         if self._pidfd >= 0:
-            if not self._wait(2.0):
+            if not self.wait_for_end(2.0):
                 self.send(signal.SIGKILL)
                 self.ended()
             os.close(self._pidfd)
 
 
 class Keeper:
-    """`settings`: as on the command line; `log`: what its processes write to standard error."""
+    """`settings`: as on the command line; `log`, `output`: what its processes write."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder
-        self.log = folder / "stderr.log"
+        self.log, self.output = folder / "stderr.log", folder / "stdout.log"
         self._settings = settings
         self._stack = ExitStack()
         self._launches = 0
@@ -146,9 +147,9 @@ class Keeper:
         """A fork server that has been told nothing."""
         ours, theirs = pair()
         environ = os.environ | {"PYTHONPATH": str(Path(supervisor.__file__).parent.parent)}
-        with theirs, self.log.open("ab") as log:
+        with theirs, self.log.open("ab") as log, self.output.open("ab") as output:
             argv = [sys.executable, "-c", _START, str(theirs.fileno())]
-            options: dict[str, Any] = {"cwd": self.folder, "env": environ, "stderr": log}
+            options: dict[str, Any] = {"cwd": self.folder, "env": environ, "stdout": output, "stderr": log}
             server = subprocess.Popen(argv, pass_fds=(theirs.fileno(),), **options)
         self._servers.append(server)
         peer = Peer(ours, messages.FromForkServer)
@@ -185,7 +186,7 @@ class Keeper:
         assert forked.launch == launch
         peer = Peer(ours, messages.FromWorker | messages.FromForkServer)
         peer.found(forked.pid)
-        peer.cell = launch
+        peer.cell, peer.stacks = launch, reading
         self._peers.append(peer)
         peer.say(messages.Boot())
         return peer
@@ -204,16 +205,21 @@ class Keeper:
 
     def answered(self, worker: Peer) -> int:
         """How many requests a worker's cell says that it has answered with 2xx."""
-        board = memory.map_whole(self._scoreboard)
-        try:
-            total = 0
-            for lane in range(8):
-                start = worker.cell * layout.CELL_SIZE + layout.PAGE + lane * layout.LANE_SIZE
-                word = start + (layout.STATUS_CLASSES + 2) * layout.WORD
-                total += int.from_bytes(board[word : word + layout.WORD], sys.byteorder)
-            return total
-        finally:
-            board.close()
+        return sum(self._words(worker, layout.STATUS_CLASSES + 2))
+
+    def wait_for_request(self, worker: Peer) -> None:
+        """Wait until one is in the app."""
+        deadline = time.monotonic() + PATIENCE
+        while not any(self._words(worker, layout.STARTED)):
+            assert time.monotonic() < deadline, "no request in the app"
+            time.sleep(0.01)
+
+    def _words(self, worker: Peer, number: int) -> list[int]:
+        """One word of each lane."""
+        with memory.map_whole(self._scoreboard) as board:
+            starts = (layout.CELL_SIZE * worker.cell + layout.PAGE + n * layout.LANE_SIZE for n in range(8))
+            words = (start + number * layout.WORD for start in starts)
+            return [int.from_bytes(board[word : word + layout.WORD], sys.byteorder) for word in words]
 
     def get(self, target: str = "/") -> tuple[str, bytes]:
         """A request that whoever is there answers, on a connection of its own."""
