@@ -42,8 +42,8 @@ class Forking:
     def run(self, ready: messages.AppLoaded | messages.TemplateReady) -> boot.Inheritance | None:
         """Say that it is ready and serve the supervisor until that hangs up, which ends the process.
 
-        Returns in forked workers with what they inherit, else None at the end. What is told to leave before the
-        supervisor takes it for a fork server has no children, and leaves like the worker that it was.
+        Returns in forked workers with what they inherit, else None at the end. What is told to leave before
+        the supervisor takes it for a fork server has no children, and leaves like the worker that it was.
         """
         _tidy_up()
         setproctitle(f"ostler: fork server gen {self._generation.number} [{self._generation.name}]")

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -85,6 +86,11 @@ class Peer:
 
     def proc(self, name: str) -> str:
         return Path(f"/proc/{self.pid}/{name}").read_text()
+
+    @property
+    def tasks(self) -> list[str]:
+        """Its threads, by the kernel's numbers."""
+        return [entry.name for entry in Path(f"/proc/{self.pid}/task").iterdir()]
 
     def descriptors(self) -> list[str]:
         """What its descriptors are, for comparing one process with another."""
@@ -165,10 +171,17 @@ class Keeper:
         peer = self.start()
         self.configure(peer, config)
         peer.hear(messages.Configured)
+        self.load(peer)
+        return peer
+
+    def load(self, peer: Peer) -> None:
+        """Have a configured fork server get ready."""
+        self.ask_to_load(peer)
+        peer.hear(messages.AppLoaded)
+
+    def ask_to_load(self, peer: Peer) -> None:
         fds = [self._scoreboard, *(end.fileno() for end in self._relay), self._listener.fileno()]
         peer.say(messages.Load(["127.0.0.1:0"], "shop"), fds)
-        peer.hear(messages.AppLoaded)
-        return peer
 
     # -- workers ------------------------------------------------------------------------------------------
 
@@ -209,10 +222,7 @@ class Keeper:
 
     def wait_for_request(self, worker: Peer) -> None:
         """Wait until one is in the app."""
-        deadline = time.monotonic() + PATIENCE
-        while not any(self._words(worker, layout.STARTED)):
-            assert time.monotonic() < deadline, "no request in the app"
-            time.sleep(0.01)
+        self.until(lambda: any(self._words(worker, layout.STARTED)), "a request in the app")
 
     def _words(self, worker: Peer, number: int) -> list[int]:
         """One word of each lane."""
@@ -232,8 +242,11 @@ class Keeper:
         return head.split(b"\r\n")[0].decode().removeprefix("HTTP/1.1 "), body
 
     def wait_for_log(self, text: str) -> str:
+        self.until(lambda: text in self.log.read_text(), f"{text!r} in the log")
+        return self.log.read_text()
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
         deadline = time.monotonic() + PATIENCE
-        while text not in (found := self.log.read_text()):
-            assert time.monotonic() < deadline, f"no {text!r} in {found}"
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
             time.sleep(0.01)
-        return found

@@ -109,7 +109,7 @@ def test_nothing_of_the_worker_is_left(keep: Keep, threads: int) -> None:
     keeper = keep(threads=threads, errorlog=str(keep_file()), accesslog=str(keep_file()))
     server = keeper.server()
     template = keeper.make_template(keeper.spawn(server))
-    assert len(list(Path(f"/proc/{template.pid}/task").iterdir())) == 1
+    assert len(template.tasks) == 1
     assert "ostler-scoreboard" not in template.proc("maps")
 
     def kinds(peer: Peer) -> list[str]:
