@@ -22,7 +22,7 @@ from supervisor.forkserver.forking import Asked, Forking, take_over
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.access import compile_format
-from supervisor.logs.lean import Log, LogFile, resolve_format
+from supervisor.logs.lean import Log, LogFile, open_log, resolve_format
 from supervisor.osapi.cpus import usable_cpus
 from supervisor.osapi.priority import step_back
 from supervisor.settings import configfile
@@ -178,7 +178,7 @@ def _check_logs(settings: Settings) -> str:
         if path is None or path == "-":
             continue
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            fd = open_log(path)
         except OSError as error:
             raise SettingError(name, f"can't open {path!r}: {error.strerror}") from None
         terminal = os.isatty(fd) if name == "errorlog" else terminal

@@ -213,7 +213,7 @@ class WorkerProcess:
     def _serve(self, app: App) -> None:
         settings = self._settings
         if settings.accesslog:
-            self._access = AccessLog(LogFile(settings.accesslog, 1), settings.access_log_format)
+            self._access = AccessLog(LogFile(settings.accesslog, 1), settings.access_log_format, self._log)
         quota = settings.max_requests
         if quota and settings.max_requests_jitter:
             quota += random.randint(0, settings.max_requests_jitter)  # noqa: S311 - spreads load, guards nothing
