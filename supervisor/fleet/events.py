@@ -15,10 +15,14 @@ from supervisor.fleet.model import ExitStatus, FleetPolicy, Load
 
 @dataclass(frozen=True, slots=True)
 class ForkServerConfigured:
-    """The configuration of a generation was evaluated and its listeners are bound."""
+    """The configuration of a generation was evaluated and its listeners are bound.
+
+    closes_listeners: some of the current generation's are not among them.
+    """
 
     generation: int
     policy: FleetPolicy
+    closes_listeners: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +91,17 @@ class WorkerBootFailed:
 
 @dataclass(frozen=True, slots=True)
 class WorkerExited:
-    """The kernel reported a death; seen exactly once per process."""
+    """The kernel reported a death; seen exactly once per process.
+
+    outsider: somebody else than the fleet, the kernel or the app ended it; request: what it served last,
+    e.g. `GET /path`; traceback: the stacks at its end, if it crashed.
+    """
 
     launch: int
     status: ExitStatus
+    outsider: bool = False
+    request: str = ""
+    traceback: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +202,10 @@ class StartAsked:
 
 @dataclass(frozen=True, slots=True)
 class ResizeAsked:
-    """Set the wanted number of workers (`workers`) or change it (`delta`, never below 1)."""
+    """Set the wanted number of workers (`workers`) or change it (`delta`, never below 1).
+
+    With neither the configuration's own number counts again.
+    """
 
     by: str
     workers: int | None = None

@@ -4,6 +4,7 @@ from typing import Literal
 
 from supervisor.fleet.machine import Fleet
 from supervisor.fleet.model import GenerationState, WorkerState
+from supervisor.fleet.policies import crash_loop
 
 FleetState = Literal["starting", "ready", "degraded", "reloading", "paused", "stopping"]
 
@@ -70,8 +71,12 @@ def _trouble(fleet: Fleet) -> str:
         for w in fleet.workers.values()
     )
     # The count outlives the trouble: only a worker that boots says that booting works again.
-    if generation.failures and not (up and held >= fleet.wanted):
-        return f"booting failed {_times(generation.failures)}, last: {generation.last_failure}"
+    failures = generation.failures + generation.server_failures
+    if failures and not (up and held >= fleet.wanted):
+        return f"booting failed {_times(failures)}, last: {generation.last_failure}"
+    crashes = len(generation.crashes)
+    if crash_loop(crashes, fleet.wanted):
+        return f"workers crashed {_times(crashes)} within a minute, the last one {fleet.last_crash}"
     if generation.state in (GenerationState.DOWN, GenerationState.FAILED):
         return "the fork server is gone and being replaced"
     return ""

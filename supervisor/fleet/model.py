@@ -1,7 +1,7 @@
 """The fleet's nouns: workers, generations, policies. Plain data; what may happen to it is in `machine`."""
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 class WorkerState(enum.Enum):
@@ -98,6 +98,7 @@ class Load:
     """What one worker did and does, as measured.
 
     requests, errors: answers since its start, and those of them with a status of 500 and above;
+    rate: answers a second since the last measurement;
     in_flight: requests in the app right now;
     busy: share of its threads' time that they spent in the app since the last measurement;
     queue_wait: how long its slowest twentieth of requests waited for it since then at least (95th
@@ -111,6 +112,7 @@ class Load:
     busy: float = 0.0
     queue_wait: float = 0.0
     memory: int | None = None
+    rate: float = 0.0
 
 
 @dataclass(slots=True)
@@ -131,9 +133,16 @@ class Worker:
     deadline: float | None = None
     """When the fleet acts again if nothing happens: boot time-out, drain time-out, kill."""
     overdue_since: float | None = None
-    """When the first of its requests passed its deadline."""
+    """When the first of its requests that are overdue passed its deadline."""
     only_overdue_left: bool = False
     boot_error: tuple[str, str | None] | None = None
+    template: int = 0
+    """Which of its generation's fork servers made it: 0 is the one that loaded the app."""
+    age_limit: float | None = None
+    """When it is to be recycled for its age."""
+    load: Load = Load()
+    over_memory: int = 0
+    """Measurements in a row that found its memory over max_memory."""
 
     @property
     def staying(self) -> bool:
@@ -146,12 +155,25 @@ class Generation:
     number: int
     state: GenerationState
     policy: FleetPolicy | None = None
+    closes_listeners: bool = False
+    """It does not listen on all addresses of the generation before."""
     failures: int = 0
-    """Boots that failed in a row, of workers and fork servers; a ready worker sets it to 0."""
+    """Workers in a row that failed to boot; a ready worker sets it to 0."""
+    server_failures: int = 0
+    """The same for fork servers that failed or died."""
     last_failure: str = ""
     retry_at: float | None = None
     """No boot before this time."""
     deadline: float | None = None
+    template: int = 0
+    """How often a worker has become its fork server."""
+    refork_refused: bool = False
+    """An audit found that its workers can't be forked from; nobody tries again unasked."""
+    requests: int = 0
+    errors: int = 0
+    """Answers of its workers, and those with a status of 500 and above."""
+    crashes: list[float] = field(default_factory=list)
+    """When workers of it died without being asked to, lately."""
 
 
 @dataclass(slots=True)
@@ -168,7 +190,44 @@ class Reload:
     reason: str | None = None
     traceback: str | None = None
     canary_launch: int | None = None
+    canary_until: float | None = None
+    """When the canary, which is ready, has lived long enough."""
 
     @property
     def running(self) -> bool:
         return self.ended is None
+
+
+@dataclass(slots=True)
+class Probation:
+    """What is kept to roll a reload back.
+
+    fallback: the generation before, whose fork server stands by; since: when it was replaced; until: when
+    nobody may want it back any more, known once the roll has ended; crashes: those of the new generation;
+    before: crashes within `probation` seconds before the replacement; requests, errors: answers of the old
+    generation until then.
+    """
+
+    fallback: int
+    since: float
+    before: int
+    requests: int
+    errors: int
+    crashes: int = 0
+    until: float | None = None
+
+
+@dataclass(slots=True)
+class Refork:
+    """A worker on its way to be its generation's fork server.
+
+    audited: it may; deadline: when it must have said whether it may.
+    """
+
+    launch: int
+    generation: int
+    asked_by: str
+    force: bool
+    started: float
+    deadline: float
+    audited: bool = False

@@ -7,13 +7,57 @@ MAX_WORKERS = 512
 
 _FIRST_BACKOFF = 0.5
 _LONGEST_BACKOFF = 30.0
+_FIRST_CRASH_PAUSE = 0.1
+_LONGEST_CRASH_PAUSE = 5.0
+_LONGEST_OUTAGE = 1.0
+# Crashes that are forgiven within CRASH_WINDOW; in larger fleets one for each worker.
+_FORGIVEN = 3
+CRASH_WINDOW = 60.0
+"""Seconds that a crash counts."""
+
+# Fewer answers than this say nothing of a generation's error rate.
+_ENOUGH_ANSWERS = 50
 
 
 def backoff(failures: int) -> float:
     """Seconds to wait after the n-th failed boot in a row: doubles from half a second up to 30 seconds."""
-    return float(min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(failures - 1, 10)))
+    return _doubled(failures, _FIRST_BACKOFF, _LONGEST_BACKOFF)
+
+
+def crash_pause(crashes: int, wanted: int, ready: int) -> float:
+    """Seconds to wait before workers that crashed while they served get successors.
+
+    A few crashes a minute are no reason to wait. More of them would keep the machine busy with booting; but
+    waiting is short as well while nobody serves.
+    """
+    longest = _LONGEST_CRASH_PAUSE if ready else _LONGEST_OUTAGE
+    return _doubled(crashes - max(_FORGIVEN, wanted), _FIRST_CRASH_PAUSE, longest)
+
+
+def crash_loop(crashes: int, wanted: int) -> bool:
+    """Whether so many crashes within CRASH_WINDOW are worth an operator's attention."""
+    return crashes > max(_FORGIVEN, wanted)
+
+
+def jittered(seconds: float, random: float) -> float:
+    """A quarter more or less, so that fleets which fail together do not try again together."""
+    return seconds * (0.75 + 0.5 * random)
 
 
 def surge(number: int, share: float, wanted: int) -> int:
     """Processes that planned replacements may cost beyond the wanted number; always one at least."""
     return max(1, number, math.ceil(share * wanted - 1e-9))
+
+
+def errs_more(old: tuple[int, int], new: tuple[int, int], margin: float) -> bool:
+    """Whether a generation's share of errors exceeds the one before by more than `margin`.
+
+    old, new: answers, and those of them that are errors.
+    """
+    if not margin or new[0] < _ENOUGH_ANSWERS:
+        return False
+    return new[1] / new[0] - (old[1] / old[0] if old[0] else 0.0) > margin
+
+
+def _doubled(times: int, first: float, longest: float) -> float:
+    return 0.0 if times <= 0 else float(min(longest, first * 2 ** min(times - 1, 20)))

@@ -4,35 +4,15 @@ import math
 import os
 from pathlib import Path
 
-_ROOT = Path("/sys/fs/cgroup")
+from supervisor.osapi.cgroup import MEMBERSHIP, ROOT, binding_folders
 
 
-def usable_cpus(cgroup_file: Path = Path("/proc/self/cgroup"), root: Path = _ROOT) -> int:
+def usable_cpus(membership: Path = MEMBERSHIP, root: Path = ROOT) -> int:
     """CPUs by affinity (sched_getaffinity(2)), cut by cgroup v2 `cpu.max` or v1 CFS quotas; at least 1."""
     affinity = len(os.sched_getaffinity(0))
-    quotas = [quota for folder in _folders(cgroup_file, root) if (quota := _quota(folder)) is not None]
+    folders = binding_folders("cpu", membership, root)
+    quotas = [quota for folder in folders if (quota := _quota(folder)) is not None]
     return max(1, min([affinity, *(math.ceil(quota) for quota in quotas)]))
-
-
-def _folders(cgroup_file: Path, root: Path) -> list[Path]:
-    """The folders whose quota binds us: our cgroup and all above it."""
-    try:
-        lines = cgroup_file.read_text().splitlines()
-    except OSError:
-        return [root]
-    folders = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base = root
-        elif "cpu" in controllers.split(","):
-            base = next((b for name in (controllers, "cpu") if (b := root / name).is_dir()), root / "cpu")
-        else:
-            continue
-        # In a container the path may be the host's and not exist; its own root then has the quota.
-        here = base / path.lstrip("/")
-        folders += [folder for folder in (here, *here.parents) if folder.is_relative_to(base)]
-    return folders
 
 
 def _quota(folder: Path) -> float | None:

@@ -246,7 +246,7 @@ def test_one_at_a_time_after_a_failure() -> None:
     play.exits(1, signal=9).exits(2, signal=9).exits(3, signal=9).then(spawn(1), spawn(2), spawn(3))
     play.boot_fails(1).boot_fails(2).boot_fails(3).then()
     play.nothing_until(2.0).then(spawn(1))
-    play.nothing_until(30.0).then()
+    play.forked(1).nothing_until(30.0).then()
     play.ready(1).then(spawn(2), spawn(3))
 
 
@@ -574,7 +574,7 @@ def test_fork_server_dies_with_spawns_in_its_queue() -> None:
     """What was not forked yet is forgotten and asked of the next fork server."""
     play = running(workers=1).scale(3).forked(2).then(spawn(2), spawn(3))
     play.fork_server_exits(1).then(start_fork_server(1))
-    play.loaded(1).then(load_app(1)).ready(2).then(spawn(3))
+    play.loaded(1).then(load_app(1), spawn(3))
 
 
 def test_fork_server_that_dies_again_and_again() -> None:
@@ -583,7 +583,7 @@ def test_fork_server_that_dies_again_and_again() -> None:
     for wait in (0.5, 1, 2, 4, 8, 16, 30, 30):
         play.configured(1).fork_server_exits(1).then(load_app(1))
         play.nothing_until(wait).then(start_fork_server(1))
-    play.loaded(1).exits(1, signal=9).after(31.0).ready(1).then(load_app(1), spawn(1))
+    play.loaded(1).exits(1, signal=9).forked(1).after(31.0).ready(1).then(load_app(1), spawn(1))
     play.fork_server_exits(1).then(start_fork_server(1))
 
 

@@ -1,0 +1,266 @@
+"""Workers and the slots that they hold: boots, successors, and how a worker comes to its end."""
+
+from supervisor.fleet import actions
+from supervisor.fleet.generations import KILL_REPEAT, Generations
+from supervisor.fleet.model import (
+    Cause,
+    FleetPolicy,
+    Generation,
+    GenerationState,
+    ReloadPhase,
+    Worker,
+    WorkerState,
+)
+from supervisor.fleet.policies import backoff, crash_pause, jittered, surge
+
+BOOTING, READY, DRAINING, STOPPING = WorkerState
+
+# How long a process may take to die of a signal before it is killed.
+_QUIT_GRACE = 2.0
+_ABORT_GRACE = 1.0
+# How long a fork server may take to fork, which it does in milliseconds.
+_FORK_TIME = 10.0
+# Boot failures in a row after which a roll is given up as failed (the fleet goes on trying).
+_ROLL_FAILURES = 3
+# How long a busy worker's planned replacement is put off in favour of idle ones.
+_IDLE_FIRST = 10.0
+
+
+class Slots(Generations):
+    """The part of the fleet that fills slots."""
+
+    # -- what happens to one worker ---------------------------------------------------------------------
+
+    def _enter(self, worker: Worker, state: WorkerState, now: float, deadline: float | None) -> None:
+        worker.state = state
+        worker.since = now
+        worker.deadline = deadline
+
+    def _spawn(self, slot: int, generation: Generation, now: float, urgent: bool = False) -> Worker:
+        self.spawned += 1
+        timeout = generation.policy.boot_timeout if generation.policy else 0
+        worker = Worker(
+            launch=self.spawned,
+            slot=slot,
+            generation=generation.number,
+            state=BOOTING,
+            since=now,
+            spawned_at=now,
+            deadline=now + timeout if timeout else None,
+            template=generation.template,
+        )
+        self.workers[worker.launch] = worker
+        self._do(actions.Spawn(worker.launch, slot, generation.number, urgent))
+        return worker
+
+    def _boot_failed(self, worker: Worker, reason: str, traceback: str | None, now: float) -> None:
+        if self.stopping or worker.leaving not in (None, Cause.BOOT_TIMEOUT):
+            return  # nobody waits for it any more
+        generation = self.generations.get(worker.generation)
+        if generation is None:
+            return
+        if self.candidate == worker.generation and self.reload:
+            self._fail_candidate(self.reload, reason, traceback, now)
+            return
+        generation.failures += 1
+        generation.last_failure = reason
+        wait = jittered(backoff(generation.failures), self._random())
+        generation.retry_at = now + wait
+        others_boot = any(
+            w.state is BOOTING and w.generation == worker.generation for w in self.workers.values()
+        )
+        if not self.ever_ready and not others_boot:
+            self._fail_start(reason, traceback, app_failed=True, now=now)
+            return
+        self._report(
+            "error", "worker_boot_failed", worker, reason=reason, retry_in=round(wait, 3), traceback=traceback
+        )
+        if not self.ever_ready:
+            # If no sibling boots either, the end of the start tells the same, once.
+            self._held.append(self._out.pop())
+        rolling = self.reload is not None and self.reload.phase is ReloadPhase.ROLLING
+        if rolling and generation.failures >= _ROLL_FAILURES and worker.generation == self.current:
+            if self.probation is not None:
+                self._roll_back(reason, traceback, now)
+            elif self.reload is not None:
+                self._end_reload(self.reload, ReloadPhase.FAILED, now, reason, traceback)
+
+    def _crashed(self, worker: Worker, reason: str, traceback: str | None, now: float) -> None:
+        """A worker died while it served and nobody had asked for it."""
+        reload = self.reload
+        if reload is not None and self.candidate == worker.generation:
+            self._fail_candidate(reload, f"the first new worker {reason}", traceback, now)
+            return
+        self._note_crash(worker, reason, traceback, now)
+        generation = self.generations.get(worker.generation)
+        if generation is None or generation.number != self.current:
+            return
+        pause = crash_pause(len(generation.crashes), self.wanted, self.ready)
+        if pause:
+            generation.retry_at = max(generation.retry_at or 0.0, now + jittered(pause, self._random()))
+
+    def _drain(self, worker: Worker, now: float) -> None:
+        policy = self.policy or FleetPolicy()
+        self._enter(worker, DRAINING, now, deadline=now + policy.graceful_timeout)
+        stays = not self.stopping and not self.paused
+        template = self.refork is not None and self.refork.launch == worker.launch and stays
+        self._do(actions.Drain(worker.launch, hand_over=stays, template=template))
+
+    def _quit(self, worker: Worker, now: float) -> None:
+        self._enter(worker, STOPPING, now, deadline=now + _QUIT_GRACE)
+        self._do(actions.Quit(worker.launch))
+
+    def _abort(self, worker: Worker, now: float) -> None:
+        self._enter(worker, STOPPING, now, deadline=now + _ABORT_GRACE)
+        self._do(actions.Abort(worker.launch))
+
+    def _grace_end(self, worker: Worker) -> float | None:
+        """When the next thing happens to a worker with an overdue request: its successor boots, or, when
+        it drains and all it still does is overdue, it is aborted."""
+        if worker.overdue_since is None:
+            return None
+        waits = (worker.state is READY and worker.leaving is None) or (
+            worker.state is DRAINING and worker.only_overdue_left
+        )
+        return worker.overdue_since + (self.policy or FleetPolicy()).timeout_grace if waits else None
+
+    def _fork_deadline(self, worker: Worker) -> float | None:
+        """When a fork server that has not forked the worker is taken for hung."""
+        if worker.state is not BOOTING or worker.pid is not None:
+            return None
+        generation = self.generations.get(worker.generation)
+        up = generation is not None and generation.state is GenerationState.UP
+        return worker.since + _FORK_TIME if up else None
+
+    # -- what time brings -------------------------------------------------------------------------------
+
+    def _expire_workers(self, now: float) -> None:
+        for worker in list(self.workers.values()):
+            fork_deadline = self._fork_deadline(worker)
+            if fork_deadline is not None and fork_deadline <= now:
+                reason = f"the fork server has not forked for {_FORK_TIME:g} seconds"
+                self._generation_failed(worker.generation, reason, None, True, now)
+            grace_end = self._grace_end(worker)
+            if grace_end is not None and grace_end <= now:
+                if worker.state is DRAINING:
+                    self._abort(worker, now)
+                else:
+                    worker.leaving = Cause.DEADLINE
+            if worker.age_limit is not None and worker.age_limit <= now:
+                worker.age_limit = None
+                if worker.state is READY and worker.leaving is None:
+                    worker.leaving = Cause.AGE
+                    age = round(now - worker.spawned_at, 1)
+                    self._report("info", "recycle", worker, pid=worker.pid, age=age)
+            if worker.deadline is not None and worker.deadline <= now:
+                self._deadline_passed(worker, now)
+
+    def _deadline_passed(self, worker: Worker, now: float) -> None:
+        if worker.state is BOOTING:
+            worker.leaving = worker.leaving or Cause.BOOT_TIMEOUT
+            self._abort(worker, now)
+            late = "took longer than boot_timeout to load the app", None
+            self._boot_failed(worker, *(worker.boot_error or late), now)
+            return
+        if worker.state is DRAINING:
+            self._report("warning", "drain_timeout", worker, pid=worker.pid)
+        self._enter(worker, STOPPING, now, deadline=now + KILL_REPEAT)
+        self._do(actions.Kill(worker.launch))
+
+    # -- wanted against observed ------------------------------------------------------------------------
+
+    def _wind_down(self, now: float) -> None:
+        for worker in self.workers.values():
+            if worker.leaving is None:
+                worker.leaving = Cause.STOP
+            quick = self.stopping == "quick" or worker.state is BOOTING
+            if quick and worker.state is not STOPPING:
+                self._quit(worker, now)
+            elif worker.state is READY:
+                self._drain(worker, now)
+        if self.workers:
+            return
+        for number in list(self.generations):
+            self._retire(number, now)
+        if not self.generations and not self._finished:
+            self._finished = True
+            self._do(self._finish)
+
+    def _start_canary(self, now: float) -> None:
+        if self.candidate is None or self.reload is None or self.reload.canary_launch is not None:
+            return
+        generation = self.generations[self.candidate]
+        if generation.state is GenerationState.UP:
+            self.reload.canary_launch = self._spawn(1, generation, now).launch
+
+    def _mark_leaving(self) -> None:
+        current = self.generations.get(self.current)
+        for worker in self.workers.values():
+            if worker.leaving is not None or worker.generation == self.candidate:
+                continue
+            if worker.slot > self.wanted:
+                worker.leaving = Cause.PAUSE if self.paused else Cause.SCALE
+            elif self.candidate is not None:
+                continue
+            elif worker.generation != self.current:
+                worker.leaving = Cause.RELOAD if worker.generation < self.current else Cause.ROLLBACK
+            elif current is not None and worker.template < current.template and worker.state is READY:
+                worker.leaving = Cause.REFORK
+
+    def _note_leaving(self, now: float) -> None:
+        for worker in self.workers.values():
+            if worker.leaving is not None and worker.leaving_since is None:
+                worker.leaving_since = now
+
+    def _drain_replaced(self, now: float) -> None:
+        held = {
+            w.slot
+            for w in self.workers.values()
+            if w.state is READY and w.leaving is None and w.generation == self.current
+        }
+        for worker in self.workers.values():
+            if worker.leaving is None:
+                continue
+            if worker.state is BOOTING:
+                self._quit(worker, now)
+            elif worker.state is READY and (worker.slot in held or worker.slot > self.wanted):
+                self._drain(worker, now)
+
+    def _fill_slots(self, now: float) -> None:
+        generation = self.generations.get(self.current)
+        if generation is None or generation.state is not GenerationState.UP or generation.policy is None:
+            return
+        if generation.retry_at is not None:
+            if generation.retry_at > now:
+                return
+            generation.retry_at = None
+        policy = generation.policy
+        # After a failed boot, one at a time tries whether it is mended.
+        parallelism = 1 if generation.failures else policy.boot_parallelism
+        boots = parallelism - self.count(BOOTING)
+        held = {w.slot for w in self.workers.values() if w.staying and w.generation == self.current}
+        serving = {w.slot: w for w in self.workers.values() if w.state is READY}
+        for slot in range(1, self.wanted + 1):
+            if boots <= 0:
+                return
+            if slot not in held and slot not in serving:
+                self._spawn(slot, generation, now, urgent=True)
+                held.add(slot)
+                boots -= 1
+        # Now those that still serve but must go; a worker with a hung request is no planned replacement.
+        leaving = [w for w in serving.values() if w.leaving and w.slot not in held and w.slot <= self.wanted]
+        extra = surge(policy.max_surge, policy.max_surge_share, self.wanted)
+        for worker in sorted(leaving, key=lambda w: _turn(w, now)):
+            if boots <= 0:
+                return
+            if worker.overdue_since is None and len(self.workers) + 1 - self.wanted > extra:
+                return
+            self._spawn(worker.slot, generation, now)
+            boots -= 1
+
+
+def _turn(worker: Worker, now: float) -> tuple[bool, bool, float, int]:
+    """Who is replaced first: those with a hung request, idle ones, those that have waited longest."""
+    since = worker.leaving_since or now
+    busy = worker.load.in_flight > 0 and now - since < _IDLE_FIRST
+    return worker.overdue_since is None, busy, since, worker.slot
