@@ -133,7 +133,7 @@ def test_killed_workers(place: Place) -> None:
                 killed.append(kill)
             client.wait_for(client.ended + int(RATE * 0.3), within=10)
             daemon.event("worker_died", after=number)
-        daemon.settled(4, state="ready")
+        daemon.settled(4)
         client.wait_for(client.ended + RATE // 4, within=10)
         report = client.finish()
     assert unexplained(report, killed) == [], report.summary()
