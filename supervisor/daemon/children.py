@@ -2,12 +2,14 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import supervisor
 from supervisor.ipc import channel, messages
 from supervisor.ipc.channel import Channel
 from supervisor.osapi.priority import step_back, step_forward
+from supervisor.osapi.process import send_signal
 
 # Stack dumps of a worker that are kept until they are logged.
 _DUMP_LIMIT = 64 * 1024
@@ -26,15 +28,45 @@ main(fd, lowered)
 
 
 class ForkServerHandle:
-    """A running fork server."""
+    """A running fork server.
 
-    def __init__(self, generation: int, pid: int, chan: Channel[messages.FromForkServer]) -> None:
+    Attributes:
+        spawned_at: CLOCK_MONOTONIC, seconds.
+        sent: the signals that it was sent.
+    """
+
+    def __init__(
+        self, generation: int, pid: int, chan: Channel[messages.FromForkServer], spawned_at: float
+    ) -> None:
         self.generation = generation
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self.channel = chan
+        self.spawned_at = spawned_at
         self.listener_keys: list[str] = []
         self.warmed = False
+        self.sent: set[int] = set()
+
+    def send_signal(self, signum: int) -> None:
+        self.sent.add(signum)
+        send_signal(self.pidfd, signum)
+
+    @classmethod
+    def of_template(cls, worker: "WorkerHandle") -> "ForkServerHandle":
+        """What was a worker and is a fork server now; the worker's handle is not to be used any more."""
+        assert worker.pid is not None
+        handle = cls(
+            worker.generation,
+            worker.pid,
+            Channel.from_fd(worker.channel.detach(), messages.FromForkServer),
+            worker.spawned_at,
+        )
+        # It has all that the app's workers import.
+        handle.warmed = True
+        os.close(worker.stacks_fd)
+        if worker.pidfd >= 0:
+            os.close(worker.pidfd)
+        return handle
 
     @classmethod
     def start(cls, generation: int) -> "ForkServerHandle":
@@ -58,7 +90,7 @@ class ForkServerHandle:
             finally:
                 step_forward(lowered)
         ours.setblocking(False)
-        return cls(generation, pid, Channel(ours, messages.FromForkServer))
+        return cls(generation, pid, Channel(ours, messages.FromForkServer), time.monotonic())
 
     def close(self) -> None:
         self.channel.close()
@@ -72,6 +104,8 @@ class WorkerHandle:
 
     Attributes:
         pid, pidfd: None and -1 until the fork server has told.
+        spawned_at: CLOCK_MONOTONIC, seconds.
+        sent: the signals that it was sent.
         dumps: what faulthandler wrote and nobody has logged yet.
     """
 
@@ -83,6 +117,8 @@ class WorkerHandle:
         self.threads = threads
         self.pid: int | None = None
         self.pidfd = -1
+        self.spawned_at = time.monotonic()
+        self.sent: set[int] = set()
         self.dumps = bytearray()
         ours, self._their_end = channel.pair()
         ours.setblocking(False)
@@ -110,6 +146,14 @@ class WorkerHandle:
         except OSError:
             return True  # out of descriptors: its pid has to do
         return True
+
+    def send_signal(self, signum: int) -> None:
+        """Signal the process, if there is one."""
+        self.sent.add(signum)
+        if self.pidfd >= 0:
+            send_signal(self.pidfd, signum)
+        elif self.pid is not None:
+            os.kill(self.pid, signum)  # its number is not free before we have reaped it
 
     def read_dumps(self) -> None:
         while True:

@@ -6,7 +6,7 @@ import secrets
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from supervisor.control.server import ControlServer, default_socket_path
 from supervisor.control.sockets import SocketInUse, safe_name
 from supervisor.daemon.deadlines import DeadlineSensor
 from supervisor.daemon.journal import Journal
+from supervisor.daemon.ledger import Ledger
 from supervisor.daemon.listeners import Listeners, systemd_listeners
 from supervisor.daemon.notify import SystemdNotifier
 from supervisor.daemon.observer import Observer
 from supervisor.daemon.pidfile import PidFile
-from supervisor.daemon.shell import Shell
+from supervisor.daemon.shell import Callbacks, Shell, Start
 from supervisor.errors import ExitCode, OstlerError, SettingError
 from supervisor.fleet import actions, events, health
 from supervisor.ipc import messages
@@ -33,28 +34,25 @@ from supervisor.settings.address import parse_address
 from supervisor.settings.load import Loaded
 from supervisor.settings.table import Settings, rows
 
-# What each signal wishes. The rest (CHLD, USR1, USR2, and WINCH from a terminal) is no wish to the fleet.
+# What each signal wishes. The rest (CHLD, USR1, and WINCH from a terminal) is no wish to the fleet.
 SIGNAL_EVENTS: dict[signal.Signals, events.Event] = {
     signal.SIGTTIN: events.ResizeAsked("signal TTIN", delta=1),
     signal.SIGTTOU: events.ResizeAsked("signal TTOU", delta=-1),
     signal.SIGHUP: events.ReloadAsked("signal HUP"),
+    signal.SIGUSR2: events.UpgradeAsked("signal USR2"),
     signal.SIGTERM: events.StopAsked("signal TERM", "graceful"),
     signal.SIGINT: events.StopAsked("signal INT", "quick"),
     signal.SIGQUIT: events.StopAsked("signal QUIT", "quick"),
 }
 
 
-@dataclass(slots=True)
-class Order:
-    """How the daemon was asked to start.
+@dataclass(frozen=True, slots=True)
+class Order(Start):
+    """More on how the daemon was asked to start.
 
-    command_line: raw settings given on the command line; config: the configuration file asked for; folder:
-    where; demo: greet a newcomer; any_control_port: if the one in `control_bind` is taken, any will do.
+    demo: greet a newcomer; any_control_port: if the one in `control_bind` is taken, any will do.
     """
 
-    command_line: dict[str, Any] = field(default_factory=dict)
-    config: str | None = None
-    folder: str = "."
     demo: bool = False
     any_control_port: bool = False
 
@@ -66,23 +64,26 @@ class Daemon:
         self._order = order
         self._log_file = _first_log(order.command_line)
         self._journal = Journal(get_logger())
+        self._ledger = Ledger()
         self._notifier = SystemdNotifier()
         self._finished: asyncio.Future[actions.Finish] = asyncio.get_running_loop().create_future()
         self._shell = Shell(
-            order.command_line,
-            order.config,
-            order.folder,
+            order,
             Listeners(systemd_listeners()),
             Scoreboard(),
             self._journal,
-            on_configured=self._on_configured,
-            on_serving=self._on_serving,
-            on_stopping=self._on_stopping,
-            on_reload_ended=self._on_reload_ended,
-            on_finish=self._on_finish,
+            Callbacks(
+                configured=self._on_configured,
+                serving=self._on_serving,
+                stopping=self._on_stopping,
+                reload_ended=self._on_reload_ended,
+                finish=self._on_finish,
+                check_upgrade=self._check_upgrade,
+                upgrade=self._upgrade,
+            ),
         )
         self._sensor = DeadlineSensor(self._shell)
-        self._observer = Observer(self._shell, self._sensor)
+        self._observer = Observer(self._shell, self._sensor, self._ledger)
         self._control = ControlServer(self._observer, get_logger())
         self._control_started = asyncio.Event()
         self._token_file: Path | None = None
@@ -98,9 +99,8 @@ class Daemon:
         for signum, event in SIGNAL_EVENTS.items():
             loop.add_signal_handler(signum, self._shell.submit, event)
         loop.add_signal_handler(signal.SIGWINCH, self._pause_unless_resized)
-        loop.add_signal_handler(signal.SIGCHLD, self._shell.reap)
+        loop.add_signal_handler(signal.SIGCHLD, self._shell.reaper.reap)
         loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
-        loop.add_signal_handler(signal.SIGUSR2, self._refuse_upgrade)
         self._shell.submit(events.StartAsked())
         try:
             finish = await self._finished
@@ -189,9 +189,11 @@ class Daemon:
         else:
             self._shell.submit(events.PauseAsked("signal WINCH"))
 
-    def _refuse_upgrade(self) -> None:
-        problem = "upgrading in place comes with a later version; use HUP to load new app code"
-        self._journal.record("warning", "upgrade_not_supported", {"problem": problem})
+    def _check_upgrade(self) -> None:
+        self._shell.submit(events.UpgradeChecked("to be written"))
+
+    def _upgrade(self) -> None:
+        pass
 
     # -- the control plane ------------------------------------------------------------------------------
 

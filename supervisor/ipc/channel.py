@@ -84,6 +84,10 @@ class Channel(Generic[Incoming]):
     def close(self) -> None:
         self._sock.close()
 
+    def detach(self) -> int:
+        """Give the descriptor away, for a channel that expects other messages."""
+        return self._sock.detach()
+
 
 def pair() -> tuple[socket.socket, socket.socket]:
     """Both ends of a new channel, with room for the largest message."""

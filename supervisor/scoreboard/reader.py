@@ -124,20 +124,30 @@ class Scoreboard:
             started = lane[layout.STARTED]
             if not started:
                 continue
-            method_length = min(lane[layout.METHOD_LENGTH], layout.METHOD_SIZE)
-            path_length = min(lane[layout.PATH_LENGTH], layout.PATH_SIZE)
             ident = lane[layout.IDENT]
-            text = cell * layout.CELL_SIZE + layout.PAGE + thread * layout.LANE_SIZE + layout.TEXT
-            method = self._map[text : text + method_length]
-            target = self._map[text + layout.METHOD_SIZE : text + layout.METHOD_SIZE + path_length]
-            # Queries hold tokens and personal data; the path says enough.
-            path = target.partition(b"?")[0]
+            method, path = self._request(cell, thread)
             if lane[layout.STARTED] != started:
                 continue  # ended while we read
-            found.append(
-                InFlight(thread, method.decode("latin-1"), path.decode("latin-1"), started / 1e9, ident)
-            )
+            found.append(InFlight(thread, method, path, started / 1e9, ident))
         return found
+
+    def last_requests(self, cell: int) -> list[str]:
+        """Of a dead worker: each thread's last request as `GET /path`, those that it was at first."""
+        threads = [n for n in range(self.lanes(cell)) if self._lane(cell, n)[layout.METHOD_LENGTH]]
+        threads.sort(key=lambda thread: not self._lane(cell, thread)[layout.STARTED])
+        return [" ".join(self._request(cell, thread)) for thread in threads]
+
+    def _request(self, cell: int, thread: int) -> tuple[str, str]:
+        """Method and path that a lane's text shows."""
+        lane = self._lane(cell, thread)
+        method_length = min(lane[layout.METHOD_LENGTH], layout.METHOD_SIZE)
+        path_length = min(lane[layout.PATH_LENGTH], layout.PATH_SIZE)
+        text = cell * layout.CELL_SIZE + layout.PAGE + thread * layout.LANE_SIZE + layout.TEXT
+        method = self._map[text : text + method_length]
+        target = self._map[text + layout.METHOD_SIZE : text + layout.METHOD_SIZE + path_length]
+        # Queries hold tokens and personal data; the path says enough.
+        path = target.partition(b"?")[0]
+        return method.decode("latin-1"), path.decode("latin-1")
 
     def totals(self) -> Counts:
         """Everything since the start, workers that are gone included."""

@@ -209,6 +209,10 @@ class Engine(Doors):
         for thread in others:
             thread.join(max(0, (self._drain_deadline or 0) - monotonic_ns()) / _SECOND)
 
+    def descriptors(self) -> set[int]:
+        """What `close` will close; called by the leader."""
+        return {self._epoll.fileno(), self._wake, *self._connections}
+
     def run_once(self) -> None:
         """Serve what is there now, without waiting."""
         lane = Lane(self._cell, 0)
