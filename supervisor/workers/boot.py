@@ -140,7 +140,7 @@ class WorkerProcess:
         self._channel.set_blocking(True)
         if not self._wait_for_boot():
             return 0
-        on_hang_up(self._channel.fileno(), self._lose_supervisor)
+        on_hang_up(self._channel.fileno(), self._lose_supervisor, self._attend)
         app = self._load()
         if app is None:
             return 3
@@ -322,6 +322,10 @@ class WorkerProcess:
                 self._engine.abandon()
             self._drain()
 
+    def _attend(self) -> None:
+        if self._engine is not None:
+            self._engine.attend()
+
     def _quit(self, _signum: int, _frame: FrameType | None) -> None:
         # Once: the supervisor and a terminal may both say it, and what unwinds must not be hit again. Should
         # the exception be lost, in a destructor say, the loop ends by itself.
@@ -375,10 +379,13 @@ def disregard(signum: int) -> None:
     signal.signal(signum, lambda _signum, _frame: None)
 
 
-def on_hang_up(fd: int, callback: Callable[[], object]) -> None:
+def on_hang_up(
+    fd: int, callback: Callable[[], object], on_message: Callable[[], object] | None = None
+) -> None:
     """Call back when the other end of socket `fd` is gone: in the main thread, also while it runs user code.
 
-    May call back more than once. Uses SIGIO (fcntl(2), F_SETOWN), which comes with each message as well.
+    May call back more than once. Uses SIGIO (fcntl(2), F_SETOWN), which comes with each message as well:
+    `on_message` hears of that.
     """
 
     def look(*_: object) -> None:
@@ -386,6 +393,8 @@ def on_hang_up(fd: int, callback: Callable[[], object]) -> None:
         poll.register(fd, 0)  # POLLHUP is reported unasked
         if poll.poll(0):
             callback()
+        if on_message is not None:
+            on_message()
 
     signal.signal(signal.SIGIO, look)
     fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
