@@ -327,7 +327,7 @@ def refork(aim: Aim, slot: int | None, force: bool, timeout: float, no_wait: boo
         print_json(outcome)
     if outcome.name == "refork_refused":
         hint = "" if force else " (--force does it all the same)"
-        raise OstlerError(f"the refork was refused: {outcome.fields.get('problems', 'see the log')}{hint}")
+        raise OstlerError(f"the refork was refused: {outcome.fields.get('problem', 'see the log')}{hint}")
     if not aim.json:
         fields = outcome.fields
         print_line(

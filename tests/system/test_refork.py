@@ -45,8 +45,9 @@ def lazy(place: Place) -> Place:
     return place
 
 
-def refork(daemon: Daemon, slot: int | None = None, force: bool = False) -> None:
-    daemon.client.call(REFORK, Refork(slot, force))
+def refork(daemon: Daemon, slot: int | None = None) -> None:
+    """Ask for it; the log tells what becomes of it."""
+    daemon.client.call(REFORK, Refork(slot))
 
 
 def reforked(daemon: Daemon, workers: int, times: int = 1) -> tuple[Process, list[WorkerView]]:
@@ -114,9 +115,9 @@ def test_refork_under_load(lazy: Place, threads: str, preload: list[str]) -> Non
 def test_successors_share_memory(lazy: Place) -> None:
     """What each worker had for itself, 32 MiB of it, is there once."""
     daemon = lazy.start("-w", "3", "--warmup-request", "/", "lazy:app")
-    before = [private(pid) for pid in daemon.pids() if daemon.settled(3)]
+    before = [private(worker.pid or 0) for worker in daemon.settled(3)]
     assert min(before) > 32 * MIB
-    refork(daemon)
+    assert daemon.ctl("refork").code == 0
     _, workers = reforked(daemon, 3)
     assert max(private(worker.pid or 0) for worker in workers) < min(before) - 24 * MIB
 
@@ -129,14 +130,19 @@ def test_an_audit_refuses_with_names(lazy: Place) -> None:
         port = database.getsockname()[1]
         daemon.get("/thread")
         daemon.get(f"/connect?{port}")
-        refork(daemon)
+        refused = daemon.ctl("refork")
         problem = daemon.event("refork_refused")["problem"]
+        assert refused.code == 1
+        assert (
+            refused.error
+            == f"ostler ctl: error: the refork was refused: {problem} (--force does it all the same)"
+        )
         assert problem == (
             "thread 'flusher' runs time.sleep; "
             f"connection to 127.0.0.1:{port}: children would share it and get each other's answers"
         )
         assert daemon.pids() == before
-        refork(daemon, force=True)
+        assert daemon.ctl("refork", "--force").code == 0
         template, _ = reforked(daemon, 1)
         assert daemon.event("refork_warning")["problem"] == problem
         assert template.pid == before[0]

@@ -354,7 +354,7 @@ def test_recycle_waits_for_the_successor(daemon: Served, run: Ctl) -> None:
 
 def test_refork(daemon: Served, run: Ctl) -> None:
     """Waits for the event that tells the outcome."""
-    daemon.backend.happen("refork_refused", problems="of an earlier one")
+    daemon.backend.happen("refork_refused", problem="of an earlier one")
     done = run("refork", "--slot", "2")
     assert done == Done(0, "generation 1 is forked from the warmed-up worker now (250 ms)\n", "")
     assert daemon.backend.submitted[0].slot == 2  # type: ignore[union-attr]

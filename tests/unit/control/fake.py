@@ -178,7 +178,7 @@ class FakeBackend:
                 chosen = slot or 1
                 self.happen("refork", slot=chosen, pid=100 + chosen, by=by)
                 if self.broken and not force:
-                    self.happen("refork_refused", problems="2 threads are alive: poller, watcher")
+                    self.happen("refork_refused", problem="2 threads are alive: poller, watcher")
                 elif not self.stuck:
                     self.happen("refork_done", seconds=0.25, generation=1)
             case UpgradeAsked(by=by):
