@@ -22,9 +22,13 @@ _LONGEST = 32  # bytes; the largest pid has seven digits
 class PidFile:
     """A pid file that is ours from `write` to `remove`."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, fd: int = -1) -> None:
         self._path = Path(path).absolute()
-        self._fd = -1
+        self._fd = fd
+
+    def hand_over(self) -> tuple[str, int]:
+        """What `PidFile` is made from by the next program in this process: path and descriptor."""
+        return str(self._path), self._fd
 
     def write(self) -> None:
         """Write our pid.

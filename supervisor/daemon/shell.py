@@ -16,14 +16,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from supervisor.daemon.children import ForkServerHandle, WorkerHandle, stack_of
+from supervisor.daemon.children import (
+    CarriedForkServer,
+    CarriedWorker,
+    ForkServerHandle,
+    WorkerHandle,
+    stack_of,
+)
 from supervisor.daemon.journal import Journal
+from supervisor.daemon.ledger import Ledger
 from supervisor.daemon.listeners import Listeners
 from supervisor.daemon.reaper import Reaper
 from supervisor.errors import SettingError
 from supervisor.fleet import actions, events
 from supervisor.fleet.machine import Fleet
 from supervisor.fleet.model import ExitStatus, FleetPolicy
+from supervisor.fleet.state import State
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel
 from supervisor.osapi.cpus import usable_cpus
@@ -73,7 +81,7 @@ class Shell:
 
     Args:
         start: how the daemon was asked to start.
-        listeners, scoreboard, journal: what it works with.
+        listeners, scoreboard, journal, ledger: what it works with.
         callbacks: called when the fleet says so.
 
     Attributes:
@@ -91,12 +99,14 @@ class Shell:
         listeners: Listeners,
         scoreboard: Scoreboard,
         journal: Journal,
+        ledger: Ledger,
         callbacks: Callbacks,
     ) -> None:
         self._start = start
         self.listeners = listeners
         self.scoreboard = scoreboard
         self.journal = journal
+        self.ledger = ledger
         self._callbacks = callbacks
         self.name = ""
         self.fleet = Fleet(random.random)
@@ -131,6 +141,32 @@ class Shell:
             actions.Upgrade: lambda _action: callbacks.upgrade(),
             actions.Finish: callbacks.finish,
         }
+
+    def take_over(
+        self,
+        fleet: State,
+        workers: list[CarriedWorker],
+        fork_servers: list[CarriedForkServer],
+        loaded: dict[int, Loaded],
+        relay: tuple[int, int],
+    ) -> None:
+        """Go on where another program in this process stopped; before the first event."""
+        self.fleet = Fleet.restored(fleet, random.random)
+        self.loaded = loaded
+        for end in self.relay:
+            end.close()
+        self.relay = socket.socket(fileno=relay[0]), socket.socket(fileno=relay[1])
+        for carried in workers:
+            worker = WorkerHandle.taken_over(carried)
+            self.workers[worker.launch] = worker
+            if worker.pid is not None:
+                self.launch_of[worker.pid] = worker.launch
+            self._listen_to(worker)
+        for server in fork_servers:
+            handle = ForkServerHandle.taken_over(server)
+            self.fork_servers[handle.generation] = handle
+            if handle.channel.fileno() >= 0:
+                self._loop.add_reader(handle.channel.fileno(), self._on_fork_server, handle)
 
     def submit(self, event: events.Event) -> None:
         """Let the fleet know, and do what it wants done."""
@@ -256,14 +292,13 @@ class Shell:
             self.submit(events.SpawnFailed(action.launch, str(error)))
             return
         try:
-            handle = WorkerHandle(action.launch, action.slot, action.generation, cell, settings.threads)
+            handle = WorkerHandle.new(action.launch, action.slot, action.generation, cell, settings.threads)
         except OSError as error:
             self.scoreboard.give_back(cell)
             self.submit(events.SpawnFailed(action.launch, error.strerror or str(error)))
             return
         self.workers[action.launch] = handle
-        self._loop.add_reader(handle.channel.fileno(), self._on_worker, handle)
-        self._loop.add_reader(handle.stacks_fd, handle.read_dumps)
+        self._listen_to(handle)
         if fork_server is not None:
             self._tell(
                 fork_server.channel,
@@ -271,6 +306,11 @@ class Shell:
                 handle.descriptors_for_child(),
             )
         handle.close_child_ends()
+
+    def _listen_to(self, handle: WorkerHandle) -> None:
+        if handle.channel.fileno() >= 0:
+            self._loop.add_reader(handle.channel.fileno(), self._on_worker, handle)
+        self._loop.add_reader(handle.stacks_fd, handle.read_dumps)
 
     def _forked(self, message: messages.Forked) -> None:
         handle = self.workers.get(message.launch)

@@ -59,7 +59,7 @@ class LogFile:
         self._look()
         self._lines: list[bytes] = []
         self._writing = threading.Lock()
-        self._torn = False  # the last thing written was a part of a line
+        self._torn = 0  # bytes of a part of a line, which were the last that was written
         self._asleep = False  # the reader let us wait in vain, and has read nothing since
         self._lost = 0
         self._reason = ""
@@ -85,7 +85,8 @@ class LogFile:
         os.dup2(new, self._fd, inheritable=False)
         os.close(new)
         self._look()
-        self._torn = self._asleep = False
+        self._torn = 0
+        self._asleep = False
 
     def write(self, line: str) -> None:
         self._lines.append(line.encode("utf-8", "backslashreplace") + b"\n")
@@ -123,7 +124,7 @@ class LogFile:
 
     def close(self) -> None:
         """Write what was kept, if its reader is quick now."""
-        self._patience = self._patience or _PATIENCE
+        self._patience, self._asleep = self._patience or _PATIENCE, False
         self.flush()
         if self._fd >= 0 and self._fd != self._standard_fd:
             os.close(self._fd)
@@ -172,8 +173,10 @@ class LogFile:
                 return True
             except OSError as error:
                 self._lose(data, error.strerror or str(error))
+                self._mend()
                 return True
-            self._torn = data[written - 1 : written] != b"\n"
+            ended = data.rfind(b"\n", 0, written)
+            self._torn = self._torn + written if ended < 0 else written - ended - 1
             self._asleep = False
             data = data[written:]
         return True
@@ -186,6 +189,18 @@ class LogFile:
             return True
         self._asleep = True
         return False
+
+    def _mend(self) -> None:
+        """Take back a part of a line, before another process puts its own behind it."""
+        if not self._torn or not self._regular:
+            return
+        try:
+            end = os.lseek(self._fd, 0, os.SEEK_CUR)  # where our own writing ended
+            if end == os.fstat(self._fd).st_size:
+                os.ftruncate(self._fd, end - self._torn)
+                self._torn = 0
+        except OSError:
+            pass  # then the next line begins on a line of its own, if it is ours
 
     def _lose(self, data: bytes, reason: str) -> None:
         self._lost += data.count(b"\n", 0, -1) + 1

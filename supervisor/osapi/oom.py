@@ -66,11 +66,10 @@ def _candidates(cgroup_file: Path, root: Path) -> list[Path]:
     for line in lines:
         number, controllers, path = line.split(":", 2)
         below = path.lstrip("/")
+        # In a container the path may be the host's and not exist; the root that is seen there is ours then.
         if number == "0" and not controllers:
-            # `unified`: a machine whose memory controller is v1's has v2 there, without the counter.
-            found += [root / below / "memory.events", root / "unified" / below / "memory.events"]
+            found += [base / "memory.events" for base in (root / below, root)]
         elif "memory" in controllers.split(","):
-            # In a container the path may be the host's and not exist; its own root is ours then.
             found += [base / "memory.oom_control" for base in (root / "memory" / below, root / "memory")]
     return found
 

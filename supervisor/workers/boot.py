@@ -402,6 +402,16 @@ def on_hang_up(
     look()  # it may have gone before
 
 
+def leave(code: int) -> NoReturn:
+    """End a worker, with the app's atexit functions."""
+    # The interpreter takes its handlers away at the end, and then these would kill it: a wrong exit status.
+    for signum in (signal.SIGIO, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(signum, signal.SIG_IGN)
+    # What is left to do is tearing down an interpreter, some 20 ms of work that nobody waits for.
+    step_back_for_good()
+    sys.exit(code)
+
+
 def run(inheritance: Inheritance, lowered: int) -> Template:
     """Be the worker; does not return, but in one that is a fork server from now on.
 
@@ -415,14 +425,4 @@ def run(inheritance: Inheritance, lowered: int) -> Template:
             return template
     except QuitWorker:
         pass
-    return leave(code)
-
-
-def leave(code: int) -> NoReturn:
-    """End a worker, with the app's atexit functions."""
-    # The interpreter takes its handlers away at the end, and then these would kill it: a wrong exit status.
-    for signum in (signal.SIGIO, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-        signal.signal(signum, signal.SIG_IGN)
-    # What is left to do is tearing down an interpreter, some 20 ms of work that nobody waits for.
-    step_back_for_good()
-    sys.exit(code)
+    leave(code)

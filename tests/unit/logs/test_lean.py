@@ -227,7 +227,7 @@ def test_a_full_disk_is_silent() -> None:
 
 
 def test_a_disk_that_gets_full_and_empty_again(tmp_path: Path) -> None:
-    """Half a line may be in the file, but never with another one behind it."""
+    """No half line stays in the file: another process might put its own behind it."""
     path = tmp_path / "log"
     file = LogFile(str(path), 2)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -240,7 +240,7 @@ def test_a_disk_that_gets_full_and_empty_again(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     file.write("next")
     file.write("last")
-    assert path.read_text() == "1234567\nab\nnext\nlast\n"
+    assert path.read_text() == "1234567\nnext\nlast\n"
 
 
 def test_a_pipe_that_is_full() -> None:
@@ -424,21 +424,41 @@ def test_a_fifo_without_a_reader(tmp_path: Path) -> None:
     file.write("for the next reader")
 
 
-def test_reopen_forgets_half_a_line(tmp_path: Path) -> None:
-    """It is in the old file; the new one begins with a line."""
+def test_of_a_batch_whole_lines_stay(tmp_path: Path) -> None:
+    """Only what is torn is taken back, and only that is counted as lost."""
     path = tmp_path / "log"
     file = LogFile(str(path), 2)
+    told: list[tuple[int, str]] = []
+    file.trouble = lambda lines, reason: told.append((lines, reason))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
     try:
-        file.write("abcdef")
+        for line in (b"one\n", b"two\n", b"three\n", b"four\n"):
+            file.gather(line)
+        file.flush()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    moved = path.rename(tmp_path / "log.1")
-    file.reopen()
+    assert path.read_text() == "one\ntwo\n"
     file.write("next")
-    assert moved.read_text() == "ab"
-    assert path.read_text() == "next\n"
+    assert told == [(0, "File too large"), (2, "File too large")]
+    assert path.read_text() == "one\ntwo\nnext\n"
+
+
+def test_reopen_forgets_half_a_line(tmp_path: Path) -> None:
+    """It went into the old reader's pipe; the new file begins with a line."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        file = LogFile(str(path), 2, patience=0.01)
+        room = fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+        file.write("x" * (room + 1000))
+        path.unlink()
+        file.reopen()
+        file.write("next")
+        assert path.read_text() == "next\n"
+    finally:
+        os.close(reader)
 
 
 def test_a_reader_that_is_gone_is_silent() -> None:

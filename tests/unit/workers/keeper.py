@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +44,7 @@ class Peer:
         self.channel: Channel[Any] = Channel(sock, incoming)
         self.pid = 0
         self.cell = 0
+        self.stacks = -1
         self._pidfd = -1
 
     def found(self, pid: int) -> None:
@@ -64,13 +66,13 @@ class Peer:
 
     def ended(self) -> None:
         """Wait for the end of the process."""
-        assert self._wait(PATIENCE), f"{self.pid} lives on"
+        assert self.wait_for_end(PATIENCE), f"{self.pid} lives on"
 
     @property
     def alive(self) -> bool:
-        return not self._wait(0)
+        return not self.wait_for_end(0)
 
-    def _wait(self, seconds: float) -> bool:
+    def wait_for_end(self, seconds: float) -> bool:
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
@@ -85,6 +87,11 @@ class Peer:
     def proc(self, name: str) -> str:
         return Path(f"/proc/{self.pid}/{name}").read_text()
 
+    @property
+    def tasks(self) -> list[str]:
+        """Its threads, by the kernel's numbers."""
+        return [entry.name for entry in Path(f"/proc/{self.pid}/task").iterdir()]
+
     def descriptors(self) -> list[str]:
         """What its descriptors are, for comparing one process with another."""
         found = []
@@ -98,18 +105,18 @@ class Peer:
     def close(self) -> None:
         self.channel.close()
         if self._pidfd >= 0:
-            if not self._wait(2.0):
+            if not self.wait_for_end(2.0):
                 self.send(signal.SIGKILL)
                 self.ended()
             os.close(self._pidfd)
 
 
 class Keeper:
-    """`settings`: as on the command line; `log`: what its processes write to standard error."""
+    """`settings`: as on the command line; `log`, `output`: what its processes write."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder
-        self.log = folder / "stderr.log"
+        self.log, self.output = folder / "stderr.log", folder / "stdout.log"
         self._settings = settings
         self._stack = ExitStack()
         self._launches = 0
@@ -146,9 +153,9 @@ class Keeper:
         """A fork server that has been told nothing."""
         ours, theirs = pair()
         environ = os.environ | {"PYTHONPATH": str(Path(supervisor.__file__).parent.parent)}
-        with theirs, self.log.open("ab") as log:
+        with theirs, self.log.open("ab") as log, self.output.open("ab") as output:
             argv = [sys.executable, "-c", _START, str(theirs.fileno())]
-            options: dict[str, Any] = {"cwd": self.folder, "env": environ, "stderr": log}
+            options: dict[str, Any] = {"cwd": self.folder, "env": environ, "stdout": output, "stderr": log}
             server = subprocess.Popen(argv, pass_fds=(theirs.fileno(),), **options)
         self._servers.append(server)
         peer = Peer(ours, messages.FromForkServer)
@@ -164,10 +171,17 @@ class Keeper:
         peer = self.start()
         self.configure(peer, config)
         peer.hear(messages.Configured)
+        self.load(peer)
+        return peer
+
+    def load(self, peer: Peer) -> None:
+        """Have a configured fork server get ready."""
+        self.ask_to_load(peer)
+        peer.hear(messages.AppLoaded)
+
+    def ask_to_load(self, peer: Peer) -> None:
         fds = [self._scoreboard, *(end.fileno() for end in self._relay), self._listener.fileno()]
         peer.say(messages.Load(["127.0.0.1:0"], "shop"), fds)
-        peer.hear(messages.AppLoaded)
-        return peer
 
     # -- workers ------------------------------------------------------------------------------------------
 
@@ -185,7 +199,7 @@ class Keeper:
         assert forked.launch == launch
         peer = Peer(ours, messages.FromWorker | messages.FromForkServer)
         peer.found(forked.pid)
-        peer.cell = launch
+        peer.cell, peer.stacks = launch, reading
         self._peers.append(peer)
         peer.say(messages.Boot())
         return peer
@@ -204,16 +218,18 @@ class Keeper:
 
     def answered(self, worker: Peer) -> int:
         """How many requests a worker's cell says that it has answered with 2xx."""
-        board = memory.map_whole(self._scoreboard)
-        try:
-            total = 0
-            for lane in range(8):
-                start = worker.cell * layout.CELL_SIZE + layout.PAGE + lane * layout.LANE_SIZE
-                word = start + (layout.STATUS_CLASSES + 2) * layout.WORD
-                total += int.from_bytes(board[word : word + layout.WORD], sys.byteorder)
-            return total
-        finally:
-            board.close()
+        return sum(self._words(worker, layout.STATUS_CLASSES + 2))
+
+    def wait_for_request(self, worker: Peer) -> None:
+        """Wait until one is in the app."""
+        self.until(lambda: any(self._words(worker, layout.STARTED)), "a request in the app")
+
+    def _words(self, worker: Peer, number: int) -> list[int]:
+        """One word of each lane."""
+        with memory.map_whole(self._scoreboard) as board:
+            starts = (layout.CELL_SIZE * worker.cell + layout.PAGE + n * layout.LANE_SIZE for n in range(8))
+            words = (start + number * layout.WORD for start in starts)
+            return [int.from_bytes(board[word : word + layout.WORD], sys.byteorder) for word in words]
 
     def get(self, target: str = "/") -> tuple[str, bytes]:
         """A request that whoever is there answers, on a connection of its own."""
@@ -226,8 +242,11 @@ class Keeper:
         return head.split(b"\r\n")[0].decode().removeprefix("HTTP/1.1 "), body
 
     def wait_for_log(self, text: str) -> str:
+        self.until(lambda: text in self.log.read_text(), f"{text!r} in the log")
+        return self.log.read_text()
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
         deadline = time.monotonic() + PATIENCE
-        while text not in (found := self.log.read_text()):
-            assert time.monotonic() < deadline, f"no {text!r} in {found}"
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
             time.sleep(0.01)
-        return found
