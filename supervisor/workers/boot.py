@@ -26,7 +26,7 @@ from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.access import AccessLog
 from supervisor.logs.lean import Log, LogFile
 from supervisor.osapi.priority import step_back_for_good, step_forward
-from supervisor.osapi.process import DUMP_SIGNAL
+from supervisor.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL
 from supervisor.scoreboard.memory import map_cell
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
@@ -153,6 +153,7 @@ class WorkerProcess:
             Relay(*self._got.relay),
             self._got.tls,
         )
+        signal.signal(INTERRUPT_SIGNAL, engine.deadlines.interrupt)
         os.register_at_fork(after_in_child=note_fork)
         rehearse(settings, self._log, SHORT)
         self._channel.set_blocking(False)
@@ -272,7 +273,7 @@ def run(inheritance: Inheritance, lowered: int) -> None:
     except QuitWorker:
         code = 0
     # The interpreter takes its handlers away at the end, and then these would kill it: a wrong exit status.
-    for signum in (signal.SIGIO, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+    for signum in (signal.SIGIO, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, INTERRUPT_SIGNAL):
         signal.signal(signum, signal.SIG_IGN)
     # What is left to do is tearing down an interpreter, some 20 ms of work that nobody waits for.
     step_back_for_good()
