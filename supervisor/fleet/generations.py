@@ -137,6 +137,8 @@ class Generations(State):
             return
         if self.probation is not None and self.probation.fallback == number:
             self.probation = None
+        if self.refork is not None and self.refork.generation == number:
+            self._end_refork("its generation was given up")
         if generation.state is GenerationState.DOWN:
             del self.generations[number]
             return
@@ -144,6 +146,13 @@ class Generations(State):
         generation.deadline = now + _FORK_SERVER_GRACE
         generation.retry_at = None
         self._do(actions.StopForkServer(number))
+
+    def _end_refork(self, problem: str) -> None:
+        """Give up the refork that runs, if one does; whoever asked is told why."""
+        if self.refork is None:
+            return
+        refork, self.refork = self.refork, None
+        self._tell("warning", "refork_refused", {"problem": problem, "by": refork.asked_by})
 
     def _fail_start(self, reason: str, traceback: str | None, app_failed: bool, now: float) -> None:
         """Nothing ever ran: there is nothing to preserve, and whoever started the daemon is looking."""
@@ -155,6 +164,7 @@ class Generations(State):
         if not first:
             return
         self._do(actions.Stopping())
+        self._end_refork("the daemon stops")
         if self.reload and self.reload.running:
             self._end_reload(self.reload, ReloadPhase.FAILED, now, "the daemon stops")
         self._drop_candidate(now)
@@ -165,7 +175,7 @@ class Generations(State):
         if self.reload and self.reload.running:
             self._end_reload(self.reload, ReloadPhase.SUPERSEDED, now, "a newer reload took its place")
         self._drop_candidate(now)
-        self.refork = None
+        self._end_refork("a reload took its place")
         self.candidate = self._new_generation(now)
         self.reload = Reload(self.candidate, ReloadPhase.LOADING, by, now, self.wanted)
         self._tell("info", "reload", {"generation": self.candidate, "by": by})
@@ -181,12 +191,13 @@ class Generations(State):
 
     def _follow_canary(self, now: float) -> None:
         reload = self.reload
-        if (
-            reload is not None
-            and reload.phase is ReloadPhase.CANARY
-            and reload.canary_until is not None
-            and reload.canary_until <= now
-        ):
+        if reload is None or reload.phase is not ReloadPhase.CANARY or reload.canary_launch is None:
+            return
+        canary = self.workers[reload.canary_launch]
+        if canary.leaving in (Cause.DEADLINE, Cause.STALLED):
+            hangs = "serves no more" if canary.leaving is Cause.STALLED else "did not answer in time"
+            self._fail_candidate(reload, f"the first new worker {hangs}", None, now)
+        elif reload.canary_until is not None and reload.canary_until <= now:
             self._promote(reload, now)
 
     def _promote(self, reload: Reload, now: float) -> None:

@@ -209,7 +209,10 @@ class Fleet(Upkeep):
             status=str(event.status),
             age=round(now - worker.spawned_at, 1),
         )
-        if not (expected or event.outsider or self.stopping):
+        if event.outsider and self.reload is not None and self.reload.canary_launch == worker.launch:
+            # That says nothing about the new code: another one is to show what it is worth.
+            self.reload.canary_launch = self.reload.canary_until = None
+        elif not (expected or event.outsider or self.stopping):
             last = f" (last request: {event.request})" if event.request else ""
             self._crashed(worker, f"ended with {event.status}{last}", event.traceback, now)
 

@@ -102,6 +102,10 @@ class Slots(Generations):
     def _drain(self, worker: Worker, now: float) -> None:
         policy = self.policy or FleetPolicy()
         self._enter(worker, DRAINING, now, deadline=now + policy.graceful_timeout)
+        grace_end = self._grace_end(worker)
+        if grace_end is not None and grace_end <= now:
+            self._abort(worker, now)  # it stalled, and has had its time while the successor booted
+            return
         stays = not self.stopping and not self.paused
         template = self.refork is not None and self.refork.launch == worker.launch and stays
         self._do(actions.Drain(worker.launch, hand_over=stays, template=template))
@@ -219,7 +223,8 @@ class Slots(Generations):
             if w.state is READY and w.leaving is None and w.generation == self.current
         }
         for worker in self.workers.values():
-            if worker.leaving is None:
+            # A canary has a successor only when its generation is the current one.
+            if worker.leaving is None or worker.generation == self.candidate:
                 continue
             if worker.state is BOOTING:
                 self._quit(worker, now)

@@ -170,11 +170,6 @@ class Upkeep(Slots):
         seconds = round(now - refork.started, 3)
         self._report("info", "refork_done", worker, pid=worker.pid, seconds=seconds, by=refork.asked_by)
 
-    def _end_refork(self, problem: str) -> None:
-        assert self.refork is not None
-        refork, self.refork = self.refork, None
-        self._tell("warning", "refork_refused", {"problem": problem, "by": refork.asked_by})
-
     def _follow_refork(self, now: float) -> None:
         refork = self.refork
         if refork is None:

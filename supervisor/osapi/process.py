@@ -25,6 +25,20 @@ def become_subreaper() -> None:
         raise OSError(number, os.strerror(number))
 
 
+def fill_standard_descriptors() -> None:
+    """Open /dev/null where a standard descriptor is closed.
+
+    Else the next thing to be opened, a listener say, gets that number and what is meant for stderr.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # The lowest number that is free is this one. Inherited by all our children, as standard
+            # descriptors are.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
 def set_timer_slack(nanoseconds: int) -> None:
     """How late the kernel may end waits of this thread and of those that it starts (PR_SET_TIMERSLACK)."""
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, nanoseconds, 0, 0, 0)

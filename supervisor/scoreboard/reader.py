@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from supervisor.scoreboard import layout, memory
 
 _LAST_REQUESTS = 5
@@ -81,16 +83,28 @@ class Counts:
         self.queued = [a + b for a, b in zip(self.queued, other.queued, strict=True)]
 
 
-class Scoreboard:
-    """All cells; hands them out to workers and takes them back."""
+class ScoreboardState(msgspec.Struct, frozen=True):
+    """What it is made from again after an upgrade in place: its descriptor, cells in use, the counts of those
+    that were given back."""
 
-    def __init__(self) -> None:
-        self.fd = memory.create()
+    fd: int
+    in_use: list[int]
+    gone: Counts
+
+
+class Scoreboard:
+    """All cells; hands them out to workers and takes them back. `state`: of the one to go on with."""
+
+    def __init__(self, state: ScoreboardState | None = None) -> None:
+        self.fd = memory.create() if state is None else state.fd
         self._map = memory.map_whole(self.fd)
         self._words = memoryview(self._map).cast("Q")
-        self._free = list(range(layout.CELLS - 1, -1, -1))
-        self._in_use: set[int] = set()
-        self._gone = Counts()
+        self._in_use: set[int] = set(state.in_use) if state else set()
+        self._gone = state.gone if state else Counts()
+        self._free = [cell for cell in range(layout.CELLS - 1, -1, -1) if cell not in self._in_use]
+
+    def snapshot(self) -> ScoreboardState:
+        return ScoreboardState(self.fd, sorted(self._in_use), self._gone)
 
     def take_cell(self) -> int:
         """A cleared cell for a new worker.

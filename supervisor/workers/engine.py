@@ -123,6 +123,9 @@ class Engine(Doors):
             self._modify = self._modify_in_a_crowd
             self._send_now = self._send_in_a_crowd
         self._in_hand: Connection | None = None
+        # The lead was lent from within a request, by `attend`.
+        self._attended = False
+        self._lane: Lane | None = None  # the first thread's
         self._next_sweep = self._next_gift = 0
         self._drain_began = 0
         self._drain_deadline: int | None = None
@@ -158,6 +161,17 @@ class Engine(Doors):
         self._hand_over = hand_over and self._relay is not None and self._tls is None
         self.draining = True
         self.wake()
+
+    def attend(self) -> None:
+        """A message came, maybe while the only thread is in the app: let a watcher read it and mind the rest.
+
+        Must be called from a signal handler of the main thread, and does nothing unless there is a need.
+        """
+        if self._in_hand is None or self._lane is None or self._lead.watched or self._relay is None:
+            return
+        if self._start_watcher():
+            self._attended = True
+            self._lead.lend(self._lane)
 
     def stop(self) -> None:
         """Make `run` return after what is being served right now; may be called from a signal handler."""
@@ -201,6 +215,10 @@ class Engine(Doors):
         for thread in others:
             thread.join(max(0, (self._drain_deadline or 0) - monotonic_ns()) / _SECOND)
 
+    def descriptors(self) -> set[int]:
+        """What `close` will close; called by the leader."""
+        return {self._epoll.fileno(), self._wake, *self._connections}
+
     def run_once(self) -> None:
         """Serve what is there now, without waiting."""
         lane = Lane(self._cell, 0)
@@ -219,6 +237,8 @@ class Engine(Doors):
 
     def _run(self, thread: int) -> None:
         lane = Lane(self._cell, thread)
+        if thread == 0:
+            self._lane = lane
         while not self._done:
             self._lead.take(self._average > _HURRY)
             self._now = monotonic_ns()
@@ -345,10 +365,16 @@ class Engine(Doors):
         """Serve a connection's requests, as the leader; whether the caller still leads afterwards."""
         lead = self._lead
         if not lead.watched:
+            self._in_hand = connection
             try:
                 self._serve(connection, lane)
             except (Exception, DeadlineExceeded):  # noqa: BLE001 - see _fail
                 self._fail(connection, lane)
+            self._in_hand = None
+            if self._attended:
+                still_leading = lead.come_back(lane)
+                self._watch(connection)
+                return still_leading
             if connection.outbox or connection.mask != _IN:
                 self._watch(connection)
             if self._had_long and self._relay is not None:
@@ -381,12 +407,14 @@ class Engine(Doors):
             return self._held.send(sock.fileno(), data)
         return sock.send(data)
 
-    def _start_watcher(self) -> None:
+    def _start_watcher(self) -> bool:
         try:
             self._lead.watch()
         except RuntimeError as error:  # no more threads may be made: it goes on as before
             self._had_long = False
             self._log.warning("no_watcher", reason=str(error))
+            return False
+        return True
 
     def _let_go(self) -> None:
         if self._in_hand is not None:

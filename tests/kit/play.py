@@ -9,19 +9,23 @@ of a fork server or worker is one call, and time passes in `pass_time`. `settle`
     running(workers=2).exits(1, signal=9).then(spawn(1)).ready(1).then()
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
+
+import msgspec
 
 from supervisor.fleet import actions, events
 from supervisor.fleet.machine import Fleet
 from supervisor.fleet.model import ExitStatus, FleetPolicy
+from supervisor.fleet.state import State
 
 # "Just before", and how much of a difference is only arithmetic.
 _BEFORE = 1e-6
 _ROUNDING = 1e-9
 
 
-Told = Literal["drain", "quit", "abort", "kill"]
+Told = Literal["drain", "template", "quit", "abort", "kill"]
 SIGNALS: dict[type[actions.Action], Told] = {
     actions.Quit: "quit",
     actions.Abort: "abort",
@@ -45,20 +49,28 @@ class SimWorker:
     state: Literal["asked", "booting", "serving"] = "asked"
     """asked: the fork server has not forked it yet."""
     told: Told | None = None
+    audited: bool = True
+    """False while the fleet waits to hear whether it could be forked from."""
 
 
 class World:
     """All that is outside of the fleet.
+
+    Args:
+        policy: see below.
+        chance: the fleet's random numbers.
 
     Attributes:
         policy: what the next evaluated configuration says, if nothing else is asked for.
         fork_servers: live ones by generation.
         workers: by launch, from the wish to spawn them to their reaping.
         launched: slot and generation of every launch there ever was.
+        upgrade: what an upgrade in place waits for.
     """
 
-    def __init__(self, policy: FleetPolicy | None = None) -> None:
-        self.fleet = Fleet()
+    def __init__(self, policy: FleetPolicy | None = None, chance: Callable[[], float] = lambda: 0.5) -> None:
+        self.fleet = Fleet(chance)
+        self.chance = chance
         self.now = 1000.0
         self.policy = policy or FleetPolicy()
         self.fork_servers: dict[int, SimForkServer] = {}
@@ -66,13 +78,17 @@ class World:
         self.launched: dict[int, tuple[int, int]] = {}
         self.finished: list[actions.Finish] = []
         self.policies: dict[int, FleetPolicy] = {}
+        self.upgrade: Literal["check", "exec"] | None = None
 
     def hand_in(self, event: events.Event) -> list[actions.Action]:
         """Give the fleet an event and perform what it answers."""
-        out = self.fleet.handle(event, self.now)
+        out = self.decide(event)
         for action in out:
             self.perform(action)
         return out
+
+    def decide(self, event: events.Event) -> list[actions.Action]:
+        return self.fleet.handle(event, self.now)
 
     def perform(self, action: actions.Action) -> None:
         match action:
@@ -92,16 +108,30 @@ class World:
                 assert launch not in self.launched, f"{action}: launches are never reused"
                 self.workers[launch] = SimWorker(slot, generation)
                 self.launched[launch] = slot, generation
-            case actions.Drain(launch, _):
+            case actions.Drain(launch, _, template):
                 assert self.workers[launch].state == "serving", f"{action}: it does not serve"
-                self.workers[launch].told = "drain"
+                self.workers[launch].told = "template" if template else "drain"
+            case actions.AuditTemplate(launch):
+                assert self.workers[launch].state == "serving", f"{action}: it does not serve"
+                self.workers[launch].audited = False
+            case actions.UseTemplate(launch, generation):
+                assert self.workers.pop(launch).told == "template", f"{action}: nobody told it to be one"
+                # The one before ends; nobody waits for that, nor for what it has not forked.
+                self.fork_servers[generation] = SimForkServer("up")
+                self._forget_unforked(generation)
             case actions.Quit(launch) | actions.Abort(launch) | actions.Kill(launch):
                 worker = self.workers[launch]
                 # Before the fork there is nobody to be signalled.
                 if worker.state != "asked":
                     worker.told = SIGNALS[type(action)]
-            case actions.DumpStack(launch):
+            case actions.DumpStack(launch) | actions.Interrupt(launch):
                 assert launch in self.workers, action
+            case actions.CheckUpgrade():
+                assert self.upgrade is None, f"{action}: another upgrade is running"
+                self.upgrade = "check"
+            case actions.Upgrade():
+                assert self.upgrade is None, f"{action}: it was not checked"
+                self.upgrade = "exec"
             case actions.Finish():
                 assert not self.workers, f"{action}: workers are left"
                 assert not self.fork_servers, f"{action}: fork servers are left"
@@ -111,11 +141,13 @@ class World:
 
     # Fork servers. What a dead one was asked to spawn never comes.
 
-    def configure(self, generation: int, policy: FleetPolicy | None = None) -> None:
+    def configure(
+        self, generation: int, policy: FleetPolicy | None = None, closes_listeners: bool = False
+    ) -> None:
         self.fork_servers[generation].state = "configured"
         # One generation's configuration is the same each time it is evaluated.
         policy = self.policies.setdefault(generation, policy or self.policy)
-        self.hand_in(events.ForkServerConfigured(generation, policy))
+        self.hand_in(events.ForkServerConfigured(generation, policy, closes_listeners))
 
     def load(self, generation: int) -> None:
         self.fork_servers[generation].state = "up"
@@ -123,10 +155,13 @@ class World:
 
     def end_fork_server(self, generation: int, status: ExitStatus) -> None:
         del self.fork_servers[generation]
+        self._forget_unforked(generation)
+        self.hand_in(events.ForkServerExited(generation, status))
+
+    def _forget_unforked(self, generation: int) -> None:
         for launch, worker in list(self.workers.items()):
             if worker.generation == generation and worker.state == "asked":
                 del self.workers[launch]
-        self.hand_in(events.ForkServerExited(generation, status))
 
     # Workers.
 
@@ -142,9 +177,28 @@ class World:
         self.workers[launch].state = "serving"
         self.hand_in(events.WorkerReady(launch))
 
-    def reap(self, launch: int, status: ExitStatus) -> None:
+    def reap(self, launch: int, status: ExitStatus, outsider: bool = False) -> None:
         del self.workers[launch]
-        self.hand_in(events.WorkerExited(launch, status))
+        self.hand_in(events.WorkerExited(launch, status, outsider))
+
+    def audit(self, launch: int, problems: tuple[str, ...] = (), warnings: tuple[str, ...] = ()) -> None:
+        self.workers[launch].audited = True
+        self.hand_in(events.TemplateAudited(launch, problems, warnings))
+
+    # Upgrades in place.
+
+    def check_upgrade(self, problem: str | None = None) -> None:
+        self.upgrade = None
+        self.hand_in(events.UpgradeChecked(problem))
+
+    def take_over(self, problem: str | None = None) -> None:
+        """The new program runs, with what the old one knew; or, with a problem, the old one still does."""
+        self.upgrade = None
+        if problem is not None:
+            self.hand_in(events.UpgradeChecked(problem))
+            return
+        self.fleet = Fleet.restored(carried(self.fleet.snapshot()), self.chance)
+        self.hand_in(events.UpgradeDone("2"))
 
     # Time, and everybody doing what they are told.
 
@@ -171,9 +225,18 @@ class World:
             if server.state == "configured":
                 self.load(generation)
                 return True
+        if self.upgrade is not None:
+            if self.upgrade == "check":
+                self.check_upgrade()
+            else:
+                self.take_over()
+            return True
         for launch, worker in self.workers.items():
             if worker.state == "asked":
                 self.fork(launch)
+                return True
+            if worker.told == "template":
+                self.hand_in(events.TemplateReady(launch))
                 return True
             if worker.told:
                 self.reap(launch, _ended_by(worker.told))
@@ -181,19 +244,36 @@ class World:
             if worker.state == "booting":
                 self.boot(launch)
                 return True
+            if not worker.audited:
+                self.audit(launch)
+                return True
         return False
 
     def settle(self, limit: float = 600.0) -> None:
-        """Let everybody obey, and time pass, until nothing is left to be done."""
+        """Let everybody obey, and time pass, until nothing is left to be done but recycling for age."""
         end = self.now + limit
         while True:
             if self.step():
                 continue
             deadline = self.fleet.next_deadline()
-            if deadline is None:
+            if deadline is None or self._only_ages():
                 return
             assert deadline <= end, f"not at rest after {limit} seconds"
             self.pass_time(deadline - self.now)
+
+    def _only_ages(self) -> bool:
+        """Whether the fleet waits for nothing else than that workers grow old."""
+        if not any(worker.age_limit for worker in self.fleet.workers.values()):
+            return False
+        ageless = Fleet.restored(self.fleet.snapshot())
+        for worker in ageless.workers.values():
+            worker.age_limit = None
+        return ageless.next_deadline() is None
+
+
+def carried(state: State) -> State:
+    """The state after a way through a file, as an upgrade in place takes it."""
+    return msgspec.json.decode(msgspec.json.encode(state), type=State)
 
 
 def _ended_by(told: str) -> ExitStatus:

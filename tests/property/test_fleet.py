@@ -1,5 +1,6 @@
 """The fleet against random worlds: whatever happens in whatever order, these things stay true."""
 
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +15,17 @@ from supervisor.fleet.model import (
     ExitStatus,
     FleetPolicy,
     GenerationState,
+    Load,
     Reload,
     ReloadPhase,
     WorkerState,
 )
-from tests.kit.play import World
+from supervisor.fleet.policies import crash_loop, surge
+from tests.kit.play import World, carried
 
 READY, BOOTING = WorkerState.READY, WorkerState.BOOTING
 
+MEMORY_LIMIT = 1000
 POLICIES = st.builds(
     FleetPolicy,
     workers=st.integers(1, 4),
@@ -29,12 +33,25 @@ POLICIES = st.builds(
     boot_timeout=st.sampled_from([0.0, 3.0, 60.0]),
     timeout_grace=st.sampled_from([0.0, 2.0]),
     max_surge=st.integers(1, 2),
+    max_surge_share=st.sampled_from([0.0, 0.5]),
     boot_parallelism=st.integers(1, 3),
+    workers_most=st.sampled_from([None, None, 5, 6]),
+    timeout_soft=st.booleans(),
+    canary_time=st.sampled_from([0.0, 1.0]),
+    probation=st.sampled_from([0.0, 10.0, 60.0]),
+    rollback_crashes=st.integers(0, 2),
+    rollback_error_rate=st.sampled_from([0.0, 0.1]),
+    refork_after=st.sampled_from([(), (), (100,), (100, 1000)]),
+    max_age=st.sampled_from([0.0, 0.0, 50.0]),
+    max_age_jitter=st.sampled_from([0.0, 10.0]),
+    max_memory=st.sampled_from([0, MEMORY_LIMIT]),
+    autoscale_cooldown=st.sampled_from([0.0, 5.0]),
 )
 PICK = st.integers(0, 7)
 STATUSES = st.sampled_from(
     [ExitStatus(code=0), ExitStatus(code=3), ExitStatus(signal=6), ExitStatus(signal=9), ExitStatus()]
 )
+ROUNDING = 1e-6
 # How many events a run sees before it may be stopped: a stop ends all that is interesting.
 BEFORE_STOP = 25
 
@@ -50,9 +67,15 @@ class Before:
     reload: Reload | None
     reload_phase: ReloadPhase | None
     deadline: float | None
+    current: int
+    retry_at: float | None
+    """No worker of the current generation is to boot before."""
+    aged: set[int]
+    """Those that leave for their age."""
 
     @classmethod
     def of(cls, fleet: Fleet) -> "Before":
+        current = fleet.generations.get(fleet.current)
         return cls(
             {launch: worker.slot for launch, worker in fleet.workers.items()},
             {launch for launch, worker in fleet.workers.items() if worker.state is READY},
@@ -61,7 +84,28 @@ class Before:
             fleet.reload,
             fleet.reload.phase if fleet.reload else None,
             fleet.next_deadline(),
+            fleet.current,
+            current.retry_at if current and current.state is GenerationState.UP else None,
+            {launch for launch, worker in fleet.workers.items() if worker.leaving is Cause.AGE},
         )
+
+
+class Chance:
+    """Random numbers for a fleet which its double, asked the same, gets again."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._drawn: list[float] = []
+
+    def draw(self) -> float:
+        self._drawn.append(self._random.random())
+        return self._drawn[-1]
+
+    def again(self) -> float:
+        return self._drawn.pop(0)
+
+    def forget(self) -> None:
+        self._drawn.clear()
 
 
 class Watched(World):
@@ -69,25 +113,83 @@ class Watched(World):
 
     Attributes:
         predecessors: by launch, the launch that it replaces as planned.
-        reloads: how often the end of each reload was told, by generation.
+        answers: how often the end of each reload was told, by generation; and how many wishes for a refork or
+            an upgrade there were, and answers to them.
+        double: a fleet that was restored from what this one knew at some moment, and must do the same.
+        requests: what each worker has answered, by launch.
     """
 
-    def __init__(self, policy: FleetPolicy) -> None:
-        super().__init__(policy)
+    def __init__(self, policy: FleetPolicy, seed: int = 0) -> None:
+        self.random = Chance(seed)
+        super().__init__(policy, self.random.draw)
         self.events = 0
         self.predecessors: dict[int, int] = {}
         self.reloads: dict[int, int] = {}
+        self.asked = {"refork": 0, "upgrade": 0}
+        self.answered = {"refork": 0, "upgrade": 0}
+        self.double: Fleet | None = None
+        self.requests: dict[int, tuple[int, int]] = {}
 
     def hand_in(self, event: events.Event) -> list[actions.Action]:
         before = Before.of(self.fleet)
-        out = super().hand_in(event)
         self.events += 1
+        out = super().hand_in(event)
         self._check_reloads(out)
+        self._check_wishes(event, out)
         self._check_ready_workers(before, event, out)
-        self._check_spawns(before, out)
+        self._check_spawns(before, event, out)
+        self._check_patience(before)
         self._check_timer(before, event, out)
         assert before.stopping is None or self.fleet.stopping is not None
         return out
+
+    def decide(self, event: events.Event) -> list[actions.Action]:
+        self.random.forget()
+        out = super().decide(event)
+        if self.double is not None:
+            assert self.double.handle(event, self.now) == out
+            assert self.double.next_deadline() == self.fleet.next_deadline()
+        return out
+
+    def _check_patience(self, before: "Before") -> None:
+        """Nobody is promoted before its canary has lived, or replaced for its age before it is of age."""
+        fleet, reload = self.fleet, self.fleet.reload
+        policy = fleet.policy
+        if policy is None:
+            return
+        if (
+            reload is not None
+            and reload is before.reload
+            and before.reload_phase is ReloadPhase.CANARY
+            and reload.phase is ReloadPhase.ROLLING
+        ):
+            assert reload.canary_launch is not None
+            canary = fleet.workers[reload.canary_launch]
+            assert canary.state is READY
+            assert self.now >= canary.since + policy.canary_time - ROUNDING
+        for launch, worker in fleet.workers.items():
+            if worker.leaving is Cause.AGE and worker.state is READY and launch not in before.aged:
+                own = self.policies[worker.generation]
+                age = self.now - worker.since
+                assert own.max_age - ROUNDING <= age
+                assert age <= own.max_age + own.max_age_jitter + 101.0  # no longer than time passes at once
+
+    def _check_wishes(self, event: events.Event, out: list[actions.Action]) -> None:
+        """A wish for a refork or an upgrade gets one answer; that it gets one is seen at the end."""
+        if isinstance(event, events.ReforkAsked):
+            self.asked["refork"] += 1
+        elif isinstance(event, events.UpgradeAsked):
+            self.asked["upgrade"] += 1
+        for action in out:
+            if not isinstance(action, actions.Report):
+                continue
+            if action.name == "refork" and action.fields["by"] == "refork_after":
+                self.asked["refork"] += 1
+            elif action.name in ("refork_done", "refork_refused"):
+                self.answered["refork"] += 1
+            elif action.name in ("upgraded", "upgrade_failed"):
+                self.answered["upgrade"] += 1
+        assert all(self.answered[wish] <= self.asked[wish] for wish in self.asked)
 
     def _check_reloads(self, out: list[actions.Action]) -> None:
         """A wish for a reload is answered exactly once; that it is answered at all is seen at the end."""
@@ -106,7 +208,7 @@ class Watched(World):
             served = {before.slots[launch] for launch in before.ready}
             lost = {slot for slot in served - serving if slot <= fleet.wanted}
             assert not lost, f"slots {lost} are not served any more"
-        # A reload that fails before its first worker is ready does not touch the ready ones.
+        # A reload that fails before its first worker has proved itself touches nobody else.
         untouched = (
             before.reload_phase in (ReloadPhase.LOADING, ReloadPhase.CANARY)
             and before.reload is not None
@@ -115,11 +217,13 @@ class Watched(World):
         )
         for action in out:
             if isinstance(action, actions.Drain):
-                slot = fleet.workers[action.launch].slot
-                assert not untouched, action
+                worker = fleet.workers[action.launch]
+                slot, reload = worker.slot, before.reload
+                assert not untouched or reload is None or worker.generation == reload.generation, action
                 assert slot > fleet.wanted or self._held(slot), f"{action} before break"
             elif isinstance(action, actions.Quit | actions.Abort | actions.Kill):
-                assert action.launch not in before.ready or fleet.stopping == "quick", action
+                stalled = fleet.workers[action.launch].leaving is Cause.STALLED
+                assert action.launch not in before.ready or stalled or fleet.stopping == "quick", action
 
     def _check_timer(self, before: "Before", event: events.Event, out: list[actions.Action]) -> None:
         """The timer is never asked for the past, and each time that it fires something gets on."""
@@ -135,9 +239,10 @@ class Watched(World):
             for w in self.fleet.workers.values()
         )
 
-    def _check_spawns(self, before: "Before", out: list[actions.Action]) -> None:
+    def _check_spawns(self, before: "Before", event: events.Event, out: list[actions.Action]) -> None:
         """Spawns fill empty slots or succeed a worker that must go, within max_surge; none while stopping."""
         fleet, planned = self.fleet, False
+        booting = [w for w in fleet.workers.values() if w.state is BOOTING and w.generation == fleet.current]
         assert fleet.spawned == before.spawned + sum(isinstance(action, actions.Spawn) for action in out)
         if fleet.stopping:
             assert not any(isinstance(action, actions.Spawn | actions.StartForkServer) for action in out)
@@ -149,6 +254,10 @@ class Watched(World):
                 continue
             assert action.generation == fleet.current
             assert action.slot <= fleet.wanted
+            patient = before.retry_at is None or before.retry_at <= self.now + ROUNDING
+            # A boot that succeeds shows that it is mended.
+            assert patient or action.generation != before.current or isinstance(event, events.WorkerReady)
+            assert not fleet.generations[fleet.current].failures or len(booting) <= 1, "one at a time"
             here = [w for w in fleet.workers.values() if w.slot == action.slot and w.state is READY]
             for worker in here:
                 assert worker.leaving, f"{action}: slot {action.slot} has a worker"
@@ -158,19 +267,23 @@ class Watched(World):
         policy = fleet.policy
         if planned and policy is not None:
             canary = fleet.candidate is not None
-            assert len(fleet.workers) <= fleet.wanted + policy.max_surge + canary, "beyond max_surge"
+            extra = surge(policy.max_surge, policy.max_surge_share, fleet.wanted)
+            assert len(fleet.workers) <= fleet.wanted + extra + canary, "beyond max_surge"
 
 
 class FleetMachine(RuleBasedStateMachine):
     """Everything that can happen to a fleet, in any order."""
 
-    @initialize(policy=POLICIES, smooth=st.sampled_from([True, True, True, False]))
-    def start(self, policy: FleetPolicy, smooth: bool) -> None:
-        self.world = Watched(policy)
-        self.fleet = self.world.fleet
+    @initialize(policy=POLICIES, smooth=st.sampled_from([True, True, True, False]), seed=st.integers(0, 9))
+    def start(self, policy: FleetPolicy, smooth: bool, seed: int) -> None:
+        self.world = Watched(policy, seed)
         self.world.hand_in(events.StartAsked())
         if smooth:
             self.world.settle()
+
+    @property
+    def fleet(self) -> Fleet:
+        return self.world.fleet
 
     @property
     def alive(self) -> bool:
@@ -185,9 +298,9 @@ class FleetMachine(RuleBasedStateMachine):
         return [n for n, worker in self.world.workers.items() if not states or worker.state in states]
 
     @precondition(lambda self: self.fork_servers("started"))
-    @rule(pick=PICK, policy=POLICIES)
-    def fork_server_is_configured(self, pick: int, policy: FleetPolicy) -> None:
-        self.world.configure(_one(self.fork_servers("started"), pick), policy)
+    @rule(pick=PICK, policy=POLICIES, closes=st.sampled_from([False, False, True]))
+    def fork_server_is_configured(self, pick: int, policy: FleetPolicy, closes: bool) -> None:
+        self.world.configure(_one(self.fork_servers("started"), pick), policy, closes)
 
     @precondition(lambda self: self._loadable())
     @rule(pick=PICK)
@@ -241,9 +354,9 @@ class FleetMachine(RuleBasedStateMachine):
             self.world.reap(launch, ExitStatus(code=3))
 
     @precondition(lambda self: self._may_fail_start() and self.workers("booting", "serving"))
-    @rule(pick=PICK, status=STATUSES)
-    def worker_exits(self, pick: int, status: ExitStatus) -> None:
-        self.world.reap(_one(self.workers("booting", "serving"), pick), status)
+    @rule(pick=PICK, status=STATUSES, outsider=st.sampled_from([False, False, True]))
+    def worker_exits(self, pick: int, status: ExitStatus, outsider: bool) -> None:
+        self.world.reap(_one(self.workers("booting", "serving"), pick), status, outsider)
 
     @precondition(lambda self: self.workers("serving"))
     @rule(pick=PICK)
@@ -258,6 +371,65 @@ class FleetMachine(RuleBasedStateMachine):
         if only:
             self.world.hand_in(events.OnlyOverdueLeft(launch))
 
+    @precondition(lambda self: self.workers("serving"))
+    @rule(pick=PICK)
+    def overdue_requests_end(self, pick: int) -> None:
+        self.world.hand_in(events.OverdueEnded(_one(self.workers("serving"), pick)))
+
+    @precondition(lambda self: self.workers("serving"))
+    @rule(pick=PICK)
+    def loop_stalls(self, pick: int) -> None:
+        self.world.hand_in(events.LoopStalled(_one(self.workers("serving"), pick), 12.0))
+
+    @precondition(lambda self: self._audited())
+    @rule(pick=PICK, problems=st.sampled_from([(), (), ("a thread is alive",)]))
+    def template_is_audited(self, pick: int, problems: tuple[str, ...]) -> None:
+        self.world.audit(_one(self._audited(), pick), problems, ("a socket is open",))
+
+    def _audited(self) -> list[int]:
+        return [n for n, worker in self.world.workers.items() if not worker.audited]
+
+    @precondition(lambda self: self._templates())
+    @rule(pick=PICK)
+    def template_is_ready(self, pick: int) -> None:
+        self.world.hand_in(events.TemplateReady(_one(self._templates(), pick)))
+
+    def _templates(self) -> list[int]:
+        return [n for n, worker in self.world.workers.items() if worker.told == "template"]
+
+    @rule(
+        seconds=st.integers(1, 8),
+        busy=st.sampled_from([0.0, 0.5, 1.0]),
+        wait=st.sampled_from([0.0, 0.0, 1.0]),
+        rate=st.sampled_from([0, 20, 200]),
+        errors=st.sampled_from([0.0, 0.0, 0.5]),
+        large=PICK,
+        memory_free=st.sampled_from([None, 0, 1 << 40]),
+    )
+    def workers_are_measured(
+        self,
+        seconds: int,
+        busy: float,
+        wait: float,
+        rate: int,
+        errors: float,
+        large: int,
+        memory_free: int | None,
+    ) -> None:
+        """Some seconds of the same load; the worker in one slot, if anyone's, is too large."""
+        counted = self.world.requests
+        for _ in range(seconds):
+            loads = {}
+            for launch, worker in self.world.workers.items():
+                if worker.state != "serving":
+                    continue
+                requests, failed = counted.get(launch, (0, 0))
+                counted[launch] = requests + rate, failed + int(rate * errors)
+                memory = MEMORY_LIMIT + 1 if worker.slot == large else MEMORY_LIMIT
+                loads[launch] = Load(*counted[launch], int(busy > 0), busy, wait, memory, rate)
+            self.world.hand_in(events.Measured(loads, memory_free))
+            self.world.pass_time(1.0)
+
     # -- wishes ---------------------------------------------------------------------------------------
 
     @rule(workers=st.integers(-1, 5))
@@ -271,6 +443,33 @@ class FleetMachine(RuleBasedStateMachine):
     @rule()
     def reload_is_asked(self) -> None:
         self.world.hand_in(events.ReloadAsked("test"))
+
+    @rule()
+    def size_of_the_configuration_is_asked(self) -> None:
+        self.world.hand_in(events.ResizeAsked("test"))
+
+    @rule(slot=st.one_of(st.none(), st.integers(0, 5)), force=st.booleans())
+    def refork_is_asked(self, slot: int | None, force: bool) -> None:
+        self.world.hand_in(events.ReforkAsked("test", slot, force))
+
+    @rule()
+    def upgrade_is_asked(self) -> None:
+        self.world.hand_in(events.UpgradeAsked("test"))
+
+    @precondition(lambda self: self.world.upgrade is not None)
+    @rule(problem=st.sampled_from([None, None, "no such module"]))
+    def upgrade_goes_on(self, problem: str | None) -> None:
+        if self.world.upgrade == "check":
+            self.world.check_upgrade(problem)
+        else:
+            self.world.double = None
+            self.world.take_over(problem)
+
+    @rule()
+    def all_is_written_down(self) -> None:
+        """A fleet that is restored from it does from now on what the one that wrote it does."""
+        if not self.world.finished:
+            self.world.double = Fleet.restored(carried(self.fleet.snapshot()), self.world.random.again)
 
     @rule(slot=st.integers(0, 5))
     def recycle_is_asked(self, slot: int) -> None:
@@ -312,7 +511,11 @@ class FleetMachine(RuleBasedStateMachine):
                 lambda n: events.WorkerBootFailed(n, "late", None),
                 lambda n: events.WorkerExited(n, ExitStatus(code=0)),
                 lambda n: events.RecycleDue(n, 1),
-                lambda n: events.OnlyOverdueLeft(n),
+                events.OnlyOverdueLeft,
+                events.OverdueEnded,
+                lambda n: events.LoopStalled(n, 9.0),
+                events.TemplateAudited,
+                events.TemplateReady,
                 lambda n: events.RequestOverdue(n, 0, "GET", "/", 30.0),
             ]
         ),
@@ -357,7 +560,9 @@ class FleetMachine(RuleBasedStateMachine):
         assert all(w.state is READY and w.leaving is None for w in workers)
         assert {w.generation for w in workers} <= {fleet.current}
         assert list(fleet.generations) == [fleet.current]
-        assert health.state(fleet) == ("paused" if fleet.paused else "ready")
+        current = fleet.generations[fleet.current]
+        crashing = crash_loop(len(current.crashes), fleet.wanted)
+        assert health.state(fleet) == ("paused" if fleet.paused else "degraded" if crashing else "ready")
 
     # -- always ---------------------------------------------------------------------------------------
 
@@ -391,7 +596,9 @@ class FleetMachine(RuleBasedStateMachine):
             for new, old in self.world.predecessors.items()
             if new in self.world.workers and old in self.world.workers
         }
-        assert len(pairs) <= max([2, *(policy.max_surge for policy in self.world.policies.values())])
+        # Eight: more than any rule here makes of the fleet.
+        budgets = [surge(p.max_surge, p.max_surge_share, 8) for p in self.world.policies.values()]
+        assert len(pairs) <= max([2, *budgets])
 
     @invariant()
     def some_are_wanted(self) -> None:
@@ -401,9 +608,31 @@ class FleetMachine(RuleBasedStateMachine):
 
     @invariant()
     def causes_are_true(self) -> None:
-        """Only workers of another generation leave because of a reload."""
-        for worker in self.fleet.workers.values():
-            assert worker.leaving is not Cause.RELOAD or worker.generation != self.fleet.current
+        """Only workers of another generation leave because of a reload, unless that was rolled back."""
+        fleet = self.fleet
+        for worker in fleet.workers.values():
+            if worker.leaving is Cause.RELOAD:
+                assert worker.generation != fleet.current or fleet.newest_generation > fleet.current
+
+    @invariant()
+    def one_generation_stands_by(self) -> None:
+        """What a reload can be rolled back to is one fork server at most, and it is kept."""
+        fleet = self.fleet
+        standing_by = [n for n, g in fleet.generations.items() if g.state is GenerationState.STANDBY]
+        assert standing_by == ([fleet.probation.fallback] if fleet.probation else [])
+        others = [
+            n
+            for n, g in fleet.generations.items()
+            if g.state not in (GenerationState.RETIRING, GenerationState.STANDBY)
+        ]
+        assert set(others) <= {fleet.current, fleet.candidate}
+
+    @invariant()
+    def load_decides_within_its_range(self) -> None:
+        """Without a number set by hand, there are as many workers as the configuration allows."""
+        fleet, policy = self.fleet, self.fleet.policy
+        if policy is not None and fleet.override is None and fleet.wanted:
+            assert policy.workers <= fleet.wanted <= max(policy.workers, policy.workers_most or 0)
 
     @invariant()
     def health_is_told(self) -> None:
@@ -427,6 +656,7 @@ class FleetMachine(RuleBasedStateMachine):
         assert not self.world.workers
         assert not self.world.fork_servers
         assert all(times == 1 for times in self.world.reloads.values()), self.world.reloads
+        assert self.world.answered == self.world.asked
 
 
 def _one(found: list[int], pick: int) -> int:

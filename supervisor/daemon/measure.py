@@ -1,0 +1,174 @@
+"""What the workers did in the last second: memory limits, autoscaling and roll-backs are decided by it.
+
+How busy a worker was comes from the scoreboard alone. The histogram tells how long the requests took that
+have ended, a lane's STARTED how long those in the app have been there; the growth of both together is the
+time spent since the last look, whichever requests began or ended in between. A bucket's middle stands for all
+its requests, which is right to an eighth and, over many, to much less.
+
+Own memory (USS) is costly to read: the kernel walks the page tables. It is only read where somebody wants to
+know, of a few workers at a time.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from operator import mul
+from typing import TYPE_CHECKING
+
+import psutil
+
+from supervisor.fleet import events
+from supervisor.fleet.model import FleetPolicy, Load, WorkerState
+from supervisor.osapi.memory import memory_free
+from supervisor.scoreboard import layout
+from supervisor.scoreboard.reader import Counts
+
+if TYPE_CHECKING:
+    from supervisor.daemon.children import WorkerHandle
+    from supervisor.daemon.shell import Shell
+
+# How old a reading of own memory may be, if no limit is near.
+_MEMORY_SECONDS = 5.0
+# After so long no further reading is begun in a measurement: 0.5 % of the supervisor's time.
+_MEMORY_TIME = 0.005
+_MEASURED = (WorkerState.READY, WorkerState.DRAINING)
+
+
+def _middle(bucket: int) -> float:
+    low = layout.bucket_limit(bucket - 1) if bucket else 0.0
+    return (low + layout.bucket_limit(bucket)) / 2
+
+
+_MIDDLES = [_middle(bucket) for bucket in range(layout.BUCKETS)]
+
+
+@dataclass(slots=True)
+class _Looked:
+    """What was seen of a worker until the last look.
+
+    ended: seconds that its answered requests spent in the app; spent: those in flight included.
+    """
+
+    at: float
+    counts: Counts = field(default_factory=Counts)
+    ended: float = 0.0
+    spent: float = 0.0
+
+
+class Measurer:
+    """Looks at all workers that serve.
+
+    Args:
+        shell: whose fleet, workers and scoreboard are looked at.
+        clock: CLOCK_MONOTONIC in seconds, as the workers' time stamps are.
+        free: says how many bytes of memory are left.
+    """
+
+    def __init__(
+        self,
+        shell: "Shell",
+        clock: Callable[[], float] = time.monotonic,
+        free: Callable[[], int | None] = memory_free,
+    ) -> None:
+        self._shell = shell
+        self._clock = clock
+        self._free = free
+        self._looked: dict[int, _Looked] = {}
+        self._memory = MemoryReader(clock)
+
+    def take(self) -> events.Measured:
+        """Measure; to be called about once a second."""
+        fleet, handles = self._shell.fleet, self._shell.workers
+        policy = fleet.policy or FleetPolicy()
+        autoscaled = policy.workers_most is not None
+        serving = {n: w for n, w in fleet.workers.items() if w.state in _MEASURED and n in handles}
+        self._looked = {n: self._looked.get(n) or _Looked(at=w.since) for n, w in serving.items()}
+        pids = {n: w.pid for n, w in serving.items() if w.pid is not None}
+        memory = self._memory.read(pids, policy.max_memory, autoscaled)
+        loads = {n: self._load(handles[n], memory.get(n)) for n in serving}
+        return events.Measured(loads, self._free() if autoscaled else None)
+
+    def _load(self, handle: "WorkerHandle", memory: int | None) -> Load:
+        scoreboard, looked = self._shell.scoreboard, self._looked[handle.launch]
+        # In this order a request that ends in between is counted twice, and the next time so much less.
+        in_flight, now = scoreboard.in_flight(handle.cell), self._clock()
+        counts, before = scoreboard.counts(handle.cell), looked.counts
+        answered = counts.requests - before.requests
+        if answered:
+            looked.ended = sum(map(mul, _MIDDLES, counts.histogram))
+        spent = looked.ended + sum(max(0.0, now - request.started) for request in in_flight)
+        seconds = max(now - looked.at, 1e-3)
+        busy = (spent - looked.spent) / (handle.threads * seconds)
+        looked.at, looked.counts, looked.spent = now, counts, spent
+        return Load(
+            requests=counts.requests,
+            errors=counts.errors,
+            in_flight=len(in_flight),
+            busy=min(max(busy, 0.0), 1.0),
+            memory=memory,
+            rate=answered / seconds,
+        )
+
+
+@dataclass(slots=True)
+class _Memory:
+    process: psutil.Process
+    uss: int | None = None
+    read_at: float = 0.0
+
+
+class MemoryReader:
+    """Reads own memory (USS), of few processes at a time: the ones first that were not looked at for longest.
+
+    Resident memory (RSS) costs next to nothing and is never less, so it says who can't be above a limit.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._known: dict[int, _Memory] = {}
+
+    def read(self, pids: Mapping[int, int], limit: int, wanted: bool) -> dict[int, int | None]:
+        """Own memory in bytes by launch; None where it is not known.
+
+        What is above the limit was read just now; what is not may be some seconds old.
+
+        Args:
+            pids: by launch.
+            limit: bytes, 0 for none.
+            wanted: also where no limit is in question.
+        """
+        if not limit and not wanted:
+            self._known.clear()
+            return {}
+        now, due = self._clock(), []
+        known, self._known = self._known, {}
+        for launch, pid in pids.items():
+            try:
+                memory = known.get(launch) or _Memory(psutil.Process(pid))
+                rss = memory.process.memory_info().rss
+            except psutil.Error:
+                continue  # its death is about to be reported
+            self._known[launch] = memory
+            if memory.uss is not None:
+                memory.uss = min(memory.uss, rss)
+            old = memory.uss is None or now - memory.read_at >= _MEMORY_SECONDS
+            if 0 < limit < rss or (wanted and old):
+                due.append((memory.read_at, launch))
+        self._read_some([launch for _, launch in sorted(due)], now)
+        return {launch: self._told(memory, limit, now) for launch, memory in self._known.items()}
+
+    def _read_some(self, launches: Iterable[int], now: float) -> None:
+        began = time.perf_counter()
+        for launch in launches:
+            memory = self._known[launch]
+            try:
+                # A process that is just ending has no memory any more.
+                memory.uss, memory.read_at = memory.process.memory_full_info().uss or None, now
+            except psutil.Error:
+                del self._known[launch]
+            if time.perf_counter() - began > _MEMORY_TIME:
+                return
+
+    def _told(self, memory: _Memory, limit: int, now: float) -> int | None:
+        stale = memory.read_at != now
+        return None if stale and memory.uss is not None and 0 < limit < memory.uss else memory.uss
