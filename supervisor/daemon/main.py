@@ -6,9 +6,11 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from pathlib import Path
 from typing import Any
 
+import psutil
 from setproctitle import setproctitle
 
 from supervisor import __version__
@@ -244,6 +246,7 @@ class Daemon:
 
     def _upgrade(self) -> None:
         here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+        self._log_file.flush()
         self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             upgrade.replace_program(self._carry(), self._order.folder, self._notifier.path)
@@ -330,8 +333,13 @@ class Daemon:
     async def _sample_forever(self) -> None:
         while True:
             await asyncio.sleep(1.0 - time.time() % 1.0)
-            self._observer.take_sample()
-            self._shell.submit(self._measurer.take())
+            self._log_file.flush()
+            try:
+                self._observer.take_sample()
+                self._shell.submit(self._measurer.take())
+            except (OSError, psutil.Error) as error:
+                # Out of descriptors, for instance: the next second may be better.
+                get_logger().debug("sample_missed", problem=str(error))
             await self._control.ensure()
 
     def _start_task(self, work: Any) -> None:
@@ -359,6 +367,10 @@ def _first_log(command_line: dict[str, Any]) -> LogFile:
 
 
 def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
+        get_logger().warning("control_unavailable", problem=f"can't accept connections: {error.strerror}")
+        return
     get_logger().error(
         "internal_error", problem=context.get("message"), exc_info=context.get("exception") or False
     )

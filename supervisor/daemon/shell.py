@@ -189,6 +189,15 @@ class Shell:
             self.journal.record(
                 "error", "internal_error", {"action": repr(action), "traceback": traceback.format_exc()}
             )
+            self._give_up(action)
+
+    def _give_up(self, action: actions.Action) -> None:
+        """The fleet must not wait for a process that there never was."""
+        if isinstance(action, actions.Spawn):
+            self.forget(action.launch)
+            self.submit(events.SpawnFailed(action.launch, "a defect of Ostler's, see the log"))
+        elif isinstance(action, actions.Quit | actions.Kill) and action.launch not in self.workers:
+            self.submit(events.WorkerExited(action.launch, ExitStatus(), outsider=True))
 
     def _set_timer(self) -> None:
         if self._timer is not None:
