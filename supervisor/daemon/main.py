@@ -33,7 +33,7 @@ from supervisor.fleet import actions, events, health
 from supervisor.fleet.model import ExitStatus
 from supervisor.ipc import messages
 from supervisor.logs.lean import LogFile
-from supervisor.logs.setup import get_logger, set_up
+from supervisor.logs.setup import get_logger, set_level, set_up
 from supervisor.osapi.process import become_subreaper, has_terminal, send_signal
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings.kinds import WORKERS
@@ -197,7 +197,9 @@ class Daemon:
 
     def _on_reload_ended(self, generation: int) -> None:
         self._observer.tell_reload_ended(generation)
-        self._sensor.start()  # the time-out may be another now
+        # Both may be others now.
+        set_level(self._shell.loaded[self._shell.fleet.current].settings.loglevel)
+        self._sensor.start()
 
     def _on_finish(self, finish: actions.Finish) -> None:
         if not self._finished.done():

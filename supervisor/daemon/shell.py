@@ -259,9 +259,7 @@ class Shell:
             self._callbacks.configured(loaded)
             for warning in message.warnings:
                 self.journal.record("warning", "configuration", {"problem": warning})
-            handle.listener_keys = self.listeners.bind(
-                settings.bind, settings.backlog, settings.socket_mode, settings.socket_owner
-            )
+            handle.listener_keys = self._bind(loaded)
         except SettingError as error:
             self.submit(events.GenerationFailed(generation, str(error)))
             return
@@ -273,6 +271,13 @@ class Shell:
         current = self.fork_servers.get(self.fleet.current)
         closes = current is not None and not set(current.listener_keys) <= set(handle.listener_keys)
         self.submit(events.ForkServerConfigured(generation, fleet_policy(loaded), closes))
+
+    def _bind(self, loaded: Loaded) -> list[str]:
+        """Raises SettingError."""
+        settings = loaded.settings
+        return self.listeners.bind(
+            settings.bind, settings.backlog, settings.socket_mode, settings.socket_owner
+        )
 
     def _load_app(self, action: actions.LoadApp) -> None:
         handle = self.fork_servers[action.generation]
@@ -443,7 +448,7 @@ class Shell:
         self._forget_unforked(handle.generation)
         self.submit(events.ForkServerExited(handle.generation, status))
         self._forget_generations()
-        self._close_unused_listeners()
+        self._settle_listeners()
 
     def _forget_unforked(self, generation: int) -> None:
         """What was asked of a fork server and never came will not come; the fleet gives it up by itself."""
@@ -463,7 +468,7 @@ class Shell:
         handle.close()
 
     def _reload_ended(self, action: actions.ReloadEnded) -> None:
-        self._close_unused_listeners()
+        self._settle_listeners()
         self._callbacks.reload_ended(action.generation)
         self._forget_generations()
 
@@ -473,9 +478,15 @@ class Shell:
         in_use = {handle.generation for handle in self.workers.values()} | self.fleet.generations.keys()
         self.loaded = {number: loaded for number, loaded in self.loaded.items() if number in in_use}
 
-    def _close_unused_listeners(self) -> None:
+    def _settle_listeners(self) -> None:
+        """Only the current generation's are open; mode, owner and backlog are as it says."""
         if self.fleet.reload and self.fleet.reload.running:
             return
+        if loaded := self.loaded.get(self.fleet.current):
+            try:
+                self._bind(loaded)
+            except SettingError as error:
+                self.journal.record("warning", "listener_not_restored", {"problem": str(error)})
         used = {key for handle in self.fork_servers.values() for key in handle.listener_keys}
         if used:
             for key in self.listeners.keep_only(used):
