@@ -604,7 +604,7 @@ def soak(
     account = chaos.account
     served = daemon.status().totals.requests - aside_before
     answered = sum(record.status > 0 for record in report.records) + account.answered_aside
-    # A process that ends may just have sent an answer that it had not counted yet; and of what was lost nobody
+    # A process that ends may have sent an answer that it had not counted yet; and of what was lost nobody
     # knows whether it was answered and the answer lost.
     least = answered - len(account.hurts)
     most = answered + sum(len(lost_ports(record)) for record in report.lost) + account.lost_aside
