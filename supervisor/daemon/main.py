@@ -1,6 +1,7 @@
 """The composition root: puts the daemon together and runs it."""
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from setproctitle import setproctitle
 
 from supervisor import __version__
@@ -39,6 +41,7 @@ from supervisor.settings.load import Loaded
 from supervisor.settings.table import Settings, rows
 
 _FOREVER = 3600.0
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 # What each signal wishes. The rest (CHLD, USR1, and WINCH from a terminal) is no wish to the fleet.
 SIGNAL_EVENTS: dict[signal.Signals, events.Event] = {
@@ -330,9 +333,14 @@ class Daemon:
     async def _sample_forever(self) -> None:
         while True:
             await asyncio.sleep(1.0 - time.time() % 1.0)
-            self._observer.take_sample()
-            self._shell.submit(self._measurer.take())
+            self._log_file.flush()
             await self._control.ensure()
+            try:
+                self._observer.take_sample()
+                self._shell.submit(self._measurer.take())
+            except (OSError, psutil.Error) as error:
+                # Out of descriptors, say; the next second may be better.
+                get_logger().debug("sample_missed", problem=str(error))
 
     def _start_task(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -359,6 +367,11 @@ def _first_log(command_line: dict[str, Any]) -> LogFile:
 
 
 def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        # From accept(2); asyncio tries again after a second.
+        get_logger().warning("control_unavailable", problem=f"can't accept connections: {error.strerror}")
+        return
     get_logger().error(
         "internal_error", problem=context.get("message"), exc_info=context.get("exception") or False
     )
