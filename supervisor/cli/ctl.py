@@ -20,20 +20,25 @@ from supervisor.cli.output import duration, print_json, print_line
 from supervisor.control.client import Client, Discovery, discover
 from supervisor.control.routes import (
     CONFIG,
+    EVENTS,
+    EXITS,
     LOGIN_LINK,
     RECYCLE,
+    REFORK,
     RELOAD,
     SCALE,
     STATUS,
     STOP,
+    UPGRADE,
     WORKERS,
 )
-from supervisor.control.views import Scale, Stop
+from supervisor.control.views import Refork, ReloadView, Scale, Stop
 from supervisor.errors import ExitCode, OstlerError
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+_ALL = 1000
 
 
 @dataclass(slots=True)
@@ -188,6 +193,33 @@ def config(aim: Aim) -> None:
         output.print_config(client.call(CONFIG))
 
 
+@cli.command()
+@click.argument("number", required=False, type=click.IntRange(min=1), metavar="[ID]")
+@click.option(
+    "-n", "count", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="How many."
+)
+@click.option("--last", is_flag=True, help="Show the newest one with all that is known of it.")
+@_aimed
+@click.make_pass_decorator(Aim, ensure=True)
+def exits(aim: Aim, number: int | None, count: int, last: bool) -> None:
+    """How processes ended, the newest first; with an ID or --last all of one, with its stack."""
+    if number is not None and last:
+        raise click.UsageError("give an ID or --last, not both")
+    client = aim.client()
+    if number is None and not last:
+        if aim.json:
+            print_json(client.raw(EXITS, limit=count))
+        else:
+            table = client.call(EXITS, limit=count)
+            output.print_exits(table)
+        return
+    found = client.call(EXITS, limit=1 if last else _ALL)
+    view = next((view for view in found if number in (None, view.id)), None)
+    if view is None:
+        raise OstlerError("no process has ended yet" if last else f"no exit has the id {number}")
+    (print_json if aim.json else output.print_exit)(view)
+
+
 # -1 is an amount here, not an option.
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.argument("amount", metavar="N|+N|-N")
@@ -222,27 +254,33 @@ def scale(aim: Aim, amount: str, timeout: float, no_wait: bool) -> None:
 def reload(aim: Aim, timeout: float, no_wait: bool) -> None:
     """Load configuration and app anew and replace all workers, without a pause."""
     client = aim.client()
+    before, roll = client.call(STATUS), waiting.Roll(client.call(WORKERS), wanted=not (aim.json or no_wait))
     view = client.call(RELOAD)
     generation = view.generation
     if not no_wait:
-        with waiting.Meter(f"generation {generation}", wanted=not aim.json) as meter:
-            view = waiting.reloaded(client, generation, meter, waiting.Patience(timeout))
+        with roll:
+            view = waiting.reloaded(client, generation, roll, waiting.Patience(timeout))
     if aim.json:
         print_json(view)
-    if view.generation != generation or view.phase == "superseded":
-        raise OstlerError(f"the reload to generation {generation} was superseded by another")
-    if view.phase == "failed":
-        if view.traceback:
-            sys.stderr.write(view.traceback.rstrip("\n") + "\n")
-        reason = " ".join((view.reason or "no reason given").split())
-        raise OstlerError(f"the reload failed, the old generation serves on: {reason}")
+    _check_reload(view, generation)
     if aim.json:
         return
     if no_wait:
         print_line(f"reload to generation {generation} asked")
     else:
-        count = f"{view.replaced} worker{'s' if view.replaced != 1 else ''}"
-        print_line(f"generation {generation}: {count} replaced ({duration(view.seconds)})")
+        output.print_reload(view, before, client.call(STATUS))
+
+
+def _check_reload(view: ReloadView, generation: int) -> None:
+    """Raises OstlerError, after its traceback is printed, for a reload that has not ended well."""
+    if view.generation != generation or view.phase == "superseded":
+        raise OstlerError(f"the reload to generation {generation} was superseded by another")
+    if view.phase in ("failed", "rolled back"):
+        if view.traceback:
+            sys.stderr.write(view.traceback.rstrip("\n") + "\n")
+        reason = " ".join((view.reason or "no reason given").split())
+        how = "the reload failed" if view.phase == "failed" else "the reload was rolled back"
+        raise OstlerError(f"{how}, the old generation serves on: {reason}")
 
 
 @cli.command()
@@ -265,6 +303,76 @@ def recycle(aim: Aim, slot: int, timeout: float, no_wait: bool) -> None:
         print_line(f"worker {slot}: recycling of pid {old.pid} asked")
     else:
         print_line(f"worker {slot}: pid {old.pid} -> {new.pid}, ready ({duration(time.monotonic() - began)})")
+
+
+@cli.command()
+@click.option(
+    "--slot", type=click.IntRange(min=1), metavar="N", help="This worker; else the one that served most."
+)
+@click.option("--force", is_flag=True, help="Also if the worker is found unsafe to fork from.")
+@_waits
+@_aimed
+@click.make_pass_decorator(Aim, ensure=True)
+def refork(aim: Aim, slot: int | None, force: bool, timeout: float, no_wait: bool) -> None:
+    """Make a warmed-up worker the one that new workers are forked from, and replace the others."""
+    client, patience = aim.client(), waiting.Patience(timeout)
+    old = {worker.pid for worker in client.call(WORKERS)}
+    began = time.monotonic()
+    asked = client.call(REFORK, Refork(slot, force))
+    if no_wait:
+        print_json(asked) if aim.json else print_line("refork asked")
+        return
+    with waiting.Meter("refork", wanted=not aim.json) as meter:
+        outcome = waiting.happened(client, asked.after, ("refork_done", "refork_refused"), patience)
+        if outcome.name == "refork_done":
+            waiting.replaced(client, old, meter, patience)
+    for event in client.call(EVENTS, after=asked.after):
+        if event.name == "refork_warning" and event.id < outcome.id:
+            sys.stderr.write(f"ctl: warning: {event.fields.get('problem')}\n")
+    if aim.json:
+        print_json(outcome)
+    if outcome.name == "refork_refused":
+        hint = "" if force else " (--force does it all the same)"
+        raise OstlerError(f"the refork was refused: {outcome.fields.get('problem', 'see the log')}{hint}")
+    if not aim.json:
+        fields, took = outcome.fields, duration(time.monotonic() - began)
+        print_line(
+            f"generation {fields.get('generation')}: forked from worker {fields.get('slot')}, "
+            f"pid {fields.get('pid')}, from now on; all others replaced ({took})"
+        )
+
+
+@cli.command()
+@_waits
+@_aimed
+@click.make_pass_decorator(Aim, ensure=True)
+def upgrade(aim: Aim, timeout: float, no_wait: bool) -> None:
+    """Replace the supervisor's own program, keeping pid, listeners and workers; then reload."""
+    client, patience = aim.client(), waiting.Patience(timeout)
+    before = client.call(STATUS)
+    roll = waiting.Roll(client.call(WORKERS), wanted=not aim.json)
+    process = waiting.open_process(client, before.pid)
+    asked = client.call(UPGRADE)
+    if no_wait:
+        print_json(asked) if aim.json else print_line(f"upgrade of pid {before.pid} asked")
+        return
+    with waiting.Meter("upgrade", wanted=not aim.json):
+        began = time.monotonic()
+        after = waiting.upgraded(client, before, asked.after, process, patience)
+        took = time.monotonic() - began
+    if not aim.json:
+        print_line(f"pid {before.pid}: Ostler {before.version} -> {after.version} ({duration(took)})")
+        sys.stdout.flush()
+    newest = before.reload.generation if before.reload else 0
+    generation = waiting.reload_after(client, max(newest, before.generation), patience).generation
+    with roll:
+        view = waiting.reloaded(client, generation, roll, patience)
+    after = client.call(STATUS)
+    if aim.json:
+        print_json(after)
+    _check_reload(view, generation)
+    if not aim.json:
+        output.print_reload(view, before, after)
 
 
 @cli.command()
@@ -319,9 +427,8 @@ def main(argv: list[str] | None = None, prog: str = "ctl") -> None:
         code = cli.main(argv, prog_name=prog, standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has seen enough (`ctl workers | head -1`). What is left in the buffer must go nowhere,
-        # or the interpreter complains about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has seen enough (`ctl workers | head -1`).
+        _drop_output()
         sys.exit(ExitCode.FAILED)  # as click and rich do where they notice it first
     except click.exceptions.NoArgsIsHelpError as error:
         sys.stderr.write(error.format_message() + "\n")
@@ -335,8 +442,17 @@ def main(argv: list[str] | None = None, prog: str = "ctl") -> None:
         _fail(prog, "interrupted; what was asked for goes on", INTERRUPTED)
     except OstlerError as error:
         _fail(prog, str(error), error.exit_code)
+    except OSError as error:
+        # Whatever can go wrong with the daemon is an OstlerError; what is left is our own output.
+        _drop_output()
+        _fail(prog, f"can't write the output: {error.strerror or error}", ExitCode.FAILED)
     # With standalone_mode off, click hands back the code of --help and --version and a command's own result.
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _drop_output() -> None:
+    """What is left in the buffer must go nowhere, or the interpreter complains about it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(prog: str, message: str, code: int) -> NoReturn:

@@ -10,6 +10,7 @@ import click
 
 from supervisor import __version__
 from supervisor.errors import ExitCode, OstlerError
+from supervisor.osapi.process import fill_standard_descriptors
 from supervisor.settings.kinds import Kind
 from supervisor.settings.table import Setting, rows
 
@@ -164,6 +165,7 @@ def fail(error: OstlerError, prog: str = "ostler") -> NoReturn:
 
 def main() -> None:
     """Entry point of `ostler`."""
+    fill_standard_descriptors()
     try:
         refuse_other_supervisor()
         if sys.argv[1:2] == ["ctl"]:

@@ -1,12 +1,21 @@
 """What `ctl` prints: tables for people (rich, loaded only for them), JSON for programs."""
 
 import sys
+import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from supervisor.control.views import ConfigView, RequestView, StatusView, WorkerView
+from supervisor.control.views import (
+    ChangeView,
+    ConfigView,
+    ExitView,
+    ReloadView,
+    RequestView,
+    StatusView,
+    WorkerView,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +34,19 @@ STATE_STYLES = {
     "paused": "yellow",
     "stopping": "yellow",
     "degraded": "red",
+}
+
+
+BAD_CAUSES = {
+    "deadline",
+    "stalled",
+    "boot failed",
+    "boot timeout",
+    "crashed",
+    "killed by the kernel for memory",
+    "killed by an outsider",
+    "exited",
+    "unknown",
 }
 
 
@@ -82,6 +104,10 @@ def print_status(status: StatusView) -> None:
     threads = f"{status.threads} thread{'s' if status.threads != 1 else ''} a worker"
     totals = status.totals
     counts = f"{status.booting} booting, {status.draining} draining"
+    if status.override is not None:
+        counts += "; the number was set by hand"
+    elif status.workers_range:
+        counts += f"; the load decides on {status.workers_range[0]} to {status.workers_range[1]}"
     rows = [
         ("app", f"{status.app} ({status.worker_class}, {threads})"),
         ("state", f"{status.state}: {status.health}"),
@@ -93,7 +119,7 @@ def print_status(status: StatusView) -> None:
         ("supervisor", f"pid {status.pid}, up {age(status.uptime)}, generation {status.generation}"),
         ("requests", f"{totals.requests} answered, {totals.errors} errors, {status.in_flight} in flight"),
         ("processes", f"{totals.spawned} started, {totals.deaths} died unasked"),
-        ("version", f"Ostler {status.version}, Python {status.python}"),
+        ("version", f"Ostler {status.version}, Python {status.python}{_upgraded(status)}"),
     ]
     if reload := status.reload:
         reason = f": {reload.reason}" if reload.reason else ""
@@ -169,13 +195,111 @@ def print_requests(requests: Sequence[RequestView]) -> None:
 def print_config(config: ConfigView) -> None:
     table = _table(("setting", "left"), ("value", "left"), ("origin", "left"), ("takes effect", "left"))
     for setting in config.settings:
-        value = (
-            setting.value if isinstance(setting.value, str) else msgspec.json.encode(setting.value).decode()
-        )
+        value = "-" if setting.value is None else _value(setting.value)
+        table.add_row(_cell(setting.name), _cell(value), _cell(setting.origin), setting.takes_effect)
+    _console().print(table)
+
+
+def print_exits(exits: Sequence[ExitView]) -> None:
+    if not exits:
+        print_line("no process has ended since the daemon's start")
+        return
+    table = _table(
+        ("id", "right"),
+        ("when", "left"),
+        ("process", "left"),
+        ("pid", "right"),
+        ("age", "right"),
+        ("cause", "left"),
+        ("status", "left"),
+        ("requests", "right"),
+        ("peak memory", "right"),
+        ("last request", "left"),
+    )
+    for view in exits:
         table.add_row(
-            _cell(setting.name), _cell(printable(value)), _cell(setting.origin), setting.takes_effect
+            str(view.id),
+            moment(view.at),
+            _process(view),
+            str(view.pid),
+            age(view.age),
+            _cell(view.cause, "red" if view.cause in BAD_CAUSES else ""),
+            view.status,
+            str(view.requests),
+            size(view.peak_memory),
+            _cell(printable(view.last_requests[0]) if view.last_requests else "-"),
         )
     _console().print(table)
+
+
+def print_exit(view: ExitView) -> None:
+    """One end, with all that is known."""
+    grid = _grid()
+    for label, text in (
+        ("exit", str(view.id)),
+        ("when", moment(view.at)),
+        ("process", f"{_process(view)}, pid {view.pid}, generation {view.generation}"),
+        ("cause", view.cause),
+        ("status", view.status),
+        ("age", age(view.age)),
+        ("requests", str(view.requests)),
+        ("peak memory", size(view.peak_memory)),
+        ("last requests", "\n".join(map(printable, view.last_requests)) or "-"),
+    ):
+        grid.add_row(label, _cell(text, "red" if label == "cause" and view.cause in BAD_CAUSES else ""))
+    _console().print(grid)
+    for line in (view.stack or "").splitlines():
+        print_line(line)
+
+
+def print_reload(reload: ReloadView, before: StatusView, after: StatusView) -> None:
+    """How a reload went well, and what it has changed."""
+    count = f"{reload.replaced} worker{'s' if reload.replaced != 1 else ''}"
+    print_line(f"generation {reload.generation}: {count} replaced ({duration(reload.seconds)})")
+    changes = "; ".join(map(change, reload.changes))
+    print_line(f"changed: {changes}" if changes else "no setting changed")
+    if after.override is not None:
+        print_line(f"the number of workers that was set by hand stays: {after.override}")
+    elif before.override is not None:
+        print_line(
+            f"the {before.override} workers set by hand gave way to the configuration's {after.wanted}"
+        )
+
+
+def change(view: ChangeView) -> str:
+    """`workers 4 -> 6`, `bind +127.0.0.1:8002`."""
+    before, after = view.before, view.after
+    if isinstance(before, list) and isinstance(after, list):
+        added = [f"+{_value(item)}" for item in after if item not in before]
+        gone = [f"-{_value(item)}" for item in before if item not in after]
+        what = " ".join([*added, *gone]) or "changed"
+    elif before == after:
+        what = "changed"  # a secret
+    else:
+        what = " -> ".join("not set" if value in (None, "") else _value(value) for value in (before, after))
+    late = ", which takes effect only after a restart" if view.takes_effect == "restart" else ""
+    return f"{view.name} {what}{late}"
+
+
+def moment(at: float) -> str:
+    """Local time of day, with the date unless it is today's."""
+    then = time.localtime(at)
+    today = time.localtime()[:3] == then[:3]
+    return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S", then)
+
+
+def _value(value: Any) -> str:
+    return printable(value if isinstance(value, str) else msgspec.json.encode(value).decode())
+
+
+def _process(view: ExitView) -> str:
+    return view.kind if view.slot is None else f"{view.kind} {view.slot}"
+
+
+def _upgraded(status: StatusView) -> str:
+    if status.program_since - status.started_at < 1.0:
+        return ""
+    return f", upgraded in place at {moment(status.program_since)}"
 
 
 def _console() -> "Console":
@@ -200,7 +324,7 @@ def _table(*columns: tuple[str, str]) -> "Table":
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name, justify in columns:
         # On a narrow terminal the free texts give way, the numbers never.
-        free = name in {"in flight", "path", "value", "origin"}
+        free = name in {"in flight", "path", "value", "origin", "cause", "last request"}
         table.add_column(
             name,
             justify="right" if justify == "right" else "left",

@@ -8,18 +8,19 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
-from supervisor.control.client import Client, UnreachableError
-from supervisor.control.routes import RELOAD_STATUS, STATUS, WORKERS
-from supervisor.control.views import ReloadView, StatusView, WorkerView
+from supervisor.cli.output import print_line
+from supervisor.control.client import Client, RefusedError, UnreachableError
+from supervisor.control.routes import EVENTS, RELOAD_STATUS, STATUS, WORKERS
+from supervisor.control.views import EventView, ReloadView, StatusView, WorkerView
 from supervisor.errors import OstlerError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
 POLL_SECONDS = 0.03
 FIRST_POLL_SECONDS = 0.004
@@ -65,6 +66,114 @@ class Meter:
         if self._progress is not None:
             title = f"{self._title} ({note})" if note else self._title
             self._progress.update(self._task, completed=max(0, min(done, of)), total=of, description=title)
+
+
+class Step(NamedTuple):
+    """How far the replacement of one worker is."""
+
+    old: int | None
+    new: int | None
+    word: str
+    done: int
+    """Of 3."""
+
+
+def step(workers: list[WorkerView], generation: int, old: int | None) -> Step:
+    """The step that a slot is at; `workers`: those in it now, `old`: who was in it before the reload."""
+    fresh = [worker for worker in workers if worker.generation >= generation]
+    ready = next((worker.pid for worker in fresh if worker.state == "ready"), None)
+    if ready is not None:
+        return (
+            Step(old, ready, "old one draining", 2)
+            if len(fresh) < len(workers)
+            else Step(old, ready, "replaced", 3)
+        )
+    if fresh:
+        return Step(old, fresh[0].pid, "booting", 1)
+    return Step(old, None, "waiting", 0)
+
+
+class Roll:
+    """A reload, worker by worker: a bar for each on stderr if that is a terminal, else a line at its end.
+
+    Args:
+        before: the workers that are to be replaced.
+    """
+
+    def __init__(self, before: list[WorkerView], *, wanted: bool = True) -> None:
+        self._old: dict[int, int | None] = {}
+        for worker in before:
+            self._old.setdefault(worker.slot, worker.pid)
+        self._plain = wanted and not sys.stderr.isatty()
+        self._bars = wanted and not self._plain
+        self._told: set[int] = set()
+        self._progress: Progress | None = None
+        self._tasks: dict[int, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        if self._bars:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.fields[word]}", markup=False),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._whole = self._progress.add_task("reload", total=None, word="")
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def show(self, reload: ReloadView, workers: list[WorkerView]) -> None:
+        slots: dict[int, list[WorkerView]] = {}
+        for worker in workers:
+            slots.setdefault(worker.slot, []).append(worker)
+        steps = {
+            slot: step(found, reload.generation, self._old.get(slot)) for slot, found in sorted(slots.items())
+        }
+        if self._plain:
+            self._tell(steps)
+        if self._progress is not None:
+            self._draw(self._progress, reload, steps)
+
+    def _tell(self, steps: dict[int, Step]) -> None:
+        for slot, at in steps.items():
+            if at.done == 3 and slot not in self._told:
+                self._told.add(slot)
+                print_line(f"worker {slot}: {_pids(at)}")
+                sys.stdout.flush()
+
+    def _draw(self, progress: "Progress", reload: ReloadView, steps: dict[int, Step]) -> None:
+        title = f"generation {reload.generation} ({reload.phase})"
+        replaced = f"{reload.replaced} of {reload.of}"
+        progress.update(
+            self._whole, description=title, completed=reload.replaced, total=reload.of or None, word=replaced
+        )
+        # Of a fleet that is larger than the terminal, those that something happens to right now.
+        roomy = len(steps) <= progress.console.height - 3
+        for slot, at in steps.items():
+            if slot not in self._tasks:
+                self._tasks[slot] = progress.add_task("", total=3, word="")
+            progress.update(
+                self._tasks[slot],
+                description=f"worker {slot}: {_pids(at)}",
+                completed=at.done,
+                word=at.word,
+                visible=roomy or at.done in (1, 2),
+            )
+
+
+def _pids(at: Step) -> str:
+    old, new = ("-" if pid is None else str(pid) for pid in (at.old, at.new))
+    return f"pid {old} -> {new}"
 
 
 class Patience:
@@ -133,15 +242,91 @@ def scaled(client: Client, wanted: int, meter: Meter, patience: Patience) -> Sta
     return patience.until(condition)
 
 
-def reloaded(client: Client, generation: int, meter: Meter, patience: Patience) -> ReloadView:
+def reloaded(client: Client, generation: int, roll: Roll, patience: Patience) -> ReloadView:
     """Wait until the reload to `generation` has ended, well or not."""
 
     def condition() -> ReloadView | None:
         newest = client.call(RELOAD_STATUS)
-        meter.show(newest.replaced, newest.of, newest.phase)
-        if newest.generation != generation or newest.phase in {"done", "failed", "superseded"}:
+        if newest.generation != generation:
             return newest
+        roll.show(newest, client.call(WORKERS))
+        return newest if newest.phase in {"done", "failed", "superseded", "rolled back"} else None
+
+    return patience.until(condition)
+
+
+def happened(client: Client, after: int, names: Collection[str], patience: Patience) -> EventView:
+    """Wait for the first event behind `after` that has one of the names."""
+
+    def condition() -> EventView | None:
+        nonlocal after
+        for event in client.call(EVENTS, after=after):
+            after = event.id
+            if event.name in names:
+                return event
+        status = client.call(STATUS)
+        _refuse_stopping(status)
+        patience.look(status)
         return None
+
+    return patience.until(condition)
+
+
+def replaced(client: Client, old: Collection[int | None], meter: Meter, patience: Patience) -> None:
+    """Wait until none of these processes is a worker any more and all wanted workers are ready."""
+
+    def condition() -> bool | None:
+        workers, status = client.call(WORKERS), client.call(STATUS)
+        _refuse_stopping(status)
+        left = sum(worker.pid in old for worker in workers)
+        meter.show(len(old) - left, len(old), "replacing")
+        if not left and status.ready == status.wanted:
+            return True
+        patience.look(status)
+        return None
+
+    patience.until(condition)
+
+
+def upgraded(
+    client: Client, before: StatusView, after: int, process: int | None, patience: Patience
+) -> StatusView:
+    """Wait until another program answers in the daemon's place.
+
+    Connections may break meanwhile, and nobody may answer for a while. Raises OstlerError if the upgrade has
+    failed or the process (a pidfd, or None) has ended.
+    """
+
+    def condition() -> StatusView | None:
+        nonlocal after
+        try:
+            for event in client.call(EVENTS, after=after):
+                after = event.id
+                if event.name == "upgrade_failed":
+                    problem = event.fields.get("problem", "see the daemon's log")
+                    raise OstlerError(f"the upgrade failed, everything goes on as before: {problem}")
+            status = client.call(STATUS)
+        except UnreachableError:
+            if process is not None and _ended(process, 0.0):
+                raise OstlerError("the daemon has ended; see its log") from None
+            return None
+        _refuse_stopping(status)
+        return status if status.program_since != before.program_since else None
+
+    return patience.until(condition)
+
+
+def reload_after(client: Client, generation: int, patience: Patience) -> ReloadView:
+    """Wait until a reload to a generation newer than this one has begun."""
+
+    def condition() -> ReloadView | None:
+        try:
+            newest = client.call(RELOAD_STATUS)
+        except RefusedError as error:
+            if error.status != 404:
+                raise
+            return None
+        return newest if newest.generation > generation else None
 
     return patience.until(condition)
 
@@ -177,12 +362,16 @@ def stopped(client: Client, process: int | None, meter: Meter, patience: Patienc
         return None
 
     patience.until(condition)
-    if process is not None:
-        # poll, not select: a pidfd becomes readable when the process ends (pidfd_open(2)).
-        poll = select.poll()
-        poll.register(process, select.POLLIN)
-        if not poll.poll(patience.left() * 1000):
-            raise OstlerError("the control socket is closed but the daemon still runs")
+    if process is not None and not _ended(process, patience.left()):
+        raise OstlerError("the control socket is closed but the daemon still runs")
+
+
+def _ended(process: int, seconds: float) -> bool:
+    """Whether a process (its pidfd) ends within so many seconds."""
+    # poll, not select: a pidfd becomes readable when the process ends (pidfd_open(2)).
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def open_process(client: Client, pid: int) -> int | None:

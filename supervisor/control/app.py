@@ -40,6 +40,8 @@ class _Visit:
 
     who: str
     what: str
+    told: bool = False
+    """The fleet has logged it."""
 
 
 _visit: ContextVar[_Visit] = ContextVar("visit")
@@ -88,7 +90,9 @@ def _entrance(guard: Guard, log: "FilteringBoundLogger") -> "Middleware":
                 )
         finally:
             if request.method not in SAFE_METHODS:
-                log.info("control_change", who=visit.who, what=visit.what, outcome=outcome)
+                # What the fleet was told, it has logged with who asked: twice would be noise.
+                tell = log.debug if visit.told else log.info
+                tell("control_change", who=visit.who, what=visit.what, outcome=outcome)
         if not response.prepared:
             for name, value in HEADERS.items():
                 response.headers.setdefault(name, value)
@@ -106,7 +110,8 @@ def _dispatch(route: Route[object, object], guard: Guard, handler: Handler) -> _
         if isinstance(ask, msgspec.Struct) and not route.open:  # a login's body is a secret
             given = ((name, getattr(ask, name)) for name in ask.__struct_fields__)
             visit.what += "".join(f" {name}={value}" for name, value in given if value is not None)
-        answer = await handler(Call(caller, ask, request.match_info))
+        answer = await handler(Call(caller, ask, request.match_info, _query(route, request)))
+        visit.told = route.told
         return _respond(route, answer)
 
     return dispatch
@@ -150,6 +155,19 @@ async def _decode(route: Route[object, object], request: web.Request) -> object:
         raise Invalid(f"the body does not fit: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refusal(f"the body is no JSON: {error}") from error
+
+
+def _query(route: Route[object, object], request: web.Request) -> dict[str, int]:
+    """The parameters that the route knows. Raises Invalid."""
+    found: dict[str, int] = {}
+    for name in route.query:
+        text = request.query.get(name)
+        if text is None:
+            continue
+        if not (text.isascii() and text.isdigit() and len(text) <= 18):
+            raise Invalid(f"{name} must be a whole number, not {text[:40]!r}")
+        found[name] = int(text)
+    return found
 
 
 def _respond(route: Route[object, object], answer: Answer) -> web.Response:

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from supervisor.control.metrics import Figures
 from supervisor.control.views import (
     ConfigView,
     EventView,
+    ExitView,
     ReloadView,
     SampleView,
     StatusView,
@@ -54,5 +56,13 @@ class Backend(Protocol):
     def subscribe(self) -> Subscription: ...
 
     def recent_events(self) -> Sequence[EventView]:
-        """The newest events (at most 200), oldest first."""
+        """The newest events (at most 1,000), oldest first."""
+        ...
+
+    def exits(self, limit: int) -> list[ExitView]:
+        """The newest ends of processes, newest first."""
+        ...
+
+    def figures(self) -> Figures:
+        """What `/metrics` tells."""
         ...

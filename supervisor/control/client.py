@@ -80,17 +80,17 @@ class Client:
         connection = http.client.HTTPConnection(parts.hostname, port, timeout=seconds)
         return cls(connection, url, token)
 
-    def call(self, route: Route[Ask, View], ask: Ask | None = None, **path: int) -> View:
+    def call(self, route: Route[Ask, View], ask: Ask | None = None, **numbers: int) -> View:
         """Ask one thing.
 
         Args:
             ask: the request's body; None: all defaults.
-            path: the integers of the path's `{parameters}`.
+            numbers: those of the path's `{parameters}` and of its query.
 
         Raises:
             RefusedError: an error answer. UnreachableError: no answer.
         """
-        body = self.raw(route, ask, **path)
+        body = self.raw(route, ask, **numbers)
         if route.view is None:
             return cast("View", None)
         try:
@@ -98,9 +98,11 @@ class Client:
         except msgspec.DecodeError as error:
             raise UnreachableError(f"{self.where} answers, but not as Ostler's API: {error}") from error
 
-    def raw(self, route: Route[Ask, View], ask: Ask | None = None, **path: int) -> bytes:
+    def raw(self, route: Route[Ask, View], ask: Ask | None = None, **numbers: int) -> bytes:
         """Like `call`; the body as it came, with what a newer daemon may have added."""
-        url = route.path.format(**path)
+        url = route.path.format(**numbers)
+        if query := {name: numbers[name] for name in route.query if name in numbers}:
+            url = f"{url}?{urllib.parse.urlencode(query)}"
         headers = {"Accept": route.media}
         body = None
         if ask is not None:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from supervisor.control.handlers import Answer, Call, Caller
+from supervisor.control.handover import TcpHandover, Words
 from supervisor.control.problems import Conflict, Forbidden, TooManyLogins, Unauthorized
 from supervisor.control.routes import STREAM
 from supervisor.control.views import Login, LoginLink
@@ -104,6 +105,12 @@ class Secrets:
         self._forget_expired()
         return self._expiry.pop(_digest(word), None) is not None
 
+    def hand_over(self) -> Words:
+        return list(self._expiry.items())
+
+    def take_over(self, words: Words) -> None:
+        self._expiry.update(words)
+
     def _forget_expired(self) -> None:
         now = self._clock()
         self._expiry = {digest: expiry for digest, expiry in self._expiry.items() if expiry > now}
@@ -124,6 +131,8 @@ class LoopbackGuard:
         self.base_url = f"http://{url_host(host)}:{port}"
         # Cookies know no ports: without it, two instances on one machine would log each other out.
         self.cookie = f"ostler-{port}"
+        self._host, self._port = host, port
+        self._word = token
         self._token = _digest(token)
         self._clock = clock
         self._codes = Secrets(MAX_CODES, CODE_SECONDS, clock)
@@ -172,6 +181,16 @@ class LoopbackGuard:
 
     def logout(self, session: str) -> None:
         self._sessions.revoke(session)
+
+    def hand_over(self, fd: int) -> TcpHandover:
+        """What the next program needs; `fd` is the listener's."""
+        codes, sessions = self._codes.hand_over(), self._sessions.hand_over()
+        return TcpHandover(self._host, self._port, fd, self._word, codes, sessions)
+
+    def take_over(self, before: TcpHandover) -> None:
+        """Let in whom the program before us had let in."""
+        self._codes.take_over(before.codes)
+        self._sessions.take_over(before.sessions)
 
 
 class LoginHandlers:

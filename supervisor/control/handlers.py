@@ -9,12 +9,24 @@ from dataclasses import dataclass, field
 from typing import Generic
 
 from supervisor.control.backend import Backend
+from supervisor.control.metrics import render
 from supervisor.control.openapi import document
 from supervisor.control.problems import Conflict, Invalid, NotFound
 from supervisor.control.routes import Ask, Scope
-from supervisor.control.views import Reload, Scale, Stop, WorkerView
-from supervisor.fleet.events import RecycleAsked, ReloadAsked, ResizeAsked, StopAsked
+from supervisor.control.views import Asked, Refork, Reload, Scale, Stop, WorkerView
+from supervisor.fleet.events import (
+    Event,
+    RecycleAsked,
+    ReforkAsked,
+    ReloadAsked,
+    ResizeAsked,
+    StopAsked,
+    UpgradeAsked,
+)
 from supervisor.fleet.policies import MAX_WORKERS
+
+EXITS_SHOWN = 100
+"""Unless a limit is asked for."""
 
 
 def _always() -> bool:
@@ -41,6 +53,7 @@ class Call(Generic[Ask]):
     caller: Caller
     ask: Ask
     path: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def by(self) -> str:
@@ -95,6 +108,16 @@ class FleetHandlers:
             raise NotFound("there was no reload since the daemon's start")
         return Answer(newest)
 
+    async def events(self, call: Call[None]) -> Answer:
+        after = call.query.get("after", 0)
+        return Answer([event for event in self._backend.recent_events() if event.id > after])
+
+    async def exits(self, call: Call[None]) -> Answer:
+        return Answer(self._backend.exits(call.query.get("limit", EXITS_SHOWN)))
+
+    async def metrics(self, _call: Call[None]) -> Answer:
+        return Answer(render(self._backend.figures()))
+
     async def scale(self, call: Call[Scale]) -> Answer:
         ask = call.ask
         if (ask.workers is None) == (ask.delta is None):
@@ -124,9 +147,32 @@ class FleetHandlers:
         self._backend.submit(RecycleAsked(by=call.by, slot=worker.slot))
         return Answer(next((now for now in self._backend.workers() if now.slot == worker.slot), worker))
 
+    async def refork(self, call: Call[Refork]) -> Answer:
+        slot = call.ask.slot
+        self._refuse_if_stopping()
+        self._refuse_if_reloading("nothing can be reforked")
+        ready = [worker.slot for worker in self._backend.workers() if worker.state == "ready"]
+        if slot is not None and slot not in ready:
+            raise Conflict(f"no worker is ready in slot {slot}")
+        if not ready:
+            raise Conflict("no worker is ready")
+        return self._ask(ReforkAsked(by=call.by, slot=slot, force=call.ask.force))
+
+    async def upgrade(self, call: Call[None]) -> Answer:
+        self._refuse_if_stopping()
+        self._refuse_if_reloading("the daemon can't be upgraded")
+        return self._ask(UpgradeAsked(by=call.by))
+
     async def stop(self, call: Call[Stop]) -> Answer:
         self._backend.submit(StopAsked(by=call.by, how="graceful" if call.ask.graceful else "quick"))
         return Answer(self._backend.status())
+
+    def _ask(self, wish: Event) -> Answer:
+        """Submit what events will tell the outcome of."""
+        events = self._backend.recent_events()
+        asked = Asked(events[-1].id if events else 0)
+        self._backend.submit(wish)
+        return Answer(asked)
 
     def _worker(self, slot: str) -> WorkerView:
         """The worker that serves in a slot, else the first that is there. Raises NotFound."""
@@ -139,3 +185,10 @@ class FleetHandlers:
     def _refuse_if_stopping(self) -> None:
         if self._backend.status().state == "stopping":
             raise Conflict("the daemon is stopping")
+
+    def _refuse_if_reloading(self, consequence: str) -> None:
+        newest = self._backend.reload()
+        if newest is not None and newest.phase in ("loading", "canary", "rolling"):
+            raise Conflict(
+                f"a reload to generation {newest.generation} is going on; {consequence} until its end"
+            )

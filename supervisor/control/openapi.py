@@ -8,7 +8,7 @@ import msgspec
 
 from supervisor import __version__
 from supervisor.control.routes import JSON, ROUTES, SSE, Route
-from supervisor.control.views import ErrorView, EventView, SampleView
+from supervisor.control.views import ErrorView, EventView, ExitView, SampleView
 
 _REFERENCE = "#/components/schemas/{name}"
 _MEANING = {
@@ -22,7 +22,7 @@ _MEANING = {
     409: "The state does not allow it, or it failed",
     413: "The body is too large",
     415: "The body is not declared as JSON",
-    422: "The body does not fit",
+    422: "The body or a parameter does not fit",
     429: "Too many failed logins",
     500: "A defect; see the daemon's log",
     503: "Not now",
@@ -33,7 +33,7 @@ _MEANING = {
 def document() -> dict[str, Any]:
     """The whole document as plain JSON types (https://spec.openapis.org/oas/v3.1.0)."""
     # The stream's payloads appear in no body, so they are named here.
-    types = [ErrorView, EventView, SampleView]
+    types = [ErrorView, EventView, ExitView, SampleView]
     types += [kind for route in ROUTES for kind in (route.ask, route.view) if kind]  # type: ignore[misc]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REFERENCE)
     schema_of = dict(zip(map(repr, types), schemas, strict=True))
@@ -65,11 +65,15 @@ def _operation(route: Route[object, object], schema_of: dict[str, Any]) -> dict[
         # An empty alternative would mean "optional"; an empty list means "none".
         "security": [] if route.open else [{"bearer": []}, {"session": []}],
     }
-    if names := re.findall(r"{(\w+)}", route.path):
-        number = {"type": "integer", "minimum": 1}
-        operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": number} for name in names
-        ]
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "integer", "minimum": 1}}
+        for name in re.findall(r"{(\w+)}", route.path)
+    ] + [
+        {"name": name, "in": "query", "required": False, "schema": {"type": "integer", "minimum": 0}}
+        for name in route.query
+    ]
+    if parameters:
+        operation["parameters"] = parameters
     if route.ask is not None:
         operation["requestBody"] = {"required": False, "content": body(route.ask, JSON)}
     answers: dict[str, Any] = {}
@@ -92,4 +96,6 @@ def error_statuses(route: Route[object, object]) -> list[int]:
         statuses.add(401)
     if route.ask is not None:
         statuses |= {400, 413, 415, 422}
+    if route.query:
+        statuses.add(422)
     return sorted(statuses)

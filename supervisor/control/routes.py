@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from supervisor.control.views import (
+    Asked,
     ConfigView,
+    EventView,
+    ExitView,
     Login,
     LoginLink,
+    Refork,
     Reload,
     ReloadView,
     Scale,
@@ -31,6 +35,8 @@ SCOPES: tuple[Scope, ...] = ("read", "operate", "admin")
 
 JSON = "application/json"
 TEXT = "text/plain"
+METRICS_TEXT = "text/plain; version=0.0.4"
+"""Prometheus's text exposition format."""
 SSE = "text/event-stream"
 
 
@@ -45,6 +51,8 @@ class Route(Generic[Ask, View]):
     """aiohttp's and OpenAPI's common spelling; a `{parameter}` is an integer."""
     summary: str
     scope: Scope = "read"
+    query: tuple[str, ...] = ()
+    """Names that may follow the path's `?`; their values are whole numbers."""
     ask: type[Ask] | None = None
     view: type[View] | None = None
     status: int = 200
@@ -55,6 +63,8 @@ class Route(Generic[Ask, View]):
     media: str = JSON
     open: bool = False
     """Needs no authentication (Host, Origin and peer credentials are checked all the same)."""
+    told: bool = False
+    """The fleet logs this change itself, with who asked for it."""
 
     @property
     def is_change(self) -> bool:
@@ -95,12 +105,31 @@ RELOAD_STATUS: Route[None, ReloadView] = Route(
     view=ReloadView,
     errors=(404,),
 )
+EVENTS: Route[None, list[EventView]] = Route(
+    "events",
+    "GET",
+    "/v1/events",
+    "What happened to the fleet, oldest first, the newest 1,000; `after`: only what is newer than this id",
+    query=("after",),
+    view=list[EventView],
+)
+EXITS: Route[None, list[ExitView]] = Route(
+    "exits",
+    "GET",
+    "/v1/exits",
+    "How processes ended, newest first (the last 1,000 are kept); `limit`: how many, 100 if not given",
+    query=("limit",),
+    view=list[ExitView],
+)
+METRICS: Route[None, str] = Route(
+    "metrics", "GET", "/metrics", "The fleet's figures for Prometheus", view=str, media=METRICS_TEXT
+)
 STREAM: Route[None, None] = Route(
     "stream",
     "GET",
     "/v1/stream",
-    "Server-sent events: history, events, status, workers, then status, workers, sample each second "
-    "and event as they happen",
+    "Server-sent events: history, events, exits, status, workers, then status, workers, sample each second, "
+    "and event and exit as they happen",
     media=SSE,
     errors=(503,),
 )
@@ -110,6 +139,7 @@ SCALE: Route[Scale, StatusView] = Route(
     "/v1/scale",
     "Set or change the wanted number of workers",
     scope="operate",
+    told=True,
     ask=Scale,
     view=StatusView,
     errors=(409, 422),
@@ -121,6 +151,7 @@ RELOAD: Route[Reload, ReloadView] = Route(
     "Load configuration and app anew and replace all workers: 202 asked; with `wait` 200 done, 409 failed "
     "or superseded",
     scope="operate",
+    told=True,
     ask=Reload,
     view=ReloadView,
     status=202,
@@ -132,12 +163,46 @@ RECYCLE: Route[None, WorkerView] = Route(
     "/v1/workers/{slot}/recycle",
     "Replace the worker in a slot, successor first",
     scope="operate",
+    told=True,
     view=WorkerView,
     status=202,
     errors=(404, 409),
 )
+REFORK: Route[Refork, Asked] = Route(
+    "refork",
+    "POST",
+    "/v1/refork",
+    "Make a warmed-up worker the one that the others are forked from; events `refork_done` and "
+    "`refork_refused` tell the outcome",
+    scope="operate",
+    told=True,
+    ask=Refork,
+    view=Asked,
+    status=202,
+    errors=(409,),
+)
+UPGRADE: Route[None, Asked] = Route(
+    "upgrade",
+    "POST",
+    "/v1/upgrade",
+    "Replace the supervisor's own program in place, then reload; events `upgraded` and `upgrade_failed` tell "
+    "the outcome",
+    scope="admin",
+    told=True,
+    view=Asked,
+    status=202,
+    errors=(409,),
+)
 STOP: Route[Stop, StatusView] = Route(
-    "stop", "POST", "/v1/stop", "End the daemon", scope="admin", ask=Stop, view=StatusView, status=202
+    "stop",
+    "POST",
+    "/v1/stop",
+    "End the daemon",
+    scope="admin",
+    told=True,
+    ask=Stop,
+    view=StatusView,
+    status=202,
 )
 LOGIN: Route[Login, None] = Route(
     "login",
@@ -169,10 +234,15 @@ ROUTES: tuple[Route[object, object], ...] = (  # type: ignore[assignment]  # row
     WORKER,
     CONFIG,
     RELOAD_STATUS,
+    EVENTS,
+    EXITS,
+    METRICS,
     STREAM,
     SCALE,
     RELOAD,
     RECYCLE,
+    REFORK,
+    UPGRADE,
     STOP,
     LOGIN,
     LOGOUT,

@@ -25,9 +25,10 @@ from supervisor.control.guard import (
     url_host,
 )
 from supervisor.control.handlers import FleetHandlers, Handler
+from supervisor.control.handover import Handover, TcpHandover, UnixHandover
 from supervisor.control.pages import STATIC, add_pages
 from supervisor.control.routes import ROUTES, STREAM
-from supervisor.control.sockets import OwnedSocket, candidate_dirs, default_socket_path
+from supervisor.control.sockets import OwnedSocket, TokenFile, candidate_dirs, default_socket_path
 from supervisor.control.stream import Streams
 from supervisor.errors import SettingError
 
@@ -67,25 +68,34 @@ class ControlServer:
         self._logins = LoginHandlers()
         self._handlers = bind_handlers(FleetHandlers(backend), self._logins)
         self._runners: list[web.AppRunner] = []
-        self._owned: list[OwnedSocket] = []
+        self._unix: _Unix | None = None
+        self._tcp: socket.socket | None = None
+        self._token_file: TokenFile | None = None
+        self._problem = ""
 
-    async def start_unix(self, path: Path) -> None:
+    async def start_unix(self, path: Path, inherited: UnixHandover | None = None) -> None:
         """Serve on the Unix socket `path`, mode 0600, to our own user and root.
+
+        `inherited`: what the program before us left of this path.
 
         Raises:
             SettingError: names `control_socket`; nothing is left behind.
         """
-        owned = OwnedSocket.claim(path)
-        self._owned.append(owned)
-        await self._serve(build_app(UnixGuard(), self._handlers, self._streams, self._log), owned.socket)
+        if inherited is None:
+            owned = OwnedSocket.claim(path)
+        else:
+            owned = OwnedSocket.adopt(Path(inherited.path), inherited.fd, inherited.lock_fd)
+        runner = await self._run(build_app(UnixGuard(), self._handlers, self._streams, self._log))
+        self._unix = _Unix(owned, runner, await _serve(runner, owned.socket))
 
-    async def start_tcp(self, host: str, port: int, token: str) -> str:
+    async def start_tcp(self, host: str, port: int, token: str, inherited: TcpHandover | None = None) -> str:
         """Serve the API and the dashboard on loopback; the base URL as bound, without a slash at its end.
 
         Args:
             host: 127.0.0.1, localhost or ::1.
             port: 0 for any free one.
             token: the bearer token; must not be empty.
+            inherited: what the program before us left of this address.
 
         Raises:
             SettingError: names `control_bind`.
@@ -93,31 +103,75 @@ class ControlServer:
         if not token:
             raise SettingError("control_bind", "the bearer token is empty")
         address = loopback_address(host)
-        sock = _bind_tcp(address, port)
+        sock = _bind_tcp(address, port) if inherited is None else socket.socket(fileno=inherited.fd)
         guard = LoopbackGuard(address, sock.getsockname()[1], token, self._clock)
+        if inherited is not None:
+            guard.take_over(inherited)
         app = build_app(guard, self._handlers, self._streams, self._log)
         add_pages(app, self._static)
-        await self._serve(app, sock)
+        await _serve(await self._run(app), sock)
+        self._tcp = sock
         self._logins.guard = guard
         return guard.base_url
+
+    def write_token(self, path: Path, token: str) -> None:
+        """Keep the bearer token in a file with mode 0600 until `close`.
+
+        Raises:
+            SettingError: names `control_token_file`.
+        """
+        file = TokenFile(path, token)
+        file.write()
+        self._token_file = file
 
     def login_link(self) -> str | None:
         """A dashboard address that logs in once, within ten minutes; None without a TCP listener."""
         return self._logins.guard.login_link() if self._logins.guard else None
 
+    async def ensure(self) -> None:
+        """Make the socket and the token file anew if somebody deleted them, or their folder; call it often.
+
+        What others have put in their place is left alone. Open connections stay.
+        """
+        try:
+            if self._unix is not None and not self._unix.owned.is_there:
+                await self._unix.bind_again()
+                self._log.warning("control_socket_restored", path=str(self._unix.owned.path))
+            # Not before the socket: whoever has that now may have put a token there.
+            if self._token_file is not None and not self._token_file.is_there:
+                self._token_file.write()
+                self._log.warning("control_token_restored", path=str(self._token_file.path))
+        except SettingError as error:
+            if str(error) != self._problem:
+                self._problem = str(error)
+                self._log.warning("control_socket_lost", problem=self._problem)
+        else:
+            self._problem = ""
+
+    def hand_over(self) -> Handover:
+        """What the next program in this process goes on with; changes nothing here."""
+        guard, owned = self._logins.guard, self._unix and self._unix.owned
+        return Handover(
+            UnixHandover(str(owned.path), owned.socket.fileno(), owned.lock) if owned else None,
+            guard.hand_over(self._tcp.fileno()) if guard and self._tcp else None,
+            str(self._token_file.path) if self._token_file else None,
+        )
+
     async def close(self) -> None:
         """End streams, finish answers in the making, remove the socket. May be called twice."""
         self._streams.close()
-        for owned in self._owned:
+        if self._unix is not None:
             # First, so that whoever finds nobody there any more can start the next instance at once.
-            owned.remove()
+            self._unix.owned.remove()
+        if self._token_file is not None:
+            self._token_file.remove()
         while self._runners:
             await self._runners.pop().cleanup()
-        while self._owned:
-            self._owned.pop().release()
-        self._logins.guard = None
+        if self._unix is not None:
+            self._unix.owned.release()
+        self._unix = self._tcp = self._token_file = self._logins.guard = None
 
-    async def _serve(self, app: web.Application, sock: socket.socket) -> None:
+    async def _run(self, app: web.Application) -> web.AppRunner:
         runner = web.AppRunner(
             app,
             handle_signals=False,
@@ -127,7 +181,30 @@ class ControlServer:
         )
         self._runners.append(runner)
         await runner.setup()
-        await web.SockSite(runner, sock).start()
+        return runner
+
+
+class _Unix:
+    """The Unix socket and what serves on it."""
+
+    def __init__(self, owned: OwnedSocket, runner: web.AppRunner, site: web.SockSite) -> None:
+        self.owned = owned
+        self._runner = runner
+        self._site = site
+
+    async def bind_again(self) -> None:
+        """Raises SettingError."""
+        before = self._site
+        self.owned = self.owned.claim_again()
+        self._site = await _serve(self._runner, self.owned.socket)
+        # It can't be reached any more; its connections are the runner's and go on.
+        await before.stop()
+
+
+async def _serve(runner: web.AppRunner, sock: socket.socket) -> web.SockSite:
+    site = web.SockSite(runner, sock)
+    await site.start()
+    return site
 
 
 class _ToStructlog(logging.Handler):

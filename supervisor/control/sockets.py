@@ -94,13 +94,15 @@ def _own_dir(folder: Path) -> Path:
 
 
 class OwnedSocket:
-    """A bound Unix socket that is ours until `release`. Made by `claim`."""
+    """A bound Unix socket that is ours until `release`. Made by `claim`, or `adopt`."""
 
     def __init__(self, path: Path, sock: socket.socket, lock: int) -> None:
         self.path = path
         self.socket = sock
         self._lock = lock
+        # Its number is no other file's as long as the socket is open, deleted or not.
         self._identity = _identity(path)
+        self._folder_mode = _mode(path.parent)
 
     @classmethod
     def claim(cls, path: Path) -> "OwnedSocket":
@@ -114,25 +116,54 @@ class OwnedSocket:
             raise SettingError(
                 SETTING, f"{path} is longer than the {SUN_PATH_MAX} bytes a socket's path may have"
             )
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         lock = -1
         try:
             lock = _take_lock(path)
-            _clear(path)
-            # umask, not chmod after bind: there is no moment in which others could connect.
-            before = os.umask(0o177)
-            try:
-                sock.bind(os.fspath(path))
-            finally:
-                os.umask(before)
-            return cls(path, sock, lock)
+            return cls(path, _bind(path), lock)
         except BaseException as error:
-            sock.close()
             if lock >= 0:
                 _drop_lock(path, lock)
             if isinstance(error, OSError):
                 raise _explain(error, path) from error
             raise
+
+    @classmethod
+    def adopt(cls, path: Path, fd: int, lock: int) -> "OwnedSocket":
+        """Go on with the descriptors that an `OwnedSocket` of the program before us had."""
+        return cls(path, socket.socket(fileno=fd), lock)
+
+    @property
+    def lock(self) -> int:
+        """The descriptor that holds the lock."""
+        return self._lock
+
+    @property
+    def is_there(self) -> bool:
+        """Whether whoever looks for the path finds this socket."""
+        return self._identity is not None and _identity(self.path) == self._identity
+
+    def claim_again(self) -> "OwnedSocket":
+        """After somebody deleted the socket, its lock or its folder: the path's next socket, which owns it.
+
+        This one's connections stay, and the socket has to be closed. What others have put in its place stays
+        too, and then we stay what we are.
+
+        Raises:
+            SettingError: as `claim`.
+        """
+        try:
+            if self._folder_mode is not None and not self.path.parent.exists():
+                self.path.parent.mkdir(mode=0o700)
+                self.path.parent.chmod(self._folder_mode)
+            if not _names(_lock_path(self.path), self._lock):
+                new = _take_lock(self.path)
+                os.close(self._lock)
+                self._lock = new
+            again = OwnedSocket(self.path, _bind(self.path), self._lock)
+        except OSError as error:
+            raise _explain(error, self.path) from error
+        self._lock = -1
+        return again
 
     def release(self) -> None:
         """Remove the socket's file and its lock, then close it. May be called twice."""
@@ -146,10 +177,70 @@ class OwnedSocket:
         """
         if self._lock < 0:
             return
-        if self._identity is not None and _identity(self.path) == self._identity:
-            self.path.unlink(missing_ok=True)
+        if self.is_there:
+            try:
+                self.path.unlink(missing_ok=True)
+            except OSError:
+                pass  # the folder became read-only: a socket that nobody answers harms nobody
         _drop_lock(self.path, self._lock)
         self._lock = -1
+
+
+class TokenFile:
+    """A file with mode 0600 that holds the bearer token, ours until `remove`."""
+
+    def __init__(self, path: Path, token: str) -> None:
+        self.path = path
+        self._text = f"{token}\n"
+
+    def write(self) -> None:
+        """Put it in place of whatever is there.
+
+        Raises:
+            SettingError: names `control_token_file`.
+        """
+        # A new file renamed into place: a reader finds all of it, and a link that lies there is not followed.
+        draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            draft.unlink(missing_ok=True)
+            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "w") as file:
+                file.write(self._text)
+            draft.replace(self.path)
+        except OSError as error:
+            try:
+                draft.unlink(missing_ok=True)
+            except OSError:
+                pass  # the folder is read-only: nothing was written
+            raise SettingError("control_token_file", f"can't write {self.path}: {error.strerror}") from None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a file, ours or not."""
+        return _identity(self.path) is not None
+
+    def remove(self) -> None:
+        try:
+            if self.path.read_text() == self._text:
+                self.path.unlink()
+        except (OSError, ValueError):
+            pass  # gone, or somebody else's by now
+
+
+def _bind(path: Path) -> socket.socket:
+    """A new socket at `path`, mode 0600; called with the lock held."""
+    _clear(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    # umask, not chmod after bind: there is no moment in which others could connect.
+    before = os.umask(0o177)
+    try:
+        sock.bind(os.fspath(path))
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.umask(before)
+    return sock
 
 
 def _lock_path(path: Path) -> Path:
@@ -163,9 +254,7 @@ def _take_lock(path: Path) -> int:
         lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            named = _identity(name)
-            opened = os.fstat(lock)
-            if named == (opened.st_dev, opened.st_ino):
+            if _names(name, lock):
                 os.ftruncate(lock, 0)
                 os.pwrite(lock, b"%d\n" % os.getpid(), 0)
                 return lock
@@ -181,7 +270,8 @@ def _take_lock(path: Path) -> int:
 
 def _drop_lock(path: Path, lock: int) -> None:
     try:
-        _lock_path(path).unlink(missing_ok=True)
+        if _names(_lock_path(path), lock):
+            _lock_path(path).unlink(missing_ok=True)
     except OSError:
         pass  # the folder became read-only: an unlocked lock file that stays harms nobody
     os.close(lock)
@@ -218,6 +308,19 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return info.st_dev, info.st_ino
+
+
+def _names(path: Path, fd: int) -> bool:
+    """Whether `path` is the file that is open as `fd`."""
+    opened = os.fstat(fd)
+    return _identity(path) == (opened.st_dev, opened.st_ino)
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return None
 
 
 def _in_use(path: Path, owner: str) -> SocketInUse:

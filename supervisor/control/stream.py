@@ -16,7 +16,7 @@ from supervisor.control.backend import Backend, Subscription
 from supervisor.control.handlers import Caller
 from supervisor.control.problems import TooManyStreams
 from supervisor.control.routes import SSE
-from supervisor.control.views import EventView
+from supervisor.control.views import EventView, ExitView
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -27,6 +27,8 @@ EVENT_DELAY = 0.1
 KEEP_ALIVE_TICKS = 15
 WRITE_SECONDS = 5.0
 MAX_STREAMS = 32
+EVENTS_AT_START = 200
+EXITS_AT_START = 50
 
 
 def frame(name: str, data: object, number: int | None = None) -> bytes:
@@ -110,6 +112,7 @@ class _Stream:
         self._tick = tick
         self._write_seconds = write_seconds
         self._last_event = 0
+        self._last_exit = 0
         self._last_sample = 0.0
 
     async def run(self, closing: asyncio.Event) -> None:
@@ -151,13 +154,23 @@ class _Stream:
 
     def _snapshot(self) -> Iterable[bytes]:
         samples = list(self._backend.samples())
-        events = list(self._backend.recent_events())
+        events = list(self._backend.recent_events())[-EVENTS_AT_START:]
         self._last_sample = samples[-1].at if samples else 0.0
         self._last_event = events[-1].id if events else 0
-        return [b"retry: 1000\n", frame("history", samples), frame("events", events), *self._numbers()]
+        first = [frame("history", samples), frame("events", events), frame("exits", self._new_exits())]
+        return [b"retry: 1000\n", *first, *self._status()]
 
     def _numbers(self) -> Iterable[bytes]:
+        return [*(frame("exit", view) for view in reversed(self._new_exits())), *self._status()]
+
+    def _status(self) -> Iterable[bytes]:
         return [frame("status", self._backend.status()), frame("workers", self._backend.workers())]
+
+    def _new_exits(self) -> list[ExitView]:
+        """Those that were not told yet, newest first."""
+        fresh = [view for view in self._backend.exits(EXITS_AT_START) if view.id > self._last_exit]
+        self._last_exit = fresh[0].id if fresh else self._last_exit
+        return fresh
 
     def _new_samples(self) -> Iterable[bytes]:
         samples = self._backend.samples()

@@ -10,6 +10,31 @@ import msgspec
 WorkerState = Literal["booting", "ready", "draining", "stopping"]
 FleetState = Literal["starting", "ready", "degraded", "reloading", "paused", "stopping"]
 ReloadPhase = Literal["loading", "canary", "rolling", "done", "failed", "superseded", "rolled back"]
+TakesEffect = Literal["live", "generation", "restart"]
+ExitKind = Literal["worker", "fork server"]
+ExitCause = Literal[
+    # It was told to leave, and why:
+    "recycled",
+    "aged",
+    "memory",
+    "asked",
+    "scaled down",
+    "rolled",
+    "rolled back",
+    "reforked",
+    "deadline",
+    "stalled",
+    "boot failed",
+    "boot timeout",
+    "paused",
+    "stopped",
+    # Nobody here wanted it:
+    "crashed",
+    "killed by the kernel for memory",
+    "killed by an outsider",
+    "exited",
+    "unknown",
+]
 
 
 class RequestView(msgspec.Struct, frozen=True):
@@ -60,6 +85,16 @@ class Totals(msgspec.Struct, frozen=True):
     """Workers that ended without being asked to."""
 
 
+class ChangeView(msgspec.Struct, frozen=True):
+    """A setting that a reload found changed."""
+
+    name: str
+    before: Any
+    after: Any
+    takes_effect: TakesEffect
+    """`restart`: the daemon goes on with the value that it was started with."""
+
+
 class ReloadView(msgspec.Struct, frozen=True):
     """The newest reload."""
 
@@ -73,6 +108,8 @@ class ReloadView(msgspec.Struct, frozen=True):
     reason: str | None
     """Why it failed: one line."""
     traceback: str | None
+    changes: list[ChangeView] = []
+    """Settings that differ from those of the generation before."""
 
 
 class StatusView(msgspec.Struct, frozen=True):
@@ -99,6 +136,13 @@ class StatusView(msgspec.Struct, frozen=True):
     in_flight: int
     totals: Totals
     reload: ReloadView | None
+    # With defaults, because `ctl` may be newer than the daemon that it upgrades.
+    override: int | None = None
+    """The number of workers that was set by hand and stays until the configuration's own changes."""
+    workers_range: tuple[int, int] | None = None
+    """Between these the load decides on the number of workers; None if the number is fixed."""
+    program_since: float = 0.0
+    """When this version of the supervisor took over: `started_at`, unless it was upgraded in place."""
 
 
 class SampleView(msgspec.Struct, frozen=True):
@@ -125,12 +169,37 @@ class EventView(msgspec.Struct, frozen=True):
     fields: dict[str, Any]
 
 
+class ExitView(msgspec.Struct, frozen=True):
+    """The end of a process."""
+
+    id: int
+    at: float
+    kind: ExitKind
+    slot: int | None
+    """None for a fork server."""
+    pid: int
+    generation: int
+    cause: ExitCause
+    status: str
+    """`exit code 0`, `signal 9 (KILL)`, or `unknown`."""
+    code: int | None
+    signal: int | None
+    age: float
+    requests: int
+    last_requests: list[str]
+    """The last request of each of its threads, as `GET /path`; those it was at when it ended come first."""
+    peak_memory: int | None
+    """The most that was ever resident."""
+    stack: str | None
+    """Its last stack dump or traceback. Only the newest ends keep theirs."""
+
+
 class SettingView(msgspec.Struct, frozen=True):
     name: str
     value: Any
     origin: str
     """`default`, `environment WEB_CONCURRENCY`, `command line`, `gunicorn.conf.py`, ..."""
-    takes_effect: Literal["live", "generation", "restart"]
+    takes_effect: TakesEffect
 
 
 class ConfigView(msgspec.Struct, frozen=True):
@@ -157,6 +226,20 @@ class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Reload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait: bool = False
     """Answer only when the reload has ended."""
+
+
+class Refork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    slot: int | None = None
+    """Whose worker becomes the template; None: the one that has served most."""
+    force: bool = False
+    """Also if the audit before it finds problems."""
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What was asked goes on; its outcome is told by events."""
+
+    after: int
+    """The newest event's id when it was asked: `/v1/events?after=` this has all that comes of it."""
 
 
 class Stop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

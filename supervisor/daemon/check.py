@@ -5,6 +5,7 @@ import socket
 import sys
 from typing import Any
 
+from supervisor.daemon import upgrade
 from supervisor.daemon.children import ForkServerHandle
 from supervisor.errors import BootError, ExitCode, OstlerError
 from supervisor.ipc import messages
@@ -22,6 +23,7 @@ def check(
         OstlerError: something can't be used.
     """
     set_up("-", "auto", "info")
+    upgrade.check_readable()
     server = ForkServerHandle.start(0)
     server.channel.set_blocking(True)
     try:

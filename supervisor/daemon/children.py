@@ -2,12 +2,16 @@
 
 import os
 import sys
+import time
 from pathlib import Path
+
+import msgspec
 
 import supervisor
 from supervisor.ipc import channel, messages
 from supervisor.ipc.channel import Channel
 from supervisor.osapi.priority import step_back, step_forward
+from supervisor.osapi.process import send_signal
 
 # Stack dumps of a worker that are kept until they are logged.
 _DUMP_LIMIT = 64 * 1024
@@ -25,16 +29,93 @@ main(fd, lowered)
 """
 
 
-class ForkServerHandle:
-    """A running fork server."""
+class CarriedForkServer(msgspec.Struct, frozen=True):
+    """What a handle is made from again after an upgrade in place. channel: its descriptor."""
 
-    def __init__(self, generation: int, pid: int, chan: Channel[messages.FromForkServer]) -> None:
+    generation: int
+    pid: int
+    spawned_at: float
+    listener_keys: list[str]
+    warmed: bool
+    sent: set[int]
+    channel: int
+
+
+class CarriedWorker(msgspec.Struct, frozen=True):
+    """The same for a worker. channel, stacks: descriptors."""
+
+    launch: int
+    slot: int
+    generation: int
+    cell: int
+    threads: int
+    pid: int | None
+    spawned_at: float
+    sent: set[int]
+    channel: int
+    stacks: int
+
+
+class ForkServerHandle:
+    """A running fork server.
+
+    Attributes:
+        spawned_at: CLOCK_MONOTONIC, seconds.
+        sent: the signals that it was sent.
+    """
+
+    def __init__(
+        self, generation: int, pid: int, chan: Channel[messages.FromForkServer], spawned_at: float
+    ) -> None:
         self.generation = generation
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self.channel = chan
+        self.spawned_at = spawned_at
         self.listener_keys: list[str] = []
         self.warmed = False
+        self.sent: set[int] = set()
+
+    def send_signal(self, signum: int) -> None:
+        self.sent.add(signum)
+        send_signal(self.pidfd, signum)
+
+    def carried(self) -> CarriedForkServer:
+        return CarriedForkServer(
+            self.generation,
+            self.pid,
+            self.spawned_at,
+            self.listener_keys,
+            self.warmed,
+            self.sent,
+            self.channel.fileno(),
+        )
+
+    @classmethod
+    def taken_over(cls, carried: CarriedForkServer) -> "ForkServerHandle":
+        chan = Channel[messages.FromForkServer].carried(carried.channel, messages.FromForkServer)
+        handle = cls(carried.generation, carried.pid, chan, carried.spawned_at)
+        handle.listener_keys = carried.listener_keys
+        handle.warmed = carried.warmed
+        handle.sent = carried.sent
+        return handle
+
+    @classmethod
+    def of_template(cls, worker: "WorkerHandle") -> "ForkServerHandle":
+        """What was a worker and is a fork server now; the worker's handle is not to be used any more."""
+        assert worker.pid is not None
+        handle = cls(
+            worker.generation,
+            worker.pid,
+            Channel.from_fd(worker.channel.detach(), messages.FromForkServer),
+            worker.spawned_at,
+        )
+        # It has all that the app's workers import.
+        handle.warmed = True
+        os.close(worker.stacks_fd)
+        if worker.pidfd >= 0:
+            os.close(worker.pidfd)
+        return handle
 
     @classmethod
     def start(cls, generation: int) -> "ForkServerHandle":
@@ -58,7 +139,7 @@ class ForkServerHandle:
             finally:
                 step_forward(lowered)
         ours.setblocking(False)
-        return cls(generation, pid, Channel(ours, messages.FromForkServer))
+        return cls(generation, pid, Channel(ours, messages.FromForkServer), time.monotonic())
 
     def close(self) -> None:
         self.channel.close()
@@ -72,33 +153,85 @@ class WorkerHandle:
 
     Attributes:
         pid, pidfd: None and -1 until the fork server has told.
-        dumps: what faulthandler wrote and nobody has logged yet.
+        spawned_at: CLOCK_MONOTONIC, seconds.
+        sent: the signals that it was sent.
+        dumps: what faulthandler wrote and nobody has logged yet; last_dump: what was taken last.
     """
 
-    def __init__(self, launch: int, slot: int, generation: int, cell: int, threads: int) -> None:
+    def __init__(
+        self,
+        launch: int,
+        slot: int,
+        generation: int,
+        cell: int,
+        threads: int,
+        chan: Channel[messages.FromWorker],
+        stacks_fd: int,
+    ) -> None:
         self.launch = launch
         self.slot = slot
         self.generation = generation
         self.cell = cell
         self.threads = threads
+        self.channel = chan
+        self.stacks_fd = stacks_fd
         self.pid: int | None = None
         self.pidfd = -1
+        self.spawned_at = time.monotonic()
+        self.sent: set[int] = set()
         self.dumps = bytearray()
-        ours, self._their_end = channel.pair()
+        self.last_dump = ""
+        self._child_ends: list[int] = []
+
+    @classmethod
+    def new(cls, launch: int, slot: int, generation: int, cell: int, threads: int) -> "WorkerHandle":
+        """For a worker that is to be spawned.
+
+        Raises:
+            OSError: no descriptors are left.
+        """
+        ours, theirs = channel.pair()
         ours.setblocking(False)
-        self.channel: Channel[messages.FromWorker] = Channel(ours, messages.FromWorker)
-        self.stacks_fd, self._their_stacks_fd = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self.stacks_fd, False)
+        with ours, theirs:
+            stacks_fd, their_stacks_fd = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(stacks_fd, False)
+            chan = Channel[messages.FromWorker].from_fd(ours.detach(), messages.FromWorker)
+            handle = cls(launch, slot, generation, cell, threads, chan, stacks_fd)
+            handle._child_ends = [theirs.detach(), their_stacks_fd]
+        return handle
 
     def descriptors_for_child(self) -> list[int]:
-        return [self._their_end.fileno(), self._their_stacks_fd]
+        return self._child_ends
 
     def close_child_ends(self) -> None:
         """After they were sent: end of file must come when the worker ends, not when we do."""
-        self._their_end.close()
-        if self._their_stacks_fd >= 0:
-            os.close(self._their_stacks_fd)
-            self._their_stacks_fd = -1
+        while self._child_ends:
+            os.close(self._child_ends.pop())
+
+    def carried(self) -> CarriedWorker:
+        return CarriedWorker(
+            self.launch,
+            self.slot,
+            self.generation,
+            self.cell,
+            self.threads,
+            self.pid,
+            self.spawned_at,
+            self.sent,
+            self.channel.fileno(),
+            self.stacks_fd,
+        )
+
+    @classmethod
+    def taken_over(cls, carried: CarriedWorker) -> "WorkerHandle":
+        chan = Channel[messages.FromWorker].carried(carried.channel, messages.FromWorker)
+        place = carried.launch, carried.slot, carried.generation, carried.cell, carried.threads
+        handle = cls(*place, chan, carried.stacks)
+        handle.spawned_at = carried.spawned_at
+        handle.sent = carried.sent
+        if carried.pid is not None:
+            handle.forked(carried.pid)
+        return handle
 
     def forked(self, pid: int) -> bool:
         """Take note of the process; False if it is gone already."""
@@ -110,6 +243,14 @@ class WorkerHandle:
         except OSError:
             return True  # out of descriptors: its pid has to do
         return True
+
+    def send_signal(self, signum: int) -> None:
+        """Signal the process, if there is one."""
+        self.sent.add(signum)
+        if self.pidfd >= 0:
+            send_signal(self.pidfd, signum)
+        elif self.pid is not None:
+            os.kill(self.pid, signum)  # its number is not free before we have reaped it
 
     def read_dumps(self) -> None:
         while True:
@@ -126,6 +267,7 @@ class WorkerHandle:
         self.read_dumps()
         text = self.dumps.decode("utf-8", "replace")
         self.dumps.clear()
+        self.last_dump = text or self.last_dump
         return text
 
     def close(self) -> None:

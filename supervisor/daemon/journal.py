@@ -5,11 +5,23 @@ import time
 from collections import deque
 from typing import Any
 
+import msgspec
+
 from supervisor.control.views import EventView
 from supervisor.logs.setup import Logger
 
-_KEPT = 200
+_KEPT = 1000
 _SUBSCRIBER_LIMIT = 256
+# Stacks and tracebacks: a storm of them must not fill the supervisor's memory.
+_LONGEST = 8 * 1024
+
+
+def shortened(text: str) -> str:
+    """A text that is kept in memory: of a very long one both ends, which say most."""
+    if len(text) <= _LONGEST:
+        return text
+    half = _LONGEST // 2
+    return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
 
 
 class JournalSubscription:
@@ -34,6 +46,13 @@ class JournalSubscription:
         self._journal.subscribers.discard(self)
 
 
+class JournalState(msgspec.Struct, frozen=True):
+    """What a re-exec'ed supervisor goes on with."""
+
+    newest: int
+    recent: list[EventView]
+
+
 class Journal:
     """Records events."""
 
@@ -48,7 +67,11 @@ class Journal:
         if level == "debug":
             return
         self._newest += 1
-        shown = {key: value for key, value in fields.items() if value is not None}
+        shown = {
+            key: shortened(value) if isinstance(value, str) else value
+            for key, value in fields.items()
+            if value is not None
+        }
         event = EventView(self._newest, time.time(), name, shown)
         self.recent.append(event)
         for subscriber in self.subscribers:
@@ -58,3 +81,15 @@ class Journal:
         subscription = JournalSubscription(self)
         self.subscribers.add(subscription)
         return subscription
+
+    def snapshot(self) -> JournalState:
+        return JournalState(self._newest, list(self.recent))
+
+    def restore(self, state: JournalState) -> None:
+        """Go on where another left off: what it has told comes before what is recorded from now on.
+
+        Called once. What was recorded already gets the numbers behind the other's, so that each is used once.
+        """
+        mine = [msgspec.structs.replace(event, id=event.id + state.newest) for event in self.recent]
+        self._newest += state.newest
+        self.recent = deque([*state.recent, *mine], maxlen=_KEPT)

@@ -9,8 +9,21 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from supervisor.errors import SettingError
 from supervisor.settings.address import Address, parse_address
+
+
+class ListenersState(msgspec.Struct, frozen=True):
+    """What they are made from again after an upgrade in place.
+
+    sockets: descriptors by key; access: see `Access`; inherited: they were handed over by systemd.
+    """
+
+    sockets: dict[str, int]
+    access: dict[str, tuple[str | None, str | None]]
+    inherited: bool
 
 
 class Access(NamedTuple):
@@ -35,6 +48,19 @@ class Listeners:
         self._inherited = [socket.socket(fileno=fd) for fd in inherited]
         self._sockets: dict[str, socket.socket] = {}
         self._access: dict[str, Access] = {}
+
+    def snapshot(self) -> ListenersState:
+        return ListenersState(
+            {key: sock.fileno() for key, sock in self._sockets.items()},
+            {key: (access.mode, access.owner) for key, access in self._access.items()},
+            bool(self._inherited),
+        )
+
+    def restore(self, state: ListenersState) -> None:
+        """Go on with what another program in this process listened on."""
+        self._sockets = {key: socket.socket(fileno=fd) for key, fd in state.sockets.items()}
+        self._access = {key: Access(*pair) for key, pair in state.access.items()}
+        self._inherited = list(self._sockets.values()) if state.inherited else []
 
     def bind(
         self,

@@ -2,59 +2,63 @@
 
 import asyncio
 import os
-import secrets
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from setproctitle import setproctitle
 
 from supervisor import __version__
-from supervisor.control.server import ControlServer, default_socket_path
-from supervisor.control.sockets import SocketInUse, safe_name
+from supervisor.control.handover import Handover
+from supervisor.control.server import ControlServer
+from supervisor.daemon import upgrade
 from supervisor.daemon.deadlines import DeadlineSensor
 from supervisor.daemon.journal import Journal
+from supervisor.daemon.ledger import Ledger
 from supervisor.daemon.listeners import Listeners, systemd_listeners
+from supervisor.daemon.measure import Measurer
 from supervisor.daemon.notify import SystemdNotifier
 from supervisor.daemon.observer import Observer
 from supervisor.daemon.pidfile import PidFile
-from supervisor.daemon.shell import Shell
-from supervisor.errors import ExitCode, OstlerError, SettingError
+from supervisor.daemon.plane import ControlPlane
+from supervisor.daemon.shell import Callbacks, Shell, Start
+from supervisor.daemon.upgrade import Carried
+from supervisor.errors import ExitCode, SettingError
 from supervisor.fleet import actions, events, health
+from supervisor.fleet.model import ExitStatus
 from supervisor.ipc import messages
 from supervisor.logs.lean import LogFile
 from supervisor.logs.setup import get_logger, set_up
-from supervisor.osapi.process import become_subreaper, has_terminal
+from supervisor.osapi.process import become_subreaper, has_terminal, send_signal
 from supervisor.scoreboard.reader import Scoreboard
-from supervisor.settings.address import parse_address
+from supervisor.settings.kinds import WORKERS
 from supervisor.settings.load import Loaded
 from supervisor.settings.table import Settings, rows
 
-# What each signal wishes. The rest (CHLD, USR1, USR2, and WINCH from a terminal) is no wish to the fleet.
+_FOREVER = 3600.0
+
+# What each signal wishes. The rest (CHLD, USR1, and WINCH from a terminal) is no wish to the fleet.
 SIGNAL_EVENTS: dict[signal.Signals, events.Event] = {
     signal.SIGTTIN: events.ResizeAsked("signal TTIN", delta=1),
     signal.SIGTTOU: events.ResizeAsked("signal TTOU", delta=-1),
     signal.SIGHUP: events.ReloadAsked("signal HUP"),
+    signal.SIGUSR2: events.UpgradeAsked("signal USR2"),
     signal.SIGTERM: events.StopAsked("signal TERM", "graceful"),
     signal.SIGINT: events.StopAsked("signal INT", "quick"),
     signal.SIGQUIT: events.StopAsked("signal QUIT", "quick"),
 }
 
 
-@dataclass(slots=True)
-class Order:
-    """How the daemon was asked to start.
+@dataclass(frozen=True, slots=True)
+class Order(Start):
+    """More on how the daemon was asked to start.
 
-    command_line: raw settings given on the command line; config: the configuration file asked for; folder:
-    where; demo: greet a newcomer; any_control_port: if the one in `control_bind` is taken, any will do.
+    demo: greet a newcomer; any_control_port: if the one in `control_bind` is taken, any will do.
     """
 
-    command_line: dict[str, Any] = field(default_factory=dict)
-    config: str | None = None
-    folder: str = "."
     demo: bool = False
     any_control_port: bool = False
 
@@ -62,30 +66,38 @@ class Order:
 class Daemon:
     """One run of the supervisor."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, carried: Carried | None = None) -> None:
         self._order = order
+        self._carried = carried
         self._log_file = _first_log(order.command_line)
         self._journal = Journal(get_logger())
+        self._ledger = Ledger()
         self._notifier = SystemdNotifier()
         self._finished: asyncio.Future[actions.Finish] = asyncio.get_running_loop().create_future()
         self._shell = Shell(
-            order.command_line,
-            order.config,
-            order.folder,
-            Listeners(systemd_listeners()),
-            Scoreboard(),
+            order,
+            Listeners(systemd_listeners() if carried is None else []),
+            Scoreboard(carried.scoreboard if carried else None),
             self._journal,
-            on_configured=self._on_configured,
-            on_serving=self._on_serving,
-            on_stopping=self._on_stopping,
-            on_reload_ended=self._on_reload_ended,
-            on_finish=self._on_finish,
+            self._ledger,
+            Callbacks(
+                configured=self._on_configured,
+                serving=self._on_serving,
+                stopping=self._on_stopping,
+                reload_ended=self._on_reload_ended,
+                finish=self._on_finish,
+                check_upgrade=self._check_upgrade,
+                upgrade=self._upgrade_soon,
+            ),
         )
+        self._loop = asyncio.get_running_loop()
         self._sensor = DeadlineSensor(self._shell)
-        self._observer = Observer(self._shell, self._sensor)
+        self._measurer = Measurer(self._shell)
+        self._observer = Observer(self._shell, self._sensor, self._ledger)
         self._control = ControlServer(self._observer, get_logger())
+        before = carried.control if carried else Handover()
+        self._plane = ControlPlane(self._control, self._journal, order.any_control_port, before)
         self._control_started = asyncio.Event()
-        self._token_file: Path | None = None
         self._pidfile: PidFile | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -98,10 +110,12 @@ class Daemon:
         for signum, event in SIGNAL_EVENTS.items():
             loop.add_signal_handler(signum, self._shell.submit, event)
         loop.add_signal_handler(signal.SIGWINCH, self._pause_unless_resized)
-        loop.add_signal_handler(signal.SIGCHLD, self._shell.reap)
+        loop.add_signal_handler(signal.SIGCHLD, self._shell.reaper.reap)
         loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
-        loop.add_signal_handler(signal.SIGUSR2, self._refuse_upgrade)
-        self._shell.submit(events.StartAsked())
+        if self._carried is None:
+            self._shell.submit(events.StartAsked())
+        else:
+            self._take_over(self._carried)
         try:
             finish = await self._finished
         finally:
@@ -119,8 +133,6 @@ class Daemon:
             task.cancel()
         await self._control.close()
         self._shell.listeners.keep_only(set())
-        if self._token_file is not None:
-            self._token_file.unlink(missing_ok=True)
         if self._pidfile is not None:
             self._pidfile.remove()
 
@@ -131,13 +143,7 @@ class Daemon:
         if self._shell.loaded:
             return
         settings = loaded.settings
-        if settings.chdir:
-            # As in gunicorn, relative paths of logs, pid file and sockets count from there, in every process.
-            try:
-                os.chdir(Path(self._order.folder, settings.chdir))
-            except OSError as error:
-                raise SettingError("chdir", f"can't enter {settings.chdir!r}: {error.strerror}") from None
-        self._log_file = set_up(settings.errorlog, settings.log_format, settings.loglevel)
+        self._settle(settings)
         if settings.pidfile:
             pidfile = PidFile(settings.pidfile)
             pidfile.write()
@@ -145,24 +151,44 @@ class Daemon:
         # Before the app is loaded: whoever waits for a slow start wants to see it.
         self._start_task(self._start_control(settings))
 
+    def _settle(self, settings: Settings) -> None:
+        """Where the daemon is, and where its log goes."""
+        if settings.chdir:
+            # As in gunicorn, relative paths of logs, pid file and sockets count from there, in every process.
+            try:
+                os.chdir(Path(self._order.folder, settings.chdir))
+            except OSError as error:
+                raise SettingError("chdir", f"can't enter {settings.chdir!r}: {error.strerror}") from None
+        self._log_file = set_up(settings.errorlog, settings.log_format, settings.loglevel)
+
+    async def _start_control(self, settings: Settings) -> None:
+        await self._plane.start(settings, self._shell.name)
+        self._control_started.set()
+
     def _on_serving(self) -> None:
         shell = self._shell
         settings = shell.loaded[shell.fleet.current].settings
-        setproctitle(f"ostler: supervisor [{shell.name}]")
         fields = {
             "listeners": " ".join(self._observer.status().listeners),
-            "workers": settings.workers,
+            "workers": WORKERS.shown(settings.workers)
+            if isinstance(settings.workers, tuple)
+            else settings.workers,
             "worker_class": settings.worker_class,
             "threads": settings.threads,
             "version": __version__,
             "pid": os.getpid(),
         }
         self._journal.record("info", "serving", fields)
-        self._notifier.send("READY=1", f"MAINPID={os.getpid()}", f"STATUS={health.sentence(shell.fleet)}")
-        self._sensor.start()
-        self._start_task(self._sample_forever())
+        self._begin_looking()
         if self._order.demo:
             self._start_task(self._greet())
+
+    def _begin_looking(self) -> None:
+        setproctitle(f"ostler: supervisor [{self._shell.name}]")
+        sentence = health.sentence(self._shell.fleet)
+        self._notifier.send("READY=1", f"MAINPID={os.getpid()}", f"STATUS={sentence}")
+        self._sensor.start()
+        self._start_task(self._sample_forever())
 
     def _on_stopping(self) -> None:
         self._notifier.send("STOPPING=1")
@@ -189,78 +215,103 @@ class Daemon:
         else:
             self._shell.submit(events.PauseAsked("signal WINCH"))
 
-    def _refuse_upgrade(self) -> None:
-        problem = "upgrading in place comes with a later version; use HUP to load new app code"
-        self._journal.record("warning", "upgrade_not_supported", {"problem": problem})
+    # -- upgrades in place ------------------------------------------------------------------------------
 
-    # -- the control plane ------------------------------------------------------------------------------
-
-    async def _start_control(self, settings: Settings) -> None:
-        """The data plane comes first: what fails here is one warning each."""
-        socket_path: Path | None = None
-        if not settings.control_socket_disable:
-            try:
-                socket_path = await self._start_socket(settings)
-            except OstlerError as error:
-                self._journal.record("warning", "control_unavailable", {"problem": str(error)})
-        if settings.control_bind:
-            try:
-                await self._start_tcp(settings, socket_path)
-            except OstlerError as error:
-                self._journal.record("warning", "control_unavailable", {"problem": str(error)})
-        self._control_started.set()
-
-    async def _start_socket(self, settings: Settings) -> Path:
-        if settings.control_socket:
-            path = Path(settings.control_socket)
-            await self._control.start_unix(path)
-            return path
-        name = self._shell.name
-        path = default_socket_path(name)
+    def _check_upgrade(self) -> None:
         try:
-            await self._control.start_unix(path)
-        except SocketInUse:
-            # A second instance of the same app: its socket's name tells it apart.
-            path = default_socket_path(f"{safe_name(name)}-{os.getpid()}")
-            await self._control.start_unix(path)
-        return path
-
-    async def _start_tcp(self, settings: Settings, socket_path: Path | None) -> None:
-        address = _control_address(settings)
-        token = self._token(settings, socket_path)
-        try:
-            url = await self._control.start_tcp(address.host, address.port, token)
-        except SettingError:
-            if not self._order.any_control_port:
-                raise
-            url = await self._control.start_tcp(address.host, 0, token)
-        self._journal.record("info", "control", {"url": url, "socket": str(socket_path or "")})
-
-    def _token(self, settings: Settings, socket_path: Path | None) -> str:
-        """The bearer token: read from the file that was named, else made anew.
-
-        Raises:
-            SettingError: the file can't be read, or the new one not be written.
-        """
-        if settings.control_token_file:
-            path = Path(settings.control_token_file)
-            try:
-                return path.read_text().strip()
-            except OSError as error:
-                raise SettingError("control_token_file", f"can't read {path}: {error.strerror}") from None
-        token = secrets.token_urlsafe(32)
-        if socket_path is None:
-            return token  # nobody could learn it, but one-time logins printed by us work
-        path = socket_path.with_suffix(".token")
-        try:
-            path.unlink(missing_ok=True)
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            pid, said = upgrade.start_check(self._carry(), self._order.folder)
         except OSError as error:
-            raise SettingError("control_token_file", f"can't write {path}: {error.strerror}") from None
-        with os.fdopen(fd, "w") as file:
-            file.write(f"{token}\n")
-        self._token_file = path
-        return token
+            self._shell.submit(events.UpgradeChecked(f"can't start a process: {error.strerror}"))
+            return
+        # Configuration and app are loaded one after the other, and each may take its time.
+        limit = 2 * (self._shell.loaded[self._shell.fleet.current].settings.boot_timeout or _FOREVER)
+        pidfd = os.pidfd_open(pid)
+        timer = self._loop.call_later(limit, send_signal, pidfd, signal.SIGKILL)
+
+        def ended(status: ExitStatus) -> None:
+            timer.cancel()
+            os.close(pidfd)
+            problem, text = upgrade.what_it_said(status, said)
+            if problem is not None:
+                get_logger().error("upgrade_check_failed", output=text)
+            self._shell.submit(events.UpgradeChecked(problem))
+
+        self._shell.reaper.expect(pid, ended)
+
+    def _upgrade_soon(self) -> None:
+        # Not in the middle of what brought it about: what else is to be done is done before.
+        self._loop.call_soon(self._upgrade)
+
+    def _upgrade(self) -> None:
+        here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+        self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            upgrade.replace_program(self._carry(), self._order.folder, self._notifier.path)
+        except OSError as error:
+            os.fchdir(here)
+            self._notifier.send("READY=1")
+            problem = f"can't execute {sys.executable}: {error.strerror}"
+            self._shell.submit(events.UpgradeChecked(problem))
+        finally:
+            os.close(here)
+
+    def _carry(self) -> Carried:
+        shell, control = self._shell, self._control.hand_over()
+        pidfile = self._pidfile.hand_over() if self._pidfile is not None else None
+        workers = [handle.carried() for handle in shell.workers.values()]
+        fork_servers = [handle.carried() for handle in shell.fork_servers.values()]
+        listeners, scoreboard = shell.listeners.snapshot(), shell.scoreboard.snapshot()
+        relay = shell.relay[0].fileno(), shell.relay[1].fileno()
+        descriptors = [
+            *relay,
+            scoreboard.fd,
+            *listeners.sockets.values(),
+            *(fd for worker in workers for fd in (worker.channel, worker.stacks) if fd >= 0),
+            *(server.channel for server in fork_servers if server.channel >= 0),
+            *control.descriptors(),
+            *([pidfile[1]] if pidfile else []),
+        ]
+        return Carried(
+            descriptors=descriptors,
+            fleet=shell.fleet.snapshot(),
+            workers=workers,
+            fork_servers=fork_servers,
+            loaded=shell.loaded,
+            name=shell.name,
+            relay=relay,
+            listeners=listeners,
+            scoreboard=scoreboard,
+            journal=self._journal.snapshot(),
+            ledger=self._ledger.snapshot(),
+            observer=self._observer.snapshot(),
+            control=control,
+            pidfile=pidfile,
+        )
+
+    def _take_over(self, carried: Carried) -> None:
+        """Go on where the program before us stopped, then replace workers and app as a reload does."""
+        try:
+            shell = self._shell
+            self._journal.restore(carried.journal)
+            self._ledger.restore(carried.ledger)
+            shell.listeners.restore(carried.listeners)
+            shell.take_over(
+                carried.fleet, carried.workers, carried.fork_servers, carried.loaded, carried.relay
+            )
+            shell.name = carried.name
+            self._observer.restore(carried.observer)
+            settings = shell.loaded[shell.fleet.current].settings
+            self._settle(settings)
+            if carried.pidfile is not None:
+                self._pidfile = PidFile(*carried.pidfile)
+            self._start_task(self._start_control(settings))
+            self._begin_looking()
+        except Exception as error:
+            raise upgrade.TakeOverFailed from error
+        upgrade.taken_over()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, upgrade.HANDLED)
+        shell.reaper.reap()
+        shell.submit(events.UpgradeDone(__version__))
 
     async def _greet(self) -> None:
         await self._control_started.wait()
@@ -280,6 +331,8 @@ class Daemon:
         while True:
             await asyncio.sleep(1.0 - time.time() % 1.0)
             self._observer.take_sample()
+            self._shell.submit(self._measurer.take())
+            await self._control.ensure()
 
     def _start_task(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -290,16 +343,6 @@ class Daemon:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             get_logger().error("internal_error", exc_info=error)
-
-
-def _control_address(settings: Settings) -> Any:
-    try:
-        address = parse_address(settings.control_bind or "")
-    except ValueError as error:
-        raise SettingError("control_bind", str(error)) from None
-    if address.kind != "tcp":
-        raise SettingError("control_bind", f"expected HOST:PORT, got {settings.control_bind!r}")
-    return address
 
 
 def _first_log(command_line: dict[str, Any]) -> LogFile:
@@ -328,7 +371,10 @@ def run(order: Order) -> int:
         OstlerError: it could not start because of a mistake the user can mend.
     """
 
-    async def main() -> int:
-        return await Daemon(order).run()
+    def serve(carried: Carried | None) -> int:
+        async def main() -> int:
+            return await Daemon(order, carried).run()
 
-    return asyncio.run(main())
+        return asyncio.run(main())
+
+    return upgrade.taking_over(serve)

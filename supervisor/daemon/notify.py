@@ -11,16 +11,16 @@ class SystemdNotifier:
     """
 
     def __init__(self) -> None:
-        path = os.environ.pop("NOTIFY_SOCKET", "")
-        self._address = f"\0{path[1:]}" if path.startswith("@") else path
+        self.path = os.environ.pop("NOTIFY_SOCKET", "")
 
     def send(self, *assignments: str) -> None:
         """E.g. `send("READY=1", "STATUS=All 3 workers are ready.")`."""
-        if not self._address:
+        if not self.path:
             return
+        address = f"\0{self.path[1:]}" if self.path.startswith("@") else self.path
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             sock.setblocking(False)
             try:
-                sock.sendto("\n".join(assignments).encode(), self._address)
+                sock.sendto("\n".join(assignments).encode(), address)
             except OSError:
                 pass  # whoever started us went away; that is no reason to stop serving

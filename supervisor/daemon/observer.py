@@ -1,19 +1,24 @@
 """What the API shows: the fleet's state, the scoreboard's numbers and the kernel's, put together as views."""
 
 import asyncio
+import itertools
 import os
 import platform
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
+import msgspec
 import psutil
 
 from supervisor import __version__
+from supervisor.control.metrics import Figures, Histogram
 from supervisor.control.views import (
+    ChangeView,
     ConfigView,
     EventView,
+    ExitView,
+    ReloadPhase,
     ReloadView,
     RequestView,
     SampleView,
@@ -22,13 +27,16 @@ from supervisor.control.views import (
     Totals,
     WorkerView,
 )
+from supervisor.daemon.changes import changes, shown
 from supervisor.daemon.deadlines import DeadlineSensor
 from supervisor.daemon.journal import JournalSubscription
+from supervisor.daemon.ledger import Ledger
 from supervisor.daemon.shell import Shell
 from supervisor.fleet import health
 from supervisor.fleet.events import Event
-from supervisor.fleet.model import Worker, WorkerState
-from supervisor.scoreboard.layout import percentile
+from supervisor.fleet.model import Reload, Worker, WorkerState
+from supervisor.fleet.model import ReloadPhase as Phase
+from supervisor.scoreboard.layout import BUCKETS, bucket_limit, percentile
 from supervisor.scoreboard.reader import Counts
 from supervisor.settings.table import rows
 
@@ -81,19 +89,41 @@ class _Usage:
         self.rss, self.uss = memory.rss or None, memory.uss or None
 
 
+class ObserverState(msgspec.Struct, frozen=True):
+    """What a re-exec'ed supervisor goes on with. `started` is CLOCK_MONOTONIC, which exec does not touch."""
+
+    started_at: float
+    started: float
+    samples: list[SampleView]
+    last_totals: Counts
+    last_sample: float
+    reloads: dict[ReloadPhase, int]
+    counted: tuple[int, ReloadPhase]
+    settled: int
+    changes_of: int
+    changes: list[ChangeView]
+
+
 class Observer:
     """The control plane's backend."""
 
-    def __init__(self, shell: Shell, sensor: DeadlineSensor) -> None:
+    def __init__(self, shell: Shell, sensor: DeadlineSensor, ledger: Ledger) -> None:
         self._shell = shell
         self._sensor = sensor
-        self._started_at = time.time()
+        self._ledger = ledger
+        self._started_at = self._program_since = time.time()
         self._started = time.monotonic()
         self._usage: dict[int, _Usage] = {}
         self._samples: deque[SampleView] = deque(maxlen=_HISTORY)
         self._last_totals = Counts()
         self._last_sample = self._started
         self._reload_waiters: dict[int, list[asyncio.Future[ReloadView]]] = {}
+        self._reloads: dict[ReloadPhase, int] = {}
+        self._counted: tuple[int, ReloadPhase] = (0, "done")
+        # The generation that served before the newest reload, and what the newest one that ended has changed:
+        # the settings of generations that are gone are forgotten.
+        self._settled = 1
+        self._changes: tuple[int, list[ChangeView]] = (0, [])
 
     # -- what the control plane calls -------------------------------------------------------------------
 
@@ -139,6 +169,11 @@ class Observer:
                 deaths=fleet.deaths,
             ),
             reload=self.reload(),
+            override=fleet.override,
+            workers_range=(
+                settings.workers if settings is not None and isinstance(settings.workers, tuple) else None
+            ),
+            program_since=self._program_since,
         )
 
     def workers(self) -> list[WorkerView]:
@@ -158,7 +193,7 @@ class Observer:
             [
                 SettingView(
                     name,
-                    _shown(name, getattr(loaded.settings, name)),
+                    shown(name, getattr(loaded.settings, name)),
                     loaded.origins.get(name, "default"),
                     row.takes_effect.value,
                 )
@@ -168,6 +203,7 @@ class Observer:
 
     def reload(self) -> ReloadView | None:
         reload = self._shell.fleet.reload
+        self._follow_reload()
         if reload is None:
             return None
         end = time.monotonic() if reload.ended is None else reload.ended
@@ -180,6 +216,7 @@ class Observer:
             asked_by=reload.asked_by,
             reason=reload.reason,
             traceback=reload.traceback,
+            changes=self._changes_of(reload),
         )
 
     async def reload_ended(self, generation: int) -> ReloadView:
@@ -200,10 +237,37 @@ class Observer:
     def recent_events(self) -> Sequence[EventView]:
         return list(self._shell.journal.recent)
 
+    def exits(self, limit: int) -> list[ExitView]:
+        return self._ledger.newest_first(limit)
+
+    def figures(self) -> Figures:
+        totals = self._shell.scoreboard.totals()
+        return Figures(
+            status=self.status(),
+            workers=self.workers(),
+            statuses=totals.statuses,
+            open_connections=totals.connections,
+            durations=_histogram(totals.histogram),
+            queue_waits=None,
+            exits=self._ledger.counts,
+            reloads=self._reloads,
+            accept_queues={},
+        )
+
     # -- what the daemon calls --------------------------------------------------------------------------
 
     def tell_reload_ended(self, generation: int) -> None:
-        """Wake those who wait for a reload."""
+        """Count it, keep what it has changed, wake those who wait for it.
+
+        Called while the shell still has the settings of the generation before.
+        """
+        reload = self._shell.fleet.reload
+        if reload is not None and reload.generation == generation:
+            self._count_reload(generation, reload.phase.value)
+            self._changes = (generation, self._changes_of(reload))
+        else:
+            # Another one is in its place already.
+            self._count_reload(generation, "superseded")
         view = self.reload()
         for waiter in self._reload_waiters.pop(generation, []):
             if view is not None and not waiter.done():
@@ -211,6 +275,8 @@ class Observer:
 
     def take_sample(self) -> None:
         """Add the second that has passed to the history."""
+        self._ledger.look()
+        self._follow_reload()
         totals, now = self._shell.scoreboard.totals(), time.monotonic()
         before, seconds = self._last_totals, max(now - self._last_sample, 1e-3)
         self._last_totals, self._last_sample = totals, now
@@ -235,7 +301,51 @@ class Observer:
             )
         )
 
+    def snapshot(self) -> ObserverState:
+        return ObserverState(
+            self._started_at,
+            self._started,
+            list(self._samples),
+            self._last_totals,
+            self._last_sample,
+            self._reloads,
+            self._counted,
+            self._settled,
+            *self._changes,
+        )
+
+    def restore(self, state: ObserverState) -> None:
+        """Go on where another left off."""
+        self._started_at, self._started = state.started_at, state.started
+        self._samples.extend(state.samples)
+        self._last_totals, self._last_sample = state.last_totals, state.last_sample
+        self._reloads = dict(state.reloads)
+        self._counted, self._settled = state.counted, state.settled
+        self._changes = (state.changes_of, state.changes)
+
     # -- views ------------------------------------------------------------------------------------------
+
+    def _follow_reload(self) -> None:
+        """See which generation it is that a reload replaces, and whether one was undone after its end."""
+        fleet = self._shell.fleet
+        reload = fleet.reload
+        if reload is None or not reload.running or fleet.candidate is not None:
+            self._settled = fleet.current
+        if reload is not None and reload.phase is Phase.ROLLED_BACK:
+            self._count_reload(reload.generation, "rolled back")
+
+    def _count_reload(self, generation: int, outcome: ReloadPhase) -> None:
+        if self._counted != (generation, outcome):
+            self._counted = (generation, outcome)
+            self._reloads[outcome] = self._reloads.get(outcome, 0) + 1
+
+    def _changes_of(self, reload: Reload) -> list[ChangeView]:
+        generation, kept = self._changes
+        if generation == reload.generation:
+            return kept
+        before = self._shell.loaded.get(self._settled)
+        after = self._shell.loaded.get(reload.generation)
+        return changes(before, after) if before is not None and after is not None else []
 
     def _worker(self, worker: Worker) -> WorkerView:
         now = time.monotonic()
@@ -283,8 +393,17 @@ class Observer:
         return usage
 
 
-def _shown(name: str, value: Any) -> Any:
-    """A setting's value for the API; what is put into the app's environment is often a secret."""
-    if name == "raw_env":
-        return [f"{pair.partition('=')[0]}=..." for pair in value]
-    return value
+# Every doubling from 33 µs to 69 s: a fourth of the scoreboard's buckets is fine enough to keep for years.
+_LIMITS = range(15, BUCKETS - 4, 4)
+
+
+def _histogram(counts: Sequence[int]) -> Histogram:
+    """The scoreboard's buckets in fewer ones."""
+    edges = [0, *(last + 1 for last in _LIMITS), BUCKETS]
+    limits = [bucket_limit(bucket) for bucket in range(BUCKETS)]
+    middles = [(low + high) / 2 for low, high in zip((0.0, *limits), limits, strict=False)]
+    return Histogram(
+        limits=[limits[last] for last in _LIMITS],
+        counts=[sum(counts[low:high]) for low, high in itertools.pairwise(edges)],
+        total=sum(count * middle for count, middle in zip(counts, middles, strict=True)),
+    )

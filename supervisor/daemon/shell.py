@@ -6,25 +6,36 @@ action brings about, and sets the one timer that the fleet asks for.
 
 import asyncio
 import os
+import random
 import signal
 import socket
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from supervisor.daemon.children import ForkServerHandle, WorkerHandle, stack_of
+from supervisor.daemon.children import (
+    CarriedForkServer,
+    CarriedWorker,
+    ForkServerHandle,
+    WorkerHandle,
+    stack_of,
+)
 from supervisor.daemon.journal import Journal
+from supervisor.daemon.ledger import Ledger
 from supervisor.daemon.listeners import Listeners
+from supervisor.daemon.reaper import Reaper
 from supervisor.errors import SettingError
 from supervisor.fleet import actions, events
 from supervisor.fleet.machine import Fleet
-from supervisor.fleet.model import ExitStatus, FleetPolicy, WorkerState
+from supervisor.fleet.model import ExitStatus, FleetPolicy
+from supervisor.fleet.state import State
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel
 from supervisor.osapi.cpus import usable_cpus
-from supervisor.osapi.process import DUMP_SIGNAL, send_signal
+from supervisor.osapi.process import DUMP_SIGNAL
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings.load import Loaded
 
@@ -36,55 +47,75 @@ _DUMP_TIME = 0.2
 _DRAIN_GRACE = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How the daemon was asked to start.
+
+    command_line: raw settings given on the command line; config: the configuration file asked for, or None
+    for the usual places; folder: where.
+    """
+
+    command_line: dict[str, Any] = field(default_factory=dict)
+    config: str | None = None
+    folder: str = "."
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """What the daemon around the shell is called for.
+
+    configured: with each generation's settings before its listeners are bound; may raise SettingError.
+    """
+
+    configured: Callable[[Loaded], None]
+    serving: Callable[[], None]
+    stopping: Callable[[], None]
+    reload_ended: Callable[[int], None]
+    finish: Callable[[actions.Finish], None]
+    check_upgrade: Callable[[], None]
+    upgrade: Callable[[], None]
+
+
 class Shell:
     """The fleet's hands and senses.
 
     Args:
-        command_line: raw settings given on the command line.
-        config: the configuration file asked for, or None for the usual places.
-        folder: where the daemon was started.
-        listeners, scoreboard, journal: what it works with.
-        on_configured: called with each generation's settings before its listeners are bound; may raise
-            SettingError.
-        on_serving, on_stopping, on_finish, on_reload_ended: called when the fleet says so.
+        start: how the daemon was asked to start.
+        listeners, scoreboard, journal, ledger: what it works with.
+        callbacks: called when the fleet says so.
 
     Attributes:
         fleet: the state machine.
         workers: handles of live worker processes by launch.
+        launch_of: launches by pid.
         loaded: settings by generation.
+        relay: its two ends; connections that one worker gives to another are in it, so it outlives all.
         name: the instance's, from the first configuration.
     """
 
     def __init__(
         self,
-        command_line: dict[str, Any],
-        config: str | None,
-        folder: str,
+        start: Start,
         listeners: Listeners,
         scoreboard: Scoreboard,
         journal: Journal,
-        on_configured: Callable[[Loaded], None],
-        on_serving: Callable[[], None],
-        on_stopping: Callable[[], None],
-        on_reload_ended: Callable[[int], None],
-        on_finish: Callable[[actions.Finish], None],
+        ledger: Ledger,
+        callbacks: Callbacks,
     ) -> None:
-        self._command_line = command_line
-        self._config = config
-        self._folder = folder
+        self._start = start
         self.listeners = listeners
         self.scoreboard = scoreboard
         self.journal = journal
-        self._on_configured = on_configured
-        self._on_reload_ended = on_reload_ended
+        self.ledger = ledger
+        self._callbacks = callbacks
         self.name = ""
-        self.fleet = Fleet()
+        self.fleet = Fleet(random.random)
         self.workers: dict[int, WorkerHandle] = {}
         self.fork_servers: dict[int, ForkServerHandle] = {}
+        self.reaper = Reaper(self)
         self.loaded: dict[int, Loaded] = {}
-        # Connections that one worker gives to another are in it; it outlives generations.
-        self._relay = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._launch_of: dict[int, int] = {}
+        self.relay = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.launch_of: dict[int, int] = {}
         self._waiting: deque[events.Event] = deque()
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
@@ -96,16 +127,46 @@ class Shell:
             actions.KillForkServer: self._kill_fork_server,
             actions.Spawn: self._spawn,
             actions.Drain: self._drain,
+            actions.AuditTemplate: self._audit_template,
+            actions.UseTemplate: self._use_template,
             actions.DumpStack: self._dump_stack,
-            actions.Quit: lambda action: self._signal(action.launch, signal.SIGQUIT),
-            actions.Abort: self._abort,
-            actions.Kill: self._kill,
+            actions.Quit: self._quit,
+            actions.Abort: lambda action: self._end(action.launch, signal.SIGABRT),
+            actions.Kill: lambda action: self._end(action.launch, signal.SIGKILL),
             actions.Report: lambda action: journal.record(action.level, action.name, action.fields),
-            actions.Serving: lambda _action: on_serving(),
-            actions.Stopping: lambda _action: on_stopping(),
+            actions.Serving: lambda _action: callbacks.serving(),
+            actions.Stopping: lambda _action: callbacks.stopping(),
             actions.ReloadEnded: self._reload_ended,
-            actions.Finish: on_finish,
+            actions.CheckUpgrade: lambda _action: callbacks.check_upgrade(),
+            actions.Upgrade: lambda _action: callbacks.upgrade(),
+            actions.Finish: callbacks.finish,
         }
+
+    def take_over(
+        self,
+        fleet: State,
+        workers: list[CarriedWorker],
+        fork_servers: list[CarriedForkServer],
+        loaded: dict[int, Loaded],
+        relay: tuple[int, int],
+    ) -> None:
+        """Go on where another program in this process stopped; before the first event."""
+        self.fleet = Fleet.restored(fleet, random.random)
+        self.loaded = loaded
+        for end in self.relay:
+            end.close()
+        self.relay = socket.socket(fileno=relay[0]), socket.socket(fileno=relay[1])
+        for carried in workers:
+            worker = WorkerHandle.taken_over(carried)
+            self.workers[worker.launch] = worker
+            if worker.pid is not None:
+                self.launch_of[worker.pid] = worker.launch
+            self._listen_to(worker)
+        for server in fork_servers:
+            handle = ForkServerHandle.taken_over(server)
+            self.fork_servers[handle.generation] = handle
+            if handle.channel.fileno() >= 0:
+                self._loop.add_reader(handle.channel.fileno(), self._on_fork_server, handle)
 
     def submit(self, event: events.Event) -> None:
         """Let the fleet know, and do what it wants done."""
@@ -154,7 +215,12 @@ class Shell:
         self._tell(
             handle.channel,
             messages.Configure(
-                messages.VERSION, action.generation, self._command_line, self._config, self._folder
+                messages.VERSION,
+                action.generation,
+                self._start.command_line,
+                self._start.config,
+                self._start.folder,
+                self.loaded.get(action.generation),
             ),
         )
 
@@ -172,7 +238,7 @@ class Shell:
             app_failed = generation in self.loaded
             self.submit(events.GenerationFailed(generation, message.reason, message.traceback, app_failed))
         elif isinstance(message, messages.ForkFailed):
-            self._forget(message.launch)
+            self.forget(message.launch)
             self.submit(events.SpawnFailed(message.launch, message.reason))
         else:
             self._forked(message)
@@ -181,7 +247,7 @@ class Shell:
         generation, loaded = handle.generation, message.loaded
         settings = loaded.settings
         try:
-            self._on_configured(loaded)
+            self._callbacks.configured(loaded)
             for warning in message.warnings:
                 self.journal.record("warning", "configuration", {"problem": warning})
             handle.listener_keys = self.listeners.bind(
@@ -195,11 +261,13 @@ class Shell:
             return
         self.name = self.name or settings.proc_name or settings.wsgi_app or ""
         self.loaded[generation] = loaded
-        self.submit(events.ForkServerConfigured(generation, fleet_policy(loaded)))
+        current = self.fork_servers.get(self.fleet.current)
+        closes = current is not None and not set(current.listener_keys) <= set(handle.listener_keys)
+        self.submit(events.ForkServerConfigured(generation, fleet_policy(loaded), closes))
 
     def _load_app(self, action: actions.LoadApp) -> None:
         handle = self.fork_servers[action.generation]
-        relay = [end.fileno() for end in self._relay]
+        relay = [end.fileno() for end in self.relay]
         listeners = map(self.listeners.fileno, handle.listener_keys)
         descriptors = [self.scoreboard.fd, *relay, *listeners]
         self._tell(handle.channel, messages.Load(handle.listener_keys, self.name), descriptors)
@@ -211,7 +279,7 @@ class Shell:
 
     def _kill_fork_server(self, action: actions.KillForkServer) -> None:
         if handle := self.fork_servers.get(action.generation):
-            send_signal(handle.pidfd, signal.SIGKILL)
+            handle.send_signal(signal.SIGKILL)
 
     # -- workers ----------------------------------------------------------------------------------------
 
@@ -224,14 +292,13 @@ class Shell:
             self.submit(events.SpawnFailed(action.launch, str(error)))
             return
         try:
-            handle = WorkerHandle(action.launch, action.slot, action.generation, cell, settings.threads)
+            handle = WorkerHandle.new(action.launch, action.slot, action.generation, cell, settings.threads)
         except OSError as error:
             self.scoreboard.give_back(cell)
             self.submit(events.SpawnFailed(action.launch, error.strerror or str(error)))
             return
         self.workers[action.launch] = handle
-        self._loop.add_reader(handle.channel.fileno(), self._on_worker, handle)
-        self._loop.add_reader(handle.stacks_fd, handle.read_dumps)
+        self._listen_to(handle)
         if fork_server is not None:
             self._tell(
                 fork_server.channel,
@@ -240,17 +307,22 @@ class Shell:
             )
         handle.close_child_ends()
 
+    def _listen_to(self, handle: WorkerHandle) -> None:
+        if handle.channel.fileno() >= 0:
+            self._loop.add_reader(handle.channel.fileno(), self._on_worker, handle)
+        self._loop.add_reader(handle.stacks_fd, handle.read_dumps)
+
     def _forked(self, message: messages.Forked) -> None:
         handle = self.workers.get(message.launch)
         if handle is None or message.launch not in self.fleet.workers:
             return  # nobody wants it any more; the end of its channel tells it so
         alive = handle.forked(message.pid)
-        self._launch_of[message.pid] = message.launch
         self.submit(events.WorkerForked(message.launch, message.pid))
         if alive:
+            self.launch_of[message.pid] = message.launch
             self._tell(handle.channel, messages.Boot())
         else:
-            self._worker_ended(handle, ExitStatus())
+            self.reaper.ended_before_known(handle)
 
     def _on_worker(self, handle: WorkerHandle) -> None:
         for message in self._arrived(handle.channel):
@@ -274,52 +346,67 @@ class Shell:
             fork_server.warmed = True
             self._tell(fork_server.channel, messages.Warm(modules))
 
+    def hear_last_words(self, handle: WorkerHandle) -> None:
+        """What a worker said before its death."""
+        if handle.channel.fileno() >= 0:
+            self._on_worker(handle)
+
     def _drain(self, action: actions.Drain) -> None:
         handle = self.workers[action.launch]
-        if not self._tell(handle.channel, messages.Drain(action.hand_over)):
+        if not self._tell(handle.channel, messages.Drain(action.hand_over, action.template)):
             # It has not read its channel for long, or closed it: SIGTERM says the same.
             self._signal(action.launch, signal.SIGTERM)
 
-    def _abort(self, action: actions.Abort) -> None:
-        self._report_lost(action.launch)
-        self._signal(action.launch, signal.SIGABRT)
+    def _quit(self, action: actions.Quit) -> None:
+        if self.fleet.stopping:
+            self.reaper.report_lost(self.workers[action.launch])
+        self._signal(action.launch, signal.SIGQUIT)
 
-    def _kill(self, action: actions.Kill) -> None:
-        self._report_lost(action.launch)
-        self._signal(action.launch, signal.SIGKILL)
-
-    def _report_lost(self, launch: int) -> None:
-        """Name the requests that end with the process."""
-        handle = self.workers[launch]
-        now = time.monotonic()
-        for request in self.scoreboard.in_flight(handle.cell):
-            fields = {
-                "slot": handle.slot,
-                "pid": handle.pid,
-                "thread": request.thread + 1,
-                "method": request.method,
-                "path": request.path,
-                "age": round(now - request.started, 3),
-            }
-            self.journal.record("warning", "request_lost", fields)
+    def _end(self, launch: int, signum: int) -> None:
+        self.reaper.report_lost(self.workers[launch])
+        self._signal(launch, signum)
 
     def _signal(self, launch: int, signum: int) -> None:
         handle = self.workers[launch]
-        if handle.pidfd >= 0:
-            send_signal(handle.pidfd, signum)
-        elif handle.pid is not None:
-            os.kill(handle.pid, signum)  # its number is not free before we have reaped it
+        if handle.pid is not None:
+            handle.send_signal(signum)
         elif handle.channel.fileno() >= 0:
             # Not forked yet: with its channel gone it leaves before it runs a line of the app.
             self._loop.remove_reader(handle.channel.fileno())
             handle.channel.close()
+
+    # -- templates --------------------------------------------------------------------------------------
+
+    def _audit_template(self, action: actions.AuditTemplate) -> None:
+        self._tell(self.workers[action.launch].channel, messages.AuditTemplate(action.force))
+
+    def _use_template(self, action: actions.UseTemplate) -> None:
+        """A worker serves no more and forks instead: its channel now carries a fork server's messages."""
+        worker = self.workers.pop(action.launch)
+        assert worker.pid is not None
+        del self.launch_of[worker.pid]
+        for fd in (worker.channel.fileno(), worker.stacks_fd):
+            self._loop.remove_reader(fd)
+        self.scoreboard.give_back(worker.cell)
+        template = ForkServerHandle.of_template(worker)
+        old = self.fork_servers.get(action.generation)
+        if old is not None:
+            template.listener_keys = old.listener_keys
+            self._loop.remove_reader(old.channel.fileno())
+            old.channel.close()  # its sign to leave
+            self.reaper.leaving[old.pid] = old
+        self.fork_servers[action.generation] = template
+        self._loop.add_reader(template.channel.fileno(), self._on_fork_server, template)
+        self._forget_unforked(action.generation)
+
+    # -- requests that hang -----------------------------------------------------------------------------
 
     def _dump_stack(self, action: actions.DumpStack) -> None:
         handle = self.workers[action.launch]
         idents = {r.thread: r.ident for r in self.scoreboard.in_flight(handle.cell)}
         handle.read_dumps()
         handle.dumps.clear()
-        self._signal(action.launch, DUMP_SIGNAL)
+        handle.send_signal(DUMP_SIGNAL)
         self._loop.call_later(_DUMP_TIME, self._report_overdue, handle, action, idents.get(action.thread, 0))
 
     def _report_overdue(self, handle: WorkerHandle, action: actions.DumpStack, ident: int) -> None:
@@ -338,57 +425,25 @@ class Shell:
 
     # -- deaths -----------------------------------------------------------------------------------------
 
-    def reap(self) -> None:
-        """Collect every child that has ended, strangers too: we are the subreaper, perhaps PID 1."""
-        while True:
-            try:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
-            except ChildProcessError:
-                return
-            if found is None:
-                return
-            killed = found.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
-            status = ExitStatus(signal=found.si_status) if killed else ExitStatus(code=found.si_status)
-            self._ended(found.si_pid, status)
-
-    def _ended(self, pid: int, status: ExitStatus) -> None:
-        launch = self._launch_of.pop(pid, None)
-        if launch is not None:
-            self._worker_ended(self.workers[launch], status)
-            return
-        for handle in list(self.fork_servers.values()):
-            if handle.pid == pid:
-                self._fork_server_ended(handle, status)
-
-    def _worker_ended(self, handle: WorkerHandle, status: ExitStatus) -> None:
-        if handle.channel.fileno() >= 0:
-            self._on_worker(handle)  # its last words, before its death
-        worker = self.fleet.workers.get(handle.launch)
-        if worker is not None and worker.state is not WorkerState.STOPPING:
-            self._report_lost(handle.launch)
-        dump = handle.take_dumps()
-        if dump and status.signal is not None:
-            fields = {"slot": handle.slot, "pid": handle.pid, "status": str(status), "stack": dump}
-            name = "worker_aborted" if status.signal == signal.SIGABRT else "worker_crashed"
-            self.journal.record("error", name, fields)
-        self._forget(handle.launch)
-        self.submit(events.WorkerExited(handle.launch, status))
-
-    def _fork_server_ended(self, handle: ForkServerHandle, status: ExitStatus) -> None:
+    def fork_server_ended(self, handle: ForkServerHandle, status: ExitStatus) -> None:
         if handle.channel.fileno() >= 0:
             self._on_fork_server(handle)
             self._loop.remove_reader(handle.channel.fileno())
         handle.close()
         del self.fork_servers[handle.generation]
-        # What was asked of it and never came will not come; the fleet gives it up at this event.
-        for launch in [
-            n for n, h in self.workers.items() if h.pid is None and h.generation == handle.generation
-        ]:
-            self._forget(launch)
+        self._forget_unforked(handle.generation)
         self.submit(events.ForkServerExited(handle.generation, status))
+        self._forget_generations()
         self._close_unused_listeners()
 
-    def _forget(self, launch: int) -> None:
+    def _forget_unforked(self, generation: int) -> None:
+        """What was asked of a fork server and never came will not come; the fleet gives it up by itself."""
+        for launch, handle in list(self.workers.items()):
+            if handle.pid is None and handle.generation == generation:
+                self.forget(launch)
+
+    def forget(self, launch: int) -> None:
+        """Give up a worker that is dead or never was."""
         handle = self.workers.pop(launch, None)
         if handle is None:
             return
@@ -400,11 +455,14 @@ class Shell:
 
     def _reload_ended(self, action: actions.ReloadEnded) -> None:
         self._close_unused_listeners()
-        in_use = {handle.generation for handle in self.workers.values()} | {self.fleet.current}
-        self.loaded = {number: loaded for number, loaded in self.loaded.items() if number in in_use}
-        self._on_reload_ended(action.generation)
+        self._callbacks.reload_ended(action.generation)
+        self._forget_generations()
 
     # -- small things -----------------------------------------------------------------------------------
+
+    def _forget_generations(self) -> None:
+        in_use = {handle.generation for handle in self.workers.values()} | self.fleet.generations.keys()
+        self.loaded = {number: loaded for number, loaded in self.loaded.items() if number in in_use}
 
     def _close_unused_listeners(self) -> None:
         if self.fleet.reload and self.fleet.reload.running:
@@ -454,7 +512,6 @@ def fleet_policy(loaded: Loaded) -> FleetPolicy:
         graceful_timeout=settings.graceful_timeout + _DRAIN_GRACE,
         boot_timeout=settings.boot_timeout,
         timeout_grace=settings.timeout_grace,
-        timeout_soft=settings.timeout_soft,
         max_surge=1 if share else surge,
         max_surge_share=surge / 100 if share else 0.0,
         boot_parallelism=settings.boot_parallelism or max(2, usable_cpus()),

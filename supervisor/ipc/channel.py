@@ -38,6 +38,14 @@ class Channel(Generic[Incoming]):
     def from_fd(cls, fd: int, incoming: Any) -> Self:
         return cls(socket.socket(fileno=fd), incoming)
 
+    @classmethod
+    def carried(cls, fd: int, incoming: Any) -> Self:
+        """As `from_fd`; a descriptor of -1 gives a channel that is closed."""
+        if fd >= 0:
+            return cls.from_fd(fd, incoming)
+        with socket.socket(socket.AF_UNIX) as sock:
+            return cls(sock, incoming)
+
     def fileno(self) -> int:
         return self._sock.fileno()
 
@@ -83,6 +91,10 @@ class Channel(Generic[Incoming]):
 
     def close(self) -> None:
         self._sock.close()
+
+    def detach(self) -> int:
+        """Give the descriptor away, for a channel that expects other messages."""
+        return self._sock.detach()
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

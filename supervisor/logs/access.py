@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 from urllib.parse import unquote
 
 from supervisor.errors import SettingError
-from supervisor.logs.lean import LogFile
+from supervisor.logs.lean import Log, LogFile
 
 _ATOM = re.compile(
     r"%(?:%|\((?:\{(?P<key>[^}]*)\}(?P<kind>[ioe])|(?P<atom>[a-zA-Z]))\)"
@@ -273,12 +273,18 @@ class AccessLog:
     answered: gathers the line of a request.
     flush: writes what was gathered; any thread may call both at any time (see `LogFile`).
     reopen: after logrotate moved the file.
+    close: writes what is left and lets go of the file.
+
+    `log` hears of lines that are lost.
     """
 
-    def __init__(self, file: LogFile, format: str) -> None:  # noqa: A002
+    def __init__(self, file: LogFile, format: str, log: Log | None = None) -> None:  # noqa: A002
         self.answered = compile_format(format, file.gather)
         self.flush = file.flush
         self.reopen = file.reopen
+        self.close = file.close
+        if log is not None:
+            file.trouble = lambda lines, reason: _say_lost(log, file.name, lines, reason)
 
     def refused(
         self, environ: dict[str, Any], received: bytes, status: str, sent: int, nanoseconds: int = 0
@@ -295,3 +301,10 @@ class AccessLog:
         words = line.split(" ")
         method, target, protocol = words if len(words) == 3 else ("-", "", "-")
         self.answered(method, target, protocol, environ, status, (), sent, nanoseconds, line)
+
+
+def _say_lost(log: Log, name: str, lines: int, reason: str) -> None:
+    if lines:
+        log.warning("access_log_lines_lost", file=name, lines=lines, reason=reason)
+    else:
+        log.error("access_log_unwritable", file=name, reason=reason)

@@ -1,5 +1,6 @@
 """structlog for the supervisor. Workers and the fork server have `lean`, which looks the same."""
 
+import atexit
 import time
 from typing import Any
 
@@ -11,6 +12,11 @@ from supervisor.logs.lean import LogFile, resolve_format, wants_colour
 from supervisor.logs.render import LEVELS, console_line, json_line
 
 Logger = FilteringBoundLogger
+
+# A supervisor that waits for whoever reads its log does not supervise. It keeps this much, in bytes, until it
+# is read; whoever runs it calls the file's `flush` now and then.
+_KEPT = 256 * 1024
+_file: LogFile | None = None
 
 
 class _Line:
@@ -47,7 +53,7 @@ def set_up(errorlog: str, log_format: str, level: str) -> LogFile:
         SettingError: the file can't be opened.
     """
     try:
-        file = LogFile(errorlog, 2)
+        file = LogFile(errorlog, 2, patience=0.0, kept=_KEPT)
     except OSError as error:
         raise SettingError("errorlog", f"can't open {errorlog!r}: {error.strerror}") from None
     console = resolve_format(log_format, file.is_terminal) == "console"
@@ -61,7 +67,24 @@ def set_up(errorlog: str, log_format: str, level: str) -> LogFile:
         logger_factory=lambda *_args: _Writer(file),
         cache_logger_on_first_use=False,
     )
+    file.trouble = _say_lost
+    _replace(file)
     return file
+
+
+def _replace(file: LogFile) -> None:
+    """Have what the log still keeps written at the end, and now what the one before it kept."""
+    global _file
+    if _file is not None:
+        atexit.unregister(_file.close)
+        _file.close()
+    atexit.register(file.close)
+    _file = file
+
+
+def _say_lost(lines: int, reason: str) -> None:
+    if lines:
+        get_logger().warning("log_lines_lost", lines=lines, reason=reason)
 
 
 def _rename_exception(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:

@@ -6,6 +6,8 @@ import signal
 
 # Asks a worker's faulthandler for the stacks of all threads. A real-time signal: the usual ones are taken.
 DUMP_SIGNAL = signal.SIGRTMIN + 5
+# Lets a worker look which of its requests the supervisor has marked as overdue, to end just those.
+INTERRUPT_SIGNAL = signal.SIGRTMIN + 6
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _PR_SET_TIMERSLACK = 29
@@ -21,6 +23,20 @@ def become_subreaper() -> None:
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def fill_standard_descriptors() -> None:
+    """Open /dev/null where a standard descriptor is closed.
+
+    Else the next thing to be opened, a listener say, gets that number and what is meant for stderr.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # The lowest number that is free is this one. Inherited by all our children, as standard
+            # descriptors are.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def set_timer_slack(nanoseconds: int) -> None:

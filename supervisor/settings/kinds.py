@@ -149,6 +149,11 @@ def _workers(value: Any) -> int | str | tuple[int, int]:
     return (least, most) if least < most else least
 
 
+def show_workers(workers: int | tuple[int, int]) -> str:
+    """A number, or a range as one would write it: 2..16."""
+    return "..".join(map(str, workers)) if isinstance(workers, tuple) else str(workers)
+
+
 def _surge(value: Any) -> str:
     text = str(value).strip()
     digits = text.removesuffix("%")
@@ -356,7 +361,7 @@ TEXT = Kind(_text, "TEXT")
 OPTIONAL_TEXT = Kind(_optional_text, "TEXT")
 PATH = Kind(_optional_text, "PATH")
 SWITCH = Kind(_switch, "")
-WORKERS = Kind(_workers, "N|N..M|auto")
+WORKERS = Kind(_workers, "N|N..M|auto", shown=show_workers)
 SURGE = Kind(_surge, "N|N%")
 WARMUP = Kind(_warmups, "REQUEST", several=True)
 COUNTS = Kind(_counts, "N,N...", shown=lambda counts: ",".join(map(str, counts)))

@@ -3,6 +3,10 @@
 It begins in the fork server's child with everything inherited: listeners, the channel to the supervisor,
 its cell of the scoreboard, perhaps the loaded app. It waits until the supervisor knows it, loads the app,
 says `Ready`, serves, and leaves when it is told to, when a signal says so, or when its supervisor is gone.
+
+If it was asked to, it does not leave when it has been drained: with nothing left in it but the app and what
+that has loaded and cached it becomes the fork server of its generation (a *template*), so that its successors
+share all this. A worker that serves is never forked from: it has threads, connections and requests in hand.
 """
 
 import faulthandler
@@ -14,10 +18,12 @@ import select
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from setproctitle import setproctitle
 
@@ -26,15 +32,18 @@ from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.access import AccessLog
 from supervisor.logs.lean import Log, LogFile
 from supervisor.osapi.priority import step_back_for_good, step_forward
-from supervisor.osapi.process import DUMP_SIGNAL
+from supervisor.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL
+from supervisor.scoreboard import layout
 from supervisor.scoreboard.memory import map_cell
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
+from supervisor.workers.audit import Audit, audit_drained, audit_serving
 from supervisor.workers.engine import Engine
 from supervisor.workers.loader import AppLoadError, load_app, standard_modules
 from supervisor.workers.rehearsal import SHORT, rehearse
 from supervisor.workers.relay import Relay
-from supervisor.wsgi.exchange import App, QuitWorker, note_fork
+from supervisor.workers.warmup import WarmupError, warm_up
+from supervisor.wsgi.exchange import App, QuitWorker, note_fork, note_worker
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -46,18 +55,21 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _ORPHAN_GRACE = 1.0
 
 
-@dataclass(slots=True)
-class Inheritance:
-    """What a worker gets from its fork server.
+# How long the engine's threads may take to end when all is answered.
+_THREADS_END = 1.0
 
-    urgent: clients wait for it; channel_fd: its end of the channel; stacks_fd: takes faulthandler's dumps;
-    cell: its scoreboard cell.
+# Done by the first worker, holds in all that are forked from it.
+_fork_noted = False
+
+
+@dataclass(slots=True)
+class Generation:
+    """What all workers of a generation have in common.
+
+    app: None if each worker loads it itself; relay: giving and taking end.
     """
 
-    launch: int
-    urgent: bool
-    slot: int
-    generation: int
+    number: int
     name: str
     settings: Settings
     log_format: str
@@ -67,9 +79,31 @@ class Inheritance:
     relay: tuple[socket.socket, socket.socket]
     listeners: list[socket.socket]
     scoreboard_fd: int
+
+
+@dataclass(slots=True)
+class Inheritance:
+    """What a worker gets from its fork server.
+
+    urgent: clients wait for it; channel_fd: its end of the channel; stacks_fd: takes faulthandler's dumps;
+    cell: its scoreboard cell.
+    """
+
+    generation: Generation
+    launch: int
+    urgent: bool
+    slot: int
     cell: int
     channel_fd: int
     stacks_fd: int
+
+
+@dataclass(slots=True)
+class Template:
+    """What a worker leaves that is a fork server from now on; channel_fd: to the supervisor, as before."""
+
+    generation: Generation
+    channel_fd: int
 
 
 class WorkerProcess:
@@ -77,15 +111,16 @@ class WorkerProcess:
 
     def __init__(self, inheritance: Inheritance, lowered: int) -> None:
         self._got = inheritance
+        self._generation = generation = inheritance.generation
         self._lowered = lowered
-        self._settings = inheritance.settings
-        self._title(f"worker {inheritance.slot} gen {inheritance.generation} booting")
+        self._settings = generation.settings
+        self._title(f"worker {inheritance.slot} gen {generation.number} booting")
         self._channel: Channel[messages.ToWorker] = Channel.from_fd(inheritance.channel_fd, messages.ToWorker)
         self._log = Log(
             LogFile(self._settings.errorlog, 2),
-            inheritance.log_format,
+            generation.log_format,
             self._settings.loglevel,
-            {"slot": inheritance.slot, "pid": os.getpid(), "generation": inheritance.generation},
+            {"slot": inheritance.slot, "pid": os.getpid(), "generation": generation.number},
         )
         self._access: AccessLog | None = None
         self._engine: Engine | None = None
@@ -93,6 +128,9 @@ class WorkerProcess:
         self._orphaned = False
         self._quitting = False
         self._standard_modules: list[str] = []
+        self._cell: CellWriter | None = None
+        self._template_wanted = False
+        self._forced = False
 
     def run(self) -> int:
         """Raises QuitWorker if a signal says so, wherever it is."""
@@ -102,12 +140,50 @@ class WorkerProcess:
         self._channel.set_blocking(True)
         if not self._wait_for_boot():
             return 0
-        on_hang_up(self._channel.fileno(), self._lose_supervisor)
+        on_hang_up(self._channel.fileno(), self._lose_supervisor, self._attend)
         app = self._load()
         if app is None:
             return 3
         self._serve(app)
         return 0
+
+    def become_template(self) -> Template | None:
+        """Leave all behind that was this worker's own, after `run`; None if it was not asked for or can't be.
+
+        Raises QuitWorker as `run` does.
+        """
+        engine = self._engine
+        if engine is None or not self._template_wanted or self._orphaned or self._quitting:
+            return None
+        deadline = time.monotonic() + _THREADS_END
+        for thread in _engine_threads():
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if late := [thread.name for thread in _engine_threads()]:
+            # Requests that did not end in time; with them it ends, as without being a template.
+            self._log.error("template_refused", problems=f"requests are running in {', '.join(late)}")
+            return None
+        engine.close()
+        found = audit_drained(self._own_descriptors())
+        if found.problems and not self._forced:
+            self._log.error("template_refused", problems="; ".join(found.problems))
+            return None
+        ignore_group_signals()
+        # What the app has set up for itself in this process; its children may do so anew.
+        signal.set_wakeup_fd(-1)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        faulthandler.disable()
+        # One that was sent to the worker may be on its way, and would end a process that has no handler.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (DUMP_SIGNAL,))
+        faulthandler.unregister(DUMP_SIGNAL)
+        disregard(DUMP_SIGNAL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (DUMP_SIGNAL,))
+        os.close(self._got.stacks_fd)
+        self._log.close()
+        if self._access is not None:
+            self._access.close()
+        self._channel.set_blocking(True)
+        return Template(self._generation, self._channel.detach())
 
     # -- booting -----------------------------------------------------------------------------------------
 
@@ -118,15 +194,17 @@ class WorkerProcess:
 
     def _load(self) -> App | None:
         random.seed()  # children of one parent must not draw the same numbers
-        if self._got.app is not None:
-            return self._got.app
+        generation = self._generation
         before = set(sys.modules)
         try:
-            app = load_app(self._got.app_spec)
-        except AppLoadError as error:
+            app = generation.app if generation.app is not None else load_app(generation.app_spec)
+            listener = generation.listeners[0].getsockname() if generation.listeners else None
+            warm_up(app, self._settings, self._log, generation.tls, listener)
+        except (AppLoadError, WarmupError) as error:
             trace = shorten(error.trace) if error.trace else None
             self._tell(messages.BootFailed(error.reason, trace))
             return None
+        generation.app = app
         self._standard_modules = standard_modules(before)
         # The app's code and data live as long as the worker: the collector need not look at them again.
         gc.freeze()
@@ -135,31 +213,32 @@ class WorkerProcess:
     def _serve(self, app: App) -> None:
         settings = self._settings
         if settings.accesslog:
-            self._access = AccessLog(LogFile(settings.accesslog, 1), settings.access_log_format)
+            self._access = AccessLog(LogFile(settings.accesslog, 1), settings.access_log_format, self._log)
         quota = settings.max_requests
         if quota and settings.max_requests_jitter:
             quota += random.randint(0, settings.max_requests_jitter)  # noqa: S311 - spreads load, guards nothing
-        cell = CellWriter(map_cell(self._got.scoreboard_fd, self._got.cell), settings.threads)
-        os.close(self._got.scoreboard_fd)
+        generation = self._generation
+        self._cell = CellWriter(map_cell(generation.scoreboard_fd, self._got.cell), settings.threads)
         self._engine = engine = Engine(
             app,
-            self._got.listeners,
+            generation.listeners,
             settings,
-            cell,
+            self._cell,
             self._log,
             self._access,
             quota,
             lambda requests: self._tell(messages.RecycleDue(requests)),
-            Relay(*self._got.relay),
-            self._got.tls,
+            Relay(*generation.relay),
+            generation.tls,
         )
-        os.register_at_fork(after_in_child=note_fork)
+        signal.signal(INTERRUPT_SIGNAL, engine.deadlines.interrupt)
+        _note_forks()
         rehearse(settings, self._log, SHORT)
         self._channel.set_blocking(False)
         engine.add_reader(self._channel.fileno(), self._on_channel)
         if self._leave_early:
             return
-        self._title(f"worker {self._got.slot} gen {self._got.generation}")
+        self._title(f"worker {self._got.slot} gen {self._generation.number}")
         if not self._got.urgent:
             step_forward(self._lowered)
         self._tell(messages.Ready(self._standard_modules))
@@ -181,14 +260,17 @@ class WorkerProcess:
                 return
             message = received[0]
             if isinstance(message, messages.Drain):
+                self._template_wanted = message.template  # the last word counts
                 self._drain(message.hand_over)
+            elif isinstance(message, messages.AuditTemplate):
+                self._audit(message.force)
             elif isinstance(message, messages.ReopenLogs):
                 self._reopen_logs()
 
     def _install_signals(self) -> None:
         faulthandler.enable(self._got.stacks_fd)
         faulthandler.register(DUMP_SIGNAL, self._got.stacks_fd, all_threads=True)
-        signal.signal(signal.SIGTERM, lambda _s, _f: self._drain())
+        signal.signal(signal.SIGTERM, self._leave)
         signal.signal(signal.SIGINT, self._quit)
         signal.signal(signal.SIGQUIT, self._quit)
         signal.signal(signal.SIGUSR1, lambda _s, _f: self._reopen_logs())
@@ -202,8 +284,32 @@ class WorkerProcess:
         if self._engine is None:
             self._leave_early = True
         elif not self._engine.draining:
-            self._title(f"worker {self._got.slot} gen {self._got.generation} draining")
+            self._title(f"worker {self._got.slot} gen {self._generation.number} draining")
             self._engine.drain(hand_over)
+
+    def _leave(self, _signum: int, _frame: FrameType | None) -> None:
+        self._template_wanted = False
+        self._drain()
+
+    def _audit(self, force: bool) -> None:
+        """Tell whether this worker could become a template; it goes on serving."""
+        assert self._engine is not None
+        assert self._cell is not None
+        self._forced = force
+        lanes = range(self._settings.threads)
+        busy = any(self._cell.lane(thread)[0][layout.STARTED] for thread in lanes)
+        try:
+            found = audit_serving(self._own_descriptors() | self._engine.descriptors(), busy)
+        except OSError as error:
+            found = Audit([f"it can't be looked at: {error}"])
+        if force:
+            found = found.forced()
+        self._tell(messages.TemplateAudited(found.problems, found.warnings))
+
+    def _own_descriptors(self) -> set[int]:
+        generation = self._generation
+        sockets = (*generation.relay, *generation.listeners)
+        return {self._channel.fileno(), *(sock.fileno() for sock in sockets)}
 
     def _lose_supervisor(self) -> None:
         """Nobody would replace or end this worker any more: finish and leave."""
@@ -216,6 +322,10 @@ class WorkerProcess:
             if self._engine is not None:
                 self._engine.abandon()
             self._drain()
+
+    def _attend(self) -> None:
+        if self._engine is not None:
+            self._engine.attend()
 
     def _quit(self, _signum: int, _frame: FrameType | None) -> None:
         # Once: the supervisor and a terminal may both say it, and what unwinds must not be hit again. Should
@@ -239,18 +349,44 @@ class WorkerProcess:
             self._log.warning("supervisor_unreachable", reason=error.strerror)
 
     def _title(self, what: str) -> None:
-        setproctitle(f"ostler: {what} [{self._got.name}]")
+        setproctitle(f"ostler: {what} [{self._generation.name}]")
 
 
-def disregard(signum: signal.Signals) -> None:
+def _engine_threads() -> list[threading.Thread]:
+    """The engine's threads that live, but for the main thread."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("ostler-")]
+
+
+def _note_forks() -> None:
+    """Tell processes that the app forks from workers."""
+    global _fork_noted
+    note_worker()
+    if not _fork_noted:
+        _fork_noted = True
+        os.register_at_fork(after_in_child=note_fork)
+
+
+def ignore_group_signals() -> None:
+    """Do nothing at signals that reach the whole process group: the supervisor decides what they mean."""
+    for signum in (
+        *(signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP),
+        *(signal.SIGWINCH, signal.SIGUSR1, signal.SIGUSR2),
+    ):
+        disregard(signum)
+
+
+def disregard(signum: int) -> None:
     """Do nothing at a signal. Unlike SIG_IGN it is not inherited by programs that the app may start."""
     signal.signal(signum, lambda _signum, _frame: None)
 
 
-def on_hang_up(fd: int, callback: Callable[[], object]) -> None:
+def on_hang_up(
+    fd: int, callback: Callable[[], object], on_message: Callable[[], object] | None = None
+) -> None:
     """Call back when the other end of socket `fd` is gone: in the main thread, also while it runs user code.
 
-    May call back more than once. Uses SIGIO (fcntl(2), F_SETOWN), which comes with each message as well.
+    May call back more than once. Uses SIGIO (fcntl(2), F_SETOWN), which comes with each message as well:
+    `on_message` hears of that.
     """
 
     def look(*_: object) -> None:
@@ -258,6 +394,8 @@ def on_hang_up(fd: int, callback: Callable[[], object]) -> None:
         poll.register(fd, 0)  # POLLHUP is reported unasked
         if poll.poll(0):
             callback()
+        if on_message is not None:
+            on_message()
 
     signal.signal(signal.SIGIO, look)
     fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
@@ -265,15 +403,27 @@ def on_hang_up(fd: int, callback: Callable[[], object]) -> None:
     look()  # it may have gone before
 
 
-def run(inheritance: Inheritance, lowered: int) -> None:
-    """Be the worker; does not return. `lowered`: for `step_forward`."""
-    try:
-        code = WorkerProcess(inheritance, lowered).run()
-    except QuitWorker:
-        code = 0
+def leave(code: int) -> NoReturn:
+    """End a worker, with the app's atexit functions."""
     # The interpreter takes its handlers away at the end, and then these would kill it: a wrong exit status.
-    for signum in (signal.SIGIO, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+    for signum in (signal.SIGIO, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, INTERRUPT_SIGNAL):
         signal.signal(signum, signal.SIG_IGN)
     # What is left to do is tearing down an interpreter, some 20 ms of work that nobody waits for.
     step_back_for_good()
     sys.exit(code)
+
+
+def run(inheritance: Inheritance, lowered: int) -> Template:
+    """Be the worker; does not return, but in one that is a fork server from now on.
+
+    lowered: for `step_forward`.
+    """
+    code = 0
+    try:
+        worker = WorkerProcess(inheritance, lowered)
+        code = worker.run()
+        if code == 0 and (template := worker.become_template()) is not None:
+            return template
+    except QuitWorker:
+        pass
+    leave(code)

@@ -10,7 +10,8 @@ sends, and gives away to siblings what would have to wait.
 An app whose requests take long anyway would wait for the watcher each time. Its leader passes the lead on
 before it runs the app, and a thread that is done takes the loan itself.
 
-A worker with one thread has a watcher, too, but only once it has had a request that took long.
+A worker with one thread has a watcher, too, but only once it has had a request that took long, or gets a
+message while it is in one: the supervisor's word that a request hangs must not wait for its end.
 
 The rule of ownership: the loan is one object in a deque. Who takes it out, the leader that has come back or
 the watcher, has the lead; deque.append, pop and remove are atomic with and without the interpreter lock.

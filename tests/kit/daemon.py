@@ -182,6 +182,56 @@ def descriptors(pid: int) -> list[str]:
     return sorted(found)
 
 
+def client_ports(pid: int, port: int) -> set[int]:
+    """The clients' ports of the TCP connections to `port` that the process holds, idle ones included."""
+    held = set(descriptors(pid))
+    found = set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        # proc_net(5) and the kernel's proc_net_tcp.rst: sl, local, remote, state, ..., and the tenth is the
+        # socket's inode; addresses are in hexadecimal.
+        fields = line.split()
+        if int(fields[1].rpartition(":")[2], 16) == port and f"socket:[{fields[9]}]" in held:
+            found.add(int(fields[2].rpartition(":")[2], 16))
+    return found
+
+
+def freeze(process: Process) -> None:
+    """SIGSTOP, and wait until none of its threads runs: what it holds changes no more."""
+    process.send(signal.SIGSTOP)
+    tasks = Path(f"/proc/{process.pid}/task")
+    until(
+        lambda: all("T" in (task / "stat").read_text().rpartition(")")[2][:3] for task in tasks.iterdir()),
+        "stopped",
+    )
+
+
+class Killed(NamedTuple):
+    """A process that a test has killed, and whom that may have hurt."""
+
+    pid: int
+    at: float
+    """CLOCK_MONOTONIC."""
+    ports: frozenset[int]
+    """The clients' ends of the connections that it held."""
+
+
+def kill_holding(pid: int, port: int) -> Killed | None:
+    """SIGKILL a worker so that one knows what it held when it died; None if it was gone already.
+
+    It is stopped first. Connections travel between workers, so that who answered last on one is no proof of
+    who had it in hand.
+    """
+    try:
+        process = Process(pid)
+        freeze(process)
+        ports = client_ports(pid, port)
+        at = time.monotonic()
+        process.send(signal.SIGKILL)
+    except (ProcessLookupError, FileNotFoundError):
+        return None
+    return Killed(pid, at, frozenset(ports))
+
+
 class _Stat(NamedTuple):
     state: str
     parent: int

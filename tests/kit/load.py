@@ -1,4 +1,4 @@
-"""A strict load client: keep-alive connections, an open-loop schedule, and an account of every request.
+"""A strict load client: keep-alive connections, a schedule or a closed loop, and an account of every request.
 
 Most load tools hide exactly what a reload test wants to see. A closed loop sends less while the server
 stalls, so a stall of a second shows as one slow request; and a tool that reconnects by itself does not say
@@ -9,6 +9,8 @@ what it lost. Here
 - every request ends in exactly one `Outcome`, and nothing is retried but what browsers retry: a request on
   a reused connection that the server closed before any byte of an answer (RFC 9112, 9.3.1). It is retried
   once, on a new connection, and counted as stale all the same;
+- who failed can be told: a record has the client's ports, which say at the server's side who held the
+  connection, and the worker that has last answered on it, if the app names itself in `X-Worker`;
 - an answer is complete only when its framing says so, and bytes that nobody asked for are an error.
 
 All sockets live in one thread, in one epoll; nothing but the standard library is used.
@@ -22,6 +24,7 @@ All sockets live in one thread, in one epoll; nothing but the standard library i
 
 import enum
 import errno
+import functools
 import math
 import os
 import select
@@ -32,12 +35,14 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 Address = tuple[str, int] | str
 """Host and port, or the path of a Unix socket."""
 
 KEPT_BODY = 200  # bytes of an answer's body that its record keeps
+WORKER_FIELD = "X-Worker"
+"""Header field of an answer with the pid of the process that gives it; the app under test sets it."""
 
 
 class Outcome(enum.Enum):
@@ -65,6 +70,19 @@ class Answer:
     body: bytes
     reusable: bool
     """Whether the connection may carry another request."""
+    worker: int = 0
+    """Pid of the process that gave it, 0 if the answer does not say."""
+
+
+class _Head(NamedTuple):
+    """What an answer's head says."""
+
+    status: int
+    reusable: bool
+    chunked: bool
+    length: int | None
+    """Of the body; None if it is in chunks, or lasts as long as the connection."""
+    worker: int
 
 
 class AnswerParser:
@@ -101,29 +119,19 @@ class AnswerParser:
             if self._data and not b"HTTP/1.".startswith(self._data[:7]):
                 raise MalformedAnswerError(f"starts with {bytes(self._data[:40])!r}")
             return None
-        lines = self._data[:head_end].decode("latin-1").split("\r\n")
-        version, status = self._status_line(lines[0])
-        if 100 <= status < 200:
+        head = _parse_head(bytes(self._data[:head_end]))
+        if 100 <= head.status < 200:
             del self._data[: head_end + 4]
             return self._parse(ended=ended) if self._data else None
-        fields = self._fields(lines[1:])
         rest = bytes(self._data[head_end + 4 :])
-        wishes = {token.strip().lower() for token in fields.get("connection", "").split(",")}
-        reusable = "close" not in wishes and (version == "HTTP/1.1" or "keep-alive" in wishes)
-        if status in (204, 304):
-            body, used = b"", 0
-        elif "transfer-encoding" in fields:
-            if fields["transfer-encoding"].lower() != "chunked" or "content-length" in fields:
-                raise MalformedAnswerError("unclear framing: Transfer-Encoding is not just chunked")
+        reusable = head.reusable
+        if head.chunked:
             found = self._chunks(rest)
             if found is None:
                 return None
             body, used = found
-        elif "content-length" in fields:
-            length = fields["content-length"]
-            if not (length.isascii() and length.isdigit()):
-                raise MalformedAnswerError(f"Content-Length {length!r}")
-            used = int(length)
+        elif head.length is not None:
+            used = head.length
             if len(rest) < used:
                 return None
             body = rest[:used]
@@ -134,28 +142,7 @@ class AnswerParser:
         if used < len(rest):
             raise MalformedAnswerError(f"bytes behind the answer: {rest[used : used + 40]!r}")
         self._data.clear()
-        return Answer(status, body, reusable)
-
-    @staticmethod
-    def _status_line(line: str) -> tuple[str, int]:
-        version, _, rest = line.partition(" ")
-        code = rest[:3]
-        if version not in ("HTTP/1.1", "HTTP/1.0") or not (code.isdigit() and rest[3:4] in ("", " ")):
-            raise MalformedAnswerError(f"status line {line[:80]!r}")
-        return version, int(code)
-
-    @staticmethod
-    def _fields(lines: Iterable[str]) -> dict[str, str]:
-        fields: dict[str, str] = {}
-        for line in lines:
-            name, colon, value = line.partition(":")
-            if not colon or not name or name != name.strip():
-                raise MalformedAnswerError(f"header line {line[:80]!r}")
-            key = name.lower()
-            if key in ("content-length", "transfer-encoding") and key in fields:
-                raise MalformedAnswerError(f"{name} is given twice")
-            fields[key] = f"{fields[key]}, {value.strip()}" if key in fields else value.strip()
-        return fields
+        return Answer(head.status, body, reusable, head.worker)
 
     @staticmethod
     def _chunks(data: bytes) -> tuple[bytes, int] | None:
@@ -188,8 +175,51 @@ class AnswerParser:
             at = line_end + 2
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+# Most heads are like the one before: what a second's answers of one worker have is parsed once.
+@functools.lru_cache(256)
+def _parse_head(block: bytes) -> _Head:
+    lines = block.decode("latin-1").split("\r\n")
+    version, status = _status_line(lines[0])
+    fields = _fields(lines[1:])
+    wishes = {token.strip().lower() for token in fields.get("connection", "").split(",")}
+    reusable = "close" not in wishes and (version == "HTTP/1.1" or "keep-alive" in wishes)
+    chunked, length = "transfer-encoding" in fields, None
+    if status in (204, 304):
+        chunked, length = False, 0
+    elif chunked:
+        if fields["transfer-encoding"].lower() != "chunked" or "content-length" in fields:
+            raise MalformedAnswerError("unclear framing: Transfer-Encoding is not just chunked")
+    elif (digits := fields.get("content-length")) is not None:
+        if not (digits.isascii() and digits.isdigit()):
+            raise MalformedAnswerError(f"Content-Length {digits!r}")
+        length = int(digits)
+    worker = fields.get(WORKER_FIELD.lower(), "")
+    return _Head(status, reusable, chunked, length, int(worker) if worker.isdecimal() else 0)
+
+
+def _status_line(line: str) -> tuple[str, int]:
+    version, _, rest = line.partition(" ")
+    code = rest[:3]
+    if version not in ("HTTP/1.1", "HTTP/1.0") or not (code.isdigit() and rest[3:4] in ("", " ")):
+        raise MalformedAnswerError(f"status line {line[:80]!r}")
+    return version, int(code)
+
+
+def _fields(lines: Iterable[str]) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not name or name != name.strip():
+            raise MalformedAnswerError(f"header line {line[:80]!r}")
+        key = name.lower()
+        if key in ("content-length", "transfer-encoding") and key in fields:
+            raise MalformedAnswerError(f"{name} is given twice")
+        fields[key] = f"{fields[key]}, {value.strip()}" if key in fields else value.strip()
+    return fields
+
+
+# A tuple and no dataclass: one is made for each of some hundred thousand requests.
+class Record(NamedTuple):
     """What became of one request; times are `time.monotonic()` seconds."""
 
     due: float
@@ -206,6 +236,13 @@ class Record:
     detail: str
     """What the outcome leaves open; of a stale connection, how it ended."""
     connection: int
+    worker: int
+    """Pid of the process that answered; without an answer, the one that answered last on this connection.
+    It need not be the one that held it, as connections travel. 0: nobody has said."""
+    port: int
+    """The client's own, of the connection on which the request ended; 0 on Unix sockets."""
+    stale_port: int
+    """That of the first attempt if it met a stale connection, or else 0."""
 
     @property
     def latency(self) -> float:
@@ -225,6 +262,11 @@ class Report:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def lost(self) -> list[Record]:
+        """The requests that failed or met a stale connection, in the order in which they ended."""
+        return [record for record in self.records if record.stale or record.outcome is not Outcome.OK]
 
     @property
     def outcomes(self) -> Counter[Outcome]:
@@ -256,7 +298,10 @@ class Report:
             if outcome is not Outcome.OK:
                 example = next(record for record in self.records if record.outcome is outcome)
                 said = f" ({example.detail})" if example.detail else ""
-                lines.append(f"  {count} x {outcome.value}, e.g. connection {example.connection}{said}")
+                worker = f", last with worker {example.worker}" if example.worker else ""
+                lines.append(
+                    f"  {count} x {outcome.value}, e.g. connection {example.connection}{worker}{said}"
+                )
         if self.unasked:
             lines.append(f"  {self.unasked} x bytes without a request")
         return "\n".join(lines)
@@ -279,23 +324,37 @@ def host_field(address: Address) -> str:
 class _Request:
     due: float
     sent: float
+    last: bool = False
+    """Sent with `Connection: close`."""
     stale: str = ""
     """How the connection of the first attempt turned out to be stale."""
+    stale_port: int = 0
 
 
 class _Connection:
     """One client: its schedule's backlog, the socket it has now, and the request that is on it."""
 
-    __slots__ = ("connecting", "current", "deadline", "number", "parser", "queue", "sock", "unsent", "used")
+    __slots__ = (
+        "connecting", "current", "deadline", "mask", "number", "parser", "port", "queue", "sent", "sock",
+        "unsent", "used", "worker",
+    )  # fmt: skip
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.queue: deque[float] = deque()
         """When each of the requests was due that wait for this connection."""
         self.sock: socket.socket | None = None
+        self.port = 0
+        """This socket's own."""
+        self.mask = 0
+        """What epoll reports of it."""
         self.connecting = False
         self.used = False
         """Whether this socket has carried an answer already."""
+        self.sent = 0
+        """Requests so far, on all sockets."""
+        self.worker = 0
+        """The pid in the last answer on this socket."""
         self.current: _Request | None = None
         self.parser = AnswerParser()
         self.unsent = b""
@@ -309,8 +368,11 @@ class Load:
         address: where the server listens.
         path: the request target.
         headers: more header fields.
-        rate: requests per second over all connections.
+        rate: requests per second over all connections; infinite: a closed loop, in which each connection
+            sends its next request as soon as it has an answer.
         connections: how many keep-alive connections share them, in turn.
+        close_every: each connection asks for its end with every so manieth request (1: no keep-alive); 0 is
+            never.
         requests: how many to send; None goes on until `finish()`.
         timeout: seconds that one request may take on its connection.
     """
@@ -323,6 +385,7 @@ class Load:
         headers: Mapping[str, str] | None = None,
         rate: float = 400.0,
         connections: int = 16,
+        close_every: int = 0,
         requests: int | None = None,
         timeout: float = 30.0,
     ) -> None:
@@ -330,6 +393,9 @@ class Load:
         fields = {"Host": host_field(address), **(headers or {})}
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         self._request = f"GET {path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1")
+        self._last_request = f"GET {path} HTTP/1.1\r\n{lines}Connection: close\r\n\r\n".encode("latin-1")
+        self._close_every = close_every
+        self._closed_loop = math.isinf(rate)
         self._interval = 1.0 / rate
         self._wanted = requests
         self._timeout = timeout
@@ -338,6 +404,8 @@ class Load:
         self._waker = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._waker, select.EPOLLIN)
         self._by_fd: dict[int, _Connection] = {}
+        self._watch_at = math.inf
+        """No request's time is over before this: it spares a look at all connections between two events."""
         self._scheduled = 0
         self._started = math.nan
         self._lags: list[float] = []
@@ -454,6 +522,8 @@ class Load:
     def _next_due(self) -> float:
         if self._stopping or self._scheduled == self._wanted:
             return math.inf
+        if self._closed_loop and self._scheduled >= len(self._clients):
+            return math.inf  # what follows, follows an answer
         return self._started + self._scheduled * self._interval
 
     def _schedule(self, now: float) -> None:
@@ -468,26 +538,35 @@ class Load:
 
     def _pause(self) -> float:
         """Seconds until something is due without the server's doing."""
-        until = min(self._next_due(), min(client.deadline for client in self._clients))
-        return min(1.0, max(0.0, until - time.monotonic()))
+        return min(1.0, max(0.0, min(self._next_due(), self._watch_at) - time.monotonic()))
 
     def _expire(self) -> None:
         now = time.monotonic()
+        if now < self._watch_at:
+            return
+        self._watch_at = math.inf
         for client in self._clients:
             if client.deadline <= now:
                 self._end(client, Outcome.TIMED_OUT, f"{self._timeout:g} s")
                 self._next(client)
+            self._watch_at = min(self._watch_at, client.deadline)
+
+    def _set_deadline(self, client: _Connection, now: float) -> None:
+        client.deadline = now + self._timeout
+        self._watch_at = min(self._watch_at, client.deadline)
 
     def _next(self, client: _Connection) -> None:
         """Send the client's next request, if one is due, on the connection it has or on a new one."""
         while client.current is None and client.queue:
             now = time.monotonic()
-            client.current = _Request(due=client.queue.popleft(), sent=now)
-            client.deadline = now + self._timeout
+            client.sent += 1
+            last = self._close_every > 0 and client.sent % self._close_every == 0
+            client.current = _Request(client.queue.popleft(), now, last)
+            self._set_deadline(client, now)
             self._send(client)
 
     def _send(self, client: _Connection) -> None:
-        client.unsent = self._request
+        client.unsent = self._last_request if client.current and client.current.last else self._request
         if client.sock is None:
             self._connect(client)
         else:
@@ -503,14 +582,18 @@ class Load:
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         client.sock, client.used, client.parser = sock, False, AnswerParser()
+        client.port, client.worker = 0, 0
         error = sock.connect_ex(address)
         if error not in (0, errno.EINPROGRESS):
             # EAGAIN from a Unix socket: its backlog is full (unix(7)).
             self._end(client, Outcome.REFUSED, os.strerror(error))
             return
+        if family != socket.AF_UNIX:
+            client.port = sock.getsockname()[1]
         client.connecting = True
+        client.mask = select.EPOLLIN | select.EPOLLOUT
         self._by_fd[sock.fileno()] = client
-        self._epoll.register(sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
+        self._epoll.register(sock.fileno(), client.mask)
 
     def _write(self, client: _Connection) -> None:
         assert client.sock is not None
@@ -522,8 +605,10 @@ class Load:
             self._lost(client, error)
             return
         client.unsent = client.unsent[sent:]
-        more = select.EPOLLOUT if client.unsent else 0
-        self._epoll.modify(client.sock.fileno(), select.EPOLLIN | more)
+        mask = select.EPOLLIN | (select.EPOLLOUT if client.unsent else 0)
+        if mask != client.mask:
+            client.mask = mask
+            self._epoll.modify(client.sock.fileno(), mask)
 
     def _handle(self, client: _Connection, mask: int) -> None:
         assert client.sock is not None
@@ -564,7 +649,8 @@ class Load:
             return
         if answer is not None:
             client.used = True
-            if not (answer.reusable and data):
+            client.worker = answer.worker
+            if not (answer.reusable and data) or client.current.last:
                 self._drop(client)
             outcome = Outcome.OK if answer.status == 200 else Outcome.STATUS
             self._record(client, outcome, "" if outcome is Outcome.OK else f"status {answer.status}", answer)
@@ -579,8 +665,8 @@ class Load:
             self._drop(client)
         elif client.used and not client.parser.started and not request.stale:
             self._drop(client)
-            request.stale = f"stale: {detail}"
-            client.deadline = time.monotonic() + self._timeout
+            request.stale, request.stale_port = f"stale: {detail}", client.port
+            self._set_deadline(client, time.monotonic())
             self._send(client)
         elif error is not None:
             self._end(client, Outcome.RESET, detail)
@@ -603,18 +689,25 @@ class Load:
     def _record(self, client: _Connection, outcome: Outcome, detail: str, answer: Answer | None) -> None:
         request = client.current
         assert request is not None
+        now = time.monotonic()
         record = Record(
             due=request.due,
             sent=request.sent,
-            ended=time.monotonic(),
+            ended=now,
             outcome=outcome,
             status=answer.status if answer else 0,
             body=answer.body[:KEPT_BODY] if answer else b"",
             stale=bool(request.stale),
             detail=detail or request.stale,
             connection=client.number,
+            worker=client.worker,
+            port=client.port,
+            stale_port=request.stale_port,
         )
         client.current, client.deadline = None, math.inf
+        if self._closed_loop and not self._stopping and self._scheduled != self._wanted:
+            self._scheduled += 1
+            client.queue.append(now)
         with self._news:
             self._records.append(record)
             # Not at every record: waking a thread that goes back to sleep would cost more than the request.

@@ -1,6 +1,7 @@
 """The load client against small scripted servers: whoever counts failures must be right about them."""
 
 import itertools
+import math
 import socket
 import struct
 import threading
@@ -35,6 +36,8 @@ class Peer:
         self.sock = sock
         self.number = number
         """Counts connections from 1, in the order in which they were accepted."""
+        self.head = b""
+        """Of the newest request."""
         self._data = b""
 
     def request(self) -> bool:
@@ -44,7 +47,7 @@ class Peer:
             if not data:
                 return False
             self._data += data
-        self._data = self._data.partition(b"\r\n\r\n")[2]
+        self.head, _, self._data = self._data.partition(b"\r\n\r\n")
         return True
 
     def send(self, data: bytes) -> None:
@@ -385,6 +388,72 @@ def test_schedule_is_steady() -> None:
     steps = [later.due - sooner.due for sooner, later in itertools.pairwise(by_due)]
     assert steps == pytest.approx([0.001] * 19, abs=1e-6)
     assert [record.connection for record in by_due] == [0, 1] * 10
+
+
+def test_closed_loop() -> None:
+    """Without a rate each connection sends its next request when it has an answer, and not before."""
+    with ScriptedServer(always(HELLO)) as server:
+        report = load(server.address, requests=200, connections=3, rate=math.inf)
+        assert server.accepted == 3
+    assert (len(report), report.failed, report.stale) == (200, 0, 0)
+    by_connection = sorted(report.records, key=lambda record: (record.connection, record.due))
+    for former, later in itertools.pairwise(by_connection):
+        if former.connection == later.connection:
+            assert later.due == former.ended
+
+
+def test_closed_loop_stops_when_told() -> None:
+    """finish() ends a closed loop that nothing else would end."""
+    with (
+        ScriptedServer(always(HELLO)) as server,
+        Load(server.address, rate=math.inf, connections=2) as client,
+    ):
+        client.wait_for(50, within=DEADLINE)
+        report = client.finish()
+    assert len(report) >= 50
+    assert report.failed == 0
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_connections_that_the_client_ends(every: int) -> None:
+    """With close_every each so manieth request says so, and the next one takes a new connection."""
+
+    def script(peer: Peer) -> None:
+        answered = 0
+        while peer.request():
+            answered += 1
+            assert (b"Connection: close" in peer.head) == (answered == every)
+            peer.send(HELLO)  # a server that does not close: the client has to
+        assert answered == every
+
+    with ScriptedServer(script) as server:
+        report = Load(server.address, rate=1e4, connections=2, requests=12, close_every=every).run()
+        assert server.accepted == 12 // every
+        # A script that fails closes its connection within a request.
+        assert (len(report), report.failed, report.stale) == (12, 0, 0)
+
+
+def test_who_answered_and_who_did_not() -> None:
+    """A record has its answer's pid, or the last one on its connection, and the ports of both attempts."""
+    ports = {}
+
+    def script(peer: Peer) -> None:
+        ports[peer.number] = peer.sock.getpeername()[1]
+        assert peer.request()
+        peer.send(HELLO.replace(b"\r\n\r\n", b"\r\nX-Worker: 4%d\r\n\r\n" % peer.number))
+        assert peer.request()
+        if peer.number == 2:
+            peer.send(HELLO[:-1])
+
+    with ScriptedServer(script) as server:
+        report = load(server.address, requests=3)
+    answered, retried, cut = report.records
+    assert (answered.worker, answered.port, answered.stale_port) == (41, ports[1], 0)
+    assert (retried.outcome, retried.worker) == (Outcome.OK, 42)
+    assert (retried.port, retried.stale_port) == (ports[2], ports[1])
+    assert (cut.outcome, cut.worker, cut.port) == (Outcome.TRUNCATED, 42, ports[2])
+    assert report.lost == [retried, cut]
+    assert "last with worker 42" in report.summary()
 
 
 def test_wait_for_tells_what_is_missing() -> None:

@@ -5,6 +5,7 @@ import pty
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +16,18 @@ import pytest
 from supervisor.cli import ctl, output, waiting
 from supervisor.control import client, sockets
 from supervisor.control.routes import RELOAD
-from supervisor.control.views import ConfigView, ReloadView, RequestView, StatusView, WorkerView
+from supervisor.control.views import (
+    ChangeView,
+    ConfigView,
+    EventView,
+    ExitView,
+    ReloadView,
+    RequestView,
+    StatusView,
+    WorkerView,
+)
 from supervisor.fleet.events import RecycleAsked, ReloadAsked, ResizeAsked, StopAsked
-from tests.unit.control.fake import TOKEN, FakeBackend, Served, served
+from tests.unit.control.fake import TOKEN, FakeBackend, FakeWorker, Served, an_exit, served
 
 
 class Done(NamedTuple):
@@ -80,6 +90,7 @@ def test_status_for_people(daemon: Served, run: Ctl) -> None:
         ("workers", list[WorkerView]),
         ("requests", list[RequestView]),
         ("config", ConfigView),
+        ("exits", list[ExitView]),
     ],
 )
 def test_json_is_the_apis_own(daemon: Served, run: Ctl, command: str, view: Any) -> None:
@@ -125,10 +136,67 @@ def test_no_requests(daemon: Served, run: Ctl) -> None:
 
 
 def test_config_for_people(daemon: Served, run: Ctl) -> None:
-    """Each setting with value and origin; lists as JSON."""
+    """Each setting with value and origin; lists as JSON; what is not set is a dash, but null for programs."""
     out = run("config").out
+    assert re.search(r"pidfile +- +default +restart", out)
+    assert '"value": null' in run("config", "--json").out
     assert re.search(r"workers +3 +command line +live", out)
     assert re.search(r'bind +\["127.0.0.1:8000"\] +default +restart', out)
+
+
+def test_status_tells_a_number_set_by_hand(daemon: Served, run: Ctl) -> None:
+    """Who looks why there are so many workers finds that somebody wanted it so."""
+    assert "by hand" not in run("status").out
+    daemon.backend.override = 3
+    assert "3 ready of 3 wanted, 0 booting, 0 draining; the number was set by hand" in run("status").out
+
+
+def test_status_tells_an_upgrade(daemon: Served, run: Ctl) -> None:
+    """A program that has taken over from another says since when."""
+    assert "upgraded" not in run("status").out
+    daemon.backend.program_since += 60
+    assert "upgraded in place at 2023-11-1" in run("status").out
+
+
+def test_exits(daemon: Served, run: Ctl) -> None:
+    """One line for each end, newest first: when, which, why, how; -n says how many."""
+    daemon.backend.ends = [
+        an_exit(4, cause="crashed", status="signal 11 (SEGV)", last_requests=["GET /\x1b[31m"], slot=1),
+        an_exit(3, kind="fork server", slot=None, cause="rolled", requests=0, last_requests=[]),
+        *(an_exit(number) for number in (2, 1)),
+    ]
+    head, *lines = run("exits").out.splitlines()
+    assert head.split() == "id when process pid age cause status requests peak memory last request".split()
+    assert len(lines) == 4
+    for words in ("4  2023-11-1", "worker 1", "104", "1h02m", "crashed", "signal 11 (SEGV)", "41.0 MiB"):
+        assert words in lines[0]
+    assert lines[0].endswith("GET /\\x1b[31m")
+    assert re.search(r"fork server +103 .* rolled .* 41.0 MiB +-$", lines[1].rstrip())
+    assert len(run("exits", "-n", "2").out.splitlines()) == 3
+    view = msgspec.json.decode(run("exits", "--json").out, type=list[ExitView])
+    assert [one.id for one in view] == [4, 3, 2, 1]
+
+
+def test_one_exit(daemon: Served, run: Ctl) -> None:
+    """By its id, or the newest: all that is known, the stack at the end."""
+    daemon.backend.ends = [
+        an_exit(2, cause="deadline", last_requests=["GET /slow", "POST /x"], stack='File "app.py"\n  in f'),
+        an_exit(1),
+    ]
+    done = run("exits", "--last")
+    assert done.out.endswith('File "app.py"\n  in f\n')
+    for words in ("worker 2, pid 102, generation 1", "deadline", "GET /slow", "POST /x"):
+        assert words in done.out
+    assert "recycled" in run("exits", "1").out
+    assert msgspec.json.decode(run("exits", "2", "--json").out, type=ExitView).cause == "deadline"
+    assert run("exits", "9") == Done(1, "", "ctl: error: no exit has the id 9\n")
+    assert run("exits", "9", "--last").code == 2
+
+
+def test_no_exits(daemon: Served, run: Ctl) -> None:
+    """A daemon whose processes all live."""
+    assert run("exits").out == "no process has ended since the daemon's start\n"
+    assert run("exits", "--last") == Done(1, "", "ctl: error: no process has ended yet\n")
 
 
 # -- changing --------------------------------------------------------------------------------------------
@@ -205,8 +273,11 @@ def test_the_daemons_refusal_is_one_line(daemon: Served, run: Ctl) -> None:
 
 
 def test_reload(daemon: Served, run: Ctl) -> None:
-    """The command ends when the reload is done and says how it went."""
-    assert run("reload") == Done(0, "generation 2: 3 workers replaced (250 ms)\n", "")
+    """The command ends when the reload is done: a line for each worker, how it went, what it has changed."""
+    lines = [f"worker {slot}: pid {100 + slot} -> {1100 + slot}" for slot in (1, 2, 3)]
+    summary = ["generation 2: 3 workers replaced (250 ms)", "no setting changed"]
+    done = run("reload")
+    assert (done.code, done.out.splitlines(), done.err) == (0, [*lines, *summary], "")
     (event,) = daemon.backend.submitted
     assert isinstance(event, ReloadAsked)
 
@@ -223,6 +294,37 @@ def test_a_failed_reload(daemon: Served, run: Ctl) -> None:
         "SyntaxError: invalid syntax (app.py, line 3)"
     )
     assert msgspec.json.decode(run("reload", "--json").out, type=ReloadView).phase == "failed"
+
+
+def test_what_a_reload_has_changed(daemon: Served, run: Ctl) -> None:
+    """In one line, as one would say it."""
+    daemon.backend.changes = [
+        ChangeView("workers", 4, "2..6", "live"),
+        ChangeView("bind", ["127.0.0.1:8000"], ["127.0.0.1:8002", "127.0.0.1:8000"], "generation"),
+        ChangeView("raw_env", ["TOKEN=..."], ["TOKEN=..."], "generation"),
+        ChangeView("pidfile", None, "/run/shop.pid", "restart"),
+    ]
+    assert run("reload").out.splitlines()[-1] == (
+        "changed: workers 4 -> 2..6; bind +127.0.0.1:8002; raw_env changed; "
+        "pidfile not set -> /run/shop.pid, which takes effect only after a restart"
+    )
+
+
+def test_what_becomes_of_a_number_set_by_hand(daemon: Served, run: Ctl) -> None:
+    """A reload tells whether it stays."""
+    daemon.backend.override = 3
+    assert run("reload").out.splitlines()[-1] == "the number of workers that was set by hand stays: 3"
+    daemon.backend.override_ends = True
+    last = run("reload").out.splitlines()[-1]
+    assert last == "the 3 workers set by hand gave way to the configuration's 3"
+
+
+def test_a_reload_that_is_rolled_back(daemon: Served, run: Ctl) -> None:
+    """Exit 1 with the reason: the new code does not serve."""
+    daemon.backend.broken, daemon.backend.failure = True, "rolled back"
+    done = run("reload")
+    assert done.code == 1
+    assert done.err.splitlines()[-1].startswith("ctl: error: the reload was rolled back, the old generation")
 
 
 def test_a_superseded_reload(daemon: Served, run: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +350,86 @@ def test_recycle_waits_for_the_successor(daemon: Served, run: Ctl) -> None:
     assert [w.pid for w in daemon.backend.fleet] == [101, 1102, 103]
     (event,) = daemon.backend.submitted
     assert isinstance(event, RecycleAsked)
+
+
+def test_refork(daemon: Served, run: Ctl) -> None:
+    """Waits for the event that tells the outcome, then until all workers are the template's children."""
+    daemon.backend.happen("refork_refused", problem="of an earlier one")
+    done = run("refork", "--slot", "2")
+    assert (done.code, done.err) == (0, "")
+    told = r"generation 1: forked from worker 2, pid 102, from now on; all others replaced \(.*\)\n"
+    assert re.fullmatch(told, done.out)
+    assert [(worker.pid, worker.state) for worker in daemon.backend.fleet] == [
+        (1101, "ready"),
+        (1102, "ready"),
+        (1103, "ready"),
+    ]
+    assert daemon.backend.submitted[0].slot == 2  # type: ignore[union-attr]
+    assert msgspec.json.decode(run("refork", "--json").out, type=EventView).name == "refork_done"
+
+
+def test_a_refused_refork(daemon: Served, run: Ctl) -> None:
+    """The audit's findings in one line; --force does it all the same."""
+    daemon.backend.broken = True
+    assert run("refork") == Done(
+        1,
+        "",
+        "ctl: error: the refork was refused: 2 threads are alive: poller, watcher "
+        "(--force does it all the same)\n",
+    )
+    forced = run("refork", "--force")
+    assert (forced.code, forced.err) == (0, "ctl: warning: 2 threads are alive: poller, watcher\n")
+
+
+def test_refork_without_waiting(daemon: Served, run: Ctl) -> None:
+    """--no-wait only asks; a wait that leads to nothing ends in time."""
+    daemon.backend.stuck = True
+    assert run("refork", "--no-wait").out == "refork asked\n"
+    assert run("refork", "--timeout", "0.05").err.startswith("ctl: error: not done after 0.05 s")
+
+
+def test_upgrade(daemon: Served, run: Ctl) -> None:
+    """Another program answers; then its reload is followed to the end."""
+    done = run("upgrade")
+    assert (done.code, done.err) == (0, "")
+    first, *others = done.out.splitlines()
+    assert re.fullmatch(r"pid 4242: Ostler 0.1.0 -> 0.2.0 \(.*\)", first)
+    assert others[-2:] == ["generation 2: 3 workers replaced (250 ms)", "no setting changed"]
+    assert others[:-2] == [f"worker {slot}: pid {100 + slot} -> {1100 + slot}" for slot in (1, 2, 3)]
+
+
+def test_a_failed_upgrade(daemon: Served, run: Ctl) -> None:
+    """The problem in one line, exit 1."""
+    daemon.backend.broken = True
+    assert run("upgrade") == Done(
+        1,
+        "",
+        "ctl: error: the upgrade failed, everything goes on as before: "
+        "the new program does not start: no module named x\n",
+    )
+
+
+def test_an_upgrade_survives_a_lost_connection(place: Path, run: Ctl) -> None:
+    """While the program is replaced nobody answers and connections break; the outcome is found even so."""
+    backend = FakeBackend()
+    first = Served(place / "shop.sock", backend)
+    first.start()
+    second = Served(place / "shop.sock", backend)
+
+    def replace() -> None:
+        def later() -> None:
+            first.stop()
+            second.start()
+
+        threading.Thread(target=later).start()
+
+    backend.on_upgrade = replace
+    try:
+        done = run("upgrade", "--socket", str(place / "shop.sock"))
+        assert done.code == 0, done.err
+        assert "0.1.0 -> 0.2.0" in done.out
+    finally:
+        second.stop()
 
 
 @pytest.mark.parametrize(("argv", "how"), [(["stop"], "graceful"), (["stop", "--quick"], "quick")])
@@ -392,6 +574,19 @@ def test_a_broken_pipe_is_silent(daemon: Served) -> None:
     assert done.returncode == 1
 
 
+@pytest.mark.parametrize("argv", [["workers"], ["status", "--json"], ["scale", "+1"]])
+def test_a_full_disk_is_told_in_one_line(daemon: Served, argv: list[str]) -> None:
+    """`ctl workers > /dev/full`: one line, exit 1, no traceback."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command(daemon, *argv), stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=20
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "ctl: error: can't write the output: No space left on device\n",
+    )
+
+
 def test_json_does_not_load_rich(daemon: Served) -> None:
     """Programs do not pay for tables."""
     script = (
@@ -420,6 +615,38 @@ def test_a_terminal_gets_a_progress_bar(daemon: Served) -> None:
     os.close(master)
     assert "3 -> 5 workers" in shown
     assert re.fullmatch(rb"3 -> 5 workers, all ready \(.*\)\n", done.stdout)
+
+
+def test_a_terminal_sees_each_worker_of_a_reload(daemon: Served) -> None:
+    """A bar for each worker with both pids and what happens to it; stdout has the outcome alone."""
+    master, slave = pty.openpty()
+    argv, environ = (
+        command(daemon, "reload"),
+        {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"},
+    )
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=slave, check=True, timeout=20, env=environ)
+    os.close(slave)
+    shown = os.read(master, 65536).decode()
+    os.close(master)
+    for words in ("generation 2", "worker 1", "pid 103 -> 1103"):
+        assert words in shown
+    assert done.stdout == b"generation 2: 3 workers replaced (250 ms)\nno setting changed\n"
+
+
+@pytest.mark.parametrize(
+    ("workers", "step"),
+    [
+        ([], (7, None, "waiting", 0)),
+        ([FakeWorker(1, 7)], (7, None, "waiting", 0)),
+        ([FakeWorker(1, 7), FakeWorker(1, 8, 2, "booting")], (7, 8, "booting", 1)),
+        ([FakeWorker(1, 8, 2), FakeWorker(1, 7, 1, "draining")], (7, 8, "old one draining", 2)),
+        ([FakeWorker(1, 8, 2)], (7, 8, "replaced", 3)),
+        ([FakeWorker(1, 8, 2, "booting")], (7, 8, "booting", 1)),
+    ],
+)
+def test_steps_of_a_replacement(workers: list[FakeWorker], step: tuple[int, int | None, str, int]) -> None:
+    """What is told of a slot, from the workers in it."""
+    assert waiting.step([worker.view() for worker in workers], 2, 7) == step
 
 
 def test_how_numbers_are_told() -> None:

@@ -12,14 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 from structlog.testing import CapturingLogger
 
 from supervisor.control.backend import Subscription
+from supervisor.control.metrics import AcceptQueue, Figures, Histogram
 from supervisor.control.server import ControlServer
 from supervisor.control.views import (
+    ChangeView,
     ConfigView,
     EventView,
+    ExitView,
     FleetState,
     ReloadPhase,
     ReloadView,
@@ -31,7 +35,15 @@ from supervisor.control.views import (
     WorkerState,
     WorkerView,
 )
-from supervisor.fleet.events import Event, RecycleAsked, ReloadAsked, ResizeAsked, StopAsked
+from supervisor.fleet.events import (
+    Event,
+    RecycleAsked,
+    ReforkAsked,
+    ReloadAsked,
+    ResizeAsked,
+    StopAsked,
+    UpgradeAsked,
+)
 
 TOKEN = "a-token-for-the-tests"
 
@@ -76,6 +88,27 @@ class FakeWorker:
         )
 
 
+def an_exit(number: int, **changes: Any) -> ExitView:
+    view = ExitView(
+        id=number,
+        at=1_700_000_000.0 + number,
+        kind="worker",
+        slot=2,
+        pid=100 + number,
+        generation=1,
+        cause="recycled",
+        status="exit code 0",
+        code=0,
+        signal=None,
+        age=3725.0,
+        requests=1000,
+        last_requests=["GET /basket"],
+        peak_memory=41 << 20,
+        stack=None,
+    )
+    return msgspec.structs.replace(view, **changes)
+
+
 class FakeSubscription:
     def __init__(self, backend: "FakeBackend") -> None:
         self._backend = backend
@@ -90,7 +123,12 @@ class FakeSubscription:
 
 
 class FakeBackend:
-    """See the module. `broken`: reloads fail; `stuck`: nothing moves; `on_stop`: called on StopAsked."""
+    """See the module.
+
+    `broken`: reloads (which end as `failure`), reforks and upgrades fail; `stuck`: nothing moves; `on_stop`:
+    called on StopAsked; `changes`: what a reload finds changed; `override_ends`: a reload ends the number set
+    by hand.
+    """
 
     def __init__(self, workers: int = 3, name: str = "shop") -> None:
         self.name = name
@@ -100,12 +138,21 @@ class FakeBackend:
         self.fleet = [FakeWorker(slot, 100 + slot) for slot in range(1, workers + 1)]
         self.submitted: list[Event] = []
         self.broken = False
+        self.failure: ReloadPhase = "failed"
         self.stuck = False
         self.on_stop: Callable[[], object] = lambda: None
         self.subscriptions: list[FakeSubscription] = []
         self.left = asyncio.Event()
         """A subscriber has left."""
-        self.events: deque[EventView] = deque(maxlen=200)
+        self.events: deque[EventView] = deque(maxlen=1000)
+        self.ends: list[ExitView] = []
+        """Newest first."""
+        self.changes: list[ChangeView] = []
+        self.override: int | None = None
+        self.override_ends = False
+        self.version = "0.1.0"
+        self.program_since = 1_700_000_000.0
+        self.on_upgrade: Callable[[], object] = lambda: None
         self.seconds: list[SampleView] = []
         self._newest: ReloadView | None = None
         self._phases: list[ReloadPhase] = []
@@ -125,8 +172,27 @@ class FakeBackend:
             case ReloadAsked(by=by):
                 generation = self._newest.generation + 1 if self._newest else 2
                 self._newest = ReloadView(generation, "loading", 0, self.wanted, 0.1, by, None, None)
-                self._phases = ["canary", "rolling", "failed" if self.broken else "done"]
+                self._phases = ["canary", "rolling", self.failure if self.broken else "done"]
                 self._ended.clear()
+            case ReforkAsked(by=by, slot=slot, force=force):
+                chosen = slot or 1
+                self.happen("refork", slot=chosen, pid=100 + chosen, by=by)
+                if self.broken and not force:
+                    self.happen("refork_refused", problem="2 threads are alive: poller, watcher")
+                elif not self.stuck:
+                    if self.broken:
+                        self.happen("refork_warning", problem="2 threads are alive: poller, watcher")
+                    self.happen("refork_done", slot=chosen, pid=100 + chosen, seconds=0.25, generation=1)
+                    self._replace_all("refork", 1)
+            case UpgradeAsked(by=by):
+                self.happen("upgrade", by=by)
+                if self.broken:
+                    self.happen("upgrade_failed", problem="the new program does not start: no module named x")
+                elif not self.stuck:
+                    self.version, self.program_since = "0.2.0", self.program_since + 60
+                    self.happen("upgraded", version=self.version)
+                    self.submit(ReloadAsked("upgrade"))
+                self.on_upgrade()
             case StopAsked():
                 self.state = "stopping"
                 self.on_stop()
@@ -137,7 +203,7 @@ class FakeBackend:
 
         return StatusView(
             name=self.name,
-            version="0.1.0",
+            version=self.version,
             pid=self.pid,
             app="flaskapp:app",
             python="3.11.2",
@@ -157,6 +223,8 @@ class FakeBackend:
             in_flight=sum(len(worker.in_flight) for worker in self.fleet),
             totals=Totals(3006, 2, 99, 17, 3, 0),
             reload=self._newest,
+            override=self.override,
+            program_since=self.program_since,
         )
 
     def workers(self) -> list[WorkerView]:
@@ -171,6 +239,7 @@ class FakeBackend:
             [
                 SettingView("workers", 3, "command line", "live"),
                 SettingView("bind", ["127.0.0.1:8000"], "default", "restart"),
+                SettingView("pidfile", None, "default", "restart"),
             ],
         )
 
@@ -198,6 +267,22 @@ class FakeBackend:
     def recent_events(self) -> Sequence[EventView]:
         return list(self.events)
 
+    def exits(self, limit: int) -> list[ExitView]:
+        return self.ends[:limit]
+
+    def figures(self) -> Figures:
+        return Figures(
+            status=self.status(),
+            workers=[worker.view() for worker in self.fleet],
+            statuses=[0, 0, 2990, 10, 4, 2, 0, 0, 0, 0],
+            open_connections=5,
+            durations=Histogram([0.001, 0.01], [3000, 5, 1], 3.25),
+            queue_waits=None,
+            exits={("worker", "crashed"): 2, ("fork server", "rolled"): 1},
+            reloads={"done": 3},
+            accept_queues={"http://127.0.0.1:8000": AcceptQueue(7, 2048)},
+        )
+
     # -- its life --------------------------------------------------------------------------------------
 
     def happen(self, name: str, **fields: Any) -> None:
@@ -218,6 +303,11 @@ class FakeBackend:
         self.fleet.append(worker)
         self.fleet.sort(key=lambda one: one.slot)
 
+    def _replace_all(self, why: str, generation: int) -> None:
+        for old in list(self.fleet):
+            old.leaving = why
+            self._add(FakeWorker(old.slot, old.pid + 1000, generation, "booting"))
+
     def _step(self) -> None:
         self.fleet = [worker for worker in self.fleet if worker.state != "draining"]
         for worker in self.fleet:
@@ -230,7 +320,11 @@ class FakeBackend:
         if not self._phases or self._newest is None:
             return
         phase = self._phases.pop(0)
-        failed = phase == "failed"
+        failed = phase == self.failure
+        if phase == "rolling" and not self.broken:
+            self._replace_all("reload", self._newest.generation)
+            if self.override_ends:
+                self.override = None
         self._newest = ReloadView(
             self._newest.generation,
             phase,
@@ -240,6 +334,7 @@ class FakeBackend:
             self._newest.asked_by,
             "SyntaxError: invalid syntax\n(app.py, line 3)" if failed else None,
             "Traceback (most recent call last):\nSyntaxError: invalid syntax" if failed else None,
+            self.changes,
         )
 
 

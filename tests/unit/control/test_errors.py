@@ -93,6 +93,14 @@ async def test_changes_are_audited(rig: Rig) -> None:
     assert (third["who"], third["what"], third["outcome"]) == ("127.0.0.1", "scale", "401 unauthorized")
 
 
+async def test_what_the_fleet_tells_is_told_once(rig: Rig) -> None:
+    """A change that the fleet logs is a debug line here; a refused one, and one it never hears of, is not."""
+    await rig.unix.post("/v1/scale", json={"delta": 1})
+    await rig.unix.post("/v1/scale", json={"workers": 0})
+    await rig.unix.post("/v1/login-link")
+    assert [record["level"] for record in rig.changes()] == ["debug", "info", "info"]
+
+
 async def test_no_secret_is_logged(rig: Rig) -> None:
     """Neither the token nor a one-time code, right or wrong, is in any log record."""
     link = rig.server.login_link()

@@ -113,10 +113,11 @@ async def test_a_code_buys_one_session(rig: Rig) -> None:
 
 
 async def test_a_session_is_not_admin(rig: Rig) -> None:
-    """A browser can't stop the daemon or make further logins, whatever runs in it."""
+    """A browser can't stop or upgrade the daemon or make further logins, whatever runs in it."""
     _, headers = await login(rig, code_of(rig))
     assert await status(rig, "POST", "/v1/stop", headers) == 403
     assert await status(rig, "POST", "/v1/login-link", headers) == 403
+    assert await status(rig, "POST", "/v1/upgrade", headers) == 403
     assert rig.backend.submitted == []
 
 

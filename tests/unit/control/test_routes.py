@@ -12,10 +12,17 @@ from supervisor.control.handlers import FleetHandlers
 from supervisor.control.openapi import document
 from supervisor.control.routes import RELOAD, ROUTES, SCALE, Route
 from supervisor.control.server import bind_handlers
-from supervisor.control.views import ReloadView, StatusView, WorkerView
-from supervisor.fleet.events import RecycleAsked, ReloadAsked, ResizeAsked, StopAsked
+from supervisor.control.views import Asked, EventView, ExitView, ReloadView, StatusView, WorkerView
+from supervisor.fleet.events import (
+    RecycleAsked,
+    ReforkAsked,
+    ReloadAsked,
+    ResizeAsked,
+    StopAsked,
+    UpgradeAsked,
+)
 from tests.unit.control.conftest import Rig
-from tests.unit.control.fake import FakeBackend
+from tests.unit.control.fake import FakeBackend, an_exit
 
 
 def test_each_route_has_a_handler_and_a_name_of_its_own() -> None:
@@ -46,7 +53,7 @@ def test_the_document_has_no_dangling_reference() -> None:
     text = msgspec.json.encode(document()).decode()
     schemas = document()["components"]["schemas"]
     assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) <= set(schemas)
-    assert {"EventView", "SampleView", "ErrorView", "WorkerView"} <= set(schemas)
+    assert {"EventView", "ExitView", "SampleView", "ErrorView", "WorkerView"} <= set(schemas)
 
 
 @pytest.mark.parametrize("route", [r for r in ROUTES if r.method == "GET" and r.view], ids=lambda r: r.name)
@@ -56,7 +63,7 @@ async def test_a_get_answers_its_view(rig: Rig, route: Route[object, Any]) -> No
     for session in (rig.unix, rig.tcp):
         async with session.get(route.path.format(slot=2), headers=rig.bearer) as answer:
             assert answer.status == route.status
-            assert answer.content_type == route.media
+            assert answer.content_type == route.media.partition(";")[0]
             if route.media == "application/json":
                 msgspec.json.decode(await answer.read(), type=route.view)
 
@@ -150,9 +157,15 @@ async def test_a_slot_that_is_not_there_is_404(rig: Rig, slot: str) -> None:
 
 
 async def test_nothing_is_changed_while_stopping(rig: Rig) -> None:
-    """A daemon on its way out refuses scale, reload and recycle, but a second stop is welcome."""
+    """A daemon on its way out refuses every other change, but a second stop is welcome."""
     rig.backend.state = "stopping"
-    for path, body in (("/v1/scale", {"delta": 1}), ("/v1/reload", {}), ("/v1/workers/1/recycle", {})):
+    for path, body in (
+        ("/v1/scale", {"delta": 1}),
+        ("/v1/reload", {}),
+        ("/v1/workers/1/recycle", {}),
+        ("/v1/refork", {}),
+        ("/v1/upgrade", {}),
+    ):
         async with rig.unix.post(path, json=body) as answer:
             assert answer.status == 409
     async with rig.unix.post("/v1/stop", json={"graceful": False}) as answer:
@@ -160,6 +173,80 @@ async def test_nothing_is_changed_while_stopping(rig: Rig) -> None:
     (event,) = rig.backend.submitted
     assert isinstance(event, StopAsked)
     assert event.how == "quick"
+
+
+async def test_refork_names_slot_and_force(rig: Rig) -> None:
+    """The event has both; the answer says behind which event the outcome is found."""
+    rig.backend.happen("worker_ready")
+    async with rig.unix.post("/v1/refork", json={"slot": 2, "force": True}) as answer:
+        assert answer.status == 202
+        asked = msgspec.json.decode(await answer.read(), type=Asked)
+    assert rig.backend.submitted == [ReforkAsked(f"api unix uid {os.geteuid()}", 2, True)]
+    async with rig.unix.get(f"/v1/events?after={asked.after}") as answer:
+        told = msgspec.json.decode(await answer.read(), type=list[EventView])
+    assert [event.name for event in told] == ["refork", "refork_done"]
+
+
+async def test_refork_that_can_not_be(rig: Rig) -> None:
+    """Nobody ready there, nobody ready at all, a reload that runs: 409 with the reason, and nothing asked."""
+
+    async def refused(body: dict[str, object]) -> str:
+        async with rig.unix.post("/v1/refork", json=body) as answer:
+            assert answer.status == 409
+            return str((await answer.json())["message"])
+
+    rig.backend.fleet[1].state = "draining"
+    assert await refused({"slot": 9}) == "no worker is ready in slot 9"
+    assert await refused({"slot": 2}) == "no worker is ready in slot 2"
+    rig.backend.fleet.clear()
+    assert await refused({}) == "no worker is ready"
+    rig.backend.stuck = True
+    rig.backend.submit(ReloadAsked("somebody"))
+    rig.backend.submitted.clear()
+    assert "a reload to generation 2 is going on" in await refused({})
+    assert rig.backend.submitted == []
+
+
+async def test_upgrade(rig: Rig) -> None:
+    """One event; 409 while a reload runs."""
+    async with rig.unix.post("/v1/upgrade") as answer:
+        assert answer.status == 202
+    assert rig.backend.submitted[0] == UpgradeAsked(f"api unix uid {os.geteuid()}")
+    rig.backend.stuck = True
+    rig.backend.submit(ReloadAsked("somebody"))
+    async with rig.unix.post("/v1/upgrade") as answer:
+        assert answer.status == 409
+
+
+async def test_events_after_an_id(rig: Rig) -> None:
+    """All without `after`, only newer ones with it."""
+    for name in ("one", "two", "three"):
+        rig.backend.happen(name)
+
+    async def names(query: str) -> list[str]:
+        async with rig.unix.get(f"/v1/events{query}") as answer:
+            return [event["name"] for event in await answer.json()]
+
+    assert await names("") == ["one", "two", "three"]
+    assert await names("?after=2") == ["three"]
+    assert await names("?after=3") == []
+
+
+async def test_exits_are_limited(rig: Rig) -> None:
+    """A hundred unless another number is asked for."""
+    rig.backend.ends = [an_exit(number) for number in range(200, 0, -1)]
+    for query, count in (("", 100), ("?limit=3", 3), ("?limit=1000", 200)):
+        async with rig.unix.get(f"/v1/exits{query}") as answer:
+            view = msgspec.json.decode(await answer.read(), type=list[ExitView])
+        assert [one.id for one in view] == list(range(200, 200 - count, -1))
+
+
+@pytest.mark.parametrize("text", ["-1", "x", "1.5", "", "²", "9" * 30])
+async def test_a_parameter_that_is_no_number(rig: Rig, text: str) -> None:
+    """422 that names the parameter."""
+    async with rig.unix.get("/v1/exits", params={"limit": text}) as answer:
+        assert answer.status == 422
+        assert "limit" in (await answer.json())["message"]
 
 
 async def test_readiness(rig: Rig) -> None:

@@ -1,14 +1,18 @@
 """The listeners' life, the dashboard's files, and what the rest of the daemon relies on."""
 
 import os
+import shutil
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import aiohttp
+import msgspec
 import pytest
 
+from supervisor.control.handover import Handover
 from supervisor.control.pages import CONTENT_SECURITY_POLICY
 from supervisor.control.server import ControlServer
 from supervisor.errors import SettingError
@@ -72,6 +76,163 @@ async def test_the_second_instance_is_refused_the_first_serves_on(tmp_path: Path
     session = aiohttp.ClientSession("http://localhost", connector=connector)
     async with session, session.get("/healthz") as answer:
         assert answer.status == 200
+    await first.close()
+
+
+def at(path: Path) -> aiohttp.ClientSession:
+    """A client of a Unix socket."""
+    return aiohttp.ClientSession("http://localhost", connector=aiohttp.UnixConnector(str(path)))
+
+
+def names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
+def empty(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
+async def is_served(path: Path) -> bool:
+    async with at(path) as session, session.get("/healthz") as answer:
+        return answer.status == 200
+
+
+@pytest.mark.parametrize("what", ["socket", "lock", "token", "folder"])
+async def test_what_is_deleted_under_us_comes_back(tmp_path: Path, what: str) -> None:
+    """With the rights it had; it is still ours alone, and who is connected stays connected."""
+    folder = tmp_path / "run"
+    folder.mkdir(mode=0o750)
+    path, lock, token = (folder / name for name in ("a.sock", "a.sock.lock", "a.token"))
+    log, records = captured_log()
+    control = ControlServer(FakeBackend(), log)
+    await control.start_unix(path)
+    control.write_token(token, TOKEN)
+    await control.ensure()
+    assert records == []
+    async with at(path) as session:
+        async with session.get("/healthz") as answer:
+            assert answer.status == 200
+        if what in ("socket", "folder"):
+            path.unlink()
+        if what in ("lock", "folder"):
+            lock.unlink()
+        if what in ("token", "folder"):
+            token.unlink()
+        if what == "folder":
+            folder.rmdir()
+        await control.ensure()
+        if what == "lock":
+            path.unlink()  # alone it is not missed; now both are
+            await control.ensure()
+        async with session.get("/healthz") as answer:
+            assert answer.status == 200
+    assert [record["event"] for record in records] == {
+        "socket": ["control_socket_restored"],
+        "lock": ["control_socket_restored"],
+        "token": ["control_token_restored"],
+        "folder": ["control_socket_restored", "control_token_restored"],
+    }[what]
+    assert await is_served(path)
+    modes = [stat.S_IMODE(file.stat().st_mode) for file in (folder, path, lock, token)]
+    assert modes == [0o750, 0o600, 0o600, 0o600]
+    assert token.read_text() == f"{TOKEN}\n"
+    second = server()
+    with pytest.raises(SettingError, match="in use by another instance"):
+        await second.start_unix(path)
+    await control.ensure()
+    assert await is_served(path)
+    await control.close()
+    assert os.listdir(folder) == []  # noqa: PTH208 - quick enough for a loop
+
+
+async def test_a_daemon_that_took_the_path_is_left_alone(tmp_path: Path) -> None:
+    """Somebody deletes all we have and starts another: it keeps the path until it goes; we say so once."""
+    path, token = tmp_path / "a.sock", tmp_path / "a.token"
+    log, records = captured_log()
+    first, second = ControlServer(FakeBackend(), log), server()
+    await first.start_unix(path)
+    first.write_token(token, TOKEN)
+    empty(tmp_path)
+    await second.start_unix(path)
+    second.write_token(token, "another")
+    inode = path.stat().st_ino
+    for _ in range(3):
+        await first.ensure()
+    assert [record["event"] for record in records] == ["control_socket_lost"]
+    assert "in use by another instance" in records[0]["problem"]
+    assert (path.stat().st_ino, token.read_text()) == (inode, "another\n")
+    await second.close()
+    await first.ensure()
+    assert await is_served(path)
+    assert token.read_text() == f"{TOKEN}\n"
+    await first.close()
+    assert names(tmp_path) == set()
+
+
+async def test_a_close_after_others_took_the_path(tmp_path: Path) -> None:
+    """Our end takes nothing from them, neither socket nor lock nor token."""
+    path, token = tmp_path / "a.sock", tmp_path / "a.token"
+    first, second = server(), server()
+    await first.start_unix(path)
+    first.write_token(token, TOKEN)
+    empty(tmp_path)
+    await second.start_unix(path)
+    second.write_token(token, "another")
+    await first.close()
+    assert names(tmp_path) == {"a.sock", "a.sock.lock", "a.token"}
+    assert await is_served(path)
+    await second.close()
+
+
+async def test_a_folder_that_can_not_be_made_again(tmp_path: Path) -> None:
+    """Its own folder is gone, too: one warning, however often we look."""
+    folder = tmp_path / "one" / "two"
+    folder.mkdir(parents=True)
+    log, records = captured_log()
+    control = ControlServer(FakeBackend(), log)
+    await control.start_unix(folder / "a.sock")
+    shutil.rmtree(tmp_path / "one")
+    await control.ensure()
+    await control.ensure()
+    assert [record["event"] for record in records] == ["control_socket_lost"]
+    folder.mkdir(parents=True)
+    await control.ensure()
+    assert await is_served(folder / "a.sock")
+    await control.close()
+
+
+async def test_handing_over(tmp_path: Path) -> None:
+    """The next program has the same listeners, the same token and logins, and owns the path."""
+    path = tmp_path / "a.sock"
+    first = server()
+    await first.start_unix(path)
+    url = await first.start_tcp("127.0.0.1", 0, TOKEN)
+    first.write_token(tmp_path / "a.token", TOKEN)
+    link = first.login_link()
+    assert link is not None
+    before = msgspec.json.decode(msgspec.json.encode(first.hand_over()), type=Handover)
+    # An exec would close all descriptors but these.
+    kept = {fd: os.dup(fd) for fd in before.descriptors()}
+    assert before.unix is not None
+    assert before.tcp is not None
+    unix = msgspec.structs.replace(before.unix, fd=kept[before.unix.fd], lock_fd=kept[before.unix.lock_fd])
+    tcp = msgspec.structs.replace(before.tcp, fd=kept[before.tcp.fd])
+    second = server()
+    await second.start_unix(Path(unix.path), unix)
+    assert await second.start_tcp(tcp.host, tcp.port, tcp.token, tcp) == url
+    second.write_token(Path(before.token_file or ""), tcp.token)
+    code = {"code": link.partition("#login=")[2]}
+    async with aiohttp.ClientSession(url) as session, session.post("/v1/login", json=code) as answer:
+        assert answer.status in (200, 204)
+    assert await is_served(path)
+    with pytest.raises(SettingError, match="in use by another instance"):
+        await server().start_unix(path)
+    path.unlink()
+    await second.ensure()
+    assert await is_served(path)
+    await second.close()
+    assert names(tmp_path) == set()
     await first.close()
 
 

@@ -12,13 +12,15 @@ import pytest
 
 from supervisor.control.server import ControlServer
 from supervisor.control.stream import Streams
-from supervisor.control.views import EventView, SampleView, StatusView, WorkerView
+from supervisor.control.views import EventView, ExitView, SampleView, StatusView, WorkerView
 from tests.unit.control.conftest import Rig
-from tests.unit.control.fake import TOKEN, FakeBackend, captured_log
+from tests.unit.control.fake import TOKEN, FakeBackend, an_exit, captured_log
 
 TYPES: dict[str, Any] = {
     "history": list[SampleView],
     "events": list[EventView],
+    "exits": list[ExitView],
+    "exit": ExitView,
     "status": StatusView,
     "workers": list[WorkerView],
     "sample": SampleView,
@@ -54,15 +56,15 @@ async def until(stream: AsyncIterator[tuple[str, Any]], name: str) -> Any:
 
 
 async def test_the_whole_picture_first_then_what_happens(rig: Rig) -> None:
-    """On connect history, events, status, workers; then events as they happen, and samples each second."""
+    """On connect history, events, exits, status, workers; then events and samples as they come."""
     rig.backend.seconds = [sample(1.0), sample(2.0)]
     rig.backend.happen("worker_ready", slot=1)
     async with rig.tcp.get("/v1/stream", headers=rig.bearer) as answer:
         assert answer.content_type == "text/event-stream"
         assert answer.headers["Cache-Control"] == "no-store"
         stream = frames(answer)
-        first = await take(stream, 4)
-        assert [name for name, _ in first] == ["history", "events", "status", "workers"]
+        first = await take(stream, 5)
+        assert [name for name, _ in first] == ["history", "events", "exits", "status", "workers"]
         assert [one.at for one in first[0][1]] == [1.0, 2.0]
         assert [one.name for one in first[1][1]] == ["worker_ready"]
         rig.backend.happen("worker_exited", slot=2)
@@ -86,9 +88,32 @@ async def test_an_event_in_the_snapshot_is_not_told_twice(rig: Rig) -> None:
     rig.backend.recent_events = recent  # type: ignore[method-assign]
     async with rig.tcp.get("/v1/stream", headers=rig.bearer) as answer:
         stream = frames(answer)
-        assert [one.name for one in (await take(stream, 4))[1][1]] == ["between"]
+        assert [one.name for one in (await take(stream, 5))[1][1]] == ["between"]
         rig.backend.happen("after")
         assert (await until(stream, "event")).name == "after"
+
+
+async def test_each_exit_is_told_once(rig: Rig) -> None:
+    """The newest ends come with the whole picture; later ones when they happen, without those told before."""
+    rig.backend.ends = [an_exit(2), an_exit(1)]
+    async with rig.tcp.get("/v1/stream", headers=rig.bearer) as answer:
+        stream = frames(answer)
+        assert [one.id for one in await until(stream, "exits")] == [2, 1]
+        await take(stream, 2)
+        rig.backend.ends[:0] = [an_exit(4), an_exit(3, cause="crashed")]
+        rig.backend.happen("worker_died", slot=2)
+        assert [name for name, _ in await take(stream, 1)] == ["event"]
+        later = await take(stream, 2)
+        assert [(name, one.id) for name, one in later] == [("exit", 3), ("exit", 4)]
+        assert [name for name, _ in await take(stream, 2)] == ["status", "workers"]
+
+
+async def test_the_picture_at_the_start_is_bounded(rig: Rig) -> None:
+    """Of many events a new reader gets the newest 200."""
+    for _ in range(250):
+        rig.backend.happen("worker_ready")
+    async with rig.tcp.get("/v1/stream", headers=rig.bearer) as answer:
+        assert [one.id for one in await until(frames(answer), "events")] == list(range(51, 251))
 
 
 async def test_the_number_of_streams_is_bounded() -> None:
@@ -126,7 +151,7 @@ async def test_close_ends_the_streams(rig: Rig) -> None:
     """A server that closes does not wait for its readers: each sees the end of its stream."""
     async with rig.tcp.get("/v1/stream", headers=rig.bearer) as answer:
         stream = frames(answer)
-        await take(stream, 4)
+        await take(stream, 5)
         await asyncio.wait_for(rig.server.close(), 10)
         assert [name async for name, _ in stream] == []
     assert rig.backend.subscriptions == []
@@ -140,7 +165,7 @@ async def test_logout_ends_the_sessions_streams(rig: Rig) -> None:
         cookie = {"Cookie": answer.headers["Set-Cookie"].partition(";")[0]}
     async with rig.tcp.get("/v1/stream", headers=cookie) as answer:
         stream = frames(answer)
-        await take(stream, 4)
+        await take(stream, 5)
         await rig.tcp.post("/v1/logout", headers=cookie)
         rig.backend.happen("anything")  # wakes the stream
         async with asyncio.timeout(10):

@@ -1,13 +1,15 @@
 """The workers' log: whole lines or none, and nothing that goes wrong with it reaches the app."""
 
+import contextlib
 import fcntl
 import json
 import os
 import resource
 import select
+import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -225,7 +227,7 @@ def test_a_full_disk_is_silent() -> None:
 
 
 def test_a_disk_that_gets_full_and_empty_again(tmp_path: Path) -> None:
-    """Half a line may be in the file, but never with another one behind it."""
+    """No half line stays in the file: another process might put its own behind it."""
     path = tmp_path / "log"
     file = LogFile(str(path), 2)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -238,7 +240,7 @@ def test_a_disk_that_gets_full_and_empty_again(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     file.write("next")
     file.write("last")
-    assert path.read_text() == "1234567\nab\nnext\nlast\n"
+    assert path.read_text() == "1234567\nnext\nlast\n"
 
 
 def test_a_pipe_that_is_full() -> None:
@@ -247,7 +249,7 @@ def test_a_pipe_that_is_full() -> None:
     try:
         os.set_blocking(writer, False)
         room = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
-        file = LogFile("-", writer)
+        file = LogFile("-", writer, patience=0.01)
         file.write("x" * (room + 1000))
         file.write("lost")
         assert os.read(reader, room) == b"x" * room
@@ -259,21 +261,204 @@ def test_a_pipe_that_is_full() -> None:
         os.close(writer)
 
 
-def test_reopen_forgets_half_a_line(tmp_path: Path) -> None:
-    """It is in the old file; the new one begins with a line."""
-    path = tmp_path / "log"
-    file = LogFile(str(path), 2)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2, before[1]))
+def full_pipe() -> tuple[int, int]:
+    """A pipe of one page with no room left, which makes its writers wait."""
+    reader, writer = os.pipe()
+    room = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+    os.write(writer, b"x" * (room - 1) + b"\n")
+    return reader, writer
+
+
+def full_socket() -> tuple[int, int]:
+    """The same as a stream socket, which is what a service manager's journal gives."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            theirs.send(b"x" * 4095 + b"\n")
+    theirs.setblocking(True)
+    return ours.detach(), theirs.detach()
+
+
+def drain(fd: int) -> bytes:
+    """All that waits to be read."""
+    data = b""
+    while select.select([fd], [], [], 0)[0] and (piece := os.read(fd, 65536)):
+        data += piece
+    return data
+
+
+@pytest.mark.parametrize("full", [full_pipe, full_socket])
+def test_a_reader_that_does_not_read(full: Callable[[], tuple[int, int]]) -> None:
+    """It costs a worker its patience once, then nothing; what was lost is told when the reader is back."""
+    reader, writer = full()
+    told: list[tuple[int, str]] = []
     try:
-        file.write("abcdef")
+        file = LogFile("-", writer, patience=0.05)
+        file.trouble = lambda lines, reason: told.append((lines, reason))
+        for number in range(1000):
+            file.write(f"lost {number}")
+        assert told == [(0, "the reader is not reading")]
+        drain(reader)
+        file.write("one")
+        file.write("two")
+        assert drain(reader) == b"one\ntwo\n"
+        assert told[1:] == [(1000, "the reader is not reading")]
+        assert os.get_blocking(writer), "what others share is as they left it"
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+@pytest.mark.parametrize("full", [full_pipe, full_socket])
+def test_a_supervisor_keeps_lines_for_its_reader(full: Callable[[], tuple[int, int]]) -> None:
+    """It does not wait at all; what it keeps is bounded, and comes in its order."""
+    reader, writer = full()
+    told: list[tuple[int, str]] = []
+    try:
+        file = LogFile("-", writer, patience=0.0, kept=1000)
+        file.trouble = lambda lines, reason: told.append((lines, reason))
+        lines = [f"{number:03}" for number in range(300)]
+        for line in lines:
+            file.write(line)
+        assert told == [(0, "the reader is not reading")]
+        drain(reader)
+        file.flush()
+        assert drain(reader).decode().split() == lines[:250]
+        assert told[1:] == [(50, "the reader is not reading")]
+        file.flush()
+        assert drain(reader) == b""
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_slow_reader_loses_nothing() -> None:
+    """A worker waits for one that is only behind, line for line."""
+    reader, writer = full_pipe()
+    found = bytearray()
+    try:
+        file = LogFile("-", writer, patience=10.0)
+        lines = [b"%d\n" % number * 100 for number in range(200)]
+
+        def read() -> None:
+            while not found.endswith(lines[-1]):
+                found.extend(os.read(reader, 1000))
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        for line in lines:
+            file.gather(line)
+        file.flush()
+        thread.join(10)
+        assert bytes(found).partition(b"\n")[2] == b"".join(lines)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_close_writes_what_was_kept() -> None:
+    """The last words of a supervisor whose reader is a moment late."""
+    reader, writer = full_pipe()
+    try:
+        file = LogFile("-", writer, patience=0.0, kept=1000)
+        file.write("bye")
+        thread = threading.Thread(target=file.close)
+        thread.start()
+        assert drain(reader).endswith(b"x\n")
+        thread.join(10)
+        assert drain(reader) == b"bye\n"
+        os.fstat(writer)  # it is not ours to close
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_lines_lost_to_a_full_disk_are_counted(tmp_path: Path) -> None:
+    """Once when it begins, once when there is room again, with the number."""
+    file = LogFile(str(tmp_path / "log"), 2)
+    told: list[tuple[int, str]] = []
+    file.trouble = lambda lines, reason: told.append((lines, reason))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        file.write("one")
+        file.gather(b"two\n")
+        file.gather(b"three\n")
+        file.flush()
+        assert told == [(0, "File too large")]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    moved = path.rename(tmp_path / "log.1")
-    file.reopen()
     file.write("next")
-    assert moved.read_text() == "ab"
-    assert path.read_text() == "next\n"
+    file.write("last")
+    assert told[1:] == [(3, "File too large")]
+    assert (tmp_path / "log").read_text() == "next\nlast\n"
+
+
+def test_the_log_itself_tells_what_it_lost(tmp_path: Path) -> None:
+    """As an event behind the first line that could be written."""
+    log = Log(LogFile(str(tmp_path / "log"), 2), "json", "info", {"slot": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        log.info("lost")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    log.info("found")
+    events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["found", "log_lines_lost"]
+    assert (events[1]["lines"], events[1]["reason"], events[1]["slot"]) == (1, "File too large", 1)
+
+
+def test_a_fifo_without_a_reader(tmp_path: Path) -> None:
+    """A log that is a FIFO does not hold the start up; who comes late gets what was written."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    file = LogFile(str(path), 2, patience=0.01)
+    file.write("one")
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert os.read(reader, 100) == b"one\n"
+    finally:
+        os.close(reader)
+    file.write("for the next reader")
+
+
+def test_of_a_batch_whole_lines_stay(tmp_path: Path) -> None:
+    """Only what is torn is taken back, and only that is counted as lost."""
+    path = tmp_path / "log"
+    file = LogFile(str(path), 2)
+    told: list[tuple[int, str]] = []
+    file.trouble = lambda lines, reason: told.append((lines, reason))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        for line in (b"one\n", b"two\n", b"three\n", b"four\n"):
+            file.gather(line)
+        file.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_text() == "one\ntwo\n"
+    file.write("next")
+    assert told == [(0, "File too large"), (2, "File too large")]
+    assert path.read_text() == "one\ntwo\nnext\n"
+
+
+def test_reopen_forgets_half_a_line(tmp_path: Path) -> None:
+    """It went into the old reader's pipe; the new file begins with a line."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        file = LogFile(str(path), 2, patience=0.01)
+        room = fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+        file.write("x" * (room + 1000))
+        path.unlink()
+        file.reopen()
+        file.write("next")
+        assert path.read_text() == "next\n"
+    finally:
+        os.close(reader)
 
 
 def test_a_reader_that_is_gone_is_silent() -> None:

@@ -1,0 +1,103 @@
+"""Starts the control plane as the settings say. The data plane comes first: a failure here is one warning."""
+
+import os
+import secrets
+from pathlib import Path
+
+from supervisor.control.handover import Handover
+from supervisor.control.server import ControlServer, default_socket_path
+from supervisor.control.sockets import SocketInUse, safe_name
+from supervisor.daemon.journal import Journal
+from supervisor.errors import OstlerError, SettingError
+from supervisor.settings.address import Address, parse_address
+from supervisor.settings.table import Settings
+
+
+class ControlPlane:
+    """The control server and how it came to be.
+
+    Args:
+        server, journal: what it works with.
+        any_port: if the port in `control_bind` is taken, any will do.
+        before: what the program before us left, after an upgrade in place.
+    """
+
+    def __init__(self, server: ControlServer, journal: Journal, any_port: bool, before: Handover) -> None:
+        self._server = server
+        self._journal = journal
+        self._any_port = any_port
+        self._before = before
+
+    async def start(self, settings: Settings, name: str) -> None:
+        """`name`: the instance's."""
+        socket_path: Path | None = None
+        if not settings.control_socket_disable:
+            try:
+                socket_path = await self._start_socket(settings, name)
+            except OstlerError as error:
+                self._journal.record("warning", "control_unavailable", {"problem": str(error)})
+        if settings.control_bind:
+            try:
+                await self._start_tcp(settings, socket_path)
+            except OstlerError as error:
+                self._journal.record("warning", "control_unavailable", {"problem": str(error)})
+
+    async def _start_socket(self, settings: Settings, name: str) -> Path:
+        if (left := self._before.unix) is not None:
+            await self._server.start_unix(Path(left.path), left)
+            return Path(left.path)
+        if settings.control_socket:
+            path = Path(settings.control_socket)
+            await self._server.start_unix(path)
+            return path
+        path = default_socket_path(name)
+        try:
+            await self._server.start_unix(path)
+        except SocketInUse:
+            # A second instance of the same app: its socket's name tells it apart.
+            path = default_socket_path(f"{safe_name(name)}-{os.getpid()}")
+            await self._server.start_unix(path)
+        return path
+
+    async def _start_tcp(self, settings: Settings, socket_path: Path | None) -> None:
+        if (left := self._before.tcp) is not None:
+            if self._before.token_file is not None:
+                self._server.write_token(Path(self._before.token_file), left.token)
+            await self._server.start_tcp(left.host, left.port, left.token, left)
+            return
+        address = _address(settings)
+        token = self._token(settings, socket_path)
+        try:
+            url = await self._server.start_tcp(address.host, address.port, token)
+        except SettingError:
+            if not self._any_port:
+                raise
+            url = await self._server.start_tcp(address.host, 0, token)
+        self._journal.record("info", "control", {"url": url, "socket": str(socket_path or "")})
+
+    def _token(self, settings: Settings, socket_path: Path | None) -> str:
+        """The bearer token: read from the file that was named, else made anew.
+
+        Raises:
+            SettingError: the file can't be read, or the new one not be written.
+        """
+        if settings.control_token_file:
+            path = Path(settings.control_token_file)
+            try:
+                return path.read_text().strip()
+            except OSError as error:
+                raise SettingError("control_token_file", f"can't read {path}: {error.strerror}") from None
+        token = secrets.token_urlsafe(32)
+        if socket_path is not None:  # else nobody could learn it, but one-time logins printed by us work
+            self._server.write_token(socket_path.with_suffix(".token"), token)
+        return token
+
+
+def _address(settings: Settings) -> Address:
+    try:
+        address = parse_address(settings.control_bind or "")
+    except ValueError as error:
+        raise SettingError("control_bind", str(error)) from None
+    if address.kind != "tcp":
+        raise SettingError("control_bind", f"expected HOST:PORT, got {settings.control_bind!r}")
+    return address

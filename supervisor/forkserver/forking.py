@@ -1,0 +1,140 @@
+"""Forking workers on demand: what a fork server does once it is ready, and a worker that has become one.
+
+It forks twice for each worker, so that the worker's parent dies at once and the supervisor, a child
+subreaper, becomes its parent: the supervisor gets true exit statuses, and the fork server may come and go.
+
+It ends when the supervisor hangs up, at once and without the app's atexit functions: they are for the ends of
+workers, each of which runs its own copy of them.
+"""
+
+import gc
+import importlib
+import os
+import signal
+import socket
+import struct
+import sys
+
+from setproctitle import setproctitle
+
+from supervisor.ipc import messages
+from supervisor.ipc.channel import Channel
+from supervisor.workers import boot
+
+_PID = struct.Struct("i")
+
+# A worker that has become a template may yet be told what it was told as a worker.
+Asked = messages.ToForkServer | messages.ToWorker
+
+
+class Forking:
+    """Forks workers of one generation.
+
+    Args:
+        channel: to the supervisor.
+        generation: what they inherit.
+    """
+
+    def __init__(self, channel: Channel[Asked], generation: boot.Generation) -> None:
+        self._channel = channel
+        self._generation = generation
+
+    def run(self, ready: messages.AppLoaded | messages.TemplateReady) -> boot.Inheritance | None:
+        """Say that it is ready and serve the supervisor until that hangs up, which ends the process.
+
+        Returns in forked workers with what they inherit, else None at the end. What is told to leave before
+        the supervisor takes it for a fork server has no children, and leaves like the worker that it was.
+        """
+        _tidy_up()
+        setproctitle(f"ostler: fork server gen {self._generation.number} [{self._generation.name}]")
+        try:
+            self._channel.send(ready)
+            while (received := self._channel.receive()) is not None:
+                message, descriptors = received
+                if isinstance(message, messages.Spawn):
+                    if (inheritance := self._spawn(message, descriptors)) is not None:
+                        return inheritance
+                elif isinstance(message, messages.Warm):
+                    _warm(message.modules)
+                elif isinstance(message, messages.Drain) and not message.template:
+                    boot.leave(0)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the supervisor is gone in the middle of an answer
+        return None
+
+    def _spawn(self, ask: messages.Spawn, descriptors: list[int]) -> boot.Inheritance | None:
+        """Fork a worker; in the worker, returns what it inherits."""
+        channel_fd, stacks_fd = descriptors
+        read_fd, write_fd = os.pipe()
+        gc.freeze()  # what came since the last time; see `_tidy_up`
+        # Blocked until the worker has handlers of its own: ours would swallow what is meant for it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, boot.ENDING)
+        try:
+            intermediate = os.fork()
+        except OSError as error:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
+            for fd in (read_fd, write_fd, channel_fd, stacks_fd):
+                os.close(fd)
+            self._channel.send(messages.ForkFailed(ask.launch, error.strerror or str(error)))
+            return None
+        if intermediate == 0:
+            try:
+                worker = os.fork()
+            except OSError as error:
+                os.write(write_fd, _PID.pack(-(error.errno or 1)))
+                os._exit(1)
+            if worker == 0:
+                os.close(read_fd)
+                os.close(write_fd)
+                self._channel.close()
+                return boot.Inheritance(
+                    self._generation, ask.launch, ask.urgent, ask.slot, ask.cell, channel_fd, stacks_fd
+                )
+            os.write(write_fd, _PID.pack(worker))
+            os._exit(0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
+        os.close(write_fd)
+        os.close(channel_fd)
+        os.close(stacks_fd)
+        answer = os.read(read_fd, _PID.size)
+        os.close(read_fd)
+        os.waitpid(intermediate, 0)
+        pid = _PID.unpack(answer)[0] if len(answer) == _PID.size else -1
+        if pid > 0:
+            self._channel.send(messages.Forked(ask.launch, pid))
+        else:
+            self._channel.send(messages.ForkFailed(ask.launch, os.strerror(-pid)))
+        return None
+
+
+def take_over(template: boot.Template) -> Forking:
+    """Be the fork server of what a worker has left."""
+    # Without its supervisor it ends, as any fork server.
+    boot.on_hang_up(template.channel_fd, lambda: os._exit(0))
+    channel: Channel[Asked] = Channel(socket.socket(fileno=template.channel_fd), Asked)
+    return Forking(channel, template.generation)
+
+
+def _tidy_up() -> None:
+    """Leave nothing that workers would carry along, or say once more."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass  # closed, full, or not there at all: nothing that a fork would make worse
+    # What is there now lives as long as this process: moved out of the collector's sight it is never
+    # written to again, so workers share its pages. What was moved before may have become garbage.
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
+def _warm(modules: list[str]) -> None:
+    """Import standard modules that the app's workers have imported; user code is not among them."""
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception:  # noqa: BLE001, S112 - the worker could import it, we can't: nothing is lost
+            continue
+    gc.collect()
+    gc.freeze()

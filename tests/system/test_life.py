@@ -1,0 +1,172 @@
+"""What replaces processes, under load: planned operations fail no request, deaths only what they had in hand.
+
+The client (tests/kit/load.py) accounts for every request. Of a few thousand in each test one in ten takes
+some milliseconds, and one in seven asks for its connection's end. A request that met a closed connection
+counts as lost here, also if its retry was answered. contrib/bench/life.py and chaos.py do the same at length.
+"""
+
+import contextlib
+import itertools
+import random
+import signal
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from supervisor.control.routes import RELOAD, SCALE
+from supervisor.control.views import Reload, Scale
+from tests.kit.daemon import Daemon, Killed, Place, fork_server, kill_holding
+from tests.kit.load import Load, Outcome, Record, Report
+
+pytestmark = pytest.mark.system
+
+APP = """\
+import itertools
+import os
+import time
+
+COUNT = itertools.count(1)
+
+
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/sleep":
+        time.sleep(60)
+    elif next(COUNT) % 10 == 0:
+        time.sleep(0.003)
+    body = b"{version}"
+    headers = [("Content-Length", str(len(body))), ("X-Worker", str(os.getpid()))]
+    start_response("200 OK", headers)
+    return [body]
+"""
+# The reloads follow each other as fast as they can.
+QUICK_CANARY = ("--canary-time", "0.05")
+RATE = 800
+CONNECTIONS = 24
+# How long after a process's death its clients may hear of it.
+NEWS_WITHIN = 2.0
+
+
+def write(place: Place, version: int) -> None:
+    place.add("life.py", APP.format(version=version))
+
+
+def fleet(place: Place, *args: str, workers: int = 4) -> Daemon:
+    write(place, 1)
+    daemon = place.start("-w", str(workers), "--keep-alive", "75", *args, "life:app")
+    daemon.settled(workers)
+    return daemon
+
+
+def load(daemon: Daemon) -> Load:
+    return Load(daemon.address, rate=RATE, connections=CONNECTIONS, close_every=7, timeout=10)
+
+
+@contextlib.contextmanager
+def planned(daemon: Daemon) -> Iterator[Load]:
+    """A load in which nothing may be lost; in the end the server has counted what the client has."""
+    with load(daemon) as client:
+        client.wait_for(RATE // 4, within=10)
+        yield client
+        client.wait_for(client.ended + RATE // 4, within=10)
+        report = client.finish()
+    assert (report.lost, report.unasked) == ([], 0), report.summary()
+    assert daemon.status().totals.requests == len(report)
+    assert daemon.status().totals.deaths == 0
+    assert daemon.status().state == "ready"
+
+
+def unexplained(report: Report, killed: Sequence[Killed]) -> list[Record]:
+    """Lost requests that none of these processes had in hand when it was killed."""
+
+    def excused(record: Record) -> bool:
+        ports = {record.stale_port} if record.outcome is Outcome.OK else {record.port, record.stale_port}
+        ports.discard(0)
+        return all(
+            any(port in kill.ports and 0 <= record.ended - kill.at < NEWS_WITHIN for kill in killed)
+            for port in ports
+        )
+
+    return [record for record in report.lost if not excused(record)]
+
+
+@pytest.mark.parametrize("kind", ["sync", "gthread"])
+def test_reloads(place: Place, kind: str) -> None:
+    """Twenty reloads in a row: each ends with new code alone, and nothing is lost."""
+    daemon = fleet(place, "-k", kind, *(["--threads", "3"] if kind == "gthread" else []), *QUICK_CANARY)
+    with planned(daemon) as client:
+        for version in range(2, 22):
+            write(place, version)
+            assert daemon.client.call(RELOAD, Reload(wait=True)).phase == "done"
+            reloaded = client.ended
+            client.wait_for(reloaded + 1 + CONNECTIONS, within=10)
+            # What was on its way when the reload ended was answered before.
+            assert {record.body for record in client.records(reloaded + CONNECTIONS)} == {b"%d" % version}
+    assert daemon.status().generation == 21
+
+
+def test_recycling(place: Place) -> None:
+    """Each worker is replaced after a hundred requests, one after the other all the time."""
+    daemon = fleet(place, "--max-requests", "100", "--max-requests-jitter", "20")
+    with planned(daemon) as client:
+        client.wait_for(3000, within=20)
+    assert len(daemon.events("recycle")) >= 20
+
+
+def test_scaling(place: Place) -> None:
+    """From one worker to eight and back, three times."""
+    daemon = fleet(place, workers=1)
+    with planned(daemon):
+        for workers in [8, 1] * 3:
+            daemon.client.call(SCALE, Scale(workers=workers))
+            daemon.settled(workers)
+
+
+def test_killed_workers(place: Place) -> None:
+    """kill -9 of a worker each 300 ms: lost is at most what was on the connections that it held."""
+    daemon = fleet(place)
+    dice = random.Random(4)
+    killed: list[Killed] = []
+    with load(daemon) as client:
+        client.wait_for(RATE // 4, within=10)
+        for number in range(10):
+            if kill := kill_holding(dice.choice(daemon.pids()), daemon.port):
+                killed.append(kill)
+            client.wait_for(client.ended + int(RATE * 0.3), within=10)
+            daemon.event("worker_died", after=number)
+        daemon.settled(4)
+        client.wait_for(client.ended + RATE // 4, within=10)
+        report = client.finish()
+    assert unexplained(report, killed) == [], report.summary()
+    assert len(killed) == daemon.status().totals.deaths == 10
+    # Connections that are kept open would all be held by somebody; the test is void if nobody held any.
+    assert any(kill.ports for kill in killed)
+
+
+def test_killed_fork_servers(place: Place) -> None:
+    """kill -9 of the fork server: nothing is lost, and its successor forks as it did."""
+    daemon = fleet(place, workers=2)
+    with planned(daemon):
+        for number, workers in enumerate(itertools.islice(itertools.cycle([3, 2]), 4)):
+            fork_server(daemon).send(signal.SIGKILL)
+            daemon.event("fork_server_failed", after=number)
+            daemon.client.call(SCALE, Scale(workers=workers))
+            daemon.settled(workers, state="ready")
+
+
+def test_deadlines(place: Place) -> None:
+    """Requests that sleep get 504 or are cut off at their deadline; nobody else loses anything."""
+    daemon = fleet(place, "-t", "1", "--timeout-grace", "0.5")
+    with (
+        load(daemon) as client,
+        Load(daemon.address, path="/sleep", rate=2, connections=4, requests=6, timeout=10) as sleepers,
+    ):
+        sleepers.wait_for(6, within=20)
+        daemon.settled(4)
+        client.wait_for(client.ended + RATE // 4, within=10)
+        report, slept = client.finish(), sleepers.finish()
+    assert (report.lost, report.unasked) == ([], 0), report.summary()
+    assert len(slept) == slept.failed == 6
+    cut = Outcome.UNANSWERED, Outcome.RESET
+    assert all(record.status == 504 or record.outcome in cut for record in slept.records), slept.summary()
+    assert all(1.0 <= record.ended - record.sent < 4 for record in slept.records)
+    assert daemon.status().totals.deaths == 0

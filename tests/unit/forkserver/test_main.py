@@ -1,0 +1,75 @@
+"""The fork server's answers to what it is asked to load."""
+
+from pathlib import Path
+
+from supervisor.ipc import messages
+from tests.unit.workers.keeper import Keeper
+
+APP = """\
+import os
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Length", "2")])
+    return [os.environ.get("COLOUR", "??").encode()]
+"""
+
+
+def conf(folder: Path, text: str) -> None:
+    (folder / "gunicorn.conf.py").write_text(text)
+
+
+def test_a_known_generation_keeps_its_settings(tmp_path: Path) -> None:
+    """The file has changed since: what it does is done, what it sets is not; nothing is warned of twice."""
+    (tmp_path / "app.py").write_text(APP)
+    conf(tmp_path, "workers = 3\npost_fork = print\nimport os; os.environ['COLOUR'] = 'rd'\n")
+    with Keeper(tmp_path, wsgi_app="app:app", threads=2) as keeper:
+        first = keeper.start()
+        keeper.configure(first)
+        before = first.hear(messages.Configured)
+        assert (before.loaded.settings.workers, before.loaded.settings.threads) == (3, 2)
+        assert before.warnings
+        conf(tmp_path, "workers = 'many'\npost_fork = print\nimport os; os.environ['COLOUR'] = 'bl'\n")
+        second = keeper.start()
+        keeper.configure(second, known=before.loaded)
+        after = second.hear(messages.Configured)
+        assert after == messages.Configured(before.loaded, [])
+        keeper.load(second)
+        worker = keeper.spawn(second)
+        assert keeper.get() == ("200 OK", b"bl")
+        assert len(worker.tasks) == 3  # two that serve and their watcher: as the settings were
+
+
+def test_a_known_generation_needs_its_file(tmp_path: Path) -> None:
+    """What can't be evaluated any more is a failure, as it is the first time."""
+    conf(tmp_path, "workers = 3\n")
+    with Keeper(tmp_path, wsgi_app="app:app") as keeper:
+        first = keeper.start()
+        keeper.configure(first)
+        loaded = first.hear(messages.Configured).loaded
+        conf(tmp_path, "workers = 1 / 0\n")
+        second = keeper.start()
+        keeper.configure(second, known=loaded)
+        assert "division by zero" in second.hear(messages.LoadFailed).reason
+        second.ended()
+
+
+def test_another_version_is_refused(tmp_path: Path) -> None:
+    """A supervisor that runs on while the package under it is replaced is told so."""
+    with Keeper(tmp_path, wsgi_app="app:app") as keeper:
+        server = keeper.start()
+        server.say(messages.Configure(messages.VERSION + 1, 1, {}, None, str(tmp_path)))
+        assert "restart it" in server.hear(messages.LoadFailed).reason
+
+
+def test_hanging_up_ends_it_while_the_app_loads(tmp_path: Path) -> None:
+    """Also in the middle of an app that takes for ever."""
+    (tmp_path / "app.py").write_text(
+        "import pathlib, time\npathlib.Path('loading').touch()\ntime.sleep(1000)\n"
+    )
+    with Keeper(tmp_path, wsgi_app="app:app", preload_app=True) as keeper:
+        server = keeper.start()
+        keeper.configure(server)
+        server.hear(messages.Configured)
+        keeper.ask_to_load(server)
+        keeper.until((tmp_path / "loading").exists, "the app is being loaded")
+        server.hang_up()
+        server.ended()

@@ -1,0 +1,252 @@
+"""A supervisor in miniature: starts a real fork server and talks with it and its workers, word by word.
+
+It keeps what a supervisor keeps (channels, the scoreboard, a listener, the relay) and decides nothing. At its
+end it hangs up, and what is still there then is killed.
+
+    with Keeper(folder, wsgi_app="app:app") as keeper:
+        worker = keeper.spawn(keeper.server())
+        assert worker.get("/") == ("200 OK", b"hello")
+"""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import msgspec
+
+import supervisor
+from supervisor.ipc import messages
+from supervisor.ipc.channel import Channel, pair
+from supervisor.scoreboard import layout, memory
+from supervisor.settings.load import Loaded
+
+PATIENCE = 20.0
+M = TypeVar("M", bound=msgspec.Struct)
+
+_START = "import sys; from supervisor.forkserver.main import main; main(int(sys.argv[1]), 0)"
+
+
+class Peer:
+    """The other end of a channel, and the process behind it once it is known."""
+
+    def __init__(self, sock: socket.socket, incoming: Any) -> None:
+        self._sock = sock
+        sock.settimeout(PATIENCE)
+        self.channel: Channel[Any] = Channel(sock, incoming)
+        self.pid = 0
+        self.cell = 0
+        self.stacks = -1
+        self._pidfd = -1
+
+    def found(self, pid: int) -> None:
+        self.pid = pid
+        self._pidfd = os.pidfd_open(pid)
+
+    def say(self, message: msgspec.Struct, descriptors: list[int] | None = None) -> None:
+        self.channel.send(message, descriptors)
+
+    def hear(self, kind: type[M]) -> M:
+        """The next message, which must be of this kind."""
+        received = self.channel.receive()
+        assert received is not None, f"gone before {kind.__name__}"
+        assert isinstance(received[0], kind), received[0]
+        return received[0]
+
+    def hang_up(self) -> None:
+        self.channel.close()
+
+    def ended(self) -> None:
+        """Wait for the end of the process."""
+        assert self.wait_for_end(PATIENCE), f"{self.pid} lives on"
+
+    @property
+    def alive(self) -> bool:
+        return not self.wait_for_end(0)
+
+    def wait_for_end(self, seconds: float) -> bool:
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+    def send(self, signum: int) -> None:
+        signal.pidfd_send_signal(self._pidfd, signum)
+
+    @property
+    def title(self) -> str:
+        return self.proc("cmdline").replace("\0", " ").strip()
+
+    def proc(self, name: str) -> str:
+        return Path(f"/proc/{self.pid}/{name}").read_text()
+
+    @property
+    def tasks(self) -> list[str]:
+        """Its threads, by the kernel's numbers."""
+        return [entry.name for entry in Path(f"/proc/{self.pid}/task").iterdir()]
+
+    def descriptors(self) -> list[str]:
+        """What its descriptors are, for comparing one process with another."""
+        found = []
+        for entry in Path(f"/proc/{self.pid}/fd").iterdir():
+            try:
+                found.append(str(entry.readlink()))
+            except OSError:
+                continue
+        return sorted(found)
+
+    def close(self) -> None:
+        self.channel.close()
+        if self._pidfd >= 0:
+            if not self.wait_for_end(2.0):
+                self.send(signal.SIGKILL)
+                self.ended()
+            os.close(self._pidfd)
+
+
+class Keeper:
+    """`settings`: as on the command line; `log`, `output`: what its processes write."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.folder = folder
+        self.log, self.output = folder / "stderr.log", folder / "stdout.log"
+        self._settings = settings
+        self._stack = ExitStack()
+        self._launches = 0
+        self._peers: list[Peer] = []
+        self._servers: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        self._scoreboard = memory.create()
+        self._stack.callback(os.close, self._scoreboard)
+        self._relay = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        for sock in (*self._relay, self._listener):
+            sock.setblocking(False)
+            self._stack.enter_context(sock)
+        self.address = self._listener.getsockname()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for peer in self._peers:
+            peer.hang_up()
+        for peer in self._peers:
+            peer.close()
+        for server in self._servers:
+            server.wait(PATIENCE)
+        self._stack.close()
+        if kind is not None and self.log.exists():
+            print(self.log.read_text())
+
+    # -- fork servers -------------------------------------------------------------------------------------
+
+    def start(self) -> Peer:
+        """A fork server that has been told nothing."""
+        ours, theirs = pair()
+        environ = os.environ | {"PYTHONPATH": str(Path(supervisor.__file__).parent.parent)}
+        with theirs, self.log.open("ab") as log, self.output.open("ab") as output:
+            argv = [sys.executable, "-c", _START, str(theirs.fileno())]
+            options: dict[str, Any] = {"cwd": self.folder, "env": environ, "stdout": output, "stderr": log}
+            server = subprocess.Popen(argv, pass_fds=(theirs.fileno(),), **options)
+        self._servers.append(server)
+        peer = Peer(ours, messages.FromForkServer)
+        peer.found(server.pid)
+        self._peers.append(peer)
+        return peer
+
+    def configure(self, peer: Peer, config: str | None = None, known: Loaded | None = None) -> None:
+        peer.say(messages.Configure(messages.VERSION, 7, self._settings, config, str(self.folder), known))
+
+    def server(self, config: str | None = None) -> Peer:
+        """A fork server that is ready."""
+        peer = self.start()
+        self.configure(peer, config)
+        peer.hear(messages.Configured)
+        self.load(peer)
+        return peer
+
+    def load(self, peer: Peer) -> None:
+        """Have a configured fork server get ready."""
+        self.ask_to_load(peer)
+        peer.hear(messages.AppLoaded)
+
+    def ask_to_load(self, peer: Peer) -> None:
+        fds = [self._scoreboard, *(end.fileno() for end in self._relay), self._listener.fileno()]
+        peer.say(messages.Load(["127.0.0.1:0"], "shop"), fds)
+
+    # -- workers ------------------------------------------------------------------------------------------
+
+    def boot(self, server: Peer, slot: int = 1) -> Peer:
+        """A worker that was told to boot."""
+        self._launches += 1
+        launch = self._launches
+        ours, theirs = pair()
+        reading, writing = os.pipe()
+        self._stack.callback(os.close, reading)
+        with theirs:
+            server.say(messages.Spawn(launch, slot, launch, True), [theirs.fileno(), writing])
+        os.close(writing)
+        forked = server.hear(messages.Forked)
+        assert forked.launch == launch
+        peer = Peer(ours, messages.FromWorker | messages.FromForkServer)
+        peer.found(forked.pid)
+        peer.cell, peer.stacks = launch, reading
+        self._peers.append(peer)
+        peer.say(messages.Boot())
+        return peer
+
+    def spawn(self, server: Peer, slot: int = 1) -> Peer:
+        """A worker that serves."""
+        peer = self.boot(server, slot)
+        peer.hear(messages.Ready)
+        return peer
+
+    def make_template(self, worker: Peer) -> Peer:
+        """The same process as a fork server."""
+        worker.say(messages.Drain(hand_over=True, template=True))
+        worker.hear(messages.TemplateReady)
+        return worker
+
+    def answered(self, worker: Peer) -> int:
+        """How many requests a worker's cell says that it has answered with 2xx."""
+        return sum(self._words(worker, layout.STATUS_CLASSES + 2))
+
+    def wait_for_request(self, worker: Peer) -> None:
+        """Wait until one is in the app."""
+        self.until(lambda: any(self._words(worker, layout.STARTED)), "a request in the app")
+
+    def _words(self, worker: Peer, number: int) -> list[int]:
+        """One word of each lane."""
+        with memory.map_whole(self._scoreboard) as board:
+            starts = (layout.CELL_SIZE * worker.cell + layout.PAGE + n * layout.LANE_SIZE for n in range(8))
+            words = (start + number * layout.WORD for start in starts)
+            return [int.from_bytes(board[word : word + layout.WORD], sys.byteorder) for word in words]
+
+    def get(self, target: str = "/") -> tuple[str, bytes]:
+        """A request that whoever is there answers, on a connection of its own."""
+        with socket.create_connection(self.address, timeout=PATIENCE) as sock:
+            sock.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            data = b""
+            while piece := sock.recv(65536):
+                data += piece
+        head, _, body = data.partition(b"\r\n\r\n")
+        return head.split(b"\r\n")[0].decode().removeprefix("HTTP/1.1 "), body
+
+    def wait_for_log(self, text: str) -> str:
+        self.until(lambda: text in self.log.read_text(), f"{text!r} in the log")
+        return self.log.read_text()
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
+            time.sleep(0.01)

@@ -1,0 +1,188 @@
+"""What an audit finds in a process. Each test looks in a child of its own, which has nothing else to hide."""
+
+import os
+import select
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import types
+from pathlib import Path
+
+import pytest
+
+from supervisor.workers import audit as module
+from supervisor.workers.audit import Audit, audit_drained, audit_serving
+
+SHARED = "children would share it and get each other's answers"
+
+
+@pytest.fixture
+def known() -> set[int]:
+    """What the test's own process has open already."""
+    links = list(Path("/proc/self/fd").iterdir())
+    return {int(link.name) for link in links if os.path.lexists(link)}  # one was for looking
+
+
+def found(known: set[int]) -> Audit:
+    """Of a drained worker; what was there before the test does not count."""
+    return audit_drained(known)
+
+
+def test_nothing_is_wrong_with_nothing(known: set[int]) -> None:
+    """Listeners, pipes, files and sockets that are not connected can be shared."""
+    reading, writing = os.pipe()
+    with socket.create_server(("127.0.0.1", 0)), socket.socket(), socket.socket(type=socket.SOCK_DGRAM):
+        assert found(known).problems == []
+    os.close(reading)
+    os.close(writing)
+
+
+def test_threads_are_named_with_what_they_run(known: set[int]) -> None:
+    """Targets, timers, and classes with a `run` of their own."""
+
+    class Flusher(threading.Thread):
+        def run(self) -> None:
+            end.wait()
+
+    end = threading.Event()
+    threads = [
+        threading.Thread(target=end.wait, name="waits"),
+        threading.Timer(1000, print),
+        Flusher(name="flushes"),
+    ]
+    threads[1].name = "ticks"
+    for thread in threads:
+        thread.daemon = True
+        thread.start()
+    problems = found(known).problems
+    threads[1].cancel()  # type: ignore[attr-defined]
+    end.set()
+    for thread in threads:
+        thread.join()
+    here = f"{__name__}.test_threads_are_named_with_what_they_run.<locals>.Flusher"
+    assert problems == [
+        "thread 'waits' runs threading.Event.wait",
+        "thread 'ticks' runs builtins.print",
+        f"thread 'flushes' runs {here}",
+    ]
+
+
+def test_the_engines_threads_are_ours_while_it_serves(known: set[int]) -> None:
+    """They end when the worker is drained; then what is left of them counts."""
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait, name="ostler-2")
+    thread.start()
+    serving, drained = audit_serving(known, busy=False), audit_drained(known)
+    end.set()
+    thread.join()
+    assert serving.problems == []
+    assert drained.problems == ["thread 'ostler-2' runs threading.Event.wait"]
+
+
+_NATIVE = """\
+import ctypes, os, sys
+sys.path.insert(0, sys.argv[1])
+from supervisor.workers.audit import audit_drained, audit_serving
+libc = ctypes.CDLL(None)
+libc.pthread_create.argtypes = [ctypes.c_void_p] * 4
+thread = ctypes.c_ulong()
+libc.pthread_create(ctypes.byref(thread), None, ctypes.cast(libc.pause, ctypes.c_void_p), None)
+known = {int(name) for name in os.listdir("/proc/self/fd")}
+print(audit_serving(known, False).problems, audit_drained(known).problems)
+"""
+
+
+def test_threads_that_python_does_not_know(tmp_path: Path) -> None:
+    """A thread that a C library made is found, with the name that the kernel has for it."""
+    root = str(Path(module.__file__).parents[2])
+    script = tmp_path / "native"
+    script.write_text(_NATIVE)
+    done = subprocess.run(
+        [sys.executable, script, root], capture_output=True, text=True, timeout=30, check=True
+    )
+    line = "thread 'python' was made by a library, not by Python"
+    name = Path(os.path.realpath(sys.executable)).name[:15]
+    assert done.stdout.strip().replace(name, "python") == f"{[line]} {[line]}".replace(name, "python")
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_connection_is_named_by_its_peer(known: set[int], busy: bool) -> None:
+    """While requests run it may be theirs, and only deserves a warning."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with socket.create_connection(server.getsockname()) as client:
+            serving = audit_serving(known | {server.fileno()}, busy)
+            assert client.getpeername() == server.getsockname()  # it is still usable
+    line = f"connection to {address}: {SHARED}"
+    assert (serving.warnings if busy else serving.problems) == [line]
+    assert (serving.problems if busy else serving.warnings) == []
+
+
+def test_unix_sockets_are_named_by_their_path(known: set[int], tmp_path: Path) -> None:
+    """A pair within the process has no name; a datagram socket asks for nothing that could go astray."""
+    path = str(tmp_path / "db.sock")
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+        server.bind(path)
+        server.listen()
+        client.connect(path)
+        ours = known | {server.fileno()}
+        assert found(ours).problems == [f"connection to {path}: {SHARED}"]
+    one, other = socket.socketpair()
+    with one, other:
+        nameless = f"connection to an unnamed socket, e.g. within a pair: {SHARED}"
+        assert found(known).problems == [nameless, nameless]
+    with socket.socket(type=socket.SOCK_DGRAM) as statsd:
+        statsd.connect(("127.0.0.1", 8125))
+        assert found(known) == Audit([], [f"connection to 127.0.0.1:8125: {SHARED}"])
+
+
+def test_an_open_sqlite_database(known: set[int], tmp_path: Path) -> None:
+    """By what is in the file, not by what it is called; other files are nobody's business."""
+    path = tmp_path / "shop.data"
+    other = tmp_path / "fake.sqlite3"
+    other.write_text("text")
+    with other.open():
+        database = sqlite3.connect(path)
+        database.execute("create table t (x)")
+        database.commit()
+        problems = found(known).problems
+        database.close()
+        assert problems == [f"SQLite database {path} is open: children can damage it"]
+        assert found(known).problems == []
+
+
+def test_event_loops_deserve_a_look(known: set[int]) -> None:
+    """An epoll is one for all children."""
+    with select.epoll():
+        assert found(known).warnings == [
+            "an epoll, e.g. of an event loop: children would share it: make it anew there"
+        ]
+
+
+def test_started_processes_deserve_a_look(known: set[int]) -> None:
+    """Pipes to a co-process would be written to by all children."""
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        warnings = found(known).warnings
+        process.kill()
+    assert warnings == [f"process {process.pid} was started by it: children would share its pipes"]
+
+
+@pytest.mark.parametrize(("in_use", "warned"), [(True, ["torch"]), (False, [])])
+def test_libraries_that_say_so_themselves(
+    known: set[int], monkeypatch: pytest.MonkeyPatch, in_use: bool, warned: list[str]
+) -> None:
+    """Imported ones are named with what to do; of CUDA only when it is in use."""
+    monkeypatch.setitem(sys.modules, "grpc", types.ModuleType("grpc"))
+    torch = types.ModuleType("torch")
+    torch.cuda = types.SimpleNamespace(is_initialized=lambda: in_use)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    warnings = found(known).warnings
+    assert [line.partition(":")[0] for line in warnings] == ["grpc", *warned]
+    assert warnings[0].endswith("make channels anew in children")
+
+
+def test_what_is_forced_is_not_forgotten() -> None:
+    """Problems become warnings and stand before them."""
+    assert Audit(["a", "b"], ["c"]).forced() == Audit([], ["a", "b", "c"])

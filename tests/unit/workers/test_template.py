@@ -1,0 +1,297 @@
+"""A worker that becomes the fork server of its generation, seen from the supervisor's side."""
+
+import os
+import random
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from supervisor.ipc import messages
+from tests.unit.workers.keeper import Keeper, Peer
+
+APP = """\
+import atexit, os, pathlib, random, signal, socket, sys, threading, time
+
+cache = {}
+kept = []
+loaded_by = os.getpid()
+here = pathlib.Path(__file__).parent
+print("loaded")
+
+def say_goodbye():
+    with open(here / "goodbyes", "a") as file:
+        file.write(f"{os.getpid()}\\n")
+
+atexit.register(say_goodbye)
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    answer = "ok"
+    if path == "/learn":
+        cache["who"] = os.getpid()
+    elif path == "/who":
+        answer = f"{os.getpid()} {loaded_by} {cache.get('who')}"
+    elif path == "/random":
+        answer = str(random.random())
+    elif path == "/threads":
+        answer = " ".join(sorted(t.name for t in threading.enumerate()))
+    elif path == "/thread":
+        threading.Thread(target=time.sleep, args=(1000,), daemon=True, name="flusher").start()
+    elif path == "/connect":
+        kept.append(socket.create_connection(("127.0.0.1", int(environ["QUERY_STRING"]))))
+    elif path == "/alarm":
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(9))
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    elif path == "/print":
+        sys.stdout.write("one ")
+    elif path == "/sleep":
+        time.sleep(1000)
+    elif path == "/fork":
+        pid = os.fork()
+        if pid == 0:
+            raise SystemExit(3)
+        answer = str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    start_response("200 OK", [("Content-Length", str(len(answer)))])
+    return [answer.encode()]
+"""
+
+
+class Keep(Protocol):
+    def __call__(self, source: str = APP, **settings: Any) -> Keeper: ...
+
+
+@pytest.fixture
+def keep(tmp_path: Path) -> Iterator[Keep]:
+    """`keep(source, **settings)`: a keeper whose app is in app.py."""
+    with ExitStack() as stack:
+
+        def start(source: str = APP, **settings: Any) -> Keeper:
+            (tmp_path / "app.py").write_text(source)
+            return stack.enter_context(Keeper(tmp_path, wsgi_app="app:app", **settings))
+
+        yield start
+
+
+def audit(worker: Peer, force: bool = False) -> messages.TemplateAudited:
+    worker.say(messages.AuditTemplate(force))
+    return worker.hear(messages.TemplateAudited)
+
+
+@pytest.mark.parametrize("preload", [False, True], ids=["each loads", "preload"])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_three_in_a_row(keep: Keep, threads: int, preload: bool) -> None:
+    """A template's worker can be a template itself, and so on; each has what the first has cached."""
+    keeper = keep(threads=threads, preload_app=preload)
+    worker = keeper.spawn(keeper.server())
+    keeper.get("/learn")
+    first = worker.pid
+    for slot in (2, 3, 4):
+        assert audit(worker) == messages.TemplateAudited([], [])
+        template = keeper.make_template(worker)
+        worker = keeper.spawn(template, slot)
+        who, loaded_by, learnt = map(int, keeper.get("/who")[1].split())
+        assert (who, learnt) == (worker.pid, first)
+        assert (loaded_by == first) is not preload
+        assert worker.title == f"ostler: worker {slot} gen 7 [shop]"
+        assert template.title == "ostler: fork server gen 7 [shop]"
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_nothing_of_the_worker_is_left(keep: Keep, threads: int) -> None:
+    """A template has one thread, no part of the scoreboard mapped, and no descriptor more than it needs."""
+    keeper = keep(threads=threads, errorlog=str(keep_file()), accesslog=str(keep_file()))
+    server = keeper.server()
+    template = keeper.make_template(keeper.spawn(server))
+    assert len(template.tasks) == 1
+    assert "ostler-scoreboard" not in template.proc("maps")
+
+    def kinds(peer: Peer) -> list[str]:
+        return sorted(re.sub(r"\d+", "N", link) for link in peer.descriptors())
+
+    assert kinds(template) == kinds(server)
+
+
+def keep_file() -> Path:
+    return Path("log")
+
+
+def test_workers_count_for_themselves(keep: Keep) -> None:
+    """A template's worker writes to its own cell alone, and its quota begins anew."""
+    keeper = keep(max_requests=3)
+    old = keeper.spawn(keeper.server())
+    keeper.get()
+    keeper.get()
+    new = keeper.spawn(keeper.make_template(old), 2)
+    keeper.get()
+    keeper.get()
+    assert (keeper.answered(old), keeper.answered(new)) == (2, 2)
+    keeper.get()
+    assert new.hear(messages.RecycleDue) == messages.RecycleDue(3)
+
+
+def test_children_draw_different_numbers(keep: Keep) -> None:
+    """Python's random numbers differ between two workers of one template."""
+    keeper = keep()
+    template = keeper.make_template(keeper.spawn(keeper.server()))
+    drawn = set()
+    for slot in (2, 3):
+        worker = keeper.spawn(template, slot)
+        drawn.add(keeper.get("/random"))
+        worker.say(messages.Drain())
+        worker.ended()
+    assert len(drawn) == 2
+    assert random.random()  # and ours are nobody's business
+
+
+def test_children_tell_their_own_forks(keep: Keep) -> None:
+    """What the app of a template's worker forks does not come back into the worker's loop."""
+    keeper = keep()
+    keeper.spawn(keeper.make_template(keeper.spawn(keeper.server())), 2)
+    assert keeper.get("/fork") == ("200 OK", b"3")
+    assert keeper.get() == ("200 OK", b"ok")
+
+
+def test_log_lines_name_the_child(keep: Keep) -> None:
+    """What a template's worker logs carries its own slot and pid."""
+    keeper = keep(
+        APP
+        + "\nserve = app\ndef app(e, s):\n    return 1 / 0 if e['PATH_INFO'] == '/raise' else serve(e, s)\n"
+    )
+    worker = keeper.spawn(keeper.make_template(keeper.spawn(keeper.server())), 5)
+    assert keeper.get("/raise")[0].startswith("500")
+    log = keeper.wait_for_log("request_failed")
+    assert re.search(rf'"slot":\s*5.*"pid":\s*{worker.pid}|slot=5.*pid={worker.pid}', log), log
+
+
+def test_unwritten_output_is_not_repeated(keep: Keep) -> None:
+    """What the app has printed and Python not yet written appears once, not once for each child."""
+    keeper = keep()
+    worker = keeper.spawn(keeper.server())
+    keeper.get("/print")
+    template = keeper.make_template(worker)
+    for slot in (2, 3):
+        child = keeper.spawn(template, slot)
+        child.say(messages.Drain())
+        child.ended()
+    template.hang_up()
+    template.ended()
+    assert keeper.output.read_text().count("one ") == 1
+
+
+def test_stack_dumps_reach_the_childs_own_pipe(keep: Keep) -> None:
+    """The old worker's pipe ends with the worker, though it lives on as a template with children."""
+    keeper = keep()
+    worker = keeper.spawn(keeper.server())
+    child = keeper.spawn(keeper.make_template(worker), 2)
+    assert os.read(worker.stacks, 100) == b""
+    child.send(signal.SIGRTMIN + 5)
+    assert os.read(child.stacks, 100)
+    worker.send(signal.SIGRTMIN + 5)  # too late for the worker; the template must survive it
+    keeper.spawn(worker, 3)
+
+
+def test_signals_to_the_group_do_not_end_a_template(keep: Keep) -> None:
+    """Like a fork server it ends by its channel alone, and then at once and without the app's atexit."""
+    keeper = keep()
+    template = keeper.make_template(keeper.spawn(keeper.server()))
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1):
+        template.send(signum)
+        child = keeper.spawn(template, 2)
+    template.hang_up()
+    template.ended()
+    assert not (keeper.folder / "goodbyes").exists()
+    child.say(messages.Drain())
+    child.ended()
+    assert f"{child.pid}\n" in (keeper.folder / "goodbyes").read_text()
+
+
+def test_what_the_app_set_up_for_its_process_does_not_hurt(keep: Keep) -> None:
+    """A timer of the app's does not fire in the template; its way with SIGCHLD does not confuse forking."""
+    keeper = keep()
+    worker = keeper.spawn(keeper.server())
+    keeper.get("/alarm")
+    template = keeper.make_template(worker)
+    assert not template.wait_for_end(0.5)
+    keeper.spawn(template, 2)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_an_audit_names_threads_and_connections(keep: Keep, threads: int) -> None:
+    """The app's thread and its connection are problems, with names; the engine's own are not."""
+    keeper = keep(threads=threads)
+    worker = keeper.spawn(keeper.server())
+    with socket.create_server(("127.0.0.1", 0)) as database:
+        port = database.getsockname()[1]
+        keeper.get("/thread")
+        keeper.get(f"/connect?{port}")
+        problems = [
+            "thread 'flusher' runs time.sleep",
+            f"connection to 127.0.0.1:{port}: children would share it and get each other's answers",
+        ]
+        assert audit(worker) == messages.TemplateAudited(problems, [])
+        assert audit(worker, force=True) == messages.TemplateAudited([], problems)
+        assert keeper.get() == ("200 OK", b"ok")
+
+
+def test_what_appears_after_the_audit_is_found(keep: Keep) -> None:
+    """A drained worker is looked at again; with a problem it ends as a worker, and says which."""
+    keeper = keep()
+    worker = keeper.spawn(keeper.server())
+    assert audit(worker).problems == []
+    keeper.get("/thread")
+    worker.say(messages.Drain(hand_over=True, template=True))
+    worker.ended()
+    assert worker.channel.receive() is None
+    log = keeper.wait_for_log("template_refused")
+    assert "thread 'flusher' runs time.sleep" in log
+    assert (keeper.folder / "goodbyes").read_text() == f"{worker.pid}\n"
+
+
+def test_force_goes_over_problems(keep: Keep) -> None:
+    """A forced template is one although a thread is lost; its children do not have it."""
+    keeper = keep()
+    worker = keeper.spawn(keeper.server())
+    keeper.get("/thread")
+    audit(worker, force=True)
+    keeper.spawn(keeper.make_template(worker), 2)
+    assert keeper.get("/threads") == ("200 OK", b"MainThread")
+
+
+def test_requests_that_do_not_end_forbid_it(keep: Keep) -> None:
+    """With a request still in a thread at graceful_timeout it ends as any worker, even if it was forced."""
+    keeper = keep(threads=4, graceful_timeout=0.2)
+    worker = keeper.spawn(keeper.server())
+    audit(worker, force=True)
+    with socket.create_connection(keeper.address) as stuck:
+        stuck.sendall(b"GET /sleep HTTP/1.1\r\nHost: x\r\n\r\n")
+        keeper.wait_for_request(worker)
+        worker.say(messages.Drain(hand_over=True, template=True))
+        worker.ended()
+    assert "requests are running in ostler-" in keeper.wait_for_log("template_refused")
+
+
+def test_the_last_word_counts(keep: Keep) -> None:
+    """A worker that drains to be a template and is then told to leave leaves."""
+    keeper = keep(graceful_timeout=10)
+    worker = keeper.spawn(keeper.server())
+    worker.say(messages.Drain(hand_over=True, template=True))
+    worker.say(messages.Drain())
+    worker.ended()
+    assert (keeper.folder / "goodbyes").read_text() == f"{worker.pid}\n"
+
+
+def test_a_template_that_is_told_to_drain_leaves(keep: Keep) -> None:
+    """The word to leave may cross `TemplateReady`: it holds then, too."""
+    keeper = keep()
+    template = keeper.make_template(keeper.spawn(keeper.server()))
+    template.say(messages.ReopenLogs())
+    template.say(messages.Drain())
+    template.ended()
+    assert (keeper.folder / "goodbyes").read_text() == f"{template.pid}\n"

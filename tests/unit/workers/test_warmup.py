@@ -1,0 +1,211 @@
+"""Warm-up requests: through the whole engine, seen by nobody, and a reason not to serve if they fail."""
+
+import ssl
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from supervisor.ipc import messages
+from supervisor.logs.lean import Log, LogFile
+from supervisor.settings.kinds import WarmupRequest
+from supervisor.settings.table import Settings
+from supervisor.workers.warmup import WarmupError, warm_up
+from tests.unit.workers.keeper import Keeper
+
+Environ = dict[str, Any]
+App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
+LISTENER = ("0.0.0.0", 8443)
+
+
+def answering(status: str, seen: list[Environ] | None = None, body: Iterable[bytes] = (b"ok",)) -> App:
+    def app(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if seen is not None:
+            seen.append(environ)
+        start_response(status, [("Content-Type", "text/plain")])
+        return body
+
+    return app
+
+
+def run(app: App, tmp_path: Path, *requests: WarmupRequest, **more: Any) -> str:
+    """Warm up; what was logged."""
+    tls, listener = more.pop("tls", None), more.pop("listener", LISTENER)
+    settings = msgspec.structs.replace(Settings(), warmup_request=requests, **more)
+    log = LogFile(str(tmp_path / "log"), 2)
+    try:
+        warm_up(app, settings, Log(log, "console", "debug", {}), tls, listener)
+    finally:
+        log.close()
+    return (tmp_path / "log").read_text()
+
+
+def test_the_app_sees_requests_of_ours(tmp_path: Path) -> None:
+    """Method, path, query and header fields are as set; the rest is as for a client on this machine."""
+    seen: list[Environ] = []
+    first = WarmupRequest("/health?deep=1", headers={"X-Warm": "yes", "User-Agent": "probe"})
+    assert run(answering("200 OK", seen), tmp_path, first, WarmupRequest("/cart", "POST"), threads=4) == ""
+    expected = {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": "/health",
+        "QUERY_STRING": "deep=1",
+        "HTTP_X_WARM": "yes",
+        "HTTP_USER_AGENT": "probe",
+        "HTTP_HOST": "localhost",
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": "8443",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "REMOTE_ADDR": "127.0.0.1",
+        "wsgi.url_scheme": "http",
+        "wsgi.multithread": True,
+    }
+    assert {name: seen[0].get(name) for name in expected} == expected
+    assert (seen[1]["REQUEST_METHOD"], seen[1]["CONTENT_LENGTH"]) == ("POST", "0")
+
+
+def test_a_host_that_is_given_is_sent(tmp_path: Path) -> None:
+    """Apps that answer certain hosts only can be warmed up, too; framing is not the setting's to change."""
+    seen: list[Environ] = []
+    headers = {"Host": "shop.example", "Content-Length": "10", "Connection": "keep-alive"}
+    run(answering("200 OK", seen), tmp_path, WarmupRequest("/", headers=headers), listener="/run/shop.sock")
+    assert (seen[0]["HTTP_HOST"], seen[0]["SERVER_PORT"]) == ("shop.example", "80")
+    assert "CONTENT_LENGTH" not in seen[0]
+
+
+def test_the_scheme_is_that_of_clients(tmp_path: Path) -> None:
+    """Under TLS the app is told https, though the request comes without."""
+    seen: list[Environ] = []
+    run(answering("200 OK", seen), tmp_path, WarmupRequest("/"), tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    assert (seen[0]["wsgi.url_scheme"], seen[0]["HTTPS"]) == ("https", "on")
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "302 Found", "404 Not Found", "499 Whatever"])
+def test_any_answer_below_500_will_do(tmp_path: Path, status: str) -> None:
+    """An app that answers at all can serve: a wrong path or a missing login is no reason not to."""
+    run(answering(status), tmp_path, WarmupRequest("/"))
+
+
+def test_large_answers_are_taken(tmp_path: Path) -> None:
+    """More than fits between two sockets, in parts: somebody takes it while the app runs."""
+    parts = (b"x" * 1_000_000 for _ in range(24))
+    run(
+        answering("200 OK", body=parts),
+        tmp_path,
+        WarmupRequest("/"),
+        buffer_response=1024,
+        buffer_response_file=0,
+    )
+
+
+def test_500_is_a_failure(tmp_path: Path) -> None:
+    """The reason names the request and the status; the first failure ends it."""
+    with pytest.raises(WarmupError) as caught:
+        run(answering("503 Database away"), tmp_path, WarmupRequest("/health", "HEAD"), WarmupRequest("/b"))
+    assert caught.value.reason == "warmup_request HEAD /health was answered with 503 Database away"
+    assert caught.value.trace is None
+
+
+def test_an_exception_is_a_failure_with_its_traceback(tmp_path: Path) -> None:
+    """The app's own traceback goes to who is told of the failure, and not twice into the log."""
+
+    def app(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        raise KeyError("no such table")
+
+    with pytest.raises(WarmupError) as caught:
+        run(app, tmp_path, WarmupRequest("/"))
+    assert caught.value.reason == "warmup_request GET / was answered with 500 Internal Server Error"
+    assert "KeyError: 'no such table'" in (caught.value.trace or "")
+    assert (tmp_path / "log").read_text() == ""
+
+
+def test_an_exception_behind_a_good_status_is_a_failure(tmp_path: Path) -> None:
+    """An app that breaks in the middle of its answer is broken."""
+
+    def parts() -> Iterable[bytes]:
+        yield b"so far"
+        raise ZeroDivisionError
+
+    with pytest.raises(WarmupError) as caught:
+        run(answering("200 OK", body=parts()), tmp_path, WarmupRequest("/"))
+    assert caught.value.reason == "warmup_request GET / made the app raise after it had answered with 200 OK"
+    assert "ZeroDivisionError" in (caught.value.trace or "")
+
+
+def test_no_answer_is_a_failure(tmp_path: Path) -> None:
+    """An app that closes the connection instead of answering."""
+
+    def app(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        raise ConnectionError("gone")
+
+    with pytest.raises(WarmupError):
+        run(app, tmp_path, WarmupRequest("/"))
+
+
+def test_nothing_is_left(tmp_path: Path) -> None:
+    """Neither a thread nor a descriptor; the audit of a template would find them."""
+    threads, descriptors = threading.enumerate(), len(list(Path("/proc/self/fd").iterdir()))
+    run(answering("200 OK"), tmp_path, WarmupRequest("/"), WarmupRequest("/b"))
+    assert threading.enumerate() == threads
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+
+
+def test_without_requests_nothing_is_done(tmp_path: Path) -> None:
+    """The setting is off by default: the app is not called."""
+    seen: list[Environ] = []
+    run(answering("500 No", seen), tmp_path)
+    assert seen == []
+
+
+APP = """\
+def app(environ, start_response):
+    import colorsys
+    if environ["PATH_INFO"] == "/broken":
+        raise LookupError("the shop is closed")
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+"""
+
+
+def test_a_worker_is_warm_before_it_is_ready(tmp_path: Path) -> None:
+    """Its counters and its access log know nothing of it; what it imported on the way is told."""
+    (tmp_path / "app.py").write_text(APP)
+    with Keeper(tmp_path, wsgi_app="app:app", warmup_request=["/"], accesslog="access.log") as keeper:
+        worker = keeper.boot(keeper.server())
+        assert "colorsys" in worker.hear(messages.Ready).modules
+        assert keeper.answered(worker) == 0
+        keeper.get("/counted")
+        assert keeper.answered(worker) == 1
+        worker.say(messages.Drain())
+        worker.ended()
+    lines = (tmp_path / "access.log").read_text().splitlines()
+    assert [line.split('"')[1] for line in lines] == ["GET /counted HTTP/1.1"]
+
+
+@pytest.mark.parametrize("preload", [False, True])
+def test_a_worker_that_fails_does_not_boot(tmp_path: Path, preload: bool) -> None:
+    """It says why instead of `Ready`, and leaves."""
+    (tmp_path / "app.py").write_text(APP)
+    settings = {"wsgi_app": "app:app", "warmup_request": ["/", "/broken"], "preload_app": preload}
+    with Keeper(tmp_path, **settings) as keeper:
+        worker = keeper.boot(keeper.server())
+        failed = worker.hear(messages.BootFailed)
+        worker.ended()
+    assert failed.reason == "warmup_request GET /broken was answered with 500 Internal Server Error"
+    assert "LookupError: the shop is closed" in (failed.traceback or "")
+
+
+def test_workers_of_a_template_are_warmed_up(tmp_path: Path) -> None:
+    """They have the app already, and are asked all the same."""
+    (tmp_path / "app.py").write_text(
+        "count = 0\n"
+        + APP.replace("    import colorsys", "    global count; count += 1").replace(
+            'b"ok"', "b'%02d' % count"
+        )
+    )
+    with Keeper(tmp_path, wsgi_app="app:app", warmup_request="/") as keeper:
+        template = keeper.make_template(keeper.spawn(keeper.server()))
+        keeper.spawn(template, 2)
+        assert keeper.get() == ("200 OK", b"03")
