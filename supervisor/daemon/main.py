@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
-from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from pathlib import Path
 from typing import Any
 
