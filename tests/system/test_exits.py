@@ -121,7 +121,7 @@ def test_planned_ends(place: Place) -> None:
     assert daemon.ctl("reload").code == 1
     view = an_exit(daemon, cause="boot failed", kind="worker")
     assert "no_such_module" in (view.stack or "")
-    an_exit(daemon, cause="boot failed", kind="fork server")
+    assert "no_such_module" in (an_exit(daemon, cause="boot failed", kind="fork server").stack or "")
 
 
 def test_killed_fork_server(place: Place) -> None:
