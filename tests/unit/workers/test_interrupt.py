@@ -427,7 +427,7 @@ def test_what_was_not_noticed_is_taken_back(stage: Stage, monkeypatch: pytest.Mo
 
 
 def test_noticed_at_the_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes in the moment between the app's return and the request's end: just the connection ends."""
+    """It comes between the app's return and the end of the request: the connection ends, no more."""
 
     def end(self: Deadlines, started: int) -> None:
         raise DeadlineExceeded
@@ -513,7 +513,7 @@ def test_at_any_moment(serve: Serve, handled: Handled, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_extending_a_deadline(serve: Serve, threads: int) -> None:
-    """The request at hand has so many seconds from then; it is never shortened; the next has the usual."""
+    """The request at hand has so many seconds from then, never fewer than before; the next has the usual."""
     gate = threading.Event()
     extended: list[float] = []
 

@@ -1,0 +1,240 @@
+"""Reforking: a warmed-up worker becomes the fork server, and its successors share what it has learnt."""
+
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from supervisor.control.client import RefusedError
+from supervisor.control.routes import REFORK
+from supervisor.control.views import Refork, WorkerView
+from tests.kit.daemon import Daemon, Place, Process, children, descriptors, fork_server, title
+from tests.kit.load import Load
+
+pytestmark = pytest.mark.system
+
+# What it learns at its first request is 32 MiB large and takes an import.
+LAZY = """\
+import os, socket, threading, time
+
+learnt = {}
+kept = []
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    while path == "/late" and not os.path.exists("go"):
+        time.sleep(0.01)
+    if path in ("/thread", "/late"):
+        threading.Thread(target=time.sleep, args=(1000,), daemon=True, name="flusher").start()
+    elif path == "/connect":
+        kept.append(socket.create_connection(("127.0.0.1", int(environ["QUERY_STRING"]))))
+    elif "by" not in learnt:
+        import decimal
+        learnt.update(by=os.getpid(), pages=[os.urandom(65536) for _ in range(512)])
+    answer = f"{os.getpid()} {learnt.get('by')}".encode()
+    start_response("200 OK", [("Content-Length", str(len(answer)))])
+    return [answer]
+"""
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def lazy(place: Place) -> Place:
+    place.add("lazy.py", LAZY)
+    return place
+
+
+def refork(daemon: Daemon, slot: int | None = None) -> None:
+    """Ask for it; the log tells what becomes of it."""
+    daemon.client.call(REFORK, Refork(slot))
+
+
+def reforked(daemon: Daemon, workers: int, times: int = 1) -> tuple[Process, list[WorkerView]]:
+    """Wait until all workers are of the newest template; it, and they."""
+    template = daemon.event("refork_done", after=times - 1)["pid"]
+    only_fork_server(daemon, template)
+    daemon.until(
+        lambda: all(worker.pid in born_after(daemon, template) for worker in daemon.settled(workers)),
+        f"{workers} workers of the template",
+    )
+    return fork_server(daemon), daemon.settled(workers)
+
+
+def only_fork_server(daemon: Daemon, pid: int) -> None:
+    """Wait until this one is and the one before it has ended."""
+
+    def look() -> bool:
+        found = [child for child in children(daemon.pid) if title(child).startswith("ostler: fork server")]
+        return found == [pid]
+
+    daemon.until(look, f"{pid} as the only fork server")
+
+
+def born_after(daemon: Daemon, template: int) -> list[int]:
+    """Workers that were ready after the template was."""
+    events = daemon.events()
+    done = next(n for n, e in enumerate(events) if e["event"] == "refork_done" and e["pid"] == template)
+    return [event["pid"] for event in events[done:] if event["event"] == "worker_ready"]
+
+
+def private(pid: int) -> int:
+    """Bytes that a process has for itself alone (proc(5), smaps_rollup)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+    return sizes["Private_Clean"] + sizes["Private_Dirty"]
+
+
+@pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["each loads", "preload"])
+@pytest.mark.parametrize("threads", ["1", "4"])
+def test_refork_under_load(lazy: Place, threads: str, preload: list[str]) -> None:
+    """Three in a row under steady load: each time a worker becomes the template, and no request fails."""
+    daemon = lazy.start("-w", "3", "--threads", threads, *preload, "--warmup-request", "/", "lazy:app")
+    first = fork_server(daemon)
+    daemon.settled(3)
+    with Load(daemon.address, rate=300, connections=12, timeout=15) as load:
+        load.wait_for(100, within=15)
+        for times in (1, 2, 3):
+            before = daemon.pids()
+            refork(daemon)
+            template, workers = reforked(daemon, 3, times)
+            assert template.pid in before
+            assert title(template.pid) == "ostler: fork server gen 1 [lazy:app]"
+            assert not {worker.pid for worker in workers} & set(before)
+            load.wait_for(load.ended + 100, within=15)
+        report = load.finish()
+    assert first.ended()
+    assert (report.failed, report.unasked) == (0, 0), report.summary()
+    assert daemon.status().totals.deaths == 0
+    # All know what the first template's worker has learnt, two generations of templates ago.
+    teachers = {record.body.split()[1] for record in report.records[-50:]}
+    assert len(teachers) == 1
+    assert teachers <= {str(event["pid"]).encode() for event in daemon.events("refork_done")[:1]}
+
+
+def test_successors_share_memory(lazy: Place) -> None:
+    """What each worker had for itself, 32 MiB of it, is there once."""
+    daemon = lazy.start("-w", "3", "--warmup-request", "/", "lazy:app")
+    before = [private(worker.pid or 0) for worker in daemon.settled(3)]
+    assert min(before) > 32 * MIB
+    assert daemon.ctl("refork").code == 0
+    _, workers = reforked(daemon, 3)
+    assert max(private(worker.pid or 0) for worker in workers) < min(before) - 24 * MIB
+
+
+def test_an_audit_refuses_with_names(lazy: Place) -> None:
+    """A thread and a connection of the app's are reported, nobody is replaced; `force` goes over it."""
+    daemon = lazy.start("-w", "1", "lazy:app")
+    before = daemon.pids()
+    with socket.create_server(("127.0.0.1", 0)) as database:
+        port = database.getsockname()[1]
+        daemon.get("/thread")
+        daemon.get(f"/connect?{port}")
+        refused = daemon.ctl("refork")
+        problem = daemon.event("refork_refused")["problem"]
+        assert refused.code == 1
+        assert (
+            refused.error
+            == f"ostler ctl: error: the refork was refused: {problem} (--force does it all the same)"
+        )
+        assert problem == (
+            "thread 'flusher' runs time.sleep; "
+            f"connection to 127.0.0.1:{port}: children would share it and get each other's answers"
+        )
+        assert daemon.pids() == before
+        assert daemon.ctl("refork", "--force").code == 0
+        template, _ = reforked(daemon, 1)
+        assert daemon.event("refork_warning")["problem"] == problem
+        assert template.pid == before[0]
+
+
+def test_what_is_found_when_it_is_drained(lazy: Place) -> None:
+    """A thread that a request made after the first look: the worker ends like any other, and says why."""
+    daemon = lazy.start("-w", "2", "--threads", "2", "lazy:app")
+    daemon.settled(2)
+    late = daemon.connect().asked("/late")
+    daemon.in_app("/late")
+    refork(daemon, next(worker.slot for worker in daemon.workers() if worker.in_flight))
+    daemon.until(lambda: {"draining"} & {worker.state for worker in daemon.workers()}, "it is drained")
+    (lazy.app_folder / "go").touch()
+    assert late.answer().status == 200
+    assert daemon.event("refork_refused")["problem"].endswith("its log says more")
+    assert daemon.event("template_refused")["problems"] == "thread 'flusher' runs time.sleep"
+    daemon.settled(2)
+    assert daemon.status().totals.deaths == 0
+
+
+def test_it_begins_by_itself(lazy: Place) -> None:
+    """After `refork_after` requests the worker that has served most becomes the template, once."""
+    daemon = lazy.start("-w", "2", "--refork-after", "20", "lazy:app")
+    daemon.settled(2)
+    for _ in range(60):
+        daemon.get()
+    template, _ = reforked(daemon, 2)
+    for _ in range(60):
+        daemon.get()
+    assert len(daemon.events("refork_done")) == 1
+    assert fork_server(daemon).pid == template.pid
+
+
+def test_a_template_may_die(lazy: Place) -> None:
+    """SIGKILL for the template: a new fork server loads the app anew, and workers do not notice."""
+    daemon = lazy.start("-w", "2", "lazy:app")
+    daemon.settled(2)
+    refork(daemon)
+    template, workers = reforked(daemon, 2)
+    template.send(signal.SIGKILL)
+    assert template.ended()
+    daemon.until(lambda: len(children(daemon.pid)) == 3, "another fork server")
+    assert daemon.pids() == [worker.pid for worker in workers]
+    assert daemon.ctl("scale", "3").code == 0
+    daemon.settled(3)
+    assert daemon.ctl("reload").code == 0
+    assert {worker.generation for worker in daemon.settled(3)} == {2}
+
+
+def test_a_template_ends_with_its_generation(lazy: Place) -> None:
+    """A reload brings a fork server of its own; the template ends, and the stop leaves nothing."""
+    daemon = lazy.start("-w", "2", "--probation", "0", "lazy:app")
+    daemon.settled(2)
+    refork(daemon)
+    template, _ = reforked(daemon, 2)
+    assert daemon.ctl("reload").code == 0
+    assert template.ended()
+    refork(daemon)
+    reforked(daemon, 2, times=2)
+    assert daemon.stop() == 0
+
+
+def test_a_template_ends_without_its_supervisor(lazy: Place) -> None:
+    """As any fork server: when the daemon is killed, nobody is left."""
+    daemon = lazy.start("-w", "2", "lazy:app")
+    daemon.settled(2)
+    refork(daemon)
+    template, workers = reforked(daemon, 2)
+    ends = [template, *(Process(worker.pid or 0) for worker in workers)]
+    daemon.kill()
+    assert all(process.ended() for process in ends)
+
+
+def test_descriptors_do_not_grow(lazy: Place) -> None:
+    """Ten in a row: the daemon and the workers have as many descriptors open as after the second."""
+    daemon = lazy.start("-w", "1", "--threads", "2", "lazy:app")
+    daemon.settled(1)
+    counts = []
+    for times in range(1, 11):
+        refork(daemon)
+        template, workers = reforked(daemon, 1, times)
+        kinds = (daemon.pid, template.pid, workers[0].pid or 0)
+        counts.append([len(descriptors(pid)) for pid in kinds])
+    assert counts[1] == counts[-1]
+
+
+def test_none_while_a_reload_runs(lazy: Place) -> None:
+    """The two would replace the same workers: who asks is told."""
+    daemon = lazy.start("-w", "1", "--canary-time", "30", "lazy:app")
+    daemon.settled(1)
+    daemon.send(signal.SIGHUP)
+    daemon.event("reload")
+    with pytest.raises(RefusedError, match="nothing can be reforked"):
+        refork(daemon)
