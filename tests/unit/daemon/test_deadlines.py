@@ -1,4 +1,4 @@
-"""The sensor: what it says of requests and loops, look by look, with a scoreboard and a clock of the test's."""
+"""The sensor: what it says of requests and loops, look by look, by a clock of the test's."""
 
 import asyncio
 import os
@@ -283,7 +283,7 @@ def test_a_loop_that_is_kept_by_a_request(stage: Stage) -> None:
 
 
 def test_a_loop_with_much_to_do(stage: Stage) -> None:
-    """One request after the other comes out of one look at the sockets: between two it does not stand still."""
+    """One request after the other of one look at the sockets: between two it does not stand still."""
     worker = stage.worker()
     for _ in range(100):
         worker.begin(0)
@@ -350,7 +350,7 @@ async def test_it_looks_by_itself(stage: Stage, monkeypatch: pytest.MonkeyPatch)
     stage.sensor.start()
     stage.sensor.start()
     async with asyncio.timeout(10):
-        while len(looks) < 5:
+        while len(looks) < 5:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
     assert stage.sensor._timer is not None
     stage.sensor._timer.cancel()

@@ -120,6 +120,11 @@ def test_marking_an_overdue_request(board: Scoreboard) -> None:
     worker = writer(board, cell, threads=3)
     board.mark_overdue(cell, 1, 4711)
     assert [worker.lane(thread)[0][layout.OVERDUE] for thread in range(3)] == [0, 4711, 0]
+    begin(worker, 0, b"GET", b"/", 4711)
+    begin(worker, 1, b"GET", b"/", 4711)
+    assert [request.overdue for request in board.in_flight(cell)] == [False, True]
+    begin(worker, 1, b"GET", b"/", 4712)
+    assert [request.overdue for request in board.in_flight(cell)] == [False, False]
 
 
 def test_last_requests(board: Scoreboard) -> None:
