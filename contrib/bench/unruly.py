@@ -10,7 +10,8 @@ import json
 import os
 import signal
 import socket
-import stat
+import struct
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,28 +23,34 @@ LEAK = 24_000_000  # bytes a request
 _leaked: list[bytearray] = []
 
 
-def client_ports() -> list[int]:
-    """The clients' ends of all TCP connections of this process."""
-    ports = []
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            if stat.S_ISSOCK(entry.stat().st_mode):
-                with socket.socket(fileno=os.dup(int(entry.name))) as sock:
-                    if sock.family == socket.AF_INET:
-                        ports.append(sock.getpeername()[1])
-        except OSError:
-            continue  # a listener, or closed meanwhile
+# Calls into it keep the interpreter lock.
+_LIBC = ctypes.PyDLL(None)
+
+
+def client_ports() -> set[int]:
+    """The clients' ends of this process's TCP connections, while no other thread runs Python code."""
+    ports = set()
+    address = ctypes.create_string_buffer(128)
+    for descriptor in 2 * list(range(1024)):  # twice: another thread may be within accept(2) in this moment
+        size = ctypes.c_uint(len(address))
+        if _LIBC.getpeername(descriptor, address, ctypes.byref(size)) == 0:
+            # struct sockaddr_in (ip(7)): the family, and the port in network order.
+            family, port = struct.unpack("=H", address[:2])[0], struct.unpack("!H", address[2:4])[0]
+            if family == socket.AF_INET:
+                ports.add(port)
     return ports
 
 
 def note(kind: str) -> None:
-    """Write down who will be hurt."""
-    path = Path(os.environ["UNRULY_NOTES"]) / f"{os.getpid()}-{time.monotonic_ns()}"
-    draft = path.with_suffix(".draft")
-    draft.write_text(
-        json.dumps({"kind": kind, "pid": os.getpid(), "at": time.monotonic(), "ports": client_ports()})
-    )
-    draft.rename(path.with_suffix(".json"))
+    """Write down who will be hurt; from here on no other thread of this process gets to run Python code."""
+    path = Path(os.environ["UNRULY_NOTES"]) / f"{os.getpid()}-{time.monotonic_ns()}.json"
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY)
+    # Who waits for the interpreter lock asks for it after this time; and who had asked before gets it now.
+    sys.setswitchinterval(3600)
+    time.sleep(0.01)
+    ports = sorted(client_ports())
+    line = json.dumps({"kind": kind, "pid": os.getpid(), "at": time.monotonic(), "ports": ports}).encode()
+    _LIBC.write(descriptor, line, len(line))
 
 
 def crash(how: str) -> None:
@@ -57,9 +64,11 @@ def crash(how: str) -> None:
 
 
 def block() -> None:
-    """Hang in C without letting go of the interpreter lock."""
+    """Hang in C without letting go of the interpreter lock; unlike sleep(3), no signal ends this wait."""
     note("block")
-    ctypes.PyDLL(None).sleep(3600)
+    mutex = ctypes.create_string_buffer(64)  # zeros: one that is not locked (PTHREAD_MUTEX_INITIALIZER)
+    _LIBC.pthread_mutex_lock(mutex)
+    _LIBC.pthread_mutex_lock(mutex)
 
 
 def make(version: str, crash_after: int = 0) -> Callable[..., Iterable[bytes]]:

@@ -20,6 +20,7 @@ from supervisor.cli.output import duration, print_json, print_line
 from supervisor.control.client import Client, Discovery, discover
 from supervisor.control.routes import (
     CONFIG,
+    EVENTS,
     EXITS,
     LOGIN_LINK,
     RECYCLE,
@@ -314,25 +315,30 @@ def recycle(aim: Aim, slot: int, timeout: float, no_wait: bool) -> None:
 @click.make_pass_decorator(Aim, ensure=True)
 def refork(aim: Aim, slot: int | None, force: bool, timeout: float, no_wait: bool) -> None:
     """Make a warmed-up worker the one that new workers are forked from, and replace the others."""
-    client = aim.client()
+    client, patience = aim.client(), waiting.Patience(timeout)
+    old = {worker.pid for worker in client.call(WORKERS)}
+    began = time.monotonic()
     asked = client.call(REFORK, Refork(slot, force))
     if no_wait:
         print_json(asked) if aim.json else print_line("refork asked")
         return
-    with waiting.Meter("refork", wanted=not aim.json):
-        outcome = waiting.happened(
-            client, asked.after, ("refork_done", "refork_refused"), waiting.Patience(timeout)
-        )
+    with waiting.Meter("refork", wanted=not aim.json) as meter:
+        outcome = waiting.happened(client, asked.after, ("refork_done", "refork_refused"), patience)
+        if outcome.name == "refork_done":
+            waiting.replaced(client, old, meter, patience)
+    for event in client.call(EVENTS, after=asked.after):
+        if event.name == "refork_warning" and event.id < outcome.id:
+            sys.stderr.write(f"ctl: warning: {event.fields.get('problem')}\n")
     if aim.json:
         print_json(outcome)
     if outcome.name == "refork_refused":
         hint = "" if force else " (--force does it all the same)"
         raise OstlerError(f"the refork was refused: {outcome.fields.get('problem', 'see the log')}{hint}")
     if not aim.json:
-        fields = outcome.fields
+        fields, took = outcome.fields, duration(time.monotonic() - began)
         print_line(
-            f"generation {fields.get('generation')} is forked from the warmed-up worker now "
-            f"({duration(fields.get('seconds', 0.0))})"
+            f"generation {fields.get('generation')}: forked from worker {fields.get('slot')}, "
+            f"pid {fields.get('pid')}, from now on; all others replaced ({took})"
         )
 
 

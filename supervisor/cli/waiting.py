@@ -272,6 +272,22 @@ def happened(client: Client, after: int, names: Collection[str], patience: Patie
     return patience.until(condition)
 
 
+def replaced(client: Client, old: Collection[int | None], meter: Meter, patience: Patience) -> None:
+    """Wait until none of these processes is a worker any more and all wanted workers are ready."""
+
+    def condition() -> bool | None:
+        workers, status = client.call(WORKERS), client.call(STATUS)
+        _refuse_stopping(status)
+        left = sum(worker.pid in old for worker in workers)
+        meter.show(len(old) - left, len(old), "replacing")
+        if not left and status.ready == status.wanted:
+            return True
+        patience.look(status)
+        return None
+
+    patience.until(condition)
+
+
 def upgraded(
     client: Client, before: StatusView, after: int, process: int | None, patience: Patience
 ) -> StatusView:

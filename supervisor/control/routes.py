@@ -129,7 +129,7 @@ STREAM: Route[None, None] = Route(
     "GET",
     "/v1/stream",
     "Server-sent events: history, events, exits, status, workers, then status, workers, sample each second, "
-    "and event and exits as they happen",
+    "and event and exit as they happen",
     media=SSE,
     errors=(503,),
 )

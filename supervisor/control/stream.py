@@ -16,7 +16,7 @@ from supervisor.control.backend import Backend, Subscription
 from supervisor.control.handlers import Caller
 from supervisor.control.problems import TooManyStreams
 from supervisor.control.routes import SSE
-from supervisor.control.views import EventView
+from supervisor.control.views import EventView, ExitView
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -157,28 +157,20 @@ class _Stream:
         events = list(self._backend.recent_events())[-EVENTS_AT_START:]
         self._last_sample = samples[-1].at if samples else 0.0
         self._last_event = events[-1].id if events else 0
-        exits = self._exits() or [frame("exits", [])]
-        return [
-            b"retry: 1000\n",
-            frame("history", samples),
-            frame("events", events),
-            *exits,
-            *self._status(),
-        ]
+        first = [frame("history", samples), frame("events", events), frame("exits", self._new_exits())]
+        return [b"retry: 1000\n", *first, *self._status()]
 
     def _numbers(self) -> Iterable[bytes]:
-        return [*self._exits(), *self._status()]
+        return [*(frame("exit", view) for view in reversed(self._new_exits())), *self._status()]
 
     def _status(self) -> Iterable[bytes]:
         return [frame("status", self._backend.status()), frame("workers", self._backend.workers())]
 
-    def _exits(self) -> list[bytes]:
-        """Those that were not told yet, newest first; nothing if there are none."""
+    def _new_exits(self) -> list[ExitView]:
+        """Those that were not told yet, newest first."""
         fresh = [view for view in self._backend.exits(EXITS_AT_START) if view.id > self._last_exit]
-        if not fresh:
-            return []
-        self._last_exit = fresh[0].id
-        return [frame("exits", fresh)]
+        self._last_exit = fresh[0].id if fresh else self._last_exit
+        return fresh
 
     def _new_samples(self) -> Iterable[bytes]:
         samples = self._backend.samples()

@@ -155,7 +155,7 @@ class WorkerHandle:
         pid, pidfd: None and -1 until the fork server has told.
         spawned_at: CLOCK_MONOTONIC, seconds.
         sent: the signals that it was sent.
-        dumps: what faulthandler wrote and nobody has logged yet.
+        dumps: what faulthandler wrote and nobody has logged yet; last_dump: what was taken last.
     """
 
     def __init__(
@@ -180,6 +180,7 @@ class WorkerHandle:
         self.spawned_at = time.monotonic()
         self.sent: set[int] = set()
         self.dumps = bytearray()
+        self.last_dump = ""
         self._child_ends: list[int] = []
 
     @classmethod
@@ -266,6 +267,7 @@ class WorkerHandle:
         self.read_dumps()
         text = self.dumps.decode("utf-8", "replace")
         self.dumps.clear()
+        self.last_dump = text or self.last_dump
         return text
 
     def close(self) -> None:

@@ -1,27 +1,38 @@
-"""The sensor for overdue requests: reads the scoreboard when a request may have passed its deadline.
+"""The sensor for requests that take too long and for loops that stand still: it reads the scoreboard.
 
-It needs no polling. A request that starts after a look can't be overdue before `timeout` from then, and of
-those in flight the oldest says when to look again.
+Requests need no polling. One that starts after a look can't be overdue before `timeout` from then, and of
+those in flight the one whose deadline is next says when to look again. A loop without requests passes once a
+second and says so (HEARTBEAT); it is looked at about as often.
 """
 
 import asyncio
 import time
 
+from supervisor.daemon.children import WorkerHandle
 from supervisor.daemon.shell import Shell
 from supervisor.fleet import events
 from supervisor.fleet.model import WorkerState
+from supervisor.scoreboard.reader import InFlight
 
-# While something is overdue: how often to look whether anything else is left in its worker.
+_LOOK = 1.0
+# While something is overdue: how often to look whether it still is, and whether anything else is left.
 _WATCH = 0.1
 _LEAST = 0.01
+# The least that makes a standing loop: a machine that has too much to do also holds up those that are idle.
+_STILL = 5.0
 
 
 class DeadlineSensor:
-    """Turns overdue requests into events."""
+    """Turns overdue requests and standing loops into events."""
 
     def __init__(self, shell: Shell) -> None:
         self._shell = shell
-        self._reported: set[tuple[int, int, float]] = set()
+        # What was reported and is still so: requests by launch, thread and start.
+        self._reported: set[tuple[int, int, int]] = set()
+        self._overdue: set[int] = set()
+        # Loops that may stand still, by launch: what they had done, and since when that is known.
+        self._still: dict[int, tuple[tuple[float, int], float]] = {}
+        self._stalled: set[int] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def timeout(self) -> float:
@@ -33,53 +44,89 @@ class DeadlineSensor:
         """Begin to look; also when the time-out may have changed."""
         if self._timer is not None:
             self._timer.cancel()
-        wait = 1.0
+        wait = _LOOK
         try:
-            wait = self._look()
+            wait = self.look(time.monotonic())
         finally:
             self._timer = asyncio.get_running_loop().call_later(wait, self.start)
 
-    def _look(self) -> float:
-        """Report what is overdue; returns when to look again, in seconds."""
+    def look(self, now: float) -> float:
+        """Report what is to be reported; returns when to look again, in seconds."""
         timeout = self.timeout()
-        if not timeout:
-            return 1.0
-        now = time.monotonic()
-        wait = timeout
-        live: set[tuple[int, int, float]] = set()
+        wait = min(timeout, _LOOK) if timeout else _LOOK
+        live: set[tuple[int, int, int]] = set()
+        overdue: set[int] = set()
         for handle in list(self._shell.workers.values()):
             in_flight = self._shell.scoreboard.in_flight(handle.cell)
-            overdue = 0
+            late = 0
             for request in in_flight:
-                left = request.started + timeout - now
-                if left > 0:
-                    wait = min(wait, left)
+                deadline = request.deadline(timeout)
+                if deadline is None or deadline > now:
+                    wait = min(wait, deadline - now) if deadline is not None else wait
                     continue
-                overdue += 1
-                key = (handle.launch, request.thread, request.started)
-                live.add(key)
-                if key not in self._reported:
-                    self._reported.add(key)
-                    self._shell.submit(
-                        events.RequestOverdue(
-                            handle.launch, request.thread, request.method, request.path, now - request.started
-                        )
-                    )
-            if overdue:
+                late += 1
+                live.add((handle.launch, request.thread, request.started_ns))
+                self._report_overdue(handle, request, now)
+            if late:
                 wait = min(wait, _WATCH)
-                if overdue == len(in_flight):
-                    self._only_overdue_left(handle.launch, now)
+                overdue.add(handle.launch)
+                if late == len(in_flight):
+                    self._report_only_overdue_left(handle.launch)
+            self._look_at_loop(handle, bool(in_flight), timeout, now)
+        ended = self._overdue - overdue
         self._reported &= live
+        self._overdue = overdue
+        self._forget_the_dead()
+        for launch in ended & self._shell.workers.keys():
+            self._shell.submit(events.OverdueEnded(launch))
         return max(wait, _LEAST)
 
-    def _only_overdue_left(self, launch: int, now: float) -> None:
-        fleet = self._shell.fleet
-        worker = fleet.workers.get(launch)
-        if (
-            worker is not None
-            and worker.state is WorkerState.DRAINING
-            and worker.overdue_since is not None
-            and fleet.policy is not None
-            and now >= worker.overdue_since + fleet.policy.timeout_grace
-        ):
+    def _report_overdue(self, handle: WorkerHandle, request: InFlight, now: float) -> None:
+        key = (handle.launch, request.thread, request.started_ns)
+        if key in self._reported:
+            return
+        self._reported.add(key)
+        # Here, where it is known which request is meant: its thread may serve another one by the time that
+        # the fleet has decided what to do.
+        self._shell.scoreboard.mark_overdue(handle.cell, request.thread, request.started_ns)
+        age = now - request.started
+        self._shell.submit(
+            events.RequestOverdue(handle.launch, request.thread, request.method, request.path, age)
+        )
+
+    def _report_only_overdue_left(self, launch: int) -> None:
+        # Each time: requests may still come to it on connections that are open.
+        worker = self._shell.fleet.workers.get(launch)
+        if worker is not None and worker.state is WorkerState.DRAINING:
             self._shell.submit(events.OnlyOverdueLeft(launch))
+
+    def _look_at_loop(self, handle: WorkerHandle, busy: bool, timeout: float, now: float) -> None:
+        """Report a loop that stands still although no request keeps it.
+
+        Its age alone says nothing: the loop may have been busy with requests until a moment ago. So what
+        counts is how long it has been seen like this: no request, no beat, no answer.
+        """
+        worker = self._shell.fleet.workers.get(handle.launch)
+        if worker is None or worker.state is not WorkerState.READY:
+            self._still.pop(handle.launch, None)
+            return
+        beat = self._shell.scoreboard.heartbeat(handle.cell) or worker.since
+        if not timeout or busy or now - beat < 2 * _LOOK:
+            self._still.pop(handle.launch, None)
+            self._stalled.discard(handle.launch)
+            return
+        done = beat, self._shell.scoreboard.counts(handle.cell).requests
+        before, since = self._still.get(handle.launch, (None, now))
+        if done != before:
+            since = now
+        self._still[handle.launch] = done, since
+        limit = max(timeout, _STILL)
+        if now - beat >= limit and now - since >= limit - 2 * _LOOK and handle.launch not in self._stalled:
+            self._stalled.add(handle.launch)
+            self._shell.submit(events.LoopStalled(handle.launch, now - beat))
+
+    def _forget_the_dead(self) -> None:
+        live = self._shell.workers.keys()
+        self._stalled &= live
+        for launch in self._still.keys() - live:
+            del self._still[launch]

@@ -38,16 +38,9 @@ _LEFT: dict[Cause, ExitCause] = {
     Cause.PAUSE: "paused",
     Cause.STOP: "stopped",
 }
-# What the kernel sends for a fault of the process itself, and what abort(3) sends.
-_FAULTS = {
-    signal.SIGSEGV,
-    signal.SIGBUS,
-    signal.SIGABRT,
-    signal.SIGFPE,
-    signal.SIGILL,
-    signal.SIGTRAP,
-    signal.SIGSYS,
-}
+# What people and programs send to end a process. Other deadly signals are of its own making: its faults, its
+# timers, its limits (signal(7)).
+_ENDING = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +82,7 @@ def cause_of(facts: ExitFacts, oom_killed: bool) -> ExitCause:
     """
     signum = facts.status.signal
     if signum is not None and signum not in facts.sent:
-        if signum in _FAULTS:
+        if signum not in _ENDING:
             return "crashed"
         return (
             "killed by the kernel for memory"

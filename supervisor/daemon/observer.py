@@ -35,6 +35,7 @@ from supervisor.daemon.shell import Shell
 from supervisor.fleet import health
 from supervisor.fleet.events import Event
 from supervisor.fleet.model import Reload, Worker, WorkerState
+from supervisor.fleet.model import ReloadPhase as Phase
 from supervisor.scoreboard.layout import BUCKETS, bucket_limit, percentile
 from supervisor.scoreboard.reader import Counts
 from supervisor.settings.table import rows
@@ -97,6 +98,7 @@ class ObserverState(msgspec.Struct, frozen=True):
     last_totals: Counts
     last_sample: float
     reloads: dict[ReloadPhase, int]
+    counted: tuple[int, ReloadPhase]
     settled: int
     changes_of: int
     changes: list[ChangeView]
@@ -117,6 +119,7 @@ class Observer:
         self._last_sample = self._started
         self._reload_waiters: dict[int, list[asyncio.Future[ReloadView]]] = {}
         self._reloads: dict[ReloadPhase, int] = {}
+        self._counted: tuple[int, ReloadPhase] = (0, "done")
         # The generation that served before the newest reload, and what the newest one that ended has changed:
         # the settings of generations that are gone are forgotten.
         self._settled = 1
@@ -200,6 +203,7 @@ class Observer:
 
     def reload(self) -> ReloadView | None:
         reload = self._shell.fleet.reload
+        self._follow_reload()
         if reload is None:
             return None
         end = time.monotonic() if reload.ended is None else reload.ended
@@ -258,13 +262,12 @@ class Observer:
         Called while the shell still has the settings of the generation before.
         """
         reload = self._shell.fleet.reload
-        # With another one in its place already, it was superseded.
-        mine = reload is not None and reload.generation == generation
-        outcome: ReloadPhase = reload.phase.value if reload is not None and mine else "superseded"
-        self._reloads[outcome] = self._reloads.get(outcome, 0) + 1
-        if reload is not None and mine:
+        if reload is not None and reload.generation == generation:
+            self._count_reload(generation, reload.phase.value)
             self._changes = (generation, self._changes_of(reload))
-        self._settled = self._shell.fleet.current
+        else:
+            # Another one is in its place already.
+            self._count_reload(generation, "superseded")
         view = self.reload()
         for waiter in self._reload_waiters.pop(generation, []):
             if view is not None and not waiter.done():
@@ -273,6 +276,7 @@ class Observer:
     def take_sample(self) -> None:
         """Add the second that has passed to the history."""
         self._ledger.look()
+        self._follow_reload()
         totals, now = self._shell.scoreboard.totals(), time.monotonic()
         before, seconds = self._last_totals, max(now - self._last_sample, 1e-3)
         self._last_totals, self._last_sample = totals, now
@@ -305,6 +309,7 @@ class Observer:
             self._last_totals,
             self._last_sample,
             self._reloads,
+            self._counted,
             self._settled,
             *self._changes,
         )
@@ -315,10 +320,24 @@ class Observer:
         self._samples.extend(state.samples)
         self._last_totals, self._last_sample = state.last_totals, state.last_sample
         self._reloads = dict(state.reloads)
-        self._settled = state.settled
+        self._counted, self._settled = state.counted, state.settled
         self._changes = (state.changes_of, state.changes)
 
     # -- views ------------------------------------------------------------------------------------------
+
+    def _follow_reload(self) -> None:
+        """See which generation it is that a reload replaces, and whether one was undone after its end."""
+        fleet = self._shell.fleet
+        reload = fleet.reload
+        if reload is None or not reload.running or fleet.candidate is not None:
+            self._settled = fleet.current
+        if reload is not None and reload.phase is Phase.ROLLED_BACK:
+            self._count_reload(reload.generation, "rolled back")
+
+    def _count_reload(self, generation: int, outcome: ReloadPhase) -> None:
+        if self._counted != (generation, outcome):
+            self._counted = (generation, outcome)
+            self._reloads[outcome] = self._reloads.get(outcome, 0) + 1
 
     def _changes_of(self, reload: Reload) -> list[ChangeView]:
         generation, kept = self._changes
@@ -341,7 +360,7 @@ class Observer:
                 method=request.method,
                 path=request.path,
                 age=round(max(0.0, now - request.started), 3),
-                deadline_in=round(request.started + timeout - now, 3) if timeout else None,
+                deadline_in=None if (due := request.deadline(timeout)) is None else round(due - now, 3),
             )
             for request in (self._shell.scoreboard.in_flight(handle.cell) if handle else [])
         ]

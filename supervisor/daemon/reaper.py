@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from supervisor.daemon.children import ForkServerHandle, WorkerHandle
+from supervisor.daemon.ledger import ExitFacts, fork_server_leaving
 from supervisor.fleet import events
 from supervisor.fleet.model import ExitStatus, WorkerState
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from supervisor.daemon.shell import Shell
 
 _STRANGERS = 64
-_ENDING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 
 
 class Dead(NamedTuple):
@@ -64,6 +64,7 @@ class Reaper:
         if launch is not None:
             self.worker_ended(shell.workers[launch], dead.status, dead.peak_memory)
         elif (old := self.leaving.pop(dead.pid, None)) is not None:
+            self._note_fork_server(old, dead, replaced=True)
             old.close()
         elif (callback := self._expected.pop(dead.pid, None)) is not None:
             callback(dead.status)
@@ -71,6 +72,7 @@ class Reaper:
             self._strangers.append(dead)
             for handle in list(shell.fork_servers.values()):
                 if handle.pid == dead.pid:
+                    self._note_fork_server(handle, dead)
                     shell.fork_server_ended(handle, dead.status)
 
     def expect(self, pid: int, callback: Callable[[ExitStatus], None]) -> None:
@@ -83,12 +85,7 @@ class Reaper:
         status, memory = (found[-1].status, found[-1].peak_memory) if found else (ExitStatus(), None)
         self.worker_ended(handle, status, memory)
 
-    def worker_ended(
-        self,
-        handle: WorkerHandle,
-        status: ExitStatus,
-        peak_memory: int | None = None,  # noqa: ARG002
-    ) -> None:
+    def worker_ended(self, handle: WorkerHandle, status: ExitStatus, peak_memory: int | None = None) -> None:
         """A worker is dead; its handle is given up."""
         shell = self._shell
         shell.hear_last_words(handle)
@@ -100,11 +97,44 @@ class Reaper:
             fields = {"slot": handle.slot, "pid": handle.pid, "status": str(status), "stack": dump}
             name = "worker_aborted" if status.signal == signal.SIGABRT else "worker_crashed"
             shell.journal.record("error", name, fields)
-        shell.forget(handle.launch)
-        outsider = status.signal in _ENDING and status.signal not in handle.sent
-        shell.submit(
-            events.WorkerExited(handle.launch, status, outsider, traceback=dump if status.signal else None)
+        facts = ExitFacts(
+            "worker",
+            handle.pid or 0,
+            handle.generation,
+            status,
+            time.monotonic() - handle.spawned_at,
+            handle.slot,
+            worker,
+            sent=handle.sent,
+            requests=shell.scoreboard.counts(handle.cell).requests,
+            last_requests=shell.scoreboard.last_requests(handle.cell),
+            peak_memory=peak_memory,
+            dump=dump or handle.last_dump,
         )
+        end = shell.ledger.record(facts)
+        shell.forget(handle.launch)
+        shell.submit(
+            events.WorkerExited(
+                handle.launch,
+                status,
+                outsider=end.cause == "killed by an outsider",
+                request=next(iter(end.last_requests), ""),
+                traceback=end.stack,
+            )
+        )
+
+    def _note_fork_server(self, handle: ForkServerHandle, dead: Dead, replaced: bool = False) -> None:
+        facts = ExitFacts(
+            "fork server",
+            dead.pid,
+            handle.generation,
+            dead.status,
+            time.monotonic() - handle.spawned_at,
+            leaving=fork_server_leaving(self._shell.fleet, handle.generation, replaced),
+            sent=handle.sent,
+            # Not its peak memory: what exec replaced counts there, and that was our own size.
+        )
+        self._shell.ledger.record(facts)
 
     def report_lost(self, handle: WorkerHandle) -> None:
         """Name the requests that end with the process."""

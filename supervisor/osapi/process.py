@@ -6,6 +6,8 @@ import signal
 
 # Asks a worker's faulthandler for the stacks of all threads. A real-time signal: the usual ones are taken.
 DUMP_SIGNAL = signal.SIGRTMIN + 5
+# Lets a worker look which of its requests the supervisor has marked as overdue, to end just those.
+INTERRUPT_SIGNAL = signal.SIGRTMIN + 6
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _PR_SET_TIMERSLACK = 29

@@ -2,8 +2,9 @@
 
 The scoreboard is one memfd (not a file: a full disk must not look like a hang), an array of cells, one for
 each worker process. A cell is a header page, then one lane for each thread of the worker. All numbers are
-unsigned 64-bit words in native order, each with one writer: the header's are written by the worker's main
-loop, a lane's by its thread. Pages that nobody writes cost no memory, so the limits are generous.
+unsigned 64-bit words in native order, each with one writer: the header's are written by who leads the
+worker's loop, a lane's by its thread, but for OVERDUE, which is the supervisor's. Pages that nobody writes
+cost no memory, so the limits are generous.
 
 A reader needs no lock: a word is read whole, and a request's text is valid if the word STARTED is the same
 before and after it was read, because the text is only written while STARTED is 0.
@@ -14,8 +15,10 @@ from collections.abc import Sequence
 WORD = 8
 PAGE = 4096
 CELLS = 1024
-LANES = 258  # even: a cell is whole pages. One is the watcher's, which serves nothing.
-LANE_SIZE = 2048
+LANES = (
+    260  # four lanes are three pages, and a cell is whole pages. One is the watcher's, which serves nothing.
+)
+LANE_SIZE = 3072
 CELL_SIZE = PAGE + LANES * LANE_SIZE
 SIZE = CELLS * CELL_SIZE
 
@@ -34,14 +37,21 @@ PATH_LENGTH = 6
 GIVEN = 7  # connections that a sibling took over
 TAKEN = 18  # and those that were taken over from siblings
 STATUS_CLASSES = 8  # ten words: answers by the status's first digit
-HISTOGRAM = 24
+OVERDUE = 19  # what STARTED was in the request that the supervisor found overdue
+EXTENDED_FOR = 20  # what STARTED was in the request that asked for more time
+EXTENDED_UNTIL = 21  # CLOCK_MONOTONIC ns up to which it may take
+HISTOGRAM = 24  # of times in the app
 BUCKETS = 104
+QUEUED = HISTOGRAM + BUCKETS  # the same of times before, from LEAST_QUEUED on; those below are not counted
 
 # A lane's text, behind its words: method, then path.
-TEXT = 1024
+TEXT = 2048
 TEXT_SIZE = LANE_SIZE - TEXT
 METHOD_SIZE = 24
 PATH_SIZE = TEXT_SIZE - METHOD_SIZE
+
+# A request that waited for less (ns) did not wait: the kernel tells no more exactly.
+LEAST_QUEUED = 1_000_000
 
 
 def bucket_of(nanoseconds: int) -> int:
@@ -63,15 +73,22 @@ def bucket_limit(bucket: int) -> float:
     return float((5 + part) * 2 ** (exponent - 1)) * 1.024e-6
 
 
-def percentile(counts: Sequence[int], fraction: float) -> float | None:
+def percentile(counts: Sequence[int], fraction: float, zeros: int = 0) -> float | None:
     """The duration (seconds) that `fraction` of the counted requests stayed within; None without requests.
 
     The answer is the upper limit of a bucket: at most a quarter too high.
+
+    Args:
+        counts: a histogram.
+        fraction: from 0 to 1.
+        zeros: requests that took no time at all, which no bucket counts.
     """
-    total = sum(counts)
+    total = sum(counts) + zeros
     if total == 0:
         return None
-    seen = 0
+    seen = zeros
+    if zeros and seen >= fraction * total:
+        return 0.0
     for bucket, count in enumerate(counts):
         seen += count
         if seen >= fraction * total:

@@ -6,19 +6,33 @@ import msgspec
 
 from supervisor.scoreboard import layout, memory
 
+_LAST_REQUESTS = 5
+
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
     """A request in the app.
 
-    started: CLOCK_MONOTONIC, seconds. ident: the thread as faulthandler names it.
+    Times are CLOCK_MONOTONIC in seconds; started_ns: `started` as the worker wrote it, in nanoseconds, which
+    tells the request from others of its lane.
+    ident: the thread as faulthandler names it.
+    extended_until: up to when the app wants to be given time for it, 0.0 if it has not asked.
     """
 
     thread: int
     method: str
     path: str
-    started: float
+    started_ns: int
     ident: int
+    extended_until: float = 0.0
+
+    @property
+    def started(self) -> float:
+        return self.started_ns / 1e9
+
+    def deadline(self, timeout: float) -> float | None:
+        """When it is overdue if requests may take `timeout` seconds; None: never, which is what 0 means."""
+        return max(self.started + timeout, self.extended_until) if timeout else None
 
 
 @dataclass(slots=True)
@@ -33,6 +47,9 @@ class Counts:
     statuses: list[int] = field(default_factory=lambda: [0] * 10)
     """Answers by the status's first digit."""
     histogram: list[int] = field(default_factory=lambda: [0] * layout.BUCKETS)
+    """Times in the app."""
+    queued: list[int] = field(default_factory=lambda: [0] * layout.BUCKETS)
+    """Times from a request's arrival to the call of the app, without those below layout.LEAST_QUEUED."""
 
     @property
     def requests(self) -> int:
@@ -48,6 +65,13 @@ class Counts:
         """Open right now."""
         return self.opened + self.taken - self.given - self.closed
 
+    def queue_wait(self, fraction: float) -> float | None:
+        """How long (seconds) `fraction` of the requests waited at most; None without requests.
+
+        Also for the difference of two counts: it takes no more than `statuses` and `queued`.
+        """
+        return layout.percentile(self.queued, fraction, max(0, self.requests - sum(self.queued)))
+
     def add(self, other: "Counts") -> None:
         self.bytes_sent += other.bytes_sent
         self.opened += other.opened
@@ -56,6 +80,7 @@ class Counts:
         self.taken += other.taken
         self.statuses = [a + b for a, b in zip(self.statuses, other.statuses, strict=True)]
         self.histogram = [a + b for a, b in zip(self.histogram, other.histogram, strict=True)]
+        self.queued = [a + b for a, b in zip(self.queued, other.queued, strict=True)]
 
 
 class ScoreboardState(msgspec.Struct, frozen=True):
@@ -126,6 +151,7 @@ class Scoreboard:
                     lane[layout.TAKEN],
                     lane[layout.STATUS_CLASSES : layout.STATUS_CLASSES + 10].tolist(),
                     lane[layout.HISTOGRAM : layout.HISTOGRAM + layout.BUCKETS].tolist(),
+                    lane[layout.QUEUED : layout.QUEUED + layout.BUCKETS].tolist(),
                 )
             )
         return counts
@@ -139,20 +165,34 @@ class Scoreboard:
             if not started:
                 continue
             ident = lane[layout.IDENT]
-            method, path = self._request(cell, thread)
+            method, path = self._shown(cell, thread)
+            # In this order: the worker writes them the other way round.
+            extended = lane[layout.EXTENDED_FOR] == started
+            until = lane[layout.EXTENDED_UNTIL] / 1e9 if extended else 0.0
             if lane[layout.STARTED] != started:
                 continue  # ended while we read
-            found.append(InFlight(thread, method, path, started / 1e9, ident))
+            found.append(InFlight(thread, method, path, started, ident, until))
         return found
 
     def last_requests(self, cell: int) -> list[str]:
-        """Of a dead worker: each thread's last request as `GET /path`, those that it was at first."""
-        threads = [n for n in range(self.lanes(cell)) if self._lane(cell, n)[layout.METHOD_LENGTH]]
-        threads.sort(key=lambda thread: not self._lane(cell, thread)[layout.STARTED])
-        return [" ".join(self._request(cell, thread)) for thread in threads]
+        """What the worker did last, as lines like `GET /path`, at most five; also if it is dead.
 
-    def _request(self, cell: int, thread: int) -> tuple[str, str]:
-        """Method and path that a lane's text shows."""
+        What it was still doing comes first, the longest first, then the last of each thread that was idle.
+        """
+        busy = sorted(self.in_flight(cell), key=lambda request: request.started_ns)
+        found = [f"{request.method} {request.path}" for request in busy]
+        for thread in range(self.lanes(cell)):
+            method, path = self._shown(cell, thread)
+            if method and not self._lane(cell, thread)[layout.STARTED]:
+                found.append(f"{method} {path}")
+        return found[:_LAST_REQUESTS]
+
+    def mark_overdue(self, cell: int, thread: int, started_ns: int) -> None:
+        """Let the worker know that a request is overdue, if that is still what the thread does."""
+        self._lane(cell, thread)[layout.OVERDUE] = started_ns
+
+    def _shown(self, cell: int, thread: int) -> tuple[str, str]:
+        """Method and path in a lane's text."""
         lane = self._lane(cell, thread)
         method_length = min(lane[layout.METHOD_LENGTH], layout.METHOD_SIZE)
         path_length = min(lane[layout.PATH_LENGTH], layout.PATH_SIZE)
@@ -160,8 +200,7 @@ class Scoreboard:
         method = self._map[text : text + method_length]
         target = self._map[text + layout.METHOD_SIZE : text + layout.METHOD_SIZE + path_length]
         # Queries hold tokens and personal data; the path says enough.
-        path = target.partition(b"?")[0]
-        return method.decode("latin-1"), path.decode("latin-1")
+        return method.decode("latin-1"), target.partition(b"?")[0].decode("latin-1")
 
     def totals(self) -> Counts:
         """Everything since the start, workers that are gone included."""

@@ -11,10 +11,12 @@ class CellWriter:
     """A worker's cell.
 
     Attributes:
-        header: the header's words, written by the main loop alone.
+        header: the header's words, written by who leads the loop.
+        threads: how many lanes serve requests.
     """
 
     def __init__(self, cell: mmap.mmap, threads: int) -> None:
+        self.threads = threads
         self._view = memoryview(cell)
         self.header: Words = self._view[: layout.PAGE].cast("Q")
         self.header[layout.LANES_IN_USE] = threads + 1

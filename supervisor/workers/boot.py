@@ -32,7 +32,7 @@ from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.access import AccessLog
 from supervisor.logs.lean import Log, LogFile
 from supervisor.osapi.priority import step_back_for_good, step_forward
-from supervisor.osapi.process import DUMP_SIGNAL
+from supervisor.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.memory import map_cell
 from supervisor.scoreboard.writer import CellWriter
@@ -233,6 +233,7 @@ class WorkerProcess:
             Relay(*generation.relay),
             generation.tls,
         )
+        signal.signal(INTERRUPT_SIGNAL, engine.deadlines.interrupt)
         _note_forks()
         rehearse(settings, self._log, SHORT)
         self._channel.set_blocking(False)
@@ -407,7 +408,7 @@ def on_hang_up(
 def leave(code: int) -> NoReturn:
     """End a worker, with the app's atexit functions."""
     # The interpreter takes its handlers away at the end, and then these would kill it: a wrong exit status.
-    for signum in (signal.SIGIO, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+    for signum in (signal.SIGIO, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, INTERRUPT_SIGNAL):
         signal.signal(signum, signal.SIG_IGN)
     # What is left to do is tearing down an interpreter, some 20 ms of work that nobody waits for.
     step_back_for_good()

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 READ_SIZE = 64 * 1024
 # How long an app waits for a client that takes nothing at all of an answer of which too much is kept already.
-_STALL_LIMIT = 60.0
 _SECOND = 1_000_000_000
+_STALL_LIMIT = 60 * _SECOND
+# Exceptions for a thread that waits reach it when the wait ends.
+_LONGEST_WAIT = _SECOND // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,10 +224,8 @@ class Connection:
     def _wait_for_room(self, outbox: Outbox) -> None:
         if not outbox.full:
             return
-        poll = select.poll()
-        poll.register(self.fd, select.POLLOUT)
         while outbox.full:
-            if not poll.poll(_STALL_LIMIT * 1000):
+            if not _wait_for(self.fd, select.POLLOUT, monotonic_ns() + _STALL_LIMIT):
                 raise ClientGone("it reads nothing")
             self.flush()
 
@@ -273,10 +273,7 @@ class Connection:
                 data = self.sock.recv(READ_SIZE)
                 break
             except BlockingIOError:
-                poll = select.poll()
-                poll.register(self.fd, select.POLLIN)
-                left = max(0, deadline - monotonic_ns()) if deadline else None
-                if not poll.poll(left if left is None else left / 1_000_000):
+                if not _wait_for(self.fd, select.POLLIN, deadline):
                     raise ClientGone("it sends too slowly") from None
             except OSError as error:
                 raise ClientGone from error
@@ -289,3 +286,15 @@ class Connection:
             raise ClientGone(str(violation)) from violation
         self.pulled = monotonic_ns()
         self.note_progress(self.pulled)
+
+
+def _wait_for(fd: int, event: int, deadline: int) -> bool:
+    """Wait for an event of poll(2) until a time (CLOCK_MONOTONIC, ns; 0: for ever); False if none came."""
+    poll = select.poll()
+    poll.register(fd, event)
+    while True:
+        left = deadline - monotonic_ns() if deadline else _LONGEST_WAIT
+        if poll.poll(max(0, min(left, _LONGEST_WAIT)) / 1_000_000):
+            return True
+        if left <= _LONGEST_WAIT and deadline:
+            return False

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from supervisor.logs.access import AccessLog
 from supervisor.logs.lean import Log
 from supervisor.scoreboard import layout
+from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.networks import Networks
 from supervisor.settings.table import Settings
 from supervisor.workers.connection import Connection, Limits
@@ -40,6 +41,7 @@ class Doors(Serving):
         app: App,
         listeners: list[socket.socket],
         settings: Settings,
+        cell: CellWriter,
         log: Log,
         access: AccessLog | None,
         quota: int,
@@ -47,7 +49,7 @@ class Doors(Serving):
         relay: Relay | None,
         tls: "SSLContext | None",
     ) -> None:
-        super().__init__(app, settings, log, access, quota, on_quota, tls)
+        super().__init__(app, settings, cell, log, access, quota, on_quota, tls)
         self._relay = relay
         self._relay_fd = relay.fileno() if relay is not None else -1
         self._most_connections = settings.worker_connections

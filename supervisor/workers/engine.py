@@ -32,7 +32,7 @@ from supervisor.workers.doors import GIFT_PAUSE, Doors, has_data
 from supervisor.workers.lane import Lane
 from supervisor.workers.lead import Lead
 from supervisor.workers.relay import Relay
-from supervisor.wsgi.exchange import App
+from supervisor.wsgi.exchange import App, DeadlineExceeded
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -56,6 +56,11 @@ _SEND_STALL = 60 * _SECOND
 _DRAIN_STALL = 5 * _SECOND
 # When so many events come at once some of them wait long; then a sibling gets a connection.
 _CROWD = 8
+# A pass of the loop that takes no longer than this (ns) makes nobody wait who came during it...
+_BRIEF = 250_000
+# ... unless the next one takes longer than this until it is their turn.
+_QUICK_PASS = layout.LEAST_QUEUED - _BRIEF
+_LONG_AGO = 1_000_000 * _SECOND
 # If requests take longer than this on average the lead is passed on before the app is run.
 _HURRY = 300_000
 
@@ -97,7 +102,7 @@ class Engine(Doors):
         relay: Relay | None = None,
         tls: "SSLContext | None" = None,
     ) -> None:
-        super().__init__(app, listeners, settings, log, access, quota, on_quota, relay, tls)
+        super().__init__(app, listeners, settings, cell, log, access, quota, on_quota, relay, tls)
         self._cell = cell
         self._keepalive = int(settings.keepalive * _SECOND)
         self._graceful_timeout = int(settings.graceful_timeout * _SECOND)
@@ -126,8 +131,9 @@ class Engine(Doors):
         self._drain_deadline: int | None = None
         self._abandoned = False
         self._done = False
-        # When the current pass began; when the next second does.
-        self._now = self._next_second = 0
+        self._next_second = 0
+        # When all that was found in the last pass had been served.
+        self._worked_until = 0
 
     # -- what the worker's life cycle calls --------------------------------------------------------------
 
@@ -236,6 +242,9 @@ class Engine(Doors):
         while not self._done:
             self._lead.take(self._average > _HURRY)
             self._now = monotonic_ns()
+            # What another thread has left, and what came meanwhile, waits for longer than this one knows.
+            self._worked_until = self._now + _LONG_AGO
+            lane.quick_until = 0
             leads = True
             try:
                 leads = self._lead_on(lane)
@@ -273,8 +282,11 @@ class Engine(Doors):
             self._accept_on_again(monotonic_ns())
         if self._access is not None:
             self._access.flush()
+        unseen = self._worked_until - self._now
         events = self._poll(0.0 if self._done else patience)
         self._cell.header[layout.HEARTBEAT] = self._now = now = monotonic_ns()
+        # A request has waited at most for as long as nobody looked, plus the time that those before it take.
+        lane.quick_until = now + (_QUICK_PASS if unseen < _BRIEF else layout.LEAST_QUEUED - unseen)
         if now >= self._next_second:
             self._tell_time(now)
         if events:
@@ -297,36 +309,42 @@ class Engine(Doors):
     def _serve_events(self, lane: Lane) -> bool:
         """Serve what came, as the leader; False if the lead is somebody else's afterwards."""
         while self._ready:
-            if not self._serve_next(self._ready.popleft(), lane):
+            connection = self._ready.popleft()
+            lane.quick_until = connection.idle_since + layout.LEAST_QUEUED
+            if not self._serve_next(connection, lane):
                 return False
         events = self._events
         connections = self._connections
         now = self._now
-        if len(events) >= _CROWD and now >= self._next_gift and self._relay is not None and self._accepting:
+        crowd = len(events) >= _CROWD
+        if crowd and now >= self._next_gift and self._relay is not None and self._accepting:
             self._share(now, lane)
         arrivals: list[int] = []
         while events:
             fd, _ = events.popleft()
-            connection = connections.get(fd)
-            if connection is None:
+            known = connections.get(fd)
+            if known is None:
                 if fd in self._doors:
                     arrivals.append(fd)
                 else:
                     self._other_event(fd)
-            elif connection.armed and self._receive(connection, lane, now):
-                if not self._serve_next(connection, lane):
+            elif known.armed and self._receive(known, lane, now):
+                if not self._serve_next(known, lane):
                     events.extend((fd, _IN) for fd in arrivals)
                     return False
-                now = connection.idle_since  # when its answer was given
+                now = known.idle_since  # when its answer was given
+        if arrivals:
+            # They wait for whoever is free: that we were says nothing of them.
+            lane.quick_until = 0
         # Last: a connection that came while the app was busy has gone to a sibling that was not.
         for fd in arrivals:
             newcomer = self._take(lane) if fd == self._relay_fd else self._accept(fd, lane, now)
-            if (
-                newcomer is not None
-                and self._receive(newcomer, lane, now)
-                and not self._serve_next(newcomer, lane)
-            ):
-                return False
+            if newcomer is not None and self._receive(newcomer, lane, now):
+                if not self._serve_next(newcomer, lane):
+                    return False
+                now = newcomer.idle_since
+        # Requests say when they ended. Of other events only many matter.
+        self._worked_until = monotonic_ns() if crowd else now
         return True
 
     def _share(self, now: int, lane: Lane) -> None:
@@ -350,7 +368,7 @@ class Engine(Doors):
             self._in_hand = connection
             try:
                 self._serve(connection, lane)
-            except Exception:  # noqa: BLE001 - see _fail
+            except (Exception, DeadlineExceeded):  # noqa: BLE001 - see _fail
                 self._fail(connection, lane)
             self._in_hand = None
             if self._attended:
@@ -419,7 +437,7 @@ class Engine(Doors):
                     self._sweep(self._now, lane)
                 # What is ready waits for a thread, not for us.
                 self._events.extend(self._epoll.poll(_SWEEP_DRAINING if self.draining else _SWEEP, _BATCH))
-                self._now = monotonic_ns()
+                self._cell.header[layout.HEARTBEAT] = self._now = monotonic_ns()
             while self._events and not self._lead.wanted:
                 fd, _ = self._events.popleft()
                 connection = self._connections.get(fd)
@@ -431,6 +449,7 @@ class Engine(Doors):
                     and self._receive(connection, lane, self._now)
                 ):
                     self._disarm(connection)
+                    connection.idle_since = self._now
                     self._ready.append(connection)
 
     def _drain_wake(self) -> None:

@@ -17,14 +17,17 @@ class Lane:
     Attributes:
         words: its numbers; see scoreboard.layout.
         line: the request line that its text shows.
+        quick_until: a request that reaches the app by this time (CLOCK_MONOTONIC, ns) has not waited: what
+            is in hand came at most layout.LEAST_QUEUED before it; 0: nobody knows.
     """
 
-    __slots__ = ("line", "text", "words")
+    __slots__ = ("line", "quick_until", "text", "words")
 
     def __init__(self, cell: CellWriter, thread: int) -> None:
         self.words, self.text = cell.lane(thread)
         self.words[layout.IDENT] = threading.get_ident()
         self.line: Line | None = None
+        self.quick_until = 0
 
     def show(self, line: Line) -> None:
         """Put a request's name into the scoreboard; only while nothing is in flight in the lane."""

@@ -8,13 +8,16 @@ from supervisor.http1.request import BodySink, Head, Request, Rules
 from supervisor.logs.access import AccessLog
 from supervisor.logs.lean import Log
 from supervisor.scoreboard import layout
+from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
 from supervisor.workers.connection import Connection
+from supervisor.workers.interrupt import LONG, Deadlines
 from supervisor.workers.lane import QUICK, QUICK_NS, Lane
+from supervisor.workers.queueing import overloaded, waiting_time
 from supervisor.workers.wiring import Wiring
 from supervisor.wsgi.body import Body, StreamedBody
 from supervisor.wsgi.environ import Environ, head_environ, listener_environ, request_environ, worker_environ
-from supervisor.wsgi.exchange import App, ClientGone, Exchange
+from supervisor.wsgi.exchange import App, ClientGone, DeadlineExceeded, Exchange
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -27,19 +30,22 @@ _STARTED, _STATUS_CLASSES, _BYTES_SENT, _HISTOGRAM = (
     layout.HISTOGRAM,
 )
 _WILDCARDS = ("0.0.0.0", "[::]")  # noqa: S104
-# A request that takes this long tells that there are such.
-LONG = 20_000_000
-# A longer one counts as this much, so that a few do not hide how long most take.
+# A longer request counts as this much, so that a few do not hide how long most take.
 _CAP = 2_000_000
 
 
 class Serving(Wiring):
-    """Calls the app; a part of the engine."""
+    """Calls the app; a part of the engine.
+
+    Attributes:
+        deadlines: ends requests that take too long, when the supervisor says so.
+    """
 
     def __init__(
         self,
         app: App,
         settings: Settings,
+        cell: CellWriter,
         log: Log,
         access: AccessLog | None,
         quota: int,
@@ -54,7 +60,10 @@ class Serving(Wiring):
         self._keep_connections = settings.keepalive > 0
         self._rules, self._trusting_rules = _rules(settings)
         self._new_body = _body_factory(settings)
+        self._queue_timeout = int(settings.queue_timeout * 1_000_000_000)
+        self.deadlines = Deadlines(cell)
         shared = worker_environ(self._threads > 1, settings.sendfile)
+        shared["ostler.extend_deadline"] = self.deadlines.extend
         if tls is not None:
             shared |= {"wsgi.url_scheme": "https", "HTTPS": "on"}
         self._shared = shared
@@ -67,12 +76,13 @@ class Serving(Wiring):
         """As `_serve`, where nobody looks after what it raises."""
         try:
             self._serve(connection, lane)
-        except Exception:  # noqa: BLE001 - see _fail
+        except (Exception, DeadlineExceeded):  # noqa: BLE001 - see _fail
             self._fail(connection, lane)
 
     def _serve(self, connection: Connection, lane: Lane) -> None:
         """Answer the requests that are there, as far as the client takes the answers."""
         words = lane.words
+        ended = 0
         requests = connection.parser.requests
         while requests and not connection.outbox:
             request = requests.pop(0)
@@ -89,15 +99,30 @@ class Serving(Wiring):
             environ = request_environ(template, request)
             if line is not lane.line:
                 lane.show(line)
-            words[_STARTED] = started = monotonic_ns()
+            started = monotonic_ns()
+            if started > lane.quick_until and self._waited_too_long(connection, lane, started, ended):
+                if self._turn_away(connection, lane, request, exchange, environ):
+                    continue
+                return
             gone = False
             try:
-                exchange.run(self._app, environ)
-            except ClientGone:
+                words[_STARTED] = started
+                try:
+                    exchange.run(self._app, environ)
+                except ClientGone:
+                    gone = True
+                words[_STARTED] = 0
+                connection.idle_since = ended = monotonic_ns()
+                took = ended - started
+                if took > LONG:
+                    self._had_long = True
+                    self.deadlines.end(started)
+            except DeadlineExceeded:
+                words[_STARTED] = 0
+                connection.idle_since = ended = monotonic_ns()
+                took = ended - started
                 gone = True
-            words[_STARTED] = 0
-            connection.idle_since = ended = monotonic_ns()
-            took = ended - started
+                exchange.give_up()
             if gone and not exchange.head_sent:
                 if connection.violation is not None:
                     self._refuse(connection, connection.violation, lane)
@@ -113,8 +138,6 @@ class Serving(Wiring):
             connection.served = True
             if self._threads > 1:
                 self._average += (min(took, _CAP) - self._average) >> 3
-            elif took > LONG:
-                self._had_long = True
             if gone:
                 self._close(connection, lane)
                 return
@@ -124,6 +147,41 @@ class Serving(Wiring):
         parser = connection.parser
         if not connection.outbox and (connection.violation is not None or parser.wants_continue):
             self._settle(connection, lane)
+
+    def _waited_too_long(self, connection: Connection, lane: Lane, now: int, ended: int) -> bool:
+        """Note how long a request waited, if it did; True if that is longer than it may.
+
+        `ended`: when the request before on the same connection did, as far as they came together.
+        """
+        earliest = max(ended, lane.quick_until - layout.LEAST_QUEUED)
+        waited = waiting_time(connection.sock, now, earliest, max(ended, self._now))
+        if waited < layout.LEAST_QUEUED:
+            return False
+        lane.words[layout.QUEUED + layout.bucket_of(waited)] += 1
+        return 0 < self._queue_timeout < waited
+
+    def _turn_away(
+        self, connection: Connection, lane: Lane, request: Request, exchange: Exchange, environ: Environ
+    ) -> bool:
+        """Answer without the app a request that has waited too long; False if the connection has ended.
+
+        It counts as answered, but not where times in the app are counted.
+        """
+        connection.served = True
+        connection.idle_since = monotonic_ns()
+        try:
+            exchange.run(overloaded, environ)
+        except ClientGone:
+            self._close(connection, lane)
+            return False
+        lane.words[_STATUS_CLASSES + exchange.code // 100] += 1
+        lane.words[_BYTES_SENT] += exchange.sent
+        if self._access is not None:
+            self._log_request(request, exchange, environ, 0)
+        if not exchange.keep_alive:
+            self._end(connection, request.keep_alive, lane)
+            return False
+        return True
 
     def _make_template(self, connection: Connection, head: Head) -> Environ:
         """The part of the environ that goes for all requests of the connection with this head."""

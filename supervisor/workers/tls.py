@@ -287,6 +287,9 @@ class TlsSocket:
     def fileno(self) -> int:
         return self._raw.fileno()
 
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        return self._raw.getsockopt(level, option, size)
+
     def shutdown(self, how: int) -> None:
         """As of a plain socket; the client is told first that this is the end (close_notify).
 

@@ -48,6 +48,8 @@ class Wiring:
         self._modify: Callable[[int, int], None] = self._epoll.modify
         self._connections: dict[int, Connection] = {}
         self._date_server = b""
+        # When the current pass of the loop began (CLOCK_MONOTONIC, ns).
+        self._now = 0
 
     # -- receiving ---------------------------------------------------------------------------------------
 

@@ -29,7 +29,8 @@ _JOIN_LIMIT = 64 * 1024
 _forked = False
 
 _NO_HEAD = "the app returned without calling start_response"
-_FAILED = "Internal Server Error\n"
+_FAILED = "500 Internal Server Error"
+_LATE = "504 Gateway Timeout"
 
 
 class Transport(Protocol):
@@ -53,6 +54,16 @@ class Transport(Protocol):
 
 class QuitWorker(BaseException):
     """Raised in the main thread to end the worker at once; no business of the app's."""
+
+
+class DeadlineExceeded(BaseException):
+    """Raised in the app, in the thread that serves the request, when the request is overdue.
+
+    No Exception, so that what an app or a framework does about errors does not take it for one of them.
+    """
+
+    def __str__(self) -> str:
+        return "the request takes longer than `timeout`"
 
 
 class ClientGone(ConnectionError):
@@ -135,6 +146,8 @@ class Exchange:
 
         Raises:
             ClientGone: the connection broke; `close()` of the result was called all the same.
+            DeadlineExceeded: it came when the answer had begun, so what is kept of that must not be sent:
+                it may have been interrupted anywhere; as above.
         """
         result: Any = None
         try:
@@ -175,7 +188,7 @@ class Exchange:
             if _forked:
                 _leave(error)
             try:
-                self._fail()
+                self._fail(error)
             finally:
                 self._close(result)
         else:
@@ -332,21 +345,32 @@ class Exchange:
         self._head_sent = True
         return b"".join(lines)
 
-    def _fail(self) -> None:
-        """The app raised: a plain 500, or a cut if the answer had begun."""
-        self.error = traceback.format_exc()
+    def give_up(self) -> None:
+        """It ended before `run` could say how: too late to answer what was not answered yet."""
+        if not self._head_sent:
+            self._head_sent = True
+            self.code, self.status = int(_LATE[:3]), _LATE
+
+    def _fail(self, error: BaseException) -> None:
+        """The app raised: a plain 500 or 504, or a cut if the answer had begun."""
         self.keep_alive = False
+        late = isinstance(error, DeadlineExceeded)
+        if not late:  # else the supervisor has told, with the stack
+            self.error = traceback.format_exc()
         if self._head_sent:
+            if late:
+                raise error
             return
         self._head_sent = True
-        self.status = "500 Internal Server Error"
-        self.code = 500
+        self.status = _LATE if late else _FAILED
+        self.code = int(self.status[:3])
         self.headers = []
-        answer = response.plain_answer(self.status, _FAILED, self._date_server)
+        text = f"{self.status[4:]}\n"
+        answer = response.plain_answer(self.status, text, self._date_server)
         if self._request.method == "HEAD":
             answer = answer[: answer.index(b"\r\n\r\n") + 4]
         else:
-            self.sent = len(_FAILED)
+            self.sent = len(text)
         self._transport.send(answer)
 
 

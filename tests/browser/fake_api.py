@@ -18,8 +18,10 @@ from aiohttp import web
 
 from supervisor.control.pages import add_pages
 from supervisor.control.views import (
+    Asked,
     ErrorView,
     EventView,
+    ExitView,
     ReloadView,
     RequestView,
     SampleView,
@@ -127,6 +129,46 @@ def a_reload(phase: str, generation: int = 8, **changes: Any) -> ReloadView:
     return msgspec.structs.replace(reload, **changes)
 
 
+def an_exit(number: int, ago: float = 60.0, **changes: Any) -> ExitView:
+    view = ExitView(
+        id=number,
+        at=time.time() - ago,
+        kind="worker",
+        slot=2,
+        pid=39_800 + number,
+        generation=7,
+        cause="rolled",
+        status="exit code 0",
+        code=0,
+        signal=None,
+        age=15_132.4,
+        requests=318_442,
+        last_requests=["GET /catalogue/shoes"],
+        peak_memory=71_303_168,
+        stack=None,
+    )
+    return msgspec.structs.replace(view, **changes)
+
+
+def some_exits() -> list[ExitView]:
+    """Newest first."""
+    return [
+        an_exit(
+            4,
+            212,
+            cause="deadline",
+            status="signal 6 (ABRT)",
+            code=None,
+            signal=6,
+            last_requests=["GET /reports/2026/q2"],
+            stack='Thread 0x00007f1c (most recent call first):\n  File "/srv/shop/reports.py", line 9 in sum',
+        ),
+        an_exit(3, 539.1, slot=4),
+        an_exit(2, 539.4, slot=3),
+        an_exit(1, 539.9, kind="fork server", slot=None, requests=0, last_requests=[]),
+    ]
+
+
 def a_sample(at: float, chance: random.Random) -> SampleView:
     load = 400 + 90 * math.sin(at / 70) + chance.gauss(0, 14)
     p50 = 0.0061 * chance.uniform(0.92, 1.1)
@@ -173,6 +215,9 @@ class FakeApi:
     workers: list[WorkerView] = field(default_factory=some_workers)
     history: list[SampleView] = field(default_factory=a_history)
     events: list[EventView] = field(default_factory=some_events)
+    exits: list[ExitView] = field(default_factory=some_exits)
+    told: list[EventView] = field(default_factory=list)
+    """What `/v1/events` has, of all that is asked for by its id."""
     refusals: dict[str, ErrorView] = field(default_factory=dict)
     """Paths that are answered with 409 and this."""
     asked: list[tuple[str, Any]] = field(default_factory=list)
@@ -188,6 +233,8 @@ class FakeApi:
         app.router.add_get("/v1/stream", self._stream)
         app.router.add_post("/v1/scale", self._scale)
         app.router.add_post("/v1/reload", self._reload)
+        app.router.add_post("/v1/refork", self._refork)
+        app.router.add_get("/v1/events", self._events)
         app.router.add_post("/v1/workers/{slot}/recycle", self._recycle)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
@@ -268,6 +315,13 @@ class FakeApi:
         self.status = a_status(state="reloading", health="Reloading: generation 8 is loading.", reload=view)
         return _json(view, 202)
 
+    async def _refork(self, request: web.Request) -> web.Response:
+        return _json(Asked(7), 202)
+
+    async def _events(self, request: web.Request) -> web.Response:
+        after = int(request.query["after"])
+        return _json([event for event in self.told if event.id > after])
+
     async def _recycle(self, request: web.Request) -> web.Response:
         return _json(self.workers[int(request.match_info["slot"]) - 1], 202)
 
@@ -277,7 +331,7 @@ class FakeApi:
         )
         await answer.prepare(request)
         queue: asyncio.Queue[tuple[str, Any] | None] = asyncio.Queue()
-        for first in ("history", "events", "status", "workers"):
+        for first in ("history", "events", "exits", "status", "workers"):
             queue.put_nowait((first, getattr(self, first)))
         self._streams.add(queue)
         try:

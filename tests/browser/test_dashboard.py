@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from supervisor.control.pages import STATIC
-from supervisor.control.views import ErrorView
+from supervisor.control.views import ErrorView, EventView
 from tests.browser.fake_api import (
     CODE,
     TRACEBACK,
@@ -17,6 +17,7 @@ from tests.browser.fake_api import (
     a_request,
     a_status,
     a_worker,
+    an_exit,
     some_workers,
 )
 
@@ -96,6 +97,36 @@ async def test_page_follows_the_stream(page: Page, api: FakeApi) -> None:
     await expect(page.locator("tr[data-slot='4']")).to_contain_text("over")
     api.tell("workers", some_workers()[:2])
     await expect(page.locator("tr[data-slot]")).to_have_count(2)
+
+
+async def test_exits_are_shown(page: Page, api: FakeApi) -> None:
+    """The newest ends with their causes; unplanned ones stand out, with a stack; a new one comes first."""
+    rows = page.locator("[data-exit]")
+    await expect(rows).to_have_count(4)
+    await expect(rows.first).to_contain_text("deadline")
+    await expect(rows.first).to_contain_text("GET /reports/2026/q2")
+    await expect(rows.first).to_have_class("alarming")
+    await rows.first.get_by_text("stack", exact=True).click()
+    await expect(rows.first.locator("pre")).to_contain_text("reports.py")
+    await expect(rows.nth(3)).to_contain_text("fork server")
+    api.tell("exit", an_exit(5, 0.0, cause="killed by the kernel for memory", status="signal 9 (KILL)"))
+    await expect(rows).to_have_count(5)
+    await expect(rows.first).to_contain_text("killed by the kernel for memory")
+
+
+async def test_refork_is_followed(page: Page, api: FakeApi) -> None:
+    """The button is busy until the outcome is known; a refusal is told in the audit's words."""
+    button = page.get_by_role("button", name="Refork")
+    await button.click()
+    await expect(page.get_by_role("button", name="Reforking…")).to_be_visible()
+    assert api.asked[-1] == ("/v1/refork", {})
+    api.told.append(EventView(8, 0.0, "refork_refused", {"problem": "2 threads are alive"}))
+    await expect(page.get_by_role("alert")).to_contain_text("No refork: 2 threads are alive")
+    await expect(button).to_have_attribute("aria-disabled", "false")
+    api.told[:] = [EventView(9, 0.0, "refork_done", {"slot": 2})]
+    await button.click()
+    await expect(page.get_by_role("alert")).not_to_contain_text("refork")
+    await expect(button).to_have_attribute("aria-disabled", "false")
 
 
 async def test_scale_up(page: Page, api: FakeApi) -> None:

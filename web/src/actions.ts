@@ -31,6 +31,24 @@ export const reload = (): Promise<void> =>
     acceptReload(await api.reload());
   });
 
+const LOOK_MS = 250;
+const PATIENCE_MS = 60_000;
+
+/** Waits for the outcome: whether a worker may be forked from is known only after it was looked at. */
+export const refork = (): Promise<void> =>
+  act("refork", async () => {
+    let { after } = await api.refork();
+    const end = Date.now() + PATIENCE_MS;
+    while (Date.now() < end) {
+      for (const event of await api.events(after)) {
+        after = event.id;
+        if (event.name === "refork_done") return;
+        if (event.name === "refork_refused") throw new Error(`No refork: ${event.fields.problem}`);
+      }
+      await new Promise((wake) => window.setTimeout(wake, LOOK_MS));
+    }
+  });
+
 export const recycle = (slot: number): Promise<void> =>
   act(`recycle ${slot}`, async () => {
     await api.recycle(slot);

@@ -3,7 +3,7 @@
 
 export type WorkerState = "booting" | "ready" | "draining" | "stopping";
 export type FleetState = "starting" | "ready" | "degraded" | "reloading" | "paused" | "stopping";
-export type ReloadPhase = "loading" | "canary" | "rolling" | "done" | "failed" | "superseded";
+export type ReloadPhase = "loading" | "canary" | "rolling" | "done" | "failed" | "superseded" | "rolled back";
 
 export interface RequestView {
   slot: number;
@@ -42,6 +42,13 @@ export interface Totals {
   deaths: number;
 }
 
+export interface ChangeView {
+  name: string;
+  before: unknown;
+  after: unknown;
+  takes_effect: "live" | "generation" | "restart";
+}
+
 export interface ReloadView {
   generation: number;
   phase: ReloadPhase;
@@ -51,6 +58,7 @@ export interface ReloadView {
   asked_by: string;
   reason: string | null;
   traceback: string | null;
+  changes: ChangeView[];
 }
 
 export interface StatusView {
@@ -75,6 +83,9 @@ export interface StatusView {
   in_flight: number;
   totals: Totals;
   reload: ReloadView | null;
+  override: number | null;
+  workers_range: [number, number] | null;
+  program_since: number;
 }
 
 export interface SampleView {
@@ -96,6 +107,29 @@ export interface EventView {
   fields: Record<string, unknown>;
 }
 
+export interface ExitView {
+  id: number;
+  at: number;
+  kind: "worker" | "fork server";
+  slot: number | null;
+  pid: number;
+  generation: number;
+  cause: string;
+  status: string;
+  code: number | null;
+  signal: number | null;
+  age: number;
+  requests: number;
+  last_requests: string[];
+  peak_memory: number | null;
+  stack: string | null;
+}
+
+/** What was asked goes on; events behind this id tell what becomes of it. */
+export interface Asked {
+  after: number;
+}
+
 export interface ErrorView {
   error: string;
   message: string;
@@ -105,10 +139,12 @@ export interface ErrorView {
 export interface StreamEvents {
   history: SampleView[];
   events: EventView[];
+  exits: ExitView[];
   status: StatusView;
   workers: WorkerView[];
   sample: SampleView;
   event: EventView;
+  exit: ExitView;
 }
 
 /** The supervisor answered, and the answer is no. */
@@ -172,4 +208,6 @@ export const api = {
   scale: (delta: number) => call("POST", "/v1/scale", { delta }),
   reload: () => call("POST", "/v1/reload", {}) as Promise<ReloadView>,
   recycle: (slot: number) => call("POST", `/v1/workers/${slot}/recycle`),
+  refork: () => call("POST", "/v1/refork", {}) as Promise<Asked>,
+  events: (after: number) => call("GET", `/v1/events?after=${after}`) as Promise<EventView[]>,
 };

@@ -1,7 +1,7 @@
 // All the page knows. `stream` and `actions` write here, components read; nothing else is shared.
 
 import { batch, computed, signal } from "@preact/signals";
-import type { EventView, FleetState, ReloadView, SampleView, StatusView, WorkerView } from "./api";
+import type { EventView, ExitView, FleetState, ReloadView, SampleView, StatusView, WorkerView } from "./api";
 
 /** `live`: data arrives. `lost`: the stream broke or went silent. `gone`: asked again, and nobody answered. */
 export type Link = "connecting" | "live" | "lost" | "gone";
@@ -10,6 +10,7 @@ export type Tone = "ok" | "busy" | "warn" | "bad" | "idle";
 
 const SAMPLES_KEPT = 600;
 const EVENTS_KEPT = 200;
+const EXITS_KEPT = 50;
 
 export const session = signal<Session>("unknown");
 export const link = signal<Link>("connecting");
@@ -22,6 +23,8 @@ export const workersAt = signal(0);
 export const samples = signal<SampleView[]>([]);
 /** Newest first. */
 export const events = signal<EventView[]>([]);
+/** Newest first. */
+export const exits = signal<ExitView[]>([]);
 export const lastDataAt = signal(0);
 
 /** Wall clock in milliseconds; `ticker` moves it. */
@@ -88,6 +91,14 @@ export const accept = {
     const newest = events.value[0];
     if (newest && view.id <= newest.id) return;
     events.value = [view, ...events.value.slice(0, EVENTS_KEPT - 1)];
+  },
+  exits(views: ExitView[]): void {
+    seen();
+    exits.value = views.slice(0, EXITS_KEPT);
+  },
+  exit(view: ExitView): void {
+    seen();
+    exits.value = [view, ...exits.value.slice(0, EXITS_KEPT - 1)];
   },
   status(view: StatusView): void {
     batch(() => {

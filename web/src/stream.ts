@@ -94,6 +94,8 @@ function open(): void {
   on("sample", accept.sample);
   on("events", accept.events);
   on("event", accept.event);
+  on("exits", accept.exits);
+  on("exit", accept.exit);
   on("status", accept.status);
   on("workers", accept.workers);
   opened.onerror = () => opened === source && lose();

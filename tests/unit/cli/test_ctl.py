@@ -353,10 +353,17 @@ def test_recycle_waits_for_the_successor(daemon: Served, run: Ctl) -> None:
 
 
 def test_refork(daemon: Served, run: Ctl) -> None:
-    """Waits for the event that tells the outcome."""
+    """Waits for the event that tells the outcome, then until all workers are the template's children."""
     daemon.backend.happen("refork_refused", problem="of an earlier one")
     done = run("refork", "--slot", "2")
-    assert done == Done(0, "generation 1 is forked from the warmed-up worker now (250 ms)\n", "")
+    assert (done.code, done.err) == (0, "")
+    told = r"generation 1: forked from worker 2, pid 102, from now on; all others replaced \(.*\)\n"
+    assert re.fullmatch(told, done.out)
+    assert [(worker.pid, worker.state) for worker in daemon.backend.fleet] == [
+        (1101, "ready"),
+        (1102, "ready"),
+        (1103, "ready"),
+    ]
     assert daemon.backend.submitted[0].slot == 2  # type: ignore[union-attr]
     assert msgspec.json.decode(run("refork", "--json").out, type=EventView).name == "refork_done"
 
@@ -370,7 +377,8 @@ def test_a_refused_refork(daemon: Served, run: Ctl) -> None:
         "ctl: error: the refork was refused: 2 threads are alive: poller, watcher "
         "(--force does it all the same)\n",
     )
-    assert run("refork", "--force").code == 0
+    forced = run("refork", "--force")
+    assert (forced.code, forced.err) == (0, "ctl: warning: 2 threads are alive: poller, watcher\n")
 
 
 def test_refork_without_waiting(daemon: Served, run: Ctl) -> None:
@@ -402,7 +410,7 @@ def test_a_failed_upgrade(daemon: Served, run: Ctl) -> None:
 
 
 def test_an_upgrade_survives_a_lost_connection(place: Path, run: Ctl) -> None:
-    """While the program is replaced nobody answers and connections break; the outcome is found all the same."""
+    """While the program is replaced nobody answers and connections break; the outcome is found even so."""
     backend = FakeBackend()
     first = Served(place / "shop.sock", backend)
     first.start()

@@ -180,7 +180,10 @@ class FakeBackend:
                 if self.broken and not force:
                     self.happen("refork_refused", problem="2 threads are alive: poller, watcher")
                 elif not self.stuck:
-                    self.happen("refork_done", seconds=0.25, generation=1)
+                    if self.broken:
+                        self.happen("refork_warning", problem="2 threads are alive: poller, watcher")
+                    self.happen("refork_done", slot=chosen, pid=100 + chosen, seconds=0.25, generation=1)
+                    self._replace_all("refork", 1)
             case UpgradeAsked(by=by):
                 self.happen("upgrade", by=by)
                 if self.broken:
@@ -300,6 +303,11 @@ class FakeBackend:
         self.fleet.append(worker)
         self.fleet.sort(key=lambda one: one.slot)
 
+    def _replace_all(self, why: str, generation: int) -> None:
+        for old in list(self.fleet):
+            old.leaving = why
+            self._add(FakeWorker(old.slot, old.pid + 1000, generation, "booting"))
+
     def _step(self) -> None:
         self.fleet = [worker for worker in self.fleet if worker.state != "draining"]
         for worker in self.fleet:
@@ -314,9 +322,7 @@ class FakeBackend:
         phase = self._phases.pop(0)
         failed = phase == self.failure
         if phase == "rolling" and not self.broken:
-            for old in list(self.fleet):
-                old.leaving = "reload"
-                self._add(FakeWorker(old.slot, old.pid + 1000, self._newest.generation, "booting"))
+            self._replace_all("reload", self._newest.generation)
             if self.override_ends:
                 self.override = None
         self._newest = ReloadView(

@@ -20,6 +20,7 @@ TYPES: dict[str, Any] = {
     "history": list[SampleView],
     "events": list[EventView],
     "exits": list[ExitView],
+    "exit": ExitView,
     "status": StatusView,
     "workers": list[WorkerView],
     "sample": SampleView,
@@ -99,11 +100,11 @@ async def test_each_exit_is_told_once(rig: Rig) -> None:
         stream = frames(answer)
         assert [one.id for one in await until(stream, "exits")] == [2, 1]
         await take(stream, 2)
-        rig.backend.ends.insert(0, an_exit(3, cause="crashed"))
+        rig.backend.ends[:0] = [an_exit(4), an_exit(3, cause="crashed")]
         rig.backend.happen("worker_died", slot=2)
         assert [name for name, _ in await take(stream, 1)] == ["event"]
-        ((name, exits),) = await take(stream, 1)
-        assert (name, [one.id for one in exits]) == ("exits", [3])
+        later = await take(stream, 2)
+        assert [(name, one.id) for name, one in later] == [("exit", 3), ("exit", 4)]
         assert [name for name, _ in await take(stream, 2)] == ["status", "workers"]
 
 

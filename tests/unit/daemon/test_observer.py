@@ -12,7 +12,7 @@ from supervisor.daemon.ledger import Ledger
 from supervisor.daemon.observer import Observer, ObserverState, _histogram
 from supervisor.fleet import events
 from supervisor.fleet.machine import Fleet
-from supervisor.fleet.model import FleetPolicy
+from supervisor.fleet.model import ExitStatus, FleetPolicy
 from supervisor.scoreboard.layout import BUCKETS, bucket_of
 from supervisor.settings.load import Loaded, load
 
@@ -116,6 +116,29 @@ def test_the_next_reload_is_compared_with_the_last() -> None:
     rig.submit(events.ReloadAsked("test"))
     rig.settings[4] = loaded(timeout="5", threads="2")
     assert rig.names() == ["worker_class", "threads"]
+
+
+def test_a_reload_that_is_rolled_back_after_its_end() -> None:
+    """It is counted as done and as rolled back; the next one is compared with what serves again."""
+    rig = Rig()
+    rig.submit(events.ReloadAsked("test"))
+    rig.settings[2] = loaded(timeout="5")
+    rig.submit(events.ForkServerConfigured(2, FleetPolicy(probation=60, rollback_crashes=1)))
+    rig.submit(events.AppLoaded(2))
+    rig.boot(2)
+    rig.submit(events.WorkerExited(1, ExitStatus(0)))
+    rig.observer.tell_reload_ended(2)
+    assert rig.observer._reloads == {"done": 1}
+    rig.submit(events.WorkerExited(2, ExitStatus(signal=11)))
+    view = rig.observer.reload()
+    assert view is not None
+    assert (view.phase, rig.names()) == ("rolled back", ["timeout"])
+    rig.observer.reload()
+    assert rig.observer._reloads == {"done": 1, "rolled back": 1}
+    rig.boot(3)
+    rig.submit(events.ReloadAsked("test"))
+    rig.settings[3] = loaded(backlog="9")
+    assert rig.names() == ["backlog"]
 
 
 def test_another_program_goes_on() -> None:

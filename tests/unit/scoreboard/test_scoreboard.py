@@ -88,7 +88,7 @@ def test_in_flight(board: Scoreboard) -> None:
     worker = writer(board, cell, threads=2)
     assert board.in_flight(cell) == []
     begin(worker, 1, b"GET", b"/slow", 3_000_000_000)
-    assert board.in_flight(cell) == [InFlight(1, "GET", "/slow", 3.0, 4711)]
+    assert board.in_flight(cell) == [InFlight(1, "GET", "/slow", 3_000_000_000, 4711)]
     words, _ = worker.lane(1)
     words[layout.STARTED] = 0
     assert board.in_flight(cell) == []

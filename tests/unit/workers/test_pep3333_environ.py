@@ -66,7 +66,7 @@ def test_everything(serve: Serve) -> None:
         "wsgi.input_terminated": True,
         "body": b"",
         "exact": True,
-        "others": ["wsgi.errors", "wsgi.file_wrapper", "wsgi.input"],
+        "others": ["ostler.extend_deadline", "wsgi.errors", "wsgi.file_wrapper", "wsgi.input"],
     }
 
 

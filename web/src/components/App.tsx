@@ -3,6 +3,7 @@ import { link, session, status, tone } from "../store";
 import { hurry } from "../stream";
 import { Charts } from "./Charts";
 import { Events } from "./Events";
+import { Exits } from "./Exits";
 import { Header } from "./Header";
 import { Login } from "./Login";
 import { Overview } from "./Overview";
@@ -26,6 +27,7 @@ function Dashboard(): JSX.Element {
           <Totals />
           <Charts />
           <Workers />
+          <Exits />
           <Events />
         </div>
       </main>

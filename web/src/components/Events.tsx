@@ -6,7 +6,7 @@ import { Trace } from "./Reload";
 
 const SHOWN = 50;
 /** Events that want attention, by their names' own words. */
-export const ALARMING = /fail|died|death|crash|overdue|abort|kill|degraded|error|lost|exhaust/;
+export const ALARMING = /fail|died|death|crash|overdue|abort|kill|degraded|error|lost|exhaust|refused|rolled_back|stalled/;
 
 export function Events(): JSX.Element {
   const newest = events.value.slice(0, SHOWN);

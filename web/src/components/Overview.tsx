@@ -2,7 +2,7 @@
 
 import type { ComponentChildren, JSX } from "preact";
 import type { StatusView } from "../api";
-import { reload, scale } from "../actions";
+import { refork, reload, scale } from "../actions";
 import { duration, plural } from "../format";
 import { busy, dataNow, link, notice, operable, reloading, status, statusAt, tone } from "../store";
 import { Icon, type Shape } from "./Icon";
@@ -71,6 +71,13 @@ function Controls({ view }: { view: StatusView }): JSX.Element {
       <Action off={!operable.value || reloading.value || busy.value.has("reload")} run={reload}>
         {reloading.value ? "Reloading…" : "Reload"}
       </Action>
+      <Action
+        title="Fork new workers from the one that has served most: they share what it has loaded"
+        off={!operable.value || reloading.value || busy.value.has("refork")}
+        run={refork}
+      >
+        {busy.value.has("refork") ? "Reforking…" : "Refork"}
+      </Action>
     </div>
   );
 }
@@ -79,18 +86,19 @@ interface ActionProps {
   run: () => unknown;
   off: boolean;
   label?: string;
+  title?: string;
   small?: boolean;
   children: ComponentChildren;
 }
 
 /** A button that keeps the keyboard's focus while it is off, which `disabled` would not. */
-export function Action({ run, off, label, small, children }: ActionProps): JSX.Element {
+export function Action({ run, off, label, title = label, small, children }: ActionProps): JSX.Element {
   return (
     <button
       type="button"
       class={small ? "small" : undefined}
       aria-label={label}
-      title={label}
+      title={title}
       aria-disabled={off}
       onClick={() => !off && run()}
     >
@@ -125,6 +133,8 @@ function Facts({ view }: { view: StatusView }): JSX.Element {
       </Fact>
       <Fact name="Workers">
         {view.worker_class}, {plural(view.threads, "thread")} each
+        {view.override !== null && ", their number set by hand"}
+        {view.override === null && view.workers_range && `, ${view.workers_range.join(" to ")} by load`}
         {view.booting > 0 && `, ${view.booting} booting`}
         {view.draining > 0 && `, ${view.draining} draining`}
       </Fact>

@@ -13,18 +13,20 @@ const WORDS: Record<ReloadPhase, (view: ReloadView) => string> = {
   done: (view) => `${view.replaced} of ${view.of} workers replaced`,
   failed: () => "failed",
   superseded: () => "superseded by a newer one",
+  "rolled back": () => "rolled back",
 };
 
 export function Reload(): JSX.Element | null {
   const view = status.value?.reload;
   if (!view) return null;
   const running = reloading.value;
+  const failed = view.phase === "failed" || view.phase === "rolled back";
   const seconds = view.seconds + (running ? (dataNow.value - statusAt.value) / 1000 : 0);
   return (
     <div class="reload" data-phase={view.phase}>
       <p class="line">
         <b>
-          {running ? "Reloading to" : view.phase === "failed" ? "Reload to" : "Last reload:"} generation {view.generation}
+          {running ? "Reloading to" : failed ? "Reload to" : "Last reload:"} generation {view.generation}
         </b>
         <span role="status">{WORDS[view.phase](view)}</span>
         <span class="quiet">
@@ -32,7 +34,7 @@ export function Reload(): JSX.Element | null {
         </span>
       </p>
       {running && <Progress view={view} />}
-      {view.phase === "failed" && <Failure key={view.generation} view={view} />}
+      {failed && <Failure key={view.generation} view={view} />}
     </div>
   );
 }
@@ -65,7 +67,7 @@ function Failure({ view }: { view: ReloadView }): JSX.Element {
     <div class="failure">
       <p>
         <b>{view.reason ?? "No reason was given."}</b>{" "}
-        {status.value && status.value.ready > 0 && <span>The old generation goes on serving.</span>}
+        {status.value && status.value.ready > 0 && <span>{view.phase === "failed" ? "The old generation goes on serving." : "The old generation serves again."}</span>}
       </p>
       {view.traceback !== null && (
         <details open={open} onToggle={remember}>
