@@ -130,6 +130,7 @@ class WorkerProcess:
         self._standard_modules: list[str] = []
         self._cell: CellWriter | None = None
         self._template_wanted = False
+        self._must_leave = False
         self._forced = False
 
     def run(self) -> int:
@@ -153,7 +154,8 @@ class WorkerProcess:
         Raises QuitWorker as `run` does.
         """
         engine = self._engine
-        if engine is None or not self._template_wanted or self._orphaned or self._quitting:
+        otherwise = self._must_leave or self._orphaned or self._quitting
+        if engine is None or not self._template_wanted or otherwise:
             return None
         deadline = time.monotonic() + _THREADS_END
         for thread in _engine_threads():
@@ -270,7 +272,7 @@ class WorkerProcess:
     def _install_signals(self) -> None:
         faulthandler.enable(self._got.stacks_fd)
         faulthandler.register(DUMP_SIGNAL, self._got.stacks_fd, all_threads=True)
-        signal.signal(signal.SIGTERM, self._leave)
+        signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGINT, self._quit)
         signal.signal(signal.SIGQUIT, self._quit)
         signal.signal(signal.SIGUSR1, lambda _s, _f: self._reopen_logs())
@@ -287,8 +289,8 @@ class WorkerProcess:
             self._title(f"worker {self._got.slot} gen {self._generation.number} draining")
             self._engine.drain(hand_over)
 
-    def _leave(self, _signum: int, _frame: FrameType | None) -> None:
-        self._template_wanted = False
+    def _on_term(self, _signum: int, _frame: FrameType | None) -> None:
+        self._must_leave = True  # whatever the supervisor has in mind with us
         self._drain()
 
     def _audit(self, force: bool) -> None:
