@@ -1,12 +1,12 @@
 """The composition root: puts the daemon together and runs it."""
 
 import asyncio
-import errno
 import os
 import signal
 import sys
 import time
 from dataclasses import dataclass
+from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from supervisor.fleet import actions, events, health
 from supervisor.fleet.model import ExitStatus
 from supervisor.ipc import messages
 from supervisor.logs.lean import LogFile
-from supervisor.logs.setup import get_logger, set_up
+from supervisor.logs.setup import get_logger, set_level, set_up
 from supervisor.osapi.process import become_subreaper, has_terminal, send_signal
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings.kinds import WORKERS
@@ -41,7 +41,6 @@ from supervisor.settings.load import Loaded
 from supervisor.settings.table import Settings, rows
 
 _FOREVER = 3600.0
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 # What each signal wishes. The rest (CHLD, USR1, and WINCH from a terminal) is no wish to the fleet.
 SIGNAL_EVENTS: dict[signal.Signals, events.Event] = {
@@ -198,7 +197,9 @@ class Daemon:
 
     def _on_reload_ended(self, generation: int) -> None:
         self._observer.tell_reload_ended(generation)
-        self._sensor.start()  # the time-out may be another now
+        # Both may be others now.
+        set_level(self._shell.loaded[self._shell.fleet.current].settings.loglevel)
+        self._sensor.start()
 
     def _on_finish(self, finish: actions.Finish) -> None:
         if not self._finished.done():
@@ -247,6 +248,7 @@ class Daemon:
 
     def _upgrade(self) -> None:
         here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+        self._log_file.flush()
         self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             upgrade.replace_program(self._carry(), self._order.folder, self._notifier.path)
@@ -334,13 +336,13 @@ class Daemon:
         while True:
             await asyncio.sleep(1.0 - time.time() % 1.0)
             self._log_file.flush()
-            await self._control.ensure()
             try:
                 self._observer.take_sample()
                 self._shell.submit(self._measurer.take())
             except (OSError, psutil.Error) as error:
-                # Out of descriptors, say; the next second may be better.
+                # Out of descriptors, for instance: the next second may be better.
                 get_logger().debug("sample_missed", problem=str(error))
+            await self._control.ensure()
 
     def _start_task(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -368,8 +370,7 @@ def _first_log(command_line: dict[str, Any]) -> LogFile:
 
 def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error = context.get("exception")
-    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
-        # From accept(2); asyncio tries again after a second.
+    if isinstance(error, OSError) and error.errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
         get_logger().warning("control_unavailable", problem=f"can't accept connections: {error.strerror}")
         return
     get_logger().error(

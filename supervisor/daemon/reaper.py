@@ -126,7 +126,7 @@ class Reaper:
             time.monotonic() - handle.spawned_at,
             leaving=fork_server_leaving(self._shell.fleet, handle.generation, replaced),
             sent=handle.sent,
-            peak_memory=dead.peak_memory,
+            # Not its peak memory: what exec replaced counts there, and that was our own size.
         )
         self._shell.ledger.record(facts)
 
