@@ -1,12 +1,12 @@
 """The composition root: puts the daemon together and runs it."""
 
 import asyncio
+import errno
 import os
 import signal
 import sys
 import time
 from dataclasses import dataclass
-from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from supervisor.settings.load import Loaded
 from supervisor.settings.table import Settings, rows
 
 _FOREVER = 3600.0
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 # What each signal wishes. The rest (CHLD, USR1, and WINCH from a terminal) is no wish to the fleet.
 SIGNAL_EVENTS: dict[signal.Signals, events.Event] = {
@@ -336,13 +337,13 @@ class Daemon:
         while True:
             await asyncio.sleep(1.0 - time.time() % 1.0)
             self._log_file.flush()
+            await self._control.ensure()
             try:
                 self._observer.take_sample()
                 self._shell.submit(self._measurer.take())
             except (OSError, psutil.Error) as error:
-                # Out of descriptors, for instance: the next second may be better.
+                # Out of descriptors, say; the next second may be better.
                 get_logger().debug("sample_missed", problem=str(error))
-            await self._control.ensure()
 
     def _start_task(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -370,7 +371,8 @@ def _first_log(command_line: dict[str, Any]) -> LogFile:
 
 def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error = context.get("exception")
-    if isinstance(error, OSError) and error.errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        # From accept(2); asyncio tries again after a second.
         get_logger().warning("control_unavailable", problem=f"can't accept connections: {error.strerror}")
         return
     get_logger().error(

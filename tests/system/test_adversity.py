@@ -407,7 +407,7 @@ def test_clock_jumps(place: Place) -> None:
 
 
 def test_hung_fork_server(place: Place) -> None:
-    """One that does not fork when asked to is replaced; no worker notices."""
+    """One that does not fork when asked to is replaced, and none holds up the end; no worker notices."""
     daemon = place.start("-w", "2", "--boot-timeout", "1", "plain:app")
     before = [worker.pid for worker in daemon.settled(2)]
     hung = fork_server(daemon)
@@ -416,6 +416,8 @@ def test_hung_fork_server(place: Place) -> None:
     assert "has not forked" in daemon.event("fork_server_failed")["reason"]
     assert [worker.pid for worker in daemon.settled(3)][:2] == before
     assert hung.ended(), "SIGKILL reaches stopped processes too"
+    fork_server(daemon).send(signal.SIGSTOP)
+    assert daemon.stop(within=5) == 0
 
 
 def test_unix_socket_after_a_killed_daemon(place: Place) -> None:
