@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -74,18 +73,11 @@ def is_calm(daemon: Daemon) -> bool:
 def fill(filler: Path, *logs: Path) -> None:
     """Write until the disk is full, and so are the last pages of logs."""
     with filler.open("wb", buffering=0) as file:
-        while _wrote(file):
+        while _wrote_to(file.fileno()):
             pass
     for log in logs:
         with log.open("ab", buffering=0) as file:
             file.write(b"\n" * (-log.stat().st_size % 4096))
-
-
-def _wrote(file: FileIO) -> bool:
-    try:
-        return bool(file.write(b"x" * 4096))
-    except OSError:
-        return False
 
 
 def lines(path: Path, event: str) -> list[dict[str, object]]:
@@ -194,6 +186,54 @@ def test_reader_of_the_log(place: Place, reader: str) -> None:
     finally:
         if end >= 0:
             os.close(end)
+
+
+def test_app_prints_to_nobody(place: Place) -> None:
+    """The reader of stdout and stderr is gone: neither print nor wsgi.errors fails in the app."""
+    place.add(
+        "talks.py",
+        "def app(environ, start_response):\n"
+        "    print('hello', flush=True)\n"
+        "    environ['wsgi.errors'].write('hello\\n')\n"
+        "    environ['wsgi.errors'].flush()\n"
+        "    start_response('200 OK', [])\n"
+        "    return [b'fine']\n",
+    )
+    fifo = place.folder / "fifo"
+    os.mkfifo(fifo)
+    end = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    daemon = place.start("talks:app", argv=redirected(f">{fifo} 2>&1"), serving=False)
+    url = served(daemon)
+    os.close(end)
+    assert ask(url).text == "fine"
+
+
+@pytest.mark.parametrize("reader", ["gone", "asleep"])
+def test_last_words(place: Place, reader: str) -> None:
+    """A start that fails ends with its own exit code, whoever reads why."""
+    place.add("broken.py", "raise RuntimeError('no database')\n")
+    fifo = place.folder / "fifo"
+    os.mkfifo(fifo)
+    end = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        while reader == "asleep" and _wrote_to(end):
+            pass
+        daemon = place.start("broken:app", argv=redirected(f"2>{fifo}"), serving=False)
+        if reader == "gone":
+            daemon.until(lambda: children(daemon.pid), "it has opened its log")
+            os.close(end)
+            end = -1
+        assert daemon.wait() == 3
+    finally:
+        if end >= 0:
+            os.close(end)
+
+
+def _wrote_to(fd: int) -> bool:
+    try:
+        return bool(os.write(fd, b"x" * 4096))
+    except OSError:  # full: a disk or a pipe
+        return False
 
 
 def _read(fd: int) -> bytes:
