@@ -111,10 +111,16 @@ class Reaper:
             peak_memory=peak_memory,
             dump=dump or handle.last_dump,
         )
-        outsider = shell.ledger.record(facts).cause == "killed by an outsider"
+        end = shell.ledger.record(facts)
         shell.forget(handle.launch)
         shell.submit(
-            events.WorkerExited(handle.launch, status, outsider, traceback=dump if status.signal else None)
+            events.WorkerExited(
+                handle.launch,
+                status,
+                outsider=end.cause == "killed by an outsider",
+                request=next(iter(end.last_requests), ""),
+                traceback=end.stack,
+            )
         )
 
     def _note_fork_server(self, handle: ForkServerHandle, dead: Dead, replaced: bool = False) -> None:

@@ -18,7 +18,7 @@ from supervisor.scoreboard.reader import InFlight
 from supervisor.workers import interrupt as module
 from supervisor.workers.interrupt import LONG, Deadlines
 from supervisor.wsgi.environ import Environ
-from supervisor.wsgi.exchange import App, DeadlineExceeded
+from supervisor.wsgi.exchange import DeadlineExceeded
 from tests.kit.daemon import until
 from tests.unit.workers.rig import PATIENCE, Client, Rig, Serve
 
@@ -390,7 +390,7 @@ def test_not_meant(stage: Stage, monkeypatch: pytest.MonkeyPatch, reason: str) -
 
 
 def test_a_signal_within_the_handler(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The handler is interrupted by itself while it holds its lock: it neither waits for ever nor hits twice."""
+    """The handler is interrupted by itself while it holds its lock: it neither hangs nor hits twice."""
     hits: list[int] = []
 
     def set_exception(ident: int, kind: Any) -> None:
@@ -427,7 +427,7 @@ def test_what_was_not_noticed_is_taken_back(stage: Stage, monkeypatch: pytest.Mo
 
 
 def test_noticed_at_the_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes in the moment between the app's return and the end of the request: the connection ends, no more."""
+    """It comes between the app's return and the end of the request: the connection ends, no more."""
 
     def end(self: Deadlines, started: int) -> None:
         raise DeadlineExceeded
@@ -513,7 +513,7 @@ def test_at_any_moment(serve: Serve, handled: Handled, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_extending_a_deadline(serve: Serve, threads: int) -> None:
-    """The request at hand has so many seconds from then; it is never shortened; the next has what is usual."""
+    """The request at hand has so many seconds from then, never fewer than before; the next has the usual."""
     gate = threading.Event()
     extended: list[float] = []
 
