@@ -3,7 +3,7 @@
 
 One daemon serves `unruly.py` to a steady load on keep-alive connections (tests/kit/load.py). Meanwhile
 operations are drawn from a seeded dice: what an operator does (reload, scale, recycle, rotate logs), what
-breaks (kill -9, SIGSTOP, broken releases, a deleted control socket), what apps do (hang, crash, leak) and
+breaks (kill -9, SIGSTOP, bad releases, a deleted control socket), what apps do (hang, crash, leak) and
 what clients do (garbage, slowness, silence). They overlap: few wait for the end of the one before.
 
 A request may be lost only on a connection that a process held which was killed, stopped, crashed or blocked
@@ -604,7 +604,7 @@ def soak(
     account = chaos.account
     served = daemon.status().totals.requests - aside_before
     answered = sum(record.status > 0 for record in report.records) + account.answered_aside
-    # A process that ends may just have sent an answer that it had not counted yet; and of what was lost nobody
+    # A process that ends may have sent an answer that it had not counted yet; and of what was lost nobody
     # knows whether it was answered and the answer lost.
     least = answered - len(account.hurts)
     most = answered + sum(len(lost_ports(record)) for record in report.lost) + account.lost_aside

@@ -28,7 +28,7 @@ _LIBC = ctypes.PyDLL(None)
 
 
 def client_ports() -> set[int]:
-    """The clients' ends of all TCP connections of this process, without letting another thread run meanwhile."""
+    """The clients' ends of this process's TCP connections, while no other thread runs Python code."""
     ports = set()
     address = ctypes.create_string_buffer(128)
     for descriptor in 2 * list(range(1024)):  # twice: another thread may be within accept(2) in this moment

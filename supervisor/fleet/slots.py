@@ -11,7 +11,7 @@ from supervisor.fleet.model import (
     Worker,
     WorkerState,
 )
-from supervisor.fleet.policies import backoff, crash_pause, jittered, surge
+from supervisor.fleet.policies import backoff, crash_loop, crash_pause, jittered, surge
 
 BOOTING, READY, DRAINING, STOPPING = WorkerState
 
@@ -95,7 +95,11 @@ class Slots(Generations):
         generation = self.generations.get(worker.generation)
         if generation is None or generation.number != self.current:
             return
-        pause = crash_pause(len(generation.crashes), self.wanted, self.ready)
+        reload, crashes = self.reload, len(generation.crashes)
+        if reload is not None and reload.phase is ReloadPhase.ROLLING and crash_loop(crashes, self.wanted):
+            told = f"its workers crashed {crashes} times, the last one {reason}"
+            self._end_reload(reload, ReloadPhase.FAILED, now, told, traceback)
+        pause = crash_pause(crashes, self.wanted, self.ready)
         # A pause that runs is not made longer: while one worker after the other crashed it would never end.
         if pause and generation.retry_at is None:
             generation.retry_at = now + jittered(pause, self._random())
@@ -134,8 +138,10 @@ class Slots(Generations):
         if worker.state is not BOOTING or worker.pid is not None:
             return None
         generation = self.generations.get(worker.generation)
-        up = generation is not None and generation.state is GenerationState.UP
-        return worker.since + _FORK_TIME if up else None
+        if generation is None or generation.state is not GenerationState.UP:
+            return None
+        limit = generation.policy.boot_timeout if generation.policy else 0.0
+        return worker.since + min(_FORK_TIME, limit or _FORK_TIME)
 
     # -- what time brings -------------------------------------------------------------------------------
 
@@ -143,7 +149,7 @@ class Slots(Generations):
         for worker in list(self.workers.values()):
             fork_deadline = self._fork_deadline(worker)
             if fork_deadline is not None and fork_deadline <= now:
-                reason = f"the fork server has not forked for {_FORK_TIME:g} seconds"
+                reason = f"the fork server has not forked for {fork_deadline - worker.since:g} seconds"
                 self._generation_failed(worker.generation, reason, None, True, now)
             grace_end = self._grace_end(worker)
             if grace_end is not None and grace_end <= now:
