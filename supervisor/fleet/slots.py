@@ -228,16 +228,18 @@ class Slots(Generations):
         current = [w for w in self.workers.values() if w.state is READY and w.generation == self.current]
         held = {w.slot for w in current if w.leaving is None}
         # If the successor must go, too, its predecessor need not wait for yet another.
-        newest = {w.slot: w.launch for w in current}
+        newest = {w.slot: w.launch for w in current}  # launches ascend
         for worker in self.workers.values():
             # A canary has a successor only when its generation is the current one.
             if worker.leaving is None or worker.generation == self.candidate:
                 continue
             if worker.state is BOOTING:
                 self._quit(worker, now)
-            elif worker.state is READY and (
-                worker.slot in held or worker.slot > wanted or newest.get(worker.slot, 0) > worker.launch
-            ):
+            if worker.state is not READY:
+                continue
+            successor = newest.get(worker.slot, 0)
+            succeeded = successor > (worker.launch if worker.generation == self.current else 0)
+            if worker.slot in held or worker.slot > wanted or succeeded:
                 self._drain(worker, now)
 
     def _fill_slots(self, now: float) -> None:

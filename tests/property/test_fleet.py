@@ -239,8 +239,8 @@ class Watched(World):
         return any(
             w.slot == worker.slot
             and w.state is READY
-            and (w.leaving is None or w.launch > worker.launch)
             and w.generation == self.fleet.current
+            and (w.leaving is None or w.launch > worker.launch or worker.generation != w.generation)
             for w in self.fleet.workers.values()
         )
 

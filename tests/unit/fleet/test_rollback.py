@@ -106,6 +106,14 @@ def test_canary_that_is_due_for_recycling_counts() -> None:
     assert launch not in play.workers
 
 
+def test_old_worker_that_boots_after_the_canary() -> None:
+    """Also if the canary must go itself when it is promoted, it serves the slot: the roll goes on."""
+    play = canary(workers=1).recycle(1).pause().on(events.ResizeAsked("test"))
+    play.settled()
+    assert phase(play) is ReloadPhase.DONE
+    assert play.slots(2) == [1]
+
+
 # -- probation ------------------------------------------------------------------------------------------
 
 
