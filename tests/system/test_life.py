@@ -208,7 +208,8 @@ def test_rollback(place: Place) -> None:
         write(place, 2)
         assert daemon.client.call(RELOAD, Reload(wait=True)).phase == "done"
         write(place, 1)
-        killed = [kill_holding(pid, daemon.port, signal.SIGSEGV) for pid in daemon.pids()[:2]]
+        # A signal of the kind that only a program itself is to blame for, and that nothing in it catches.
+        killed = [kill_holding(pid, daemon.port, signal.SIGSYS) for pid in daemon.pids()[:2]]
         daemon.event("reload_rolled_back")
         assert {worker.generation for worker in daemon.settled(4)} == {1}
         ended = client.ended
