@@ -3,7 +3,7 @@
 
 One daemon serves `unruly.py` to a steady load on keep-alive connections (tests/kit/load.py). Meanwhile
 operations are drawn from a seeded dice: what an operator does (reload, scale, recycle, rotate logs), what
-breaks (kill -9, SIGSTOP, broken releases, a deleted control socket), what apps do (hang, crash, leak) and
+breaks (kill -9, SIGSTOP, bad releases, a deleted control socket), what apps do (hang, crash, leak) and
 what clients do (garbage, slowness, silence). They overlap: few wait for the end of the one before.
 
 A request may be lost only on a connection that a process held which was killed, stopped, crashed or blocked

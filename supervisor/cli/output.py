@@ -289,6 +289,8 @@ def moment(at: float) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
     return printable(value if isinstance(value, str) else msgspec.json.encode(value).decode())
 
 

@@ -1,6 +1,7 @@
 """The composition root: puts the daemon together and runs it."""
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from setproctitle import setproctitle
 
 from supervisor import __version__
@@ -31,7 +33,7 @@ from supervisor.fleet import actions, events, health
 from supervisor.fleet.model import ExitStatus
 from supervisor.ipc import messages
 from supervisor.logs.lean import LogFile
-from supervisor.logs.setup import get_logger, set_up
+from supervisor.logs.setup import get_logger, set_level, set_up
 from supervisor.osapi.process import become_subreaper, has_terminal, send_signal
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings.kinds import WORKERS
@@ -39,6 +41,7 @@ from supervisor.settings.load import Loaded
 from supervisor.settings.table import Settings, rows
 
 _FOREVER = 3600.0
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 # What each signal wishes. The rest (CHLD, USR1, and WINCH from a terminal) is no wish to the fleet.
 SIGNAL_EVENTS: dict[signal.Signals, events.Event] = {
@@ -195,7 +198,9 @@ class Daemon:
 
     def _on_reload_ended(self, generation: int) -> None:
         self._observer.tell_reload_ended(generation)
-        self._sensor.start()  # the time-out may be another now
+        # Both may be others now.
+        set_level(self._shell.loaded[self._shell.fleet.current].settings.loglevel)
+        self._sensor.start()
 
     def _on_finish(self, finish: actions.Finish) -> None:
         if not self._finished.done():
@@ -244,6 +249,7 @@ class Daemon:
 
     def _upgrade(self) -> None:
         here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+        self._log_file.flush()
         self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             upgrade.replace_program(self._carry(), self._order.folder, self._notifier.path)
@@ -330,9 +336,14 @@ class Daemon:
     async def _sample_forever(self) -> None:
         while True:
             await asyncio.sleep(1.0 - time.time() % 1.0)
-            self._observer.take_sample()
-            self._shell.submit(self._measurer.take())
+            self._log_file.flush()
             await self._control.ensure()
+            try:
+                self._observer.take_sample()
+                self._shell.submit(self._measurer.take())
+            except (OSError, psutil.Error) as error:
+                # Out of descriptors, say; the next second may be better.
+                get_logger().debug("sample_missed", problem=str(error))
 
     def _start_task(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -359,6 +370,11 @@ def _first_log(command_line: dict[str, Any]) -> LogFile:
 
 
 def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        # From accept(2); asyncio tries again after a second.
+        get_logger().warning("control_unavailable", problem=f"can't accept connections: {error.strerror}")
+        return
     get_logger().error(
         "internal_error", problem=context.get("message"), exc_info=context.get("exception") or False
     )

@@ -105,9 +105,19 @@ class Measurer:
             errors=counts.errors,
             in_flight=len(in_flight),
             busy=min(max(busy, 0.0), 1.0),
+            queue_wait=_waited(before, counts),
             memory=memory,
             rate=answered / seconds,
         )
+
+
+def _waited(before: Counts, counts: Counts) -> float:
+    """What 95 % of the requests between two looks waited at most."""
+    if counts.queued == before.queued:
+        return 0.0
+    queued = [a - b for a, b in zip(counts.queued, before.queued, strict=True)]
+    statuses = [a - b for a, b in zip(counts.statuses, before.statuses, strict=True)]
+    return Counts(statuses=statuses, queued=queued).queue_wait(0.95) or 0.0
 
 
 @dataclass(slots=True)

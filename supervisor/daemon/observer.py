@@ -360,7 +360,7 @@ class Observer:
                 method=request.method,
                 path=request.path,
                 age=round(max(0.0, now - request.started), 3),
-                deadline_in=round(request.started + timeout - now, 3) if timeout else None,
+                deadline_in=None if (due := request.deadline(timeout)) is None else round(due - now, 3),
             )
             for request in (self._shell.scoreboard.in_flight(handle.cell) if handle else [])
         ]

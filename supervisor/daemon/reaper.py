@@ -111,10 +111,16 @@ class Reaper:
             peak_memory=peak_memory,
             dump=dump or handle.last_dump,
         )
-        outsider = shell.ledger.record(facts).cause == "killed by an outsider"
+        end = shell.ledger.record(facts)
         shell.forget(handle.launch)
         shell.submit(
-            events.WorkerExited(handle.launch, status, outsider, traceback=dump if status.signal else None)
+            events.WorkerExited(
+                handle.launch,
+                status,
+                outsider=end.cause == "killed by an outsider",
+                request=next(iter(end.last_requests), ""),
+                traceback=end.stack,
+            )
         )
 
     def _note_fork_server(self, handle: ForkServerHandle, dead: Dead, replaced: bool = False) -> None:
@@ -126,7 +132,7 @@ class Reaper:
             time.monotonic() - handle.spawned_at,
             leaving=fork_server_leaving(self._shell.fleet, handle.generation, replaced),
             sent=handle.sent,
-            peak_memory=dead.peak_memory,
+            # Not its peak memory: what exec replaced counts there, and that was our own size.
         )
         self._shell.ledger.record(facts)
 

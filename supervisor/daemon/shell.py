@@ -35,7 +35,7 @@ from supervisor.fleet.state import State
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel
 from supervisor.osapi.cpus import usable_cpus
-from supervisor.osapi.process import DUMP_SIGNAL
+from supervisor.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings.load import Loaded
 
@@ -130,6 +130,8 @@ class Shell:
             actions.AuditTemplate: self._audit_template,
             actions.UseTemplate: self._use_template,
             actions.DumpStack: self._dump_stack,
+            # The sensor has marked which request.
+            actions.Interrupt: lambda action: self._signal(action.launch, INTERRUPT_SIGNAL),
             actions.Quit: self._quit,
             actions.Abort: lambda action: self._end(action.launch, signal.SIGABRT),
             actions.Kill: lambda action: self._end(action.launch, signal.SIGKILL),
@@ -189,6 +191,15 @@ class Shell:
             self.journal.record(
                 "error", "internal_error", {"action": repr(action), "traceback": traceback.format_exc()}
             )
+            self._give_up(action)
+
+    def _give_up(self, action: actions.Action) -> None:
+        """The fleet must not wait for a process that there never was."""
+        if isinstance(action, actions.Spawn):
+            self.forget(action.launch)
+            self.submit(events.SpawnFailed(action.launch, "a defect of Ostler's, see the log"))
+        elif isinstance(action, actions.Quit | actions.Kill) and action.launch not in self.workers:
+            self.submit(events.WorkerExited(action.launch, ExitStatus(), outsider=True))
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -250,9 +261,7 @@ class Shell:
             self._callbacks.configured(loaded)
             for warning in message.warnings:
                 self.journal.record("warning", "configuration", {"problem": warning})
-            handle.listener_keys = self.listeners.bind(
-                settings.bind, settings.backlog, settings.socket_mode, settings.socket_owner
-            )
+            handle.listener_keys = self._bind(loaded)
         except SettingError as error:
             self.submit(events.GenerationFailed(generation, str(error)))
             return
@@ -264,6 +273,13 @@ class Shell:
         current = self.fork_servers.get(self.fleet.current)
         closes = current is not None and not set(current.listener_keys) <= set(handle.listener_keys)
         self.submit(events.ForkServerConfigured(generation, fleet_policy(loaded), closes))
+
+    def _bind(self, loaded: Loaded) -> list[str]:
+        """Raises SettingError."""
+        settings = loaded.settings
+        return self.listeners.bind(
+            settings.bind, settings.backlog, settings.socket_mode, settings.socket_owner
+        )
 
     def _load_app(self, action: actions.LoadApp) -> None:
         handle = self.fork_servers[action.generation]
@@ -434,7 +450,7 @@ class Shell:
         self._forget_unforked(handle.generation)
         self.submit(events.ForkServerExited(handle.generation, status))
         self._forget_generations()
-        self._close_unused_listeners()
+        self._settle_listeners()
 
     def _forget_unforked(self, generation: int) -> None:
         """What was asked of a fork server and never came will not come; the fleet gives it up by itself."""
@@ -454,7 +470,7 @@ class Shell:
         handle.close()
 
     def _reload_ended(self, action: actions.ReloadEnded) -> None:
-        self._close_unused_listeners()
+        self._settle_listeners()
         self._callbacks.reload_ended(action.generation)
         self._forget_generations()
 
@@ -464,9 +480,15 @@ class Shell:
         in_use = {handle.generation for handle in self.workers.values()} | self.fleet.generations.keys()
         self.loaded = {number: loaded for number, loaded in self.loaded.items() if number in in_use}
 
-    def _close_unused_listeners(self) -> None:
+    def _settle_listeners(self) -> None:
+        """Only the current generation's are open; mode, owner and backlog are as it says."""
         if self.fleet.reload and self.fleet.reload.running:
             return
+        if loaded := self.loaded.get(self.fleet.current):
+            try:
+                self._bind(loaded)
+            except SettingError as error:
+                self.journal.record("warning", "listener_not_restored", {"problem": str(error)})
         used = {key for handle in self.fork_servers.values() for key in handle.listener_keys}
         if used:
             for key in self.listeners.keep_only(used):
@@ -512,6 +534,7 @@ def fleet_policy(loaded: Loaded) -> FleetPolicy:
         graceful_timeout=settings.graceful_timeout + _DRAIN_GRACE,
         boot_timeout=settings.boot_timeout,
         timeout_grace=settings.timeout_grace,
+        timeout_soft=settings.timeout_soft,
         max_surge=1 if share else surge,
         max_surge_share=surge / 100 if share else 0.0,
         boot_parallelism=settings.boot_parallelism or max(2, usable_cpus()),

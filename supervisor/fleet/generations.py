@@ -165,6 +165,9 @@ class Generations(State):
             return
         self._do(actions.Stopping())
         self._end_refork("the daemon stops")
+        if self.upgrading == "checking":
+            self.upgrading = None
+            self._tell("warning", "upgrade_failed", {"problem": "the daemon stops"})
         if self.reload and self.reload.running:
             self._end_reload(self.reload, ReloadPhase.FAILED, now, "the daemon stops")
         self._drop_candidate(now)

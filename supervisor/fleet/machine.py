@@ -278,10 +278,9 @@ class Fleet(Upkeep):
     def _on_upgrade_checked(self, event: events.UpgradeChecked, now: float) -> None:
         if self.upgrading is None:
             return
-        if event.problem is not None or self.stopping:
+        if event.problem is not None:
             self.upgrading = None
-            problem = event.problem or "the fleet stops"
-            self._tell("error", "upgrade_failed", {"problem": problem})
+            self._tell("error", "upgrade_failed", {"problem": event.problem})
         elif self.upgrading == "checking":
             self.upgrading = "replacing"
             self._do(actions.Upgrade())

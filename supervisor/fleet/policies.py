@@ -27,16 +27,19 @@ def backoff(failures: int) -> float:
 def crash_pause(crashes: int, wanted: int, ready: int) -> float:
     """Seconds to wait before workers that crashed while they served get successors.
 
-    A few crashes a minute are no reason to wait. More of them would keep the machine busy with booting; but
-    waiting is short as well while nobody serves.
+    A few crashes a minute are no reason to wait. More of them would keep the machine busy with booting. But
+    the fewer workers are left, the shorter the wait: where poisonous requests kill one after the other, the
+    successors must come as fast, or nobody is left in the end.
     """
-    longest = _LONGEST_CRASH_PAUSE if ready else _LONGEST_OUTAGE
+    left = min(1.0, ready / max(wanted, 1))
+    longest = _LONGEST_OUTAGE + (_LONGEST_CRASH_PAUSE - _LONGEST_OUTAGE) * left**2
     return _doubled(crashes - max(_FORGIVEN, wanted), _FIRST_CRASH_PAUSE, longest)
 
 
 def crash_loop(crashes: int, wanted: int) -> bool:
-    """Whether so many crashes within CRASH_WINDOW are worth an operator's attention."""
-    return crashes > max(_FORGIVEN, wanted)
+    """Whether so many crashes within CRASH_WINDOW, of a quarter of the workers, are worth an operator's
+    attention."""
+    return crashes > max(_FORGIVEN, wanted // 4)
 
 
 def jittered(seconds: float, random: float) -> float:

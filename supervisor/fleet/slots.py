@@ -11,7 +11,7 @@ from supervisor.fleet.model import (
     Worker,
     WorkerState,
 )
-from supervisor.fleet.policies import backoff, crash_pause, jittered, surge
+from supervisor.fleet.policies import backoff, crash_loop, crash_pause, jittered, surge
 
 BOOTING, READY, DRAINING, STOPPING = WorkerState
 
@@ -95,9 +95,14 @@ class Slots(Generations):
         generation = self.generations.get(worker.generation)
         if generation is None or generation.number != self.current:
             return
-        pause = crash_pause(len(generation.crashes), self.wanted, self.ready)
-        if pause:
-            generation.retry_at = max(generation.retry_at or 0.0, now + jittered(pause, self._random()))
+        reload, crashes = self.reload, len(generation.crashes)
+        if reload is not None and reload.phase is ReloadPhase.ROLLING and crash_loop(crashes, self.wanted):
+            told = f"its workers crashed {crashes} times, the last one {reason}"
+            self._end_reload(reload, ReloadPhase.FAILED, now, told, traceback)
+        pause = crash_pause(crashes, self.wanted, self.ready)
+        # A pause that runs is not made longer: while one worker after the other crashed it would never end.
+        if pause and generation.retry_at is None:
+            generation.retry_at = now + jittered(pause, self._random())
 
     def _drain(self, worker: Worker, now: float) -> None:
         policy = self.policy or FleetPolicy()
@@ -133,8 +138,10 @@ class Slots(Generations):
         if worker.state is not BOOTING or worker.pid is not None:
             return None
         generation = self.generations.get(worker.generation)
-        up = generation is not None and generation.state is GenerationState.UP
-        return worker.since + _FORK_TIME if up else None
+        if generation is None or generation.state is not GenerationState.UP:
+            return None
+        limit = generation.policy.boot_timeout if generation.policy else 0.0
+        return worker.since + min(_FORK_TIME, limit or _FORK_TIME)
 
     # -- what time brings -------------------------------------------------------------------------------
 
@@ -142,7 +149,7 @@ class Slots(Generations):
         for worker in list(self.workers.values()):
             fork_deadline = self._fork_deadline(worker)
             if fork_deadline is not None and fork_deadline <= now:
-                reason = f"the fork server has not forked for {_FORK_TIME:g} seconds"
+                reason = f"the fork server has not forked for {fork_deadline - worker.since:g} seconds"
                 self._generation_failed(worker.generation, reason, None, True, now)
             grace_end = self._grace_end(worker)
             if grace_end is not None and grace_end <= now:
@@ -198,11 +205,11 @@ class Slots(Generations):
             self.reload.canary_launch = self._spawn(1, generation, now).launch
 
     def _mark_leaving(self) -> None:
-        current = self.generations.get(self.current)
+        current, wanted = self.generations.get(self.current), self.wanted
         for worker in self.workers.values():
             if worker.leaving is not None or worker.generation == self.candidate:
                 continue
-            if worker.slot > self.wanted:
+            if worker.slot > wanted:
                 worker.leaving = Cause.PAUSE if self.paused else Cause.SCALE
             elif self.candidate is not None:
                 continue
@@ -217,6 +224,7 @@ class Slots(Generations):
                 worker.leaving_since = now
 
     def _drain_replaced(self, now: float) -> None:
+        wanted = self.wanted
         held = {
             w.slot
             for w in self.workers.values()
@@ -228,7 +236,7 @@ class Slots(Generations):
                 continue
             if worker.state is BOOTING:
                 self._quit(worker, now)
-            elif worker.state is READY and (worker.slot in held or worker.slot > self.wanted):
+            elif worker.state is READY and (worker.slot in held or worker.slot > wanted):
                 self._drain(worker, now)
 
     def _fill_slots(self, now: float) -> None:
@@ -239,13 +247,13 @@ class Slots(Generations):
             if generation.retry_at > now:
                 return
             generation.retry_at = None
-        policy = generation.policy
+        policy, wanted = generation.policy, self.wanted
         # After a failed boot, one at a time tries whether it is mended.
         parallelism = 1 if generation.failures else policy.boot_parallelism
         boots = parallelism - self.count(BOOTING)
         held = {w.slot for w in self.workers.values() if w.staying and w.generation == self.current}
         serving = {w.slot: w for w in self.workers.values() if w.state is READY}
-        for slot in range(1, self.wanted + 1):
+        for slot in range(1, wanted + 1):
             if boots <= 0:
                 return
             if slot not in held and slot not in serving:
@@ -253,12 +261,12 @@ class Slots(Generations):
                 held.add(slot)
                 boots -= 1
         # Now those that still serve but must go; a worker with a hung request is no planned replacement.
-        leaving = [w for w in serving.values() if w.leaving and w.slot not in held and w.slot <= self.wanted]
-        extra = surge(policy.max_surge, policy.max_surge_share, self.wanted)
+        leaving = [w for w in serving.values() if w.leaving and w.slot not in held and w.slot <= wanted]
+        extra = surge(policy.max_surge, policy.max_surge_share, wanted)
         for worker in sorted(leaving, key=lambda w: _turn(w, now)):
             if boots <= 0:
                 return
-            if worker.overdue_since is None and len(self.workers) + 1 - self.wanted > extra:
+            if worker.overdue_since is None and len(self.workers) + 1 - wanted > extra:
                 return
             self._spawn(worker.slot, generation, now)
             boots -= 1

@@ -72,6 +72,11 @@ def set_up(errorlog: str, log_format: str, level: str) -> LogFile:
     return file
 
 
+def set_level(level: str) -> None:
+    """Log what is at least as important as `level` from now on."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]))
+
+
 def _replace(file: LogFile) -> None:
     """Have what the log still keeps written at the end, and now what the one before it kept."""
     global _file

@@ -136,6 +136,7 @@ class World:
                 assert not self.workers, f"{action}: workers are left"
                 assert not self.fork_servers, f"{action}: fork servers are left"
                 self.finished.append(action)
+                self.upgrade = None  # the process that would be another program has ended
             case actions.Report() | actions.Serving() | actions.ReloadEnded() | actions.Stopping():
                 pass
 
@@ -215,6 +216,12 @@ class World:
 
     def step(self) -> bool:
         """Let one process do what it should do next; False if all wait for the fleet or for time."""
+        if self.upgrade is not None:
+            if self.upgrade == "check":
+                self.check_upgrade()
+            else:
+                self.take_over()
+            return True
         for generation, server in self.fork_servers.items():
             if server.told:
                 self.end_fork_server(generation, _ended_by(server.told))
@@ -225,12 +232,6 @@ class World:
             if server.state == "configured":
                 self.load(generation)
                 return True
-        if self.upgrade is not None:
-            if self.upgrade == "check":
-                self.check_upgrade()
-            else:
-                self.take_over()
-            return True
         for launch, worker in self.workers.items():
             if worker.state == "asked":
                 self.fork(launch)

@@ -462,14 +462,13 @@ class FleetMachine(RuleBasedStateMachine):
         if self.world.upgrade == "check":
             self.world.check_upgrade(problem)
         else:
-            self.world.double = None
             self.world.take_over(problem)
 
+    @precondition(lambda self: self.fleet.ever_ready and not self.fleet.stopping)
     @rule()
     def all_is_written_down(self) -> None:
         """A fleet that is restored from it does from now on what the one that wrote it does."""
-        if not self.world.finished:
-            self.world.double = Fleet.restored(carried(self.fleet.snapshot()), self.world.random.again)
+        self.world.double = Fleet.restored(carried(self.fleet.snapshot()), self.world.random.again)
 
     @rule(slot=st.integers(0, 5))
     def recycle_is_asked(self, slot: int) -> None:
@@ -479,7 +478,7 @@ class FleetMachine(RuleBasedStateMachine):
     def pause_is_asked(self) -> None:
         self.world.hand_in(events.PauseAsked("test"))
 
-    @precondition(lambda self: self.world.events > BEFORE_STOP)
+    @precondition(lambda self: self.world.events > BEFORE_STOP and self.world.upgrade != "exec")
     @rule(how=st.sampled_from(["graceful", "quick"]))
     def stop_is_asked(self, how: Any) -> None:
         self.world.hand_in(events.StopAsked("test", how))
@@ -648,6 +647,9 @@ class FleetMachine(RuleBasedStateMachine):
         """Stopped, in a world that obeys, the fleet leaves nothing behind and has answered all."""
         if not hasattr(self, "world"):
             return
+        if self.world.upgrade == "exec" and not self.world.finished:
+            # Nothing can come between this and the first event of the new program.
+            self.world.take_over()
         self.world.hand_in(events.StopAsked("test", "graceful"))
         self.world.settle()
         assert len(self.world.finished) == 1
@@ -656,7 +658,7 @@ class FleetMachine(RuleBasedStateMachine):
         assert not self.world.workers
         assert not self.world.fork_servers
         assert all(times == 1 for times in self.world.reloads.values()), self.world.reloads
-        assert self.world.answered == self.world.asked
+        assert self.world.answered == self.world.asked, self.world.answered
 
 
 def _one(found: list[int], pick: int) -> int:

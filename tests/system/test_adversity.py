@@ -5,14 +5,18 @@ Each time the fleet serves on, nothing spins, and what is wrong is said once.
 
 import json
 import os
+import resource
+import shutil
 import signal
+import socket
 import subprocess
+from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import OSTLER, Daemon, Place, Process, ask, children, until
+from tests.kit.daemon import OSTLER, Connection, Daemon, Place, Process, ask, children, fork_server, until
 
 pytestmark = pytest.mark.system
 
@@ -67,11 +71,14 @@ def is_calm(daemon: Daemon) -> bool:
     return cpu(*pids) - before < 0.1
 
 
-def fill(path: Path) -> None:
-    """Write until the disk is full, but for what is left in the last pages of other files."""
-    with path.open("wb", buffering=0) as file:
+def fill(filler: Path, *logs: Path) -> None:
+    """Write until the disk is full, and so are the last pages of logs."""
+    with filler.open("wb", buffering=0) as file:
         while _wrote(file):
             pass
+    for log in logs:
+        with log.open("ab", buffering=0) as file:
+            file.write(b"\n" * (-log.stat().st_size % 4096))
 
 
 def _wrote(file: FileIO) -> bool:
@@ -102,17 +109,17 @@ def test_log_disk_is_full(place: Place) -> None:
     )
     url = served(daemon)
     inside = Path(f"/proc/{daemon.pid}/root{disk}")
-    fill(inside / "filler")
-    for _ in range(60):  # more than fits into the last page
-        assert ask(url, f"/{'x' * 200}").status == 200
+    fill(inside / "filler", inside / "error.log", inside / "access.log")
+    for _ in range(20):
+        assert ask(url).status == 200
     assert ask(url, "/fail").status == 500
-    for _ in range(5):
-        assert daemon.ctl("recycle", "1").code == 0
+    daemon.send(signal.SIGTTIN)
+    daemon.settled(2)
     assert is_calm(daemon)
     (inside / "filler").unlink()
-    assert ask(url, "/fail").status == 500
-    assert ask(url, "/after").status == 200
-    assert daemon.ctl("scale", "2").code == 0
+    for _ in range(4):  # to the worker that has something to say of it, too
+        assert ask(url, "/after").status == 200
+    daemon.send(signal.SIGTTIN)
     lost = until(lambda: lines(inside / "error.log", "log_lines_lost"), "the supervisor's confession")
     assert lost[0]["reason"] == "No space left on device"
     assert int(str(lost[0]["lines"])) > 0
@@ -167,20 +174,22 @@ def test_reader_of_the_log(place: Place, reader: str) -> None:
         for _ in range(100):  # a pipe holds 64 KiB
             assert ask(url, f"/{long}").status == 200
         assert ask(url, "/fail").status == 500
-        assert daemon.ctl("reload").code == 0
-        assert daemon.ctl("scale", "3").code == 0
-        os.kill(daemon.pids()[0], signal.SIGKILL)
+        daemon.send(signal.SIGTTIN)
+        os.kill(daemon.settled(3)[0].pid or 0, signal.SIGKILL)
+        daemon.until(lambda: daemon.status().totals.deaths == 1, "its death")
         daemon.settled(3)
         assert is_calm(daemon)
         if reader == "asleep":
-            story = b""
-            daemon.until(lambda: daemon.status().ready == 3, "ready")
-            while piece := _read(end):
-                story += piece
+            story = bytearray()
+
+            def told(what: bytes) -> bool:
+                story.extend(_read(end))
+                return what in story
+
+            assert told(b"GET /xxx")
             assert ask(url, "/awake").status == 200
-            daemon.send(signal.SIGTTOU)
-            found = until(lambda: _read(end), "lines, now that they are read")
-            assert b'"worker_died"' in story + found, "the supervisor kept what was most important"
+            until(lambda: told(b"GET /awake"), "what happens now that somebody reads")
+            until(lambda: told(b'"worker_died"'), "what the supervisor has kept")
         assert daemon.stop() == 0
     finally:
         if end >= 0:
@@ -206,5 +215,224 @@ def test_standard_descriptors_closed(place: Place) -> None:
     for pid in (daemon.pid, *children(daemon.pid)):
         for number in range(3):
             assert os.readlink(f"/proc/{pid}/fd/{number}") == "/dev/null"  # noqa: PTH115 - one line less
-    assert daemon.ctl("reload").code == 0
     assert daemon.stop() == 0
+
+
+# -- disks -----------------------------------------------------------------------------------------------
+
+# Nothing can be written anywhere, and there is no shared memory but what needs no file.
+READ_ONLY = (
+    "while umount -l /dev/shm 2>/dev/null; do :; done",
+    "mount --rbind / /",
+    "mount -o remount,bind,ro /",
+    "mount -o remount,bind,ro /dev 2>/dev/null || true",
+)
+
+
+@needs_mounts
+def test_read_only_machine(place: Place) -> None:
+    """It serves, with one warning for what is missing; bodies too large for memory get 507 and one line."""
+    daemon = place.start("plain:app", argv=own_mounts(*READ_ONLY))
+    assert daemon.get().text == "one"
+    assert daemon.get("/", method="POST", body=b"x" * 3_000_000).status == 507
+    assert "No usable temporary directory" in daemon.event("body_not_stored")["reason"]
+    assert daemon.get("/", method="POST", body=b"x" * 3_000).status == 200
+    assert [event["event"] for event in daemon.events() if event["level"] != "info"] == [
+        "control_unavailable",
+        "body_not_stored",
+    ]
+    assert "read-only disk" in daemon.events("control_unavailable")[0]["problem"]
+    assert "Traceback" not in daemon.log.read_text()
+    assert daemon.stop() == 0
+
+
+@needs_mounts
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["-p", "d.pid"], "pidfile: can't write {app}/d.pid: Read-only file system"),
+        (["--error-logfile", "e.log"], "errorlog: can't open 'e.log': Read-only file system"),
+    ],
+)
+def test_what_was_asked_for_on_a_read_only_disk(place: Place, args: list[str], words: str) -> None:
+    """A pid file or a log asked for by name is no luxury: one line, exit code 1."""
+    argv = ["-b", "127.0.0.1:0", "--no-control-socket", *args, "plain:app"]
+    done = place.run(*argv, argv=own_mounts(*READ_ONLY))
+    assert (done.code, done.error) == (1, f"ostler: error: {words.format(app=place.app_folder)}")
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
+@pytest.mark.parametrize("what", ["socket", "folder"])
+def test_control_socket_deleted(place: Place, what: str) -> None:
+    """It is back within seconds, with its token and rights, and says so once."""
+    daemon = place.start("--control-bind", "127.0.0.1:0", "plain:app")
+    path = daemon.socket
+    token = path.with_suffix(".token")
+    secret = until(lambda: token.exists() and token.read_text(), "the token")
+    if what == "folder":
+        shutil.rmtree(path.parent)
+    else:
+        path.unlink()
+    daemon.event("control_socket_restored", within=5)
+    assert _listens(path)
+    assert until(lambda: token.exists() and token.read_text(), "the token") == secret
+    modes = [file.stat().st_mode & 0o777 for file in (path.parent, path, token)]
+    assert modes == [0o700, 0o600, 0o600]
+    assert daemon.stop() == 0
+    assert not path.exists()
+    assert not token.exists()
+
+
+# -- limits ----------------------------------------------------------------------------------------------
+
+
+def limit_files(daemon: Daemon, most: int | None) -> None:
+    """RLIMIT_NOFILE of the running supervisor; None: as before."""
+    hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (hard if most is None else most, hard))
+
+
+def test_supervisor_is_out_of_descriptors(place: Place) -> None:
+    """EMFILE for whatever it tries: survivors serve, each attempt is a line, recovery when there are some."""
+    daemon = place.start("-w", "2", "plain:app")
+    workers = daemon.settled(2)
+    lost = daemon.socket
+    limit_files(daemon, 3)
+    fork_server(daemon).send(signal.SIGKILL)
+    os.kill(workers[0].pid or 0, signal.SIGKILL)
+    assert "Too many open files" in daemon.event("fork_server_failed", after=1)["reason"]
+    with socket.socket(socket.AF_UNIX) as refused:
+        refused.connect(str(lost))  # its backlog takes it; accept(2) fails
+        assert "Too many open files" in daemon.event("control_unavailable")["problem"]
+        assert daemon.get().text == "one"
+        waits = [daemon.event("fork_server_failed", after=number)["retry_in"] for number in (1, 2)]
+        assert waits[0] < waits[1], "the pause between attempts grows"
+        assert is_calm(daemon)
+        limit_files(daemon, None)
+    daemon.settled(2, state="ready")
+    assert "Traceback" not in daemon.log.read_text()
+    assert daemon.stop() == 0
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A cgroup that limits the number of processes (v1 or v2)."""
+    roots = [Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")]
+    for root in roots:
+        folder = root / f"ostler-test-{os.getpid()}"
+        try:
+            folder.mkdir()
+        except OSError:
+            continue
+        if (folder / "pids.max").exists():
+            break
+        folder.rmdir()
+    else:
+        pytest.skip("needs the right to make a cgroup with the pids controller")
+    yield folder
+    (folder / "pids.max").write_text("max")
+    until(lambda: not (folder / "cgroup.procs").read_text(), "the cgroup's processes are gone")
+    folder.rmdir()
+
+
+def test_fork_fails(cgroup: Path, place: Place) -> None:
+    """EAGAIN for workers and fork servers: survivors serve, a line for each attempt, then recovery."""
+    daemon = place.start("-w", "2", "plain:app")
+    victim = Process(daemon.settled(2)[0].pid or 0)
+    for pid in (daemon.pid, *children(daemon.pid)):
+        (cgroup / "cgroup.procs").write_text(str(pid))
+    (cgroup / "pids.max").write_text("1")
+    victim.send(signal.SIGKILL)
+    event = daemon.event("worker_boot_failed", after=1)
+    assert (event["slot"], event["reason"]) == (1, "can't fork: Resource temporarily unavailable")
+    fork_server(daemon).send(signal.SIGKILL)
+    event = daemon.event("fork_server_failed", after=1)
+    assert event["reason"] == "can't start a fork server: Resource temporarily unavailable"
+    assert daemon.status().state == "degraded"
+    assert "Resource temporarily unavailable" in daemon.status().health
+    assert daemon.get().text == "one"
+    assert is_calm(daemon)
+    (cgroup / "pids.max").write_text("max")
+    daemon.settled(2, state="ready")
+    assert "Traceback" not in daemon.log.read_text()
+    assert daemon.stop() == 0
+
+
+# -- time ------------------------------------------------------------------------------------------------
+
+# Loaded by every Python of the fleet: the wall clock is off by what the file says.
+CLOCK = """\
+import pathlib, time
+_real, _file = time.time, pathlib.Path(__file__).with_name("offset")
+def _wall():
+    try:
+        return _real() + float(_file.read_text())
+    except (OSError, ValueError):
+        return _real()
+time.time = _wall
+"""
+
+
+def test_clock_jumps(place: Place) -> None:
+    """A day forwards, two back: no deadline fires, nobody is replaced, and what is timed takes its time."""
+    (place.folder / "clock").mkdir()
+    (place.folder / "clock" / "sitecustomize.py").write_text(CLOCK)
+    offset = place.folder / "clock" / "offset"
+    daemon = place.start(
+        *("-w", "2", "-t", "30", "--max-age", "600", "plain:app"),
+        PYTHONPATH=f"{place.folder}/clock:{os.environ.get('PYTHONPATH', '')}",
+    )
+    before = [worker.pid for worker in daemon.settled(2)]
+    slow = daemon.connect().asked("/gate/slow")
+    daemon.in_app("/gate/slow")
+    for workers, jump in ((3, 86400), (4, -86400)):
+        offset.write_text(str(jump))
+        assert daemon.get().text == "one"
+        daemon.send(signal.SIGTTIN)
+        found = daemon.settled(workers)
+        assert [worker.pid for worker in found][:2] == before
+        assert daemon.events("worker_ready")[-1]["boot_seconds"] < 60
+    (place.app_folder / "slow.open").touch()
+    assert slow.answer().text == "slow passed"
+    assert {event["level"] for event in daemon.events()} == {"info"}
+    assert len({event["timestamp"][:10] for event in daemon.events()}) == 3, "the clock did jump"
+    assert daemon.stop() == 0
+
+
+# -- deaths ----------------------------------------------------------------------------------------------
+
+
+def test_hung_fork_server(place: Place) -> None:
+    """One that does not fork when asked to is replaced; no worker notices."""
+    daemon = place.start("-w", "2", "--boot-timeout", "1", "plain:app")
+    before = [worker.pid for worker in daemon.settled(2)]
+    hung = fork_server(daemon)
+    hung.send(signal.SIGSTOP)
+    daemon.send(signal.SIGTTIN)
+    assert "has not forked" in daemon.event("fork_server_failed")["reason"]
+    assert [worker.pid for worker in daemon.settled(3)][:2] == before
+    assert hung.ended(), "SIGKILL reaches stopped processes too"
+
+
+def test_unix_socket_after_a_killed_daemon(place: Place) -> None:
+    """A new daemon has the path at once, and keeps it when the old one's workers leave at last."""
+    path = place.folder / "app.sock"
+    first = place.start("-b", f"unix:{path}", "plain:app", bind=None)
+    slow = Connection(f"unix:{path}").asked("/gate/slow")
+    first.in_app("/gate/slow")
+    orphans = [Process(pid) for pid in children(first.pid)]
+    first.kill()
+    second = place.start("-b", f"unix:{path}", "plain:app", bind=None)
+    assert ask(second.url).text == "one"
+    (place.app_folder / "slow.open").touch()
+    assert slow.answer().text == "slow passed"
+    slow.close()
+    assert len(orphans) == 2, "worker and fork server"
+    assert all(orphan.ended(10) for orphan in orphans)
+    assert ask(second.url).text == "one"
+    assert second.stop() == 0
+    assert not path.exists()

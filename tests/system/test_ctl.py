@@ -148,6 +148,51 @@ def test_reload(daemon: Daemon) -> None:
     assert {worker.generation for worker in daemon.workers()} == {before + 1}
 
 
+def test_reload_tells_each_worker_and_what_has_changed(place: Place) -> None:
+    """A line for each worker, then the settings that differ; those that wait for a restart say so."""
+    place.add("gunicorn.conf.py", "workers = 1\ntimeout = 30\nraw_env = ['TOKEN=one']\n")
+    daemon = place.start("plain:app")
+    (before,) = daemon.settled(1)
+    place.add(
+        "gunicorn.conf.py",
+        f"workers = 1\ntimeout = 7\nraw_env = ['TOKEN=two']\npidfile = '{place.folder}/pid'\n",
+    )
+    done = daemon.ctl("reload")
+    (after,) = daemon.settled(1)
+    first, second, third = done.out.splitlines()
+    assert first == f"worker 1: pid {before.pid} -> {after.pid}"
+    assert second.startswith("generation 2: 1 worker replaced")
+    assert third == (
+        "changed: timeout 30 -> 7; raw_env changed; "
+        f"pidfile not set -> {place.folder}/pid, which takes effect only after a restart"
+    )
+
+
+def test_a_number_set_by_hand(place: Place) -> None:
+    """It stays at a reload until the configuration's own number changes, and `ctl` says which it is."""
+    place.add("gunicorn.conf.py", "workers = 1\n")
+    daemon = place.start("--canary-time", "0", "plain:app")
+    assert daemon.ctl("scale", "2").code == 0
+    assert "the number was set by hand" in daemon.ctl("status").out
+    assert "the number of workers that was set by hand stays: 2" in daemon.ctl("reload").out
+    place.add("gunicorn.conf.py", "workers = 3\n")
+    out = daemon.ctl("reload").out
+    assert "changed: workers 1 -> 3" in out
+    assert "the 2 workers set by hand gave way to the configuration's 3" in out
+    daemon.settled(3)
+
+
+def test_refork(place: Place) -> None:
+    """All workers are children of the chosen one afterwards, which serves no more."""
+    daemon = place.start("-w", "2", "plain:app")
+    before = daemon.settled(2)
+    done = daemon.ctl("refork", "--slot", "2")
+    assert (done.code, done.err) == (0, "")
+    assert f"forked from worker 2, pid {before[1].pid}" in done.out
+    assert not {worker.pid for worker in before} & set(daemon.pids())
+    assert daemon.ctl("refork", "--slot", "9").error == "ostler ctl: error: no worker is ready in slot 9"
+
+
 def test_no_wait(daemon: Daemon) -> None:
     """--no-wait only asks."""
     assert "asked" in daemon.ctl("scale", "3", "--no-wait").out

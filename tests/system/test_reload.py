@@ -207,7 +207,7 @@ def test_workers_that_wait_are_not_forgotten(place: Place) -> None:
 
 def test_descriptors_do_not_grow(place: Place) -> None:
     """Ten reloads and thirty recycled workers leave no zombie and no descriptor behind."""
-    daemon = place.start("-w", "2", "plain:app")
+    daemon = place.start("-w", "2", "--probation", "0", "plain:app")
     daemon.settled(2)
     # What is opened once is open now, our own connection included.
     daemon.client.call(RELOAD, Reload(wait=True))

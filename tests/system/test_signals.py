@@ -29,9 +29,9 @@ def test_ttin_and_ttou(place: Place) -> None:
 def test_many_signals_at_once(place: Place) -> None:
     """Signals of one kind may merge, of different kinds none is lost; the fleet ends settled."""
     daemon = place.start("plain:app")
-    for signum in [signal.SIGTTIN, signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN] * 4:
+    for signum in [signal.SIGTTIN, signal.SIGUSR1, signal.SIGHUP, signal.SIGTTIN] * 4:
         daemon.send(signum)
-    for event in ("logs_reopened", "upgrade_not_supported", "reload_done", "scale"):
+    for event in ("logs_reopened", "reload_done", "scale"):
         daemon.event(event)
     wanted = daemon.status().wanted
     daemon.until(lambda: daemon.status().state == "ready", "ready")
@@ -197,15 +197,6 @@ def test_a_resized_terminal_is_no_pause(place: Place) -> None:
     finally:
         os.close(ours)
         os.close(theirs)
-
-
-def test_usr2_says_that_it_comes_later(place: Place) -> None:
-    """USR2 is no silent no-op: one warning that says what to do."""
-    daemon = place.start("plain:app")
-    pids = daemon.pids()
-    daemon.send(signal.SIGUSR2)
-    assert "HUP" in daemon.event("upgrade_not_supported", level="warning")["problem"]
-    assert daemon.pids() == pids
 
 
 def test_signals_to_a_worker(place: Place) -> None:

@@ -56,9 +56,7 @@ def test_what_has_no_queue(stack: ExitStack) -> None:
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
-def test_a_kernel_that_does_not_tell(
-    stack: ExitStack, monkeypatch: pytest.MonkeyPatch, family: int
-) -> None:
+def test_a_kernel_that_does_not_tell(stack: ExitStack, monkeypatch: pytest.MonkeyPatch, family: int) -> None:
     """Where asking is refused, in a sandbox say, the answer is None."""
 
     class Mute(socket.socket):

@@ -63,6 +63,11 @@ class Stage:
         words[layout.STATUS_CLASSES + status // 100] += 1
         words[layout.HISTOGRAM + layout.bucket_of(took)] += 1
 
+    def wait(self, launch: int, milliseconds: int) -> None:
+        """A request that waited so long comes to the app."""
+        words, _ = self.writers[launch].lane(0)
+        words[layout.QUEUED + layout.bucket_of(milliseconds * 1_000_000)] += 1
+
     def serve(self, launch: int, seconds: float, thread: int = 0, status: int = 200) -> None:
         self.begin(launch, thread)
         self.now += seconds
@@ -135,6 +140,24 @@ def test_threads_share_the_time(stage: Stage) -> None:
     stage.serve(1, 0.5, thread=0)
     stage.now += 0.5
     assert stage.take().busy == pytest.approx(0.375, rel=0.125)
+
+
+def test_the_wait_of_the_slowest_twentieth(stage: Stage) -> None:
+    """Of the last second's requests: what too few of them waited does not count, nor what is long ago."""
+    stage.add(1)
+    for number in range(100):
+        if number < 5:
+            stage.wait(1, 900)
+        elif number < 10:
+            stage.wait(1, 80)
+        stage.serve(1, 0.001)
+    assert stage.take().queue_wait == pytest.approx(0.08, rel=0.25)
+    stage.now += 1.0
+    stage.serve(1, 0.001)
+    assert stage.take().queue_wait == 0.0
+    stage.wait(1, 300)
+    stage.serve(1, 0.001)
+    assert stage.take().queue_wait == pytest.approx(0.3, rel=0.25)
 
 
 def test_a_new_worker_is_measured_from_its_first_moment(stage: Stage) -> None:

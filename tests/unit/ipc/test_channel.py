@@ -46,6 +46,7 @@ SAMPLES: dict[Any, Any] = {
     list[str]: ["one", "two"],
     dict[str, Any]: {"workers": "2", "bind": ["a:1"], "preload_app": True},
     Loaded: load({}, {}, None, lambda: 1),
+    Loaded | None: load({}, {}, None, lambda: 1),
 }
 
 

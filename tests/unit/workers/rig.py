@@ -198,6 +198,24 @@ class Rig:
         except BaseException as error:
             self.failure = error
 
+    def run_here(self, play: Callable[[], object]) -> None:
+        """Instead of `with`: the engine in the calling thread, and `play`, what clients do, in another."""
+
+        def clients() -> None:
+            try:
+                play()
+            except BaseException as error:
+                self.failure = error
+            finally:
+                self.engine.drain()
+
+        self._thread = threading.Thread(target=clients, name="clients")
+        self._thread.start()
+        try:
+            self.engine.run()
+        finally:
+            self.__exit__(None, None, None)
+
     def __enter__(self) -> Self:
         self._thread.start()
         return self

@@ -1,0 +1,205 @@
+"""Days of a fleet with a virtual clock: the budgets, the spread of recycling, the patience with what fails.
+
+The simulator itself checks after each event that no slot is unserved but for a crash, that boots stay within
+their parallelism and that no more workers leave at once than the budget allows. What is asserted here is what
+a day as a whole must look like.
+"""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from supervisor.fleet import events, health
+from supervisor.fleet.model import FleetPolicy
+from tests.kit.simulator import DAY, HOUR, MIB, MINUTE, Scenario, Simulator
+
+WORKERS = 64
+POLICY = FleetPolicy(
+    workers=WORKERS,
+    max_surge=1,
+    max_surge_share=0.25,
+    boot_parallelism=4,
+    canary_time=0.5,
+    probation=10.0,
+    rollback_crashes=2,
+)
+BUDGET = 16
+"""A quarter of the workers."""
+
+
+def by_hour(second: float) -> float:
+    """Requests a second: few at night, most in the early afternoon."""
+    return 1500.0 - 1300.0 * math.cos(2 * math.pi * (second / DAY - 0.08))
+
+
+@pytest.fixture(scope="module")
+def day() -> Simulator:
+    """A day with everything in it, and some minutes to come to rest."""
+    policy = replace(
+        POLICY,
+        max_age=50 * MINUTE,
+        max_age_jitter=30 * MINUTE,
+        max_memory=300 * MIB,
+        refork_after=(20_000,),
+    )
+    scenario = Scenario(
+        policy,
+        rate=by_hour,
+        max_requests=60_000,
+        jitter=30_000,
+        growth=3_500,
+        crashes=0.02,
+        poison=[(9 * HOUR, 9 * HOUR + 2 * MINUTE)],
+        broken=[(14 * HOUR, 15 * HOUR - MINUTE)],
+        reloads=HOUR,
+        fork_server_deaths=1.7 * HOUR,
+        measured=20.0,
+    )
+    return Simulator(scenario, seed=1).run(DAY + 20 * MINUTE)
+
+
+def test_a_day_costs_no_request_and_ends_well(day: Simulator) -> None:
+    """Each offered request found a worker, each process that was started was reaped or lives."""
+    stats = day.stats
+    assert stats.offered > 100_000_000
+    assert stats.answered == stats.offered
+    templates = stats.reports["refork_done"]
+    assert templates > 10
+    assert stats.spawned == stats.reaped + stats.never_forked + templates + len(day.workers)
+    assert health.sentence(day.fleet) == "Healthy: all 64 workers are ready."
+
+
+def test_a_day_stays_within_its_budgets(day: Simulator) -> None:
+    """Processes beyond the wanted number, boots and leavers at once: as many as allowed, and some of each."""
+    stats = day.stats
+    assert 1 < stats.most_extra <= BUDGET
+    assert stats.most_booting == POLICY.boot_parallelism
+    assert 1 < stats.most_leaving <= BUDGET + 1
+    assert {cause for _, cause in stats.recycles} == {"recycle", "memory", "age"}
+
+
+def test_reloads_of_a_day(day: Simulator) -> None:
+    """One meets broken code and fails, one poisonous requests and is rolled back; the others go through."""
+    reports = day.stats.reports
+    assert reports["reload"] == 24
+    assert reports["reload_failed"] == 1
+    assert reports["reload_rolled_back"] == 1
+    assert reports["reload_done"] == 22
+
+
+def test_all_at_their_limit_in_the_same_second() -> None:
+    """Workers without jitter that are due together go in turns: what is left always serves all slots."""
+    scenario = Scenario(POLICY, rate=lambda _: 640.0, max_requests=10_000, measured=1.0)
+    fleet = Simulator(scenario).run(MINUTE)
+    first = list(fleet.workers)
+    for launch in first:
+        fleet.hand_in(events.RecycleDue(launch, 10_000))
+    fleet.run(5 * MINUTE)
+    assert fleet.stats.reports["recycle"] == WORKERS
+    assert not set(first) & set(fleet.workers)
+    assert fleet.stats.most_leaving <= BUDGET
+    assert fleet.stats.most_extra <= BUDGET
+    assert fleet.stats.longest_outage == pytest.approx(0, abs=70)  # only when it started
+
+
+@pytest.mark.parametrize(
+    ("cause", "jittery"),
+    [
+        ("recycle", Scenario(POLICY, max_requests=20_000, jitter=10_000)),
+        ("age", Scenario(replace(POLICY, max_age=2000.0, max_age_jitter=1000.0))),
+    ],
+)
+def test_jitter_spreads_what_began_together(cause: str, jittery: Scenario) -> None:
+    """64 workers that started together are not replaced together: no minute sees more than a few of them.
+
+    Evenly spread over the 1000 seconds of jitter it would be 4 a minute.
+    """
+    fleet = Simulator(replace(jittery, rate=lambda _: 640.0), seed=2).run(3200)
+    minutes = fleet.stats.per_minute(cause)
+    assert WORKERS <= sum(minutes) <= WORKERS + 8
+    assert sum(minutes[: 1980 // 60]) == 0
+    assert max(minutes) <= 11, minutes
+
+
+def test_without_jitter_there_is_a_spike() -> None:
+    """The proof of the proof: the same fleet without jitter asks for all its successors in one minute."""
+    scenario = Scenario(replace(POLICY, max_age=2000.0), measured=10.0)
+    fleet = Simulator(scenario, seed=2).run(3200)
+    assert max(fleet.stats.per_minute("age")) > 50
+
+
+def broken_hour(seed: int) -> Simulator:
+    """The code breaks and two workers crash; an hour later it is mended."""
+    scenario = Scenario(
+        POLICY, broken=[(100.0, 100.0 + HOUR)], poison=[(110.0, 111.5)], boot=(1.0, 1.0), measured=5.0
+    )
+    return Simulator(scenario, seed)
+
+
+def test_boots_that_fail_are_tried_ever_more_rarely() -> None:
+    """The attempts of an hour grow apart up to half a minute; the survivors serve; then it mends itself."""
+    fleet = broken_hour(1).run(100.0 + HOUR)
+    attempts = fleet.stats.failed_boots
+    gaps = [b - a for a, b in pairwise(attempts)]
+    assert 3600 / 40 < len(attempts) < 3600 / 22
+    assert gaps[1] < 3.0
+    assert all(earlier * 1.1 < later for earlier, later in pairwise(gaps[2:6]))
+    assert all(22.0 < gap < 40.0 for gap in gaps[8:])
+    assert fleet.fleet.ready == WORKERS - 2
+    assert health.state(fleet.fleet) == "degraded"
+    assert "booting failed" in health.sentence(fleet.fleet)
+    fleet.run(60.0)
+    assert health.sentence(fleet.fleet) == "Healthy: all 64 workers are ready."
+
+
+def test_fleets_that_fail_together_do_not_try_together() -> None:
+    """Two fleets with the same trouble at the same time (one database) soon try at different moments."""
+    one, other = (broken_hour(seed).run(1200.0).stats.failed_boots for seed in (1, 2))
+    apart = [min(abs(a - b) for b in other) for a in one[8:]]
+    assert sum(distance > 1.0 for distance in apart) > len(apart) / 2
+
+
+def test_poisonous_requests_do_not_take_the_fleet_down() -> None:
+    """Eighty crashes a minute, for ten: half of the workers serve at least, and it ends when they end."""
+    scenario = Scenario(POLICY, poison=[(60.0, 660.0)], poison_every=0.75, boot=(2.0, 2.0), measured=1.0)
+    fleet = Simulator(scenario).run(60.0)
+    least = WORKERS
+    for _ in range(600):
+        fleet.run(1.0)
+        least = min(least, fleet.fleet.ready)
+    assert least > WORKERS // 2
+    assert health.state(fleet.fleet) == "degraded"
+    assert "workers crashed" in health.sentence(fleet.fleet)
+    fleet.run(2 * MINUTE)
+    assert health.sentence(fleet.fleet) == "Healthy: all 64 workers are ready."
+
+
+def test_a_fork_server_that_dies_each_minute_is_replaced_each_time() -> None:
+    """Workers do not notice, and what is due to be recycled still gets its successor."""
+    scenario = Scenario(
+        POLICY, rate=lambda _: 640.0, max_requests=3000, jitter=3000, fork_server_deaths=60.0, measured=2.0
+    )
+    fleet = Simulator(scenario, seed=3).run(HOUR)
+    assert fleet.stats.reports["fork_server_failed"] >= 55
+    assert fleet.stats.reports["recycle"] > 400
+    assert fleet.stats.answered == fleet.stats.offered
+    assert fleet.fleet.ready == WORKERS
+
+
+def test_an_autoscaled_day() -> None:
+    """The number follows the load: enough at each hour, few at night, and it changes some dozens of times."""
+    policy = replace(POLICY, workers=2, workers_most=24, autoscale_cooldown=120.0)
+    scenario = Scenario(policy, rate=by_hour, request_seconds=0.005, crashes=0.05, fork_server_deaths=HOUR)
+    fleet = Simulator(scenario, seed=4).run(DAY)
+    stats = fleet.stats
+    assert stats.answered == stats.offered
+    for at, wanted in stats.sizes[100:]:
+        needed = by_hour(at) * scenario.request_seconds
+        assert needed <= 0.78 * wanted, f"{wanted} workers for the work of {needed} at {at}"
+        assert wanted <= max(4, 2.2 * needed)
+    night, noon = min(w for _, w in stats.sizes), max(w for _, w in stats.sizes)
+    assert night <= 3
+    assert 20 <= noon <= 24
+    assert stats.reports["autoscale"] < 150

@@ -1,0 +1,197 @@
+"""Upgrades in place: the supervisor becomes the program on the disk, and nobody notices."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from supervisor.control.routes import RELOAD, SCALE
+from supervisor.control.views import Reload, Scale
+from tests.kit.daemon import Daemon, Place, Process, children, descriptors, title, until, zombies
+from tests.kit.load import Load
+
+pytestmark = pytest.mark.system
+
+APP = """\
+import os
+import time
+
+
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/slow":
+        time.sleep(1.5)
+    body = b"%d" % os.getpid()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+
+def start(place: Place, *args: str) -> Daemon:
+    place.add("up.py", APP)
+    daemon = place.start("-w", "2", *args, "up:app")
+    daemon.settled(2)
+    return daemon
+
+
+def upgrade(daemon: Daemon, times: int = 1) -> None:
+    """Upgrade and wait until the new program has replaced all workers."""
+    for number in range(times):
+        daemon.send(signal.SIGUSR2)
+        daemon.event("upgraded", after=number)
+        daemon.event("reload_done", after=number)
+
+
+def test_nothing_is_lost(place: Place) -> None:
+    """Twice in a row under load: same pid, no failed request, totals and history go on, workers are new."""
+    daemon = start(place)
+    before, workers = daemon.status(), daemon.pids()
+    client = Load(daemon.address, rate=300, connections=8)
+    with client:
+        client.wait_for(100, within=20)
+        upgrade(daemon, times=2)
+        client.wait_for(client.ended + 100, within=20)
+        report = client.finish()
+    assert report.failed == report.stale == 0, report.summary()
+    after = daemon.status()
+    assert after.pid == before.pid == daemon.pid
+    assert after.generation == 3
+    assert after.started_at == before.started_at
+    assert after.totals.requests >= len(report)
+    assert after.totals.spawned == before.totals.spawned + 4
+    assert after.totals.deaths == 0
+    assert not set(daemon.pids()) & set(workers)
+    assert zombies(daemon.pid) == []
+
+
+def test_descriptors_do_not_grow(place: Place) -> None:
+    """Each program has as many descriptors as the one before, and so have its children."""
+    daemon = start(place, "--probation", "0", "-p", "up.pid")
+    upgrade(daemon)
+
+    def held() -> tuple[int, int]:
+        server = next(pid for pid in children(daemon.pid) if title(pid).startswith("ostler: fork server"))
+        return len(descriptors(daemon.pid)), len(descriptors(server))
+
+    daemon.until(lambda: len(children(daemon.pid)) == 3, "a fork server and two workers")
+    before = held()
+    for number in range(1, 4):
+        daemon.send(signal.SIGUSR2)
+        daemon.event("reload_done", after=number)
+    daemon.until(lambda: len(children(daemon.pid)) == 3, "a fork server and two workers")
+    daemon.until(lambda: held() == before, f"{before} descriptors, as before")
+    assert (place.app_folder / "up.pid").read_text() == f"{daemon.pid}\n"
+
+
+def test_request_in_flight(place: Place) -> None:
+    """A request that is in the app when the program is replaced gets its answer."""
+    daemon = start(place)
+    connection = daemon.connect().asked("/slow")
+    daemon.in_app("/slow")
+    daemon.send(signal.SIGUSR2)
+    daemon.event("upgraded")
+    assert connection.answer().status == 200
+
+
+def test_new_code_is_served(place: Place) -> None:
+    """After the program, workers and app are replaced as by a reload."""
+    daemon = start(place)
+    place.add("up.py", APP.replace('b"%d" % os.getpid()', 'b"new"'))
+    upgrade(daemon)
+    assert daemon.get().text == "new"
+
+
+def test_broken_app(place: Place) -> None:
+    """The program is tried before: what it would fail with is told, and nothing was touched."""
+    daemon = start(place)
+    workers = daemon.pids()
+    place.add("up.py", "import nowhere_to_be_found\n")
+    daemon.send(signal.SIGUSR2)
+    assert "nowhere_to_be_found" in daemon.event("upgrade_failed", level="error")["problem"]
+    assert daemon.pids() == workers
+    assert daemon.get().status == 200
+    place.add("up.py", APP)
+    daemon.send(signal.SIGUSR2)
+    daemon.event("upgraded")
+
+
+def test_program_is_gone(place: Place) -> None:
+    """An interpreter that can't be executed any more is one line; the old program goes on."""
+    python = place.folder / "python"
+    python.symlink_to(sys.executable)
+    place.add("up.py", APP)
+    path = os.pathsep.join(path for path in sys.path if path)
+    daemon = place.start("up:app", argv=(str(python), "-m", "supervisor"), PYTHONPATH=path)
+    daemon.settled(1)
+    python.unlink()
+    daemon.send(signal.SIGUSR2)
+    assert "No such file" in daemon.event("upgrade_failed")["problem"]
+    assert daemon.get().status == 200
+
+
+def test_scale_and_wishes_go_on(place: Place) -> None:
+    """A number set by hand survives, and the new program obeys signals and the API as the old one did."""
+    daemon = start(place)
+    daemon.client.call(SCALE, Scale(workers=3))
+    daemon.settled(3)
+    upgrade(daemon)
+    assert daemon.status().wanted == 3
+    daemon.send(signal.SIGTTIN)
+    daemon.settled(4)
+    assert daemon.client.call(RELOAD, Reload(wait=True)).phase == "done"
+    assert daemon.stop() == 0
+
+
+def test_worker_dies_meanwhile(place: Place) -> None:
+    """A worker that ends while the program is replaced is reaped by the new one and gets a successor."""
+    daemon = start(place)
+    victim = daemon.pids()[0]
+    daemon.send(signal.SIGUSR2)
+    os.kill(victim, signal.SIGKILL)
+    daemon.event("upgraded")
+    daemon.event("reload_done")
+    daemon.settled(2)
+    assert victim not in daemon.pids()
+    assert zombies(daemon.pid) == []
+
+
+def test_what_can_not_be_read(tmp_path: Path) -> None:
+    """A program that can't read what was left keeps all channels open until SIGTERM, and hands that on."""
+    ours, theirs = socket.socketpair()
+    (tmp_path / "state").write_text('["another format"]\n')
+    code = f"""\
+import os, subprocess, sys
+from supervisor.daemon.upgrade import taking_over
+child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+print(child.pid, flush=True)
+os.environ["OSTLER_UPGRADE"] = str(os.open({str(tmp_path / "state")!r}, os.O_RDONLY))
+sys.exit(taking_over(lambda carried: 99))
+"""
+    with (
+        (tmp_path / "log").open("wb") as log,
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            pass_fds=[theirs.fileno()],
+            text=True,
+        ) as keeper,
+    ):
+        assert keeper.stdout is not None
+        child = Process(int(keeper.stdout.readline()))
+        theirs.close()
+        try:
+            until(lambda: "workers serve on" in (tmp_path / "log").read_text(), "said")
+            ours.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                ours.recv(1)
+            assert not child.gone
+        finally:
+            keeper.send_signal(signal.SIGTERM)
+        assert keeper.wait(15) == 1
+        assert child.ended()
+    assert ours.recv(1) == b""
+    ours.close()

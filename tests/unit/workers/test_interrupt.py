@@ -1,0 +1,592 @@
+"""Overdue requests are ended, and nothing else is; requests that ask for time get it."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.osapi.process import INTERRUPT_SIGNAL
+from supervisor.scoreboard import layout
+from supervisor.scoreboard.reader import InFlight
+from supervisor.workers import interrupt as module
+from supervisor.workers.interrupt import LONG, Deadlines
+from supervisor.wsgi.environ import Environ
+from supervisor.wsgi.exchange import DeadlineExceeded
+from tests.kit.daemon import until
+from tests.unit.workers.rig import PATIENCE, Client, Rig, Serve
+
+Start = Callable[..., Any]
+
+
+class Shop:
+    """An app whose request `/hang` does not end by itself, in a way of the test's choice.
+
+    Attributes:
+        caught: the paths in which DeadlineExceeded was seen.
+        closed: how often a result was closed.
+    """
+
+    def __init__(self, hang: Callable[[], object] = lambda: time.sleep(1000)) -> None:
+        self._hang = hang
+        self.caught: list[str] = []
+        self.closed = 0
+
+    def __call__(self, environ: Environ, start_response: Start) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        try:
+            if path == "/stream":
+                start_response("200 OK", [])
+                return Stream(self)
+            if path == "/hang":
+                self._hang()
+            if path == "/long":
+                until(lambda: (self.caught and None) or None, "for ever", within=0.2)
+        except DeadlineExceeded:
+            self.caught.append(path)
+            raise
+        except Exception:
+            pass
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    def hang(self) -> None:
+        self._hang()
+
+
+class Stream:
+    """A result of which one block comes."""
+
+    def __init__(self, shop: Shop) -> None:
+        self._shop = shop
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b"some"
+        self._shop.hang()
+
+    def close(self) -> None:
+        self._shop.closed += 1
+
+
+def loop() -> None:
+    while True:
+        pass
+
+
+def receive() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        one.recv(1)
+
+
+def nap() -> None:
+    """For threads: their system calls are not ended, so these are short."""
+    while True:
+        time.sleep(0.001)
+
+
+def swallow() -> None:
+    try:
+        loop()
+    except Exception:
+        raise AssertionError("an app's handling of errors has met it") from None
+
+
+@pytest.fixture
+def handled() -> Iterator[Callable[[Rig], None]]:
+    """Installs the rig's handler of the signal, as a worker does."""
+    before = signal.getsignal(INTERRUPT_SIGNAL)
+    yield lambda rig: signal.signal(INTERRUPT_SIGNAL, rig.engine.deadlines.interrupt)
+    signal.signal(INTERRUPT_SIGNAL, before if before is not None else signal.SIG_DFL)
+
+
+def old(rig: Rig, path: str) -> InFlight:
+    """Wait until a request is in the app for long enough to be interrupted."""
+
+    def look() -> InFlight | None:
+        now = time.monotonic_ns()
+        found = [r for r in rig.scoreboard.in_flight(rig.cell) if r.path == path]
+        return found[0] if found and now - found[0].started_ns > LONG else None
+
+    return until(look, f"{path} has been there for long")
+
+
+def interrupt(rig: Rig, path: str) -> None:
+    """Do what the supervisor does about an overdue request."""
+    request = old(rig, path)
+    rig.scoreboard.mark_overdue(rig.cell, request.thread, request.started_ns)
+    os.kill(os.getpid(), INTERRUPT_SIGNAL)
+
+
+Handled = Callable[[Rig], None]
+
+
+@pytest.mark.parametrize("hang", [lambda: time.sleep(1000), loop, receive, swallow])
+def test_the_main_thread(tmp_path: Path, handled: Handled, hang: Callable[[], None]) -> None:
+    """Whatever it hangs in, also a system call: 504, once in the counts and the log; then it serves on."""
+    shop = Shop(hang)
+    rig = Rig(tmp_path, shop, access=True)
+    handled(rig)
+
+    def play() -> None:
+        client = rig.client()
+        client.ask("/hang")
+        interrupt(rig, "/hang")
+        answer = client.answer()
+        assert (answer.status, answer.body) == ("504 Gateway Timeout", b"Gateway Timeout\n")
+        assert answer.headers["connection"] == "close"
+        assert client.rest() == b""
+        assert rig.client().get("/").body == b"ok"
+
+    rig.run_here(play)
+    assert shop.caught == ["/hang"]
+    assert (tmp_path / "access").read_text().splitlines()[0] == "GET /hang HTTP/1.1 504 16"
+    assert (tmp_path / "log").read_text() == ""
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_other_threads(serve: Serve, handled: Handled, threads: int) -> None:
+    """The same in a thread that is not the main one; who serves beside it notices nothing."""
+    gate = threading.Event()
+    shop = Shop(nap)
+
+    def app(environ: Environ, start_response: Start) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/beside":
+            gate.wait(PATIENCE)
+        return shop(environ, start_response)
+
+    rig = serve(app, threads=threads, access=True)
+    handled(rig)
+    client, beside = rig.client(), rig.client()
+    client.ask("/hang")
+    old(rig, "/hang")
+    if threads > 1:
+        beside.ask("/beside")
+        old(rig, "/beside")
+    interrupt(rig, "/hang")
+    assert client.answer().status == "504 Gateway Timeout"
+    assert client.rest() == b""
+    gate.set()
+    if threads > 1:
+        assert beside.answer().body == b"ok"
+    assert rig.client().get("/").body == b"ok"
+    assert shop.caught == ["/hang"]
+    assert rig.counts().statuses[5] == 1
+    assert rig.counts().errors == 1
+    assert rig.log() == ""
+
+
+def test_head(tmp_path: Path, handled: Handled) -> None:
+    """HEAD gets no body."""
+    rig = Rig(tmp_path, Shop())
+    handled(rig)
+
+    def play() -> None:
+        client = rig.client()
+        client.send(b"HEAD /hang HTTP/1.1\r\nHost: x\r\n\r\n")
+        interrupt(rig, "/hang")
+        assert client.answer("HEAD").status == "504 Gateway Timeout"
+        assert client.rest() == b""
+
+    rig.run_here(play)
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_an_answer_that_has_begun(tmp_path: Path, serve: Serve, handled: Handled, main: bool) -> None:
+    """It is cut, so that the client sees that it is not whole; close() of the result is called."""
+    shop = Shop(nap)
+    rig = Rig(tmp_path, shop, access=True) if main else serve(shop, access=True)
+    handled(rig)
+
+    def play() -> None:
+        client = rig.client()
+        client.ask("/stream")
+        interrupt(rig, "/stream")
+        raw = client.rest()
+        assert raw.endswith(b"\r\n\r\n4\r\nsome\r\n")
+        assert rig.client().get("/").body == b"ok"
+
+    if main:
+        rig.run_here(play)
+    else:
+        play()
+    assert shop.closed == 1
+    assert (tmp_path / "access").read_text().splitlines()[0] == "GET /stream HTTP/1.1 200 4"
+    assert (tmp_path / "log").read_text() == ""
+
+
+def test_what_is_kept_of_a_cut_answer_is_not_sent(tmp_path: Path, handled: Handled) -> None:
+    """A client that is slow gets no more of it, and the worker keeps nothing."""
+    block = b"x" * (1 << 22)
+    closed: list[int] = []
+
+    def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Length", str(len(block) + 1))])
+        try:
+            yield block
+            time.sleep(1000)
+        finally:
+            closed.append(1)
+
+    rig = Rig(tmp_path, app)
+    handled(rig)
+
+    def play() -> None:
+        client = rig.client(receive_buffer=4096)
+        client.ask("/slow")
+        interrupt(rig, "/slow")
+        until(lambda: rig.counts().closed == 1, "the connection is closed")
+        assert len(client.rest()) < len(block)
+
+    rig.run_here(play)
+    assert closed == [1]
+
+
+def test_close_that_hangs(tmp_path: Path, handled: Handled) -> None:
+    """close() of a result is the app's, too: it is ended, and the answer that was given stays."""
+
+    class Result(list[bytes]):
+        def close(self) -> None:
+            time.sleep(1000)
+
+    def app(environ: Environ, start_response: Start) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Length", "2")])
+        return Result([b"ok"]) if environ["PATH_INFO"] == "/hang" else [b"ok"]
+
+    rig = Rig(tmp_path, app)
+    handled(rig)
+
+    def play() -> None:
+        client = rig.client()
+        client.ask("/hang")
+        interrupt(rig, "/hang")
+        assert client.answer().body == b"ok"
+        assert client.get("/").body == b"ok"
+
+    rig.run_here(play)
+    assert "DeadlineExceeded" in (tmp_path / "log").read_text()
+
+
+def test_a_client_that_takes_nothing(serve: Serve, handled: Handled) -> None:
+    """A thread that waits for a slow client is one that waits in our own code, and is ended as well."""
+
+    def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        while True:
+            yield b"x" * 65536
+
+    rig = serve(app, buffer_response=65536, buffer_response_file=0)
+    handled(rig)
+    client = rig.client(receive_buffer=4096)
+    client.ask("/slow")
+    interrupt(rig, "/slow")
+    until(lambda: rig.counts().closed == 1, "the connection is closed")
+    assert rig.log() == ""
+
+
+# -- what must not be hit --------------------------------------------------------------------------------
+
+
+def test_the_next_request_is_not_meant(tmp_path: Path, handled: Handled) -> None:
+    """The signal comes when the overdue request has ended: who is in the thread now goes on."""
+    gate = threading.Event()
+
+    def app(environ: Environ, start_response: Start) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/next":
+            while not gate.is_set():
+                pass
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    rig = Rig(tmp_path, app)
+    handled(rig)
+
+    def play() -> None:
+        words = rig.engine._cell.lane(0)[0]
+        client = rig.client()
+        client.ask("/next")
+        request = old(rig, "/next")
+        rig.scoreboard.mark_overdue(rig.cell, 0, request.started_ns - 1)
+        seen = len(handled_signals)
+        os.kill(os.getpid(), INTERRUPT_SIGNAL)
+        until(lambda: len(handled_signals) > seen, "the handler has run")
+        assert words[layout.STARTED] == request.started_ns
+        gate.set()
+        assert client.answer().status == "200 OK"
+
+    handled_signals: list[int] = []
+    ours = rig.engine.deadlines.interrupt
+
+    def noting(signum: int, frame: Any) -> None:
+        try:
+            ours(signum, frame)
+        finally:
+            handled_signals.append(signum)
+
+    signal.signal(INTERRUPT_SIGNAL, noting)
+    rig.run_here(play)
+
+
+class Stage:
+    """A cell with one lane that shows a request of the calling thread, marked as overdue."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.rig = Rig(tmp_path, Shop())
+        self.deadlines = self.rig.engine.deadlines
+        self.words = self.rig.engine._cell.lane(0)[0]
+        self.words[layout.IDENT] = threading.get_ident()
+        self.started = time.monotonic_ns() - 2 * LONG
+        self.words[layout.STARTED] = self.words[layout.OVERDUE] = self.started
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    stage = Stage(tmp_path)
+    with stage.rig:
+        # Its thread has the lane, too; here it is the test's.
+        until(lambda: stage.words[layout.IDENT] != threading.get_ident() or None, "the engine runs")
+        stage.words[layout.IDENT] = threading.get_ident()
+        yield stage
+        stage.words[layout.STARTED] = 0
+
+
+def test_nothing_is_raised_outside_of_the_app(stage: Stage) -> None:
+    """In the very moment before the app is called, or after it has returned, the handler does nothing."""
+    stage.deadlines.interrupt(INTERRUPT_SIGNAL, sys._getframe())
+    stage.deadlines.interrupt(INTERRUPT_SIGNAL, None)
+
+
+def in_app(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_is_in_app", lambda _frame: True)
+    stage.deadlines.interrupt(INTERRUPT_SIGNAL, sys._getframe())
+
+
+def test_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that has swallowed the exception is not hit again: the rest is its worker's replacement."""
+    with pytest.raises(DeadlineExceeded, match="timeout"):
+        in_app(stage, monkeypatch)
+    in_app(stage, monkeypatch)
+
+
+@pytest.mark.parametrize("reason", ["ended", "another", "extended", "young"])
+def test_not_meant(stage: Stage, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    """No request, another one than was marked, one that has more time by now, one too young to be overdue."""
+    words = stage.words
+    if reason == "ended":
+        words[layout.STARTED] = 0
+    elif reason == "another":
+        words[layout.STARTED] += 1
+    elif reason == "extended":
+        stage.deadlines.extend(60)
+    else:
+        words[layout.STARTED] = words[layout.OVERDUE] = time.monotonic_ns() + 1_000_000_000
+    in_app(stage, monkeypatch)
+
+
+def test_a_signal_within_the_handler(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler is interrupted by itself while it holds its lock: it neither hangs nor hits twice."""
+    hits: list[int] = []
+
+    def set_exception(ident: int, kind: Any) -> None:
+        hits.append(ident)
+        stage.deadlines.interrupt(INTERRUPT_SIGNAL, sys._getframe())
+
+    monkeypatch.setattr(module, "_set_exception", set_exception)
+    stage.words[layout.IDENT] = 4711
+    stage.deadlines.interrupt(INTERRUPT_SIGNAL, sys._getframe())
+    assert hits == [4711]
+
+
+def test_what_was_not_noticed_is_taken_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread ends its request after the exception was set and before it noticed: it is taken back, once."""
+    taken_back: list[tuple[int, Any]] = []
+    monkeypatch.setattr(module, "_set_exception", lambda ident, kind: taken_back.append((ident, kind)))
+    ident = 0
+
+    def thread() -> None:
+        nonlocal ident
+        ident = threading.get_ident()
+        stage.words[layout.IDENT] = ident
+        until(lambda: taken_back, "it was set")
+        stage.words[layout.STARTED] = 0
+        stage.deadlines.end(stage.started)
+        stage.deadlines.end(stage.started + 1)  # the next one
+
+    other = threading.Thread(target=thread)
+    other.start()
+    until(lambda: ident == stage.words[layout.IDENT] or None, "it serves")
+    stage.deadlines.interrupt(INTERRUPT_SIGNAL, sys._getframe())
+    other.join(PATIENCE)
+    assert taken_back == [(ident, DeadlineExceeded), (ident, None)]
+
+
+def test_noticed_at_the_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes between the app's return and the end of the request: the connection ends, no more."""
+
+    def end(self: Deadlines, started: int) -> None:
+        raise DeadlineExceeded
+
+    monkeypatch.setattr(Deadlines, "end", end)
+    rig = serve(Shop(lambda: time.sleep(2 * LONG / 1e9)))
+    client = rig.client()
+    client.ask("/hang")
+    assert client.answer().body == b"ok"
+    assert client.rest() == b""
+    assert rig.client().get("/").body == b"ok"
+    until(lambda: not rig.scoreboard.in_flight(rig.cell), "the lane is free")
+    assert rig.log() == ""
+
+
+def test_at_any_moment(serve: Serve, handled: Handled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are marked when they are about to end: each is answered or cut, and no other one is hit."""
+    monkeypatch.setattr(module, "LONG", 0)
+    monkeypatch.setattr("supervisor.workers.serving.LONG", 0)
+    marked: set[str] = set()
+    hit: list[str] = []
+
+    def app(environ: Environ, start_response: Start) -> Iterable[bytes]:
+        name = environ["PATH_INFO"]
+        try:
+            for _ in range(10):
+                time.sleep(0)  # lets go of the interpreter lock
+            start_response("200 OK", [("Content-Length", str(len(name)))])
+            return [name.encode()]
+        except DeadlineExceeded:
+            hit.append(name)
+            raise
+
+    rig = serve(app, threads=4)
+    handled(rig)
+    stop = threading.Event()
+    outcomes: list[str] = []
+
+    def ask(number: int) -> None:
+        client = rig.client()
+        count = 0
+        while not stop.is_set():
+            count += 1
+            name = f"/{number}/{count}"
+            outcome = one(client, name)
+            outcomes.append(outcome)
+            if outcome != "200":
+                client.close()
+                client = rig.client()
+
+    def one(client: Client, name: str) -> str:
+        client.ask(name)
+        try:
+            answer = client.answer()
+        except AssertionError:
+            return "cut"  # the connection ended
+        assert answer.body == (name.encode() if answer.status == "200 OK" else b"Gateway Timeout\n")
+        return answer.status[:3]
+
+    clients = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in clients:
+        thread.start()
+    try:
+        end = time.monotonic() + PATIENCE
+        while (len(hit) < 50 or outcomes.count("cut") < 5) and time.monotonic() < end:
+            for request in rig.scoreboard.in_flight(rig.cell):
+                marked.add(request.path)
+                rig.scoreboard.mark_overdue(rig.cell, request.thread, request.started_ns)
+            os.kill(os.getpid(), INTERRUPT_SIGNAL)
+    finally:
+        stop.set()
+        for thread in clients:
+            thread.join(PATIENCE)
+    assert len(hit) >= 50
+    assert set(hit) <= marked
+    assert {"200", "504", "cut"} == set(outcomes)
+    assert rig.log() == ""
+    assert rig.client().get("/still").body == b"/still"
+
+
+# -- more time -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_extending_a_deadline(serve: Serve, threads: int) -> None:
+    """The request at hand has so many seconds from then, never fewer than before; the next has the usual."""
+    gate = threading.Event()
+    extended: list[float] = []
+
+    def app(environ: Environ, start_response: Start) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/long":
+            extended.append(time.monotonic())
+            environ["ostler.extend_deadline"](100)
+            environ["ostler.extend_deadline"](1)
+        gate.wait(PATIENCE)
+        start_response("200 OK", [("Content-Length", "0")])
+        return [b""]
+
+    rig = serve(app, threads=threads)
+    client = rig.client()
+    client.ask("/long")
+    request = old(rig, "/long")
+    assert 100 <= request.extended_until - extended[0] < 100 + PATIENCE
+    assert request.deadline(30) == request.extended_until
+    assert request.deadline(0) is None
+    assert request.deadline(1000) == request.started + 1000
+    gate.set()
+    client.answer()
+    gate.clear()
+    client.ask("/usual")
+    request = old(rig, "/usual")
+    assert request.extended_until == 0.0
+    assert request.deadline(30) == request.started + 30
+    gate.set()
+    client.answer()
+
+
+def test_extending_nobodys_deadline(serve: Serve) -> None:
+    """A thread of the app's own serves no request: it is told so."""
+    heard: list[BaseException] = []
+
+    def app(environ: Environ, start_response: Start) -> Iterable[bytes]:
+        def extend() -> None:
+            try:
+                environ["ostler.extend_deadline"](5)
+            except RuntimeError as error:
+                heard.append(error)
+
+        thread = threading.Thread(target=extend)
+        thread.start()
+        thread.join()
+        start_response("200 OK", [("Content-Length", "0")])
+        return [b""]
+
+    rig = serve(app)
+    assert rig.client().get().status == "200 OK"
+    assert "serves no request" in str(heard[0])
+    with pytest.raises(RuntimeError, match="serves no request"):
+        rig.engine.deadlines.extend(5)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 1e30])
+def test_extending_by_nonsense(serve: Serve, seconds: float) -> None:
+    """What is no time is refused by name."""
+    rig = serve(Shop())
+    with pytest.raises(ValueError, match=r"can't be extended by"):
+        rig.engine.deadlines.extend(seconds)
+
+
+def test_what_the_app_is_given(serve: Serve) -> None:
+    """One function for all requests of a worker: it costs nothing per request."""
+    seen: list[Any] = []
+
+    def app(environ: Environ, start_response: Start) -> Iterable[bytes]:
+        seen.append(environ["ostler.extend_deadline"])
+        start_response("200 OK", [("Content-Length", "0")])
+        return [b""]
+
+    rig = serve(app)
+    for _ in range(2):
+        rig.client().get()
+    assert seen[0] is seen[1]
