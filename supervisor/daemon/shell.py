@@ -444,6 +444,7 @@ class Shell:
     def fork_server_ended(self, handle: ForkServerHandle, status: ExitStatus) -> None:
         if handle.channel.fileno() >= 0:
             self._on_fork_server(handle)
+        if handle.channel.fileno() >= 0:  # still: at its end that closes it
             self._loop.remove_reader(handle.channel.fileno())
         handle.close()
         del self.fork_servers[handle.generation]
