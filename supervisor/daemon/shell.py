@@ -35,7 +35,7 @@ from supervisor.fleet.state import State
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel
 from supervisor.osapi.cpus import usable_cpus
-from supervisor.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL
+from supervisor.osapi.process import DUMP_SIGNAL
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings.load import Loaded
 
@@ -131,7 +131,7 @@ class Shell:
             actions.UseTemplate: self._use_template,
             actions.DumpStack: self._dump_stack,
             # The sensor has marked which request.
-            actions.Interrupt: lambda action: self._signal(action.launch, INTERRUPT_SIGNAL),
+            actions.Interrupt: lambda action: self.workers[action.launch].interrupt(),
             actions.Quit: self._quit,
             actions.Abort: lambda action: self._end(action.launch, signal.SIGABRT),
             actions.Kill: lambda action: self._end(action.launch, signal.SIGKILL),
