@@ -35,7 +35,7 @@ from supervisor.fleet.state import State
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel
 from supervisor.osapi.cpus import usable_cpus
-from supervisor.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL
+from supervisor.osapi.process import DUMP_SIGNAL
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings.load import Loaded
 
@@ -438,7 +438,7 @@ class Shell:
         if handle.launch not in self.workers:
             return
         if any(r.overdue and r.thread == thread for r in self.scoreboard.in_flight(handle.cell)):
-            handle.send_signal(INTERRUPT_SIGNAL)
+            handle.interrupt()
             if times > 1:
                 self._loop.call_later(_DUMP_TIME, self._send_interrupt, handle, thread, times - 1)
 
@@ -461,6 +461,7 @@ class Shell:
     def fork_server_ended(self, handle: ForkServerHandle, status: ExitStatus) -> None:
         if handle.channel.fileno() >= 0:
             self._on_fork_server(handle)
+        if handle.channel.fileno() >= 0:  # still: at its end that closes it
             self._loop.remove_reader(handle.channel.fileno())
         handle.close()
         del self.fork_servers[handle.generation]
