@@ -35,8 +35,8 @@ import servers
 
 sys.path.insert(0, str(servers.ROOT))
 from supervisor.control.client import Client, RefusedError, UnreachableError
-from supervisor.control.routes import RECYCLE, RELOAD, SCALE
-from supervisor.control.views import Reload, Scale
+from supervisor.control.routes import RECYCLE, REFORK, RELOAD, SCALE, UPGRADE
+from supervisor.control.views import Refork, Reload, Scale
 from tests.kit.daemon import (
     Daemon,
     Place,
@@ -227,6 +227,20 @@ class Chaos:
             if slots:
                 self.client.call(RECYCLE, slot=self.dice.choice(slots))
             self._pass_time(0.2)
+
+    def do_refork(self) -> None:
+        with self._planned():
+            self.client.call(REFORK, Refork())
+            self._pass_time(0.3)
+
+    def do_upgrade(self) -> None:
+        """Not awaited: what follows meets a supervisor that checks, or is, its successor."""
+        with self._planned():
+            if self.dice.random() < 0.5:
+                self.client.call(UPGRADE)
+            else:
+                self.daemon.send(signal.SIGUSR2)
+            self._pass_time(0.3)
 
     def do_rotate_logs(self) -> None:
         self._rotated += 1
@@ -466,6 +480,10 @@ class Chaos:
                 drawn[name][0]()
             except RefusedError as error:
                 self.account.refused[f"{name}: {error}"] += 1
+            except UnreachableError:
+                # The supervisor's successor comes into being; the daemon's end would be noticed below.
+                assert self.daemon.process.poll() is None, "the daemon has ended"
+                self.account.refused[f"{name}: nobody answered"] += 1
             self._pass_time(self.dice.choice([0.0, 0.05, 0.2, 0.5]))
         self._finish()
 
@@ -474,11 +492,18 @@ class Chaos:
         deadline = time.monotonic() + SETTLE_WITHIN
         while self._asides and time.monotonic() < deadline:
             self._pass_time(0.1)
-        self._pass_time(0.5)
-        self._reload(wait=True)
+        # An upgrade may be under way still: ask until somebody answers, and its own reload is over.
+        self.daemon.until(self._at_rest, "an answer to a last reload", SETTLE_WITHIN)
         self.client.call(SCALE, Scale(workers=WORKERS))
         self.daemon.settled(WORKERS, within=SETTLE_WITHIN)
         self.client.close()
+
+    def _at_rest(self) -> bool:
+        self._pass_time(0.5)
+        try:
+            return self.client.call(RELOAD, Reload(wait=True)).phase == "done"
+        except UnreachableError:
+            return False
 
 
 def configure(place: Place, version: int) -> None:

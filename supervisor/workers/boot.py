@@ -17,6 +17,7 @@ import random
 import select
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -53,7 +54,8 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 # How long after its graceful time-out a worker without supervisor may still be there.
 _ORPHAN_GRACE = 1.0
-
+# linux/fcntl.h
+_F_SETOWN_EX, _F_OWNER_TID = 15, 0
 
 # How long the engine's threads may take to end when all is answered.
 _THREADS_END = 1.0
@@ -388,7 +390,7 @@ def on_hang_up(
 ) -> None:
     """Call back when the other end of socket `fd` is gone: in the main thread, also while it runs user code.
 
-    May call back more than once. Uses SIGIO (fcntl(2), F_SETOWN), which comes with each message as well:
+    May call back more than once. Uses SIGIO (fcntl(2), F_SETOWN_EX), which comes with each message as well:
     `on_message` hears of that.
     """
 
@@ -401,7 +403,8 @@ def on_hang_up(
             on_message()
 
     signal.signal(signal.SIGIO, look)
-    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    # The main thread and no other: only it runs handlers, and only what hits it ends a call that it waits in.
+    fcntl.fcntl(fd, _F_SETOWN_EX, struct.pack("ii", _F_OWNER_TID, os.getpid()))
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
     look()  # it may have gone before
 

@@ -121,7 +121,7 @@ def test_planned_ends(place: Place) -> None:
     assert daemon.ctl("reload").code == 1
     view = an_exit(daemon, cause="boot failed", kind="worker")
     assert "no_such_module" in (view.stack or "")
-    an_exit(daemon, cause="boot failed", kind="fork server")
+    assert "no_such_module" in (an_exit(daemon, cause="boot failed", kind="fork server").stack or "")
 
 
 def test_killed_fork_server(place: Place) -> None:
@@ -144,6 +144,8 @@ def test_metrics_count_what_the_ledger_tells(daemon: Daemon) -> None:
     for name in ('ostler_exits_total{cause="exited",kind="worker"}', 'ostler_requests_total{status="2xx"}'):
         assert after[name] == before[name] + 1
     assert after["ostler_request_duration_seconds_count"] == after['ostler_requests_total{status="2xx"}']
+    assert after["ostler_queue_wait_seconds_count"] == after["ostler_request_duration_seconds_count"]
+    assert after[f'ostler_accept_queue_limit{{listener="{daemon.url}"}}'] == 2048
     assert after["ostler_workers_ready"] == 2
     assert all(value >= before.get(name, 0) for name, value in after.items() if "_total" in name)
 
