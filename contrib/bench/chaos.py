@@ -50,13 +50,14 @@ from tests.kit.daemon import (
     title,
     zombies,
 )
-from tests.kit.load import AnswerParser, Load, MalformedAnswerError, Outcome, Record, Report, percentile
+from tests.kit.load import AnswerParser, Load, MalformedAnswerError, Report, percentile
 
 WORKERS = 4
 RATE, CONNECTIONS, CLOSE_EVERY = 300.0, 24, 11
 QUIET = 5.0  # seconds without any operation, for comparison
+LONG_WAIT = 1.0
 NEWS_WITHIN = 2.0  # seconds after a process's end within which its clients hear of it
-TIMEOUT = 1.0  # the daemon's
+TIMEOUT = 2.0  # the daemon's; an overloaded machine must not make quick requests overdue
 SETTLE_WITHIN = 60.0
 # Beyond what caches and the history of events take.
 MEMORY_GROWTH = 24 * 1024 * 1024
@@ -69,7 +70,7 @@ RELEASE = "import unruly\n\napp = unruly.make({version!r}, crash_after={crash_af
 
 FLAGS = (
     *("--timeout", f"{TIMEOUT:g}", "--timeout-grace", "0.5", "--graceful-timeout", "5"),
-    *("--max-requests", "500", "--max-requests-jitter", "300", "--max-memory", "100M"),
+    *("--max-requests", "500", "--max-requests-jitter", "300", "--max-memory", "50M"),
     *("--canary-time", "0.1", "--probation", "3", "--keep-alive", "75", "--header-timeout", "3"),
 )  # fmt: skip
 
@@ -551,9 +552,12 @@ class Result:
         lines.append(f"load: {report.summary()}")
         lines += [f"  {count:>5}  lost, explained: {why}" for why, count in self.explained.items()]
         late = percentile(sorted(report.lags), 0.99)
+        waited = [record for record in report.records if record.ended - record.sent > LONG_WAIT]
+        harmed = sum(account.explanation(record.port, record.ended) is not None for record in waited)
         lines += [
             f"p99 ms: quiet {self.quiet_p99 * 1000:.1f}, in planned operations {self.planned_p99 * 1000:.1f}",
             f"the client's own delay, p99: {late * 1000:.1f} ms",
+            f"waited more than {LONG_WAIT:g} s: {len(waited)} requests, {harmed} of them at a harmed process",
             f"requests counted by the server: {self.served}; deaths: {self.deaths}",
             f"the supervisor's memory: {self.memory[0] / 1e6:.1f} MB, then {self.memory[1] / 1e6:.1f} MB",
         ]
@@ -567,21 +571,16 @@ def judge(report: Report, chaos: Chaos) -> tuple[Counter[str], list[str]]:
     explained: Counter[str] = Counter()
     problems = list(chaos.account.unexplained)
     for record in report.lost:
-        why = [chaos.account.explanation(port, record.ended) for port in lost_ports(record)]
+        why = [chaos.account.explanation(port, at) for port, at in record.losses]
         if None in why:
+            losses = ", ".join(f"port {port} at {at:.3f}" for port, at in record.losses)
             problems.append(
-                f"{record.outcome.value} {record.detail}: ports {lost_ports(record)}, last with "
-                f"{record.worker}, sent at {record.sent:.3f}, ended at {record.ended:.3f}"
+                f"{record.outcome.value} {record.detail}: {losses}; last with {record.worker}, "
+                f"sent at {record.sent:.3f}"
             )
         else:
             explained[str(why[-1])] += 1
     return explained, problems
-
-
-def lost_ports(record: Record) -> list[int]:
-    """The client's ends of the connections on which attempts were lost."""
-    ports = [record.stale_port] if record.stale else []
-    return ports if record.outcome is Outcome.OK else [*ports, record.port]
 
 
 def within(report: Report, windows: list[tuple[float, float]]) -> Report:
@@ -632,7 +631,7 @@ def soak(
     # A process that ends may have sent an answer that it had not counted yet; and of what was lost nobody
     # knows whether it was answered and the answer lost.
     least = answered - len(account.hurts)
-    most = answered + sum(len(lost_ports(record)) for record in report.lost) + account.lost_aside
+    most = answered + sum(len(record.losses) for record in report.lost) + account.lost_aside
     if not least <= served <= most:
         problems.append(f"the server counted {served} requests, the clients {least} to {most}")
     problems += left_over(daemon, before)

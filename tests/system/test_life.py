@@ -78,15 +78,10 @@ def planned(daemon: Daemon) -> Iterator[Load]:
 def unexplained(report: Report, killed: Sequence[Killed]) -> list[Record]:
     """Lost requests that none of these processes had in hand when it was killed."""
 
-    def excused(record: Record) -> bool:
-        ports = {record.stale_port} if record.outcome is Outcome.OK else {record.port, record.stale_port}
-        ports.discard(0)
-        return all(
-            any(port in kill.ports and 0 <= record.ended - kill.at < NEWS_WITHIN for kill in killed)
-            for port in ports
-        )
+    def excused(port: int, at: float) -> bool:
+        return any(port in kill.ports and 0 <= at - kill.at < NEWS_WITHIN for kill in killed)
 
-    return [record for record in report.lost if not excused(record)]
+    return [record for record in report.lost if not all(excused(*loss) for loss in record.losses)]
 
 
 @pytest.mark.parametrize("kind", ["sync", "gthread"])
