@@ -225,18 +225,21 @@ class Slots(Generations):
 
     def _drain_replaced(self, now: float) -> None:
         wanted = self.wanted
-        held = {
-            w.slot
-            for w in self.workers.values()
-            if w.state is READY and w.leaving is None and w.generation == self.current
-        }
+        current = [w for w in self.workers.values() if w.state is READY and w.generation == self.current]
+        held = {w.slot for w in current if w.leaving is None}
+        # If the successor must go, too, its predecessor need not wait for yet another.
+        newest = {w.slot: w.launch for w in current}  # launches ascend
         for worker in self.workers.values():
             # A canary has a successor only when its generation is the current one.
             if worker.leaving is None or worker.generation == self.candidate:
                 continue
             if worker.state is BOOTING:
                 self._quit(worker, now)
-            elif worker.state is READY and (worker.slot in held or worker.slot > wanted):
+            if worker.state is not READY:
+                continue
+            successor = newest.get(worker.slot, 0)
+            succeeded = successor > (worker.launch if worker.generation == self.current else 0)
+            if worker.slot in held or worker.slot > wanted or succeeded:
                 self._drain(worker, now)
 
     def _fill_slots(self, now: float) -> None:
@@ -252,7 +255,11 @@ class Slots(Generations):
         parallelism = 1 if generation.failures else policy.boot_parallelism
         boots = parallelism - self.count(BOOTING)
         held = {w.slot for w in self.workers.values() if w.staying and w.generation == self.current}
-        serving = {w.slot: w for w in self.workers.values() if w.state is READY}
+        serving = {
+            w.slot: w
+            for w in self.workers.values()
+            if w.state is READY and w.generation != self.candidate  # nobody's successor yet
+        }
         for slot in range(1, wanted + 1):
             if boots <= 0:
                 return

@@ -132,6 +132,7 @@ class WorkerProcess:
         self._standard_modules: list[str] = []
         self._cell: CellWriter | None = None
         self._template_wanted = False
+        self._must_leave = False
         self._forced = False
 
     def run(self) -> int:
@@ -155,7 +156,8 @@ class WorkerProcess:
         Raises QuitWorker as `run` does.
         """
         engine = self._engine
-        if engine is None or not self._template_wanted or self._orphaned or self._quitting:
+        otherwise = self._must_leave or self._orphaned or self._quitting
+        if engine is None or not self._template_wanted or otherwise:
             return None
         deadline = time.monotonic() + _THREADS_END
         for thread in _engine_threads():
@@ -170,6 +172,7 @@ class WorkerProcess:
             self._log.error("template_refused", problems="; ".join(found.problems))
             return None
         ignore_group_signals()
+        disregard(INTERRUPT_SIGNAL)
         # What the app has set up for itself in this process; its children may do so anew.
         signal.set_wakeup_fd(-1)
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -272,7 +275,7 @@ class WorkerProcess:
     def _install_signals(self) -> None:
         faulthandler.enable(self._got.stacks_fd)
         faulthandler.register(DUMP_SIGNAL, self._got.stacks_fd, all_threads=True)
-        signal.signal(signal.SIGTERM, self._leave)
+        signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGINT, self._quit)
         signal.signal(signal.SIGQUIT, self._quit)
         signal.signal(signal.SIGUSR1, lambda _s, _f: self._reopen_logs())
@@ -289,8 +292,8 @@ class WorkerProcess:
             self._title(f"worker {self._got.slot} gen {self._generation.number} draining")
             self._engine.drain(hand_over)
 
-    def _leave(self, _signum: int, _frame: FrameType | None) -> None:
-        self._template_wanted = False
+    def _on_term(self, _signum: int, _frame: FrameType | None) -> None:
+        self._must_leave = True  # whatever the supervisor has in mind with us
         self._drain()
 
     def _audit(self, force: bool) -> None:

@@ -17,7 +17,7 @@ import msgspec
 
 from supervisor.fleet import actions, events
 from supervisor.fleet.machine import Fleet
-from supervisor.fleet.model import ExitStatus, FleetPolicy
+from supervisor.fleet.model import ExitStatus, FleetPolicy, Load
 from supervisor.fleet.state import State
 
 # "Just before", and how much of a difference is only arithmetic.
@@ -329,6 +329,18 @@ def dump_stack(slot: int) -> Cue:
     return Cue("DumpStack", slot)
 
 
+def interrupt(slot: int) -> Cue:
+    return Cue("Interrupt", slot)
+
+
+def audit_template(slot: int) -> Cue:
+    return Cue("AuditTemplate", slot)
+
+
+def use_template(slot: int, generation: int | None = None) -> Cue:
+    return Cue("UseTemplate", slot, generation)
+
+
 def start_fork_server(generation: int) -> Cue:
     return Cue("StartForkServer", generation=generation)
 
@@ -352,6 +364,8 @@ def reload_ended(generation: int) -> Cue:
 SERVING = Cue("Serving")
 STOPPING = Cue("Stopping")
 FINISH = Cue("Finish")
+CHECK_UPGRADE = Cue("CheckUpgrade")
+UPGRADE = Cue("Upgrade")
 
 
 # -- the play -------------------------------------------------------------------------------------------
@@ -474,14 +488,22 @@ class Play(World):
         self.reap(launch, ExitStatus(code=3))
         return self
 
-    def exits(self, slot: int, code: int | None = None, signal: int | None = None) -> Self:
+    def exits(
+        self, slot: int, code: int | None = None, signal: int | None = None, outsider: bool = False
+    ) -> Self:
         """A worker of the slot ends: the one that was told to, else the newest."""
         here = self._here(slot)
         told = [launch for launch in here if self.workers[launch].told]
         launch = told[0] if told else here[-1]
         if code is None and signal is None:
             code = 0
-        self.reap(launch, ExitStatus(code, signal))
+        self.reap(launch, ExitStatus(code, signal), outsider)
+        return self
+
+    def crashes(self, *slots: int) -> Self:
+        """The newest worker of each slot serves and dies of a segmentation fault."""
+        for slot in slots:
+            self.reap(self._serving_newest(slot), ExitStatus(signal=11))
         return self
 
     def recycle_due(self, slot: int, requests: int = 1000) -> Self:
@@ -492,6 +514,28 @@ class Play(World):
 
     def only_overdue_left(self, slot: int) -> Self:
         return self.on(events.OnlyOverdueLeft(self._serving(slot)))
+
+    def overdue_ended(self, slot: int) -> Self:
+        return self.on(events.OverdueEnded(self._serving(slot)))
+
+    def stalls(self, slot: int, age: float = 10.0) -> Self:
+        return self.on(events.LoopStalled(self._serving_newest(slot), age))
+
+    def measured(self, *slots: int, memory_free: int | None = None, **load: Any) -> Self:
+        """All workers that serve, or the newest ones of these slots, have done this, as `Load` says."""
+        serving = [launch for launch, worker in self.workers.items() if worker.state == "serving"]
+        launches = [self._serving_newest(slot) for slot in slots] or serving
+        return self.on(events.Measured({launch: Load(**load) for launch in launches}, memory_free))
+
+    def audited(self, slot: int, *problems: str, warnings: tuple[str, ...] = ()) -> Self:
+        """The worker in the slot says whether it can be forked from."""
+        self.audit(self._serving(slot), problems, warnings)
+        return self
+
+    def template_ready(self, slot: int) -> Self:
+        """The worker of the slot that drains to be a template has drained."""
+        told = [launch for launch in self._here(slot) if self.workers[launch].told == "template"]
+        return self.on(events.TemplateReady(told[0]))
 
     # What happens: wishes and time.
 
@@ -506,6 +550,20 @@ class Play(World):
 
     def recycle(self, slot: int) -> Self:
         return self.on(events.RecycleAsked("test", slot))
+
+    def refork(self, slot: int | None = None, force: bool = False) -> Self:
+        return self.on(events.ReforkAsked("test", slot, force))
+
+    def upgrade_asked(self) -> Self:
+        return self.on(events.UpgradeAsked("test"))
+
+    def upgrade_checked(self, problem: str | None = None) -> Self:
+        self.check_upgrade(problem)
+        return self
+
+    def taken_over(self, problem: str | None = None) -> Self:
+        self.take_over(problem)
+        return self
 
     def pause(self) -> Self:
         return self.on(events.PauseAsked("test"))
@@ -544,6 +602,9 @@ class Play(World):
 
     def _serving(self, slot: int) -> int:
         return next(launch for launch in self._here(slot) if self.workers[launch].state == "serving")
+
+    def _serving_newest(self, slot: int) -> int:
+        return [launch for launch in self._here(slot) if self.workers[launch].state == "serving"][-1]
 
 
 def running(**policy: Any) -> Play:

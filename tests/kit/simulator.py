@@ -302,7 +302,7 @@ class Simulator(World):
             full = share * scenario.request_seconds >= 1.0
             for launch, _ in serving:
                 process = self._processes[launch]
-                own = share * self.random.uniform(0.8, 1.2)
+                own = share * (0.8 + 0.4 * self.random.random())
                 process.requests += int(own * seconds)
                 if process.quota is not None and process.requests >= process.quota and not process.asked:
                     process.asked = True
@@ -325,31 +325,33 @@ class Simulator(World):
         fleet, stats, policy = self.fleet, self.stats, self.fleet.policy
         if policy is None:
             return
-        wanted = fleet.wanted
-        extra = len(self.workers) - wanted - (fleet.candidate is not None)
-        stats.most_extra = max(stats.most_extra, extra)
-        booting = fleet.count(WorkerState.BOOTING) - (fleet.candidate is not None)
+        wanted, canary = fleet.wanted, fleet.candidate is not None
+        served, replaced = set(), 0
+        for worker in self.workers.values():
+            if worker.told is None and worker.state == "serving":
+                served.add(worker.slot)
+            elif worker.told in ("drain", "template") and worker.slot <= wanted:
+                replaced += 1
+        booting = fleet.count(WorkerState.BOOTING) - canary
         stats.most_booting = max(stats.most_booting, booting)
-        assert booting <= policy.boot_parallelism, "beyond boot_parallelism"
-        served = {w.slot for w in self.workers.values() if w.state == "serving" and w.told is None}
-        replaced = sum(w.told in ("drain", "template") and w.slot <= wanted for w in self.workers.values())
+        stats.most_extra = max(stats.most_extra, len(self.workers) - wanted - canary)
         stats.most_leaving = max(stats.most_leaving, replaced)
-        budget = surge(policy.max_surge, policy.max_surge_share, wanted)
+        assert booting <= policy.boot_parallelism, "beyond boot_parallelism"
         # One more for the canary, which is there beyond the budget until its predecessor has left.
+        budget = surge(policy.max_surge, policy.max_surge_share, wanted)
         assert replaced <= budget + 1, "too many leave at once"
+        assert fleet.workers.keys() == self.workers.keys(), "the fleet is wrong about who lives"
         self._check_served(served, wanted)
-        assert set(fleet.workers) == set(self.workers), "the fleet is wrong about who lives"
 
     def _check_served(self, served: set[int], wanted: int) -> None:
         """A slot may only be empty when its worker crashed, or when it was not wanted before."""
         if wanted > self._wanted:
-            self._crashed_slots |= set(range(self._wanted + 1, wanted + 1))
+            self._crashed_slots.update(range(self._wanted + 1, wanted + 1))
         self._wanted = wanted
-        for slot in range(1, wanted + 1):
-            if slot in served:
-                self._crashed_slots.discard(slot)
-                if since := self._unserved.pop(slot, None):
-                    self.stats.longest_outage = max(self.stats.longest_outage, self.now - since)
-            else:
-                assert slot in self._crashed_slots, f"slot {slot} is not served, and nobody crashed there"
-                self._unserved.setdefault(slot, self.now)
+        self._crashed_slots -= served
+        for slot in self._unserved.keys() & served:
+            outage = self.now - self._unserved.pop(slot)
+            self.stats.longest_outage = max(self.stats.longest_outage, outage)
+        for slot in set(range(1, wanted + 1)) - served:
+            assert slot in self._crashed_slots, f"slot {slot} is not served, and nobody crashed there"
+            self._unserved.setdefault(slot, self.now)

@@ -18,6 +18,7 @@ from supervisor.fleet.model import (
     Load,
     Reload,
     ReloadPhase,
+    Worker,
     WorkerState,
 )
 from supervisor.fleet.policies import crash_loop, surge
@@ -220,7 +221,7 @@ class Watched(World):
                 worker = fleet.workers[action.launch]
                 slot, reload = worker.slot, before.reload
                 assert not untouched or reload is None or worker.generation == reload.generation, action
-                assert slot > fleet.wanted or self._held(slot), f"{action} before break"
+                assert slot > fleet.wanted or self._held(worker), f"{action} before break"
             elif isinstance(action, actions.Quit | actions.Abort | actions.Kill):
                 stalled = fleet.workers[action.launch].leaving is Cause.STALLED
                 assert action.launch not in before.ready or stalled or fleet.stopping == "quick", action
@@ -233,9 +234,13 @@ class Watched(World):
             on_time = before.deadline <= self.now
             assert out or not on_time or after is None or after > before.deadline, "it fired for nothing"
 
-    def _held(self, slot: int) -> bool:
+    def _held(self, worker: Worker) -> bool:
+        """Whether another one of the current generation serves in the slot."""
         return any(
-            w.slot == slot and w.state is READY and w.leaving is None and w.generation == self.fleet.current
+            w.slot == worker.slot
+            and w.state is READY
+            and w.generation == self.fleet.current
+            and (w.leaving is None or w.launch > worker.launch or worker.generation != w.generation)
             for w in self.fleet.workers.values()
         )
 
@@ -258,7 +263,11 @@ class Watched(World):
             # A boot that succeeds shows that it is mended.
             assert patient or action.generation != before.current or isinstance(event, events.WorkerReady)
             assert not fleet.generations[fleet.current].failures or len(booting) <= 1, "one at a time"
-            here = [w for w in fleet.workers.values() if w.slot == action.slot and w.state is READY]
+            here = [
+                w
+                for w in fleet.workers.values()
+                if w.slot == action.slot and w.state is READY and w.generation != fleet.candidate
+            ]
             for worker in here:
                 assert worker.leaving, f"{action}: slot {action.slot} has a worker"
                 if worker.overdue_since is None:

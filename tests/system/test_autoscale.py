@@ -1,0 +1,83 @@
+"""What is decided by measurements of real workers: how many there are, and which have grown too large."""
+
+import math
+from itertools import pairwise
+
+import pytest
+
+from tests.kit.daemon import Place
+from tests.kit.load import Load
+
+pytestmark = pytest.mark.system
+
+BUSY = """
+import time
+
+hoard = []
+
+
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/grow":
+        hoard.append(bytearray(b"x") * (100 << 20))
+    else:
+        time.sleep(0.05)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"done"]
+"""
+
+
+def test_the_load_decides_on_the_number(place: Place) -> None:
+    """1..4: four clients who never pause get company for their only worker; without them it is alone again.
+
+    No request fails on the way, and each change is an event that says why.
+    """
+    place.add("busy.py", BUSY)
+    daemon = place.start("--workers", "1..4", "--autoscale-cooldown", "1", "busy:app")
+    daemon.settled(1)
+    with Load(daemon.address, rate=math.inf, connections=4) as load:
+        first = daemon.event("autoscale", within=30)
+        assert (first["workers"], first["before"]) == (2, 1)
+        assert first["reason"].startswith(("requests waited", "busy 100 %")), first
+        daemon.event("autoscale", within=30, workers=4)
+        assert [worker.slot for worker in daemon.settled(4)] == [1, 2, 3, 4]
+        report = load.finish()
+    assert report.failed == 0, report.summary()
+    daemon.event("autoscale", within=60, workers=1)
+    daemon.settled(1)
+    told = daemon.events("autoscale")
+    assert all(earlier["workers"] == later["before"] for earlier, later in pairwise(told)), told
+    assert "would have done for" in told[-1]["reason"]
+    assert daemon.status().totals.deaths == 0
+
+
+def test_a_number_set_by_hand_is_not_the_loads_business(place: Place) -> None:
+    """After `ctl scale` busy workers get no company: what was measured since then has decided nothing."""
+    place.add("busy.py", BUSY)
+    daemon = place.start("--workers", "1..4", "busy:app")
+    daemon.settled(1)
+    assert daemon.ctl("scale", "2").code == 0
+    daemon.settled(2)
+    with Load(daemon.address, rate=math.inf, connections=4) as load:
+        load.wait_for(240, within=30)
+        report = load.finish()
+    assert report.failed == 0, report.summary()
+    assert daemon.events("autoscale") == []
+    daemon.settled(2)
+
+
+def test_a_worker_that_has_grown_too_large(place: Place) -> None:
+    """Own memory above max_memory recycles that worker, its successor first; no request fails."""
+    place.add("busy.py", BUSY)
+    daemon = place.start("-w", "2", "--max-memory", "90M", "busy:app")
+    before = {worker.slot: worker.pid for worker in daemon.settled(2)}
+    with Load(daemon.address, rate=20, connections=2) as load:
+        assert daemon.get("/grow").text == "done"
+        event = daemon.event("recycle", within=30)
+        assert event["memory"] > 100 << 20
+        assert event["limit"] == 90 << 20
+        daemon.event("worker_exited", cause="memory")
+        report = load.finish()
+    assert report.failed == 0, report.summary()
+    after = {worker.slot: worker.pid for worker in daemon.settled(2)}
+    assert [slot for slot in before if before[slot] != after[slot]] == [event["slot"]]
+    assert after[event["slot"]] != event["pid"]

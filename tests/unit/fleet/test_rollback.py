@@ -1,0 +1,302 @@
+"""What a reload must prove, before the swap and after it; and upgrades in place. One rule at a time."""
+
+from typing import Any
+
+import pytest
+
+from supervisor.fleet import events, health
+from supervisor.fleet.model import FleetPolicy, GenerationState, ReloadPhase
+from tests.kit.play import (
+    CHECK_UPGRADE,
+    UPGRADE,
+    Play,
+    drain,
+    dump_stack,
+    load_app,
+    reload_ended,
+    running,
+    spawn,
+    start_fork_server,
+    stop_fork_server,
+)
+
+PROBATION: dict[str, Any] = {
+    "workers": 2,
+    "boot_parallelism": 2,
+    "max_surge": 2,
+    "probation": 10.0,
+    "rollback_crashes": 2,
+}
+
+
+def canary(**policy: Any) -> Play:
+    """A fleet of two whose reload waits until its first worker has proved itself."""
+    play = running(**{"workers": 2, "canary_time": 5.0} | policy)
+    play.reload().loaded().then(start_fork_server(2), load_app(2), spawn(1, 2))
+    return play.ready(1)
+
+
+def reloaded(**policy: Any) -> Play:
+    """A fleet of two, all of a new generation that is on probation."""
+    play = running(**PROBATION | policy).reload().loaded()
+    play.ready(1, 2).exits(1).exits(2)
+    assert play.fleet.reload is not None
+    assert play.fleet.reload.phase is ReloadPhase.DONE
+    play.unseen.clear()
+    return play
+
+
+def phase(play: Play) -> ReloadPhase:
+    assert play.fleet.reload is not None
+    return play.fleet.reload.phase
+
+
+# -- the canary -----------------------------------------------------------------------------------------
+
+
+def test_canary_must_live() -> None:
+    """Nothing of the old generation is touched before the first new worker has lived canary_time."""
+    play = canary()
+    play.nothing_until(5.0).then(stop_fork_server(1), drain(1, 1))
+    assert phase(play) is ReloadPhase.ROLLING
+
+
+def test_canary_that_crashes_fails_the_reload() -> None:
+    """If it dies in that time the reload is undone and the asker gets the reason."""
+    play = canary()
+    play.after(4.0).crashes(1).then(stop_fork_server(2), reload_ended(2))
+    play.said("reload_failed", reason="the first new worker ended with signal 11")
+    assert play.slots(1) == [1, 2]
+    play.fork_server_exits(2).after(60.0).then()
+    assert health.state(play.fleet) == "ready"
+
+
+def test_canary_with_a_hung_request_fails_the_reload() -> None:
+    """A first worker that does not answer in time is none to roll out, though it lives."""
+    play = canary(timeout_grace=0.0)
+    launch = play._serving_newest(1)
+    play.on(events.RequestOverdue(launch, 0, "GET", "/slow", 30.0)).then(
+        dump_stack(1), stop_fork_server(2), reload_ended(2), drain(1, 2)
+    )
+    play.said("reload_failed", reason="the first new worker did not answer in time")
+
+
+def test_canary_that_stalls_fails_the_reload() -> None:
+    """The same goes for one whose loop stands still."""
+    play = canary()
+    play.stalls(1).then(stop_fork_server(2), reload_ended(2), drain(1, 2))
+    play.said("reload_failed", reason="the first new worker serves no more")
+
+
+def test_canary_killed_by_an_outsider_is_tried_again() -> None:
+    """That is no fault of the new code: another worker is to prove itself, for the whole time."""
+    play = canary()
+    play.after(4.0).exits(1, signal=9, outsider=True).then(spawn(1, 2))
+    play.ready(1).nothing_until(5.0).then(stop_fork_server(1), drain(1, 1))
+
+
+def test_canary_that_is_due_for_recycling_counts() -> None:
+    """A small max_requests is no failure: it is promoted, and replaced like any other afterwards."""
+    play = canary(boot_parallelism=1)
+    launch = play._serving_newest(1)
+    play.on(events.RecycleDue(launch, 10)).nothing_until(5.0)
+    assert phase(play) is ReloadPhase.ROLLING
+    play.settled()
+    assert play.slots(2) == [1, 2]
+    assert launch not in play.workers
+
+
+def test_old_worker_that_boots_after_the_canary() -> None:
+    """Also if the canary must go itself when it is promoted, it serves the slot: the roll goes on."""
+    play = canary(workers=1).recycle(1).pause().on(events.ResizeAsked("test"))
+    play.settled()
+    assert phase(play) is ReloadPhase.DONE
+    assert play.slots(2) == [1]
+
+
+# -- probation ------------------------------------------------------------------------------------------
+
+
+def test_old_fork_server_stands_by_on_probation() -> None:
+    """It is kept until the probation is over, counted from the end of the roll, and then ended."""
+    play = running(**PROBATION).reload().loaded()
+    play.ready(1).then(start_fork_server(2), load_app(2), spawn(1, 2), drain(1, 1), spawn(2, 2))
+    assert play.fleet.generations[1].state is GenerationState.STANDBY
+    play.exits(1).after(9.0).ready(2).exits(2).then(drain(2, 1), reload_ended(2))
+    play.nothing_until(10.0).then(stop_fork_server(1))
+
+
+def test_without_probation_the_old_fork_server_ends_at_once() -> None:
+    """With probation = 0 there is nothing to go back to, and no memory spent on it."""
+    play = running(**PROBATION | {"probation": 0.0}).reload().loaded()
+    play.ready(1).then(
+        start_fork_server(2), load_app(2), spawn(1, 2), stop_fork_server(1), drain(1, 1), spawn(2, 2)
+    )
+
+
+def test_crashes_on_probation_roll_back() -> None:
+    """The old generation fills the slots again; the new one's workers serve until their successors do."""
+    play = reloaded().after(3.0)
+    play.crashes(1).then(spawn(1, 2))
+    play.ready(1).crashes(2).then(stop_fork_server(2), spawn(2, 1), spawn(1, 1))
+    assert phase(play) is ReloadPhase.ROLLED_BACK
+    play.said("reload_rolled_back", generation=2, back_to=1)
+    play.said("reload_rolled_back", reason="its workers crashed 2 times, last: ended with signal 11")
+    play.ready(2).then()
+    play.ready(1).then(drain(1, 2))
+    play.settled()
+    assert play.slots(1) == [1, 2]
+    assert list(play.fleet.generations) == [1]
+
+
+def test_rollback_during_the_roll_ends_the_reload() -> None:
+    """The asker, who still waits, is told; workers of the old generation that still serve are kept busy."""
+    play = running(**PROBATION | {"workers": 3, "max_surge": 1}).reload().loaded()
+    play.ready(1).exits(1).unseen.clear()
+    play.crashes(1).then(spawn(1, 2))
+    play.ready(1).unseen.clear()
+    play.crashes(1)
+    assert reload_ended(2) in [type(cue)(cue.what, None, cue.generation) for cue in play.unseen]
+    assert phase(play) is ReloadPhase.ROLLED_BACK
+    assert not [cue for cue in play.unseen if cue.what == "Drain"]
+    play.settled()
+    assert play.slots(1) == [1, 2, 3]
+
+
+def test_one_crash_is_not_enough() -> None:
+    """rollback_crashes says how many are; then the probation passes."""
+    play = reloaded().crashes(1).settled()
+    assert phase(play) is ReloadPhase.DONE
+    assert play.slots(2) == [1, 2]
+    assert list(play.fleet.generations) == [2]
+
+
+def test_crashes_the_old_generation_had_too_are_no_reason() -> None:
+    """An app that crashes twice in ten seconds anyway is not rolled back for two crashes; for three it is."""
+    play = running(**PROBATION | {"boot_parallelism": 4})
+    play.crashes(1, 2).ready(1, 2).reload().loaded().ready(1, 2).exits(1).exits(2)
+    play.crashes(1, 2).ready(1, 2)
+    assert phase(play) is ReloadPhase.DONE
+    play.crashes(1)
+    assert phase(play) is ReloadPhase.ROLLED_BACK
+
+
+def test_deaths_by_an_outsider_are_no_crashes() -> None:
+    """Somebody's kill -9, or the kernel's for memory of others, says nothing about the new code."""
+    play = reloaded()
+    for _ in range(3):
+        play.exits(1, signal=9, outsider=True).ready(1)
+    assert phase(play) is ReloadPhase.DONE
+
+
+def test_crashes_after_the_probation_do_not_roll_back() -> None:
+    """There is nothing to go back to; the fleet is repaired as ever."""
+    play = reloaded().after(10.0).fork_server_exits(1).crashes(1, 2).settled()
+    assert phase(play) is ReloadPhase.DONE
+    assert play.slots(2) == [1, 2]
+
+
+def test_errors_on_probation_roll_back() -> None:
+    """More 5xx answers than before by the margin, out of enough: that is a reason, if it is asked for."""
+    play = running(**PROBATION | {"rollback_error_rate": 0.05})
+    play.measured(requests=500, errors=10)
+    play.reload().loaded().ready(1, 2).exits(1).exits(2)
+    play.measured(requests=24, errors=24)
+    assert phase(play) is ReloadPhase.DONE, "48 answers say nothing"
+    play.measured(requests=500, errors=34)
+    assert phase(play) is ReloadPhase.DONE, "6.8 % are no 5 % more than 2 %"
+    play.measured(requests=1000, errors=80)
+    assert phase(play) is ReloadPhase.ROLLED_BACK
+    play.said("reload_rolled_back", reason="8.0 % of its answers are errors, 2.0 % were before")
+
+
+def test_errors_are_no_reason_unless_asked_for() -> None:
+    """By default the error rate is nobody's business: a new version may well answer 503 on purpose."""
+    play = reloaded().measured(requests=1000, errors=1000)
+    assert phase(play) is ReloadPhase.DONE
+
+
+def test_second_reload_on_probation() -> None:
+    """One fork server at most stands by: the one whose place the newest takes."""
+    play = reloaded().reload().loaded().ready(1)
+    standing_by = [n for n, g in play.fleet.generations.items() if g.state is GenerationState.STANDBY]
+    assert standing_by == [2]
+    play.settled()
+    assert play.slots(3) == [1, 2]
+
+
+def test_fallback_that_dies() -> None:
+    """A fork server that stands by and dies is not replaced; without it nothing is rolled back."""
+    play = reloaded().fork_server_exits(1).then()
+    play.crashes(1).ready(1).crashes(2).settled()
+    assert phase(play) is ReloadPhase.DONE
+    assert play.slots(2) == [1, 2]
+
+
+def test_no_way_back_to_closed_listeners() -> None:
+    """A generation whose addresses are not bound any more can't serve: it is not kept."""
+    play = running(**PROBATION).reload()
+    play.configure(2, closes_listeners=True)
+    play.app_loaded().ready(1)
+    assert play.fleet.generations[1].state is GenerationState.RETIRING
+
+
+def test_rollback_brings_the_old_number_back() -> None:
+    """The configuration that counts is the old one again, its number of workers included."""
+    play = running(**PROBATION).reload()
+    play.configure(2, FleetPolicy(**PROBATION | {"workers": 4}))
+    play.app_loaded()
+    while play.step():
+        pass
+    assert play.fleet.wanted == 4
+    play.crashes(1).ready(1).crashes(1)
+    assert phase(play) is ReloadPhase.ROLLED_BACK
+    assert play.fleet.wanted == 2
+    play.settled()
+    assert play.slots() == [1, 2]
+
+
+# -- upgrades in place ----------------------------------------------------------------------------------
+
+
+def test_upgrade() -> None:
+    """Checked, replaced with all that is known, then everything is loaded anew."""
+    play = running(workers=2)
+    play.upgrade_asked().then(CHECK_UPGRADE)
+    play.upgrade_checked().then(UPGRADE)
+    play.taken_over().then(start_fork_server(2))
+    play.said("upgraded", version="2").said("reload", by="upgrade")
+    play.settled()
+    assert play.slots(2) == [1, 2]
+
+
+@pytest.mark.parametrize("when", ["checking", "replacing"])
+def test_upgrade_that_can_not_be(when: str) -> None:
+    """A program that would not start, or could not be executed, changes nothing; another try is welcome."""
+    play = running(workers=2).upgrade_asked()
+    if when == "replacing":
+        play.upgrade_checked().taken_over("permission denied")
+    else:
+        play.upgrade_checked("permission denied")
+    play.said("upgrade_failed", problem="permission denied")
+    assert play.slots(1) == [1, 2]
+    play.unseen.clear()
+    play.upgrade_asked().then(CHECK_UPGRADE)
+
+
+def test_upgrades_do_not_overlap() -> None:
+    """Neither with each other nor with a reload, and who asks is told."""
+    play = running().upgrade_asked().then(CHECK_UPGRADE)
+    play.upgrade_asked().then()
+    play.said("upgrade_failed", problem="another upgrade is running")
+    play.upgrade_checked("no").reload().unseen.clear()
+    play.upgrade_asked().then()
+    play.said("upgrade_failed", problem="a reload is running")
+
+
+def test_stop_ends_an_upgrade_that_is_checked() -> None:
+    """Who asked for it is told, and an answer that comes late starts nothing."""
+    play = running().upgrade_asked().stop()
+    play.said("upgrade_failed", problem="the daemon stops")
+    play.unseen.clear()
+    play.upgrade_checked().then()
