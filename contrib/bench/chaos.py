@@ -28,7 +28,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import servers
@@ -158,6 +158,7 @@ class Chaos:
         self.account = Account()
         self.notes = place.folder / "notes"
         self._asides: list[Aside] = []
+        # What neither serves nor has ended, and when it is to go on.
         self._stopped: list[tuple[Process, Hurt, float]] = []
         self._noted: set[Path] = set()
         self._version = 1
@@ -382,10 +383,14 @@ class Chaos:
                 continue  # it is being written
             self._noted.add(path)
             note = json.loads(text)
-            until = math.inf if note["kind"] == "block" else note["at"]
-            self.account.hurts.append(
-                Hurt(note["kind"], note["pid"], note["at"], until, frozenset(note["ports"]))
-            )
+            pid, blocks = note["pid"], note["kind"] == "block"
+            hurt = Hurt(note["kind"], pid, note["at"], note["at"], frozenset(note["ports"]))
+            with contextlib.suppress(ProcessLookupError):
+                if blocks:
+                    process = Process(pid)
+                    hurt = replace(hurt, until=math.inf)
+                    self._stopped.append((process, hurt, math.inf))
+            self.account.hurts.append(hurt)
 
     def _look_after_stopped(self, *, now: bool = False) -> None:
         for entry in list(self._stopped):
@@ -393,7 +398,7 @@ class Chaos:
             at = time.monotonic()
             if process.gone:
                 ended = at
-            elif now or at >= resume:
+            elif at >= resume or (now and resume < math.inf):
                 with contextlib.suppress(ProcessLookupError):
                     process.send(signal.SIGCONT)
                 ended = at
@@ -401,7 +406,7 @@ class Chaos:
                 continue
             self._stopped.remove(entry)
             hurts = self.account.hurts
-            hurts[hurts.index(hurt)] = Hurt(hurt.kind, hurt.pid, hurt.since, ended, hurt.ports)
+            hurts[hurts.index(hurt)] = replace(hurt, until=ended)
 
     def _look_after_asides(self, patience: float) -> None:
         if not self._asides:
