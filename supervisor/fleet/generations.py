@@ -70,8 +70,11 @@ class Generations(State):
         if generation is None or generation.state in (GenerationState.RETIRING, GenerationState.FAILED):
             return
         generation.deadline = None
-        if self.stopping:
-            return  # nobody needs it any more; it is retired with the last worker
+        if self.stopping or generation.state is GenerationState.STANDBY:
+            # Nobody needs it any more. With the last worker it is retired, unless it hangs: then none comes.
+            if generation.state in (GenerationState.UP, GenerationState.STANDBY):
+                self._retire(number, now)
+            return
         if number == self.candidate and self.reload:
             self._fail_candidate(self.reload, reason, traceback, now)
         elif not self.ever_ready:

@@ -156,7 +156,7 @@ class Fleet(Upkeep):
 
     def _on_forked(self, event: events.WorkerForked, now: float) -> None:
         if worker := self.workers.get(event.launch):
-            worker.pid = event.pid
+            self._forked(worker, event.pid, now)
 
     def _on_spawn_failed(self, event: events.SpawnFailed, now: float) -> None:
         if worker := self.workers.pop(event.launch, None):

@@ -38,7 +38,6 @@ class Slots(Generations):
 
     def _spawn(self, slot: int, generation: Generation, now: float, urgent: bool = False) -> Worker:
         self.spawned += 1
-        timeout = generation.policy.boot_timeout if generation.policy else 0
         worker = Worker(
             launch=self.spawned,
             slot=slot,
@@ -46,12 +45,19 @@ class Slots(Generations):
             state=BOOTING,
             since=now,
             spawned_at=now,
-            deadline=now + timeout if timeout else None,
+            deadline=_boot_deadline(generation, now),
             template=generation.template,
         )
         self.workers[worker.launch] = worker
         self._do(actions.Spawn(worker.launch, slot, generation.number, urgent))
         return worker
+
+    def _forked(self, worker: Worker, pid: int, now: float) -> None:
+        worker.pid = pid
+        generation = self.generations.get(worker.generation)
+        if worker.state is BOOTING and worker.deadline is None and generation is not None:
+            # Its fork server was given up for being late; the worker need not be bad.
+            worker.deadline = _boot_deadline(generation, now)
 
     def _boot_failed(self, worker: Worker, reason: str, traceback: str | None, now: float) -> None:
         if self.stopping or worker.leaving not in (None, Cause.BOOT_TIMEOUT):
@@ -134,14 +140,15 @@ class Slots(Generations):
         return worker.overdue_since + (self.policy or FleetPolicy()).timeout_grace if waits else None
 
     def _fork_deadline(self, worker: Worker) -> float | None:
-        """When a fork server that has not forked the worker is taken for hung."""
-        if worker.state is not BOOTING or worker.pid is not None:
+        """When a fork server that has not forked the worker is taken for hung; also if nobody wants the worker
+        any more: it is there until its fork server says that it ended, or ends itself."""
+        if worker.pid is not None:
             return None
         generation = self.generations.get(worker.generation)
-        if generation is None or generation.state is not GenerationState.UP:
+        if generation is None or generation.state not in (GenerationState.UP, GenerationState.STANDBY):
             return None
         limit = generation.policy.boot_timeout if generation.policy else 0.0
-        return worker.since + min(_FORK_TIME, limit or _FORK_TIME)
+        return worker.spawned_at + min(_FORK_TIME, limit or _FORK_TIME)
 
     # -- what time brings -------------------------------------------------------------------------------
 
@@ -149,9 +156,11 @@ class Slots(Generations):
         for worker in list(self.workers.values()):
             fork_deadline = self._fork_deadline(worker)
             if fork_deadline is not None and fork_deadline <= now:
-                reason = f"the fork server has not forked for {fork_deadline - worker.since:g} seconds"
-                # It goes with the fork server, which says so; that it has not booted in time is no news.
-                worker.deadline = None
+                late = fork_deadline - worker.spawned_at
+                reason = f"the fork server has not forked for {late:g} seconds"
+                if worker.state is BOOTING:
+                    # It goes with the fork server, which says so; that it has not booted in time is no news.
+                    worker.deadline = None
                 self._generation_failed(worker.generation, reason, None, True, now)
             grace_end = self._grace_end(worker)
             if grace_end is not None and grace_end <= now:
@@ -279,6 +288,11 @@ class Slots(Generations):
                 return
             self._spawn(worker.slot, generation, now)
             boots -= 1
+
+
+def _boot_deadline(generation: Generation, now: float) -> float | None:
+    timeout = generation.policy.boot_timeout if generation.policy else 0.0
+    return now + timeout if timeout else None
 
 
 def _turn(worker: Worker, now: float) -> tuple[bool, bool, float, int]:
