@@ -20,8 +20,6 @@ _QUIT_GRACE = 2.0
 _ABORT_GRACE = 1.0
 # How long a fork server may take to fork, which it does in milliseconds.
 _FORK_TIME = 10.0
-# Boot failures in a row after which a roll is given up as failed (the fleet goes on trying).
-_ROLL_FAILURES = 3
 # How long a busy worker's planned replacement is put off in favour of idle ones.
 _IDLE_FIRST = 10.0
 
@@ -84,12 +82,7 @@ class Slots(Generations):
         if not self.ever_ready:
             # If no sibling boots either, the end of the start tells the same, once.
             self._held.append(self._out.pop())
-        rolling = self.reload is not None and self.reload.phase is ReloadPhase.ROLLING
-        if rolling and generation.failures >= _ROLL_FAILURES and worker.generation == self.current:
-            if self.probation is not None:
-                self._roll_back(reason, traceback, now)
-            elif self.reload is not None:
-                self._end_reload(self.reload, ReloadPhase.FAILED, now, reason, traceback)
+        self._doubt(generation, generation.failures, reason, traceback, now)
 
     def _crashed(self, worker: Worker, reason: str, traceback: str | None, now: float) -> None:
         """A worker died while it served and nobody had asked for it."""
@@ -118,7 +111,8 @@ class Slots(Generations):
             self._abort(worker, now)  # it stalled, and has had its time while the successor booted
             return
         stays = not self.stopping and not self.paused
-        template = self.refork is not None and self.refork.launch == worker.launch and stays
+        refork = self.refork
+        template = refork is not None and refork.launch == worker.launch and refork.audited and stays
         self._do(actions.Drain(worker.launch, hand_over=stays, template=template))
 
     def _quit(self, worker: Worker, now: float) -> None:
@@ -140,8 +134,10 @@ class Slots(Generations):
         return worker.overdue_since + (self.policy or FleetPolicy()).timeout_grace if waits else None
 
     def _fork_deadline(self, worker: Worker) -> float | None:
-        """When a fork server that has not forked the worker is taken for hung; also if nobody wants the worker
-        any more: it is there until its fork server says that it ended, or ends itself."""
+        """When a fork server that has not forked the worker is taken for hung.
+
+        Also if nobody wants the worker any more: it is there until it ends, or its fork server does.
+        """
         if worker.pid is not None:
             return None
         generation = self.generations.get(worker.generation)
@@ -170,6 +166,7 @@ class Slots(Generations):
                     worker.leaving = Cause.DEADLINE
             if worker.age_limit is not None and worker.age_limit <= now:
                 worker.age_limit = None
+                worker.due = True
                 if worker.state is READY and worker.leaving is None:
                     worker.leaving = Cause.AGE
                     age = round(now - worker.spawned_at, 1)

@@ -939,3 +939,9 @@ def test_a_late_fork_has_its_boot_timeout() -> None:
     play.nothing_until(30.0).then(abort(3))
     play.exits(3, signal=6).settled()
     assert play.slots() == [1, 2, 3]
+
+
+def test_fewer_than_none_is_none() -> None:
+    """TTOU does not end a pause."""
+    play = running(workers=2).pause().settled().scale_by(-1).then()
+    assert health.state(play.fleet) == "paused"
