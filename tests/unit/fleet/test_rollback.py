@@ -181,6 +181,26 @@ def test_crashes_the_old_generation_had_too_are_no_reason() -> None:
     assert phase(play) is ReloadPhase.ROLLED_BACK
 
 
+def test_crashes_far_apart_are_no_reason() -> None:
+    """A roll may take much longer than the probation: crashes count as far back as those before it did."""
+    play = running(**PROBATION | {"probation": 5.0, "max_surge": 1}).reload().loaded()
+    play.ready(1).crashes(1).after(6.0).ready(1).crashes(1)
+    assert phase(play) is ReloadPhase.ROLLING
+    play.ready(1).crashes(1)
+    assert phase(play) is ReloadPhase.ROLLED_BACK
+
+
+def test_long_probation_is_compared_with_as_long_a_time() -> None:
+    """Only the last minute before is known; in five minutes there would have been five times as many."""
+    play = running(**PROBATION | {"probation": 300.0, "boot_parallelism": 4})
+    play.crashes(1).ready(1).reload().loaded().ready(1, 2).exits(1).exits(2)
+    for _ in range(5):
+        play.after(40.0).crashes(1).ready(1)
+    assert phase(play) is ReloadPhase.DONE
+    play.crashes(1)
+    assert phase(play) is ReloadPhase.ROLLED_BACK
+
+
 def test_deaths_by_an_outsider_are_no_crashes() -> None:
     """Somebody's kill -9, or the kernel's for memory of others, says nothing about the new code."""
     play = reloaded()
