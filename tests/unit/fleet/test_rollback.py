@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from supervisor.fleet import events, health
-from supervisor.fleet.model import FleetPolicy, GenerationState, ReloadPhase
+from supervisor.fleet.model import ExitStatus, FleetPolicy, GenerationState, ReloadPhase
 from tests.kit.play import (
     CHECK_UPGRADE,
     UPGRADE,
@@ -112,6 +112,15 @@ def test_old_worker_that_boots_after_the_canary() -> None:
     play.settled()
     assert phase(play) is ReloadPhase.DONE
     assert play.slots(2) == [1]
+
+
+def test_canaries_that_failed_do_not_keep_a_place_for_each_other() -> None:
+    """While nobody else serves in slot 1 the last of them does; not two, which would be all of max_surge."""
+    play = canary(max_surge=1)
+    play.reap(play._serving(1), ExitStatus(signal=11))
+    play.boot_fails(1).reload().loaded().ready(1).fork_server_exits(3).settled()
+    assert phase(play) is ReloadPhase.FAILED
+    assert play.slots(1) == [1, 2]
 
 
 # -- probation ------------------------------------------------------------------------------------------
