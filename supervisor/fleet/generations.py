@@ -219,7 +219,9 @@ class Generations(State):
         if reload is None or reload.phase is not ReloadPhase.CANARY or reload.canary_launch is None:
             return
         canary = self.workers[reload.canary_launch]
-        if canary.leaving in (Cause.DEADLINE, Cause.STALLED):
+        # It may have to go for another reason, too.
+        overdue = canary.overdue_since is not None and canary.leaving is not None
+        if overdue or canary.leaving in (Cause.DEADLINE, Cause.STALLED):
             hangs = "serves no more" if canary.leaving is Cause.STALLED else "did not answer in time"
             self._fail_candidate(reload, f"the first new worker {hangs}", None, now)
         elif reload.canary_until is not None and reload.canary_until <= now:

@@ -925,6 +925,14 @@ def test_surge() -> None:
 # -- a fork server that hangs ---------------------------------------------------------------------------
 
 
+def test_a_start_whose_fork_server_hangs_fails() -> None:
+    """Whoever starts the daemon is told, instead of waiting for ever."""
+    play = Play(workers=2).start().loaded().after(15.0)
+    assert play.fork_servers[1].told == "kill"
+    play.fork_server_exits(1)
+    assert play.finished == [Finish(True, True, "the fork server has not forked for 10 seconds", None)]
+
+
 def test_a_stop_does_not_wait_for_a_fork_that_never_comes() -> None:
     """A fork server that hangs with a spawn before it is killed; without the process the fleet can end."""
     play = running(workers=1).scale(2).stop()

@@ -81,6 +81,23 @@ def test_canary_with_a_hung_request_fails_the_reload() -> None:
     play.said("reload_failed", reason="the first new worker did not answer in time")
 
 
+def test_canary_with_a_hung_request_that_is_due_fails_the_reload() -> None:
+    """That it would be recycled anyway is no excuse."""
+    play = canary()
+    launch = play._serving_newest(1)
+    play.on(events.RecycleDue(launch, 1)).on(events.RequestOverdue(launch, 0, "GET", "/slow", 30.0))
+    play.said("reload_failed", reason="the first new worker did not answer in time")
+
+
+def test_recycling_slot_1_while_a_canary_lives() -> None:
+    """Who is meant is the worker of the fleet, whatever becomes of the reload."""
+    play = canary(max_surge=2)
+    old = play._serving(1)
+    play.recycle(1).then(spawn(1, 1))
+    play.ready(1)
+    assert play.workers[old].told == "drain"
+
+
 def test_canary_that_stalls_fails_the_reload() -> None:
     """The same goes for one whose loop stands still."""
     play = canary()
