@@ -28,15 +28,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import servers
 
 sys.path.insert(0, str(servers.ROOT))
 from supervisor.control.client import Client, RefusedError, UnreachableError
-from supervisor.control.routes import RECYCLE, RELOAD, SCALE
-from supervisor.control.views import Reload, Scale
+from supervisor.control.routes import RECYCLE, REFORK, RELOAD, SCALE, UPGRADE
+from supervisor.control.views import Refork, Reload, Scale
 from tests.kit.daemon import (
     Daemon,
     Place,
@@ -50,13 +50,14 @@ from tests.kit.daemon import (
     title,
     zombies,
 )
-from tests.kit.load import AnswerParser, Load, MalformedAnswerError, Outcome, Record, Report, percentile
+from tests.kit.load import AnswerParser, Load, MalformedAnswerError, Report, percentile
 
 WORKERS = 4
 RATE, CONNECTIONS, CLOSE_EVERY = 300.0, 24, 11
 QUIET = 5.0  # seconds without any operation, for comparison
+LONG_WAIT = 1.0
 NEWS_WITHIN = 2.0  # seconds after a process's end within which its clients hear of it
-TIMEOUT = 1.0  # the daemon's
+TIMEOUT = 2.0  # the daemon's; an overloaded machine must not make quick requests overdue
 SETTLE_WITHIN = 60.0
 # Beyond what caches and the history of events take.
 MEMORY_GROWTH = 24 * 1024 * 1024
@@ -69,7 +70,7 @@ RELEASE = "import unruly\n\napp = unruly.make({version!r}, crash_after={crash_af
 
 FLAGS = (
     *("--timeout", f"{TIMEOUT:g}", "--timeout-grace", "0.5", "--graceful-timeout", "5"),
-    *("--max-requests", "500", "--max-requests-jitter", "300", "--max-memory", "100M"),
+    *("--max-requests", "500", "--max-requests-jitter", "300", "--max-memory", "50M"),
     *("--canary-time", "0.1", "--probation", "3", "--keep-alive", "75", "--header-timeout", "3"),
 )  # fmt: skip
 
@@ -157,6 +158,7 @@ class Chaos:
         self.account = Account()
         self.notes = place.folder / "notes"
         self._asides: list[Aside] = []
+        # What neither serves nor has ended, and when it is to go on.
         self._stopped: list[tuple[Process, Hurt, float]] = []
         self._noted: set[Path] = set()
         self._version = 1
@@ -227,6 +229,20 @@ class Chaos:
             if slots:
                 self.client.call(RECYCLE, slot=self.dice.choice(slots))
             self._pass_time(0.2)
+
+    def do_refork(self) -> None:
+        with self._planned():
+            self.client.call(REFORK, Refork())
+            self._pass_time(0.3)
+
+    def do_upgrade(self) -> None:
+        """Not awaited: what follows meets a supervisor that checks, or is, its successor."""
+        with self._planned():
+            if self.dice.random() < 0.5:
+                self.client.call(UPGRADE)
+            else:
+                self.daemon.send(signal.SIGUSR2)
+            self._pass_time(0.3)
 
     def do_rotate_logs(self) -> None:
         self._rotated += 1
@@ -367,10 +383,14 @@ class Chaos:
                 continue  # it is being written
             self._noted.add(path)
             note = json.loads(text)
-            until = math.inf if note["kind"] == "block" else note["at"]
-            self.account.hurts.append(
-                Hurt(note["kind"], note["pid"], note["at"], until, frozenset(note["ports"]))
-            )
+            pid, blocks = note["pid"], note["kind"] == "block"
+            hurt = Hurt(note["kind"], pid, note["at"], note["at"], frozenset(note["ports"]))
+            with contextlib.suppress(ProcessLookupError):
+                if blocks:
+                    process = Process(pid)
+                    hurt = replace(hurt, until=math.inf)
+                    self._stopped.append((process, hurt, math.inf))
+            self.account.hurts.append(hurt)
 
     def _look_after_stopped(self, *, now: bool = False) -> None:
         for entry in list(self._stopped):
@@ -378,7 +398,7 @@ class Chaos:
             at = time.monotonic()
             if process.gone:
                 ended = at
-            elif now or at >= resume:
+            elif at >= resume or (now and resume < math.inf):
                 with contextlib.suppress(ProcessLookupError):
                     process.send(signal.SIGCONT)
                 ended = at
@@ -386,7 +406,7 @@ class Chaos:
                 continue
             self._stopped.remove(entry)
             hurts = self.account.hurts
-            hurts[hurts.index(hurt)] = Hurt(hurt.kind, hurt.pid, hurt.since, ended, hurt.ports)
+            hurts[hurts.index(hurt)] = replace(hurt, until=ended)
 
     def _look_after_asides(self, patience: float) -> None:
         if not self._asides:
@@ -466,6 +486,10 @@ class Chaos:
                 drawn[name][0]()
             except RefusedError as error:
                 self.account.refused[f"{name}: {error}"] += 1
+            except UnreachableError:
+                # The supervisor's successor comes into being; the daemon's end would be noticed below.
+                assert self.daemon.process.poll() is None, "the daemon has ended"
+                self.account.refused[f"{name}: nobody answered"] += 1
             self._pass_time(self.dice.choice([0.0, 0.05, 0.2, 0.5]))
         self._finish()
 
@@ -474,11 +498,18 @@ class Chaos:
         deadline = time.monotonic() + SETTLE_WITHIN
         while self._asides and time.monotonic() < deadline:
             self._pass_time(0.1)
-        self._pass_time(0.5)
-        self._reload(wait=True)
+        # An upgrade may be under way still: ask until somebody answers, and its own reload is over.
+        self.daemon.until(self._at_rest, "an answer to a last reload", SETTLE_WITHIN)
         self.client.call(SCALE, Scale(workers=WORKERS))
         self.daemon.settled(WORKERS, within=SETTLE_WITHIN)
         self.client.close()
+
+    def _at_rest(self) -> bool:
+        self._pass_time(0.5)
+        try:
+            return self.client.call(RELOAD, Reload(wait=True)).phase == "done"
+        except UnreachableError:
+            return False
 
 
 def configure(place: Place, version: int) -> None:
@@ -526,9 +557,12 @@ class Result:
         lines.append(f"load: {report.summary()}")
         lines += [f"  {count:>5}  lost, explained: {why}" for why, count in self.explained.items()]
         late = percentile(sorted(report.lags), 0.99)
+        waited = [record for record in report.records if record.ended - record.sent > LONG_WAIT]
+        harmed = sum(account.explanation(record.port, record.ended) is not None for record in waited)
         lines += [
             f"p99 ms: quiet {self.quiet_p99 * 1000:.1f}, in planned operations {self.planned_p99 * 1000:.1f}",
             f"the client's own delay, p99: {late * 1000:.1f} ms",
+            f"waited more than {LONG_WAIT:g} s: {len(waited)} requests, {harmed} of them at a harmed process",
             f"requests counted by the server: {self.served}; deaths: {self.deaths}",
             f"the supervisor's memory: {self.memory[0] / 1e6:.1f} MB, then {self.memory[1] / 1e6:.1f} MB",
         ]
@@ -542,21 +576,16 @@ def judge(report: Report, chaos: Chaos) -> tuple[Counter[str], list[str]]:
     explained: Counter[str] = Counter()
     problems = list(chaos.account.unexplained)
     for record in report.lost:
-        why = [chaos.account.explanation(port, record.ended) for port in lost_ports(record)]
+        why = [chaos.account.explanation(port, at) for port, at in record.losses]
         if None in why:
+            losses = ", ".join(f"port {port} at {at:.3f}" for port, at in record.losses)
             problems.append(
-                f"{record.outcome.value} {record.detail}: ports {lost_ports(record)}, last with "
-                f"{record.worker}, sent at {record.sent:.3f}, ended at {record.ended:.3f}"
+                f"{record.outcome.value} {record.detail}: {losses}; last with {record.worker}, "
+                f"sent at {record.sent:.3f}"
             )
         else:
             explained[str(why[-1])] += 1
     return explained, problems
-
-
-def lost_ports(record: Record) -> list[int]:
-    """The client's ends of the connections on which attempts were lost."""
-    ports = [record.stale_port] if record.stale else []
-    return ports if record.outcome is Outcome.OK else [*ports, record.port]
 
 
 def within(report: Report, windows: list[tuple[float, float]]) -> Report:
@@ -607,7 +636,7 @@ def soak(
     # A process that ends may have sent an answer that it had not counted yet; and of what was lost nobody
     # knows whether it was answered and the answer lost.
     least = answered - len(account.hurts)
-    most = answered + sum(len(lost_ports(record)) for record in report.lost) + account.lost_aside
+    most = answered + sum(len(record.losses) for record in report.lost) + account.lost_aside
     if not least <= served <= most:
         problems.append(f"the server counted {served} requests, the clients {least} to {most}")
     problems += left_over(daemon, before)

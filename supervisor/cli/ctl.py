@@ -222,17 +222,13 @@ def exits(aim: Aim, number: int | None, count: int, last: bool) -> None:
 
 # -1 is an amount here, not an option.
 @cli.command(context_settings={"ignore_unknown_options": True})
-@click.argument("amount", metavar="N|+N|-N")
+@click.argument("amount", metavar="N|+N|-N|auto")
 @_waits
 @_aimed
 @click.make_pass_decorator(Aim, ensure=True)
 def scale(aim: Aim, amount: str, timeout: float, no_wait: bool) -> None:
-    """Set the number of workers (5), or change it (+2, -1)."""
-    digits = amount.lstrip("+-") if amount[:1] in "+-" and amount[1:2].isdigit() else amount
-    if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
-        kind = "no such option" if amount.startswith("-") else "not a number of workers"
-        raise click.UsageError(f"{kind}: {amount}")
-    ask = Scale(workers=int(amount)) if amount == digits else Scale(delta=int(amount))
+    """Set the number of workers (5), change it (+2, -1), or give up what was set so (auto)."""
+    ask = Scale(auto=True) if amount == "auto" else _scale(amount)
     client = aim.client()
     before = client.call(STATUS).wanted
     began = time.monotonic()
@@ -245,6 +241,14 @@ def scale(aim: Aim, amount: str, timeout: float, no_wait: bool) -> None:
         return
     outcome = "asked" if no_wait else f"all ready ({duration(time.monotonic() - began)})"
     print_line(f"{before} -> {after.wanted} workers, {outcome}")
+
+
+def _scale(amount: str) -> Scale:
+    digits = amount.lstrip("+-") if amount[:1] in "+-" and amount[1:2].isdigit() else amount
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
+        kind = "no such option" if amount.startswith("-") else "not a number of workers"
+        raise click.UsageError(f"{kind}: {amount}")
+    return Scale(workers=int(amount)) if amount == digits else Scale(delta=int(amount))
 
 
 @cli.command()

@@ -120,8 +120,8 @@ class FleetHandlers:
 
     async def scale(self, call: Call[Scale]) -> Answer:
         ask = call.ask
-        if (ask.workers is None) == (ask.delta is None):
-            raise Invalid('give exactly one of "workers" and "delta"')
+        if (ask.workers is not None) + (ask.delta is not None) + ask.auto != 1:
+            raise Invalid('give exactly one of "workers", "delta" and "auto"')
         if ask.workers is not None and not 1 <= ask.workers <= MAX_WORKERS:
             raise Invalid(f"workers must be from 1 to {MAX_WORKERS}, not {ask.workers}")
         if ask.delta is not None and self._backend.status().wanted + ask.delta > MAX_WORKERS:

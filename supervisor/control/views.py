@@ -217,10 +217,11 @@ class ErrorView(msgspec.Struct, frozen=True):
 
 
 class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Exactly one of the two."""
+    """Exactly one of the three; `auto` gives a number up that was set by hand."""
 
     workers: int | None = None
     delta: int | None = None
+    auto: bool = False
 
 
 class Reload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

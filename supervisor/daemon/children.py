@@ -11,7 +11,7 @@ import supervisor
 from supervisor.ipc import channel, messages
 from supervisor.ipc.channel import Channel
 from supervisor.osapi.priority import step_back, step_forward
-from supervisor.osapi.process import send_signal
+from supervisor.osapi.process import INTERRUPT_SIGNAL, send_signal, signal_main_thread
 
 # Stack dumps of a worker that are kept until they are logged.
 _DUMP_LIMIT = 64 * 1024
@@ -251,6 +251,11 @@ class WorkerHandle:
             send_signal(self.pidfd, signum)
         elif self.pid is not None:
             os.kill(self.pid, signum)  # its number is not free before we have reaped it
+
+    def interrupt(self) -> None:
+        """Let it end its overdue requests."""
+        if self.pid is not None:
+            signal_main_thread(self.pid, INTERRUPT_SIGNAL)
 
     def read_dumps(self) -> None:
         while True:

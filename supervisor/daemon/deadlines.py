@@ -77,7 +77,7 @@ class DeadlineSensor:
         self._reported &= live
         self._overdue = overdue
         self._forget_the_dead()
-        for launch in ended & self._shell.workers.keys():
+        for launch in sorted(ended & self._shell.workers.keys()):
             self._shell.submit(events.OverdueEnded(launch))
         return max(wait, _LEAST)
 

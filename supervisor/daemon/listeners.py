@@ -120,6 +120,10 @@ class Listeners:
         """The addresses as really bound, for people; `scheme`: what is spoken there."""
         return [_url(self._sockets[key], scheme) for key in keys if key in self._sockets]
 
+    def sockets(self, keys: list[str]) -> list[socket.socket]:
+        """In the order of `urls`."""
+        return [self._sockets[key] for key in keys if key in self._sockets]
+
     def keep_only(self, keys: set[str]) -> list[str]:
         """Close all others; returns what was closed."""
         gone = [key for key in self._sockets if key not in keys]

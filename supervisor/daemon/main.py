@@ -126,9 +126,11 @@ class Daemon:
         if not finish.failed:
             self._journal.record("info", "stopped", {"uptime": round(self._observer.status().uptime, 1)})
             return ExitCode.OK
+        # Not print: perhaps nobody reads it, and then the end must not wait for that, nor fail.
+        last_words = LogFile("-", 2)
         if finish.traceback:
-            print(finish.traceback, file=sys.stderr)
-        print(f"ostler: error: {finish.reason}", file=sys.stderr)
+            last_words.write(finish.traceback)
+        last_words.write(f"ostler: error: {finish.reason}")
         return ExitCode.BOOT if finish.app_failed else ExitCode.FAILED
 
     async def _close(self) -> None:

@@ -18,9 +18,9 @@ class SystemdNotifier:
         if not self.path:
             return
         address = f"\0{self.path[1:]}" if self.path.startswith("@") else self.path
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.setblocking(False)
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.setblocking(False)
                 sock.sendto("\n".join(assignments).encode(), address)
-            except OSError:
-                pass  # whoever started us went away; that is no reason to stop serving
+        except (OSError, ValueError):
+            pass  # whoever started us went away, we are out of descriptors, or that is no address of a socket

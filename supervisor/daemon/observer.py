@@ -12,7 +12,7 @@ import msgspec
 import psutil
 
 from supervisor import __version__
-from supervisor.control.metrics import Figures, Histogram
+from supervisor.control.metrics import AcceptQueue, Figures, Histogram
 from supervisor.control.views import (
     ChangeView,
     ConfigView,
@@ -36,7 +36,8 @@ from supervisor.fleet import health
 from supervisor.fleet.events import Event
 from supervisor.fleet.model import Reload, Worker, WorkerState
 from supervisor.fleet.model import ReloadPhase as Phase
-from supervisor.scoreboard.layout import BUCKETS, bucket_limit, percentile
+from supervisor.osapi.backlog import accept_queue
+from supervisor.scoreboard.layout import BUCKETS, LEAST_QUEUED, bucket_limit, bucket_of, percentile
 from supervisor.scoreboard.reader import Counts
 from supervisor.settings.table import rows
 
@@ -99,6 +100,7 @@ class ObserverState(msgspec.Struct, frozen=True):
     last_sample: float
     reloads: dict[ReloadPhase, int]
     counted: tuple[int, ReloadPhase]
+    unqueued: int
     settled: int
     changes_of: int
     changes: list[ChangeView]
@@ -120,6 +122,7 @@ class Observer:
         self._reload_waiters: dict[int, list[asyncio.Future[ReloadView]]] = {}
         self._reloads: dict[ReloadPhase, int] = {}
         self._counted: tuple[int, ReloadPhase] = (0, "done")
+        self._unqueued = 0
         # The generation that served before the newest reload, and what the newest one that ended has changed:
         # the settings of generations that are gone are forgotten.
         self._settled = 1
@@ -241,17 +244,23 @@ class Observer:
         return self._ledger.newest_first(limit)
 
     def figures(self) -> Figures:
-        totals = self._shell.scoreboard.totals()
+        totals, status = self._shell.scoreboard.totals(), self.status()
+        fork_server = self._shell.fork_servers.get(status.generation)
+        listening = self._shell.listeners.sockets(fork_server.listener_keys) if fork_server else []
+        # A wait is counted before its request is: without this, the rest would shrink for a moment, and
+        # counters must never.
+        self._unqueued = max(self._unqueued, totals.requests - sum(totals.queued))
+        queues = {url: accept_queue(sock) for url, sock in zip(status.listeners, listening, strict=True)}
         return Figures(
-            status=self.status(),
+            status=status,
             workers=self.workers(),
             statuses=totals.statuses,
             open_connections=totals.connections,
             durations=_histogram(totals.histogram),
-            queue_waits=None,
+            queue_waits=_histogram(totals.queued, _QUEUED_LIMITS, self._unqueued),
             exits=self._ledger.counts,
             reloads=self._reloads,
-            accept_queues={},
+            accept_queues={url: AcceptQueue(*queue) for url, queue in queues.items() if queue is not None},
         )
 
     # -- what the daemon calls --------------------------------------------------------------------------
@@ -310,6 +319,7 @@ class Observer:
             self._last_sample,
             self._reloads,
             self._counted,
+            self._unqueued,
             self._settled,
             *self._changes,
         )
@@ -321,6 +331,7 @@ class Observer:
         self._last_totals, self._last_sample = state.last_totals, state.last_sample
         self._reloads = dict(state.reloads)
         self._counted, self._settled = state.counted, state.settled
+        self._unqueued = state.unqueued
         self._changes = (state.changes_of, state.changes)
 
     # -- views ------------------------------------------------------------------------------------------
@@ -395,15 +406,18 @@ class Observer:
 
 # Every doubling from 33 µs to 69 s: a fourth of the scoreboard's buckets is fine enough to keep for years.
 _LIMITS = range(15, BUCKETS - 4, 4)
+# Waits are told from a millisecond on: those below were not counted one by one.
+_QUEUED_LIMITS = range(bucket_of(LEAST_QUEUED), BUCKETS - 4, 4)
 
 
-def _histogram(counts: Sequence[int]) -> Histogram:
-    """The scoreboard's buckets in fewer ones."""
-    edges = [0, *(last + 1 for last in _LIMITS), BUCKETS]
+def _histogram(counts: Sequence[int], chosen: range = _LIMITS, zeros: int = 0) -> Histogram:
+    """The scoreboard's buckets in fewer, those that end with the `chosen`; `zeros`: more, of no length."""
+    edges = [0, *(last + 1 for last in chosen), BUCKETS]
     limits = [bucket_limit(bucket) for bucket in range(BUCKETS)]
     middles = [(low + high) / 2 for low, high in zip((0.0, *limits), limits, strict=False)]
+    fewer = [sum(counts[low:high]) for low, high in itertools.pairwise(edges)]
     return Histogram(
-        limits=[limits[last] for last in _LIMITS],
-        counts=[sum(counts[low:high]) for low, high in itertools.pairwise(edges)],
+        limits=[limits[last] for last in chosen],
+        counts=[fewer[0] + zeros, *fewer[1:]],
         total=sum(count * middle for count, middle in zip(counts, middles, strict=True)),
     )

@@ -124,14 +124,18 @@ class Reaper:
         )
 
     def _note_fork_server(self, handle: ForkServerHandle, dead: Dead, replaced: bool = False) -> None:
+        fleet = self._shell.fleet
+        leaving = fork_server_leaving(fleet, handle.generation, replaced)
+        tried = fleet.reload if leaving == "boot failed" else None
         facts = ExitFacts(
             "fork server",
             dead.pid,
             handle.generation,
             dead.status,
             time.monotonic() - handle.spawned_at,
-            leaving=fork_server_leaving(self._shell.fleet, handle.generation, replaced),
+            leaving=leaving,
             sent=handle.sent,
+            dump=tried.traceback or "" if tried and tried.generation == handle.generation else "",
             # Not its peak memory: what exec replaced counts there, and that was our own size.
         )
         self._shell.ledger.record(facts)

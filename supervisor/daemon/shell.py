@@ -35,7 +35,7 @@ from supervisor.fleet.state import State
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel
 from supervisor.osapi.cpus import usable_cpus
-from supervisor.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL
+from supervisor.osapi.process import DUMP_SIGNAL
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings.load import Loaded
 
@@ -44,6 +44,8 @@ Message = TypeVar("Message")
 # faulthandler writes a dump in many small pieces and does not say where it ends. The supervisor waits this
 # long for all of it; meanwhile the successor boots.
 _DUMP_TIME = 0.2
+# How often a request is told to end.
+_INTERRUPTS = 5
 _DRAIN_GRACE = 1.0
 
 
@@ -130,8 +132,7 @@ class Shell:
             actions.AuditTemplate: self._audit_template,
             actions.UseTemplate: self._use_template,
             actions.DumpStack: self._dump_stack,
-            # The sensor has marked which request.
-            actions.Interrupt: lambda action: self._signal(action.launch, INTERRUPT_SIGNAL),
+            actions.Interrupt: self._interrupt,
             actions.Quit: self._quit,
             actions.Abort: lambda action: self._end(action.launch, signal.SIGABRT),
             actions.Kill: lambda action: self._end(action.launch, signal.SIGKILL),
@@ -425,6 +426,22 @@ class Shell:
         handle.send_signal(DUMP_SIGNAL)
         self._loop.call_later(_DUMP_TIME, self._report_overdue, handle, action, idents.get(action.thread, 0))
 
+    def _interrupt(self, action: actions.Interrupt) -> None:
+        """End a request; which one of the thread's it is, the sensor has marked."""
+        handle = self.workers[action.launch]
+        # After the dump: system calls that a thread waits in go on after faulthandler's handler, whatever
+        # signals came within it.
+        self._loop.call_later(_DUMP_TIME, self._send_interrupt, handle, action.thread, _INTERRUPTS)
+
+    def _send_interrupt(self, handle: WorkerHandle, thread: int, times: int) -> None:
+        """Also more than once: one that comes just before a system call begins does not end it."""
+        if handle.launch not in self.workers:
+            return
+        if any(r.overdue and r.thread == thread for r in self.scoreboard.in_flight(handle.cell)):
+            handle.interrupt()
+            if times > 1:
+                self._loop.call_later(_DUMP_TIME, self._send_interrupt, handle, thread, times - 1)
+
     def _report_overdue(self, handle: WorkerHandle, action: actions.DumpStack, ident: int) -> None:
         dump = handle.take_dumps() if handle.launch in self.workers else ""
         fields = {
@@ -444,6 +461,7 @@ class Shell:
     def fork_server_ended(self, handle: ForkServerHandle, status: ExitStatus) -> None:
         if handle.channel.fileno() >= 0:
             self._on_fork_server(handle)
+        if handle.channel.fileno() >= 0:  # still: at its end that closes it
             self._loop.remove_reader(handle.channel.fileno())
         handle.close()
         del self.fork_servers[handle.generation]

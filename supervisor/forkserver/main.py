@@ -23,6 +23,7 @@ from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.access import compile_format
 from supervisor.logs.lean import Log, LogFile, open_log, resolve_format
+from supervisor.logs.streams import forgive
 from supervisor.osapi.cpus import usable_cpus
 from supervisor.osapi.priority import step_back
 from supervisor.settings import configfile
@@ -192,6 +193,7 @@ def main(channel_fd: int, lowered: int) -> None:
 
     lowered: how we stepped back (for good: only who boots waits for us); a worker undoes it for itself.
     """
+    forgive()  # before any user code: it may keep the streams it finds
     # The supervisor ends us by hanging up.
     boot.ignore_group_signals()
     random.seed()

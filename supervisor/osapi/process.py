@@ -53,6 +53,15 @@ def has_terminal() -> bool:
     return True
 
 
+def signal_main_thread(pid: int, signum: int) -> None:
+    """Signal the main thread of a child that has not been reaped (tgkill(2)).
+
+    A signal to the process goes to any thread if the main one has another pending. Python's handler then has
+    to wait until the main thread runs Python code again, which a blocking call in it may put off for ever.
+    """
+    ctypes.CDLL(None).tgkill(pid, pid, signum)
+
+
 def send_signal(pidfd: int, signum: int) -> bool:
     """Signal the process behind a pidfd (pidfd_send_signal(2)); False if it is gone."""
     try:

@@ -17,6 +17,7 @@ class InFlight:
     tells the request from others of its lane.
     ident: the thread as faulthandler names it.
     extended_until: up to when the app wants to be given time for it, 0.0 if it has not asked.
+    overdue: it was marked as that (`Scoreboard.mark_overdue`).
     """
 
     thread: int
@@ -25,6 +26,7 @@ class InFlight:
     started_ns: int
     ident: int
     extended_until: float = 0.0
+    overdue: bool = False
 
     @property
     def started(self) -> float:
@@ -171,7 +173,8 @@ class Scoreboard:
             until = lane[layout.EXTENDED_UNTIL] / 1e9 if extended else 0.0
             if lane[layout.STARTED] != started:
                 continue  # ended while we read
-            found.append(InFlight(thread, method, path, started, ident, until))
+            marked = lane[layout.OVERDUE] == started
+            found.append(InFlight(thread, method, path, started, ident, until, marked))
         return found
 
     def last_requests(self, cell: int) -> list[str]:

@@ -17,6 +17,7 @@ import random
 import select
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -53,7 +54,8 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 # How long after its graceful time-out a worker without supervisor may still be there.
 _ORPHAN_GRACE = 1.0
-
+# linux/fcntl.h
+_F_SETOWN_EX, _F_OWNER_TID = 15, 0
 
 # How long the engine's threads may take to end when all is answered.
 _THREADS_END = 1.0
@@ -130,6 +132,7 @@ class WorkerProcess:
         self._standard_modules: list[str] = []
         self._cell: CellWriter | None = None
         self._template_wanted = False
+        self._must_leave = False
         self._forced = False
 
     def run(self) -> int:
@@ -153,7 +156,8 @@ class WorkerProcess:
         Raises QuitWorker as `run` does.
         """
         engine = self._engine
-        if engine is None or not self._template_wanted or self._orphaned or self._quitting:
+        otherwise = self._must_leave or self._orphaned or self._quitting
+        if engine is None or not self._template_wanted or otherwise:
             return None
         deadline = time.monotonic() + _THREADS_END
         for thread in _engine_threads():
@@ -168,6 +172,7 @@ class WorkerProcess:
             self._log.error("template_refused", problems="; ".join(found.problems))
             return None
         ignore_group_signals()
+        disregard(INTERRUPT_SIGNAL)
         # What the app has set up for itself in this process; its children may do so anew.
         signal.set_wakeup_fd(-1)
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -178,6 +183,7 @@ class WorkerProcess:
         faulthandler.unregister(DUMP_SIGNAL)
         disregard(DUMP_SIGNAL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (DUMP_SIGNAL,))
+        disregard(INTERRUPT_SIGNAL)
         os.close(self._got.stacks_fd)
         self._log.close()
         if self._access is not None:
@@ -270,7 +276,7 @@ class WorkerProcess:
     def _install_signals(self) -> None:
         faulthandler.enable(self._got.stacks_fd)
         faulthandler.register(DUMP_SIGNAL, self._got.stacks_fd, all_threads=True)
-        signal.signal(signal.SIGTERM, self._leave)
+        signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGINT, self._quit)
         signal.signal(signal.SIGQUIT, self._quit)
         signal.signal(signal.SIGUSR1, lambda _s, _f: self._reopen_logs())
@@ -287,8 +293,8 @@ class WorkerProcess:
             self._title(f"worker {self._got.slot} gen {self._generation.number} draining")
             self._engine.drain(hand_over)
 
-    def _leave(self, _signum: int, _frame: FrameType | None) -> None:
-        self._template_wanted = False
+    def _on_term(self, _signum: int, _frame: FrameType | None) -> None:
+        self._must_leave = True  # whatever the supervisor has in mind with us
         self._drain()
 
     def _audit(self, force: bool) -> None:
@@ -385,7 +391,7 @@ def on_hang_up(
 ) -> None:
     """Call back when the other end of socket `fd` is gone: in the main thread, also while it runs user code.
 
-    May call back more than once. Uses SIGIO (fcntl(2), F_SETOWN), which comes with each message as well:
+    May call back more than once. Uses SIGIO (fcntl(2), F_SETOWN_EX), which comes with each message as well:
     `on_message` hears of that.
     """
 
@@ -398,7 +404,8 @@ def on_hang_up(
             on_message()
 
     signal.signal(signal.SIGIO, look)
-    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    # The main thread and no other: only it runs handlers, and only what hits it ends a call that it waits in.
+    fcntl.fcntl(fd, _F_SETOWN_EX, struct.pack("ii", _F_OWNER_TID, os.getpid()))
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
     look()  # it may have gone before
 

@@ -6,6 +6,7 @@ away. Asking costs a microsecond, so only those requests are asked about that ma
 """
 
 import socket
+import time
 from collections.abc import Callable, Iterable
 from struct import Struct, error
 from typing import Any
@@ -15,6 +16,8 @@ from supervisor.wsgi.environ import Environ
 # struct tcp_info up to tcpi_last_data_recv, in milliseconds (linux/tcp.h).
 _LAST_RECEIVED = Struct("=52xI")
 _MILLISECOND = 1_000_000
+# The kernel counts in ticks, so what it says is wrong by one at most. CLOCK_MONOTONIC_COARSE (6) counts them.
+_TICK = int(time.clock_getres(6) * 1_000_000_000)
 
 _SORRY = b"Service Unavailable: the server has more requests than it can answer in time\n"
 # The least that can be said in whole seconds (RFC 9110 section 10.2.3): a queue that is too long now may well
@@ -27,7 +30,7 @@ _SORRY_HEADERS = [
 
 
 def waiting_time(sock: Any, now: int, earliest: int, latest: int) -> int:
-    """How long a request has waited (ns), as exactly as the kernel knows: some milliseconds.
+    """How long a request has waited at least (ns); the kernel knows it to some milliseconds.
 
     Args:
         sock: its connection's.
@@ -40,7 +43,7 @@ def waiting_time(sock: Any, now: int, earliest: int, latest: int) -> int:
         milliseconds: int = _LAST_RECEIVED.unpack(info)[0]
     except (OSError, error):
         return max(0, now - latest)
-    return min(milliseconds * _MILLISECOND, max(0, now - earliest))
+    return max(0, min(milliseconds * _MILLISECOND - _TICK, now - earliest))
 
 
 def overloaded(_environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:

@@ -192,7 +192,7 @@ def client_ports(pid: int, port: int) -> set[int]:
         fields = line.split()
         if int(fields[1].rpartition(":")[2], 16) == port and f"socket:[{fields[9]}]" in held:
             found.add(int(fields[2].rpartition(":")[2], 16))
-    return found
+    return found - {0}  # the listener's
 
 
 def freeze(process: Process) -> None:
@@ -215,8 +215,8 @@ class Killed(NamedTuple):
     """The clients' ends of the connections that it held."""
 
 
-def kill_holding(pid: int, port: int) -> Killed | None:
-    """SIGKILL a worker so that one knows what it held when it died; None if it was gone already.
+def kill_holding(pid: int, port: int, signum: int = signal.SIGKILL) -> Killed | None:
+    """Kill a worker so that one knows what it held when it died; None if it was gone already.
 
     It is stopped first. Connections travel between workers, so that who answered last on one is no proof of
     who had it in hand.
@@ -226,7 +226,9 @@ def kill_holding(pid: int, port: int) -> Killed | None:
         freeze(process)
         ports = client_ports(pid, port)
         at = time.monotonic()
-        process.send(signal.SIGKILL)
+        process.send(signum)
+        if signum != signal.SIGKILL:
+            process.send(signal.SIGCONT)  # what else is sent to a stopped process waits, and comes first now
     except (ProcessLookupError, FileNotFoundError):
         return None
     return Killed(pid, at, frozenset(ports))

@@ -243,11 +243,19 @@ class Record(NamedTuple):
     """The client's own, of the connection on which the request ended; 0 on Unix sockets."""
     stale_port: int
     """That of the first attempt if it met a stale connection, or else 0."""
+    stale_at: float
+    """When that attempt ended, or else nan."""
 
     @property
     def latency(self) -> float:
         """Seconds from the moment the request was due."""
         return self.ended - self.due
+
+    @property
+    def losses(self) -> list[tuple[int, float]]:
+        """The client's port and the time of each attempt that was lost."""
+        stale = [(self.stale_port, self.stale_at)] if self.stale else []
+        return stale if self.outcome is Outcome.OK else [*stale, (self.port, self.ended)]
 
 
 @dataclass(frozen=True)
@@ -329,6 +337,7 @@ class _Request:
     stale: str = ""
     """How the connection of the first attempt turned out to be stale."""
     stale_port: int = 0
+    stale_at: float = math.nan
 
 
 class _Connection:
@@ -666,7 +675,8 @@ class Load:
         elif client.used and not client.parser.started and not request.stale:
             self._drop(client)
             request.stale, request.stale_port = f"stale: {detail}", client.port
-            self._set_deadline(client, time.monotonic())
+            request.stale_at = time.monotonic()
+            self._set_deadline(client, request.stale_at)
             self._send(client)
         elif error is not None:
             self._end(client, Outcome.RESET, detail)
@@ -703,6 +713,7 @@ class Load:
             worker=client.worker,
             port=client.port,
             stale_port=request.stale_port,
+            stale_at=request.stale_at,
         )
         client.current, client.deadline = None, math.inf
         if self._closed_loop and not self._stopping and self._scheduled != self._wanted:

@@ -86,14 +86,27 @@ def start(place: Place) -> Iterator[Callable[..., Init]]:
 
 @needs_namespaces
 def test_stop_as_init(place: Place, start: Callable[..., Init]) -> None:
-    """An orchestrator's TERM: what is in flight is finished, exit code 0."""
-    init = start("-w", "2", "plain:app")
-    connection = init.asked("/gate/slow")
-    init.send(signal.SIGTERM)
+    """An orchestrator's TERM: it is told, what is in flight is finished, exit code 0.
+
+    The pid file of the container before, with the same number in it, is no obstacle.
+    """
+    pidfile = place.folder / "d.pid"
+    pidfile.write_text("1\n")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        path = str(place.folder / "notify")
+        notify.bind(path)
+        notify.settimeout(15)
+        init = start("-w", "2", "-p", str(pidfile), "plain:app", NOTIFY_SOCKET=path)
+        assert {"READY=1", "MAINPID=1"} <= set(notify.recv(4096).decode().split("\n"))
+        assert pidfile.read_text() == "1\n"
+        connection = init.asked("/gate/slow")
+        init.send(signal.SIGTERM)
+        assert "STOPPING=1" in notify.recv(4096).decode().split("\n")
     assert init.daemon.event("stop")["by"] == "signal TERM"
     (place.app_folder / "slow.open").touch()
     assert connection.answer().text == "slow passed"
     assert init.daemon.wait() == 0
+    assert not pidfile.exists()
 
 
 @needs_namespaces
@@ -151,24 +164,6 @@ def test_exit_code_as_init(place: Place) -> None:
     done = place.run("-b", "127.0.0.1:0", "broken:app", argv=AS_INIT)
     assert done.code == 3
     assert done.err.splitlines()[-1].startswith("ostler: error: can't load 'broken:app'")
-
-
-@needs_namespaces
-def test_notification_as_init(place: Place, start: Callable[..., Init]) -> None:
-    """systemd-nspawn and others listen to PID 1, too; a pid file of the container before is no obstacle."""
-    pidfile = place.folder / "d.pid"
-    pidfile.write_text("1\n")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        path = str(place.folder / "notify")
-        notify.bind(path)
-        notify.settimeout(15)
-        init = start("-p", str(pidfile), "plain:app", NOTIFY_SOCKET=path)
-        assert {"READY=1", "MAINPID=1"} <= set(notify.recv(4096).decode().split("\n"))
-        assert pidfile.read_text() == "1\n"
-        init.send(signal.SIGTERM)
-        assert "STOPPING=1" in notify.recv(4096).decode().split("\n")
-    assert init.daemon.wait() == 0
-    assert not pidfile.exists()
 
 
 # -- what a cgroup allows --------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from http.client import IncompleteRead
 
 import pytest
 
@@ -10,7 +11,152 @@ from tests.kit.load import Load
 
 pytestmark = pytest.mark.system
 
-GRACE = ("--timeout-grace", "0.2")
+# A request that can't be ended alone.
+HARD = ("--no-timeout-soft",)
+GRACE = (*HARD, "--timeout-grace", "0.2")
+
+# An app whose requests do not end, each in its own way; it knows what else tests ask for.
+STUBBORN = """
+import collections
+import itertools
+import pathlib
+import socket
+import time
+
+import plain
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    if path == "/system-call":
+        one, other = socket.socketpair()
+        one.recv(1)
+    elif path == "/loop":
+        while True:
+            pass
+    elif path == "/half":
+        return half(start_response)
+    elif path == "/swallows":
+        while True:
+            try:
+                time.sleep(0.01)
+            except BaseException:
+                pathlib.Path("swallowed").touch()
+    elif path == "/keeps-the-lock":
+        collections.deque(itertools.count(), maxlen=0)
+    elif path == "/extended":
+        environ["ostler.extend_deadline"](20)
+        plain.wait_at_gate("extended")
+    return plain.app(environ, start_response)
+
+def half(start_response):
+    start_response("200 OK", [("Content-Length", "10")])
+    yield b"half"
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("threads", ["1", "4"])
+@pytest.mark.parametrize("path", ["/system-call", "/loop", "/gate/never"])
+def test_a_request_is_ended_alone(place: Place, path: str, threads: str) -> None:
+    """504 at the time-out, the stack in the log, and the worker serves on: nothing is replaced."""
+    if path == "/system-call" and threads == "4":
+        pytest.skip("only the main thread's system calls can be ended")
+    place.add("stubborn.py", STUBBORN)
+    options = ("--threads", threads, "--access-logfile", "access.log")
+    daemon = place.start("-t", "1", "--timeout-grace", "30", *options, "stubborn:app")
+    (pid,) = daemon.pids()
+    connection = daemon.connect().asked(f"{path}?secret=token")
+    began = time.monotonic()
+    answer = connection.answer()
+    assert 0.8 < time.monotonic() - began < 4
+    assert (answer.status, answer.text) == (504, "Gateway Timeout\n")
+    assert answer.headers["connection"] == "close"
+    event = daemon.event("request_overdue", level="error")
+    assert event["path"] == path
+    assert "in app" in event["stack"]
+    assert daemon.get("/pid").text == str(pid)
+    assert daemon.pids() == [pid]
+    assert daemon.status().totals.errors == 1
+    assert daemon.events("worker_exited") == []
+    assert daemon.events("request_failed") == []
+    line = daemon.until(
+        lambda: [line for line in (place.app_folder / "access.log").read_text().splitlines() if path in line],
+        "the access log has it",
+    )
+    assert '" 504 ' in line[0]
+
+
+def test_an_answer_that_has_begun_is_cut(place: Place) -> None:
+    """The client sees that the rest is missing, and the worker serves on."""
+    place.add("stubborn.py", STUBBORN)
+    daemon = place.start("-t", "0.5", "--timeout-grace", "30", "stubborn:app")
+    (pid,) = daemon.pids()
+    connection = daemon.connect().asked("/half")
+    with pytest.raises(IncompleteRead) as caught:
+        connection.answer()
+    assert caught.value.partial == b"half"
+    assert daemon.get("/pid").text == str(pid)
+
+
+@pytest.mark.parametrize("path", ["/swallows", "/keeps-the-lock"])
+def test_a_request_that_can_not_be_ended_alone(place: Place, path: str) -> None:
+    """One whose app swallows the exception or never leaves C: after the grace its worker is replaced."""
+    place.add("stubborn.py", STUBBORN)
+    daemon = place.start("-t", "0.5", "--timeout-grace", "0.5", "stubborn:app")
+    victim = Process(daemon.pids()[0])
+    connection = daemon.connect().asked(path)
+    daemon.event("request_overdue", path=path)
+    daemon.event("worker_ready", after=1)
+    connection.ended_by_server()
+    assert victim.ended()
+    assert (place.app_folder / "swallowed").exists() == (path == "/swallows")
+    assert daemon.event("worker_exited")["cause"] == "deadline"
+    daemon.settled(1, state="ready")
+    assert daemon.get().text == "one"
+
+
+def test_more_time(place: Place) -> None:
+    """A request that asks for it may take longer, and the API says how long; the next one may not."""
+    place.add("stubborn.py", STUBBORN)
+    daemon = place.start("-t", "0.5", "stubborn:app")
+    connection = daemon.connect().asked("/extended")
+    daemon.in_app("/extended")
+    daemon.until(lambda: daemon.in_app("/extended").age > 1.0, "it is there for longer than usual")
+    deadline_in = daemon.in_app("/extended").deadline_in
+    assert deadline_in is not None
+    assert 5 < deadline_in < 20
+    (place.app_folder / "extended.open").touch()
+    assert connection.answer().text == "one"
+    assert daemon.events("request_overdue") == []
+    assert connection.asked("/gate/never").answer().status == 504
+
+
+def test_a_stopped_worker_is_replaced(place: Place) -> None:
+    """SIGSTOP while it is idle: no request is overdue, but its loop stands still."""
+    daemon = place.start("-w", "2", "-t", "1", "--timeout-grace", "0.2", "plain:app")
+    victim = Process(daemon.settled(2)[0].pid or 0)
+    victim.send(signal.SIGSTOP)
+    event = daemon.event("worker_stalled", within=20)
+    assert event["pid"] == victim.pid
+    assert event["seconds"] >= 4
+    assert victim.ended()
+    assert daemon.event("worker_exited")["cause"] == "stalled"
+    daemon.settled(2, state="ready")
+
+
+def test_queue_timeout(place: Place) -> None:
+    """Who has waited too long for a busy worker is told so at once, who comes later is served."""
+    daemon = place.start("--queue-timeout", "0.5", "plain:app")
+    gate = daemon.connect().asked("/gate/long")
+    daemon.in_app("/gate/long")
+    late = daemon.connect().asked("/late")
+    daemon.until(lambda: daemon.in_app("/gate/long").age > 1.5, "it has waited for longer")
+    (place.app_folder / "long.open").touch()
+    assert gate.answer().text == "long passed"
+    answer = late.answer()
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert late.asked("/pid").answer().status == 200
+    assert daemon.status().totals.errors == 1
 
 
 def test_timeout(place: Place) -> None:
@@ -36,7 +182,7 @@ def test_timeout(place: Place) -> None:
 
 def test_timeout_with_threads(place: Place) -> None:
     """In gthread siblings of the hung request finish, on a worker that takes nothing new meanwhile."""
-    daemon = place.start("-t", "1.5", "--timeout-grace", "2", "--threads", "4", "plain:app")
+    daemon = place.start("-t", "1.5", *HARD, "--timeout-grace", "2", "--threads", "4", "plain:app")
     victim = Process(daemon.pids()[0])
     hung = daemon.connect().asked("/gate/never")
     daemon.in_app("/gate/never")
@@ -59,7 +205,7 @@ def test_timeout_with_threads(place: Place) -> None:
 
 def test_late_but_not_lost(place: Place) -> None:
     """A request that ends within timeout_grace is answered; its worker is replaced all the same."""
-    daemon = place.start("-t", "0.5", "--timeout-grace", "30", "plain:app")
+    daemon = place.start("-t", "0.5", *HARD, "--timeout-grace", "30", "plain:app")
     victim = Process(daemon.pids()[0])
     connection = daemon.connect().asked("/gate/late")
     daemon.event("request_overdue")

@@ -44,7 +44,7 @@ def an_exit(daemon: Daemon, **wanted: object) -> ExitView:
 @pytest.fixture(scope="module")
 def shared(shared_place: Place) -> Daemon:
     shared_place.add("ends.py", APP)
-    return shared_place.start("-w", "2", "-t", "1", "--timeout-grace", "0.2", "ends:app")
+    return shared_place.start("-w", "2", "-t", "1", "--no-timeout-soft", "--timeout-grace", "0.2", "ends:app")
 
 
 @pytest.fixture
@@ -70,9 +70,8 @@ def test_crash(daemon: Daemon) -> None:
 def test_exit_of_its_own(daemon: Daemon) -> None:
     """os._exit in the app: exited, with the code."""
     daemon.connect().asked("/leave").ended_by_server()
-    view = an_exit(daemon, cause="exited")
+    view = an_exit(daemon, cause="exited", last_requests=["GET /leave"])
     assert (view.status, view.code, view.signal) == ("exit code 3", 3, None)
-    assert view.last_requests[0] == "GET /leave"
 
 
 def test_outsider(daemon: Daemon) -> None:
@@ -121,7 +120,7 @@ def test_planned_ends(place: Place) -> None:
     assert daemon.ctl("reload").code == 1
     view = an_exit(daemon, cause="boot failed", kind="worker")
     assert "no_such_module" in (view.stack or "")
-    an_exit(daemon, cause="boot failed", kind="fork server")
+    assert "no_such_module" in (an_exit(daemon, cause="boot failed", kind="fork server").stack or "")
 
 
 def test_killed_fork_server(place: Place) -> None:
@@ -135,15 +134,18 @@ def test_killed_fork_server(place: Place) -> None:
 
 def test_metrics_count_what_the_ledger_tells(daemon: Daemon) -> None:
     """Counters by cause, answers and workers, in a scrape of the real daemon."""
-    before = _scraped(daemon)
+    before, earlier = _scraped(daemon), len(exits(daemon, cause="exited"))
     daemon.get("/")
     daemon.connect().asked("/leave").ended_by_server()
-    an_exit(daemon, cause="exited")
+    daemon.until(lambda: len(exits(daemon, cause="exited")) > earlier, "the exit in the ledger")
     daemon.settled(2)
     after = _scraped(daemon)
     for name in ('ostler_exits_total{cause="exited",kind="worker"}', 'ostler_requests_total{status="2xx"}'):
         assert after[name] == before[name] + 1
-    assert after["ostler_request_duration_seconds_count"] == after['ostler_requests_total{status="2xx"}']
+    answers = sum(value for name, value in after.items() if name.startswith("ostler_requests_total"))
+    assert after["ostler_request_duration_seconds_count"] == answers
+    assert after["ostler_queue_wait_seconds_count"] == after["ostler_request_duration_seconds_count"]
+    assert after[f'ostler_accept_queue_limit{{listener="{daemon.url}"}}'] == 2048
     assert after["ostler_workers_ready"] == 2
     assert all(value >= before.get(name, 0) for name, value in after.items() if "_total" in name)
 

@@ -78,15 +78,10 @@ def planned(daemon: Daemon) -> Iterator[Load]:
 def unexplained(report: Report, killed: Sequence[Killed]) -> list[Record]:
     """Lost requests that none of these processes had in hand when it was killed."""
 
-    def excused(record: Record) -> bool:
-        ports = {record.stale_port} if record.outcome is Outcome.OK else {record.port, record.stale_port}
-        ports.discard(0)
-        return all(
-            any(port in kill.ports and 0 <= record.ended - kill.at < NEWS_WITHIN for kill in killed)
-            for port in ports
-        )
+    def excused(port: int, at: float) -> bool:
+        return any(port in kill.ports and 0 <= at - kill.at < NEWS_WITHIN for kill in killed)
 
-    return [record for record in report.lost if not excused(record)]
+    return [record for record in report.lost if not all(excused(*loss) for loss in record.losses)]
 
 
 @pytest.mark.parametrize("kind", ["sync", "gthread"])
@@ -170,3 +165,52 @@ def test_deadlines(place: Place) -> None:
     assert all(record.status == 504 or record.outcome in cut for record in slept.records), slept.summary()
     assert all(1.0 <= record.ended - record.sent < 4 for record in slept.records)
     assert daemon.status().totals.deaths == 0
+
+
+def test_refork(place: Place) -> None:
+    """A warmed-up worker becomes the others' template, again and again, and nothing is lost."""
+    daemon = fleet(place)
+    with planned(daemon) as client:
+        for _ in range(3):
+            before = set(daemon.pids())
+            done = daemon.ctl("refork")
+            assert done.code == 0, done.err
+            daemon.until(
+                lambda before=before: not before & set(daemon.pids()), "all are forked from the template"
+            )
+            daemon.settled(4)
+            client.wait_for(client.ended + RATE // 4, within=10)
+    assert len(daemon.events("refork_done")) == 3
+
+
+def test_upgrade(place: Place) -> None:
+    """The supervisor's program is replaced in place, twice: same pid, other workers, nothing lost."""
+    daemon = fleet(place, *QUICK_CANARY)
+    with planned(daemon):
+        for number in range(2):
+            before = set(daemon.pids())
+            done = daemon.ctl("upgrade")
+            assert done.code == 0, done.err
+            assert len(daemon.events("upgraded")) == number + 1
+            assert not before & {worker.pid for worker in daemon.settled(4)}
+
+
+def test_rollback(place: Place) -> None:
+    """A release that crashes on probation is undone: lost is only what the crashed ones held."""
+    daemon = fleet(place, *QUICK_CANARY, "--probation", "30", "--rollback-crashes", "2")
+    with load(daemon) as client:
+        client.wait_for(RATE // 4, within=10)
+        write(place, 2)
+        assert daemon.client.call(RELOAD, Reload(wait=True)).phase == "done"
+        write(place, 1)
+        # A signal of the kind that only a program itself is to blame for, and that nothing in it catches.
+        killed = [kill_holding(pid, daemon.port, signal.SIGSYS) for pid in daemon.pids()[:2]]
+        daemon.event("reload_rolled_back")
+        assert {worker.generation for worker in daemon.settled(4)} == {1}
+        ended = client.ended
+        client.wait_for(ended + RATE // 4, within=10)
+        assert {record.body for record in client.records(ended + CONNECTIONS)} == {b"1"}
+        report = client.finish()
+    assert unexplained(report, [kill for kill in killed if kill]) == [], report.summary()
+    assert None not in killed
+    assert report.unasked == 0

@@ -65,8 +65,11 @@ def only_fork_server(daemon: Daemon, pid: int) -> None:
     """Wait until this one is and the one before it has ended."""
 
     def look() -> bool:
-        found = [child for child in children(daemon.pid) if title(child).startswith("ostler: fork server")]
-        return found == [pid]
+        try:
+            titles = {child: title(child) for child in children(daemon.pid)}
+        except OSError:
+            return False  # one has ended meanwhile
+        return [child for child in titles if titles[child].startswith("ostler: fork server")] == [pid]
 
     daemon.until(look, f"{pid} as the only fork server")
 

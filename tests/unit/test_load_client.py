@@ -453,6 +453,9 @@ def test_who_answered_and_who_did_not() -> None:
     assert (retried.port, retried.stale_port) == (ports[2], ports[1])
     assert (cut.outcome, cut.worker, cut.port) == (Outcome.TRUNCATED, 42, ports[2])
     assert report.lost == [retried, cut]
+    assert retried.losses == [(ports[1], retried.stale_at)]
+    assert retried.sent < retried.stale_at < retried.ended
+    assert (answered.losses, cut.losses) == ([], [(ports[2], cut.ended)])
     assert "last with worker 42" in report.summary()
 
 

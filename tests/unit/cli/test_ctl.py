@@ -577,9 +577,16 @@ def test_a_broken_pipe_is_silent(daemon: Served) -> None:
 @pytest.mark.parametrize("argv", [["workers"], ["status", "--json"], ["scale", "+1"]])
 def test_a_full_disk_is_told_in_one_line(daemon: Served, argv: list[str]) -> None:
     """`ctl workers > /dev/full`: one line, exit 1, no traceback."""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            command(daemon, *argv), stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=20
+            command(daemon, *argv),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=20,
+            env=buffered,
         )
     assert (done.returncode, done.stderr) == (
         1,
@@ -631,6 +638,15 @@ def test_a_terminal_sees_each_worker_of_a_reload(daemon: Served) -> None:
     for words in ("generation 2", "worker 1", "pid 103 -> 1103"):
         assert words in shown
     assert done.stdout == b"generation 2: 3 workers replaced (250 ms)\nno setting changed\n"
+
+
+def test_a_worker_that_is_replaced_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """However often the reload is looked at, and while others are still at it."""
+    with waiting.Roll([FakeWorker(1, 7).view(), FakeWorker(2, 8).view()]) as roll:
+        reload = ReloadView(2, "rolling", 1, 2, 0.1, "test", None, None)
+        for second in (FakeWorker(2, 8), FakeWorker(2, 18, 2), FakeWorker(2, 18, 2)):
+            roll.show(reload, [FakeWorker(1, 17, 2).view(), second.view()])
+    assert capsys.readouterr().out == "worker 1: pid 7 -> 17\nworker 2: pid 8 -> 18\n"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What the observer works out by itself: coarser histograms, and what a reload has changed."""
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,8 @@ from supervisor.daemon.observer import Observer, ObserverState, _histogram
 from supervisor.fleet import events
 from supervisor.fleet.machine import Fleet
 from supervisor.fleet.model import ExitStatus, FleetPolicy
-from supervisor.scoreboard.layout import BUCKETS, bucket_of
+from supervisor.scoreboard.layout import BUCKETS, LEAST_QUEUED, bucket_of
+from supervisor.scoreboard.reader import Counts
 from supervisor.settings.load import Loaded, load
 
 
@@ -37,9 +39,34 @@ def test_a_histogram_in_fewer_buckets() -> None:
         assert reached == sum(duration < limit for duration in durations)
     assert reached + coarse.counts[-1] == len(durations)
     assert coarse.counts[-1] == 2
+    waits = _histogram(counts, range(bucket_of(LEAST_QUEUED), BUCKETS - 4, 4), 7)
+    assert waits.limits[0] == pytest.approx(1.048576e-3)
+    assert waits.counts[0] == 7 + sum(duration < waits.limits[0] for duration in durations)
+    assert sum(waits.counts) == 7 + len(durations)
     one = [0] * BUCKETS
     one[bucket_of(1_300_000)] = 1
     assert _histogram(one).total == pytest.approx(0.0013, rel=0.125)
+
+
+def test_waits_never_shrink() -> None:
+    """A wait is counted when its request reaches the app, the request when it is answered: in between the
+    requests that did not wait are as many as before."""
+    rig = Rig()
+    rig.shell.fork_servers, rig.shell.workers = {}, {}
+    rig.shell.listeners = SimpleNamespace(urls=lambda *_: [], sockets=lambda _: [])
+    rig.shell.name = "shop"
+
+    def told(answered: int, queued: int) -> list[int]:
+        counts = Counts(statuses=[0, 0, answered] + [0] * 7)
+        counts.queued[bucket_of(10_000_000)] = queued
+        rig.shell.scoreboard = SimpleNamespace(totals=lambda: counts)
+        waits = rig.observer.figures().queue_waits
+        assert waits is not None
+        return list(itertools.accumulate(waits.counts))
+
+    for earlier, later in itertools.pairwise([told(100, 5), told(100, 6), told(101, 6), told(102, 6)]):
+        assert all(a <= b for a, b in zip(earlier, later, strict=True))
+    assert (told(102, 6)[0], told(102, 6)[-1]) == (96, 102)
 
 
 def test_changes_between_two_configurations() -> None:
@@ -65,7 +92,8 @@ class Rig:
         self.fleet = Fleet()
         self.settings = {1: loaded(workers="1")}
         self.shell: Any = SimpleNamespace(fleet=self.fleet, loaded=self.settings)
-        self.observer = Observer(self.shell, SimpleNamespace(), Ledger())  # type: ignore[arg-type]
+        sensor: Any = SimpleNamespace(timeout=lambda: 0.0)
+        self.observer = Observer(self.shell, sensor, Ledger())
         self.submit(events.StartAsked())
         self.configured(1)
         self.boot(1)

@@ -34,6 +34,7 @@ def serve(worker: CellWriter, thread: int, status: int, size: int, nanoseconds: 
     words[layout.STATUS_CLASSES + status // 100] += 1
     words[layout.BYTES_SENT] += size
     words[layout.HISTOGRAM + bucket_of(nanoseconds)] += 1
+    words[layout.QUEUED + bucket_of(nanoseconds)] += 1
 
 
 def begin(worker: CellWriter, thread: int, method: bytes, path: bytes, started: int) -> None:
@@ -49,8 +50,12 @@ def begin(worker: CellWriter, thread: int, method: bytes, path: bytes, started: 
 
 def test_layout_fits() -> None:
     """Words, text and lanes stay within their bounds, and cells begin on pages."""
-    assert layout.STATUS_CLASSES + 10 <= layout.HISTOGRAM
-    assert (layout.HISTOGRAM + layout.BUCKETS) * layout.WORD <= layout.TEXT
+    single = (layout.TAKEN, layout.OVERDUE, layout.EXTENDED_FOR, layout.EXTENDED_UNTIL)
+    assert len(set(single)) == 4
+    assert min(single) >= layout.STATUS_CLASSES + 10
+    assert max(single) < layout.HISTOGRAM
+    assert layout.HISTOGRAM + layout.BUCKETS <= layout.QUEUED
+    assert (layout.QUEUED + layout.BUCKETS) * layout.WORD <= layout.TEXT
     assert layout.CELL_SIZE % layout.PAGE == 0
     assert layout.PATH_SIZE > 0
 
@@ -70,7 +75,7 @@ def test_counts_round_trip(board: Scoreboard) -> None:
     assert (counts.requests, counts.errors, counts.bytes_sent) == (2, 1, 120)
     assert (counts.opened, counts.closed) == (4, 3)
     assert [n for n in range(10) if counts.statuses[n]] == [2, 5]
-    assert sum(counts.histogram) == 2
+    assert sum(counts.histogram) == sum(counts.queued) == 2
     assert board.lanes(cell) == 3 + 1  # and the watcher's
     assert board.heartbeat(cell) == 5.5
 
@@ -92,6 +97,49 @@ def test_in_flight(board: Scoreboard) -> None:
     words, _ = worker.lane(1)
     words[layout.STARTED] = 0
     assert board.in_flight(cell) == []
+
+
+def test_deadlines(board: Scoreboard) -> None:
+    """A request may take `timeout`, or as long as it has asked for if that is longer; 0 is never."""
+    cell = board.take_cell()
+    worker = writer(board, cell)
+    words, _ = worker.lane(0)
+    begin(worker, 0, b"GET", b"/", 3_000_000_000)
+    words[layout.EXTENDED_FOR], words[layout.EXTENDED_UNTIL] = 3_000_000_000, 50_000_000_000
+    (request,) = board.in_flight(cell)
+    assert (request.deadline(10.0), request.deadline(100.0), request.deadline(0.0)) == (50.0, 103.0, None)
+    # It was the request before that had asked.
+    words[layout.STARTED] = 4_000_000_000
+    (request,) = board.in_flight(cell)
+    assert request.deadline(10.0) == 14.0
+
+
+def test_marking_an_overdue_request(board: Scoreboard) -> None:
+    """Its lane is told its start, and no other lane anything."""
+    cell = board.take_cell()
+    worker = writer(board, cell, threads=3)
+    board.mark_overdue(cell, 1, 4711)
+    assert [worker.lane(thread)[0][layout.OVERDUE] for thread in range(3)] == [0, 4711, 0]
+    begin(worker, 0, b"GET", b"/", 4711)
+    begin(worker, 1, b"GET", b"/", 4711)
+    assert [request.overdue for request in board.in_flight(cell)] == [False, True]
+    begin(worker, 1, b"GET", b"/", 4712)
+    assert [request.overdue for request in board.in_flight(cell)] == [False, False]
+
+
+def test_last_requests(board: Scoreboard) -> None:
+    """In flight first, the longest before others, then what idle threads did last; five at most."""
+    cell = board.take_cell()
+    worker = writer(board, cell, threads=8)
+    assert board.last_requests(cell) == []
+    begin(worker, 1, b"GET", b"/was?secret", 1)
+    worker.lane(1)[0][layout.STARTED] = 0
+    begin(worker, 2, b"POST", b"/late?secret", 3_000)
+    begin(worker, 4, b"GET", b"/long", 2_000)
+    assert board.last_requests(cell) == ["GET /long", "POST /late", "GET /was"]
+    for thread in (5, 6, 7):
+        begin(worker, thread, b"PUT", b"/more", 4_000)
+    assert board.last_requests(cell) == ["GET /long", "POST /late", "PUT /more", "PUT /more", "PUT /more"]
 
 
 def test_in_flight_keeps_no_query(board: Scoreboard) -> None:
@@ -161,6 +209,7 @@ def _sums(counts: Counts) -> list[int]:
         counts.closed,
         *counts.statuses,
         *counts.histogram,
+        *counts.queued,
     ]
 
 
@@ -251,6 +300,30 @@ def test_percentile() -> None:
     counts[10], counts[50] = 99, 1
     assert percentile(counts, 0.5) == percentile(counts, 0.99) == bucket_limit(10)
     assert percentile(counts, 0.995) == percentile(counts, 1.0) == bucket_limit(50)
+
+
+def test_percentile_with_zeros() -> None:
+    """Requests that no bucket counts took no time; the others are on top of them."""
+    counts = [0] * layout.BUCKETS
+    assert percentile(counts, 0.95, zeros=3) == 0.0
+    counts[50] = 5
+    assert percentile(counts, 0.95, zeros=95) == 0.0
+    assert percentile(counts, 0.95, zeros=94) == bucket_limit(50)
+    assert percentile(counts, 0.0, zeros=0) == percentile(counts, 0.0)
+
+
+def test_queue_wait() -> None:
+    """Of all requests, also those that did not wait; None without any."""
+    counts = Counts()
+    assert counts.queue_wait(0.95) is None
+    counts.statuses[2] = 10
+    assert counts.queue_wait(0.95) == 0.0
+    counts.queued[40] = 1
+    assert counts.queue_wait(0.9) == 0.0
+    assert counts.queue_wait(0.95) == bucket_limit(40)
+    # One that has waited and is still in the app is counted there already.
+    counts.queued[40] = 11
+    assert counts.queue_wait(0.1) == bucket_limit(40)
 
 
 @settings(derandomize=True, database=None)

@@ -153,6 +153,7 @@ class Keeper:
         """A fork server that has been told nothing."""
         ours, theirs = pair()
         environ = os.environ | {"PYTHONPATH": str(Path(supervisor.__file__).parent.parent)}
+        environ.pop("PYTHONUNBUFFERED", None)
         with theirs, self.log.open("ab") as log, self.output.open("ab") as output:
             argv = [sys.executable, "-c", _START, str(theirs.fileno())]
             options: dict[str, Any] = {"cwd": self.folder, "env": environ, "stdout": output, "stderr": log}

@@ -19,6 +19,7 @@ from wsgiref.validate import validator
 import pytest
 
 from supervisor.wsgi.environ import Environ
+from tests.kit.daemon import until
 from tests.unit.workers.rig import PATIENCE, Client, Serve
 
 Start = Callable[..., Any]
@@ -637,6 +638,39 @@ def test_the_scoreboard_counts(serve: Serve, shop: Shop, threads: int) -> None:
 
 
 @BOTH
+def test_the_heart_beats_while_nobody_is_in_the_app(serve: Serve, shop: Shop, threads: int) -> None:
+    """Each pass of the loop is seen, with and without requests."""
+    rig = serve(shop, threads=threads)
+    for _ in range(2):
+        before = time.monotonic()
+        until(lambda: rig.scoreboard.heartbeat(rig.cell) > before, "it beats")  # noqa: B023
+
+
+def test_the_heart_beats_while_all_threads_are_in_the_app(serve: Serve) -> None:
+    """Then the watcher leads, and says so."""
+    gate = threading.Event()
+
+    def app(environ: Environ, start_response: Start) -> Iterable[bytes]:
+        gate.wait(PATIENCE)
+        start_response("200 OK", [("Content-Length", "0")])
+        return [b""]
+
+    rig = serve(app, threads=2)
+    clients = [rig.client() for _ in range(2)]
+    for client in clients:
+        client.ask()
+    try:
+        until(lambda: len(rig.scoreboard.in_flight(rig.cell)) == 2, "both threads are in the app")
+        for _ in range(2):
+            before = time.monotonic()
+            until(lambda: rig.scoreboard.heartbeat(rig.cell) > before, "it beats")  # noqa: B023
+    finally:
+        gate.set()
+    for client in clients:
+        client.answer()
+
+
+@BOTH
 def test_long_names_fit_the_scoreboard(serve: Serve, shop: Shop, threads: int) -> None:
     """A target longer than its place is cut there, and nowhere else."""
     rig = serve(shop, threads=threads)
@@ -704,7 +738,7 @@ def test_accepting_survives_other_errors(serve: Serve, shop: Shop) -> None:
 
 
 STARVED = """
-import os, resource, sys
+import os, resource, sys, time
 from pathlib import Path
 from tests.unit.workers.rig import Rig
 
@@ -712,20 +746,25 @@ def app(environ, start_response):
     start_response("200 OK", [])
     return [b"fed"]
 
-with Rig(Path(sys.argv[1]), app, keepalive=600) as rig:
+with Rig(Path(sys.argv[1]), app, keepalive=600, threads=int(sys.argv[2])) as rig:
     free = os.dup(0)
     os.close(free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, free + 2))  # room for two connections
     print(rig.address[1], flush=True)
+    sys.stdin.readline()
+    before = time.process_time()
+    sys.stdin.readline()
+    print(time.process_time() - before, flush=True)
     sys.stdin.read()  # until the test has seen enough
 print(rig.log())
 """
 
 
-def test_running_out_of_descriptors(tmp_path: Path) -> None:
-    """With a real limit: the first clients are served, the others when a descriptor is free again."""
+@pytest.mark.parametrize("threads", [1, 4])
+def test_running_out_of_descriptors(tmp_path: Path, threads: int) -> None:
+    """With a real limit: open connections are served, nothing spins, the others follow when there is room."""
     with subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", STARVED, str(tmp_path)],
+        [sys.executable, "-W", "error", "-c", STARVED, str(tmp_path), str(threads)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -742,7 +781,13 @@ def test_running_out_of_descriptors(tmp_path: Path) -> None:
             third = Client(address)
             clients.append(third)
             third.ask()
+            until(lambda: "accept_paused" in (tmp_path / "log").read_text(), "accepting pauses")
             assert clients[0].get().body == b"fed"
+            # Two pauses and more, in which the listener is ready all the time.
+            print(file=process.stdin, flush=True)
+            until(lambda: (tmp_path / "log").read_text().count("accept_paused") >= 3, "it tries again")
+            print(file=process.stdin, flush=True)
+            assert float(process.stdout.readline()) < 0.2
             clients[1].close()
             assert third.answer().body == b"fed"
             for client in clients:

@@ -51,6 +51,9 @@ def app(environ, start_response):
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     elif path == "/print":
         sys.stdout.write("one ")
+    elif path == "/nap":
+        while not (here / "wake").exists():
+            time.sleep(0.01)
     elif path == "/sleep":
         time.sleep(1000)
     elif path == "/fork":
@@ -285,6 +288,21 @@ def test_the_last_word_counts(keep: Keep) -> None:
     worker.say(messages.Drain())
     worker.ended()
     assert (keeper.folder / "goodbyes").read_text() == f"{worker.pid}\n"
+
+
+def test_sigterm_is_a_last_word_too(keep: Keep) -> None:
+    """Who ends a worker by hand gets its end, though it drains to be a template."""
+    keeper = keep()
+    worker = keeper.spawn(keeper.server())
+    with socket.create_connection(keeper.address) as client:
+        client.sendall(b"GET /nap HTTP/1.1\r\nHost: x\r\n\r\n")
+        keeper.wait_for_request(worker)
+        worker.say(messages.Drain(hand_over=True, template=True))
+        worker.send(signal.SIGTERM)
+        (keeper.folder / "wake").touch()
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+        worker.ended()
+    assert worker.channel.receive() is None
 
 
 def test_a_template_that_is_told_to_drain_leaves(keep: Keep) -> None:

@@ -18,7 +18,7 @@ from supervisor.wsgi.environ import (
     request_environ,
     worker_environ,
 )
-from supervisor.wsgi.exchange import App, ClientGone, Exchange, QuitWorker
+from supervisor.wsgi.exchange import App, ClientGone, DeadlineExceeded, Exchange, QuitWorker
 
 Start = Callable[..., Any]
 
@@ -743,6 +743,57 @@ def test_quit_worker_passes() -> None:
         exchange.run(gives(lambda: result), environ)
     assert result.closed == 1
     assert exchange.error is None
+
+
+def test_a_deadline_before_the_head() -> None:
+    """504 with a short text and the end of the connection; no traceback: the supervisor has the stack."""
+    result = Result(error=DeadlineExceeded())
+    answer = ask(gives(lambda: result))
+    assert (answer.status, answer.body) == ("504 Gateway Timeout", b"Gateway Timeout\n")
+    assert not answer.stays
+    assert (answer.exchange.code, answer.exchange.status) == (504, "504 Gateway Timeout")
+    assert answer.exchange.sent == len(answer.body)
+    assert answer.exchange.error is None
+    assert result.closed == 1
+
+
+def test_a_deadline_behind_the_head() -> None:
+    """Nothing more is sent, the connection must be cut, close() is called; what was sent keeps its status."""
+    result = Result(b"a", error=DeadlineExceeded())
+    request, environ = setting_of(GET)
+    wire = Wire()
+    exchange = Exchange(request, wire, DATE_SERVER, request.keep_alive)
+    with pytest.raises(DeadlineExceeded):
+        exchange.run(gives(lambda: result), environ)
+    assert wire.sends[-1].endswith(b"1\r\na\r\n")
+    assert not exchange.keep_alive
+    assert result.closed == 1
+    assert (exchange.status, exchange.error) == ("200 OK", None)
+    exchange.give_up()
+    assert (exchange.code, exchange.status) == (200, "200 OK")
+
+
+def test_a_deadline_before_anything_could_be_said() -> None:
+    """Where even the 504 was not to be had, that is what counts all the same."""
+    request, _ = setting_of(GET)
+    exchange = Exchange(request, Wire(), DATE_SERVER, request.keep_alive)
+    exchange.give_up()
+    assert (exchange.code, exchange.status, exchange.head_sent) == (504, "504 Gateway Timeout", True)
+
+
+def test_an_error_because_of_a_deadline() -> None:
+    """What an app makes of it itself, in a finally clause say, is an error like others."""
+
+    def app(environ: Environ, start_response: Start) -> Iterable[bytes]:
+        try:
+            raise DeadlineExceeded
+        finally:
+            raise ValueError("half done")
+
+    answer = ask(app)
+    assert answer.status == "500 Internal Server Error"
+    assert "DeadlineExceeded" in (answer.exchange.error or "")
+    assert "half done" in (answer.exchange.error or "")
 
 
 def test_quit_worker_passes_an_error_in_close() -> None:

@@ -1,0 +1,357 @@
+"""The sensor: what it says of requests and loops, look by look, by a clock of the test's."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from supervisor.daemon.deadlines import DeadlineSensor
+from supervisor.fleet import events
+from supervisor.fleet.model import Worker, WorkerState
+from supervisor.scoreboard import layout, memory
+from supervisor.scoreboard.reader import Scoreboard
+from supervisor.scoreboard.writer import CellWriter
+
+TIMEOUT = 30.0
+START = 1000.0
+# The sensor may look somewhat later than it could.
+LATE = 2.0
+
+
+class Stage:
+    """A fleet of workers that do what the test says.
+
+    Attributes:
+        said: the events that were submitted.
+        now: the clock; `look` moves it.
+    """
+
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+        self.now = START
+        self.scoreboard = Scoreboard()
+        self.settings = SimpleNamespace(timeout=TIMEOUT)
+        self.shell: Any = SimpleNamespace(
+            loaded={1: SimpleNamespace(settings=self.settings)},
+            fleet=SimpleNamespace(current=1, workers={}),
+            workers={},
+            scoreboard=self.scoreboard,
+            submit=self.said.append,
+        )
+        self.sensor = DeadlineSensor(self.shell)
+
+    def worker(
+        self, launch: int = 1, threads: int = 2, state: WorkerState = WorkerState.READY
+    ) -> "ActingWorker":
+        cell = self.scoreboard.take_cell()
+        worker = Worker(launch, launch, 1, state, since=self.now, spawned_at=self.now - 1)
+        self.shell.fleet.workers[launch] = worker
+        self.shell.workers[launch] = SimpleNamespace(launch=launch, cell=cell, threads=threads)
+        return ActingWorker(self, worker, CellWriter(memory.map_cell(self.scoreboard.fd, cell), threads))
+
+    def bury(self, launch: int) -> None:
+        del self.shell.fleet.workers[launch]
+        self.scoreboard.give_back(self.shell.workers.pop(launch).cell)
+
+    def look(self, after: float = 0.0) -> float:
+        self.now += after
+        return self.sensor.look(self.now)
+
+    def told(self) -> list[Any]:
+        """What was said since the last time."""
+        said = list(self.said)
+        self.said.clear()
+        return said
+
+
+class ActingWorker:
+    def __init__(self, stage: Stage, worker: Worker, cell: CellWriter) -> None:
+        self._stage = stage
+        self.worker = worker
+        self.cell = cell
+        self.beat()
+
+    def beat(self) -> None:
+        self.cell.header[layout.HEARTBEAT] = int(self._stage.now * 1e9)
+
+    def begin(self, thread: int = 0, path: bytes = b"/x") -> None:
+        words, text = self.cell.lane(thread)
+        text[:3] = b"GET"
+        text[layout.METHOD_SIZE : layout.METHOD_SIZE + len(path)] = path
+        words[layout.METHOD_LENGTH], words[layout.PATH_LENGTH] = 3, len(path)
+        words[layout.STARTED] = int(self._stage.now * 1e9)
+
+    def end(self, thread: int = 0) -> None:
+        words, _ = self.cell.lane(thread)
+        words[layout.STARTED] = 0
+        words[layout.STATUS_CLASSES + 2] += 1
+
+    def extend(self, seconds: float, thread: int = 0) -> None:
+        words, _ = self.cell.lane(thread)
+        words[layout.EXTENDED_UNTIL] = int((self._stage.now + seconds) * 1e9)
+        words[layout.EXTENDED_FOR] = words[layout.STARTED]
+
+    def marked(self, thread: int = 0) -> bool:
+        words, _ = self.cell.lane(thread)
+        return bool(words[layout.STARTED] and words[layout.OVERDUE] == words[layout.STARTED])
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    stage = Stage()
+    yield stage
+    os.close(stage.scoreboard.fd)
+
+
+def overdue(launch: int, age: float, thread: int = 0, path: str = "/x") -> events.RequestOverdue:
+    return events.RequestOverdue(launch, thread, "GET", path, pytest.approx(age))
+
+
+# -- requests --------------------------------------------------------------------------------------------
+
+
+def test_an_overdue_request(stage: Stage) -> None:
+    """It is reported at its time-out, once, and marked before anybody acts on it; others are not."""
+    worker = stage.worker()
+    worker.begin(0)
+    assert stage.look() <= 1.0
+    stage.look(TIMEOUT - 0.05)
+    assert stage.told() == []
+    worker.begin(1, b"/young")
+    marked: list[bool] = []
+    stage.shell.submit = lambda event: (marked.append(worker.marked(0)), stage.said.append(event))
+    stage.look(0.05)
+    assert stage.told() == [overdue(1, TIMEOUT)]
+    assert marked == [True]
+    assert not worker.marked(1)
+    stage.look(0.1)
+    assert stage.told() == []
+
+
+def test_it_looks_again_when_the_next_one_is_due(stage: Stage) -> None:
+    """No later than a request can be overdue, and soon while one is."""
+    worker = stage.worker()
+    worker.begin(0)
+    assert stage.look(TIMEOUT - 0.3) == pytest.approx(0.3)
+    assert stage.look(0.3) == pytest.approx(0.1)
+    stage.settings.timeout = 0.4
+    worker.end(0)
+    assert stage.look() == pytest.approx(0.4)
+
+
+def test_an_overdue_request_that_ends(stage: Stage) -> None:
+    """When none is left that is said once; the next one is reported anew."""
+    worker = stage.worker()
+    worker.begin(0)
+    worker.begin(1)
+    stage.look(TIMEOUT)
+    assert stage.told() == [overdue(1, TIMEOUT), overdue(1, TIMEOUT, thread=1)]
+    worker.end(0)
+    stage.look(0.1)
+    assert stage.told() == []
+    worker.end(1)
+    stage.look(0.1)
+    assert stage.told() == [events.OverdueEnded(1)]
+    stage.look(0.1)
+    assert stage.told() == []
+    worker.begin(0)
+    stage.look(TIMEOUT)
+    assert stage.told() == [overdue(1, TIMEOUT)]
+
+
+def test_a_worker_that_ends(stage: Stage) -> None:
+    """With a process its requests end, but of a worker that is gone there is nothing to say."""
+    worker = stage.worker()
+    worker.begin(0)
+    stage.look(TIMEOUT)
+    stage.told()
+    stage.bury(1)
+    stage.look(0.1)
+    assert stage.told() == []
+
+
+def test_a_request_that_has_asked_for_time(stage: Stage) -> None:
+    """It is overdue when what it has asked for is over; and no longer, if it asks when it was overdue."""
+    worker = stage.worker()
+    worker.begin(0)
+    worker.extend(TIMEOUT + 10)
+    assert stage.look(TIMEOUT + 9.5) == pytest.approx(0.5)
+    assert stage.told() == []
+    stage.look(0.5)
+    assert stage.told() == [overdue(1, TIMEOUT + 10)]
+    worker.extend(5)
+    stage.look(0.1)
+    assert stage.told() == [events.OverdueEnded(1)]
+    stage.look(5)
+    assert stage.told() == [overdue(1, TIMEOUT + 15.1)]
+
+
+def test_less_time_than_usual(stage: Stage) -> None:
+    """Asking never shortens."""
+    worker = stage.worker()
+    worker.begin(0)
+    worker.extend(1)
+    stage.look(TIMEOUT - 0.1)
+    assert stage.told() == []
+
+
+def test_only_overdue_left(stage: Stage) -> None:
+    """Said of a draining worker, at each look, as long as nothing else is in flight in it."""
+    worker = stage.worker()
+    worker.begin(0)
+    stage.look(TIMEOUT)
+    stage.told()
+    stage.look(0.1)
+    assert stage.told() == []
+    worker.worker.state = WorkerState.DRAINING
+    stage.look(0.1)
+    assert stage.told() == [events.OnlyOverdueLeft(1)]
+    worker.begin(1)
+    stage.look(0.1)
+    assert stage.told() == []
+    worker.end(1)
+    stage.look(0.1)
+    assert stage.told() == [events.OnlyOverdueLeft(1)]
+
+
+def test_no_timeout(stage: Stage) -> None:
+    """0 is never; also for a request that was overdue when the setting changed."""
+    worker = stage.worker()
+    worker.begin(0)
+    stage.look(TIMEOUT)
+    stage.told()
+    stage.settings.timeout = 0.0
+    assert stage.look(1000) == 1.0
+    assert stage.told() == [events.OverdueEnded(1)]
+
+
+# -- loops -----------------------------------------------------------------------------------------------
+
+
+def pass_time(stage: Stage, seconds: float) -> None:
+    """Look as often as the sensor asks for."""
+    end = stage.now + seconds
+    while stage.now < end:
+        stage.look(min(stage.sensor.look(stage.now), end - stage.now))
+
+
+def stalled(launch: int, age: float) -> events.LoopStalled:
+    return events.LoopStalled(launch, pytest.approx(age, abs=LATE))
+
+
+def test_a_loop_that_stands_still(stage: Stage) -> None:
+    """Reported after the time-out, once; if it goes on and stops again, once more. Others are not meant."""
+    still, other = stage.worker(1), stage.worker(2)
+    for _ in range(int(TIMEOUT - 2)):
+        other.beat()
+        pass_time(stage, 1.0)
+    assert stage.told() == []
+    for _ in range(10):
+        other.beat()
+        pass_time(stage, 1.0)
+    assert stage.told() == [stalled(1, TIMEOUT)]
+    still.beat()
+    pass_time(stage, 1.0)
+    for _ in range(int(TIMEOUT) + 3):
+        other.beat()
+        pass_time(stage, 1.0)
+    assert stage.told() == [stalled(1, TIMEOUT)]
+
+
+def test_a_loop_that_never_began(stage: Stage) -> None:
+    """It counts from the time when the worker was ready."""
+    worker = stage.worker()
+    worker.cell.header[layout.HEARTBEAT] = 0
+    pass_time(stage, TIMEOUT - 2)
+    assert stage.told() == []
+    pass_time(stage, 2 + LATE)
+    assert stage.told() == [stalled(1, TIMEOUT)]
+
+
+def test_a_loop_that_is_kept_by_a_request(stage: Stage) -> None:
+    """That is the request's business, also if it may take long; and when it has ended the loop has time."""
+    worker = stage.worker()
+    worker.begin(0)
+    worker.extend(10 * TIMEOUT)
+    pass_time(stage, 5 * TIMEOUT)
+    worker.end(0)
+    pass_time(stage, TIMEOUT - 5)
+    assert stage.told() == []
+
+
+def test_a_loop_with_much_to_do(stage: Stage) -> None:
+    """One request after the other of one look at the sockets: between two it does not stand still."""
+    worker = stage.worker()
+    for _ in range(100):
+        worker.begin(0)
+        worker.end(0)
+        stage.look(1.0)
+    assert stage.told() == []
+
+
+@pytest.mark.parametrize("state", [WorkerState.BOOTING, WorkerState.DRAINING, WorkerState.STOPPING])
+def test_other_deadlines_hold_for_others(stage: Stage, state: WorkerState) -> None:
+    """Workers that boot or leave have deadlines of their own."""
+    stage.worker(state=state)
+    pass_time(stage, 3 * TIMEOUT)
+    assert stage.told() == []
+
+
+def test_no_timeout_for_loops(stage: Stage) -> None:
+    """0 is never for them, too."""
+    stage.settings.timeout = 0.0
+    stage.worker()
+    pass_time(stage, 3 * TIMEOUT)
+    assert stage.told() == []
+
+
+def test_a_short_timeout_is_none_for_loops(stage: Stage) -> None:
+    """An idle loop passes once a second: with a time-out below that it does not stand still."""
+    stage.settings.timeout = 0.2
+    worker = stage.worker()
+    for _ in range(20):
+        pass_time(stage, 1.3)
+        worker.beat()
+    assert stage.told() == []
+    pass_time(stage, 5 + LATE)
+    assert stage.told() == [stalled(1, 5)]
+
+
+def test_dead_workers_are_forgotten(stage: Stage) -> None:
+    """The next one with the same launch number, which there never is, would be reported anew."""
+    stage.worker()
+    pass_time(stage, TIMEOUT + LATE)
+    assert len(stage.told()) == 1
+    stage.bury(1)
+    stage.look(1.0)
+    stage.worker()
+    pass_time(stage, TIMEOUT + LATE)
+    assert len(stage.told()) == 1
+
+
+async def test_it_looks_by_itself(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look sets the time of the next, also one that fails; beginning again does not make it two."""
+    looks: list[float] = []
+
+    def look(now: float) -> float:
+        looks.append(now)
+        if len(looks) == 3:
+            raise ValueError("a defect")
+        return 0.001
+
+    monkeypatch.setattr(stage.sensor, "look", look)
+    monkeypatch.setattr("supervisor.daemon.deadlines._LOOK", 0.001)
+    heard: list[Any] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: heard.append(context["exception"]))
+    stage.sensor.start()
+    stage.sensor.start()
+    async with asyncio.timeout(10):
+        while len(looks) < 5:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert stage.sensor._timer is not None
+    stage.sensor._timer.cancel()
+    assert [str(error) for error in heard] == ["a defect"]

@@ -1,0 +1,41 @@
+"""Standard streams that forgive, in a process of their own."""
+
+import os
+import subprocess
+import sys
+
+START = "import sys; from supervisor.logs.streams import forgive; forgive()\n"
+
+
+def run(code: str, **streams: int) -> int:
+    return subprocess.run([sys.executable, "-c", START + code], check=False, timeout=20, **streams).returncode
+
+
+def test_what_is_written_comes_out() -> None:
+    """In its order and encoding, stderr at once, stdout at the end at the latest."""
+    code = "print('caf\xe9'); sys.stderr.write('now'); assert sys.stdout.fileno() == 1; print('end', end='')"
+    done = subprocess.run(
+        [sys.executable, "-X", "utf8", "-c", START + code], check=True, capture_output=True, timeout=20
+    )
+    assert done.stdout.decode() == "caf\xe9\nend"
+    assert done.stderr == b"now"
+
+
+def test_a_reader_that_is_gone() -> None:
+    """Neither a print nor the flush at exit fails; Python itself would give 1 and 120."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "print('x' * 100_000, flush=True); print('y'); sys.stderr.write('z\\n'); sys.stderr.flush()"
+    try:
+        assert run(code, stdout=writer, stderr=writer) == 0
+    finally:
+        os.close(writer)
+
+
+def test_a_full_disk() -> None:
+    """The same for ENOSPC."""
+    with open("/dev/full", "wb") as full:  # noqa: PTH123 - a device
+        assert (
+            run("print('x', flush=True); sys.stderr.write('y')", stdout=full.fileno(), stderr=full.fileno())
+            == 0
+        )

@@ -1,0 +1,317 @@
+"""How long requests waited, whoever looked when; and what those hear that have waited too long."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.scoreboard import layout
+from supervisor.scoreboard.reader import Counts
+from supervisor.workers import queueing
+from supervisor.workers.queueing import waiting_time
+from supervisor.workers.relay import Relay
+from supervisor.wsgi.environ import Environ
+from tests.kit.daemon import until
+from tests.unit.workers.rig import PATIENCE, Rig, Serve
+
+Start = Callable[..., Any]
+# What the kernel's clock tells is exact to a tick, at most 10 ms, and one is taken off to be sure.
+TICK = 0.02
+
+
+class Gate:
+    """An app whose request `/gate` ends when the test says so.
+
+    Attributes:
+        calls: the paths with which the app was called.
+    """
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+        self.calls: list[str] = []
+
+    def __call__(self, environ: Environ, start_response: Start) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        self.calls.append(path)
+        if path == "/gate":
+            assert self._open.wait(PATIENCE)
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    def hold(self, rig: Rig) -> Any:
+        """A client whose request is in the app until `release`."""
+        client = rig.client()
+        client.ask("/gate")
+        until(lambda: "/gate" in self.calls, "it is in the app")
+        return client
+
+    def release(self) -> None:
+        self._open.set()
+
+
+def waits(counts: Counts) -> list[float]:
+    """The waits that were counted, as upper limits."""
+    return [layout.bucket_limit(bucket) for bucket, count in enumerate(counts.queued) for _ in range(count)]
+
+
+def let_pass(seconds: float) -> None:
+    """Time is what these tests are about: it has to pass while a request waits."""
+    end = time.monotonic() + seconds
+    until(lambda: time.monotonic() >= end, "time passes")
+
+
+def test_nobody_waits_for_an_idle_worker(serve: Serve) -> None:
+    """Hardly any request counts as having waited, as far as the machine has time for us."""
+    rig = serve(Gate())
+    client = rig.client()
+    client.get("/first")
+    for _ in range(50):
+        client.get("/")
+    until(lambda: rig.counts().requests == 51, "all are counted")
+    assert rig.counts().queue_wait(0.5) == 0.0
+
+
+def test_usual_requests_are_not_asked_about(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel is asked only of requests that may have waited: new ones, or if the machine was too busy."""
+    asked: list[int] = []
+
+    def asking(sock: Any, now: int, earliest: int, latest: int) -> int:
+        asked.append(now - earliest)
+        return 0
+
+    monkeypatch.setattr("supervisor.workers.serving.waiting_time", asking)
+    rig = serve(Gate())
+    client = rig.client()
+    for _ in range(200):
+        client.get("/")
+    assert all(possible >= layout.LEAST_QUEUED for possible in asked)
+    assert len(asked) < 50
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_who_comes_while_the_worker_is_busy(serve: Serve, new: bool) -> None:
+    """The wait is that since its arrival, not since the worker looked; on new and on open connections."""
+    gate = Gate()
+    rig = serve(gate)
+    client = rig.client()
+    if not new:
+        client.get("/before")
+    holding = gate.hold(rig)
+    client.ask("/waits")
+    let_pass(0.1)
+    gate.release()
+    assert holding.answer().body == b"ok"
+    assert client.answer().body == b"ok"
+    until(lambda: rig.counts().requests == 3 - new, "all are counted")
+    wait = max(waits(rig.counts()))
+    assert 0.1 - TICK <= wait < PATIENCE
+    assert rig.counts().queue_wait(0.95) == wait
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_who_comes_late_has_not_waited_long(serve: Serve, new: bool) -> None:
+    """It came at the end of a long request: the worker has not looked for long, but that is not its wait."""
+    gate = Gate()
+    rig = serve(gate)
+    client = rig.client()
+    if not new:
+        client.get("/before")
+    holding = gate.hold(rig)
+    let_pass(0.5)
+    client.ask("/late")
+    gate.release()
+    holding.answer()
+    client.answer()
+    until(lambda: rig.counts().requests == 3 - new, "all are counted")
+    assert max(waits(rig.counts()), default=0.0) < 0.25
+
+
+def test_with_threads(serve: Serve) -> None:
+    """All threads are in the app: what the watcher has received meanwhile has waited, too."""
+    gate = Gate()
+    rig = serve(gate, threads=2)
+    client = rig.client()
+    client.get("/before")
+    holding = [rig.client() for _ in range(2)]
+    for held in holding:
+        held.ask("/gate")
+    until(lambda: gate.calls.count("/gate") == 2, "both threads are in the app")
+    client.ask("/waits")
+    let_pass(0.1)
+    gate.release()
+    assert client.answer().body == b"ok"
+    for held in holding:
+        held.answer()
+    until(lambda: rig.counts().requests == 4, "all are counted")
+    assert max(waits(rig.counts())) >= 0.1 - TICK
+
+
+def test_behind_ones_own_requests(serve: Serve) -> None:
+    """Pipelined requests wait for those before them on their connection: more workers would not help."""
+    gate = Gate()
+    rig = serve(gate, queue_timeout=0.05)
+    client = rig.client()
+    client.get("/before")
+    client.send(b"GET /gate HTTP/1.1\r\nHost: x\r\n\r\nGET /behind HTTP/1.1\r\nHost: x\r\n\r\n")
+    until(lambda: "/gate" in gate.calls, "it is in the app")
+    let_pass(0.2)
+    gate.release()
+    assert [client.answer().status for _ in range(2)] == ["200 OK", "200 OK"]
+    assert max(waits(rig.counts()), default=0.0) < 0.2 - TICK
+
+
+def test_behind_an_answer_that_the_client_does_not_take(serve: Serve) -> None:
+    """A client that pipelines and reads slowly waits for itself."""
+    big = b"x" * (1 << 22)
+
+    def app(environ: Environ, start_response: Start) -> Iterable[bytes]:
+        body = big if environ["PATH_INFO"] == "/big" else b"ok"
+        start_response("200 OK", [("Content-Length", str(len(body)))])
+        return [body]
+
+    rig = serve(app, queue_timeout=0.05)
+    client = rig.client(receive_buffer=4096)
+    client.get("/before")
+    client.send(b"GET /big HTTP/1.1\r\nHost: x\r\n\r\nGET /behind HTTP/1.1\r\nHost: x\r\n\r\n")
+    let_pass(0.2)
+    assert client.answer().body == big
+    assert client.answer().body == b"ok"
+
+
+@pytest.mark.parametrize("protocol", ["HTTP/1.1", "HTTP/1.0"])
+def test_too_late(serve: Serve, protocol: str) -> None:
+    """503 with Retry-After and without the app; logged and counted; the connection goes on if it can."""
+    gate = Gate()
+    rig = serve(gate, queue_timeout=0.05, access=True)
+    client = rig.client()
+    client.get("/before")
+    holding = gate.hold(rig)
+    client.send(f"POST /late {protocol}\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello".encode())
+    let_pass(0.15)
+    gate.release()
+    holding.answer()
+    answer = client.answer()
+    assert answer.status == "503 Service Unavailable"
+    assert answer.headers["retry-after"] == "1"
+    if protocol == "HTTP/1.1":
+        assert "connection" not in answer.headers
+        assert client.get("/again").body == b"ok"
+    else:
+        assert client.rest() == b""
+    assert "/late" not in gate.calls
+    until(lambda: rig.counts().errors == 1, "it is counted")
+    counts = rig.counts()
+    assert counts.statuses[5] == 1
+    assert sum(counts.histogram) == counts.requests - 1, "it spent no time in the app"
+    until(lambda: any("/late" in line for line in rig.access_log()), "it is logged")
+    (line,) = [line for line in rig.access_log() if "/late" in line]
+    assert line == f"POST /late {protocol} 503 {len(answer.body)}"
+    assert rig.log() == ""
+
+
+def test_in_time(serve: Serve) -> None:
+    """Who waited, but no longer than allowed, is served; and without the setting everybody is."""
+    gate = Gate()
+    rig = serve(gate, queue_timeout=PATIENCE)
+    client = rig.client()
+    holding = gate.hold(rig)
+    client.ask("/waits")
+    let_pass(0.05)
+    gate.release()
+    holding.answer()
+    assert client.answer().body == b"ok"
+
+
+def test_a_head_request_too_late(serve: Serve) -> None:
+    """HEAD is told the same, without a body."""
+    gate = Gate()
+    rig = serve(gate, queue_timeout=0.02)
+    client = rig.client()
+    client.get("/before")
+    holding = gate.hold(rig)
+    client.send(b"HEAD /late HTTP/1.1\r\nHost: x\r\n\r\n")
+    let_pass(0.1)
+    gate.release()
+    holding.answer()
+    assert client.answer("HEAD").status == "503 Service Unavailable"
+    assert client.get("/again").body == b"ok"
+
+
+def test_what_was_given_away(tmp_path: Path, relay: Relay) -> None:
+    """A connection that a busy worker gave away, and nobody had time for: it waits since its arrival."""
+    gates = [Gate(), Gate()]
+    rigs: list[Rig] = []
+    for number, gate in enumerate(gates):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        rigs.append(Rig(folder, gate, relay=relay, threads=2))
+    with rigs[0], rigs[1]:
+        client = rigs[0].client()
+        client.get("/before")
+        holding = []
+        for rig, gate in zip(rigs, gates, strict=True):
+            for count in (1, 2):
+                held = rig.client()
+                held.ask("/gate")
+                until(lambda c=count, g=gate: g.calls.count("/gate") == c, "it is in the app")
+                holding.append(held)
+        until(lambda: all(rig.engine._lead.minding for rig in rigs), "the watchers mind")
+        client.ask("/waits")
+        until(lambda: sum(rig.counts().given for rig in rigs) == 1, "it was given away")
+        let_pass(0.1)
+        for gate in gates:
+            gate.release()
+        assert client.answer().body == b"ok"
+        for held in holding:
+            held.answer()
+        until(lambda: sum(rig.counts().requests for rig in rigs) == 6, "all are counted")
+        assert max(waits(rigs[0].counts()) + waits(rigs[1].counts())) >= 0.1 - TICK
+
+
+# -- asking the kernel -----------------------------------------------------------------------------------
+
+
+def test_the_kernel_knows(serve: Serve) -> None:
+    """The time since the last bytes came, also of a connection that was not accepted meanwhile."""
+    with socket.socket() as listener, socket.socket() as client:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        client.connect(listener.getsockname())
+        client.sendall(b"x")
+        let_pass(0.1)
+        sock, _ = listener.accept()
+        with sock:
+            now = time.monotonic_ns()
+            assert 0.1 - TICK <= waiting_time(sock, now, 0, now) / 1e9 < PATIENCE
+            # It can't have come before that.
+            assert waiting_time(sock, now, now - 5_000_000, now) == 5_000_000
+            assert waiting_time(sock, now, now + 1, now) == 0
+
+
+def test_the_kernel_does_not_know() -> None:
+    """Of Unix sockets it tells nothing: then it is the time since when the request is known to be there."""
+    one, other = socket.socketpair()
+    with one, other:
+        assert waiting_time(one, 10_000, 0, 4_000) == 6_000
+        assert waiting_time(one, 10_000, 0, 11_000) == 0
+
+
+def test_a_kernel_that_tells_less() -> None:
+    """One that fills in less of the structure than Linux does is not believed."""
+
+    class Short:
+        def getsockopt(self, *_: int) -> bytes:
+            return bytes(8)
+
+    assert waiting_time(Short(), 10_000, 0, 4_000) == 6_000
+
+
+def test_what_the_late_are_told() -> None:
+    """The length that is announced is that of the text."""
+    heads: list[tuple[str, list[tuple[str, str]]]] = []
+    (body,) = queueing.overloaded({}, lambda status, headers: heads.append((status, headers)))
+    assert dict(heads[0][1])["Content-Length"] == str(len(body))
