@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
+from msgspec.structs import fields
 
 from supervisor.control.guard import SAFE_METHODS, Guard
 from supervisor.control.handlers import Answer, Call, Caller, Handler
@@ -108,8 +109,8 @@ def _dispatch(route: Route[object, object], guard: Guard, handler: Handler) -> _
         caller = _admit(route, guard, request, visit.who)
         ask = await _decode(route, request)
         if isinstance(ask, msgspec.Struct) and not route.open:  # a login's body is a secret
-            given = ((name, getattr(ask, name)) for name in ask.__struct_fields__)
-            visit.what += "".join(f" {name}={value}" for name, value in given if value is not None)
+            given = ((field.name, getattr(ask, field.name), field.default) for field in fields(ask))
+            visit.what += "".join(f" {name}={value}" for name, value, usual in given if value != usual)
         answer = await handler(Call(caller, ask, request.match_info, _query(route, request)))
         visit.told = route.told
         return _respond(route, answer)

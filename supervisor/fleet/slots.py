@@ -150,6 +150,8 @@ class Slots(Generations):
             fork_deadline = self._fork_deadline(worker)
             if fork_deadline is not None and fork_deadline <= now:
                 reason = f"the fork server has not forked for {fork_deadline - worker.since:g} seconds"
+                # It goes with the fork server, which says so; that it has not booted in time is no news.
+                worker.deadline = None
                 self._generation_failed(worker.generation, reason, None, True, now)
             grace_end = self._grace_end(worker)
             if grace_end is not None and grace_end <= now:

@@ -183,6 +183,7 @@ class WorkerProcess:
         faulthandler.unregister(DUMP_SIGNAL)
         disregard(DUMP_SIGNAL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (DUMP_SIGNAL,))
+        disregard(INTERRUPT_SIGNAL)
         os.close(self._got.stacks_fd)
         self._log.close()
         if self._access is not None:

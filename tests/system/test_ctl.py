@@ -74,7 +74,8 @@ def test_counts_are_true(daemon: Daemon) -> None:
 
 def test_scale(daemon: Daemon) -> None:
     """A number sets, +N and -N change; with and without `--`; each waits until it is so."""
-    for args, wanted in ((["5"], 5), (["+2"], 7), (["-1"], 6), (["--", "-1"], 5), (["1"], 1), (["-1"], 1)):
+    amounts = (["5"], 5), (["+2"], 7), (["-1"], 6), (["--", "-1"], 5), (["1"], 1), (["-1"], 1), (["3"], 3)
+    for args, wanted in (*amounts, (["auto"], 2)):
         done = daemon.ctl("scale", *args)
         assert (done.code, done.err) == (0, "")
         assert f"-> {wanted} workers" in done.out

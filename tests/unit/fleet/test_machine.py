@@ -172,7 +172,7 @@ def test_scale_down() -> None:
 def test_scale_back_to_the_configuration() -> None:
     """A number set by hand is given up: the configuration's own counts again."""
     play = running(workers=1).scale(2).then(spawn(2)).ready(2)
-    play.asks(events.ResizeAsked("test")).then(drain(2)).said("scale", workers=1, before=2, by="test")
+    play.on(events.ResizeAsked("test")).then(drain(2)).said("scale", workers=1, before=2, by="test")
     assert play.fleet.override is None
 
 
