@@ -140,6 +140,8 @@ class Worker:
     """Which of its generation's fork servers made it: 0 is the one that loaded the app."""
     age_limit: float | None = None
     """When it is to be recycled for its age."""
+    due: bool = False
+    """It has served its share of requests or time: it must go whatever else it had to go for."""
     load: Load = Load()
     over_memory: int = 0
     """Measurements in a row that found its memory over max_memory."""
@@ -162,6 +164,8 @@ class Generation:
     server_failures: int = 0
     """The same for fork servers that failed or died."""
     last_failure: str = ""
+    up_since: float | None = None
+    """Since when its fork server can fork."""
     retry_at: float | None = None
     """No boot before this time."""
     deadline: float | None = None
@@ -192,6 +196,8 @@ class Reload:
     canary_launch: int | None = None
     canary_until: float | None = None
     """When the canary, which is ready, has lived long enough."""
+    resumes: bool = False
+    """It was asked for during a pause, which ends when the new generation takes over."""
 
     @property
     def running(self) -> bool:
@@ -205,7 +211,7 @@ class Probation:
     fallback: the generation before, whose fork server stands by; since: when it was replaced; until: when
     nobody may want it back any more, known once the roll has ended; crashes: those of the new generation;
     before: crashes within `probation` seconds before the replacement; requests, errors: answers of the old
-    generation until then.
+    generation until then; override, autoscaled: what the fleet's were then, or what was set by hand since.
     """
 
     fallback: int
@@ -215,6 +221,8 @@ class Probation:
     errors: int
     crashes: int = 0
     until: float | None = None
+    override: int | None = None
+    autoscaled: int | None = None
 
 
 @dataclass(slots=True)

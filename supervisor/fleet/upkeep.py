@@ -165,7 +165,9 @@ class Upkeep(Slots):
             del self.workers[lost.launch]
         generation.template += 1
         generation.state = GenerationState.UP
-        generation.deadline = None
+        generation.deadline = generation.retry_at = None
+        generation.server_failures = 0
+        generation.up_since = now
         self._do(actions.UseTemplate(worker.launch, generation.number))
         seconds = round(now - refork.started, 3)
         self._report("info", "refork_done", worker, pid=worker.pid, seconds=seconds, by=refork.asked_by)

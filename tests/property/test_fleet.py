@@ -163,6 +163,7 @@ class Watched(World):
             and reload is before.reload
             and before.reload_phase is ReloadPhase.CANARY
             and reload.phase is ReloadPhase.ROLLING
+            and not fleet.paused  # else it is drained in the same moment
         ):
             assert reload.canary_launch is not None
             canary = fleet.workers[reload.canary_launch]
