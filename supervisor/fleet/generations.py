@@ -28,6 +28,8 @@ from supervisor.fleet.state import State
 Level = Literal["debug", "info", "warning", "error"]
 
 _FORK_SERVER_GRACE = 1.0
+# How long a roll back waits for a worker to become the old generation's fork server.
+_STANDBY_TIME = 2.0
 # What a fork server that could fork for this long dies of is no failure to start.
 _SETTLED = 60.0
 KILL_REPEAT = 5.0
@@ -385,7 +387,11 @@ class Generations(State):
         assert self.probation is not None
         probation, self.probation = self.probation, None
         bad, self.current = self.current, probation.fallback
-        self.generations[self.current].state = GenerationState.UP
+        back = self.generations[self.current]
+        back.state = GenerationState.UP
+        if back.standby is not None:
+            # What it forks before has no app, and would load the one that is on the disk now.
+            back.retry_at = now + _STANDBY_TIME
         self._bring_number_back(probation, self.generations[bad].policy)
         self._keep_old_workers()
         self._abandon(bad, Cause.ROLLBACK, now)
@@ -399,6 +405,29 @@ class Generations(State):
             reload.phase, reload.reason, reload.traceback = ReloadPhase.ROLLED_BACK, reason, traceback
             fields = {"generation": bad, "back_to": self.current, "reason": reason, "traceback": traceback}
             self._tell("error", "reload_rolled_back", fields)
+
+    def _take_for_standby(self, worker: Worker) -> bool:
+        """Whether a worker that leaves is to be what its generation can come back from: without `preload_app`
+        only workers have the app's old code."""
+        generation = self.generations.get(worker.generation)
+        if (
+            generation is None
+            or generation.state is not GenerationState.STANDBY
+            or generation.has_app
+            or generation.standby is not None
+            or worker.overdue_since is not None
+        ):
+            return False
+        generation.standby = worker.launch
+        return True
+
+    def _no_standby(self, worker: Worker) -> None:
+        """A worker has ended: if it was to be a fork server it is none."""
+        generation = self.generations.get(worker.generation)
+        if generation is not None and generation.standby == worker.launch:
+            generation.standby = None
+            if generation.state is GenerationState.UP:
+                generation.retry_at = None
 
     def _keep_old_workers(self) -> None:
         """Of the generation that is current again: who still serves had to go for the reload only."""

@@ -128,6 +128,7 @@ class Fleet(Upkeep):
             return
         generation.policy = event.policy
         generation.closes_listeners = event.closes_listeners
+        generation.has_app = event.policy.preload
         generation.state = GenerationState.LOADING
         generation.deadline = now + event.policy.boot_timeout if event.policy.boot_timeout else None
         self._do(actions.LoadApp(event.generation))
@@ -194,6 +195,7 @@ class Fleet(Upkeep):
         worker = self.workers.pop(event.launch, None)
         if worker is None:
             return
+        self._no_standby(worker)
         if worker.state is BOOTING:
             died = f"ended with {event.status} while booting", event.traceback
             self._boot_failed(worker, *(worker.boot_error or died), now)

@@ -67,6 +67,8 @@ class FleetPolicy:
     """What a generation's configuration says about the fleet. Times in seconds; 0 turns a thing off."""
 
     workers: int = 1
+    preload: bool = True
+    """The fork server loads the app, so that its workers have it as it was then."""
     workers_most: int | None = None
     """With it the load decides on a number from `workers` to this."""
     graceful_timeout: float = 30.0
@@ -171,6 +173,10 @@ class Generation:
     deadline: float | None = None
     template: int = 0
     """How often a worker has become its fork server."""
+    has_app: bool = False
+    """Its fork server has the app."""
+    standby: int | None = None
+    """The launch of the worker that is to be its fork server, so that the app is there when it is wanted."""
     refork_refused: bool = False
     """An audit found that its workers can't be forked from; nobody tries again unasked."""
     requests: int = 0

@@ -112,7 +112,8 @@ class Slots(Generations):
             return
         stays = not self.stopping and not self.paused
         refork = self.refork
-        template = refork is not None and refork.launch == worker.launch and refork.audited and stays
+        reforks = refork is not None and refork.launch == worker.launch and refork.audited
+        template = stays and (reforks or self._take_for_standby(worker))
         self._do(actions.Drain(worker.launch, hand_over=stays, template=template))
 
     def _quit(self, worker: Worker, now: float) -> None:

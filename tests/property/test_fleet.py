@@ -30,6 +30,7 @@ MEMORY_LIMIT = 1000
 POLICIES = st.builds(
     FleetPolicy,
     workers=st.integers(1, 4),
+    preload=st.booleans(),
     graceful_timeout=st.sampled_from([0.0, 5.0, 30.0]),
     boot_timeout=st.sampled_from([0.0, 3.0, 60.0]),
     timeout_grace=st.sampled_from([0.0, 2.0]),

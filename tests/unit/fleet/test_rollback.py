@@ -12,6 +12,7 @@ from tests.kit.play import (
     Play,
     drain,
     dump_stack,
+    end,
     load_app,
     reload_ended,
     running,
@@ -173,6 +174,29 @@ def test_crashes_on_probation_roll_back() -> None:
     play.settled()
     assert play.slots(1) == [1, 2]
     assert list(play.fleet.generations) == [1]
+
+
+def test_without_preload_an_old_worker_stands_by() -> None:
+    """Only workers have the old code then: the first that leaves becomes the fork server to go back to."""
+    play = running(**PROBATION | {"preload": False}).reload().loaded().ready(1)
+    play.template_ready(1).said("standby", slot=1, generation=1)
+    play.ready(2).exits(2)
+    assert phase(play) is ReloadPhase.DONE
+    assert play.fleet.generations[1].state is GenerationState.STANDBY
+    play.crashes(1).ready(1).crashes(2)
+    assert phase(play) is ReloadPhase.ROLLED_BACK
+    play.settled()
+    assert play.slots(1) == [1, 2]
+    assert not any(worker.leaving for worker in play.fleet.workers.values())
+
+
+def test_rollback_waits_for_the_old_code() -> None:
+    """While that worker drains nothing is forked: it would be of the code that is on the disk now."""
+    play = running(**PROBATION | {"preload": False}).reload().loaded().ready(1)
+    play.crashes(1).ready(1).unseen.clear()
+    play.crashes(1).then(stop_fork_server(2), reload_ended(2), end(2, 2))
+    play.fork_server_exits(2)
+    play.nothing_until(2.0).then(spawn(1, 1))
 
 
 def test_rollback_during_the_roll_ends_the_reload() -> None:
