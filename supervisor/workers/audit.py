@@ -56,6 +56,14 @@ _LIBRARIES: dict[str, tuple[str, Callable[[Any], bool] | None]] = {
     "numpy.random": ("all children would draw the same numbers: seed it in each", None),
 }
 
+# Packages that notice by themselves that they are in a forked process, and start their threads anew in it.
+_RESTARTING = (
+    # Compares the pid whenever it is used: sentry_sdk/worker.py and monitor.py in 2.75.
+    "sentry_sdk.",
+    # os.register_at_fork: opentelemetry/sdk/_shared_internal and sdk/metrics/_internal/export in 1.45.
+    "opentelemetry.sdk.",
+)
+
 
 @dataclass(slots=True)
 class Audit:
@@ -103,7 +111,11 @@ def _look_at_threads(found: Audit, is_ours: Callable[[threading.Thread], bool], 
     main = threading.main_thread()
     for thread in threading.enumerate():
         if thread is not main and not is_ours(thread):
-            found.problems.append(f"thread {thread.name!r} runs {_what_runs(thread)}")
+            line = f"thread {thread.name!r} runs {(what := _what_runs(thread))}"
+            if what.startswith(_RESTARTING):
+                found.warnings.append(f"{line}: its library starts it anew in children")
+            else:
+                found.problems.append(line)
     unknown = _unknown_threads()
     if unknown and not strict and _has_openblas():
         return  # it ends its threads before a fork; whether these are its own is seen then

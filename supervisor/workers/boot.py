@@ -172,7 +172,8 @@ class WorkerProcess:
             self._log.error("template_refused", problems="; ".join(found.problems))
             return None
         ignore_group_signals()
-        disregard(INTERRUPT_SIGNAL)
+        if self._must_leave:
+            return None  # SIGTERM came while we looked; from now on it is the supervisor that says so
         # What the app has set up for itself in this process; its children may do so anew.
         signal.set_wakeup_fd(-1)
         signal.setitimer(signal.ITIMER_REAL, 0)

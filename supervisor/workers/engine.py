@@ -167,11 +167,16 @@ class Engine(Doors):
 
         Must be called from a signal handler of the main thread, and does nothing unless there is a need.
         """
-        if self._in_hand is None or self._lane is None or self._lead.watched or self._relay is None:
+        lane = self._lane
+        if lane is None or not lane.words[layout.STARTED] or self._lead.watched or self._relay is None:
             return
+        if self._attended:
+            return  # the next message came while this function does its work
+        self._attended = True
         if self._start_watcher():
-            self._attended = True
-            self._lead.lend(self._lane)
+            self._lead.lend(lane)
+        else:
+            self._attended = False
 
     def stop(self) -> None:
         """Make `run` return after what is being served right now; may be called from a signal handler."""
@@ -370,7 +375,6 @@ class Engine(Doors):
                 self._serve(connection, lane)
             except (Exception, DeadlineExceeded):  # noqa: BLE001 - see _fail
                 self._fail(connection, lane)
-            self._in_hand = None
             if self._attended:
                 still_leading = lead.come_back(lane)
                 self._watch(connection)

@@ -7,7 +7,8 @@ in others by PyThreadState_SetAsyncExc, which a thread notices when it runs Pyth
 
 The exception must not meet the next request, nor our own code:
 
-- The main thread raises only where `Exchange.run` is among the calls that the signal interrupted.
+- The main thread raises only where `Exchange.run` is among the calls that the signal interrupted, and no
+  handler of ours for another signal is above it.
 - In another thread it is set while the lock is held and the lane still shows the request. Who ends a request
   clears the lane first and then, under the lock, takes back what has not been noticed by then. What was
   noticed in between ends in the handler in `Serving._serve`.
@@ -29,6 +30,8 @@ from supervisor.wsgi.exchange import DeadlineExceeded, Exchange
 
 # A request that takes this long (ns) tells that there are such; a quicker one is never interrupted.
 LONG = 20_000_000
+# Modules with handlers of other signals: what these have begun is finished, though the app is below them.
+_HANDLERS = ("supervisor.workers.boot", "supervisor.workers.engine")
 # The most an app may ask for, in seconds: what can be added to any time and still is one.
 _LONGEST = 1e9
 
@@ -131,9 +134,12 @@ class Deadlines:
 
 
 def _is_in_app(frame: FrameType | None) -> bool:
+    """Whether it may be raised here; if not yet, the supervisor sends the signal again."""
     while frame is not None:
         if frame.f_code is Exchange.run.__code__:
             return True
+        if frame.f_globals.get("__name__") in _HANDLERS:
+            return False
         frame = frame.f_back
     return False
 

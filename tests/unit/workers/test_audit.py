@@ -69,6 +69,31 @@ def test_threads_are_named_with_what_they_run(known: set[int]) -> None:
     ]
 
 
+def test_threads_that_libraries_start_anew(known: set[int]) -> None:
+    """Who looks after itself in forked processes is warned of; what only sounds like it is a problem."""
+
+    class Worker(threading.Thread):
+        def run(self) -> None:
+            end.wait()
+
+    end = threading.Event()
+    found: dict[str, Audit] = {}
+    for place in ("sentry_sdk.worker", "opentelemetry.sdk.trace.export", "sentry_sdk_like"):
+        Worker.__module__ = place
+        thread = Worker(name="works")
+        thread.start()
+        found[place] = audit_drained(known)
+        end.set()
+        thread.join()
+        end.clear()
+    what = "test_threads_that_libraries_start_anew.<locals>.Worker"
+    for place in ("sentry_sdk.worker", "opentelemetry.sdk.trace.export"):
+        assert found[place].problems == []
+        line = f"thread 'works' runs {place}.{what}: its library starts it anew in children"
+        assert found[place].warnings == [line]
+    assert found["sentry_sdk_like"].problems == [f"thread 'works' runs sentry_sdk_like.{what}"]
+
+
 def test_the_engines_threads_are_ours_while_it_serves(known: set[int]) -> None:
     """They end when the worker is drained; then what is left of them counts."""
     end = threading.Event()

@@ -17,6 +17,7 @@ from supervisor.scoreboard import layout
 from supervisor.scoreboard.reader import InFlight
 from supervisor.workers import interrupt as module
 from supervisor.workers.interrupt import LONG, Deadlines
+from supervisor.workers.relay import Relay
 from supervisor.wsgi.environ import Environ
 from supervisor.wsgi.exchange import DeadlineExceeded
 from tests.kit.daemon import until
@@ -360,6 +361,46 @@ def test_nothing_is_raised_outside_of_the_app(stage: Stage) -> None:
     """In the very moment before the app is called, or after it has returned, the handler does nothing."""
     stage.deadlines.interrupt(INTERRUPT_SIGNAL, sys._getframe())
     stage.deadlines.interrupt(INTERRUPT_SIGNAL, None)
+
+
+def test_nothing_is_raised_in_another_handler(
+    tmp_path: Path, handled: Handled, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler of ours that runs above the app, here one that starts a thread, is not left half done."""
+    shop = Shop()
+    rig = Rig(tmp_path, shop, relay=relay)
+    handled(rig)
+    start = rig.engine._lead.watch
+
+    def watch() -> None:
+        request = rig.scoreboard.in_flight(rig.cell)[0]
+        rig.scoreboard.mark_overdue(rig.cell, request.thread, request.started_ns)
+        signal.raise_signal(INTERRUPT_SIGNAL)
+        start()
+
+    monkeypatch.setattr(rig.engine._lead, "watch", watch)
+    before = signal.signal(signal.SIGUSR1, lambda *_: rig.engine.attend())
+
+    def play() -> None:
+        client = rig.client()
+        client.ask("/hang")
+        old(rig, "/hang")
+
+        def is_watched() -> bool:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            return rig.engine._lead.watched
+
+        until(is_watched, "the thread was started")
+        assert shop.caught == []
+        interrupt(rig, "/hang")
+        assert client.answer().status == "504 Gateway Timeout"
+        assert rig.client().get("/").body == b"ok"
+
+    try:
+        rig.run_here(play)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert rig.log() == ""
 
 
 def in_app(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

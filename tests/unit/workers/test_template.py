@@ -305,6 +305,20 @@ def test_sigterm_is_a_last_word_too(keep: Keep) -> None:
     assert worker.channel.receive() is None
 
 
+def test_sigterm_while_it_looks_at_itself(keep: Keep) -> None:
+    """It ends the worker at the last moment, too: here it comes when the audit asks a library."""
+    keeper = keep(
+        APP
+        + "from types import SimpleNamespace\n"
+        + "end = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
+        + "sys.modules['torch'] = SimpleNamespace(cuda=SimpleNamespace(is_initialized=end))\n"
+    )
+    worker = keeper.spawn(keeper.server())
+    worker.say(messages.Drain(hand_over=True, template=True))
+    worker.ended()
+    assert worker.channel.receive() is None
+
+
 def test_a_template_that_is_told_to_drain_leaves(keep: Keep) -> None:
     """The word to leave may cross `TemplateReady`: it holds then, too."""
     keeper = keep()
