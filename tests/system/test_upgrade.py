@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,20 @@ def test_stop_during_the_check(place: Place) -> None:
     assert daemon.wait() == 0
     until(lambda: place.leftovers() == [], "all processes have ended")
     assert daemon.events("upgrade_check_failed") == []
+
+
+def test_asked_twice(place: Place) -> None:
+    """Who asks while an upgrade is tried is refused; `ctl` does not take that for the end of its own wish."""
+    daemon = start(place)
+    wait = "while not os.path.exists('go'):\n    open('loading', 'w').close()\n    time.sleep(0.01)\n"
+    place.add("up.py", f"import os\nimport time\n{wait}{APP}")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(daemon.ctl, "upgrade")
+        daemon.until((place.app_folder / "loading").exists, "the check loads the app")
+        daemon.send(signal.SIGUSR2)
+        assert "another upgrade" in daemon.event("upgrade_failed", by="signal USR2")["problem"]
+        (place.app_folder / "go").touch()
+        assert asked.result().code == 0, asked.result().err
 
 
 def test_what_only_the_daemon_needs(place: Place) -> None:
