@@ -99,7 +99,7 @@ class Listeners:
                     self._sockets[text].listen(backlog)  # it may be another one now
                     self._change_access(text, access)
                 else:
-                    self._sockets[text] = _listen(parse_address(text), backlog, access)
+                    self._sockets[text] = self._listen(parse_address(text), backlog, access)
                     self._access[text] = access
                     fresh.append(text)
                     if text.startswith("unix:") and (file := _file(self._sockets[text])) is not None:
@@ -109,6 +109,20 @@ class Listeners:
                 self._close(text)
             raise
         return list(dict.fromkeys(addresses))
+
+    def _listen(self, address: Address, backlog: int, access: Access) -> socket.socket:
+        """As the function; if it is ourselves who have the port, the error says so."""
+        try:
+            return _listen(address, backlog, access)
+        except SettingError as error:
+            why = error.__context__
+            if isinstance(why, OSError) and why.errno == errno.EADDRINUSE and address.kind == "tcp":
+                for key, sock in self._sockets.items():
+                    name = sock.getsockname()
+                    if isinstance(name, tuple) and name[1] == address.port:
+                        problem = f"this daemon listens on {key}, which overlaps; a restart can change that"
+                        raise SettingError("bind", f"{address}: {problem}") from None
+            raise
 
     def _change_access(self, key: str, access: Access) -> None:
         address = parse_address(key)

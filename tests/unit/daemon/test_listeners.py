@@ -160,6 +160,17 @@ def test_what_stands_in_the_way(listeners: Listeners, tmp_path: Path) -> None:
     assert problem_of(listeners.bind, (f"unix:{file}/x",), 10).endswith("a part of the path is no folder")
 
 
+@pytest.mark.parametrize("other", ["localhost", "0.0.0.0"])
+def test_overlap(listeners: Listeners, other: str) -> None:
+    """Another name of a port that we have ourselves: nobody is sent looking for the program that has it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    listeners.bind((f"127.0.0.1:{port}",), 5)
+    problem = problem_of(listeners.bind, (f"{other}:{port}",), 5)
+    assert f"this daemon listens on 127.0.0.1:{port}" in problem
+
+
 def test_only_its_own_file_is_removed(listeners: Listeners, tmp_path: Path) -> None:
     """At its end a listener takes its file along, but not what another one has put in its place."""
     kept, lost = f"unix:{tmp_path}/kept", f"unix:{tmp_path}/lost"
