@@ -14,7 +14,7 @@ import pytest
 
 from supervisor.control.routes import RELOAD, SCALE
 from supervisor.control.views import Reload, Scale
-from tests.kit.daemon import Daemon, Place, Process, children, descriptors, title, until, zombies
+from tests.kit.daemon import Daemon, Place, Process, ask, children, descriptors, title, until, zombies
 from tests.kit.load import Load
 
 pytestmark = pytest.mark.system
@@ -265,6 +265,18 @@ def test_old_log_is_gone(place: Place) -> None:
     daemon.event("reload_done")
     assert "old/log" in daemon.event("configuration")["problem"]
     daemon.settled(2)
+
+
+def test_token_can_not_be_written(place: Place) -> None:
+    """The dashboard's listener goes on although the token's file can't be put in its place again."""
+    daemon = start(place, "--control-bind", "127.0.0.1:0")
+    url = daemon.event("control")["url"]
+    (token,) = place.runtime.glob("ostler/*.token")
+    token.unlink()
+    token.mkdir()
+    upgrade(daemon)
+    assert ask(url, "/healthz").status == 200
+    assert str(token) in daemon.event("control_unavailable")["problem"]
 
 
 def test_few_descriptors(place: Place) -> None:
