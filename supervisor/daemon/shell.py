@@ -549,6 +549,7 @@ def fleet_policy(loaded: Loaded) -> FleetPolicy:
     surge = int(settings.max_surge.removesuffix("%"))
     return FleetPolicy(
         workers=least,
+        preload=settings.preload_app,
         workers_most=most,
         # A worker ends itself in time, its atexit functions included; this is for one that does not.
         graceful_timeout=settings.graceful_timeout + _DRAIN_GRACE,

@@ -49,7 +49,7 @@ def start(place: Place, *args: str, lines: str = "", **options: Any) -> Daemon:
     place.add("up.py", APP)
     if lines:
         options["argv"] = (sys.executable, "-c", CHANGED.format(lines))
-    daemon = place.start("-w", "2", *args, "up:app", **options)
+    daemon = place.start("-w", "2", "--canary-time", "0", *args, "up:app", **options)
     daemon.settled(2)
     return daemon
 
@@ -95,7 +95,7 @@ def test_descriptors_do_not_grow(place: Place) -> None:
 
     daemon.until(lambda: len(children(daemon.pid)) == 3, "a fork server and two workers")
     before = held()
-    for number in range(1, 4):
+    for number in range(1, 3):
         daemon.send(signal.SIGUSR2)
         daemon.event("reload_done", after=number)
     daemon.until(lambda: len(children(daemon.pid)) == 3, "a fork server and two workers")
@@ -256,7 +256,7 @@ def test_old_log_is_gone(place: Place) -> None:
     place.add("up.py", APP)
     (place.app_folder / "old").mkdir()
     place.add("conf.py", "workers = 2\nerrorlog = 'old/log'\n")
-    daemon = place.start("-c", "conf.py", "up:app", serving=False)
+    daemon = place.start("--canary-time", "0", "-c", "conf.py", "up:app", serving=False)
     log = place.app_folder / "old" / "log"
     daemon.until(lambda: log.exists() and '"serving"' in log.read_text(), "it serves")
     shutil.rmtree(log.parent)
@@ -285,7 +285,8 @@ def test_few_descriptors(place: Place) -> None:
 
     def limited(descriptors: int) -> Daemon:
         line = f"import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors}, {descriptors}))"
-        daemon = place.start("-w", "12", "up:app", argv=(sys.executable, "-c", CHANGED.format(line)))
+        argv = sys.executable, "-c", CHANGED.format(line)
+        daemon = place.start("-w", "12", "--canary-time", "0", "up:app", argv=argv)
         daemon.settled(12)
         return daemon
 
@@ -301,7 +302,7 @@ def test_few_descriptors(place: Place) -> None:
 @pytest.mark.parametrize(
     "broken",
     [
-        "import supervisor.daemon.upgrade as module; module._FORMAT = None",
+        "import supervisor.daemon.upgrade as module; module._format = bytes",
         "import supervisor.daemon.main as module; module.Observer = None",
         "import supervisor.daemon.main as module; module.PidFile = None",
     ],
@@ -321,7 +322,7 @@ def test_new_program_fails(place: Place, broken: str) -> None:
 
 def test_new_program_fails_and_workers_end(place: Place) -> None:
     """Without workers there is nothing to stay for: whoever watches the daemon can start another."""
-    broken = "import supervisor.daemon.upgrade as module; module._FORMAT = None"
+    broken = "import supervisor.daemon.upgrade as module; module._format = bytes"
     daemon = start(place, lines=f"if 'OSTLER_UPGRADE' in os.environ:\n    {broken}")
     workers = daemon.pids()
     daemon.send(signal.SIGUSR2)
