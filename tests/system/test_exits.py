@@ -168,7 +168,7 @@ def _scraped(daemon: Daemon) -> dict[str, float]:
 
 def test_the_ledger_survives_an_upgrade(place: Place) -> None:
     """Entries, their numbers and the counters go on in the next program; `ctl upgrade` sees it through."""
-    daemon = place.start("-w", "2", "plain:app")
+    daemon = place.start("-w", "2", "--probation", "0", "plain:app")
     daemon.settled(2)
     assert daemon.ctl("recycle", "1").code == 0
     before, counted = exits(daemon), _scraped(daemon)
