@@ -297,12 +297,16 @@ def upgraded(
     failed or the process (a pidfd, or None) has ended.
     """
 
+    accepted = False
+
     def condition() -> StatusView | None:
-        nonlocal after
+        nonlocal after, accepted
         try:
             for event in client.call(EVENTS, after=after):
                 after = event.id
-                if event.name == "upgrade_failed":
+                accepted = accepted or event.name == "upgrade"
+                # With who asked: a wish that was refused, which is another's if ours was accepted.
+                if event.name == "upgrade_failed" and not (accepted and "by" in event.fields):
                     problem = event.fields.get("problem", "see the daemon's log")
                     raise OstlerError(f"the upgrade failed, everything goes on as before: {problem}")
             status = client.call(STATUS)

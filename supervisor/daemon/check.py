@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+from importlib import import_module
 from typing import Any
 
 from supervisor.daemon import upgrade
@@ -23,7 +24,9 @@ def check(
         OstlerError: something can't be used.
     """
     set_up("-", "auto", "info")
-    upgrade.check_readable()
+    if upgrade.check_readable():
+        # Configuration and app don't need the control plane and its libraries, but the new program does.
+        import_module("supervisor.daemon.main")
     server = ForkServerHandle.start(0)
     server.channel.set_blocking(True)
     try:

@@ -54,6 +54,7 @@ class CarriedWorker(msgspec.Struct, frozen=True):
     sent: set[int]
     channel: int
     stacks: int
+    signalled: int | None = None
 
 
 class ForkServerHandle:
@@ -155,6 +156,7 @@ class WorkerHandle:
         pid, pidfd: None and -1 until the fork server has told.
         spawned_at: CLOCK_MONOTONIC, seconds.
         sent: the signals that it was sent.
+        signalled: the signal that it says it leaves for.
         dumps: what faulthandler wrote and nobody has logged yet; last_dump: what was taken last.
     """
 
@@ -179,6 +181,7 @@ class WorkerHandle:
         self.pidfd = -1
         self.spawned_at = time.monotonic()
         self.sent: set[int] = set()
+        self.signalled: int | None = None
         self.dumps = bytearray()
         self.last_dump = ""
         self._child_ends: list[int] = []
@@ -220,6 +223,7 @@ class WorkerHandle:
             self.sent,
             self.channel.fileno(),
             self.stacks_fd,
+            self.signalled,
         )
 
     @classmethod
@@ -229,6 +233,7 @@ class WorkerHandle:
         handle = cls(*place, chan, carried.stacks)
         handle.spawned_at = carried.spawned_at
         handle.sent = carried.sent
+        handle.signalled = carried.signalled
         if carried.pid is not None:
             handle.forked(carried.pid)
         return handle

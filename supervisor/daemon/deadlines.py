@@ -40,6 +40,11 @@ class DeadlineSensor:
         loaded = self._shell.loaded.get(self._shell.fleet.current)
         return loaded.settings.timeout if loaded else 0.0
 
+    def resume(self) -> None:
+        """After an upgrade in place: what the program before us has reported may be over by now."""
+        workers = self._shell.fleet.workers.values()
+        self._overdue = {worker.launch for worker in workers if worker.overdue_since is not None}
+
     def start(self) -> None:
         """Begin to look; also when the time-out may have changed."""
         if self._timer is not None:

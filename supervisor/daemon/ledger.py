@@ -54,6 +54,7 @@ class ExitFacts:
             that the fleet has given up.
         leaving: of a fork server, why it had to end, as `fork_server_leaving` says; None: nobody wanted it.
         sent: the signals that we sent to it.
+        signalled: the signal that it has left for, as it says itself.
         requests: answers given.
         last_requests: as the scoreboard's `last_requests` tells.
         peak_memory: bytes (getrusage(2), ru_maxrss).
@@ -69,6 +70,7 @@ class ExitFacts:
     worker: Worker | None = None
     leaving: ExitCause | None = None
     sent: Collection[int] = ()
+    signalled: int | None = None
     requests: int = 0
     last_requests: Sequence[str] = ()
     peak_memory: int | None = None
@@ -92,6 +94,8 @@ def cause_of(facts: ExitFacts, oom_killed: bool) -> ExitCause:
     told = facts.leaving if facts.worker is None else _told(facts.worker)
     if told is not None:
         return told
+    if facts.signalled is not None and facts.signalled not in facts.sent:
+        return "killed by an outsider"  # so politely that it could leave in order
     if facts.status.code is None and signum is None:
         return "unknown"
     return "exited" if signum is None else "stopped"

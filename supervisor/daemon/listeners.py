@@ -18,12 +18,14 @@ from supervisor.settings.address import Address, parse_address
 class ListenersState(msgspec.Struct, frozen=True):
     """What they are made from again after an upgrade in place.
 
-    sockets: descriptors by key; access: see `Access`; inherited: they were handed over by systemd.
+    sockets: descriptors by key; access: see `Access`; inherited: they were handed over by systemd; files: of
+    Unix sockets, device and inode.
     """
 
     sockets: dict[str, int]
     access: dict[str, tuple[str | None, str | None]]
     inherited: bool
+    files: dict[str, tuple[int, int]] = {}
 
 
 class Access(NamedTuple):
@@ -48,12 +50,14 @@ class Listeners:
         self._inherited = [socket.socket(fileno=fd) for fd in inherited]
         self._sockets: dict[str, socket.socket] = {}
         self._access: dict[str, Access] = {}
+        self._files: dict[str, tuple[int, int]] = {}
 
     def snapshot(self) -> ListenersState:
         return ListenersState(
             {key: sock.fileno() for key, sock in self._sockets.items()},
             {key: (access.mode, access.owner) for key, access in self._access.items()},
             bool(self._inherited),
+            self._files,
         )
 
     def restore(self, state: ListenersState) -> None:
@@ -61,6 +65,7 @@ class Listeners:
         self._sockets = {key: socket.socket(fileno=fd) for key, fd in state.sockets.items()}
         self._access = {key: Access(*pair) for key, pair in state.access.items()}
         self._inherited = list(self._sockets.values()) if state.inherited else []
+        self._files = dict(state.files)
 
     def bind(
         self,
@@ -94,14 +99,30 @@ class Listeners:
                     self._sockets[text].listen(backlog)  # it may be another one now
                     self._change_access(text, access)
                 else:
-                    self._sockets[text] = _listen(parse_address(text), backlog, access)
+                    self._sockets[text] = self._listen(parse_address(text), backlog, access)
                     self._access[text] = access
                     fresh.append(text)
+                    if text.startswith("unix:") and (file := _file(self._sockets[text])) is not None:
+                        self._files[text] = file
         except SettingError:
             for text in fresh:
                 self._close(text)
             raise
         return list(dict.fromkeys(addresses))
+
+    def _listen(self, address: Address, backlog: int, access: Access) -> socket.socket:
+        """As the function; if it is ourselves who have the port, the error says so."""
+        try:
+            return _listen(address, backlog, access)
+        except SettingError as error:
+            why = error.__context__
+            if isinstance(why, OSError) and why.errno == errno.EADDRINUSE and address.kind == "tcp":
+                for key, sock in self._sockets.items():
+                    name = sock.getsockname()
+                    if isinstance(name, tuple) and name[1] == address.port:
+                        problem = f"this daemon listens on {key}, which overlaps; a restart can change that"
+                        raise SettingError("bind", f"{address}: {problem}") from None
+            raise
 
     def _change_access(self, key: str, access: Access) -> None:
         address = parse_address(key)
@@ -134,15 +155,27 @@ class Listeners:
     def _close(self, key: str) -> None:
         sock = self._sockets.pop(key)
         self._access.pop(key, None)
-        name = sock.getsockname()
+        file = self._files.pop(key, None)
+        try:
+            # Not what somebody else has put there, a second instance say. While the socket is open, nobody
+            # takes its file for a dead one and replaces it.
+            if file is not None and file == _file(sock):
+                Path(sock.getsockname()).unlink(missing_ok=True)
+        except OSError:
+            pass  # the disk became read-only: a dead socket is replaced at the next start
         sock.close()
-        if sock in self._inherited:
-            return
-        if key.startswith("unix:") and isinstance(name, str) and name:
-            try:
-                Path(name).unlink(missing_ok=True)
-            except OSError:
-                pass  # the disk became read-only: a dead socket is replaced at the next start
+
+
+def _file(sock: socket.socket) -> tuple[int, int] | None:
+    """Device and inode of what is there under a Unix socket's name; None if it has none, or it is gone."""
+    name = sock.getsockname()
+    if sock.family != socket.AF_UNIX or not isinstance(name, str) or not name:
+        return None
+    try:
+        info = os.lstat(name)
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino
 
 
 def systemd_listeners() -> list[int]:

@@ -34,7 +34,7 @@ from supervisor.fleet.model import ExitStatus
 from supervisor.ipc import messages
 from supervisor.logs.lean import LogFile
 from supervisor.logs.setup import get_logger, set_level, set_up
-from supervisor.osapi.process import become_subreaper, has_terminal, send_signal
+from supervisor.osapi.process import become_subreaper, has_terminal
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings.kinds import WORKERS
 from supervisor.settings.load import Loaded
@@ -102,6 +102,7 @@ class Daemon:
         self._plane = ControlPlane(self._control, self._journal, order.any_control_port, before)
         self._control_started = asyncio.Event()
         self._pidfile: PidFile | None = None
+        self._checking: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -196,6 +197,7 @@ class Daemon:
         self._start_task(self._sample_forever())
 
     def _on_stopping(self) -> None:
+        self._end_check()
         self._notifier.send("STOPPING=1")
 
     def _on_reload_ended(self, generation: int) -> None:
@@ -227,41 +229,64 @@ class Daemon:
     def _check_upgrade(self) -> None:
         try:
             pid, said = upgrade.start_check(self._carry(), self._order.folder)
-        except OSError as error:
-            self._shell.submit(events.UpgradeChecked(f"can't start a process: {error.strerror}"))
+        except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits for the outcome must hear
+            self._shell.submit(events.UpgradeChecked(f"can't start a process: {error}"))
             return
         # Configuration and app are loaded one after the other, and each may take its time.
         limit = 2 * (self._shell.loaded[self._shell.fleet.current].settings.boot_timeout or _FOREVER)
-        pidfd = os.pidfd_open(pid)
-        timer = self._loop.call_later(limit, send_signal, pidfd, signal.SIGKILL)
+        self._checking = pid
+        timer = self._loop.call_later(limit, self._end_check)
 
         def ended(status: ExitStatus) -> None:
             timer.cancel()
-            os.close(pidfd)
+            self._checking = None
             problem, text = upgrade.what_it_said(status, said)
-            if problem is not None:
+            if problem is not None and self._shell.fleet.upgrading is not None:
                 get_logger().error("upgrade_check_failed", output=text)
             self._shell.submit(events.UpgradeChecked(problem))
 
         self._shell.reaper.expect(pid, ended)
 
+    def _end_check(self) -> None:
+        """What it has started ends with it."""
+        if self._checking is not None:
+            os.kill(self._checking, signal.SIGKILL)  # its number is not free before we have reaped it
+
     def _upgrade_soon(self) -> None:
         # Not in the middle of what brought it about: what else is to be done is done before.
-        self._loop.call_soon(self._upgrade)
+        self._start_task(self._upgrade())
 
-    def _upgrade(self) -> None:
-        here = os.open(".", os.O_PATH | os.O_CLOEXEC)
-        self._log_file.flush()
-        self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    async def _upgrade(self) -> None:
+        # A signal whose handler has not run yet would be lost with this program. Those that come from now on
+        # wait for the next one, and the loop hears of those that came before within three turns: it reads its
+        # pipe, finds the handler, calls it.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, upgrade.HANDLED)
         try:
-            upgrade.replace_program(self._carry(), self._order.folder, self._notifier.path)
-        except OSError as error:
-            os.fchdir(here)
-            self._notifier.send("READY=1")
-            problem = f"can't execute {sys.executable}: {error.strerror}"
-            self._shell.submit(events.UpgradeChecked(problem))
+            for _ in range(3):
+                await asyncio.sleep(0)
+            if self._shell.fleet.upgrading == "replacing":
+                self._replace_program()
         finally:
-            os.close(here)
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+
+    def _replace_program(self) -> None:
+        """Returns only if that failed; the fleet knows then."""
+        self._log_file.flush()
+        here = -1
+        try:
+            here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+            carried = self._carry()
+            self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            upgrade.replace_program(carried, self._order.folder, self._notifier.path)
+        except Exception as error:  # noqa: BLE001 - this program goes on, whatever it is
+            if here >= 0:
+                os.fchdir(here)
+            self._notifier.send("READY=1")
+            why = error.strerror if isinstance(error, OSError) else error
+            self._shell.submit(events.UpgradeChecked(f"can't execute {sys.executable}: {why}"))
+        finally:
+            if here >= 0:
+                os.close(here)
 
     def _carry(self) -> Carried:
         shell, control = self._shell, self._control.hand_over()
@@ -308,8 +333,14 @@ class Daemon:
             )
             shell.name = carried.name
             self._observer.restore(carried.observer)
+            self._sensor.resume()
             settings = shell.loaded[shell.fleet.current].settings
-            self._settle(settings)
+            try:
+                self._settle(settings)
+            except SettingError as error:
+                # Its log's folder is gone, say. The configuration that comes next may know better, and what
+                # it says there counts: the fleet must not be left alone for that.
+                self._journal.record("warning", "configuration", {"problem": str(error)})
             if carried.pidfile is not None:
                 self._pidfile = PidFile(*carried.pidfile)
             self._start_task(self._start_control(settings))

@@ -62,7 +62,11 @@ class ControlPlane:
     async def _start_tcp(self, settings: Settings, socket_path: Path | None) -> None:
         if (left := self._before.tcp) is not None:
             if self._before.token_file is not None:
-                self._server.write_token(Path(self._before.token_file), left.token)
+                try:
+                    self._server.write_token(Path(self._before.token_file), left.token)
+                except SettingError as error:
+                    # It is there already, and the listener is open: somebody has to answer there.
+                    self._journal.record("warning", "control_unavailable", {"problem": str(error)})
             await self._server.start_tcp(left.host, left.port, left.token, left)
             return
         address = _address(settings)

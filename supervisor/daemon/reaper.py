@@ -106,6 +106,7 @@ class Reaper:
             handle.slot,
             worker,
             sent=handle.sent,
+            signalled=handle.signalled,
             requests=shell.scoreboard.counts(handle.cell).requests,
             last_requests=shell.scoreboard.last_requests(handle.cell),
             peak_memory=peak_memory,

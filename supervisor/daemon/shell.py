@@ -353,6 +353,8 @@ class Shell:
                 self.submit(events.TemplateAudited(handle.launch, problems, warnings))
             elif isinstance(message, messages.TemplateReady):
                 self.submit(events.TemplateReady(handle.launch))
+            elif isinstance(message, messages.Signalled):
+                handle.signalled = message.signum
             else:
                 self.submit(events.RecycleDue(handle.launch, message.requests))
 

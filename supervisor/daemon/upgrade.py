@@ -11,6 +11,7 @@ it minds the workers: they serve on, nobody steers them, and SIGTERM ends them.
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -43,11 +44,13 @@ HANDLED = (
 )
 
 
-_spare: list[int] = []
+# SCM_MAX_FD is 253 (linux/net/scm.h).
+_SENT_AT_ONCE = 250
+_spare: list[socket.socket] = []
 
 
 class Carried(msgspec.Struct, frozen=True):
-    """What one program leaves to the next.
+    """What one program leaves to the next. A field that comes later needs a default, here and further in.
 
     descriptors: all that must stay open; relay: its two ends; pidfile: its path and descriptor.
     """
@@ -86,7 +89,7 @@ def start_check(carried: Carried, folder: str) -> tuple[int, int]:
         prefix = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]
         argv = [sys.executable, *prefix, "--check-config", *sys.argv[1:]]
         # It starts where we were started, by that folder's name: it may lead to a new release now.
-        environment = os.environ | {_CHECK: str(state)}
+        environment = os.environ | {_CHECK: f"{os.getpid()}:{state}"}
         actions = [(os.POSIX_SPAWN_DUP2, said, 1), (os.POSIX_SPAWN_DUP2, said, 2)]
         actions.append((os.POSIX_SPAWN_DUP2, state, state))  # onto itself: clears close-on-exec
         here = os.open(".", os.O_PATH | os.O_CLOEXEC)
@@ -118,25 +121,25 @@ def what_it_said(status: ExitStatus, said: int) -> tuple[str | None, str]:
 def replace_program(carried: Carried, folder: str, notify: str) -> NoReturn:
     """Become the program that is on the disk now. `notify`: systemd's NOTIFY_SOCKET, if there is one.
 
+    The signals in HANDLED must be blocked, and none of them be waiting for its Python handler.
+
     Raises:
         OSError: it could not be executed; everything is as before, but for the current folder.
     """
     state = _written(carried)
     kept = [*carried.descriptors, state]
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
     try:
         for fd in kept:
             os.set_inheritable(fd, True)
         os.chdir(folder)
         argv = [sys.executable, *sys.orig_argv[1:]]
         notify_socket = {"NOTIFY_SOCKET": notify} if notify else {}
-        environment = os.environ | {_STATE: str(state)} | notify_socket
+        environment = os.environ | {_STATE: f"{os.getpid()}:{state}"} | notify_socket
         os.execve(sys.executable, argv, environment)  # noqa: S606 - no shell is what is wanted
     except BaseException:
         for fd in kept:
             os.set_inheritable(fd, False)
         os.close(state)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         raise
     raise AssertionError("execve does not return")
 
@@ -160,15 +163,17 @@ def _written(carried: Carried) -> int:
 # -- the new program -------------------------------------------------------------------------------------
 
 
-def check_readable() -> None:
-    """In the child that tries: see whether what would be carried over can be read, if there is such.
+def check_readable() -> bool:
+    """In the child that tries: see whether what would be carried over can be read; False if there is no such.
 
     Raises:
         OstlerError: it can't.
     """
-    fd = os.environ.pop(_CHECK, None)
-    if fd is not None:
-        _read(int(fd))
+    fd = _left(_CHECK, os.getppid())
+    if fd is None:
+        return False
+    _read(fd)
+    return True
 
 
 def taking_over(serve: Callable[[Carried | None], int]) -> int:
@@ -176,27 +181,48 @@ def taking_over(serve: Callable[[Carried | None], int]) -> int:
 
     If that can't be gone on with the workers are minded instead.
     """
-    fd = os.environ.pop(_STATE, None)
+    fd = _left(_STATE, os.getpid())
     if fd is None:
         return serve(None)
     try:
-        carried = _read(int(fd))
-        # Should `serve` fail, what it has closed by then must not have been the last end of a channel.
-        _spare.extend(os.dup(number) for number in carried.descriptors)
+        carried = _read(fd)
         for number in carried.descriptors:
             os.set_inheritable(number, False)
+        _keep_open(carried.descriptors)
     except Exception as error:  # noqa: BLE001 - whatever it is, it means the same
         return _mind_workers(error)
     try:
         return serve(carried)
-    except TakeOverFailed as error:
-        return _mind_workers(error.__cause__ or error)
+    except Exception as error:
+        if not _spare:
+            raise
+        return _mind_workers(error.__cause__ if isinstance(error, TakeOverFailed) else error)
 
 
 def taken_over() -> None:
     """All that was left is in use again."""
     while _spare:
-        os.close(_spare.pop())
+        _spare.pop().close()
+
+
+def _left(variable: str, pid: int) -> int | None:
+    """The descriptor that the program in process `pid` has left us, or None.
+
+    A variable of that name that says something else is somebody's mistake and was not meant for us.
+    """
+    owner, _, fd = os.environ.pop(variable, "").partition(":")
+    return int(fd) if owner == str(pid) and fd.isdecimal() else None
+
+
+def _keep_open(descriptors: list[int]) -> None:
+    """Should `serve` fail, what it has closed by then must not have been the last end of a channel.
+
+    They wait in a socket's queue (unix(7), SCM_RIGHTS): duplicates would count against RLIMIT_NOFILE.
+    """
+    ends = socket.socketpair()
+    _spare.extend(ends)
+    for start in range(0, len(descriptors), _SENT_AT_ONCE):
+        socket.send_fds(ends[0], [b" "], descriptors[start : start + _SENT_AT_ONCE])
 
 
 def _read(fd: int) -> Carried:
@@ -207,24 +233,37 @@ def _read(fd: int) -> Carried:
                 "the new version speaks with its workers in another way than the one that runs; restart "
                 "to use it"
             )
-        return msgspec.msgpack.decode(file.read(), type=Carried)
+        try:
+            return msgspec.msgpack.decode(file.read(), type=Carried)
+        except msgspec.DecodeError as error:
+            raise OstlerError(
+                f"the new version can't go on with what the one that runs knows ({error}); restart to use it"
+            ) from error
 
 
-def _mind_workers(error: BaseException) -> int:
+def _mind_workers(error: BaseException | None) -> int:
     """Stay, so that nobody's channel ends and workers serve on, until a signal says that they are to end."""
     set_up("-", "auto", "info")
     problem = f"the new program can't take over ({error}); workers serve on without it, SIGTERM ends them"
     get_logger().critical("upgrade_failed", problem=problem, exc_info=error)
     waited_for = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
-    children = psutil.Process().children()
-    while children:
+    # Fork servers heed no signal. They end with us, and without workers there is nothing to stay for.
+    workers = [child for child in psutil.Process().children() if not _is_fork_server(child)]
+    while workers := [worker for worker in workers if not _has_ended(worker)]:
         signum = signal.sigwait(waited_for)
         if signum != signal.SIGCHLD:
-            for child in children:
-                child.send_signal(signum)
-        children = [child for child in children if not _has_ended(child)]
+            for worker in workers:
+                worker.send_signal(signum)
     return ExitCode.FAILED
+
+
+def _is_fork_server(child: psutil.Process) -> bool:
+    """By its title: what the older program knew of it could perhaps not be read."""
+    try:
+        return " ".join(child.cmdline()).startswith("ostler: fork server")
+    except psutil.Error:
+        return False
 
 
 def _has_ended(child: psutil.Process) -> bool:

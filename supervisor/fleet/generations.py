@@ -189,7 +189,7 @@ class Generations(State):
             return
         self._do(actions.Stopping())
         self._end_refork("the daemon stops")
-        if self.upgrading == "checking":
+        if self.upgrading is not None:
             self.upgrading = None
             self._tell("warning", "upgrade_failed", {"problem": "the daemon stops"})
         if self.reload and self.reload.running:

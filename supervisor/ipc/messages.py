@@ -10,7 +10,7 @@ import msgspec
 
 from supervisor.settings.load import Loaded
 
-VERSION = 3
+VERSION = 4
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True):
@@ -146,6 +146,12 @@ class RecycleDue(_Message, frozen=True):
     requests: int
 
 
+class Signalled(_Message, frozen=True):
+    """It leaves because of a signal; whether that was the supervisor's, the supervisor knows."""
+
+    signum: int
+
+
 class TemplateAudited(_Message, frozen=True):
     """problems: why this process can't be forked from; warnings: what deserves a look all the same."""
 
@@ -157,4 +163,4 @@ class TemplateReady(_Message, frozen=True):
     """The last message as a worker: what follows is a fork server's."""
 
 
-FromWorker = Ready | BootFailed | RecycleDue | TemplateAudited | TemplateReady
+FromWorker = Ready | BootFailed | RecycleDue | Signalled | TemplateAudited | TemplateReady

@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -112,6 +113,7 @@ class WorkerProcess:
     """Runs in the child; `run` returns its exit code."""
 
     def __init__(self, inheritance: Inheritance, lowered: int) -> None:
+        self._pid = os.getpid()
         self._got = inheritance
         self._generation = generation = inheritance.generation
         self._lowered = lowered
@@ -122,7 +124,7 @@ class WorkerProcess:
             LogFile(self._settings.errorlog, 2),
             generation.log_format,
             self._settings.loglevel,
-            {"slot": inheritance.slot, "pid": os.getpid(), "generation": generation.number},
+            {"slot": inheritance.slot, "pid": self._pid, "generation": generation.number},
         )
         self._access: AccessLog | None = None
         self._engine: Engine | None = None
@@ -294,7 +296,8 @@ class WorkerProcess:
             self._title(f"worker {self._got.slot} gen {self._generation.number} draining")
             self._engine.drain(hand_over)
 
-    def _on_term(self, _signum: int, _frame: FrameType | None) -> None:
+    def _on_term(self, signum: int, _frame: FrameType | None) -> None:
+        self._tell_signal(signum)
         self._must_leave = True  # whatever the supervisor has in mind with us
         self._drain()
 
@@ -334,11 +337,12 @@ class WorkerProcess:
         if self._engine is not None:
             self._engine.attend()
 
-    def _quit(self, _signum: int, _frame: FrameType | None) -> None:
+    def _quit(self, signum: int, _frame: FrameType | None) -> None:
         # Once: the supervisor and a terminal may both say it, and what unwinds must not be hit again. Should
         # the exception be lost, in a destructor say, the loop ends by itself.
         if not self._quitting:
             self._quitting = True
+            self._tell_signal(signum)
             if self._engine is not None:
                 self._engine.stop()
             raise QuitWorker
@@ -354,6 +358,13 @@ class WorkerProcess:
         except OSError as error:
             # Gone, or so far behind that it reads nothing: neither is a reason to stop serving.
             self._log.warning("supervisor_unreachable", reason=error.strerror)
+
+    def _tell_signal(self, signum: int) -> None:
+        """It leaves with exit code 0, as if by itself."""
+        # Children that the app forks have our handlers, too.
+        if os.getpid() == self._pid:
+            with suppress(OSError):  # the supervisor is gone or does not read; not worth a line
+                self._channel.send(messages.Signalled(signum))
 
     def _title(self, what: str) -> None:
         setproctitle(f"ostler: {what} [{self._generation.name}]")

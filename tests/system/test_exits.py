@@ -74,6 +74,16 @@ def test_exit_of_its_own(daemon: Daemon) -> None:
     assert (view.status, view.code, view.signal) == ("exit code 3", 3, None)
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_polite_outsider(daemon: Daemon, signum: int) -> None:
+    """A signal that a worker heeds, so that it leaves in order, is an outsider's as well."""
+    pid = daemon.pids()[0]
+    Process(pid).send(signum)
+    view = an_exit(daemon, pid=pid)
+    assert (view.cause, view.status) == ("killed by an outsider", "exit code 0")
+    daemon.settled(2)
+
+
 def test_outsider(daemon: Daemon) -> None:
     """kill -9: nobody here did it, and the kernel did not either."""
     pid = daemon.pids()[0]
@@ -158,7 +168,7 @@ def _scraped(daemon: Daemon) -> dict[str, float]:
 
 def test_the_ledger_survives_an_upgrade(place: Place) -> None:
     """Entries, their numbers and the counters go on in the next program; `ctl upgrade` sees it through."""
-    daemon = place.start("-w", "2", "plain:app")
+    daemon = place.start("-w", "2", "--probation", "0", "plain:app")
     daemon.settled(2)
     assert daemon.ctl("recycle", "1").code == 0
     before, counted = exits(daemon), _scraped(daemon)

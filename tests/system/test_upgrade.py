@@ -1,17 +1,20 @@
 """Upgrades in place: the supervisor becomes the program on the disk, and nobody notices."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from supervisor.control.routes import RELOAD, SCALE
 from supervisor.control.views import Reload, Scale
-from tests.kit.daemon import Daemon, Place, Process, children, descriptors, title, until, zombies
+from tests.kit.daemon import Daemon, Place, Process, ask, children, descriptors, title, until, zombies
 from tests.kit.load import Load
 
 pytestmark = pytest.mark.system
@@ -30,9 +33,23 @@ def app(environ, start_response):
 """
 
 
-def start(place: Place, *args: str) -> Daemon:
+# Runs some lines before `python -m supervisor` would go on as usual.
+CHANGED = """\
+import os
+import signal
+import sys
+{}
+from supervisor.cli.main import main
+main()
+"""
+
+
+def start(place: Place, *args: str, lines: str = "", **options: Any) -> Daemon:
+    """Start two workers; `lines`: what to change in each program of the daemon beforehand."""
     place.add("up.py", APP)
-    daemon = place.start("-w", "2", "--canary-time", "0", *args, "up:app")
+    if lines:
+        options["argv"] = (sys.executable, "-c", CHANGED.format(lines))
+    daemon = place.start("-w", "2", "--canary-time", "0", *args, "up:app", **options)
     daemon.settled(2)
     return daemon
 
@@ -158,6 +175,172 @@ def test_worker_dies_meanwhile(place: Place) -> None:
     assert zombies(daemon.pid) == []
 
 
+def test_signal_just_before(place: Place) -> None:
+    """A signal that the old program has taken and not heard of yet is obeyed, not lost with it."""
+    daemon = start(
+        place,
+        lines="""
+from supervisor.daemon.main import Daemon
+soon = Daemon._upgrade_soon
+def signalled(daemon):
+    os.kill(os.getpid(), signal.SIGTERM)
+    soon(daemon)
+Daemon._upgrade_soon = signalled
+""",
+    )
+    daemon.send(signal.SIGUSR2)
+    assert daemon.wait() == 0
+    assert daemon.events("upgraded") == []
+    assert "stops" in daemon.events("upgrade_failed")[0]["problem"]
+
+
+def test_signal_during(place: Place) -> None:
+    """A signal that comes when the old program hears of none any more is obeyed by the new one."""
+    daemon = start(
+        place,
+        lines="""
+from supervisor.daemon import upgrade
+replace = upgrade.replace_program
+def signalled(*args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    replace(*args)
+upgrade.replace_program = signalled
+""",
+    )
+    daemon.send(signal.SIGUSR2)
+    assert daemon.wait() == 0
+    assert daemon.events("upgraded") != []
+    assert daemon.events("stop", by="signal TERM") != []
+
+
+def test_stop_during_the_check(place: Place) -> None:
+    """The child that tries, and what it has started, end with the daemon, however long the app would load."""
+    daemon = start(place)
+    place.add("up.py", f"import time\nopen('loading', 'w').close()\ntime.sleep(60)\n{APP}")
+    daemon.send(signal.SIGUSR2)
+    daemon.until((place.app_folder / "loading").exists, "the check loads the app")
+    daemon.send(signal.SIGTERM)
+    assert daemon.wait() == 0
+    until(lambda: place.leftovers() == [], "all processes have ended")
+    assert daemon.events("upgrade_check_failed") == []
+
+
+def test_asked_twice(place: Place) -> None:
+    """Who asks while an upgrade is tried is refused; `ctl` does not take that for the end of its own wish."""
+    daemon = start(place)
+    wait = "while not os.path.exists('go'):\n    open('loading', 'w').close()\n    time.sleep(0.01)\n"
+    place.add("up.py", f"import os\nimport time\n{wait}{APP}")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(daemon.ctl, "upgrade")
+        daemon.until((place.app_folder / "loading").exists, "the check loads the app")
+        daemon.send(signal.SIGUSR2)
+        assert "another upgrade" in daemon.event("upgrade_failed", by="signal USR2")["problem"]
+        (place.app_folder / "go").touch()
+        assert asked.result().code == 0, asked.result().err
+
+
+def test_what_only_the_daemon_needs(place: Place) -> None:
+    """The check also finds that a library is broken which neither configuration nor app needs."""
+    libraries = place.folder / "libraries"
+    libraries.mkdir()
+    path = os.pathsep.join([str(libraries), *(path for path in sys.path if path)])
+    daemon = start(place, PYTHONPATH=path)
+    (libraries / "aiohttp.py").write_text("raise ImportError('half installed')\n")
+    daemon.send(signal.SIGUSR2)
+    assert "half installed" in daemon.event("upgrade_failed")["problem"]
+    assert daemon.get().status == 200
+
+
+def test_old_log_is_gone(place: Place) -> None:
+    """The new program takes over although what the old configuration names is there no more."""
+    place.add("up.py", APP)
+    (place.app_folder / "old").mkdir()
+    place.add("conf.py", "workers = 2\nerrorlog = 'old/log'\n")
+    daemon = place.start("--canary-time", "0", "-c", "conf.py", "up:app", serving=False)
+    log = place.app_folder / "old" / "log"
+    daemon.until(lambda: log.exists() and '"serving"' in log.read_text(), "it serves")
+    shutil.rmtree(log.parent)
+    place.add("conf.py", "workers = 2\n")
+    daemon.send(signal.SIGUSR2)
+    daemon.event("reload_done")
+    assert "old/log" in daemon.event("configuration")["problem"]
+    daemon.settled(2)
+
+
+def test_token_can_not_be_written(place: Place) -> None:
+    """The dashboard's listener goes on although the token's file can't be put in its place again."""
+    daemon = start(place, "--control-bind", "127.0.0.1:0")
+    url = daemon.event("control")["url"]
+    (token,) = place.runtime.glob("ostler/*.token")
+    token.unlink()
+    token.mkdir()
+    upgrade(daemon)
+    assert ask(url, "/healthz").status == 200
+    assert str(token) in daemon.event("control_unavailable")["problem"]
+
+
+def test_few_descriptors(place: Place) -> None:
+    """An upgrade takes hardly more descriptors than the daemon has open anyway."""
+    place.add("up.py", APP)
+
+    def limited(descriptors: int) -> Daemon:
+        line = f"import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors}, {descriptors}))"
+        argv = sys.executable, "-c", CHANGED.format(line)
+        daemon = place.start("-w", "12", "--canary-time", "0", "up:app", argv=argv)
+        daemon.settled(12)
+        return daemon
+
+    daemon = limited(1000)
+    held = len(descriptors(daemon.pid))
+    assert daemon.stop() == 0
+    # A reload has two fork servers and some more workers for a while.
+    daemon = limited(held + 24)
+    upgrade(daemon)
+    daemon.settled(12)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "import supervisor.daemon.upgrade as module; module._format = bytes",
+        "import supervisor.daemon.main as module; module.Observer = None",
+        "import supervisor.daemon.main as module; module.PidFile = None",
+    ],
+    ids=["reading", "building", "taking over"],
+)
+def test_new_program_fails(place: Place, broken: str) -> None:
+    """However far it came: workers serve on without it, SIGTERM ends them and it, and nothing is left."""
+    daemon = start(place, "-p", "up.pid", lines=f"if 'OSTLER_UPGRADE' in os.environ:\n    {broken}")
+    workers = daemon.pids()
+    daemon.send(signal.SIGUSR2)
+    daemon.event("upgrade_failed", level="critical")
+    assert {int(daemon.get().text) for _ in range(8)} <= set(workers)
+    daemon.send(signal.SIGTERM)
+    assert daemon.wait() == 1
+    until(lambda: place.leftovers() == [], "all processes have ended")
+
+
+def test_new_program_fails_and_workers_end(place: Place) -> None:
+    """Without workers there is nothing to stay for: whoever watches the daemon can start another."""
+    broken = "import supervisor.daemon.upgrade as module; module._format = bytes"
+    daemon = start(place, lines=f"if 'OSTLER_UPGRADE' in os.environ:\n    {broken}")
+    workers = daemon.pids()
+    daemon.send(signal.SIGUSR2)
+    daemon.event("upgrade_failed", level="critical")
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    assert daemon.wait() == 1
+
+
+@pytest.mark.parametrize("value", ["0", "99", "1:0", "nothing"])
+def test_variable_of_somebody_else(place: Place, value: str) -> None:
+    """What an older program left is only believed if it was in this very process."""
+    daemon = start(place, OSTLER_UPGRADE=value, OSTLER_UPGRADE_CHECK=value)
+    assert daemon.get().status == 200
+    done = place.run("--check-config", "up:app", OSTLER_UPGRADE_CHECK=value)
+    assert done.code == 0, done.err
+
+
 def test_what_can_not_be_read(tmp_path: Path) -> None:
     """A program that can't read what was left keeps all channels open until SIGTERM, and hands that on."""
     ours, theirs = socket.socketpair()
@@ -167,7 +350,8 @@ import os, subprocess, sys
 from supervisor.daemon.upgrade import taking_over
 child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
 print(child.pid, flush=True)
-os.environ["OSTLER_UPGRADE"] = str(os.open({str(tmp_path / "state")!r}, os.O_RDONLY))
+state = os.open({str(tmp_path / "state")!r}, os.O_RDONLY)
+os.environ["OSTLER_UPGRADE"] = f"{{os.getpid()}}:{{state}}"
 sys.exit(taking_over(lambda carried: 99))
 """
     with (

@@ -64,6 +64,20 @@ FAILED_BOOT = a_worker(BOOTING, boot_error=("no such module", None))
 
 
 @pytest.mark.parametrize(
+    ("worker", "sent", "cause"),
+    [
+        (a_worker(READY), [], "killed by an outsider"),
+        (a_worker(READY), [TERM], "exited"),
+        (a_worker(DRAINING, Cause.SCALE), [], "scaled down"),
+        (FAILED_BOOT, [], "boot failed"),
+    ],
+)
+def test_left_for_a_signal(worker: Worker, sent: list[int], cause: str) -> None:
+    """A signal that a worker heeded counts if it was not ours and the fleet wanted nothing of it."""
+    assert cause_of(facts(code(0), worker=worker, sent=sent, signalled=TERM), False) == cause
+
+
+@pytest.mark.parametrize(
     ("worker", "status", "sent", "oom", "cause"),
     [
         # Told to leave, and left.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from supervisor.daemon import listeners as module
@@ -157,6 +158,32 @@ def test_what_stands_in_the_way(listeners: Listeners, tmp_path: Path) -> None:
     assert file.read_text() == "precious"
     assert problem_of(listeners.bind, (f"unix:{tmp_path}/no/x",), 10).endswith("the folder does not exist")
     assert problem_of(listeners.bind, (f"unix:{file}/x",), 10).endswith("a part of the path is no folder")
+
+
+@pytest.mark.parametrize("other", ["localhost", "0.0.0.0"])
+def test_overlap(listeners: Listeners, other: str) -> None:
+    """Another name of a port that we have ourselves: nobody is sent looking for the program that has it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    listeners.bind((f"127.0.0.1:{port}",), 5)
+    problem = problem_of(listeners.bind, (f"{other}:{port}",), 5)
+    assert f"this daemon listens on 127.0.0.1:{port}" in problem
+
+
+def test_only_its_own_file_is_removed(listeners: Listeners, tmp_path: Path) -> None:
+    """At its end a listener takes its file along, but not what another one has put in its place."""
+    kept, lost = f"unix:{tmp_path}/kept", f"unix:{tmp_path}/lost"
+    listeners.bind((kept, lost), 5)
+    (tmp_path / "kept").unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(f"{tmp_path}/kept")
+        after = Listeners([])
+        state = listeners.snapshot()
+        sockets = {key: os.dup(fd) for key, fd in state.sockets.items()}
+        after.restore(msgspec.structs.replace(state, sockets=sockets))  # as after an upgrade in place
+        assert sorted(after.keep_only(set())) == [kept, lost]
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 def test_links_to_dead_sockets_are_not_followed(listeners: Listeners, tmp_path: Path) -> None:
