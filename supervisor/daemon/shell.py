@@ -407,9 +407,12 @@ class Shell:
         self.scoreboard.give_back(worker.cell)
         template = ForkServerHandle.of_template(worker)
         old = self.fork_servers.get(action.generation)
+        # One that is being restarted may not have told yet what the generation listens on.
+        known = old.listener_keys if old is not None else []
+        template.listener_keys = known or self._bind(self.loaded[action.generation])
         if old is not None:
-            template.listener_keys = old.listener_keys
-            self._loop.remove_reader(old.channel.fileno())
+            if old.channel.fileno() >= 0:
+                self._loop.remove_reader(old.channel.fileno())
             old.channel.close()  # its sign to leave
             self.reaper.leaving[old.pid] = old
         self.fork_servers[action.generation] = template

@@ -6,6 +6,7 @@ touched. The old fork server then stands by while the new generation is on proba
 there brings the old one back, by the same rules in the other direction.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -220,7 +221,9 @@ class Generations(State):
         if reload is None or reload.phase is not ReloadPhase.CANARY or reload.canary_launch is None:
             return
         canary = self.workers[reload.canary_launch]
-        if canary.leaving in (Cause.DEADLINE, Cause.STALLED):
+        # It may have to go for another reason, too.
+        overdue = canary.overdue_since is not None and canary.leaving is not None
+        if overdue or canary.leaving in (Cause.DEADLINE, Cause.STALLED):
             hangs = "serves no more" if canary.leaving is Cause.STALLED else "did not answer in time"
             self._fail_candidate(reload, f"the first new worker {hangs}", None, now)
         elif reload.canary_until is not None and reload.canary_until <= now:
@@ -251,12 +254,14 @@ class Generations(State):
             self._retire(before.number, now)
             return
         assert after.policy is not None
-        recent = sum(now - at <= after.policy.probation for at in before.crashes)
+        # No more than the last minute is known.
+        known = min(after.policy.probation, CRASH_WINDOW)
+        recent = sum(now - at <= known for at in before.crashes) * after.policy.probation / known
         before.state = GenerationState.STANDBY
         self.probation = Probation(
             before.number,
             now,
-            recent,
+            math.ceil(recent),
             before.requests,
             before.errors,
             override=override,
@@ -356,11 +361,12 @@ class Generations(State):
         probation, policy = self.probation, self.policy
         if probation is None or policy is None or worker.generation != self.current:
             return
-        probation.crashes += 1
+        probation.crashes = [at for at in probation.crashes if now - at <= policy.probation] + [now]
+        crashes = len(probation.crashes)
         # As many as the generation before had in the same time are no fault of the new one.
         least = max(policy.rollback_crashes, probation.before + 1)
-        if policy.rollback_crashes and probation.crashes >= least:
-            times = "once" if probation.crashes == 1 else f"{probation.crashes} times"
+        if policy.rollback_crashes and crashes >= least:
+            times = "once" if crashes == 1 else f"{crashes} times"
             self._roll_back(f"its workers crashed {times}, last: {reason}", traceback, now)
 
     def _watch_probation(self, now: float) -> None:

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from supervisor.fleet.machine import Fleet
-from supervisor.fleet.model import GenerationState, WorkerState
+from supervisor.fleet.model import Cause, GenerationState, ReloadPhase, WorkerState
 from supervisor.fleet.policies import crash_loop
 
 FleetState = Literal["starting", "ready", "degraded", "reloading", "paused", "stopping"]
@@ -52,12 +52,29 @@ def sentence(fleet: Fleet) -> str:
     if ready < fleet.wanted:
         booting = fleet.count(WorkerState.BOOTING)
         return f"Serving: {workers}, {booting} booting."
-    overdue = sum(worker.overdue_since is not None for worker in fleet.workers.values())
-    if overdue:
-        return f"Serving: {workers}; {_counted(overdue)} with an overdue request being replaced."
-    return (
-        f"Healthy: {'the only worker is' if fleet.wanted == 1 else f'all {fleet.wanted} workers are'} ready."
-    )
+    if hanging := _hanging(fleet):
+        return f"Serving: {workers}; {hanging}."
+    all_are = "the only worker is" if fleet.wanted == 1 else f"all {fleet.wanted} workers are"
+    return f"Healthy: {all_are} ready{_undone(fleet)}."
+
+
+def _hanging(fleet: Fleet) -> str:
+    hanging = [worker for worker in fleet.workers.values() if worker.overdue_since is not None]
+    stalled = sum(worker.leaving is Cause.STALLED for worker in hanging)
+    told = [f"{_counted(stalled)} whose loop stands still being replaced"] if stalled else []
+    if overdue := len(hanging) - stalled:
+        # At first only the request is to end.
+        goes = all(worker.leaving is not None for worker in hanging)
+        told.append(f"{_counted(overdue)} with an overdue request{' being replaced' if goes else ''}")
+    return ", ".join(told)
+
+
+def _undone(fleet: Fleet) -> str:
+    """That what serves is not what was asked for last."""
+    if fleet.reload is None or fleet.reload.phase not in (ReloadPhase.FAILED, ReloadPhase.ROLLED_BACK):
+        return ""
+    end = "failed" if fleet.reload.phase is ReloadPhase.FAILED else "was rolled back"
+    return f", but the last reload {end}: {(fleet.reload.reason or 'see the log').rstrip('.')}"
 
 
 def _trouble(fleet: Fleet) -> str:
@@ -70,15 +87,16 @@ def _trouble(fleet: Fleet) -> str:
         w.state is WorkerState.READY and w.staying and w.generation == fleet.current
         for w in fleet.workers.values()
     )
+    if not up:
+        failed = generation.server_failures
+        why = f" (failed {_times(failed)}, last: {generation.last_failure})" if failed else ""
+        return f"the fork server is being replaced{why}"
     # The count outlives the trouble: only a worker that boots says that booting works again.
-    failures = generation.failures + generation.server_failures
-    if failures and not (up and held >= fleet.wanted):
-        return f"booting failed {_times(failures)}, last: {generation.last_failure}"
+    if generation.failures and held < fleet.wanted:
+        return f"booting failed {_times(generation.failures)}, last: {generation.last_failure}"
     crashes = len(generation.crashes)
     if crash_loop(crashes, fleet.wanted):
         return f"workers crashed {_times(crashes)} within a minute, the last one {fleet.last_crash}"
-    if generation.state in (GenerationState.DOWN, GenerationState.FAILED):
-        return "the fork server is gone and being replaced"
     return ""
 
 

@@ -215,8 +215,9 @@ class Probation:
     """What is kept to roll a reload back.
 
     fallback: the generation before, whose fork server stands by; since: when it was replaced; until: when
-    nobody may want it back any more, known once the roll has ended; crashes: those of the new generation;
-    before: crashes within `probation` seconds before the replacement; requests, errors: answers of the old
+    nobody may want it back any more, known once the roll has ended; crashes: when workers of the new
+    generation died, within the last `probation` seconds; before: how often the old one's did in as long a
+    time; requests, errors: answers of the old
     generation until then; override, autoscaled: what the fleet's were then, or what was set by hand since.
     """
 
@@ -225,7 +226,7 @@ class Probation:
     before: int
     requests: int
     errors: int
-    crashes: int = 0
+    crashes: list[float] = field(default_factory=list)
     until: float | None = None
     override: int | None = None
     autoscaled: int | None = None

@@ -234,21 +234,20 @@ class Slots(Generations):
 
     def _drain_replaced(self, now: float) -> None:
         wanted = self.wanted
-        current = [w for w in self.workers.values() if w.state is READY and w.generation == self.current]
-        held = {w.slot for w in current if w.leaving is None}
-        # If the successor must go, too, its predecessor need not wait for yet another.
-        newest = {w.slot: w.launch for w in current}  # launches ascend
+        # A canary is nobody's successor before its generation is the current one.
+        serving = [w for w in self.workers.values() if w.state is READY and w.generation != self.candidate]
+        serving.sort(key=lambda w: (w.generation == self.current, w.launch))
+        held = {w.slot for w in serving if w.leaving is None and w.generation == self.current}
+        # Of several in one slot that must go, only the last waits: else they would wait for each other.
+        last = {w.slot: w for w in serving}
         for worker in self.workers.values():
-            # A canary has a successor only when its generation is the current one.
             if worker.leaving is None or worker.generation == self.candidate:
                 continue
             if worker.state is BOOTING:
                 self._quit(worker, now)
             if worker.state is not READY:
                 continue
-            successor = newest.get(worker.slot, 0)
-            succeeded = successor > (worker.launch if worker.generation == self.current else 0)
-            if worker.slot in held or worker.slot > wanted or succeeded:
+            if worker.slot in held or worker.slot > wanted or worker is not last[worker.slot]:
                 self._drain(worker, now)
 
     def _fill_slots(self, now: float) -> None:

@@ -70,6 +70,10 @@ class State:
         return sum(worker.state is state for worker in self.workers.values())
 
     def serving(self, slot: int) -> Worker | None:
-        """The worker that serves in a slot; of two, the newer."""
-        found = [w for w in self.workers.values() if w.slot == slot and w.state is WorkerState.READY]
+        """The worker that serves in a slot; of two, the newer; never a canary, which is on trial only."""
+        found = [
+            w
+            for w in self.workers.values()
+            if w.slot == slot and w.state is WorkerState.READY and w.generation != self.candidate
+        ]
         return max(found, key=lambda worker: worker.launch, default=None)

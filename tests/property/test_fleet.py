@@ -237,12 +237,16 @@ class Watched(World):
             assert out or not on_time or after is None or after > before.deadline, "it fired for nothing"
 
     def _held(self, worker: Worker) -> bool:
-        """Whether another one of the current generation serves in the slot."""
+        """Whether another one serves in the slot that may stay, or that goes later."""
+        current = self.fleet.current
         return any(
             w.slot == worker.slot
             and w.state is READY
-            and w.generation == self.fleet.current
-            and (w.leaving is None or w.launch > worker.launch or worker.generation != w.generation)
+            and w.generation != self.fleet.candidate
+            and (
+                (w.generation == current and w.leaving is None)
+                or (w.generation == current, w.launch) > (worker.generation == current, worker.launch)
+            )
             for w in self.fleet.workers.values()
         )
 

@@ -428,6 +428,18 @@ def test_hung_fork_server(place: Place) -> None:
     assert daemon.stop(within=5) == 0
 
 
+def test_stop_while_a_hung_fork_server_owes_a_worker(place: Place) -> None:
+    """The end does not wait for a process that was asked for and never comes."""
+    daemon = place.start("-w", "2", "--boot-timeout", "2", "plain:app")
+    daemon.settled(2)
+    hung = fork_server(daemon)
+    hung.send(signal.SIGSTOP)
+    daemon.send(signal.SIGTTIN)
+    daemon.event("scale", workers=3)
+    assert daemon.stop(within=10) == 0
+    assert hung.ended()
+
+
 def test_unix_socket_after_a_killed_daemon(place: Place) -> None:
     """A new daemon has the path at once, and keeps it when the old one's workers leave at last."""
     path = place.folder / "app.sock"

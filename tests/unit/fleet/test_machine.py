@@ -861,12 +861,38 @@ def test_health_of_a_roll_that_fails() -> None:
 def test_health_without_a_fork_server() -> None:
     """Its loss is told until another one can spawn; not for ever, though no worker booted since."""
     play = running(workers=2).fork_server_exits(1)
-    assert _health(play) == (
-        "degraded",
-        "Degraded: 2 of 2 workers ready; booting failed once, last: the fork server ended with signal 9.",
-    )
+    why = "the fork server is being replaced (failed once, last: the fork server ended with signal 9)"
+    assert _health(play) == ("degraded", f"Degraded: 2 of 2 workers ready; {why}.")
     play.loaded(1)
     assert _health(play) == ("ready", "Healthy: all 2 workers are ready.")
+
+
+def test_health_of_a_fork_server_that_is_back() -> None:
+    """What it once died of is no reason for a worker that boots just now."""
+    play = running(workers=2).fork_server_exits(1).loaded(1).scale(3)
+    assert _health(play) == ("ready", "Serving: 2 of 3 workers ready, 1 booting.")
+
+
+def test_health_after_a_reload_that_failed() -> None:
+    """All is well, but what serves is not what was asked for: the reason stays until the next reload."""
+    play = running(workers=2).reload().generation_failed(reason="no module named shop").settled()
+    assert _health(play) == (
+        "ready",
+        "Healthy: all 2 workers are ready, but the last reload failed: no module named shop.",
+    )
+    play.reload().settled()
+    assert _health(play) == ("ready", "Healthy: all 2 workers are ready.")
+
+
+def test_health_with_a_loop_that_stands_still() -> None:
+    """No request is overdue there. And one that is first gets time to end alone."""
+    play = running(workers=2, timeout_soft=True).overdue(1)
+    ready = "Serving: 2 of 2 workers ready;"
+    assert _health(play)[1] == f"{ready} 1 worker with an overdue request."
+    play.stalls(2)
+    assert _health(play)[1] == (
+        f"{ready} 1 worker whose loop stands still being replaced, 1 worker with an overdue request."
+    )
 
 
 def test_health_while_paused() -> None:
@@ -897,6 +923,14 @@ def test_surge() -> None:
 
 
 # -- a fork server that hangs ---------------------------------------------------------------------------
+
+
+def test_a_start_whose_fork_server_hangs_fails() -> None:
+    """Whoever starts the daemon is told, instead of waiting for ever."""
+    play = Play(workers=2).start().loaded().after(15.0)
+    assert play.fork_servers[1].told == "kill"
+    play.fork_server_exits(1)
+    assert play.finished == [Finish(True, True, "the fork server has not forked for 10 seconds", None)]
 
 
 def test_a_stop_does_not_wait_for_a_fork_that_never_comes() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from supervisor.fleet import events, health
-from supervisor.fleet.model import FleetPolicy, GenerationState, ReloadPhase
+from supervisor.fleet.model import ExitStatus, FleetPolicy, GenerationState, ReloadPhase
 from tests.kit.play import (
     CHECK_UPGRADE,
     UPGRADE,
@@ -82,6 +82,23 @@ def test_canary_with_a_hung_request_fails_the_reload() -> None:
     play.said("reload_failed", reason="the first new worker did not answer in time")
 
 
+def test_canary_with_a_hung_request_that_is_due_fails_the_reload() -> None:
+    """That it would be recycled anyway is no excuse."""
+    play = canary()
+    launch = play._serving_newest(1)
+    play.on(events.RecycleDue(launch, 1)).on(events.RequestOverdue(launch, 0, "GET", "/slow", 30.0))
+    play.said("reload_failed", reason="the first new worker did not answer in time")
+
+
+def test_recycling_slot_1_while_a_canary_lives() -> None:
+    """Who is meant is the worker of the fleet, whatever becomes of the reload."""
+    play = canary(max_surge=2)
+    old = play._serving(1)
+    play.recycle(1).then(spawn(1, 1))
+    play.ready(1)
+    assert play.workers[old].told == "drain"
+
+
 def test_canary_that_stalls_fails_the_reload() -> None:
     """The same goes for one whose loop stands still."""
     play = canary()
@@ -113,6 +130,15 @@ def test_old_worker_that_boots_after_the_canary() -> None:
     play.settled()
     assert phase(play) is ReloadPhase.DONE
     assert play.slots(2) == [1]
+
+
+def test_canaries_that_failed_do_not_keep_a_place_for_each_other() -> None:
+    """While nobody else serves in slot 1 the last of them does; not two, which would be all of max_surge."""
+    play = canary(max_surge=1)
+    play.reap(play._serving(1), ExitStatus(signal=11))
+    play.boot_fails(1).reload().loaded().ready(1).fork_server_exits(3).settled()
+    assert phase(play) is ReloadPhase.FAILED
+    assert play.slots(1) == [1, 2]
 
 
 # -- probation ------------------------------------------------------------------------------------------
@@ -200,6 +226,26 @@ def test_crashes_the_old_generation_had_too_are_no_reason() -> None:
     play = running(**PROBATION | {"boot_parallelism": 4})
     play.crashes(1, 2).ready(1, 2).reload().loaded().ready(1, 2).exits(1).exits(2)
     play.crashes(1, 2).ready(1, 2)
+    assert phase(play) is ReloadPhase.DONE
+    play.crashes(1)
+    assert phase(play) is ReloadPhase.ROLLED_BACK
+
+
+def test_crashes_far_apart_are_no_reason() -> None:
+    """A roll may take much longer than the probation: crashes count as far back as those before it did."""
+    play = running(**PROBATION | {"probation": 5.0, "max_surge": 1}).reload().loaded()
+    play.ready(1).crashes(1).after(6.0).ready(1).crashes(1)
+    assert phase(play) is ReloadPhase.ROLLING
+    play.ready(1).crashes(1)
+    assert phase(play) is ReloadPhase.ROLLED_BACK
+
+
+def test_long_probation_is_compared_with_as_long_a_time() -> None:
+    """Only the last minute before is known; in five minutes there would have been five times as many."""
+    play = running(**PROBATION | {"probation": 300.0, "boot_parallelism": 4})
+    play.crashes(1).ready(1).reload().loaded().ready(1, 2).exits(1).exits(2)
+    for _ in range(5):
+        play.after(40.0).crashes(1).ready(1)
     assert phase(play) is ReloadPhase.DONE
     play.crashes(1)
     assert phase(play) is ReloadPhase.ROLLED_BACK
