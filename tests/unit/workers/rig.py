@@ -227,6 +227,9 @@ class Rig:
             client.close()
         self.engine.drain()
         self._thread.join(PATIENCE)
+        watcher = self.engine._lead._watcher
+        if watcher is not None:
+            watcher.join(PATIENCE)
         if not self._thread.is_alive():
             self.engine.close()
         for sock in (self.listener, *self.listener.accepted):
@@ -235,6 +238,7 @@ class Rig:
             os.close(fd)
         if error is None:
             assert not self._thread.is_alive(), "the engine does not end"
+            assert watcher is None or not watcher.is_alive(), "its watcher does not end"
             if self.failure is not None:
                 raise self.failure
 
