@@ -9,6 +9,7 @@ The old program can't come back, so the new one is tried before: a child loads c
 it minds the workers: they serve on, nobody steers them, and SIGTERM ends them.
 """
 
+import importlib
 import os
 import signal
 import sys
@@ -165,10 +166,13 @@ def check_readable() -> None:
 
     Raises:
         OstlerError: it can't.
+        Exception: whatever the new program's modules raise; a half installed one must fail here.
     """
     fd = os.environ.pop(_CHECK, None)
     if fd is not None:
         _read(int(fd))
+        # A check of the configuration needs few of them; what would serve needs them all.
+        importlib.import_module("supervisor.daemon.main")
 
 
 def taking_over(serve: Callable[[Carried | None], int]) -> int:
