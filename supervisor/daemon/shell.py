@@ -552,6 +552,7 @@ def fleet_policy(loaded: Loaded) -> FleetPolicy:
         graceful_timeout=settings.graceful_timeout + _DRAIN_GRACE,
         boot_timeout=settings.boot_timeout,
         timeout_grace=settings.timeout_grace,
+        keeps_code=settings.preload_app,
         timeout_soft=settings.timeout_soft,
         max_surge=1 if share else surge,
         max_surge_share=surge / 100 if share else 0.0,

@@ -28,6 +28,11 @@ Level = Literal["debug", "info", "warning", "error"]
 
 _FORK_SERVER_GRACE = 1.0
 KILL_REPEAT = 5.0
+# What else would tell why the same crashes go on after a roll back?
+_LOADS_ANEW = (
+    "the settings are the old ones again, but without preload_app the code is loaded from its files: "
+    "put the old ones back"
+)
 # A fork server that has loaded and lived this long has not failed to start.
 _SETTLED = 60.0
 
@@ -327,6 +332,8 @@ class Generations(State):
         self.probation = None
         before = self.generations[bad].policy
         self.generations[self.current].state = GenerationState.UP
+        if self.policy is not None and not self.policy.keeps_code:
+            reason += f"; {_LOADS_ANEW}"
         self._keep_or_end_override(before)
         self._abandon(bad, Cause.ROLLBACK, now)
         reload = self.reload

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from supervisor.fleet.machine import Fleet
-from supervisor.fleet.model import GenerationState, WorkerState
+from supervisor.fleet.model import Cause, GenerationState, WorkerState
 from supervisor.fleet.policies import crash_loop
 
 FleetState = Literal["starting", "ready", "degraded", "reloading", "paused", "stopping"]
@@ -52,6 +52,9 @@ def sentence(fleet: Fleet) -> str:
     if ready < fleet.wanted:
         booting = fleet.count(WorkerState.BOOTING)
         return f"Serving: {workers}, {booting} booting."
+    stalled = sum(worker.leaving is Cause.STALLED for worker in fleet.workers.values())
+    if stalled:
+        return f"Serving: {workers}; {_counted(stalled)} that stands still being replaced."
     overdue = sum(worker.overdue_since is not None for worker in fleet.workers.values())
     if overdue:
         return f"Serving: {workers}; {_counted(overdue)} with an overdue request being replaced."
@@ -79,6 +82,9 @@ def _trouble(fleet: Fleet) -> str:
         return f"workers crashed {_times(crashes)} within a minute, the last one {fleet.last_crash}"
     if generation.state in (GenerationState.DOWN, GenerationState.FAILED):
         return "the fork server is gone and being replaced"
+    if not fleet.ready:
+        # Requests wait: that must not read as if they were served.
+        return f"none serves, {fleet.count(WorkerState.BOOTING)} booting"
     return ""
 
 

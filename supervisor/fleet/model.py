@@ -72,6 +72,8 @@ class FleetPolicy:
     graceful_timeout: float = 30.0
     boot_timeout: float = 60.0
     timeout_grace: float = 2.0
+    keeps_code: bool = True
+    """Its fork server holds the app (`preload_app`): workers forked later have the code of the first."""
     timeout_soft: bool = False
     """Try to end an overdue request alone before its worker is replaced."""
     max_surge: int = 1

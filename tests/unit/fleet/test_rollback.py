@@ -210,6 +210,15 @@ def test_errors_on_probation_roll_back() -> None:
     play.said("reload_rolled_back", reason="8.0 % of its answers are errors, 2.0 % were before")
 
 
+def test_code_that_is_not_kept() -> None:
+    """Without preload_app new workers read the app's files again: whoever asks why it goes on is told."""
+    reloaded(keeps_code=False).exits(1, signal=11).exits(2, signal=11).said(
+        "reload_rolled_back",
+        reason="its workers crashed 2 times, last: ended with signal 11; the settings are the old ones "
+        "again, but without preload_app the code is loaded from its files: put the old ones back",
+    )
+
+
 def test_errors_are_no_reason_unless_asked_for() -> None:
     """By default the error rate is nobody's business: a new version may well answer 503 on purpose."""
     play = reloaded().measured(requests=1000, errors=1000)
