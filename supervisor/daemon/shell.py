@@ -547,12 +547,12 @@ def fleet_policy(loaded: Loaded) -> FleetPolicy:
     surge = int(settings.max_surge.removesuffix("%"))
     return FleetPolicy(
         workers=least,
+        preload=settings.preload_app,
         workers_most=most,
         # A worker ends itself in time, its atexit functions included; this is for one that does not.
         graceful_timeout=settings.graceful_timeout + _DRAIN_GRACE,
         boot_timeout=settings.boot_timeout,
         timeout_grace=settings.timeout_grace,
-        keeps_code=settings.preload_app,
         timeout_soft=settings.timeout_soft,
         max_surge=1 if share else surge,
         max_surge_share=surge / 100 if share else 0.0,

@@ -34,12 +34,6 @@ from supervisor.scoreboard import layout
 from supervisor.scoreboard.reader import ScoreboardState
 from supervisor.settings.load import Loaded
 
-# Workers and fork servers live on and speak the old program's language: both must speak the same.
-_FORMAT = [
-    1,
-    messages.VERSION,
-    *(layout.CELLS, layout.CELL_SIZE, layout.PAGE, layout.LANE_SIZE, layout.TEXT, layout.BUCKETS),
-]
 _STATE = "OSTLER_UPGRADE"
 _CHECK = "OSTLER_UPGRADE_CHECK"
 _SAID_LIMIT = 16 * 1024
@@ -148,10 +142,16 @@ def replace_program(carried: Carried, folder: str, notify: str) -> NoReturn:
     raise AssertionError("execve does not return")
 
 
+def _format() -> bytes:
+    """Workers and fork servers live on and speak the old program's language: both must speak the same."""
+    words = sorted((name, number) for name, number in vars(layout).items() if name.isupper())
+    return msgspec.json.encode([1, messages.VERSION, words]) + b"\n"
+
+
 def _written(carried: Carried) -> int:
     fd = os.memfd_create("ostler-upgrade", os.MFD_CLOEXEC)
     with os.fdopen(os.dup(fd), "wb") as file:
-        file.write(msgspec.json.encode(_FORMAT) + b"\n")
+        file.write(_format())
         file.write(msgspec.msgpack.encode(carried))
         file.flush()
     os.lseek(fd, 0, os.SEEK_SET)
@@ -206,8 +206,7 @@ def taken_over() -> None:
 def _read(fd: int) -> Carried:
     """Raises OstlerError if it is of a program that we can't replace."""
     with os.fdopen(fd, "rb") as file:
-        theirs = msgspec.json.decode(file.readline())
-        if theirs != _FORMAT:
+        if file.readline() != _format():
             raise OstlerError(
                 "the new version speaks with its workers in another way than the one that runs; restart "
                 "to use it"

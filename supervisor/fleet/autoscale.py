@@ -6,8 +6,9 @@ at over a few seconds, by its median: one busy second does not count.
 - Up at once: to as many workers as bring the share of busy time down to `autoscale_utilisation`. When all
   are busy, or requests wait, nobody can tell how much more there is to do: then it goes up step by step, at
   most doubling, and each step must be ready and measured before the next.
-- Down slowly: when the load would have fitted into fewer for all of `autoscale_cooldown`, with a tenth to
-  spare so that the number does not flap; at most a quarter of the workers at a time.
+- Down slowly: when the load, bursts of a few seconds included, would have fitted into fewer for all of
+  `autoscale_cooldown`, with a tenth to spare so that the number does not flap; at most a quarter of the
+  workers at a time.
 - More workers help nobody when the processor, a lock or a database is what is short. So a step up is a
   trial: if workers are still too busy afterwards and answer no more requests than the fewer ones did, it is
   taken back, and not tried again for a while, longer each time.
@@ -145,13 +146,18 @@ def bounds(policy: FleetPolicy) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """The window's measurements as one. needed: how many workers the busy time wants."""
+    """The window's measurements as one.
+
+    busy, wait: their medians; busy_high, wait_high: the second highest, so that bursts of two seconds count;
+    needed: how many workers the busy time wants.
+    """
 
     seconds: int
     workers: int
     busy: float
-    busy_mean: float
+    busy_high: float
     wait: float
+    wait_high: float
     rate: float
     needed: int
     waits: bool
@@ -163,8 +169,9 @@ class _Seen:
             seconds=len(samples),
             workers=samples[-1].workers,
             busy=busy,
-            busy_mean=fmean(s.busy for s in samples),
+            busy_high=sorted(s.busy for s in samples)[-2],
             wait=wait,
+            wait_high=sorted(s.wait for s in samples)[-2],
             rate=fmean(s.rate for s in samples),
             needed=_fitting(busy, policy.autoscale_utilisation),
             waits=wait > policy.autoscale_queue_wait > 0,
@@ -270,10 +277,8 @@ def _take_back(trend: Trend, trial: Trial, seen: _Seen, policy: FleetPolicy, now
 
 def _down(trend: Trend, seen: _Seen, policy: FleetPolicy, wanted: int, now: float) -> Decision | None:
     least, _ = bounds(policy)
-    # The mean: also what comes in bursts shorter than half the window must find room.
-    busy = max(seen.busy, seen.busy_mean)
-    fewer = max(least, _fitting(busy, policy.autoscale_utilisation * (1 - _SPARE)))
-    if fewer >= wanted or seen.wait * 2 > policy.autoscale_queue_wait > 0:
+    fewer = max(least, _fitting(seen.busy_high, policy.autoscale_utilisation * (1 - _SPARE)))
+    if fewer >= wanted or seen.wait_high * 2 > policy.autoscale_queue_wait > 0:
         trend.low_since = None
         return None
     if trend.low_since is None:
@@ -285,7 +290,7 @@ def _down(trend: Trend, seen: _Seen, policy: FleetPolicy, wanted: int, now: floa
     number = max(trend.low_peak, wanted - max(1, wanted // 4))
     reason = f"busy {seen.busy / seen.workers:.0%}".replace("%", " %")
     reason += f", {trend.low_peak} would have done for {max(low_for, seen.seconds):.0f} s"
-    trend.low_since, trend.low_peak = now, fewer
+    trend.low_since = None
     trend.told = ""
     return Decision(number, reason)
 

@@ -27,14 +27,18 @@ from supervisor.fleet.state import State
 Level = Literal["debug", "info", "warning", "error"]
 
 _FORK_SERVER_GRACE = 1.0
-KILL_REPEAT = 5.0
-# What else would tell why the same crashes go on after a roll back?
+# How long a roll back waits for a worker to become the old generation's fork server.
+_STANDBY_TIME = 2.0
+# What else would tell why the same goes on after a roll back?
 _LOADS_ANEW = (
-    "the settings are the old ones again, but without preload_app the code is loaded from its files: "
-    "put the old ones back"
+    "new workers load the app from its files as they are now, for no old worker stands by to be forked from"
 )
-# A fork server that has loaded and lived this long has not failed to start.
+# What a fork server that could fork for this long dies of is no failure to start.
 _SETTLED = 60.0
+KILL_REPEAT = 5.0
+# Workers or fork servers in a row that fail to start, after which a reload is given up as failed (the fleet
+# goes on trying).
+_GIVE_UP = 3
 
 
 class Generations(State):
@@ -69,20 +73,36 @@ class Generations(State):
         self._do(actions.StartForkServer(generation.number))
 
     def _generation_failed(
-        self, number: int, reason: str, traceback: str | None, app_failed: bool, now: float
+        self,
+        number: int,
+        reason: str,
+        traceback: str | None,
+        app_failed: bool,
+        now: float,
+        gone: bool = False,
     ) -> None:
+        """gone: its fork server has ended already."""
         generation = self.generations.get(number)
         if generation is None or generation.state in (GenerationState.RETIRING, GenerationState.FAILED):
             return
+        loading = generation.state in (GenerationState.CONFIGURING, GenerationState.LOADING)
         generation.deadline = None
-        if self.stopping:
-            return  # nobody needs it any more; it is retired with the last worker
+        if gone:
+            generation.state = GenerationState.DOWN
+        if self.stopping or generation.state is GenerationState.STANDBY:
+            # Nobody needs it any more. With the last worker it is retired, unless it hangs: then none comes.
+            if generation.state in (GenerationState.UP, GenerationState.STANDBY):
+                self._retire(number, now)
+            return
         if number == self.candidate and self.reload:
             self._fail_candidate(self.reload, reason, traceback, now)
         elif not self.ever_ready:
             self._fail_start(reason, traceback, app_failed, now)
         else:
             # It loaded once; workers serve on, and it is tried again.
+            if generation.up_since is not None and now - generation.up_since >= _SETTLED:
+                generation.server_failures = 0
+            generation.up_since = None
             generation.server_failures += 1
             wait = jittered(backoff(generation.server_failures - 1), self._random())
             generation.retry_at = now + wait
@@ -92,6 +112,9 @@ class Generations(State):
                 self._do(actions.KillForkServer(number))
             fields = {"generation": number, "reason": reason, "retry_in": round(wait, 3)}
             self._tell("error", "fork_server_failed", fields | {"traceback": traceback})
+            if loading:
+                # One that dies later, perhaps by somebody's hand, says nothing about the code.
+                self._doubt(generation, generation.server_failures, reason, traceback, now)
 
     def _fork_server_gone(self, generation: Generation, reason: str, now: float) -> None:
         match generation.state:
@@ -105,8 +128,7 @@ class Generations(State):
             case GenerationState.FAILED:
                 generation.state = GenerationState.DOWN
             case _:
-                generation.state = GenerationState.DOWN
-                self._generation_failed(generation.number, reason, None, True, now)
+                self._generation_failed(generation.number, reason, None, True, now, gone=True)
 
     def _keep_fork_server(self, now: float) -> None:
         generation = self.generations.get(self.current)
@@ -179,13 +201,13 @@ class Generations(State):
 
     # -- reloads ----------------------------------------------------------------------------------------
 
-    def _begin_reload(self, by: str, now: float) -> None:
+    def _begin_reload(self, by: str, now: float, resumes: bool = False) -> None:
         if self.reload and self.reload.running:
             self._end_reload(self.reload, ReloadPhase.SUPERSEDED, now, "a newer reload took its place")
         self._drop_candidate(now)
         self._end_refork("a reload took its place")
         self.candidate = self._new_generation(now)
-        self.reload = Reload(self.candidate, ReloadPhase.LOADING, by, now, self.wanted)
+        self.reload = Reload(self.candidate, ReloadPhase.LOADING, by, now, self.wanted, resumes=resumes)
         self._tell("info", "reload", {"generation": self.candidate, "by": by})
 
     def _drop_candidate(self, now: float) -> None:
@@ -214,8 +236,9 @@ class Generations(State):
         self.current = reload.generation
         self.candidate = None
         reload.phase = ReloadPhase.ROLLING
+        override, autoscaled = self.override, self.autoscaled
         self._keep_or_end_override(before.policy if before else None)
-        self.paused = False
+        self.paused = self.paused and not reload.resumes
         reload.of = self.wanted
         if self.probation is not None:
             self._retire(self.probation.fallback, now)
@@ -234,19 +257,39 @@ class Generations(State):
         assert after.policy is not None
         recent = sum(now - at <= after.policy.probation for at in before.crashes)
         before.state = GenerationState.STANDBY
-        self.probation = Probation(before.number, now, recent, before.requests, before.errors)
+        self.probation = Probation(
+            before.number,
+            now,
+            recent,
+            before.requests,
+            before.errors,
+            override=override,
+            autoscaled=autoscaled,
+        )
+
+    def _fit_autoscaled(self, before: FleetPolicy | None) -> None:
+        """Keep the number that the load asks for within the current bounds; without one begin with as many as
+        there were."""
+        after = self.policy
+        if after is None or after.workers_most is None:
+            self.autoscaled = None
+            return
+        number = self.autoscaled
+        if number is None:
+            number = self.override or (before.workers if before else 0)
+        self.autoscaled = min(max(number, after.workers), after.workers_most)
+
+    def _bring_number_back(self, probation: Probation, before: FleetPolicy | None) -> None:
+        """The number of workers is the one before the reload, or what was said by hand since."""
+        if self.autoscaled is None:
+            self.autoscaled = probation.autoscaled
+        self._fit_autoscaled(before)
+        self.override = probation.override
 
     def _keep_or_end_override(self, before: FleetPolicy | None) -> None:
+        self._fit_autoscaled(before)
         after = self.policy
-        if after is None:
-            return
-        if after.workers_most is None:
-            self.autoscaled = None
-        elif self.autoscaled is None:
-            self.autoscaled = min(max(after.workers, before.workers if before else 0), after.workers_most)
-        else:
-            self.autoscaled = min(max(self.autoscaled, after.workers), after.workers_most)
-        if self.override is None or before is None:
+        if after is None or self.override is None or before is None:
             return
         if (before.workers, before.workers_most) == (after.workers, after.workers_most):
             self._tell("info", "scale_kept", {"workers": self.override, "configured": after.workers})
@@ -257,6 +300,18 @@ class Generations(State):
     def _fail_candidate(self, reload: Reload, reason: str, traceback: str | None, now: float) -> None:
         self._drop_candidate(now)
         self._end_reload(reload, ReloadPhase.FAILED, now, reason, traceback)
+
+    def _doubt(
+        self, generation: Generation, failures: int, reason: str, traceback: str | None, now: float
+    ) -> None:
+        """Something of a generation failed to start, so many times in a row: the reload that brought it is
+        undone or given up."""
+        if failures < _GIVE_UP or generation.number != self.current:
+            return
+        if self.probation is not None:
+            self._roll_back(reason, traceback, now)
+        elif self.reload is not None and self.reload.phase is ReloadPhase.ROLLING:
+            self._end_reload(self.reload, ReloadPhase.FAILED, now, reason, traceback)
 
     def _follow_roll(self, now: float) -> None:
         reload = self.reload
@@ -328,13 +383,17 @@ class Generations(State):
     def _roll_back(self, reason: str, traceback: str | None, now: float) -> None:
         """Let the old generation fill the slots again; its fork server stands by."""
         assert self.probation is not None
-        bad, self.current = self.current, self.probation.fallback
-        self.probation = None
-        before = self.generations[bad].policy
-        self.generations[self.current].state = GenerationState.UP
-        if self.policy is not None and not self.policy.keeps_code:
-            reason += f"; {_LOADS_ANEW}"
-        self._keep_or_end_override(before)
+        probation, self.probation = self.probation, None
+        bad, self.current = self.current, probation.fallback
+        back = self.generations[self.current]
+        back.state = GenerationState.UP
+        if back.standby is not None:
+            # What it forks before has no app, and would load the one that is on the disk now.
+            back.retry_at = now + _STANDBY_TIME
+        elif not back.has_app:
+            reason = f"{reason}; {_LOADS_ANEW}"
+        self._bring_number_back(probation, self.generations[bad].policy)
+        self._keep_old_workers()
         self._abandon(bad, Cause.ROLLBACK, now)
         reload = self.reload
         if reload is None or reload.generation != bad:
@@ -346,6 +405,37 @@ class Generations(State):
             reload.phase, reload.reason, reload.traceback = ReloadPhase.ROLLED_BACK, reason, traceback
             fields = {"generation": bad, "back_to": self.current, "reason": reason, "traceback": traceback}
             self._tell("error", "reload_rolled_back", fields)
+
+    def _take_for_standby(self, worker: Worker) -> bool:
+        """Whether a worker that leaves is to be what its generation can come back from: without `preload_app`
+        only workers have the app's old code."""
+        generation = self.generations.get(worker.generation)
+        if (
+            generation is None
+            or generation.state is not GenerationState.STANDBY
+            or generation.has_app
+            or generation.standby is not None
+            or worker.overdue_since is not None
+        ):
+            return False
+        generation.standby = worker.launch
+        return True
+
+    def _no_standby(self, worker: Worker) -> None:
+        """A worker has ended: if it was to be a fork server it is none."""
+        generation = self.generations.get(worker.generation)
+        if generation is not None and generation.standby == worker.launch:
+            generation.standby = None
+            if generation.state is GenerationState.UP:
+                generation.retry_at = None
+
+    def _keep_old_workers(self) -> None:
+        """Of the generation that is current again: who still serves had to go for the reload only."""
+        for worker in self.workers.values():
+            stale = worker.generation == self.current and worker.leaving is Cause.RELOAD
+            well = worker.overdue_since is None and not worker.due
+            if stale and well and worker.state is WorkerState.READY:
+                worker.leaving = worker.leaving_since = None
 
     def _forget_crashes(self, now: float) -> None:
         for generation in self.generations.values():

@@ -128,6 +128,7 @@ class Fleet(Upkeep):
             return
         generation.policy = event.policy
         generation.closes_listeners = event.closes_listeners
+        generation.has_app = event.policy.preload
         generation.state = GenerationState.LOADING
         generation.deadline = now + event.policy.boot_timeout if event.policy.boot_timeout else None
         self._do(actions.LoadApp(event.generation))
@@ -138,6 +139,7 @@ class Fleet(Upkeep):
             return
         generation.state = GenerationState.UP
         generation.deadline = None
+        generation.up_since = now
         if self.candidate == event.generation and self.reload is not None:
             self.reload.phase = ReloadPhase.CANARY
 
@@ -156,7 +158,7 @@ class Fleet(Upkeep):
 
     def _on_forked(self, event: events.WorkerForked, now: float) -> None:
         if worker := self.workers.get(event.launch):
-            worker.pid = event.pid
+            self._forked(worker, event.pid, now)
 
     def _on_spawn_failed(self, event: events.SpawnFailed, now: float) -> None:
         if worker := self.workers.pop(event.launch, None):
@@ -193,6 +195,7 @@ class Fleet(Upkeep):
         worker = self.workers.pop(event.launch, None)
         if worker is None:
             return
+        self._no_standby(worker)
         if worker.state is BOOTING:
             died = f"ended with {event.status} while booting", event.traceback
             self._boot_failed(worker, *(worker.boot_error or died), now)
@@ -218,7 +221,10 @@ class Fleet(Upkeep):
 
     def _on_recycle_due(self, event: events.RecycleDue, now: float) -> None:
         worker = self.workers.get(event.launch)
-        if worker is not None and worker.state is READY and worker.leaving is None:
+        if worker is None or worker.state is not READY:
+            return
+        worker.due = True
+        if worker.leaving is None:
             worker.leaving = Cause.RECYCLE
             self._report("info", "recycle", worker, pid=worker.pid, requests=event.requests)
 
@@ -226,7 +232,8 @@ class Fleet(Upkeep):
 
     def _on_resize(self, event: events.ResizeAsked, now: float) -> None:
         before = self.wanted
-        if self.stopping or self.policy is None:
+        fewer_than_none = self.paused and event.delta is not None and event.delta < 0
+        if self.stopping or self.policy is None or fewer_than_none:
             return
         self.paused = False
         if event.workers is None and event.delta is None:
@@ -234,11 +241,13 @@ class Fleet(Upkeep):
         else:
             target = event.workers if event.workers is not None else before + (event.delta or 0)
             self.override = min(max(1, target), MAX_WORKERS)
+        if self.probation is not None:
+            self.probation.override = self.override
         self._tell("info", "scale", {"workers": self.wanted, "before": before, "by": event.by})
 
     def _on_reload(self, event: events.ReloadAsked, now: float) -> None:
         if not self.stopping:
-            self._begin_reload(event.by, now)
+            self._begin_reload(event.by, now, resumes=self.paused)
 
     def _on_recycle_asked(self, event: events.RecycleAsked, now: float) -> None:
         worker = self.serving(event.slot)

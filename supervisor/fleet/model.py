@@ -67,13 +67,13 @@ class FleetPolicy:
     """What a generation's configuration says about the fleet. Times in seconds; 0 turns a thing off."""
 
     workers: int = 1
+    preload: bool = True
+    """The fork server loads the app, so that its workers have it as it was then."""
     workers_most: int | None = None
     """With it the load decides on a number from `workers` to this."""
     graceful_timeout: float = 30.0
     boot_timeout: float = 60.0
     timeout_grace: float = 2.0
-    keeps_code: bool = True
-    """Its fork server holds the app (`preload_app`): workers forked later have the code of the first."""
     timeout_soft: bool = False
     """Try to end an overdue request alone before its worker is replaced."""
     max_surge: int = 1
@@ -142,6 +142,8 @@ class Worker:
     """Which of its generation's fork servers made it: 0 is the one that loaded the app."""
     age_limit: float | None = None
     """When it is to be recycled for its age."""
+    due: bool = False
+    """It has served its share of requests or time: it must go whatever else it had to go for."""
     load: Load = Load()
     over_memory: int = 0
     """Measurements in a row that found its memory over max_memory."""
@@ -164,11 +166,17 @@ class Generation:
     server_failures: int = 0
     """The same for fork servers that failed or died."""
     last_failure: str = ""
+    up_since: float | None = None
+    """Since when its fork server can fork."""
     retry_at: float | None = None
     """No boot before this time."""
     deadline: float | None = None
     template: int = 0
     """How often a worker has become its fork server."""
+    has_app: bool = False
+    """Its fork server has the app."""
+    standby: int | None = None
+    """The launch of the worker that is to be its fork server, so that the app is there when it is wanted."""
     refork_refused: bool = False
     """An audit found that its workers can't be forked from; nobody tries again unasked."""
     requests: int = 0
@@ -194,6 +202,8 @@ class Reload:
     canary_launch: int | None = None
     canary_until: float | None = None
     """When the canary, which is ready, has lived long enough."""
+    resumes: bool = False
+    """It was asked for during a pause, which ends when the new generation takes over."""
 
     @property
     def running(self) -> bool:
@@ -207,7 +217,7 @@ class Probation:
     fallback: the generation before, whose fork server stands by; since: when it was replaced; until: when
     nobody may want it back any more, known once the roll has ended; crashes: those of the new generation;
     before: crashes within `probation` seconds before the replacement; requests, errors: answers of the old
-    generation until then.
+    generation until then; override, autoscaled: what the fleet's were then, or what was set by hand since.
     """
 
     fallback: int
@@ -217,6 +227,8 @@ class Probation:
     errors: int
     crashes: int = 0
     until: float | None = None
+    override: int | None = None
+    autoscaled: int | None = None
 
 
 @dataclass(slots=True)

@@ -20,8 +20,6 @@ _QUIT_GRACE = 2.0
 _ABORT_GRACE = 1.0
 # How long a fork server may take to fork, which it does in milliseconds.
 _FORK_TIME = 10.0
-# Boot failures in a row after which a roll is given up as failed (the fleet goes on trying).
-_ROLL_FAILURES = 3
 # How long a busy worker's planned replacement is put off in favour of idle ones.
 _IDLE_FIRST = 10.0
 
@@ -38,7 +36,6 @@ class Slots(Generations):
 
     def _spawn(self, slot: int, generation: Generation, now: float, urgent: bool = False) -> Worker:
         self.spawned += 1
-        timeout = generation.policy.boot_timeout if generation.policy else 0
         worker = Worker(
             launch=self.spawned,
             slot=slot,
@@ -46,12 +43,19 @@ class Slots(Generations):
             state=BOOTING,
             since=now,
             spawned_at=now,
-            deadline=now + timeout if timeout else None,
+            deadline=_boot_deadline(generation, now),
             template=generation.template,
         )
         self.workers[worker.launch] = worker
         self._do(actions.Spawn(worker.launch, slot, generation.number, urgent))
         return worker
+
+    def _forked(self, worker: Worker, pid: int, now: float) -> None:
+        worker.pid = pid
+        generation = self.generations.get(worker.generation)
+        if worker.state is BOOTING and worker.deadline is None and generation is not None:
+            # Its fork server was given up for being late; the worker need not be bad.
+            worker.deadline = _boot_deadline(generation, now)
 
     def _boot_failed(self, worker: Worker, reason: str, traceback: str | None, now: float) -> None:
         if self.stopping or worker.leaving not in (None, Cause.BOOT_TIMEOUT):
@@ -78,12 +82,7 @@ class Slots(Generations):
         if not self.ever_ready:
             # If no sibling boots either, the end of the start tells the same, once.
             self._held.append(self._out.pop())
-        rolling = self.reload is not None and self.reload.phase is ReloadPhase.ROLLING
-        if rolling and generation.failures >= _ROLL_FAILURES and worker.generation == self.current:
-            if self.probation is not None:
-                self._roll_back(reason, traceback, now)
-            elif self.reload is not None:
-                self._end_reload(self.reload, ReloadPhase.FAILED, now, reason, traceback)
+        self._doubt(generation, generation.failures, reason, traceback, now)
 
     def _crashed(self, worker: Worker, reason: str, traceback: str | None, now: float) -> None:
         """A worker died while it served and nobody had asked for it."""
@@ -112,7 +111,9 @@ class Slots(Generations):
             self._abort(worker, now)  # it stalled, and has had its time while the successor booted
             return
         stays = not self.stopping and not self.paused
-        template = self.refork is not None and self.refork.launch == worker.launch and stays
+        refork = self.refork
+        reforks = refork is not None and refork.launch == worker.launch and refork.audited
+        template = stays and (reforks or self._take_for_standby(worker))
         self._do(actions.Drain(worker.launch, hand_over=stays, template=template))
 
     def _quit(self, worker: Worker, now: float) -> None:
@@ -134,14 +135,17 @@ class Slots(Generations):
         return worker.overdue_since + (self.policy or FleetPolicy()).timeout_grace if waits else None
 
     def _fork_deadline(self, worker: Worker) -> float | None:
-        """When a fork server that has not forked the worker is taken for hung."""
-        if worker.state is not BOOTING or worker.pid is not None:
+        """When a fork server that has not forked the worker is taken for hung.
+
+        Also if nobody wants the worker any more: it is there until it ends, or its fork server does.
+        """
+        if worker.pid is not None:
             return None
         generation = self.generations.get(worker.generation)
-        if generation is None or generation.state is not GenerationState.UP:
+        if generation is None or generation.state not in (GenerationState.UP, GenerationState.STANDBY):
             return None
         limit = generation.policy.boot_timeout if generation.policy else 0.0
-        return worker.since + min(_FORK_TIME, limit or _FORK_TIME)
+        return worker.spawned_at + min(_FORK_TIME, limit or _FORK_TIME)
 
     # -- what time brings -------------------------------------------------------------------------------
 
@@ -149,9 +153,11 @@ class Slots(Generations):
         for worker in list(self.workers.values()):
             fork_deadline = self._fork_deadline(worker)
             if fork_deadline is not None and fork_deadline <= now:
-                reason = f"the fork server has not forked for {fork_deadline - worker.since:g} seconds"
-                # It goes with the fork server, which says so; that it has not booted in time is no news.
-                worker.deadline = None
+                late = fork_deadline - worker.spawned_at
+                reason = f"the fork server has not forked for {late:g} seconds"
+                if worker.state is BOOTING:
+                    # It goes with the fork server, which says so; that it has not booted in time is no news.
+                    worker.deadline = None
                 self._generation_failed(worker.generation, reason, None, True, now)
             grace_end = self._grace_end(worker)
             if grace_end is not None and grace_end <= now:
@@ -161,6 +167,7 @@ class Slots(Generations):
                     worker.leaving = Cause.DEADLINE
             if worker.age_limit is not None and worker.age_limit <= now:
                 worker.age_limit = None
+                worker.due = True
                 if worker.state is READY and worker.leaving is None:
                     worker.leaving = Cause.AGE
                     age = round(now - worker.spawned_at, 1)
@@ -282,6 +289,11 @@ class Slots(Generations):
                 return
             self._spawn(worker.slot, generation, now)
             boots -= 1
+
+
+def _boot_deadline(generation: Generation, now: float) -> float | None:
+    timeout = generation.policy.boot_timeout if generation.policy else 0.0
+    return now + timeout if timeout else None
 
 
 def _turn(worker: Worker, now: float) -> tuple[bool, bool, float, int]:

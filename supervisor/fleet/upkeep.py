@@ -154,19 +154,33 @@ class Upkeep(Slots):
         if worker is None:
             return
         generation = self.generations.get(worker.generation)
-        if refork is None or refork.launch != event.launch or generation is None or self.stopping:
+        reforks = refork is not None and refork.launch == event.launch
+        if (
+            generation is None
+            or generation.state is GenerationState.RETIRING
+            or not (reforks or generation.standby == event.launch)
+            or self.stopping
+        ):
             # Meanwhile something else was asked for.
             self._enter(worker, STOPPING, now, deadline=now)
             return
-        self.refork = None
         del self.workers[worker.launch]
         # What the fork server before it was asked for and has not forked will not come.
         for lost in [w for w in self.workers.values() if w.generation == generation.number and w.pid is None]:
             del self.workers[lost.launch]
-        generation.template += 1
-        generation.state = GenerationState.UP
-        generation.deadline = None
+        generation.has_app = True
+        if generation.state is not GenerationState.STANDBY:
+            generation.state = GenerationState.UP
+        generation.deadline = generation.retry_at = None
+        generation.server_failures = 0
+        generation.up_since = now
         self._do(actions.UseTemplate(worker.launch, generation.number))
+        if refork is None or not reforks:
+            generation.standby = None
+            self._report("info", "standby", worker, pid=worker.pid)
+            return
+        self.refork = None
+        generation.template += 1  # those that the fork server before it made are to be replaced
         seconds = round(now - refork.started, 3)
         self._report("info", "refork_done", worker, pid=worker.pid, seconds=seconds, by=refork.asked_by)
 

@@ -33,8 +33,11 @@ def forgive() -> None:
 def _stream(stream: object) -> io.TextIOWrapper:
     assert isinstance(stream, io.TextIOWrapper)
     stream.flush()
+    raw = _Forgiving(stream.fileno(), "wb", closefd=False)
+    # With PYTHONUNBUFFERED there is no buffer below the text, and nothing would empty one.
+    unbuffered = isinstance(stream.buffer, io.RawIOBase)
     return io.TextIOWrapper(
-        io.BufferedWriter(_Forgiving(stream.fileno(), "wb", closefd=False)),
+        raw if unbuffered else io.BufferedWriter(raw),
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=stream.line_buffering,

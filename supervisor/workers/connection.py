@@ -61,7 +61,7 @@ class Connection:
         idle_since: when the last bytes came or went (CLOCK_MONOTONIC, ns).
         began: when the part that is being received began, a head or a body; 0: nothing is.
         pulled: when the app last got bytes of a body that it reads while it comes.
-        served: a request was answered on it.
+        served: when the last answer on it was given (CLOCK_MONOTONIC, ns); 0: none was.
         outbox: bytes of answers the client has not taken yet; None or empty: it has all.
         mask: what the epoll watches it for; 0: not known there.
         send_now: sends on `sock` what goes at once.
@@ -130,7 +130,7 @@ class Connection:
         self.in_body = False
         self.facts: dict[str, str] | None = None
         self.odd = False
-        self.served = False
+        self.served = 0
         self.mask = 0
         self.armed = True
         self.closed = False

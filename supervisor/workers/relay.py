@@ -30,7 +30,7 @@ class _Parcel(msgspec.Struct, array_like=True):
     giver: int
     listener: str
     facts: dict[str, str]
-    served: bool
+    served: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Taken:
     peer: Any
     listener: str
     facts: dict[str, str]
-    served: bool
+    served: int
 
 
 _encoder = msgspec.msgpack.Encoder()

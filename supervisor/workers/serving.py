@@ -82,7 +82,6 @@ class Serving(Wiring):
     def _serve(self, connection: Connection, lane: Lane) -> None:
         """Answer the requests that are there, as far as the client takes the answers."""
         words = lane.words
-        ended = 0
         requests = connection.parser.requests
         while requests and not connection.outbox:
             request = requests.pop(0)
@@ -100,7 +99,7 @@ class Serving(Wiring):
             if line is not lane.line:
                 lane.show(line)
             started = monotonic_ns()
-            if started > lane.quick_until and self._waited_too_long(connection, lane, started, ended):
+            if started > lane.quick_until and self._waited_too_long(connection, lane, started):
                 if self._turn_away(connection, lane, request, exchange, environ):
                     continue
                 return
@@ -112,14 +111,14 @@ class Serving(Wiring):
                 except ClientGone:
                     gone = True
                 words[_STARTED] = 0
-                connection.idle_since = ended = monotonic_ns()
+                connection.idle_since = connection.served = ended = monotonic_ns()
                 took = ended - started
                 if took > LONG:
                     self._had_long = True
                     self.deadlines.end(started)
             except DeadlineExceeded:
                 words[_STARTED] = 0
-                connection.idle_since = ended = monotonic_ns()
+                connection.idle_since = connection.served = ended = monotonic_ns()
                 took = ended - started
                 gone = True
                 exchange.give_up()
@@ -135,7 +134,6 @@ class Serving(Wiring):
                 self._log_request(request, exchange, environ, took)
             if self._quota:
                 self._count_down()
-            connection.served = True
             if self._threads > 1:
                 self._average += (min(took, _CAP) - self._average) >> 3
             if gone:
@@ -148,13 +146,15 @@ class Serving(Wiring):
         if not connection.outbox and (connection.violation is not None or parser.wants_continue):
             self._settle(connection, lane)
 
-    def _waited_too_long(self, connection: Connection, lane: Lane, now: int, ended: int) -> bool:
+    def _waited_too_long(self, connection: Connection, lane: Lane, now: int) -> bool:
         """Note how long a request waited, if it did; True if that is longer than it may.
 
-        `ended`: when the request before on the same connection did, as far as they came together.
+        For as long as the one before it on its connection was not answered it waited for nobody else.
         """
-        earliest = max(ended, lane.quick_until - layout.LEAST_QUEUED)
-        waited = waiting_time(connection.sock, now, earliest, max(ended, self._now))
+        earliest = max(connection.served, lane.quick_until - layout.LEAST_QUEUED)
+        if now - earliest < layout.LEAST_QUEUED:
+            return False
+        waited = waiting_time(connection.sock, now, earliest, max(connection.served, self._now))
         if waited < layout.LEAST_QUEUED:
             return False
         lane.words[layout.QUEUED + layout.bucket_of(waited)] += 1
@@ -167,8 +167,7 @@ class Serving(Wiring):
 
         It counts as answered, but not where times in the app are counted.
         """
-        connection.served = True
-        connection.idle_since = monotonic_ns()
+        connection.idle_since = connection.served = monotonic_ns()
         try:
             exchange.run(overloaded, environ)
         except ClientGone:

@@ -190,6 +190,7 @@ class Wiring:
             self._linger(connection, lane)
             return False
         if connection.parser.requests:
+            connection.served = now  # what comes behind has waited for its own client up to now
             return True
         self._settle(connection, lane)
         return False

@@ -578,6 +578,12 @@ class Play(World):
         self.pass_time(seconds)
         return self
 
+    def settle_processes(self) -> Self:
+        """Everybody obeys, and no time passes."""
+        while self.step():
+            pass
+        return self
+
     def settled(self) -> Self:
         """Everybody obeys until nothing is left to do; what was done on the way is not looked at."""
         self.settle()

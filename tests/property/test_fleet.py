@@ -30,6 +30,7 @@ MEMORY_LIMIT = 1000
 POLICIES = st.builds(
     FleetPolicy,
     workers=st.integers(1, 4),
+    preload=st.booleans(),
     graceful_timeout=st.sampled_from([0.0, 5.0, 30.0]),
     boot_timeout=st.sampled_from([0.0, 3.0, 60.0]),
     timeout_grace=st.sampled_from([0.0, 2.0]),
@@ -163,6 +164,7 @@ class Watched(World):
             and reload is before.reload
             and before.reload_phase is ReloadPhase.CANARY
             and reload.phase is ReloadPhase.ROLLING
+            and not fleet.paused  # else it is drained in the same moment
         ):
             assert reload.canary_launch is not None
             canary = fleet.workers[reload.canary_launch]

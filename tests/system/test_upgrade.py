@@ -34,7 +34,7 @@ def app(environ, start_response):
 
 def start(place: Place, *args: str) -> Daemon:
     place.add("up.py", APP)
-    daemon = place.start("-w", "2", *args, "up:app")
+    daemon = place.start("-w", "2", "--canary-time", "0", *args, "up:app")
     daemon.settled(2)
     return daemon
 
@@ -80,7 +80,7 @@ def test_descriptors_do_not_grow(place: Place) -> None:
 
     daemon.until(lambda: len(children(daemon.pid)) == 3, "a fork server and two workers")
     before = held()
-    for number in range(1, 4):
+    for number in range(1, 3):
         daemon.send(signal.SIGUSR2)
         daemon.event("reload_done", after=number)
     daemon.until(lambda: len(children(daemon.pid)) == 3, "a fork server and two workers")

@@ -101,6 +101,28 @@ def test_what_nobody_can_see_is_gone_after_step_by_step() -> None:
         assert later - earlier == rig.boot_seconds + 5
 
 
+def test_a_low_target_does_not_more_than_double_either() -> None:
+    """Two busy workers of which each should be busy for a fifth: four at once, not ten."""
+    rig = Rig(wanted=2, policy=replace(POLICY, autoscale_utilisation=0.2)).run(4, needs(1.9))
+    assert rig.numbers == [4]
+
+
+def test_measurements_of_long_ago_say_nothing() -> None:
+    """After a gap (a suspended machine, a pause) what was before it is not the same load."""
+    trend = Trend()
+    for second in (0.0, 1.0, 100.0, 101.0):
+        assert decide(trend, [Load(busy=1.0)] * 2, None, POLICY, 2, second) is None
+    assert decide(trend, [Load(busy=1.0)] * 2, None, POLICY, 2, 102.0) is not None
+
+
+def test_waits_count_by_how_many_wait() -> None:
+    """One worker with a few slow requests among busy ones is no reason for more."""
+    trend = Trend()
+    loads = [Load(busy=0.5, queue_wait=1.0, rate=1.0), *[Load(busy=0.5, rate=100.0)] * 3]
+    for second in range(20):
+        assert decide(trend, loads, None, POLICY, 4, float(second)) is None
+
+
 def test_one_busy_second_does_not_count() -> None:
     """A second in which all were busy changes nothing, whatever follows; nor do two of five."""
     calm, busy = needs(1.0), needs(99.0)
@@ -129,6 +151,20 @@ def test_the_peak_of_the_cool_down_decides_how_many_stay() -> None:
     rig = Rig(wanted=8, policy=replace(POLICY, workers=1))
     rig.run(30, needs(0.5)).run(10, needs(4.2)).run(26, needs(0.5))
     assert rig.numbers == [7]  # 4.2 / 0.63 = 6.7
+
+
+def test_bursts_find_room() -> None:
+    """Two seconds in five in which all are busy are no calm, although most seconds are idle."""
+
+    def burst(workers: int, second: int) -> tuple[float, float, float]:
+        return (float(workers) if second % 5 < 2 else 0.0), 0.0, 100.0
+
+    assert Rig(wanted=8).run(300, burst).numbers == []
+
+
+def test_no_worker_goes_while_requests_wait() -> None:
+    """A wait above half of the limit is no sign of too many, however idle the workers look."""
+    assert Rig(wanted=8).run(300, lambda _w, _s: (0.5, 0.03, 100.0)).numbers == []
 
 
 @pytest.mark.parametrize("tenths", range(1, 130, 3))
@@ -173,6 +209,12 @@ def test_more_workers_that_answer_no_more_are_taken_back() -> None:
     assert taken_back == Decision(4, "more did not help: 8 workers answered 300 requests/s, 4 answered 300")
 
 
+def test_a_step_that_brought_next_to_nothing_is_taken_back() -> None:
+    """Twice the workers for a twentieth more answers: that is not worth their memory."""
+    rig = Rig(wanted=4).run(12, lambda w, _s: (float(w), 0.2, 300.0 if w == 4 else 315.0))
+    assert rig.numbers == [8, 4]
+
+
 def test_waits_that_more_workers_do_not_shorten_are_no_reason_for_more() -> None:
     """With half idle workers the wait must fall, or the step is taken back."""
     rig = Rig(wanted=4).run(60, lambda _w, _s: (1.5, 0.1, 80.0))
@@ -198,6 +240,13 @@ def test_help_ends_the_memory_of_failure() -> None:
     rig = Rig(wanted=4).run(400, short_of_processor(300.0))
     assert rig.trend.fruitless >= 2
     rig.run(1000, needs(5.0))
+    assert rig.trend.fruitless == 0
+
+
+def test_a_step_that_helped_but_was_not_enough() -> None:
+    """That is help as well: the next step is not held back by what failed before."""
+    rig = Rig(wanted=2, trend=Trend(fruitless=3)).run(12, needs(9.0))
+    assert rig.numbers == [4, 8]
     assert rig.trend.fruitless == 0
 
 
@@ -243,8 +292,8 @@ def test_a_number_set_by_somebody_else_ends_the_trial() -> None:
     rig = Rig(wanted=4, boot_seconds=0).run(4, short_of_processor(300.0))
     assert rig.numbers == [8]
     rig.wanted = 10
-    rig.run(3, short_of_processor(300.0))
-    assert 4 not in rig.numbers
+    rig.run(12, short_of_processor(300.0))
+    assert rig.numbers == [8, 16, 10]
 
 
 def test_no_limit_for_waits() -> None:

@@ -10,6 +10,7 @@ from tests.kit.play import (
     FINISH,
     SERVING,
     STOPPING,
+    Cue,
     Play,
     abort,
     drain,
@@ -910,3 +911,54 @@ def test_surge() -> None:
     """A quarter of the fleet, rounded up, or a number; one at least."""
     assert [surge(1, 0.25, n) for n in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
     assert [surge(3, 0.0, 8), surge(1, 0.0, 0), surge(1, 0.1, 10)] == [3, 1, 1]
+
+
+# -- a fork server that hangs ---------------------------------------------------------------------------
+
+
+def test_a_stop_does_not_wait_for_a_fork_that_never_comes() -> None:
+    """A fork server that hangs with a spawn before it is killed; without the process the fleet can end."""
+    play = running(workers=1).scale(2).stop()
+    play.exits(1).unseen.clear()
+    play.nothing_until(2.0).then(kill(2))
+    play.after(10.0)
+    assert play.fork_servers[1].told == "kill"
+    play.unseen.clear()
+    play.fork_server_exits(1).then(FINISH)
+
+
+def test_a_hung_fork_server_that_stands_by_does_not_hold_up_the_roll() -> None:
+    """What was asked of it before the swap and never comes ends with it; there is no way back to it."""
+    play = running(workers=1, probation=60.0, boot_parallelism=2).reload().loaded().scale(2)
+    assert [w.generation for w in play.workers.values() if w.slot == 2] == [1]
+    play.ready(1).exits(1).ready(2).after(12.0)
+    assert play.fork_servers[1].told == "kill"
+    play.fork_server_exits(1).settled()
+    assert play.fleet.reload is not None
+    assert play.fleet.reload.phase is ReloadPhase.DONE
+
+
+def test_a_withdrawn_spawn_that_is_not_forked_shows_a_hung_fork_server() -> None:
+    """Also when nobody wants the worker any more: until it is gone it takes a place in the budget."""
+    play = running(workers=2).scale(3).scale(2).recycle(1)
+    play.unseen.clear()
+    play.after(10.5)
+    assert kill_fork_server(1) in [Cue(cue.what, None, cue.generation) for cue in play.unseen]
+    play.fork_server_exits(1).settled()
+    assert play.slots() == [1, 2]
+    assert len(play.launched) == 4, "the recycled one has a successor"
+
+
+def test_a_late_fork_has_its_boot_timeout() -> None:
+    """A worker that a fork server forked just before it was given up as hung must boot in time, too."""
+    play = running(workers=2, boot_timeout=30.0).scale(3).after(10.0)
+    play.forked(3).fork_server_exits(1).loaded(1).unseen.clear()
+    play.nothing_until(30.0).then(abort(3))
+    play.exits(3, signal=6).settled()
+    assert play.slots() == [1, 2, 3]
+
+
+def test_fewer_than_none_is_none() -> None:
+    """TTOU does not end a pause."""
+    play = running(workers=2).pause().settled().scale_by(-1).then()
+    assert health.state(play.fleet) == "paused"

@@ -12,6 +12,7 @@ from tests.kit.play import (
     Play,
     drain,
     dump_stack,
+    end,
     load_app,
     reload_ended,
     running,
@@ -149,6 +150,29 @@ def test_crashes_on_probation_roll_back() -> None:
     assert list(play.fleet.generations) == [1]
 
 
+def test_without_preload_an_old_worker_stands_by() -> None:
+    """Only workers have the old code then: the first that leaves becomes the fork server to go back to."""
+    play = running(**PROBATION | {"preload": False}).reload().loaded().ready(1)
+    play.template_ready(1).said("standby", slot=1, generation=1)
+    play.ready(2).exits(2)
+    assert phase(play) is ReloadPhase.DONE
+    assert play.fleet.generations[1].state is GenerationState.STANDBY
+    play.crashes(1).ready(1).crashes(2)
+    assert phase(play) is ReloadPhase.ROLLED_BACK
+    play.settled()
+    assert play.slots(1) == [1, 2]
+    assert not any(worker.leaving for worker in play.fleet.workers.values())
+
+
+def test_rollback_waits_for_the_old_code() -> None:
+    """While that worker drains nothing is forked: it would be of the code that is on the disk now."""
+    play = running(**PROBATION | {"preload": False}).reload().loaded().ready(1)
+    play.crashes(1).ready(1).unseen.clear()
+    play.crashes(1).then(stop_fork_server(2), reload_ended(2), end(2, 2))
+    play.fork_server_exits(2)
+    play.nothing_until(2.0).then(spawn(1, 1))
+
+
 def test_rollback_during_the_roll_ends_the_reload() -> None:
     """The asker, who still waits, is told; workers of the old generation that still serve are kept busy."""
     play = running(**PROBATION | {"workers": 3, "max_surge": 1}).reload().loaded()
@@ -211,11 +235,11 @@ def test_errors_on_probation_roll_back() -> None:
 
 
 def test_code_that_is_not_kept() -> None:
-    """Without preload_app new workers read the app's files again: whoever asks why it goes on is told."""
-    reloaded(keeps_code=False).exits(1, signal=11).exits(2, signal=11).said(
+    """If no old worker could stand by, new ones read the app's files: whoever asks why it goes on is told."""
+    reloaded(preload=False).exits(1, signal=11).exits(2, signal=11).said(
         "reload_rolled_back",
-        reason="its workers crashed 2 times, last: ended with signal 11; the settings are the old ones "
-        "again, but without preload_app the code is loaded from its files: put the old ones back",
+        reason="its workers crashed 2 times, last: ended with signal 11; new workers load the app from its "
+        "files as they are now, for no old worker stands by to be forked from",
     )
 
 
@@ -309,3 +333,133 @@ def test_stop_ends_an_upgrade_that_is_checked() -> None:
     play.said("upgrade_failed", problem="the daemon stops")
     play.unseen.clear()
     play.upgrade_checked().then()
+
+
+# -- what fails to start on probation -------------------------------------------------------------------
+
+
+def test_roll_whose_fork_server_can_not_be_loaded_again() -> None:
+    """It would wait for ever: after the third failure in a row it is rolled back, and who asked is told."""
+    play = running(**PROBATION | {"max_surge": 1}).reload().loaded().ready(1).fork_server_exits(2)
+    for _ in range(2):
+        assert phase(play) is ReloadPhase.ROLLING
+        play.after(5.0).generation_failed(2, "boom").fork_server_exits(2)
+    assert phase(play) is ReloadPhase.ROLLED_BACK
+    play.said("reload_rolled_back", reason="boom")
+    play.settled()
+    assert play.slots(1) == [1, 2]
+    assert list(play.fleet.generations) == [1]
+
+
+def test_roll_whose_fork_server_can_not_be_loaded_again_without_a_way_back() -> None:
+    """Then the reload has failed; the fleet goes on trying."""
+    play = running(workers=2).reload().loaded().ready(1).fork_server_exits(2)
+    for _ in range(2):
+        play.after(5.0).generation_failed(2, "boom").fork_server_exits(2)
+    assert phase(play) is ReloadPhase.FAILED
+    play.settled()
+    assert play.slots(2) == [1, 2]
+
+
+def test_fork_servers_that_die_later_do_not_roll_back() -> None:
+    """Whoever kills what can fork says nothing about the code that it has loaded."""
+    play = reloaded(probation=60.0)
+    for _ in range(5):
+        play.fork_server_exits(2).after(8.0).loaded(2)
+    assert phase(play) is ReloadPhase.DONE
+
+
+def test_boots_that_fail_on_probation_roll_back() -> None:
+    """Also when all were replaced: successors that can't boot are worse than workers that crash."""
+    play = reloaded().exits(1, signal=9, outsider=True)
+    for wait in (1.0, 2.0, 4.0):
+        assert phase(play) is ReloadPhase.DONE
+        play.boot_fails(1, "boom").after(wait)
+    assert phase(play) is ReloadPhase.ROLLED_BACK
+    play.settled()
+    assert play.slots(1) == [1, 2]
+
+
+def test_fork_server_deaths_long_apart() -> None:
+    """A fork server that served for minutes and is killed is replaced at once, the tenth time, too."""
+    play = running(workers=1)
+    for _ in range(10):
+        play.after(61.0).fork_server_exits(1).then(start_fork_server(1)).loaded(1).unseen.clear()
+
+
+# -- what a roll back brings back -----------------------------------------------------------------------
+
+
+def rolled_back(play: Play) -> Play:
+    """The workers that are there of the newest generation crash."""
+    play.settle_processes()
+    while play.fleet.probation is not None:
+        play.crashes(1).settle_processes()
+    assert phase(play) is ReloadPhase.ROLLED_BACK
+    return play.settled()
+
+
+def test_old_workers_that_still_serve_stay() -> None:
+    """What had to go for the reload only need not go any more: a roll back boots no more than it must."""
+    play = running(**PROBATION | {"workers": 3, "max_surge": 1}).reload().loaded()
+    old = {play._serving(2), play._serving(3)}
+    play.ready(1).exits(1).unseen.clear()
+    play.crashes(1).ready(1).crashes(1).settled()
+    assert phase(play) is ReloadPhase.ROLLED_BACK
+    assert play.slots(1) == [1, 2, 3]
+    assert old <= play.workers.keys()
+
+
+def test_old_workers_that_must_go_anyway_go_after_a_roll_back() -> None:
+    """Who had served its share when the reload came, or since, is replaced all the same."""
+    play = running(**PROBATION | {"workers": 3, "max_surge": 1}).reload().loaded()
+    due, stays = play._serving(2), play._serving(3)
+    play.ready(1).exits(1).recycle_due(2).unseen.clear()
+    play.crashes(1).ready(1).crashes(1).settled()
+    assert play.slots(1) == [1, 2, 3]
+    assert due not in play.workers
+    assert stays in play.workers
+
+
+def test_rollback_brings_the_number_set_by_hand_back() -> None:
+    """A new number in the configuration ended it; with the configuration it comes back."""
+    play = running(**PROBATION).scale(3).settled().reload()
+    play.configured(**PROBATION | {"workers": 1})
+    assert rolled_back(play).fleet.override == 3
+    assert play.slots(1) == [1, 2, 3]
+
+
+def test_number_set_by_hand_on_probation_survives_a_roll_back() -> None:
+    """The newest wish counts."""
+    play = running(**PROBATION).reload().configured(**PROBATION | {"workers": 1}).settle_processes()
+    play.scale(4)
+    assert rolled_back(play).slots(1) == [1, 2, 3, 4]
+
+
+def test_rollback_brings_the_number_the_load_asked_for_back() -> None:
+    """A fixed number in between is no reason to begin with the fewest again."""
+    play = running(**PROBATION | {"workers_most": 6})
+    play.fleet.autoscaled = 5
+    play.settled().reload().configured(**PROBATION | {"workers": 3})
+    assert rolled_back(play).fleet.wanted == 5
+
+
+# -- reloads and pauses ---------------------------------------------------------------------------------
+
+
+def test_a_pause_during_a_reload_holds() -> None:
+    """It was asked for last. The new generation takes over, without workers."""
+    play = running(workers=2).reload().loaded().pause().settled()
+    assert phase(play) is ReloadPhase.DONE
+    assert health.state(play.fleet) == "paused"
+    assert play.slots() == []
+    play.scale(2).settled()
+    assert play.slots(2) == [1, 2]
+
+
+def test_an_upgrade_does_not_end_a_pause() -> None:
+    """Nobody asked for workers."""
+    play = running(workers=2).pause().settled().upgrade_asked().settled()
+    play.said("upgraded")
+    assert health.state(play.fleet) == "paused"
+    assert play.slots() == []

@@ -360,3 +360,18 @@ def test_no_more_than_memory_has_room_for() -> None:
     play.said("autoscale", workers=2, before=2)
     assert len([report for report in play.reports if report.name == "autoscale"]) == 1
     assert play.slots() == [1, 2]
+
+
+def test_a_template_to_be_that_has_not_answered_is_drained_like_any_other() -> None:
+    """Scaled down before the audit's answer it ends; nobody is forked from what was not looked at."""
+    play = running(workers=2).refork(slot=2).scale(1)
+    assert [worker.told for worker in play.workers.values() if worker.slot == 2] == ["drain"]
+    play.exits(2)
+    play.said("refork_refused", by="test")
+
+
+def test_a_template_ends_the_wait_for_a_fork_server() -> None:
+    """It can fork at once, whatever became of the fork server before it."""
+    play = refork().audited(1).ready(1).fork_server_exits(1).fork_server_exits(1)
+    play.unseen.clear()
+    play.template_ready(1).then(use_template(1, 1), spawn(1))

@@ -39,3 +39,12 @@ def test_a_full_disk() -> None:
             run("print('x', flush=True); sys.stderr.write('y')", stdout=full.fileno(), stderr=full.fileno())
             == 0
         )
+
+
+def test_streams_without_buffers() -> None:
+    """With PYTHONUNBUFFERED all is out at once, as Python has it: nothing is lost with the process."""
+    code = "import os; print('printed'); sys.stderr.write('told\\n'); os._exit(0)"
+    done = subprocess.run(
+        [sys.executable, "-u", "-c", START + code], check=True, capture_output=True, timeout=20
+    )
+    assert (done.stdout, done.stderr) == (b"printed\n", b"told\n")

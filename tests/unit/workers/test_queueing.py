@@ -164,6 +164,21 @@ def test_behind_ones_own_requests(serve: Serve) -> None:
     assert max(waits(rig.counts()), default=0.0) < 0.2 - TICK
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sent_while_ones_own_request_is_answered(serve: Serve, threads: int) -> None:
+    """The same if they do not come together, and no matter who serves the second one."""
+    gate = Gate()
+    rig = serve(gate, queue_timeout=0.05, threads=threads)
+    client = rig.client()
+    client.ask("/gate")
+    until(lambda: "/gate" in gate.calls, "it is in the app")
+    client.ask("/behind")
+    let_pass(0.2)
+    gate.release()
+    assert [client.answer().status for _ in range(2)] == ["200 OK", "200 OK"]
+    assert max(waits(rig.counts()), default=0.0) < 0.2 - TICK
+
+
 def test_behind_an_answer_that_the_client_does_not_take(serve: Serve) -> None:
     """A client that pipelines and reads slowly waits for itself."""
     big = b"x" * (1 << 22)

@@ -297,7 +297,7 @@ class Pair:
 
     tls = False
     listener = "('127.0.0.1', 80)"
-    served = True
+    served = 4711
     facts: dict[str, str] | None = None
 
     def __init__(self) -> None:
@@ -316,7 +316,7 @@ class Pair:
 
 
 def test_what_is_known_travels_along(relay: Relay) -> None:
-    """Listener, the facts that a proxy told, whether it was used; the bytes, and who is at the other end."""
+    """Listener, the facts that a proxy told, when it was used; the bytes, and who is at the other end."""
     with Pair() as pair:
         pair.facts = {"REMOTE_ADDR": "192.0.2.1"}
         pair.client.send(b"unread")
@@ -324,7 +324,7 @@ def test_what_is_known_travels_along(relay: Relay) -> None:
         taken = relay.take()
         assert taken is not None
         with taken.sock:
-            assert (taken.listener, taken.facts, taken.served) == (pair.listener, pair.facts, True)
+            assert (taken.listener, taken.facts, taken.served) == (pair.listener, pair.facts, 4711)
             assert taken.peer == pair.client.getsockname()
             assert taken.sock.recv(100) == b"unread"
         assert relay.take() is None
