@@ -180,6 +180,8 @@ def main() -> None:
         sys.exit(128 + 2)
     except click.ClickException as error:
         message = " ".join(error.format_message().split())
+        if isinstance(error, click.NoSuchOption) and error.option_name[1:2].isdigit():
+            message = "No setting takes a negative number."  # Click takes it for a flag
         click.echo(f"ostler: error: {message} (see ostler --help)", err=True)
         sys.exit(ExitCode.USAGE)
     except OstlerError as error:

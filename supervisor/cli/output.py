@@ -3,12 +3,11 @@
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from supervisor.control.views import (
-    ChangeView,
     ConfigView,
     ExitView,
     ReloadView,
@@ -16,6 +15,7 @@ from supervisor.control.views import (
     StatusView,
     WorkerView,
 )
+from supervisor.control.wording import change, value
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -195,8 +195,8 @@ def print_requests(requests: Sequence[RequestView]) -> None:
 def print_config(config: ConfigView) -> None:
     table = _table(("setting", "left"), ("value", "left"), ("origin", "left"), ("takes effect", "left"))
     for setting in config.settings:
-        value = "-" if setting.value is None else _value(setting.value)
-        table.add_row(_cell(setting.name), _cell(value), _cell(setting.origin), setting.takes_effect)
+        shown = "-" if setting.value is None else printable(value(setting.value))
+        table.add_row(_cell(setting.name), _cell(shown), _cell(setting.origin), setting.takes_effect)
     _console().print(table)
 
 
@@ -266,32 +266,11 @@ def print_reload(reload: ReloadView, before: StatusView, after: StatusView) -> N
         )
 
 
-def change(view: ChangeView) -> str:
-    """`workers 4 -> 6`, `bind +127.0.0.1:8002`."""
-    before, after = view.before, view.after
-    if isinstance(before, list) and isinstance(after, list):
-        added = [f"+{_value(item)}" for item in after if item not in before]
-        gone = [f"-{_value(item)}" for item in before if item not in after]
-        what = " ".join([*added, *gone]) or "changed"
-    elif before == after:
-        what = "changed"  # a secret
-    else:
-        what = " -> ".join("not set" if value in (None, "") else _value(value) for value in (before, after))
-    late = ", which takes effect only after a restart" if view.takes_effect == "restart" else ""
-    return f"{view.name} {what}{late}"
-
-
 def moment(at: float) -> str:
     """Local time of day, with the date unless it is today's."""
     then = time.localtime(at)
     today = time.localtime()[:3] == then[:3]
     return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S", then)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return printable(value if isinstance(value, str) else msgspec.json.encode(value).decode())
 
 
 def _process(view: ExitView) -> str:

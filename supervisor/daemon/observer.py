@@ -27,6 +27,7 @@ from supervisor.control.views import (
     Totals,
     WorkerView,
 )
+from supervisor.control.wording import change
 from supervisor.daemon.changes import changes, shown
 from supervisor.daemon.deadlines import DeadlineSensor
 from supervisor.daemon.journal import JournalSubscription
@@ -274,6 +275,7 @@ class Observer:
         if reload is not None and reload.generation == generation:
             self._count_reload(generation, reload.phase.value)
             self._changes = (generation, self._changes_of(reload))
+            self._report_changes(reload)
         else:
             # Another one is in its place already.
             self._count_reload(generation, "superseded")
@@ -349,6 +351,14 @@ class Observer:
         if self._counted != (generation, outcome):
             self._counted = (generation, outcome)
             self._reloads[outcome] = self._reloads.get(outcome, 0) + 1
+
+    def _report_changes(self, reload: Reload) -> None:
+        """Who asked by a signal reads the log; a change that needs more than a reload must not go unseen."""
+        generation, found = self._changes
+        if reload.phase is Phase.DONE and found:
+            late = any(view.takes_effect == "restart" for view in found)
+            fields = {"generation": generation, "changes": "; ".join(map(change, found))}
+            self._shell.journal.record("warning" if late else "info", "settings_changed", fields)
 
     def _changes_of(self, reload: Reload) -> list[ChangeView]:
         generation, kept = self._changes

@@ -168,6 +168,7 @@ def check_readable() -> bool:
 
     Raises:
         OstlerError: it can't.
+        Exception: whatever the new program's modules raise; a half installed one must fail here.
     """
     fd = _left(_CHECK, os.getppid())
     if fd is None:

@@ -30,6 +30,10 @@ Level = Literal["debug", "info", "warning", "error"]
 _FORK_SERVER_GRACE = 1.0
 # How long a roll back waits for a worker to become the old generation's fork server.
 _STANDBY_TIME = 2.0
+# What else would tell why the same goes on after a roll back?
+_LOADS_ANEW = (
+    "new workers load the app from its files as they are now, for no old worker stands by to be forked from"
+)
 # What a fork server that could fork for this long dies of is no failure to start.
 _SETTLED = 60.0
 KILL_REPEAT = 5.0
@@ -392,6 +396,8 @@ class Generations(State):
         if back.standby is not None:
             # What it forks before has no app, and would load the one that is on the disk now.
             back.retry_at = now + _STANDBY_TIME
+        elif not back.has_app:
+            reason = f"{reason}; {_LOADS_ANEW}"
         self._bring_number_back(probation, self.generations[bad].policy)
         self._keep_old_workers()
         self._abandon(bad, Cause.ROLLBACK, now)

@@ -97,6 +97,9 @@ def _trouble(fleet: Fleet) -> str:
     crashes = len(generation.crashes)
     if crash_loop(crashes, fleet.wanted):
         return f"workers crashed {_times(crashes)} within a minute, the last one {fleet.last_crash}"
+    if not fleet.ready:
+        # Requests wait: that must not read as if they were served.
+        return f"none serves, {fleet.count(WorkerState.BOOTING)} booting"
     return ""
 
 

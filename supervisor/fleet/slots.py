@@ -179,7 +179,10 @@ class Slots(Generations):
         if worker.state is BOOTING:
             worker.leaving = worker.leaving or Cause.BOOT_TIMEOUT
             self._abort(worker, now)
-            late = "took longer than boot_timeout to load the app", None
+            generation = self.generations.get(worker.generation)
+            policy = (generation.policy if generation else None) or FleetPolicy()
+            limit = f"boot_timeout ({policy.boot_timeout:g} s)"
+            late = f"took longer than {limit} to load the app; the log has its stack", None
             self._boot_failed(worker, *(worker.boot_error or late), now)
             return
         if worker.state is DRAINING:

@@ -257,7 +257,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Setting(
             kinds.SECONDS,
-            "A request that takes longer is logged with its stack and its worker replaced; 0 is never.",
+            "A request that takes longer is logged with its stack and ended (504); if that fails its worker "
+            "is replaced. 0 is never.",
             ("-t", "--timeout"),
             LIVE,
         ),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,6 +168,20 @@ def test_reload_tells_each_worker_and_what_has_changed(place: Place) -> None:
         "changed: timeout 30 -> 7; raw_env changed; "
         f"pidfile not set -> {place.folder}/pid, which takes effect only after a restart"
     )
+
+
+def test_the_log_tells_what_a_reload_changed(place: Place) -> None:
+    """Who reloads by a signal has only the log; what is given but needs a restart is a warning."""
+    place.add("gunicorn.conf.py", "timeout = 30\n")
+    daemon = place.start("--canary-time", "0", "plain:app")
+    place.add("gunicorn.conf.py", "timeout = 7\n")
+    daemon.send(signal.SIGHUP)
+    told = daemon.event("settings_changed", generation=2, level="info")
+    assert told["changes"] == "timeout 30 -> 7"
+    place.add("gunicorn.conf.py", "timeout = 7\nproc_name = 'other'\n")
+    daemon.send(signal.SIGHUP)
+    told = daemon.event("settings_changed", generation=3, level="warning")
+    assert told["changes"] == "proc_name not set -> other, which takes effect only after a restart"
 
 
 def test_a_number_set_by_hand(place: Place) -> None:

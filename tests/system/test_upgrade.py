@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import supervisor
 from supervisor.control.routes import RELOAD, SCALE
 from supervisor.control.views import Reload, Scale
 from tests.kit.daemon import Daemon, Place, Process, ask, children, descriptors, title, until, zombies
@@ -133,6 +134,22 @@ def test_broken_app(place: Place) -> None:
     place.add("up.py", APP)
     daemon.send(signal.SIGUSR2)
     daemon.event("upgraded")
+
+
+def test_half_installed(place: Place) -> None:
+    """The trial loads all that would serve: a module that can't be imported is told, the old one goes on."""
+    package = place.folder / "new" / "supervisor"
+    shutil.copytree(Path(supervisor.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    place.add("up.py", APP)
+    path = os.pathsep.join([str(package.parent), *filter(None, sys.path)])
+    argv = (sys.executable, "-P", "-m", "supervisor")
+    daemon = place.start("up:app", argv=argv, PYTHONPATH=path)
+    daemon.settled(1)
+    plane = package / "daemon" / "plane.py"
+    plane.write_text("import nowhere_to_be_found\n")
+    daemon.send(signal.SIGUSR2)
+    assert "nowhere_to_be_found" in daemon.event("upgrade_failed", level="error")["problem"]
+    assert daemon.get().status == 200
 
 
 def test_program_is_gone(place: Place) -> None:

@@ -6,6 +6,7 @@ import click
 import pytest
 
 from supervisor.cli import main as cli
+from supervisor.errors import ExitCode
 
 
 @pytest.fixture
@@ -72,3 +73,15 @@ def test_help_shows_defaults_as_one_writes_them() -> None:
     ):
         assert part in text
     assert "(sendfile). --header-map" in text
+
+
+def test_negative_numbers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A number below zero is told to be one, and not taken for a flag that nobody knows."""
+    for args in (["-t", "-3"], ["--max-age", "-1.5"]):
+        monkeypatch.setattr("sys.argv", ["ostler", *args, "a:a"])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == ExitCode.USAGE
+        assert capsys.readouterr().err == (
+            "ostler: error: No setting takes a negative number. (see ostler --help)\n"
+        )

@@ -91,7 +91,9 @@ class Rig:
     def __init__(self) -> None:
         self.fleet = Fleet()
         self.settings = {1: loaded(workers="1")}
-        self.shell: Any = SimpleNamespace(fleet=self.fleet, loaded=self.settings)
+        self.told: list[tuple[str, str, dict[str, Any]]] = []
+        journal = SimpleNamespace(record=lambda *what: self.told.append(what))
+        self.shell: Any = SimpleNamespace(fleet=self.fleet, loaded=self.settings, journal=journal)
         sensor: Any = SimpleNamespace(timeout=lambda: 0.0)
         self.observer = Observer(self.shell, sensor, Ledger())
         self.submit(events.StartAsked())
@@ -157,6 +159,7 @@ def test_a_reload_that_is_rolled_back_after_its_end() -> None:
     rig.submit(events.WorkerExited(1, ExitStatus(0)))
     rig.observer.tell_reload_ended(2)
     assert rig.observer._reloads == {"done": 1}
+    assert rig.told == [("info", "settings_changed", {"generation": 2, "changes": "timeout 30 -> 5"})]
     rig.submit(events.WorkerExited(2, ExitStatus(signal=11)))
     view = rig.observer.reload()
     assert view is not None

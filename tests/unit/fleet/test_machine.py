@@ -109,7 +109,8 @@ def test_first_boot_takes_too_long() -> None:
     play.nothing_until(10.0).then(abort(1), STOPPING)
     play.exits(1, signal=6).then(stop_fork_server(1))
     play.fork_server_exits().then(FINISH)
-    assert play.finished == [Finish(True, True, "took longer than boot_timeout to load the app", None)]
+    reason = "took longer than boot_timeout (10 s) to load the app; the log has its stack"
+    assert play.finished == [Finish(True, True, reason, None)]
 
 
 def test_first_loading_takes_too_long() -> None:
@@ -470,7 +471,8 @@ def test_reload_whose_canary_hangs() -> None:
     play = running(workers=1, boot_timeout=5.0).reload().loaded().forked(1)
     play.then(start_fork_server(2), load_app(2), spawn(1, 2))
     play.nothing_until(5.0).then(abort(1, 2), stop_fork_server(2), reload_ended(2))
-    play.said("reload_failed", reason="took longer than boot_timeout to load the app").settled()
+    reason = "took longer than boot_timeout (5 s) to load the app; the log has its stack"
+    play.said("reload_failed", reason=reason).settled()
     assert play.slots(generation=1) == [1]
 
 
@@ -832,6 +834,21 @@ def test_health_with_an_overdue_request() -> None:
         "ready",
         "Serving: 2 of 2 workers ready; 1 worker with an overdue request being replaced.",
     )
+
+
+def test_health_with_a_worker_that_stands_still() -> None:
+    """A worker whose loop stopped, by SIGSTOP perhaps, is no matter of a request."""
+    assert _health(running(workers=2).stalls(1)) == (
+        "ready",
+        "Serving: 2 of 2 workers ready; 1 worker whose loop stands still being replaced.",
+    )
+
+
+def test_health_when_nobody_serves() -> None:
+    """A fleet that has lost all its workers at once is not ready, though their successors boot."""
+    play = running(workers=2, boot_parallelism=2).exits(1, signal=9).exits(2, signal=9)
+    assert _health(play) == ("degraded", "Degraded: 0 of 2 workers ready; none serves, 2 booting.")
+    assert _health(play.ready(1)) == ("ready", "Serving: 1 of 2 workers ready, 1 booting.")
 
 
 def test_health_while_reloading() -> None:

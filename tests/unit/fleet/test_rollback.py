@@ -280,6 +280,15 @@ def test_errors_on_probation_roll_back() -> None:
     play.said("reload_rolled_back", reason="8.0 % of its answers are errors, 2.0 % were before")
 
 
+def test_code_that_is_not_kept() -> None:
+    """If no old worker could stand by, new ones read the app's files: whoever asks why it goes on is told."""
+    reloaded(preload=False).exits(1, signal=11).exits(2, signal=11).said(
+        "reload_rolled_back",
+        reason="its workers crashed 2 times, last: ended with signal 11; new workers load the app from its "
+        "files as they are now, for no old worker stands by to be forked from",
+    )
+
+
 def test_errors_are_no_reason_unless_asked_for() -> None:
     """By default the error rate is nobody's business: a new version may well answer 503 on purpose."""
     play = reloaded().measured(requests=1000, errors=1000)
