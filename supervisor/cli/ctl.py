@@ -220,6 +220,21 @@ def exits(aim: Aim, number: int | None, count: int, last: bool) -> None:
     (print_json if aim.json else output.print_exit)(view)
 
 
+@cli.command()
+@click.option(
+    "-n", "count", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="How many."
+)
+@_aimed
+@click.make_pass_decorator(Aim, ensure=True)
+def events(aim: Aim, count: int) -> None:
+    """What happened to the fleet, the newest last."""
+    newest = aim.client().call(EVENTS)[-count:]
+    if aim.json:
+        print_json(newest)
+    else:
+        output.print_events(newest)
+
+
 # -1 is an amount here, not an option.
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.argument("amount", metavar="N|+N|-N|auto")

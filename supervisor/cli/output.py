@@ -9,6 +9,7 @@ import msgspec
 
 from supervisor.control.views import (
     ConfigView,
+    EventView,
     ExitView,
     ReloadView,
     RequestView,
@@ -230,6 +231,17 @@ def print_exits(exits: Sequence[ExitView]) -> None:
             _cell(printable(view.last_requests[0]) if view.last_requests else "-"),
         )
     _console().print(table)
+
+
+def print_events(events: Sequence[EventView]) -> None:
+    """A line each, as the log has them, then what takes lines of its own."""
+    for event in events:
+        fields = {name: printable(str(value)) for name, value in event.fields.items()}
+        long = {name: str(value) for name, value in event.fields.items() if "\n" in str(value)}
+        short = " ".join(f"{name}={value}" for name, value in fields.items() if name not in long)
+        print_line(f"{moment(event.at)}  {event.name:<22} {short}".rstrip())
+        for line in (line for text in long.values() for line in text.rstrip().splitlines()):
+            print_line(f"    {printable(line)}")
 
 
 def print_exit(view: ExitView) -> None:

@@ -432,6 +432,8 @@ class Generations(State):
         generation = self.generations.get(worker.generation)
         if generation is not None and generation.standby == worker.launch:
             generation.standby = None
+            problem = "the old code could not be kept for a roll back; the worker's log says why"
+            self._report("warning", "standby_failed", worker, pid=worker.pid, problem=problem)
             if generation.state is GenerationState.UP:
                 generation.retry_at = None
 

@@ -243,7 +243,10 @@ class Fleet(Upkeep):
             self.override = min(max(1, target), MAX_WORKERS)
         if self.probation is not None:
             self.probation.override = self.override
-        self._tell("info", "scale", {"workers": self.wanted, "before": before, "by": event.by})
+        fields = {"workers": self.wanted, "before": before, "by": event.by}
+        if self.override is None:
+            fields["note"] = "the configuration's own number counts again"
+        self._tell("info", "scale", fields)
 
     def _on_reload(self, event: events.ReloadAsked, now: float) -> None:
         if not self.stopping:

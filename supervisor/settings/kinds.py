@@ -361,6 +361,16 @@ TEXT = Kind(_text, "TEXT")
 OPTIONAL_TEXT = Kind(_optional_text, "TEXT")
 PATH = Kind(_optional_text, "PATH")
 SWITCH = Kind(_switch, "")
+
+
+def _part(value: Any) -> float:
+    share = _share(value)
+    if share == 0:
+        raise ValueError("must be more than 0")
+    return share
+
+
+PART = Kind(_part, "SHARE")
 WORKERS = Kind(_workers, "N|N..M|auto", shown=show_workers)
 SURGE = Kind(_surge, "N|N%")
 WARMUP = Kind(_warmups, "REQUEST", several=True)

@@ -229,7 +229,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     autoscale_utilisation: Annotated[
         float,
         Setting(
-            kinds.SHARE,
+            kinds.PART,
             "With a range of workers: the share of their time that workers should be busy.",
             ("--autoscale-utilisation",),
             LIVE,

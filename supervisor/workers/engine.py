@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from supervisor.http1.errors import RequestTimeout
 from supervisor.logs.access import AccessLog
 from supervisor.logs.lean import Log
+from supervisor.osapi.held import Held
 from supervisor.osapi.process import set_timer_slack
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.writer import CellWriter
@@ -115,9 +116,6 @@ class Engine(Doors):
         self._sweeping: list[Connection] = []
         self._lead = Lead(settings.threads, self._let_go, self._mind, self.wake)
         if self._threads > 1:
-            # Here, because ctypes takes a megabyte, which one thread does without.
-            from supervisor.osapi.held import Held
-
             self._held = Held(READ_SIZE)
             self._read = self._read_in_a_crowd
             self._modify = self._modify_in_a_crowd

@@ -19,6 +19,7 @@ The exception must not meet the next request, nor our own code:
 All of it holds with and without the interpreter lock.
 """
 
+import ctypes
 import threading
 from threading import get_ident
 from time import monotonic_ns
@@ -146,8 +147,5 @@ def _is_in_app(frame: FrameType | None) -> bool:
 
 def _set_exception(ident: int, kind: type[BaseException] | None) -> None:
     """PyThreadState_SetAsyncExc: `kind` is raised in a thread soon; None: nothing is, if it has not been."""
-    # Here, because ctypes takes a megabyte, which one thread does without.
-    import ctypes
-
     value = ctypes.py_object() if kind is None else ctypes.py_object(kind)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), value)

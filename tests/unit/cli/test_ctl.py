@@ -352,6 +352,22 @@ def test_recycle_waits_for_the_successor(daemon: Served, run: Ctl) -> None:
     assert isinstance(event, RecycleAsked)
 
 
+def test_events(daemon: Served, run: Ctl) -> None:
+    """The newest last, a line each; what has lines of its own stands below, and can't play tricks."""
+    daemon.backend.happen("first")
+    daemon.backend.happen("second", slot=2, problem="it\x1b[31m broke")
+    daemon.backend.happen("third", traceback="Traceback:\n  boom\n")
+    done = run("events", "-n", "2")
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert [line.split("  ", 1)[1].split()[0] for line in lines[:2]] == ["second", "third"]
+    assert "slot=2" in lines[0]
+    assert "\x1b" not in done.out
+    assert lines[2:] == ["    Traceback:", "      boom"]
+    named = msgspec.json.decode(run("events", "--json").out, type=list[EventView])
+    assert [event.name for event in named][-3:] == ["first", "second", "third"]
+
+
 def test_refork(daemon: Served, run: Ctl) -> None:
     """Waits for the event that tells the outcome, then until all workers are the template's children."""
     daemon.backend.happen("refork_refused", problem="of an earlier one")

@@ -199,6 +199,13 @@ def test_rollback_waits_for_the_old_code() -> None:
     play.nothing_until(2.0).then(spawn(1, 1))
 
 
+def test_old_worker_that_can_not_stand_by() -> None:
+    """One that ends instead (threads that can't be forked, say) is told of; another one is tried."""
+    play = running(**PROBATION | {"preload": False}).reload().loaded().ready(1)
+    play.exits(1).said("standby_failed", slot=1, generation=1)
+    play.ready(2).template_ready(2).said("standby", slot=2, generation=1)
+
+
 def test_rollback_during_the_roll_ends_the_reload() -> None:
     """The asker, who still waits, is told; workers of the old generation that still serve are kept busy."""
     play = running(**PROBATION | {"workers": 3, "max_surge": 1}).reload().loaded()
