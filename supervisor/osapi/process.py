@@ -1,6 +1,7 @@
 """Processes: who adopts orphans, whom a signal really hits."""
 
 import ctypes
+import mmap
 import os
 import signal
 
@@ -11,6 +12,9 @@ INTERRUPT_SIGNAL = signal.SIGRTMIN + 6
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _PR_SET_TIMERSLACK = 29
+
+_SIGNAL_STACK = 256 * 1024  # only what is touched takes memory
+_MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 def become_subreaper() -> None:
@@ -42,6 +46,29 @@ def fill_standard_descriptors() -> None:
 def set_timer_slack(nanoseconds: int) -> None:
     """How late the kernel may end waits of this thread and of those that it starts (PR_SET_TIMERSLACK)."""
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, nanoseconds, 0, 0, 0)
+
+
+def enlarge_signal_stack() -> None:
+    """Give this thread's signal handlers an alternate stack (sigaltstack(2)) with room for all at once.
+
+    faulthandler's is small: with what today's processors save of themselves for each handler, some five
+    signals that come together overflow it. So do those that have waited while a process was stopped.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_long)
+    # Not Python's own: signals come also while the interpreter is torn down, which would unmap that.
+    place = libc.mmap(
+        None, _SIGNAL_STACK, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
+    )
+    if place != _MAP_FAILED:
+        libc.sigaltstack(ctypes.byref(_Stack(place, 0, _SIGNAL_STACK)), None)
+
+
+class _Stack(ctypes.Structure):
+    """stack_t of sigaltstack(2)."""
+
+    _fields_ = (("ss_sp", ctypes.c_void_p), ("ss_flags", ctypes.c_int), ("ss_size", ctypes.c_size_t))
 
 
 def has_terminal() -> bool:

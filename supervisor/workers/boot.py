@@ -34,7 +34,7 @@ from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.access import AccessLog
 from supervisor.logs.lean import Log, LogFile
 from supervisor.osapi.priority import step_back_for_good, step_forward
-from supervisor.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL
+from supervisor.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL, enlarge_signal_stack
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.memory import map_cell
 from supervisor.scoreboard.writer import CellWriter
@@ -279,6 +279,7 @@ class WorkerProcess:
     def _install_signals(self) -> None:
         faulthandler.enable(self._got.stacks_fd)
         faulthandler.register(DUMP_SIGNAL, self._got.stacks_fd, all_threads=True)
+        enlarge_signal_stack()
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGINT, self._quit)
         signal.signal(signal.SIGQUIT, self._quit)
@@ -425,7 +426,8 @@ def on_hang_up(
 def leave(code: int) -> NoReturn:
     """End a worker, with the app's atexit functions."""
     # The interpreter takes its handlers away at the end, and then these would kill it: a wrong exit status.
-    for signum in (signal.SIGIO, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, INTERRUPT_SIGNAL):
+    # And stacks must not be dumped while it takes threads and frames away.
+    for signum in (signal.SIGIO, *ENDING, INTERRUPT_SIGNAL, DUMP_SIGNAL):
         signal.signal(signum, signal.SIG_IGN)
     # What is left to do is tearing down an interpreter, some 20 ms of work that nobody waits for.
     step_back_for_good()

@@ -8,13 +8,15 @@ from supervisor.osapi.process import DUMP_SIGNAL, signal_main_thread
 from tests.kit.daemon import Process, freeze
 
 CHILD = f"""\
-import faulthandler, signal, threading, time
+import faulthandler, os, signal, threading, time
+from supervisor.osapi.process import enlarge_signal_stack
 
 def handler(*_):
-    raise SystemExit(7)
+    os._exit(7)  # nothing is torn down while another thread may be in faulthandler's handler
 
 signal.signal(signal.SIGUSR1, handler)
 faulthandler.register({int(DUMP_SIGNAL)}, open("/dev/null", "w"))
+enlarge_signal_stack()
 for _ in range(20):
     threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
 print("ready", flush=True)
@@ -34,5 +36,41 @@ def test_main_thread_is_hit() -> None:
         child.send_signal(signal.SIGCONT)
         try:
             assert child.wait(20) == 7
+        finally:
+            child.kill()
+
+
+MANY = [int(signal.SIGRTMIN) + number for number in range(8, 24)]
+STOPPED = f"""\
+import faulthandler, os, signal, time
+from supervisor.osapi.process import enlarge_signal_stack
+
+seen = []
+
+def handler(number, _frame):
+    seen.append(number)
+    if len(seen) == {len(MANY)}:
+        os._exit(0)
+
+for number in {MANY}:
+    signal.signal(number, handler)
+faulthandler.register({int(DUMP_SIGNAL)}, open("/dev/null", "w"))
+enlarge_signal_stack()
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_many_signals_at_once() -> None:
+    """Handlers of all signals that have waited while a process was stopped have room on their stack."""
+    with subprocess.Popen([sys.executable, "-c", STOPPED], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        freeze(Process(child.pid))
+        for number in (DUMP_SIGNAL, *MANY):
+            child.send_signal(number)
+        child.send_signal(signal.SIGCONT)
+        try:
+            assert child.wait(20) == 0
         finally:
             child.kill()

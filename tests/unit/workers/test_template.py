@@ -302,6 +302,7 @@ def test_sigterm_is_a_last_word_too(keep: Keep) -> None:
         (keeper.folder / "wake").touch()
         assert client.recv(100).startswith(b"HTTP/1.1 200")
         worker.ended()
+    assert worker.hear(messages.Signalled).signum == signal.SIGTERM
     assert worker.channel.receive() is None
 
 
@@ -316,6 +317,7 @@ def test_sigterm_while_it_looks_at_itself(keep: Keep) -> None:
     worker = keeper.spawn(keeper.server())
     worker.say(messages.Drain(hand_over=True, template=True))
     worker.ended()
+    assert worker.hear(messages.Signalled).signum == signal.SIGTERM
     assert worker.channel.receive() is None
 
 
