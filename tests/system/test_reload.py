@@ -43,7 +43,7 @@ def test_reload_under_load(place: Place, preload: list[str], kind: str) -> None:
 def test_reloads_in_a_row_under_load(place: Place) -> None:
     """One reload after the other, some overtaking the one before: the last one wins, no request fails."""
     place.add("page.py", page("0"))
-    daemon = place.start("-w", "2", "page:app")
+    daemon = place.start("-w", "2", "--canary-time", "0.1", "page:app")
     with Load(daemon.address, rate=300, connections=8, timeout=10) as load:
         load.wait_for(100, within=10)
         for number in range(1, 6):
@@ -148,7 +148,7 @@ def test_hanging_canary(place: Place) -> None:
 
 def test_slow_request_over_a_reload(place: Place) -> None:
     """A request that was in the app before the reload is answered by the old worker, which then leaves."""
-    daemon = place.start("plain:app")
+    daemon = place.start("--probation", "0", "plain:app")
     old = Process(daemon.pids()[0])
     slow = daemon.connect().asked("/gate/slow")
     daemon.in_app("/gate/slow")
@@ -207,7 +207,7 @@ def test_workers_that_wait_are_not_forgotten(place: Place) -> None:
 
 def test_descriptors_do_not_grow(place: Place) -> None:
     """Ten reloads and thirty recycled workers leave no zombie and no descriptor behind."""
-    daemon = place.start("-w", "2", "--probation", "0", "plain:app")
+    daemon = place.start("-w", "2", "--probation", "0", "--canary-time", "0", "plain:app")
     daemon.settled(2)
     # What is opened once is open now, our own connection included.
     daemon.client.call(RELOAD, Reload(wait=True))
