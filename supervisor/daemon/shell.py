@@ -21,32 +21,24 @@ from supervisor.daemon.children import (
     CarriedWorker,
     ForkServerHandle,
     WorkerHandle,
-    stack_of,
 )
 from supervisor.daemon.journal import Journal
 from supervisor.daemon.ledger import Ledger
 from supervisor.daemon.listeners import Listeners
+from supervisor.daemon.overdue import Overdue
+from supervisor.daemon.policy import fleet_policy
 from supervisor.daemon.reaper import Reaper
 from supervisor.errors import SettingError
 from supervisor.fleet import actions, events
 from supervisor.fleet.machine import Fleet
-from supervisor.fleet.model import ExitStatus, FleetPolicy
+from supervisor.fleet.model import ExitStatus
 from supervisor.fleet.state import State
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel
-from supervisor.osapi.cpus import usable_cpus
-from supervisor.osapi.process import DUMP_SIGNAL
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings.load import Loaded
 
 Message = TypeVar("Message")
-
-# faulthandler writes a dump in many small pieces and does not say where it ends. The supervisor waits this
-# long for all of it; meanwhile the successor boots.
-_DUMP_TIME = 0.2
-# How often a request is told to end.
-_INTERRUPTS = 5
-_DRAIN_GRACE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +85,7 @@ class Shell:
         loaded: settings by generation.
         relay: its two ends; connections that one worker gives to another are in it, so it outlives all.
         name: the instance's, from the first configuration.
+        loop: the one that all of this runs in.
     """
 
     def __init__(
@@ -115,13 +108,14 @@ class Shell:
         self.workers: dict[int, WorkerHandle] = {}
         self.fork_servers: dict[int, ForkServerHandle] = {}
         self.reaper = Reaper(self)
+        self._overdue = Overdue(self)
         self.loaded: dict[int, Loaded] = {}
         self.relay = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.launch_of: dict[int, int] = {}
         self._waiting: deque[events.Event] = deque()
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._perform: dict[type[Any], Callable[[Any], None]] = {
             actions.StartForkServer: self._start_fork_server,
             actions.LoadApp: self._load_app,
@@ -131,8 +125,8 @@ class Shell:
             actions.Drain: self._drain,
             actions.AuditTemplate: self._audit_template,
             actions.UseTemplate: self._use_template,
-            actions.DumpStack: self._dump_stack,
-            actions.Interrupt: self._interrupt,
+            actions.DumpStack: self._overdue.dump_stack,
+            actions.Interrupt: self._overdue.interrupt,
             actions.Quit: self._quit,
             actions.Abort: lambda action: self._end(action.launch, signal.SIGABRT),
             actions.Kill: lambda action: self._end(action.launch, signal.SIGKILL),
@@ -169,7 +163,7 @@ class Shell:
             handle = ForkServerHandle.taken_over(server)
             self.fork_servers[handle.generation] = handle
             if handle.channel.fileno() >= 0:
-                self._loop.add_reader(handle.channel.fileno(), self._on_fork_server, handle)
+                self.loop.add_reader(handle.channel.fileno(), self._on_fork_server, handle)
 
     def submit(self, event: events.Event) -> None:
         """Let the fleet know, and do what it wants done."""
@@ -210,7 +204,7 @@ class Shell:
         if deadline is not None:
             # A hair late rather than early: an early one would find nothing due and come again.
             delay = max(0.0, deadline - time.monotonic()) + 0.001
-            self._timer = self._loop.call_later(delay, self.submit, events.DeadlinePassed())
+            self._timer = self.loop.call_later(delay, self.submit, events.DeadlinePassed())
 
     # -- fork servers -----------------------------------------------------------------------------------
 
@@ -223,7 +217,7 @@ class Shell:
             self.submit(events.ForkServerExited(action.generation, ExitStatus()))
             return
         self.fork_servers[action.generation] = handle
-        self._loop.add_reader(handle.channel.fileno(), self._on_fork_server, handle)
+        self.loop.add_reader(handle.channel.fileno(), self._on_fork_server, handle)
         self._tell(
             handle.channel,
             messages.Configure(
@@ -291,7 +285,7 @@ class Shell:
 
     def _stop_fork_server(self, action: actions.StopForkServer) -> None:
         if handle := self.fork_servers.get(action.generation):
-            self._loop.remove_reader(handle.channel.fileno())
+            self.loop.remove_reader(handle.channel.fileno())
             handle.channel.close()  # its sign to leave, also while it runs user code
 
     def _kill_fork_server(self, action: actions.KillForkServer) -> None:
@@ -326,8 +320,8 @@ class Shell:
 
     def _listen_to(self, handle: WorkerHandle) -> None:
         if handle.channel.fileno() >= 0:
-            self._loop.add_reader(handle.channel.fileno(), self._on_worker, handle)
-        self._loop.add_reader(handle.stacks_fd, handle.read_dumps)
+            self.loop.add_reader(handle.channel.fileno(), self._on_worker, handle)
+        self.loop.add_reader(handle.stacks_fd, handle.read_dumps)
 
     def _forked(self, message: messages.Forked) -> None:
         handle = self.workers.get(message.launch)
@@ -391,7 +385,7 @@ class Shell:
             handle.send_signal(signum)
         elif handle.channel.fileno() >= 0:
             # Not forked yet: with its channel gone it leaves before it runs a line of the app.
-            self._loop.remove_reader(handle.channel.fileno())
+            self.loop.remove_reader(handle.channel.fileno())
             handle.channel.close()
 
     # -- templates --------------------------------------------------------------------------------------
@@ -405,7 +399,7 @@ class Shell:
         assert worker.pid is not None
         del self.launch_of[worker.pid]
         for fd in (worker.channel.fileno(), worker.stacks_fd):
-            self._loop.remove_reader(fd)
+            self.loop.remove_reader(fd)
         self.scoreboard.give_back(worker.cell)
         template = ForkServerHandle.of_template(worker)
         old = self.fork_servers.get(action.generation)
@@ -414,52 +408,12 @@ class Shell:
         template.listener_keys = known or self._bind(self.loaded[action.generation])
         if old is not None:
             if old.channel.fileno() >= 0:
-                self._loop.remove_reader(old.channel.fileno())
+                self.loop.remove_reader(old.channel.fileno())
             old.channel.close()  # its sign to leave
             self.reaper.leaving[old.pid] = old
         self.fork_servers[action.generation] = template
-        self._loop.add_reader(template.channel.fileno(), self._on_fork_server, template)
+        self.loop.add_reader(template.channel.fileno(), self._on_fork_server, template)
         self._forget_unforked(action.generation)
-
-    # -- requests that hang -----------------------------------------------------------------------------
-
-    def _dump_stack(self, action: actions.DumpStack) -> None:
-        handle = self.workers[action.launch]
-        idents = {r.thread: r.ident for r in self.scoreboard.in_flight(handle.cell)}
-        handle.read_dumps()
-        handle.dumps.clear()
-        handle.send_signal(DUMP_SIGNAL)
-        self._loop.call_later(_DUMP_TIME, self._report_overdue, handle, action, idents.get(action.thread, 0))
-
-    def _interrupt(self, action: actions.Interrupt) -> None:
-        """End a request; which one of the thread's it is, the sensor has marked."""
-        handle = self.workers[action.launch]
-        # After the dump: system calls that a thread waits in go on after faulthandler's handler, whatever
-        # signals came within it.
-        self._loop.call_later(_DUMP_TIME, self._send_interrupt, handle, action.thread, _INTERRUPTS)
-
-    def _send_interrupt(self, handle: WorkerHandle, thread: int, times: int) -> None:
-        """Also more than once: one that comes just before a system call begins does not end it."""
-        if handle.launch not in self.workers:
-            return
-        if any(r.overdue and r.thread == thread for r in self.scoreboard.in_flight(handle.cell)):
-            handle.interrupt()
-            if times > 1:
-                self._loop.call_later(_DUMP_TIME, self._send_interrupt, handle, thread, times - 1)
-
-    def _report_overdue(self, handle: WorkerHandle, action: actions.DumpStack, ident: int) -> None:
-        dump = handle.take_dumps() if handle.launch in self.workers else ""
-        fields = {
-            "slot": handle.slot,
-            "pid": handle.pid,
-            "generation": handle.generation,
-            "thread": action.thread + 1,
-            "method": action.method,
-            "path": action.path,
-            "age": action.age,
-            "stack": stack_of(dump, ident) if dump else "(the process did not answer: it is stopped)",
-        }
-        self.journal.record("error", "request_overdue", fields)
 
     # -- deaths -----------------------------------------------------------------------------------------
 
@@ -467,7 +421,7 @@ class Shell:
         if handle.channel.fileno() >= 0:
             self._on_fork_server(handle)
         if handle.channel.fileno() >= 0:  # still: at its end that closes it
-            self._loop.remove_reader(handle.channel.fileno())
+            self.loop.remove_reader(handle.channel.fileno())
         handle.close()
         del self.fork_servers[handle.generation]
         self._forget_unforked(handle.generation)
@@ -487,8 +441,8 @@ class Shell:
         if handle is None:
             return
         if handle.channel.fileno() >= 0:
-            self._loop.remove_reader(handle.channel.fileno())
-        self._loop.remove_reader(handle.stacks_fd)
+            self.loop.remove_reader(handle.channel.fileno())
+        self.loop.remove_reader(handle.stacks_fd)
         self.scoreboard.give_back(handle.cell)
         handle.close()
 
@@ -525,7 +479,7 @@ class Shell:
             except BlockingIOError:
                 return
             if received is None:
-                self._loop.remove_reader(chan.fileno())
+                self.loop.remove_reader(chan.fileno())
                 return
             for fd in received[1]:
                 os.close(fd)  # children have no descriptors to give
@@ -542,35 +496,3 @@ class Shell:
         except OSError:
             return False  # it is gone or stuck: its death or a deadline will say so
         return True
-
-
-def fleet_policy(loaded: Loaded) -> FleetPolicy:
-    """What a generation's settings say about the fleet."""
-    settings = loaded.settings
-    least, most = settings.workers if isinstance(settings.workers, tuple) else (settings.workers, None)
-    share = settings.max_surge.endswith("%")
-    surge = int(settings.max_surge.removesuffix("%"))
-    return FleetPolicy(
-        workers=least,
-        preload=settings.preload_app,
-        workers_most=most,
-        # A worker ends itself in time, its atexit functions included; this is for one that does not.
-        graceful_timeout=settings.graceful_timeout + _DRAIN_GRACE,
-        boot_timeout=settings.boot_timeout,
-        timeout_grace=settings.timeout_grace,
-        timeout_soft=settings.timeout_soft,
-        max_surge=1 if share else surge,
-        max_surge_share=surge / 100 if share else 0.0,
-        boot_parallelism=settings.boot_parallelism or max(2, usable_cpus()),
-        canary_time=settings.canary_time,
-        probation=settings.probation,
-        rollback_crashes=settings.rollback_crashes,
-        rollback_error_rate=settings.rollback_error_rate,
-        refork_after=settings.refork_after,
-        max_age=settings.max_age,
-        max_age_jitter=settings.max_age_jitter,
-        max_memory=settings.max_memory,
-        autoscale_utilisation=settings.autoscale_utilisation,
-        autoscale_queue_wait=settings.autoscale_queue_wait,
-        autoscale_cooldown=settings.autoscale_cooldown,
-    )
