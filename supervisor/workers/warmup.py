@@ -71,12 +71,12 @@ def warm_up(app: App, settings: Settings, log: Log, tls: "SSLContext | None", li
         for request in settings.warmup_request:
             listening.trace = None
             answer = engine.ask(_bytes_of(request), Lane(cell, 0), facts)
-            _judge(request, answer, listening.trace)
+            _judge(request, answer, listening.trace, log)
     finally:
         engine.close()
 
 
-def _judge(request: WarmupRequest, answer: bytes, trace: str | None) -> None:
+def _judge(request: WarmupRequest, answer: bytes, trace: str | None, log: Log) -> None:
     name = f"warmup_request {request.method} {request.path}"
     match = _STATUS.match(answer)
     if match is None:
@@ -86,6 +86,9 @@ def _judge(request: WarmupRequest, answer: bytes, trace: str | None) -> None:
         raise WarmupError(f"{name} was answered with {status}", trace)
     if trace is not None:
         raise WarmupError(f"{name} made the app raise after it had answered with {status}", trace)
+    if int(match[2]) >= 400:
+        # A wrong path, or a host that the app does not know: it warms little, but the app works.
+        log.warning("warmup_request", problem=f"{name} was answered with {status}; is that what you meant?")
 
 
 def _bytes_of(request: WarmupRequest) -> bytes:

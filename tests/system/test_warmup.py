@@ -64,6 +64,14 @@ def test_each_worker_is_warmed_up_unseen(place: Place) -> None:
     assert (place.app_folder / "a.log").read_text() == ""
 
 
+def test_an_answer_that_warms_little(place: Place) -> None:
+    """A 404, of a path that is misspelt perhaps, is no failure, but it is told."""
+    place.add("shop.py", APP.replace('"200 OK"', '"404 Not Found"'))
+    daemon = place.start("--warmup-request", "/helth", "shop:app")
+    assert "GET /helth was answered with 404 Not Found" in daemon.event("warmup_request")["problem"]
+    assert daemon.get().status == 404
+
+
 def test_it_is_part_of_booting(place: Place) -> None:
     """An app that does not answer it is ended at boot_timeout, like one that does not load."""
     place.add("shop.py", APP.replace("seen.append", "import time; time.sleep(1000); seen.append"))
