@@ -73,6 +73,9 @@ class Upkeep(Slots):
     def _on_overdue_ended(self, event: events.OverdueEnded, now: float) -> None:
         worker = self.workers.get(event.launch)
         if worker is not None and worker.state is not STOPPING and worker.leaving is not Cause.STALLED:
+            if worker.overdue_since is not None and worker.leaving is None:
+                late = round(now - worker.overdue_since, 1)
+                self._report("info", "overdue_ended", worker, pid=worker.pid, seconds_late=late)
             worker.overdue_since = None
             worker.only_overdue_left = False
 

@@ -184,7 +184,7 @@ SOFT: dict[str, Any] = {"workers": 1, "timeout_soft": True, "timeout_grace": 2.0
 def test_an_overdue_request_is_first_ended_alone() -> None:
     """An exception in its thread; if that helps, the worker stays."""
     play = running(**SOFT).overdue(1).then(dump_stack(1), interrupt(1))
-    play.after(1.0).overdue_ended(1).after(60.0).then()
+    play.after(1.0).overdue_ended(1).said("overdue_ended", slot=1, seconds_late=1.0).after(60.0).then()
     assert play.slots() == [1]
 
 
