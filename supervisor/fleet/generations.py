@@ -421,6 +421,7 @@ class Generations(State):
             or generation.state is not GenerationState.STANDBY
             or generation.has_app
             or generation.standby is not None
+            or generation.standby_failed
             or worker.overdue_since is not None
         ):
             return False
@@ -432,6 +433,7 @@ class Generations(State):
         generation = self.generations.get(worker.generation)
         if generation is not None and generation.standby == worker.launch:
             generation.standby = None
+            generation.standby_failed = True
             problem = "the old code could not be kept for a roll back; the worker's log says why"
             self._report("warning", "standby_failed", worker, pid=worker.pid, problem=problem)
             if generation.state is GenerationState.UP:

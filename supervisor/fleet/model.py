@@ -177,6 +177,8 @@ class Generation:
     """Its fork server has the app."""
     standby: int | None = None
     """The launch of the worker that is to be its fork server, so that the app is there when it is wanted."""
+    standby_failed: bool = False
+    """One was to be and ended instead; the others are like it."""
     refork_refused: bool = False
     """An audit found that its workers can't be forked from; nobody tries again unasked."""
     requests: int = 0

@@ -166,12 +166,12 @@ class WorkerProcess:
             thread.join(max(0.0, deadline - time.monotonic()))
         if late := [thread.name for thread in _engine_threads()]:
             # Requests that did not end in time; with them it ends, as without being a template.
-            self._log.error("template_refused", problems=f"requests are running in {', '.join(late)}")
+            self._log.warning("template_refused", problems=f"requests are running in {', '.join(late)}")
             return None
         engine.close()
         found = audit_drained(self._own_descriptors())
         if found.problems and not self._forced:
-            self._log.error("template_refused", problems="; ".join(found.problems))
+            self._log.warning("template_refused", problems="; ".join(found.problems))
             return None
         ignore_group_signals()
         if self._must_leave:
