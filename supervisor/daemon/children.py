@@ -57,29 +57,61 @@ class CarriedWorker(msgspec.Struct, frozen=True):
     signalled: int | None = None
 
 
-class ForkServerHandle:
-    """A running fork server.
+class Child:
+    """A process of ours, held by a pidfd; without one by its pid, which is not free before we have reaped it.
 
     Attributes:
+        pid, pidfd: None and -1 until they are known.
         spawned_at: CLOCK_MONOTONIC, seconds.
         sent: the signals that it was sent.
     """
 
+    def __init__(self, spawned_at: float) -> None:
+        self.pid: int | None = None
+        self.pidfd = -1
+        self.spawned_at = spawned_at
+        self.sent: set[int] = set()
+
+    def forked(self, pid: int) -> bool:
+        """Take note of the process; False if it is gone already."""
+        self.pid = pid
+        try:
+            self.pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return False
+        except OSError:
+            return True  # out of descriptors: its pid has to do
+        return True
+
+    def send_signal(self, signum: int) -> None:
+        """Signal the process, if there is one."""
+        self.sent.add(signum)
+        if self.pidfd >= 0:
+            send_signal(self.pidfd, signum)
+        elif self.pid is not None:
+            os.kill(self.pid, signum)
+
+    def let_go(self) -> None:
+        """Close the pidfd."""
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+class ForkServerHandle(Child):
+    """A running fork server."""
+
+    pid: int
+
     def __init__(
         self, generation: int, pid: int, chan: Channel[messages.FromForkServer], spawned_at: float
     ) -> None:
+        super().__init__(spawned_at)
+        self.forked(pid)
         self.generation = generation
-        self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
         self.channel = chan
-        self.spawned_at = spawned_at
         self.listener_keys: list[str] = []
         self.warmed = False
-        self.sent: set[int] = set()
-
-    def send_signal(self, signum: int) -> None:
-        self.sent.add(signum)
-        send_signal(self.pidfd, signum)
 
     def carried(self) -> CarriedForkServer:
         return CarriedForkServer(
@@ -114,8 +146,7 @@ class ForkServerHandle:
         # It has all that the app's workers import.
         handle.warmed = True
         os.close(worker.stacks_fd)
-        if worker.pidfd >= 0:
-            os.close(worker.pidfd)
+        worker.let_go()
         return handle
 
     @classmethod
@@ -144,18 +175,13 @@ class ForkServerHandle:
 
     def close(self) -> None:
         self.channel.close()
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
+        self.let_go()
 
 
-class WorkerHandle:
+class WorkerHandle(Child):
     """A worker process, from the wish to spawn it to its reaping.
 
     Attributes:
-        pid, pidfd: None and -1 until the fork server has told.
-        spawned_at: CLOCK_MONOTONIC, seconds.
-        sent: the signals that it was sent.
         signalled: the signal that it says it leaves for.
         dumps: what faulthandler wrote and nobody has logged yet; last_dump: what was taken last.
     """
@@ -170,6 +196,7 @@ class WorkerHandle:
         chan: Channel[messages.FromWorker],
         stacks_fd: int,
     ) -> None:
+        super().__init__(time.monotonic())
         self.launch = launch
         self.slot = slot
         self.generation = generation
@@ -177,10 +204,6 @@ class WorkerHandle:
         self.threads = threads
         self.channel = chan
         self.stacks_fd = stacks_fd
-        self.pid: int | None = None
-        self.pidfd = -1
-        self.spawned_at = time.monotonic()
-        self.sent: set[int] = set()
         self.signalled: int | None = None
         self.dumps = bytearray()
         self.last_dump = ""
@@ -238,25 +261,6 @@ class WorkerHandle:
             handle.forked(carried.pid)
         return handle
 
-    def forked(self, pid: int) -> bool:
-        """Take note of the process; False if it is gone already."""
-        self.pid = pid
-        try:
-            self.pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return False
-        except OSError:
-            return True  # out of descriptors: its pid has to do
-        return True
-
-    def send_signal(self, signum: int) -> None:
-        """Signal the process, if there is one."""
-        self.sent.add(signum)
-        if self.pidfd >= 0:
-            send_signal(self.pidfd, signum)
-        elif self.pid is not None:
-            os.kill(self.pid, signum)  # its number is not free before we have reaped it
-
     def interrupt(self) -> None:
         """Let it end its overdue requests."""
         if self.pid is not None:
@@ -284,9 +288,7 @@ class WorkerHandle:
         self.close_child_ends()
         self.channel.close()
         os.close(self.stacks_fd)
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
+        self.let_go()
 
 
 def stack_of(dump: str, ident: int) -> str:

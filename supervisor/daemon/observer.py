@@ -163,7 +163,7 @@ class Observer:
             ),
             started_at=self._started_at,
             uptime=time.monotonic() - self._started,
-            in_flight=sum(len(shell.scoreboard.in_flight(h.cell)) for h in shell.workers.values()),
+            in_flight=self._in_flight(),
             totals=Totals(
                 requests=totals.requests,
                 errors=totals.errors,
@@ -304,9 +304,7 @@ class Observer:
                 p50=percentile(histogram, 0.5),
                 p95=percentile(histogram, 0.95),
                 p99=percentile(histogram, 0.99),
-                in_flight=sum(
-                    len(self._shell.scoreboard.in_flight(h.cell)) for h in self._shell.workers.values()
-                ),
+                in_flight=self._in_flight(),
                 ready=fleet.ready,
                 wanted=fleet.wanted,
             )
@@ -337,6 +335,10 @@ class Observer:
         self._changes = (state.changes_of, state.changes)
 
     # -- views ------------------------------------------------------------------------------------------
+
+    def _in_flight(self) -> int:
+        shell = self._shell
+        return sum(len(shell.scoreboard.in_flight(handle.cell)) for handle in shell.workers.values())
 
     def _follow_reload(self) -> None:
         """See which generation it is that a reload replaces, and whether one was undone after its end."""

@@ -94,7 +94,7 @@ class Slots(Generations):
         generation = self.generations.get(worker.generation)
         if generation is None or generation.number != self.current:
             return
-        reload, crashes = self.reload, len(generation.crashes)
+        crashes = len(generation.crashes)
         if reload is not None and reload.phase is ReloadPhase.ROLLING and crash_loop(crashes, self.wanted):
             told = f"its workers crashed {crashes} times, the last one {reason}"
             self._end_reload(reload, ReloadPhase.FAILED, now, told, traceback)
