@@ -20,7 +20,7 @@ from supervisor.control.views import EventView, ReloadView, StatusView, WorkerVi
 from supervisor.errors import OstlerError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress, ProgressColumn, TaskID
 
 POLL_SECONDS = 0.03
 FIRST_POLL_SECONDS = 0.004
@@ -31,36 +31,41 @@ DEGRADED_SECONDS = 3.0
 T = TypeVar("T")
 
 
-class Meter:
-    """A progress bar on stderr if that is a terminal, else nothing. rich is imported only for a bar."""
+class _Display:
+    """What is shown on stderr while something is waited for. rich is imported only if there is something."""
 
-    def __init__(self, title: str, *, wanted: bool = True) -> None:
-        self._title = title
-        self._wanted = wanted and sys.stderr.isatty()
-        self._progress: Progress | None = None
+    _progress: "Progress | None" = None
 
-    def __enter__(self) -> Self:
-        if self._wanted:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    def _begin(self, *columns: "ProgressColumn") -> "Progress":
+        from rich.console import Console
+        from rich.progress import Progress
 
-            self._progress = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._task = self._progress.add_task(self._title, total=None)
-            self._progress.start()
-        return self
+        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        return self._progress
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._progress is not None:
             self._progress.stop()
+
+
+class Meter(_Display):
+    """A progress bar on stderr if that is a terminal, else nothing."""
+
+    def __init__(self, title: str, *, wanted: bool = True) -> None:
+        self._title = title
+        self._wanted = wanted and sys.stderr.isatty()
+
+    def __enter__(self) -> Self:
+        if self._wanted:
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+
+            title = TextColumn("{task.description}", markup=False)
+            progress = self._begin(title, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._task = progress.add_task(self._title, total=None)
+            progress.start()
+        return self
 
     def show(self, done: int, of: int, note: str = "") -> None:
         if self._progress is not None:
@@ -93,7 +98,7 @@ def step(workers: list[WorkerView], generation: int, old: int | None) -> Step:
     return Step(old, None, "waiting", 0)
 
 
-class Roll:
+class Roll(_Display):
     """A reload, worker by worker: a bar for each on stderr if that is a terminal, else a line at its end.
 
     Args:
@@ -107,30 +112,18 @@ class Roll:
         self._plain = wanted and not sys.stderr.isatty()
         self._bars = wanted and not self._plain
         self._told: set[int] = set()
-        self._progress: Progress | None = None
         self._tasks: dict[int, TaskID] = {}
 
     def __enter__(self) -> Self:
         if self._bars:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn
+            from rich.progress import BarColumn, TextColumn
 
-            self._progress = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                TextColumn("{task.fields[word]}", markup=False),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._whole = self._progress.add_task("reload", total=None, word="")
-            self._progress.start()
+            title = TextColumn("{task.description}", markup=False)
+            word = TextColumn("{task.fields[word]}", markup=False)
+            progress = self._begin(title, BarColumn(), word)
+            self._whole = progress.add_task("reload", total=None, word="")
+            progress.start()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
 
     def show(self, reload: ReloadView, workers: list[WorkerView]) -> None:
         slots: dict[int, list[WorkerView]] = {}
