@@ -253,9 +253,13 @@ def _processes() -> Iterable[tuple[int, _Stat]]:
 
 
 def fork_server(daemon: "Daemon") -> Process:
-    """The only fork server."""
-    (pid,) = [pid for pid in children(daemon.pid) if title(pid).startswith("ostler: fork server")]
-    return Process(pid)
+    """The only fork server, once it is: a worker bears its title from the fork until it has its own."""
+
+    def look() -> Process | None:
+        named = [pid for pid in children(daemon.pid) if title(pid).startswith("ostler: fork server")]
+        return Process(named[0]) if len(named) == 1 else None
+
+    return until(look, "one fork server")
 
 
 # -- the daemon ------------------------------------------------------------------------------------------
