@@ -214,3 +214,22 @@ def test_rollback(place: Place) -> None:
     assert unexplained(report, [kill for kill in killed if kill]) == [], report.summary()
     assert None not in killed
     assert report.unasked == 0
+
+
+def test_rollback_for_errors(place: Place) -> None:
+    """A release whose answers are errors is undone on probation; nothing else went wrong."""
+    daemon = fleet(place, *QUICK_CANARY, "--probation", "30", "--rollback-error-rate", "0.2")
+    with load(daemon) as client:
+        client.wait_for(RATE // 4, within=10)
+        broken = APP.replace('"200 OK"', '"500 Internal Server Error"').format(version=2)
+        place.add("life.py", broken)
+        assert daemon.client.call(RELOAD, Reload(wait=True)).phase == "done"
+        assert "of its answers are errors" in daemon.event("reload_rolled_back")["reason"]
+        assert {worker.generation for worker in daemon.settled(4)} == {1}
+        ended = client.ended
+        client.wait_for(ended + RATE // 4, within=10)
+        assert {record.body for record in client.records(ended + CONNECTIONS)} == {b"1"}
+        report = client.finish()
+    assert {record.body for record in report.records if record.status == 500} == {b"2"}
+    assert {record.status for record in report.records} == {200, 500}
+    assert daemon.status().totals.deaths == 0
