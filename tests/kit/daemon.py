@@ -387,8 +387,13 @@ class Daemon:
         return self.client.call(WORKERS)
 
     def pids(self) -> list[int]:
-        """Of all workers, by slot."""
-        return [worker.pid for worker in self.workers() if worker.pid is not None]
+        """Of all workers, by slot, once every one that is wanted has its process."""
+
+        def look() -> tuple[list[int]] | None:
+            found = [worker.pid for worker in self.workers() if worker.pid is not None]
+            return (found,) if len(found) >= self.status().wanted else None
+
+        return self.until(look, "a process for each worker")[0]
 
     def ctl(self, *args: str, within: float = 30.0) -> Done:
         return self.place.run("ctl", *args, within=within, OSTLER_SOCKET=str(self.socket))

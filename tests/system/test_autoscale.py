@@ -37,7 +37,7 @@ def test_the_load_decides_on_the_number(place: Place) -> None:
     with Load(daemon.address, rate=math.inf, connections=4) as load:
         first = daemon.event("autoscale", within=30)
         assert (first["workers"], first["before"]) == (2, 1)
-        assert first["reason"].startswith(("requests waited", "busy 100 %")), first
+        assert first["reason"].startswith(("requests waited", "busy ")), first
         daemon.event("autoscale", within=30, workers=4)
         assert [worker.slot for worker in daemon.settled(4)] == [1, 2, 3, 4]
         report = load.finish()

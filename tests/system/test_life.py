@@ -195,6 +195,15 @@ def test_upgrade(place: Place) -> None:
             assert not before & {worker.pid for worker in daemon.settled(4)}
 
 
+def all_of(daemon: Daemon, generation: int) -> None:
+    """Wait until four workers of one generation are all there is."""
+
+    def look() -> bool:
+        return {worker.generation for worker in daemon.settled(4)} == {generation}
+
+    daemon.until(look, f"workers of generation {generation} alone")
+
+
 def test_rollback(place: Place) -> None:
     """A release that crashes on probation is undone: the old code serves, although the disk has the new one;
     lost is only what the crashed workers held."""
@@ -206,7 +215,7 @@ def test_rollback(place: Place) -> None:
         # A signal of the kind that only a program itself is to blame for, and that nothing in it catches.
         killed = [kill_holding(pid, daemon.port, signal.SIGSYS) for pid in daemon.pids()[:2]]
         daemon.event("reload_rolled_back")
-        assert {worker.generation for worker in daemon.settled(4)} == {1}
+        all_of(daemon, 1)
         ended = client.ended
         client.wait_for(ended + RATE // 4, within=10)
         assert {record.body for record in client.records(ended + CONNECTIONS)} == {b"1"}
@@ -225,7 +234,7 @@ def test_rollback_for_errors(place: Place) -> None:
         place.add("life.py", broken)
         assert daemon.client.call(RELOAD, Reload(wait=True)).phase == "done"
         assert "of its answers are errors" in daemon.event("reload_rolled_back")["reason"]
-        assert {worker.generation for worker in daemon.settled(4)} == {1}
+        all_of(daemon, 1)
         ended = client.ended
         client.wait_for(ended + RATE // 4, within=10)
         assert {record.body for record in client.records(ended + CONNECTIONS)} == {b"1"}
