@@ -33,13 +33,7 @@ _MEMORY_SECONDS = 5.0
 _MEMORY_TIME = 0.005
 _MEASURED = (WorkerState.READY, WorkerState.DRAINING)
 
-
-def _middle(bucket: int) -> float:
-    low = layout.bucket_limit(bucket - 1) if bucket else 0.0
-    return (low + layout.bucket_limit(bucket)) / 2
-
-
-_MIDDLES = [_middle(bucket) for bucket in range(layout.BUCKETS)]
+_MIDDLES = [layout.bucket_middle(bucket) for bucket in range(layout.BUCKETS)]
 
 
 @dataclass(slots=True)

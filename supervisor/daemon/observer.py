@@ -38,7 +38,14 @@ from supervisor.fleet.events import Event
 from supervisor.fleet.model import Reload, Worker, WorkerState
 from supervisor.fleet.model import ReloadPhase as Phase
 from supervisor.osapi.backlog import accept_queue
-from supervisor.scoreboard.layout import BUCKETS, LEAST_QUEUED, bucket_limit, bucket_of, percentile
+from supervisor.scoreboard.layout import (
+    BUCKETS,
+    LEAST_QUEUED,
+    bucket_limit,
+    bucket_middle,
+    bucket_of,
+    percentile,
+)
 from supervisor.scoreboard.reader import Counts
 from supervisor.settings.table import rows
 
@@ -425,11 +432,9 @@ _QUEUED_LIMITS = range(bucket_of(LEAST_QUEUED), BUCKETS - 4, 4)
 def _histogram(counts: Sequence[int], chosen: range = _LIMITS, zeros: int = 0) -> Histogram:
     """The scoreboard's buckets in fewer, those that end with the `chosen`; `zeros`: more, of no length."""
     edges = [0, *(last + 1 for last in chosen), BUCKETS]
-    limits = [bucket_limit(bucket) for bucket in range(BUCKETS)]
-    middles = [(low + high) / 2 for low, high in zip((0.0, *limits), limits, strict=False)]
     fewer = [sum(counts[low:high]) for low, high in itertools.pairwise(edges)]
     return Histogram(
-        limits=[limits[last] for last in chosen],
+        limits=[bucket_limit(last) for last in chosen],
         counts=[fewer[0] + zeros, *fewer[1:]],
-        total=sum(count * middle for count, middle in zip(counts, middles, strict=True)),
+        total=sum(count * bucket_middle(bucket) for bucket, count in enumerate(counts) if count),
     )

@@ -264,7 +264,6 @@ class Generations(State):
         before.state = GenerationState.STANDBY
         self.probation = Probation(
             before.number,
-            now,
             math.ceil(recent),
             before.requests,
             before.errors,

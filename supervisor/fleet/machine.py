@@ -151,9 +151,7 @@ class Fleet(Upkeep):
         if generation is None:
             return
         # What was asked of it and never forked will not come.
-        for worker in list(self.workers.values()):
-            if worker.generation == event.generation and worker.pid is None:
-                del self.workers[worker.launch]
+        self._give_up_unforked(event.generation)
         self._fork_server_gone(generation, f"the fork server ended with {event.status}", now)
 
     def _on_forked(self, event: events.WorkerForked, now: float) -> None:

@@ -216,15 +216,14 @@ class Reload:
 class Probation:
     """What is kept to roll a reload back.
 
-    fallback: the generation before, whose fork server stands by; since: when it was replaced; until: when
-    nobody may want it back any more, known once the roll has ended; crashes: when workers of the new
-    generation died, within the last `probation` seconds; before: how often the old one's did in as long a
-    time; requests, errors: answers of the old
-    generation until then; override, autoscaled: what the fleet's were then, or what was set by hand since.
+    fallback: the generation before, whose fork server stands by; until: when nobody may want it back any
+    more, known once the roll has ended; crashes: when workers of the new generation died, within the last
+    `probation` seconds; before: how often the old one's did in as long a time; requests, errors: answers of
+    the old generation until it was replaced; override, autoscaled: what the fleet's were then, or what was
+    set by hand since.
     """
 
     fallback: int
-    since: float
     before: int
     requests: int
     errors: int

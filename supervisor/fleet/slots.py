@@ -57,6 +57,12 @@ class Slots(Generations):
             # Its fork server was given up for being late; the worker need not be bad.
             worker.deadline = _boot_deadline(generation, now)
 
+    def _give_up_unforked(self, generation: int) -> None:
+        """What a fork server was asked for and has not forked will not come: it is gone, or replaced."""
+        for worker in list(self.workers.values()):
+            if worker.generation == generation and worker.pid is None:
+                del self.workers[worker.launch]
+
     def _boot_failed(self, worker: Worker, reason: str, traceback: str | None, now: float) -> None:
         if self.stopping or worker.leaving not in (None, Cause.BOOT_TIMEOUT):
             return  # nobody waits for it any more

@@ -168,9 +168,7 @@ class Upkeep(Slots):
             self._enter(worker, STOPPING, now, deadline=now)
             return
         del self.workers[worker.launch]
-        # What the fork server before it was asked for and has not forked will not come.
-        for lost in [w for w in self.workers.values() if w.generation == generation.number and w.pid is None]:
-            del self.workers[lost.launch]
+        self._give_up_unforked(generation.number)
         generation.has_app = True
         if generation.state is not GenerationState.STANDBY:
             generation.state = GenerationState.UP

@@ -1,4 +1,4 @@
-"""Which control groups bind this process (cgroups(7))."""
+"""Which control groups bind this process (cgroups(7)), and what they count."""
 
 from pathlib import Path
 
@@ -26,3 +26,17 @@ def binding_folders(controller: str, membership: Path = MEMBERSHIP, root: Path =
         here = base / path.lstrip("/")
         folders += [folder for folder in (here, *here.parents) if folder.is_relative_to(base)]
     return folders
+
+
+def read_words(path: Path) -> dict[str, int]:
+    """A file of lines with a name and a number each, as the kernel writes its counters."""
+    found = {}
+    try:
+        for line in path.read_text().splitlines():
+            name, _, rest = line.partition(" ")
+            number, _, _ = rest.strip().partition(" ")
+            if number.isdigit():
+                found[name] = int(number)
+    except OSError:
+        pass  # an old kernel, or no /proc: nothing to be learnt
+    return found

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from supervisor.osapi.cgroup import MEMBERSHIP, ROOT, binding_folders
+from supervisor.osapi.cgroup import MEMBERSHIP, ROOT, binding_folders, read_words
 
 _MEMINFO = Path("/proc/meminfo")
 
@@ -21,7 +21,7 @@ def memory_free(membership: Path = MEMBERSHIP, root: Path = ROOT, meminfo: Path 
 
 
 def _available(meminfo: Path) -> int | None:
-    kibibytes = _words(meminfo).get("MemAvailable:")
+    kibibytes = read_words(meminfo).get("MemAvailable:")
     return None if kibibytes is None else kibibytes * 1024
 
 
@@ -36,7 +36,7 @@ def _left(folder: Path) -> int | None:
     known = [limit for limit in limits if limit is not None]
     if used is None or not known:
         return None
-    return min(known) - used + _words(folder / "memory.stat").get(cache, 0)
+    return min(known) - used + read_words(folder / "memory.stat").get(cache, 0)
 
 
 def _number(path: Path) -> int | None:
@@ -45,17 +45,3 @@ def _number(path: Path) -> int | None:
         return int(path.read_text())
     except (OSError, ValueError):
         return None
-
-
-def _words(path: Path) -> dict[str, int]:
-    """A file of lines with a name and a number each."""
-    found = {}
-    try:
-        for line in path.read_text().splitlines():
-            name, _, rest = line.partition(" ")
-            number, _, _ = rest.strip().partition(" ")
-            if number.isdigit():
-                found[name] = int(number)
-    except OSError:
-        pass  # an old kernel, or no /proc: nothing to be learned
-    return found

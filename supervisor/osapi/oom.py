@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-_ROOT = Path("/sys/fs/cgroup")
+from supervisor.osapi.cgroup import MEMBERSHIP, ROOT, binding_folders, read_words
+
 # What killed a process may take a while to be over: the victim has memory to give back. Kills that no death
 # came to claim in this time hit somebody else.
 _CLAIM_SECONDS = 10.0
@@ -20,19 +21,20 @@ class OomWatch:
     """Counts the kernel's kills.
 
     Args:
-        cgroup_file, root, vmstat: where the kernel tells; others in tests.
+        membership, root, vmstat: where the kernel tells; others in tests.
         clock: monotonic seconds.
     """
 
     def __init__(
         self,
-        cgroup_file: Path = Path("/proc/self/cgroup"),
-        root: Path = _ROOT,
+        membership: Path = MEMBERSHIP,
+        root: Path = ROOT,
         vmstat: Path = Path("/proc/vmstat"),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        told = (file for file in _candidates(cgroup_file, root) if _read(file) is not None)
-        self._counter = next(told, vmstat)
+        folders = binding_folders("memory", membership, root)
+        files = (folder / name for folder in folders for name in ("memory.events", "memory.oom_control"))
+        self._counter = next((file for file in files if _read(file) is not None), vmstat)
         self._clock = clock
         self._seen = _read(self._counter) or 0
         self._unclaimed: list[float] = []
@@ -56,32 +58,6 @@ class OomWatch:
         return True
 
 
-def _candidates(cgroup_file: Path, root: Path) -> list[Path]:
-    """Where our cgroup's counter may be, the best first (cgroups(7))."""
-    try:
-        lines = cgroup_file.read_text().splitlines()
-    except OSError:
-        return []
-    found: list[Path] = []
-    for line in lines:
-        number, controllers, path = line.split(":", 2)
-        below = path.lstrip("/")
-        # In a container the path may be the host's and not exist; the root that is seen there is ours then.
-        if number == "0" and not controllers:
-            found += [base / "memory.events" for base in (root / below, root)]
-        elif "memory" in controllers.split(","):
-            found += [base / "memory.oom_control" for base in (root / "memory" / below, root / "memory")]
-    return found
-
-
 def _read(file: Path) -> int | None:
     """The counter's value; None if it is not told there."""
-    try:
-        lines = file.read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        name, _, number = line.partition(" ")
-        if name == "oom_kill" and number.isdecimal():
-            return int(number)
-    return None
+    return read_words(file).get("oom_kill")

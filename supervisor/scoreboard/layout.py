@@ -73,6 +73,12 @@ def bucket_limit(bucket: int) -> float:
     return float((5 + part) * 2 ** (exponent - 1)) * 1.024e-6
 
 
+def bucket_middle(bucket: int) -> float:
+    """What a bucket's durations are on average, in seconds: right to an eighth."""
+    low = bucket_limit(bucket - 1) if bucket else 0.0
+    return (low + bucket_limit(bucket)) / 2
+
+
 def percentile(counts: Sequence[int], fraction: float, zeros: int = 0) -> float | None:
     """The duration (seconds) that `fraction` of the counted requests stayed within; None without requests.
 
