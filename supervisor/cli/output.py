@@ -38,19 +38,6 @@ STATE_STYLES = {
 }
 
 
-BAD_CAUSES = {
-    "deadline",
-    "stalled",
-    "boot failed",
-    "boot timeout",
-    "crashed",
-    "killed by the kernel for memory",
-    "killed by an outsider",
-    "exited",
-    "unknown",
-}
-
-
 def print_json(data: object) -> None:
     """Print a view, or JSON that came from the API as bytes, with an indentation of two."""
     body = data if isinstance(data, bytes) else msgspec.json.encode(data)
@@ -224,7 +211,7 @@ def print_exits(exits: Sequence[ExitView]) -> None:
             _process(view),
             str(view.pid),
             age(view.age),
-            _cell(view.cause, "red" if view.cause in BAD_CAUSES else ""),
+            _cell(view.cause, "" if view.planned else "red"),
             view.status,
             str(view.requests),
             size(view.peak_memory),
@@ -258,7 +245,7 @@ def print_exit(view: ExitView) -> None:
         ("peak memory", size(view.peak_memory)),
         ("last requests", "\n".join(map(printable, view.last_requests)) or "-"),
     ):
-        grid.add_row(label, _cell(text, "red" if label == "cause" and view.cause in BAD_CAUSES else ""))
+        grid.add_row(label, _cell(text, "red" if label == "cause" and not view.planned else ""))
     _console().print(grid)
     for line in (view.stack or "").splitlines():
         print_line(line)

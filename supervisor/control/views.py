@@ -35,6 +35,19 @@ ExitCause = Literal[
     "exited",
     "unknown",
 ]
+UNPLANNED: frozenset[ExitCause] = frozenset(
+    {
+        "deadline",
+        "stalled",
+        "boot failed",
+        "boot timeout",
+        "crashed",
+        "killed by the kernel for memory",
+        "killed by an outsider",
+        "exited",
+        "unknown",
+    }
+)
 
 
 class RequestView(msgspec.Struct, frozen=True):
@@ -192,6 +205,8 @@ class ExitView(msgspec.Struct, frozen=True):
     """The most that was ever resident."""
     stack: str | None
     """Its last stack dump or traceback. Only the newest ends keep theirs."""
+    planned: bool = True
+    """Whether it ended for a reason that is nobody's worry."""
 
 
 class SettingView(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from supervisor.control.views import ExitCause, ExitKind, ExitView
+from supervisor.control.views import UNPLANNED, ExitCause, ExitKind, ExitView
 from supervisor.daemon.journal import shortened
 from supervisor.fleet.machine import Fleet
 from supervisor.fleet.model import Cause, ExitStatus, GenerationState, ReloadPhase, Worker, WorkerState
@@ -193,6 +193,7 @@ class Ledger:
             last_requests=list(facts.last_requests[:_LAST_REQUESTS]),
             peak_memory=facts.peak_memory,
             stack=shortened(stack) if stack else None,
+            planned=cause not in UNPLANNED,
         )
         self._exits.append(view)
         if len(self._exits) > _STACKS_KEPT:

@@ -18,6 +18,7 @@ from aiohttp import web
 
 from supervisor.control.pages import add_pages
 from supervisor.control.views import (
+    UNPLANNED,
     Asked,
     ErrorView,
     EventView,
@@ -147,7 +148,8 @@ def an_exit(number: int, ago: float = 60.0, **changes: Any) -> ExitView:
         peak_memory=71_303_168,
         stack=None,
     )
-    return msgspec.structs.replace(view, **changes)
+    planned = changes.get("cause", view.cause) not in UNPLANNED
+    return msgspec.structs.replace(view, **{"planned": planned} | changes)
 
 
 def some_exits() -> list[ExitView]:

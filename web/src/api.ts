@@ -123,6 +123,7 @@ export interface ExitView {
   last_requests: string[];
   peak_memory: number | null;
   stack: string | null;
+  planned: boolean;
 }
 
 /** What was asked goes on; events behind this id tell what becomes of it. */

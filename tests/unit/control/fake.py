@@ -20,6 +20,7 @@ from supervisor.control.backend import Subscription
 from supervisor.control.metrics import AcceptQueue, Figures, Histogram
 from supervisor.control.server import ControlServer
 from supervisor.control.views import (
+    UNPLANNED,
     ChangeView,
     ConfigView,
     EventView,
@@ -106,7 +107,8 @@ def an_exit(number: int, **changes: Any) -> ExitView:
         peak_memory=41 << 20,
         stack=None,
     )
-    return msgspec.structs.replace(view, **changes)
+    planned = changes.get("cause", view.cause) not in UNPLANNED
+    return msgspec.structs.replace(view, **{"planned": planned} | changes)
 
 
 class FakeSubscription:

@@ -208,6 +208,14 @@ def test_what_is_kept() -> None:
     assert ledger.newest_first(5) == [view]
 
 
+def test_planned_or_not() -> None:
+    """What the fleet wanted for no fault is planned; a death, and what a request or a boot did, is not."""
+    ledger = Ledger(FakeOom())  # type: ignore[arg-type]
+    for leaving, planned in ((Cause.RECYCLE, True), (Cause.STOP, True), (Cause.DEADLINE, False)):
+        assert ledger.record(facts(code(0), worker=a_worker(DRAINING, leaving))).planned is planned
+    assert not ledger.record(facts(killed(SEGV), worker=a_worker(READY))).planned
+
+
 def test_the_traceback_of_a_failed_boot() -> None:
     """Without a dump, what the worker said of its failure."""
     worker = a_worker(BOOTING, boot_error=("no such module", "Traceback ..."))

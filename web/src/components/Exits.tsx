@@ -7,19 +7,6 @@ import { exits, now } from "../store";
 import { Trace } from "./Reload";
 
 const SHOWN = 12;
-/** Ends that nobody planned. */
-const BAD = new Set([
-  "deadline",
-  "stalled",
-  "boot failed",
-  "boot timeout",
-  "crashed",
-  "killed by the kernel for memory",
-  "killed by an outsider",
-  "exited",
-  "unknown",
-]);
-
 export function Exits(): JSX.Element {
   const newest = exits.value.slice(0, SHOWN);
   return (
@@ -37,7 +24,7 @@ export function Exits(): JSX.Element {
 
 function Row({ exit }: { exit: ExitView }): JSX.Element {
   return (
-    <li data-exit={exit.id} class={BAD.has(exit.cause) ? "alarming" : undefined}>
+    <li data-exit={exit.id} class={exit.planned ? undefined : "alarming"}>
       <time dateTime={new Date(exit.at * 1000).toISOString()}>{moment(exit.at, now.peek())}</time>
       <b>{exit.cause}</b>
       <span class="fields">
