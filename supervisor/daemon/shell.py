@@ -127,6 +127,7 @@ class Shell:
             actions.UseTemplate: self._use_template,
             actions.DumpStack: self._overdue.dump_stack,
             actions.Interrupt: self._overdue.interrupt,
+            actions.Cancel: lambda action: self._signal(action.launch, signal.SIGTERM),
             actions.Quit: self._quit,
             actions.Abort: lambda action: self._end(action.launch, signal.SIGABRT),
             actions.Kill: lambda action: self._end(action.launch, signal.SIGKILL),
@@ -193,7 +194,10 @@ class Shell:
         if isinstance(action, actions.Spawn):
             self.forget(action.launch)
             self.submit(events.SpawnFailed(action.launch, "a defect of Ostler's, see the log"))
-        elif isinstance(action, actions.Quit | actions.Kill) and action.launch not in self.workers:
+        elif (
+            isinstance(action, actions.Cancel | actions.Quit | actions.Kill)
+            and action.launch not in self.workers
+        ):
             self.submit(events.WorkerExited(action.launch, ExitStatus(), outsider=True))
 
     def _set_timer(self) -> None:

@@ -84,6 +84,13 @@ class DumpStack:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancel:
+    """The worker boots, and need not any more. Should it serve by now, it drains as if it were told to."""
+
+    launch: int
+
+
+@dataclass(frozen=True, slots=True)
 class Quit:
     """End the worker at once, letting Python clean up."""
 
@@ -157,6 +164,7 @@ Action = (
     | UseTemplate
     | Interrupt
     | DumpStack
+    | Cancel
     | Quit
     | Abort
     | Kill

@@ -164,6 +164,8 @@ class Fleet(Upkeep):
 
     def _on_ready(self, event: events.WorkerReady, now: float) -> None:
         worker = self.workers.get(event.launch)
+        if worker is not None and worker.cancelled:
+            self._serves_already(worker, now)
         if worker is None or worker.state is not BOOTING:
             return
         self._report(

@@ -138,6 +138,8 @@ class Worker:
     """When the first of its requests that are overdue passed its deadline."""
     only_overdue_left: bool = False
     boot_error: tuple[str, str | None] | None = None
+    cancelled: bool = False
+    """It was told to end while it booted."""
     template: int = 0
     """Which of its generation's fork servers made it: 0 is the one that loaded the app."""
     age_limit: float | None = None

@@ -122,6 +122,18 @@ class Slots(Generations):
         template = stays and (reforks or self._take_for_standby(worker))
         self._do(actions.Drain(worker.launch, hand_over=stays, template=template))
 
+    def _cancel(self, worker: Worker, now: float) -> None:
+        """End a worker that boots. If it is ready by now it may have a request in hand: `_serves_already`."""
+        self._enter(worker, STOPPING, now, deadline=now + _QUIT_GRACE)
+        worker.cancelled = True
+        self._do(actions.Cancel(worker.launch))
+
+    def _serves_already(self, worker: Worker, now: float) -> None:
+        """A worker was ready before it heard that it need not be: it finishes what it has."""
+        policy = self.policy or FleetPolicy()
+        worker.cancelled = False
+        self._enter(worker, DRAINING, now, deadline=now + policy.graceful_timeout)
+
     def _quit(self, worker: Worker, now: float) -> None:
         self._enter(worker, STOPPING, now, deadline=now + _QUIT_GRACE)
         self._do(actions.Quit(worker.launch))
@@ -202,9 +214,10 @@ class Slots(Generations):
         for worker in self.workers.values():
             if worker.leaving is None:
                 worker.leaving = Cause.STOP
-            quick = self.stopping == "quick" or worker.state is BOOTING
-            if quick and worker.state is not STOPPING:
+            if self.stopping == "quick" and worker.state is not STOPPING:
                 self._quit(worker, now)
+            elif worker.state is BOOTING:
+                self._cancel(worker, now)
             elif worker.state is READY:
                 self._drain(worker, now)
         if self.workers:
@@ -253,7 +266,7 @@ class Slots(Generations):
             if worker.leaving is None or worker.generation == self.candidate:
                 continue
             if worker.state is BOOTING:
-                self._quit(worker, now)
+                self._cancel(worker, now)
             if worker.state is not READY:
                 continue
             if worker.slot in held or worker.slot > wanted or worker is not last[worker.slot]:

@@ -297,9 +297,12 @@ class WorkerProcess:
             self._title(f"worker {self._got.slot} gen {self._generation.number} draining")
             self._engine.drain(hand_over)
 
-    def _on_term(self, signum: int, _frame: FrameType | None) -> None:
-        self._tell_signal(signum)
+    def _on_term(self, signum: int, frame: FrameType | None) -> None:
         self._must_leave = True  # whatever the supervisor has in mind with us
+        if self._engine is None:
+            self._quit(signum, frame)  # nobody is served yet, and loading may take its time
+            return
+        self._tell_signal(signum)
         self._drain()
 
     def _audit(self, force: bool) -> None:

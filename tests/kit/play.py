@@ -25,8 +25,9 @@ _BEFORE = 1e-6
 _ROUNDING = 1e-9
 
 
-Told = Literal["drain", "template", "quit", "abort", "kill"]
+Told = Literal["drain", "template", "cancel", "quit", "abort", "kill"]
 SIGNALS: dict[type[actions.Action], Told] = {
+    actions.Cancel: "cancel",
     actions.Quit: "quit",
     actions.Abort: "abort",
     actions.Kill: "kill",
@@ -119,7 +120,7 @@ class World:
                 # The one before ends; nobody waits for that, nor for what it has not forked.
                 self.fork_servers[generation] = SimForkServer("up")
                 self._forget_unforked(generation)
-            case actions.Quit(launch) | actions.Abort(launch) | actions.Kill(launch):
+            case actions.Cancel(launch) | actions.Quit(launch) | actions.Abort(launch) | actions.Kill(launch):
                 worker = self.workers[launch]
                 # Before the fork there is nobody to be signalled.
                 if worker.state != "asked":
@@ -315,6 +316,10 @@ def drain(slot: int, generation: int | None = None) -> Cue:
 
 def end(slot: int, generation: int | None = None) -> Cue:
     return Cue("Quit", slot, generation)
+
+
+def cancel(slot: int, generation: int | None = None) -> Cue:
+    return Cue("Cancel", slot, generation)
 
 
 def abort(slot: int, generation: int | None = None) -> Cue:

@@ -173,7 +173,7 @@ class Simulator(World):
             case actions.Drain(launch, _, template):
                 then = self._become_template if template else self._leave
                 self._in(self._drawn(self.scenario.drain), then, launch)
-            case actions.Quit(launch) | actions.Abort(launch) | actions.Kill(launch):
+            case actions.Cancel(launch) | actions.Quit(launch) | actions.Abort(launch) | actions.Kill(launch):
                 self._in(0.05, self._leave, launch)
             case actions.AuditTemplate(launch):
                 self._in(0.05, self._audit, launch)

@@ -224,7 +224,7 @@ class Watched(World):
                 slot, reload = worker.slot, before.reload
                 assert not untouched or reload is None or worker.generation == reload.generation, action
                 assert slot > fleet.wanted or self._held(worker), f"{action} before break"
-            elif isinstance(action, actions.Quit | actions.Abort | actions.Kill):
+            elif isinstance(action, actions.Cancel | actions.Quit | actions.Abort | actions.Kill):
                 stalled = fleet.workers[action.launch].leaving is Cause.STALLED
                 assert action.launch not in before.ready or stalled or fleet.stopping == "quick", action
 

@@ -232,7 +232,7 @@ def test_rollback_for_errors(place: Place) -> None:
         client.wait_for(RATE // 4, within=10)
         broken = APP.replace('"200 OK"', '"500 Internal Server Error"').format(version=2)
         place.add("life.py", broken)
-        assert daemon.client.call(RELOAD, Reload(wait=True)).phase == "done"
+        daemon.client.call(RELOAD)  # on a busy machine it is rolled back before it is done
         assert "of its answers are errors" in daemon.event("reload_rolled_back")["reason"]
         all_of(daemon, 1)
         ended = client.ended

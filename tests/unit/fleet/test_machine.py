@@ -13,6 +13,7 @@ from tests.kit.play import (
     Cue,
     Play,
     abort,
+    cancel,
     drain,
     dump_stack,
     end,
@@ -181,13 +182,27 @@ def test_scale_back_to_the_configuration() -> None:
 def test_scale_down_while_booting() -> None:
     """A worker that boots into a slot which is not wanted any more is ended, not drained."""
     play = running(workers=1).scale(2).then(spawn(2))
-    play.forked(2).scale(1).then(end(2)).exits(2).then()
+    play.forked(2).scale(1).then(cancel(2)).exits(2).then()
     assert play.slots() == [1]
+
+
+def test_scale_down_of_one_that_serves_already() -> None:
+    """If it was ready before it heard, it may have a request in hand: it drains for as long as any other."""
+    play = running(workers=1, graceful_timeout=20.0).scale(2).forked(2).scale(1).then(spawn(2), cancel(2))
+    play.after(1.0).ready(2).then()
+    assert play.fleet.count(WorkerState.DRAINING) == 1
+    play.nothing_until(20.0).then(kill(2)).exits(2).then()
+
+
+def test_quick_stop_of_one_that_serves_already() -> None:
+    """Then it is ended as quickly as the others."""
+    play = running(workers=1).scale(2).forked(2).scale(1).then(spawn(2), cancel(2))
+    play.stop_quickly().then(STOPPING, end(1)).ready(2).then(end(2))
 
 
 def test_scale_down_before_the_fork() -> None:
     """If the fork of a worker that nobody wants any more fails, that is no failed boot."""
-    play = running(workers=1).scale(2).scale(1).then(spawn(2), end(2))
+    play = running(workers=1).scale(2).scale(1).then(spawn(2), cancel(2))
     play.fail_to_fork(max(play.workers))
     play.then().never_said("worker_boot_failed")
     assert health.state(play.fleet) == "ready"
@@ -195,7 +210,7 @@ def test_scale_down_before_the_fork() -> None:
 
 def test_scale_down_with_a_lost_signal() -> None:
     """A worker that was to end before it was forked is killed when it is there."""
-    play = running(workers=1).scale(2).scale(1).then(spawn(2), end(2)).forked(2)
+    play = running(workers=1).scale(2).scale(1).then(spawn(2), cancel(2)).forked(2)
     play.nothing_until(2.0).then(kill(2)).exits(2).then()
 
 
@@ -218,7 +233,7 @@ def test_freed_boots_are_used_at_once() -> None:
     """A boot that is given up makes room for the next one in the same breath."""
     play = running(workers=2, boot_parallelism=1).scale(3).then(spawn(3))
     play.exits(1, signal=9).then()
-    play.scale(2).then(end(3), spawn(1))
+    play.scale(2).then(cancel(3), spawn(1))
 
 
 def test_scale_before_the_configuration_is_ignored() -> None:
@@ -487,7 +502,7 @@ def test_second_reload_supersedes() -> None:
     """The newest wish counts: the reload under way is given up before its canary was ready."""
     play = running(workers=2).reload().loaded().forked(1)
     play.then(start_fork_server(2), load_app(2), spawn(1, 2))
-    play.reload().then(reload_ended(2), stop_fork_server(2), start_fork_server(3), end(1, 2))
+    play.reload().then(reload_ended(2), stop_fork_server(2), start_fork_server(3), cancel(1, 2))
     play.said("reload_superseded", generation=2).settled()
     assert play.slots(generation=3) == [1, 2]
     assert play.fleet.reload is not None
@@ -508,7 +523,7 @@ def test_superseded_canary_that_gets_ready_late() -> None:
     canary = next(launch for launch, worker in play.workers.items() if worker.generation == 2)
     play.boot(canary)
     assert play.fleet.current == 1
-    assert play.fleet.workers[canary].state is WorkerState.STOPPING
+    assert play.fleet.workers[canary].state is WorkerState.DRAINING
 
 
 def test_roll_that_fails_after_its_canary() -> None:
@@ -527,7 +542,7 @@ def test_old_boot_is_given_up_by_the_roll() -> None:
     """A worker of the old generation that still boots is ended: nobody waits for old code."""
     play = running(workers=2).reload().loaded().exits(2, signal=9).forked(2)
     play.then(start_fork_server(2), load_app(2), spawn(1, 2), spawn(2, 1))
-    play.ready(1).then(stop_fork_server(1), drain(1, 1), end(2, 1), spawn(2, 2))
+    play.ready(1).then(stop_fork_server(1), drain(1, 1), cancel(2, 1), spawn(2, 2))
 
 
 def test_unforked_workers_of_a_retired_fork_server() -> None:
@@ -660,7 +675,7 @@ def test_failed_reload_leaves_the_pause() -> None:
 def test_pause_ends_boots() -> None:
     """Who still boots is ended, and its end is no failure."""
     play = running(workers=1).scale(2).forked(2).then(spawn(2))
-    play.pause().then(drain(1), end(2)).exits(2).exits(1).then()
+    play.pause().then(drain(1), cancel(2)).exits(2).exits(1).then()
     play.never_said("worker_boot_failed")
 
 
@@ -699,7 +714,7 @@ def test_stop_with_a_drain_that_takes_too_long() -> None:
 def test_stop_while_booting() -> None:
     """Nobody waits for a worker that boots."""
     play = Play(workers=2).start().loaded().forked(1).ready(2).stop()
-    play.then(start_fork_server(1), load_app(1), spawn(1), spawn(2), SERVING, STOPPING, end(1), drain(2))
+    play.then(start_fork_server(1), load_app(1), spawn(1), spawn(2), SERVING, STOPPING, cancel(1), drain(2))
     play.settled()
     assert play.finished == [Finish()]
 
@@ -714,7 +729,7 @@ def test_stop_during_a_reload() -> None:
     """The reload ends as failed and its fork server and canary end with the rest."""
     play = running(workers=1).reload().loaded().forked(1)
     play.then(start_fork_server(2), load_app(2), spawn(1, 2))
-    play.stop().then(STOPPING, reload_ended(2), stop_fork_server(2), drain(1, 1), end(1, 2))
+    play.stop().then(STOPPING, reload_ended(2), stop_fork_server(2), drain(1, 1), cancel(1, 2))
     play.said("reload_failed", reason="the daemon stops").settled()
     assert play.finished == [Finish()]
 

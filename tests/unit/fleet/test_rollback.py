@@ -10,9 +10,9 @@ from tests.kit.play import (
     CHECK_UPGRADE,
     UPGRADE,
     Play,
+    cancel,
     drain,
     dump_stack,
-    end,
     load_app,
     reload_ended,
     running,
@@ -194,7 +194,7 @@ def test_rollback_waits_for_the_old_code() -> None:
     """While that worker drains nothing is forked: it would be of the code that is on the disk now."""
     play = running(**PROBATION | {"preload": False}).reload().loaded().ready(1)
     play.crashes(1).ready(1).unseen.clear()
-    play.crashes(1).then(stop_fork_server(2), reload_ended(2), end(2, 2))
+    play.crashes(1).then(stop_fork_server(2), reload_ended(2), cancel(2, 2))
     play.fork_server_exits(2)
     play.nothing_until(2.0).then(spawn(1, 1))
 

@@ -306,6 +306,19 @@ def test_sigterm_is_a_last_word_too(keep: Keep) -> None:
     assert worker.channel.receive() is None
 
 
+def test_sigterm_while_it_loads(keep: Keep) -> None:
+    """Who serves nobody yet leaves at once, however long its app would take to load."""
+    keeper = keep(
+        "import pathlib, time\npathlib.Path(__file__).with_name('loading').touch()\ntime.sleep(1000)"
+    )
+    worker = keeper.boot(keeper.server())
+    keeper.until((keeper.folder / "loading").exists, "it loads")
+    worker.send(signal.SIGTERM)
+    worker.ended()
+    assert worker.hear(messages.Signalled).signum == signal.SIGTERM
+    assert worker.channel.receive() is None
+
+
 def test_sigterm_while_it_looks_at_itself(keep: Keep) -> None:
     """It ends the worker at the last moment, too: here it comes when the audit asks a library."""
     keeper = keep(
