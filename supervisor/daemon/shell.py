@@ -36,6 +36,7 @@ from supervisor.fleet.state import State
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel
 from supervisor.scoreboard.reader import Scoreboard
+from supervisor.settings.classes import lanes
 from supervisor.settings.load import Loaded
 
 Message = TypeVar("Message")
@@ -250,7 +251,7 @@ class Shell:
         elif isinstance(message, messages.ForkFailed):
             self.forget(message.launch)
             self.submit(events.SpawnFailed(message.launch, message.reason))
-        else:
+        elif isinstance(message, messages.Forked):
             self._forked(message)
 
     def _configured(self, handle: ForkServerHandle, message: messages.Configured) -> None:
@@ -307,7 +308,7 @@ class Shell:
             self.submit(events.SpawnFailed(action.launch, str(error)))
             return
         try:
-            handle = WorkerHandle.new(action.launch, action.slot, action.generation, cell, settings.threads)
+            handle = WorkerHandle.new(action.launch, action.slot, action.generation, cell, lanes(settings))
         except OSError as error:
             self.scoreboard.give_back(cell)
             self.submit(events.SpawnFailed(action.launch, error.strerror or str(error)))
@@ -353,7 +354,7 @@ class Shell:
                 self.submit(events.TemplateReady(handle.launch))
             elif isinstance(message, messages.Signalled):
                 handle.signalled = message.signum
-            else:
+            elif isinstance(message, messages.RecycleDue):
                 self.submit(events.RecycleDue(handle.launch, message.requests))
 
     def _warm(self, generation: int, modules: list[str]) -> None:

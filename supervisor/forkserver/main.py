@@ -30,6 +30,9 @@ from supervisor.settings import configfile
 from supervisor.settings.load import Loaded, load
 from supervisor.settings.table import Settings
 from supervisor.workers import boot
+from supervisor.workers.base import BaseWorker
+from supervisor.workers.classes import worker_class
+from supervisor.workers.engine import Engine
 from supervisor.workers.loader import AppLoadError, load_app, prepare
 from supervisor.workers.rehearsal import LONG, rehearse
 
@@ -48,6 +51,7 @@ class Preparation:
         self._loaded: Loaded | None = None
         self._log_format = ""
         self._tls: SSLContext | None = None
+        self._worker_class: type[BaseWorker] = Engine
 
     def run(self) -> boot.Generation | None:
         """Do what the supervisor asks; None if it can't be done, or the supervisor is gone."""
@@ -71,6 +75,7 @@ class Preparation:
             self._log_format = _check_logs(loaded.settings)
             _check_folder(loaded.settings.tmp_upload_dir)
             self._tls = _tls_context(loaded, hook)
+            self._worker_class = worker_class(loaded.settings)
             if hook is not None and self._tls is None and ask.known is None:
                 warnings.append("ssl_context: without effect, because certfile is not set")
         except (OstlerError, AppLoadError) as error:
@@ -86,7 +91,10 @@ class Preparation:
         scoreboard_fd, giving_fd, taking_fd, *listener_fds = descriptors
         spec = settings.wsgi_app or ""
         try:
-            app = load_app(spec) if settings.preload_app else None
+            app = None
+            if settings.preload_app:
+                self._worker_class.prepare(settings)
+                app = load_app(spec)
         except AppLoadError as error:
             self._channel.send(
                 messages.LoadFailed(error.reason, shorten(error.trace) if error.trace else None)
@@ -98,6 +106,7 @@ class Preparation:
             name=ask.name,
             settings=settings,
             log_format=self._log_format,
+            worker_class=self._worker_class,
             app_spec=spec,
             app=app,
             tls=self._tls,

@@ -4,13 +4,13 @@ Both ends are normally of one installation. `VERSION` guards the exception, a su
 the package under it is replaced: a fork server of another version refuses to be configured.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from supervisor.settings.load import Loaded
 
-VERSION = 4
+VERSION = 5
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True):
@@ -24,7 +24,8 @@ class Configure(_Message, frozen=True):
     """Evaluate the configuration.
 
     command_line: raw values by setting name; folder: where the daemon was started; known: the generation's
-    settings if it is not new: then the file is evaluated for what else it does, and these hold.
+    settings if it is not new: then the file is evaluated for what else it does, and these hold; cause: why
+    there is a new generation, which says what hooks are called.
     """
 
     version: int
@@ -33,6 +34,7 @@ class Configure(_Message, frozen=True):
     config: str | None
     folder: str
     known: Loaded | None = None
+    cause: Literal["start", "reload", "upgrade", "restart", "check"] = "start"
 
 
 class Load(_Message, frozen=True):
@@ -63,16 +65,42 @@ class Warm(_Message, frozen=True):
     modules: list[str]
 
 
-ToForkServer = Configure | Load | Spawn | Warm
+class HookDue(_Message, frozen=True):
+    """Call a hook of the configuration file, if it has it; the answer is `HookDone`.
+
+    name: child_exit, nworkers_changed, pre_exec or on_exit; launch, slot, pid: of the worker that child_exit
+    is about; old, new: the numbers of workers for nworkers_changed.
+    """
+
+    name: str
+    launch: int = 0
+    slot: int = 0
+    pid: int = 0
+    old: int | None = None
+    new: int = 0
+
+
+class LogLine(_Message, frozen=True):
+    """A line of the supervisor's own log, for the loggers that `logconfig` and its like have set up."""
+
+    level: str
+    text: str
+
+
+ToForkServer = Configure | Load | Spawn | Warm | HookDue | LogLine
 
 # -- fork server -> supervisor ---------------------------------------------------------------------------
 
 
 class Configured(_Message, frozen=True):
-    """The configuration is good; what deserves a warning all the same."""
+    """The configuration is good; what deserves a warning all the same.
+
+    hooks: names of those that the configuration file defines.
+    """
 
     loaded: Loaded
     warnings: list[str]
+    hooks: list[str] = []
 
 
 class AppLoaded(_Message, frozen=True):
@@ -96,7 +124,13 @@ class ForkFailed(_Message, frozen=True):
     reason: str
 
 
-FromForkServer = Configured | AppLoaded | LoadFailed | Forked | ForkFailed
+class HookDone(_Message, frozen=True):
+    """A hook that was due has been called, or there is none, or it failed: that is in the log."""
+
+    name: str
+
+
+FromForkServer = Configured | AppLoaded | LoadFailed | Forked | ForkFailed | HookDone
 
 # -- supervisor -> worker --------------------------------------------------------------------------------
 
@@ -163,4 +197,10 @@ class TemplateReady(_Message, frozen=True):
     """The last message as a worker: what follows is a fork server's."""
 
 
-FromWorker = Ready | BootFailed | RecycleDue | Signalled | TemplateAudited | TemplateReady
+class Watch(_Message, frozen=True):
+    """Reload when one of these files changes (`reload`): what the worker has loaded, or failed to load."""
+
+    files: list[str]
+
+
+FromWorker = Ready | BootFailed | RecycleDue | Signalled | TemplateAudited | TemplateReady | Watch

@@ -20,13 +20,6 @@ NOT_SUPPORTED_YET = frozenset(
     """
     on_starting on_reload when_ready pre_fork post_fork post_worker_init worker_int worker_abort pre_exec
     pre_request post_request child_exit worker_exit nworkers_changed on_exit
-    reload reload_engine reload_extra_files spew daemon user group umask initgroups worker_tmp_dir
-    ssl_version do_handshake_on_connect suppress_ragged_eofs reuse_port
-    logger_class logconfig logconfig_dict logconfig_json capture_output syslog
-    syslog_addr syslog_prefix syslog_facility enable_stdio_inheritance statsd_host statsd_prefix
-    dogstatsd_tags paste raw_paste_global_conf protocol http_protocols strip_header_spaces
-    permit_obsolete_folding permit_unconventional_http_method permit_unconventional_http_version
-    casefold_http_method root_path dirty_apps dirty_workers dirty_timeout control_socket_mode
     """.split()
 )
 

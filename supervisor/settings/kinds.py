@@ -389,3 +389,46 @@ VERIFICATION = Kind(_verification, "|".join(_VERIFICATION))
 TLS_VERSION = Kind(_tls_version, "TLSv1.2|TLSv1.3")
 MODE = Kind(_mode, "MODE")
 OWNER = Kind(_owner, "USER:GROUP")
+
+
+def _account(value: Any) -> str | None:
+    """A user's or a group's name or number; gunicorn's files say None, a number or a text."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return str(value)
+    return _optional_text(value)
+
+
+def _umask(value: Any) -> str:
+    mode = _mode(0 if value is None else value)
+    return mode or "0000"
+
+
+def _plain_dict(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"expected a dictionary, got {value!r}")
+    return {str(name): item for name, item in value.items()}
+
+
+def _remote(schemes: tuple[str, ...], example: str) -> Callable[[Any], str | None]:
+    """Parser of where to send something: SCHEME://HOST:PORT or unix://PATH."""
+
+    def parse(value: Any) -> str | None:
+        text = _optional_text(value)
+        if text is None:
+            return None
+        scheme, found, rest = text.rpartition("://")
+        if (found and scheme not in schemes) or not rest:
+            raise ValueError(f"expected an address such as {example}, got {text!r}")
+        return text
+
+    return parse
+
+
+ACCOUNT = Kind(_account, "NAME")
+UMASK = Kind(_umask, "MODE")
+SOCKET_MODE = Kind(lambda value: _mode(value) or "0600", "MODE")
+PLAIN_DICT = Kind(_plain_dict, "DICT")
+SYSLOG_ADDRESS = Kind(_remote(("unix", "udp", "tcp"), "udp://localhost:514"), "ADDRESS")
+STATSD_ADDRESS = Kind(_remote(("unix", "udp"), "127.0.0.1:8125"), "ADDRESS")

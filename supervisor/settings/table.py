@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
-from supervisor.settings import kinds
+from supervisor.settings import classes, kinds
 from supervisor.settings.kinds import Kind
 
 
@@ -49,6 +49,10 @@ class Setting:
     default: Any = field(default=None, compare=False)
 
 
+SYSLOG_FACILITIES = (
+    *("auth", "authpriv", "cron", "daemon", "ftp", "kern", "lpr", "mail", "news", "syslog", "user", "uucp"),
+    *(f"local{number}" for number in range(8)),
+)
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 # What proxies say of a request that came to them by https; gunicorn's default.
 SECURE_SCHEME_HEADERS = {
@@ -81,6 +85,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Setting(kinds.POSITIVE, "How many connections may wait to be accepted.", ("--backlog",)),
     ] = 2048
+    reuse_port: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "Let other programs listen on the same ports (SO_REUSEPORT).",
+            ("--reuse-port",),
+            RESTART,
+        ),
+    ] = False
     workers: Annotated[
         int | tuple[int, int],
         Setting(
@@ -95,8 +108,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     worker_class: Annotated[
         str,
         Setting(
-            kinds.choice("sync", "gthread", aliases={"threads": "gthread"}),
-            "Kind of worker: sync (one thread) or gthread (several).",
+            kinds.Kind(classes.canonical, "CLASS"),
+            "Kind of worker: sync, gthread (threads), gevent, eventlet, meinheld, asgi, or one of a package; "
+            "gunicorn's and uvicorn's names for them work.",
             ("-k", "--worker-class"),
         ),
     ] = "sync"
@@ -448,6 +462,54 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ("--forwarder-headers",),
         ),
     ] = ("SCRIPT_NAME", "PATH_INFO")
+    root_path: Annotated[
+        str,
+        Setting(
+            kinds.TEXT,
+            "Path that the app is mounted at: SCRIPT_NAME, or an ASGI app's root_path.",
+            ("--root-path",),
+        ),
+    ] = ""
+    strip_header_spaces: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "Take a header whose name has spaces behind it, without them. Unsafe: proxies may disagree.",
+            ("--strip-header-spaces",),
+        ),
+    ] = False
+    permit_obsolete_folding: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "Take header fields that go over several lines. Unsafe: proxies may disagree.",
+            ("--permit-obsolete-folding",),
+        ),
+    ] = False
+    permit_unconventional_http_method: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "Take methods in lower case, with characters such as #, or of unusual length.",
+            ("--permit-unconventional-http-method",),
+        ),
+    ] = False
+    permit_unconventional_http_version: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "Take other versions than HTTP/1.0 and HTTP/1.1, as if they were HTTP/1.1.",
+            ("--permit-unconventional-http-version",),
+        ),
+    ] = False
+    casefold_http_method: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "Turn methods into upper case; HTTP says that get is not GET.",
+            ("--casefold-http-method",),
+        ),
+    ] = False
     forwarded_allow_ips: Annotated[
         tuple[str, ...],
         Setting(
@@ -567,6 +629,113 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...],
         Setting(kinds.ENVIRONMENT, "Set an environment variable for the app.", ("-e", "--env")),
     ] = ()
+    paste: Annotated[
+        str | None,
+        Setting(
+            kinds.OPTIONAL_TEXT,
+            "Load the app from a PasteDeploy file, e.g. production.ini or production.ini#admin.",
+            ("--paste", "--paster"),
+        ),
+    ] = None
+    raw_paste_global_conf: Annotated[
+        tuple[str, ...],
+        Setting(
+            kinds.ENVIRONMENT,
+            "Set a variable of the PasteDeploy file's [DEFAULT] section.",
+            ("--paste-global",),
+        ),
+    ] = ()
+    reload: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "For development: reload when a file of the app changes.",
+            ("--reload",),
+        ),
+    ] = False
+    reload_engine: Annotated[
+        str,
+        Setting(
+            kinds.choice("auto", "poll", "inotify"),
+            "How changes are noticed: auto asks the kernel; poll is for network file systems.",
+            ("--reload-engine",),
+        ),
+    ] = "auto"
+    reload_extra_files: Annotated[
+        tuple[str, ...],
+        Setting(
+            kinds.PATHS,
+            "More files to watch with --reload; folders and patterns such as conf/*.yaml are fine.",
+            ("--reload-extra-file",),
+        ),
+    ] = ()
+    spew: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "For development: log every line of Python that the app runs.",
+            ("--spew",),
+        ),
+    ] = False
+    asgi_loop: Annotated[
+        str,
+        Setting(
+            kinds.choice("auto", "asyncio", "uvloop"),
+            "Event loop of asgi workers; auto is uvloop if it is installed.",
+            ("--asgi-loop",),
+        ),
+    ] = "auto"
+    asgi_lifespan: Annotated[
+        str,
+        Setting(
+            kinds.choice("auto", "on", "off"),
+            "Whether an ASGI app is told of start and end; auto asks it.",
+            ("--asgi-lifespan",),
+        ),
+    ] = "auto"
+    websocket_max_message_size: Annotated[
+        int,
+        Setting(
+            kinds.SIZE,
+            "Largest message of a websocket in asgi workers.",
+            ("--websocket-max-message-size",),
+        ),
+    ] = 16 * 1024 * 1024
+    user: Annotated[
+        str | None,
+        Setting(
+            kinds.ACCOUNT,
+            "User that workers and fork server run as (name or number); the supervisor keeps its own.",
+            ("-u", "--user"),
+            RESTART,
+        ),
+    ] = None
+    group: Annotated[
+        str | None,
+        Setting(
+            kinds.ACCOUNT,
+            "Group that they run as; by default the user's.",
+            ("-g", "--group"),
+            RESTART,
+        ),
+    ] = None
+    initgroups: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "Give workers all groups that the user is in.",
+            ("--initgroups",),
+            RESTART,
+        ),
+    ] = False
+    umask: Annotated[
+        str,
+        Setting(
+            kinds.UMASK,
+            "Umask of fork server and workers, in octal.",
+            ("-m", "--umask"),
+        ),
+    ] = "0000"
     proc_name: Annotated[
         str | None,
         Setting(
@@ -580,6 +749,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Setting(kinds.PATH, "Write the supervisor's pid to this file.", ("-p", "--pid"), RESTART),
     ] = None
+    daemon: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "Detach from the terminal once it serves; if it can't start the exit code says so.",
+            ("-D", "--daemon"),
+            RESTART,
+        ),
+    ] = False
+    enable_stdio_inheritance: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "With --daemon: keep standard output and error, and write without buffering.",
+            ("-R", "--enable-stdio-inheritance"),
+            RESTART,
+        ),
+    ] = False
     loglevel: Annotated[
         str,
         Setting(
@@ -606,6 +793,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             RESTART,
         ),
     ] = "-"
+    capture_output: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "Send what the app prints to the errorlog.",
+            ("--capture-output",),
+        ),
+    ] = False
     accesslog: Annotated[
         str | None,
         Setting(
@@ -618,6 +813,105 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Setting(kinds.TEXT, "Format of a line in the access log.", ("--access-logformat",)),
     ] = DEFAULT_ACCESS_FORMAT
+    disable_redirect_access_to_syslog: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "With --log-syslog: not for the access log.",
+            ("--disable-redirect-access-to-syslog",),
+        ),
+    ] = False
+    logconfig: Annotated[
+        str | None,
+        Setting(
+            kinds.PATH,
+            "File for logging.config.fileConfig; its loggers gunicorn.error and gunicorn.access are ours.",
+            ("--log-config",),
+        ),
+    ] = None
+    logconfig_dict: Annotated[
+        dict[str, Any],
+        Setting(
+            kinds.PLAIN_DICT,
+            "The same as a dictionary for logging.config.dictConfig.",
+        ),
+    ] = msgspec.field(default_factory=dict)
+    logconfig_json: Annotated[
+        str | None,
+        Setting(
+            kinds.PATH,
+            "The same as a JSON file of such a dictionary.",
+            ("--log-config-json",),
+        ),
+    ] = None
+    syslog: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "Send the logs to syslog as well.",
+            ("--log-syslog",),
+            RESTART,
+        ),
+    ] = False
+    syslog_addr: Annotated[
+        str,
+        Setting(
+            kinds.SYSLOG_ADDRESS,
+            "Where syslog is: unix://PATH, unix://PATH#stream, udp://HOST:PORT or tcp://HOST:PORT.",
+            ("--log-syslog-to",),
+            RESTART,
+        ),
+    ] = "udp://localhost:514"
+    syslog_prefix: Annotated[
+        str | None,
+        Setting(
+            kinds.OPTIONAL_TEXT,
+            "What syslog lines begin with; by default the app's name.",
+            ("--log-syslog-prefix",),
+            RESTART,
+        ),
+    ] = None
+    syslog_facility: Annotated[
+        str,
+        Setting(
+            kinds.choice(*SYSLOG_FACILITIES),
+            "Syslog's facility.",
+            ("--log-syslog-facility",),
+            RESTART,
+        ),
+    ] = "user"
+    statsd_host: Annotated[
+        str | None,
+        Setting(
+            kinds.STATSD_ADDRESS,
+            "Send metrics to this statsd: HOST:PORT or unix://PATH.",
+            ("--statsd-host",),
+        ),
+    ] = None
+    statsd_prefix: Annotated[
+        str,
+        Setting(
+            kinds.TEXT,
+            "What names of statsd metrics begin with.",
+            ("--statsd-prefix",),
+        ),
+    ] = ""
+    dogstatsd_tags: Annotated[
+        str,
+        Setting(
+            kinds.TEXT,
+            "Tags of all statsd metrics, separated by commas, as DogStatsD takes them.",
+            ("--dogstatsd-tags",),
+        ),
+    ] = ""
+    enable_backlog_metric: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "Send the number of connections that wait to be accepted to statsd.",
+            ("--enable-backlog-metric",),
+        ),
+    ] = False
     control_socket: Annotated[
         str | None,
         Setting(
@@ -631,6 +925,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         Setting(kinds.SWITCH, "Do not open a control socket.", ("--no-control-socket",), RESTART),
     ] = False
+    control_socket_mode: Annotated[
+        str,
+        Setting(
+            kinds.SOCKET_MODE,
+            "Mode of the control socket in octal.",
+            ("--control-socket-mode",),
+            RESTART,
+        ),
+    ] = "0600"
     control_bind: Annotated[
         str | None,
         Setting(

@@ -38,9 +38,10 @@ from supervisor.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL, enlarge_sign
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.memory import map_cell
 from supervisor.scoreboard.writer import CellWriter
+from supervisor.settings.classes import lanes
 from supervisor.settings.table import Settings
 from supervisor.workers.audit import Audit, audit_drained, audit_serving
-from supervisor.workers.engine import Engine
+from supervisor.workers.base import BaseWorker, Context
 from supervisor.workers.loader import AppLoadError, load_app, standard_modules
 from supervisor.workers.rehearsal import SHORT, rehearse
 from supervisor.workers.relay import Relay
@@ -69,13 +70,14 @@ _fork_noted = False
 class Generation:
     """What all workers of a generation have in common.
 
-    app: None if each worker loads it itself; relay: giving and taking end.
+    worker_class: what serves in them; app: None if each worker loads it itself; relay: giving and taking end.
     """
 
     number: int
     name: str
     settings: Settings
     log_format: str
+    worker_class: type[BaseWorker]
     app_spec: str
     app: App | None
     tls: "SSLContext | None"
@@ -127,7 +129,7 @@ class WorkerProcess:
             {"slot": inheritance.slot, "pid": self._pid, "generation": generation.number},
         )
         self._access: AccessLog | None = None
-        self._engine: Engine | None = None
+        self._engine: BaseWorker | None = None
         self._leave_early = False
         self._orphaned = False
         self._quitting = False
@@ -206,7 +208,10 @@ class WorkerProcess:
         generation = self._generation
         before = set(sys.modules)
         try:
-            app = generation.app if generation.app is not None else load_app(generation.app_spec)
+            app = generation.app
+            if app is None:
+                generation.worker_class.prepare(self._settings)
+                app = load_app(generation.app_spec)
             listener = generation.listeners[0].getsockname() if generation.listeners else None
             warm_up(app, self._settings, self._log, generation.tls, listener)
         except (AppLoadError, WarmupError) as error:
@@ -227,8 +232,8 @@ class WorkerProcess:
         if quota and settings.max_requests_jitter:
             quota += random.randint(0, settings.max_requests_jitter)  # noqa: S311 - spreads load, guards nothing
         generation = self._generation
-        self._cell = CellWriter(map_cell(generation.scoreboard_fd, self._got.cell), settings.threads)
-        self._engine = engine = Engine(
+        self._cell = CellWriter(map_cell(generation.scoreboard_fd, self._got.cell), lanes(settings))
+        context = Context(
             app,
             generation.listeners,
             settings,
@@ -240,7 +245,8 @@ class WorkerProcess:
             Relay(*generation.relay),
             generation.tls,
         )
-        signal.signal(INTERRUPT_SIGNAL, engine.deadlines.interrupt)
+        self._engine = engine = generation.worker_class.create(context)
+        signal.signal(INTERRUPT_SIGNAL, engine.interrupt)
         _note_forks()
         rehearse(settings, self._log, SHORT)
         self._channel.set_blocking(False)
@@ -310,8 +316,7 @@ class WorkerProcess:
         assert self._engine is not None
         assert self._cell is not None
         self._forced = force
-        lanes = range(self._settings.threads)
-        busy = any(self._cell.lane(thread)[0][layout.STARTED] for thread in lanes)
+        busy = any(self._cell.lane(lane)[0][layout.STARTED] for lane in range(self._cell.threads))
         try:
             found = audit_serving(self._own_descriptors() | self._engine.descriptors(), busy)
         except OSError as error:

@@ -18,7 +18,8 @@ from collections import deque
 from collections.abc import Callable
 from email.utils import formatdate
 from time import monotonic_ns, time
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, Self
 
 from supervisor.http1.errors import RequestTimeout
 from supervisor.logs.access import AccessLog
@@ -28,6 +29,7 @@ from supervisor.osapi.process import set_timer_slack
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
+from supervisor.workers.base import BaseWorker, Context
 from supervisor.workers.connection import READ_SIZE, Connection
 from supervisor.workers.doors import GIFT_PAUSE, Doors, has_data
 from supervisor.workers.lane import Lane
@@ -74,7 +76,7 @@ _SWITCH_INTERVAL = 0.001
 _TIMER_SLACK = 1_000
 
 
-class Engine(Doors):
+class Engine(Doors, BaseWorker):
     """Serves one app on inherited listeners, with `settings.threads` threads.
 
     Args:
@@ -134,6 +136,24 @@ class Engine(Doors):
         self._worked_until = 0
 
     # -- what the worker's life cycle calls --------------------------------------------------------------
+
+    @classmethod
+    def create(cls, context: Context) -> Self:
+        return cls(
+            context.app,
+            context.listeners,
+            context.settings,
+            context.cell,
+            context.log,
+            context.access,
+            context.quota,
+            context.on_quota,
+            context.relay,
+            context.tls,
+        )
+
+    def interrupt(self, signum: int, frame: FrameType | None) -> None:
+        self.deadlines.interrupt(signum, frame)
 
     def add_reader(self, fd: int, callback: Callable[[], None]) -> None:
         """Call `callback` in the loop whenever `fd` is readable."""

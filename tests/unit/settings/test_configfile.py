@@ -53,8 +53,8 @@ def test_file_is_python(evaluated: Write) -> None:
 
 def test_unsupported_names(evaluated: Write) -> None:
     """What gunicorn knows and we don't yet is listed, so that a warning can name it; the unknown is not."""
-    file = evaluated("user = 'www'\ndef on_exit(server): ...\nwhatever = 1\nworkers = 2\n")
-    assert file.unsupported == ("on_exit", "user")
+    file = evaluated("def on_reload(server): ...\ndef on_exit(server): ...\nwhatever = 1\nworkers = 2\n")
+    assert file.unsupported == ("on_exit", "on_reload")
     assert file.values == {"workers": 2}
 
 
@@ -139,11 +139,11 @@ def test_path_spellings(tmp_path: Path) -> None:
 
 def test_python_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """python:MODULE takes the settings from an importable module."""
-    (tmp_path / "ostler_test_settings.py").write_text("workers = 5\nuser = 'www'\nother = 1\n")
+    (tmp_path / "ostler_test_settings.py").write_text("workers = 5\non_exit = print\nother = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     file = evaluate("python:ostler_test_settings", tmp_path)
     assert file.values == {"workers": 5}
-    assert file.unsupported == ("user",)
+    assert file.unsupported == ("on_exit",)
     assert file.origin("workers") == "python:ostler_test_settings"
 
 

@@ -86,7 +86,10 @@ def test_several_addresses() -> None:
         (({}, {}, {"backlog": 1, "timeout": "soon"}), "timeout (app.conf.py line 2): expected a number of"),
         (({"bind": ["h:x"]},), "bind (command line): expected a port from 0 to 65535 in 'h:x'"),
         (({}, {}, {"bind": []}), "bind (app.conf.py line 1): give at least one address"),
-        (({"worker_class": "tornado"},), "worker_class (command line): expected one of sync, gthread"),
+        (
+            ({"worker_class": "tornado"},),
+            "worker_class (command line): Tornado's worker runs Tornado apps, not",
+        ),
     ],
 )
 def test_mistakes(given: tuple[Any, ...], message: str) -> None:

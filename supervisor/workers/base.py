@@ -1,0 +1,124 @@
+"""What a worker class is: the part of a worker process that serves.
+
+Third parties bring worker classes by an entry point in the group `ostler.workers`, whose name is what
+`--worker-class` says and whose value is a subclass of `BaseWorker`. Everything around it is done for it: the
+process, its signals and titles, loading the app, the channel to the supervisor, logs, recycling.
+"""
+
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from supervisor.logs.access import AccessLog
+from supervisor.logs.lean import Log
+from supervisor.scoreboard.writer import CellWriter
+from supervisor.settings.table import Settings
+from supervisor.workers.relay import Relay
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+    from types import FrameType
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a worker class is given to serve with.
+
+    Args:
+        app: the app, a WSGI callable unless the class says otherwise.
+        listeners: listening sockets, non-blocking, shared with all workers.
+        settings: of this generation.
+        cell: the worker's cell of the scoreboard, with `settings.classes.lanes` lanes.
+        log: takes events with fields.
+        access: the access log, or None.
+        quota: call `on_quota` with the number of answers once so many have been given; 0: never.
+        on_quota: asks for a successor; the worker goes on serving until it is told to drain.
+        relay: to sibling workers, or None.
+        tls: what connections are wrapped with, or None.
+    """
+
+    app: Any
+    listeners: list[socket.socket]
+    settings: Settings
+    cell: CellWriter
+    log: Log
+    access: AccessLog | None
+    quota: int
+    on_quota: Callable[[int], None]
+    relay: Relay | None
+    tls: "SSLContext | None"
+
+
+class BaseWorker(ABC):
+    """Serves requests in a worker process.
+
+    Attributes:
+        interface: what kind of app it calls, `wsgi` or `asgi`.
+        draining: `drain` was called.
+    """
+
+    interface: ClassVar[str] = "wsgi"
+    draining: bool = False
+
+    @classmethod
+    def prepare(cls, settings: Settings) -> None:
+        """Get the process ready for the app, e.g. by monkey-patching; in the process that imports it, before.
+
+        That is the fork server with `preload_app`, else each worker.
+
+        Raises:
+            SettingError: it can't be used here, e.g. because a package is missing.
+        """
+
+    @classmethod
+    @abstractmethod
+    def create(cls, context: Context) -> Self:
+        """Be ready to serve; nothing is accepted yet."""
+
+    @abstractmethod
+    def run(self) -> None:
+        """Serve; returns when it has been drained or stopped."""
+
+    @abstractmethod
+    def drain(self, hand_over: bool = False) -> None:
+        """Stop accepting; `run` returns when what is there has been answered or `graceful_timeout` is over.
+
+        May be called from a signal handler, and from a reader's callback.
+
+        Args:
+            hand_over: other workers go on serving.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Make `run` return soon, whatever is unanswered; may be called from a signal handler."""
+
+    @abstractmethod
+    def add_reader(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call `callback` in the thread that `run` runs in whenever `fd` is readable."""
+
+    @abstractmethod
+    def remove_reader(self, fd: int) -> None: ...
+
+    def abandon(self) -> None:
+        """As `drain`, and close the listeners at once: another daemon may want the addresses."""
+        self.drain()
+
+    def attend(self) -> None:
+        """A message of the supervisor has come; called by a signal handler, also within a long request."""
+
+    def interrupt(self, signum: int, frame: "FrameType | None") -> None:
+        """Signal handler: end requests that the supervisor has marked as overdue, if that can be done.
+
+        Raises:
+            DeadlineExceeded: in the request that the signal has interrupted.
+        """
+
+    def descriptors(self) -> set[int]:
+        """What `close` will close."""
+        return set()
+
+    def close(self) -> None:
+        """Give back all descriptors but the listeners'; after `run`."""
