@@ -1,0 +1,303 @@
+"""Watching the app's files while it is being written (`reload`).
+
+Fork servers and workers tell which files they have loaded. The kernel says in which folders something
+happened, and that is only a reason to look: what counts is whether a file's inode, size or time of change
+is another than at the last look. So nothing is missed while what is watched changes, editors may write a
+file however they like, and what nobody loads may change as often as it likes.
+
+Folders are watched, each by itself, rather than files: there are fewer of them, and a file that an editor
+replaces stays in its folder. Nothing of this is imported by who does not ask for it.
+"""
+
+import asyncio
+import glob
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from supervisor.daemon.journal import Journal
+from supervisor.fleet import events
+from supervisor.ipc import messages
+from supervisor.settings.table import Settings
+
+if TYPE_CHECKING:
+    from watchfiles import Change
+
+# Milliseconds without a change after which those before it are looked at, and the most to wait for that.
+_STEP, _DEBOUNCE = 20, 400
+# Seconds between two looks where the kernel does not say when.
+_POLL = 0.5
+# A file that is gone may be about to be written anew (s).
+_GONE = 0.1
+# Until the watch is set up for sure (s); changes before it are found by a look of our own.
+_SETTLED = 0.05
+# Folders looked through for templates or for `reload_extra_files`, at most.
+_MOST_FOLDERS = 2000
+# What template languages call their files; in a folder `templates` any file is one.
+_TEMPLATES = tuple(
+    ".html .htm .xhtml .djhtml .jinja .jinja2 .j2 .mako .tmpl .tpl .pt .chameleon .mustache .hbs".split()
+)
+
+# Folders without sources, and what tools call files that are none.
+_NO_SOURCES = ("__pycache__", "node_modules")
+_LEFT = ("~", ".pyc", ".swp", ".swx", ".tmp")
+
+Signature = tuple[int, ...] | None
+"""Inode, size, and time of change in ns; None if there is no file."""
+
+
+def signature(path: str) -> Signature:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - thousands of them
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def is_template(path: str) -> bool:
+    return path.endswith(_TEMPLATES) or "/templates/" in path
+
+
+class Watcher:
+    """Asks for a reload when a file changes; does nothing until it is configured to.
+
+    Args:
+        submit: takes the fleet's events.
+        journal: for what deserves a line.
+    """
+
+    def __init__(self, submit: Callable[[events.Event], object], journal: Journal) -> None:
+        self._submit = submit
+        self._journal = journal
+        self._on = False
+        self._engine = "auto"
+        self._extra: tuple[str, ...] = ()
+        self._warned: set[str] = set()
+        self._files: dict[int, set[str]] = {}
+        self._folders: dict[int, set[str]] = {}
+        # All files that count, as of the last look.
+        self._known: dict[str, Signature] = {}
+        # Generations of which the log has told that their app can't be loaded.
+        self._broken: set[int] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._confirming: asyncio.TimerHandle | None = None
+        self._again = asyncio.Event()
+        # The folders that are watched, with the inode of each: one that is replaced is another.
+        self._places: dict[str, int] = {}
+        self._roots: tuple[str, ...] = ()
+        self._exact: set[str] = set()
+
+    def configure(self, settings: Settings) -> None:
+        """Be as a new generation's settings say."""
+        if not settings.reload:
+            self.stop()
+            return
+        self._on = True
+        if settings.reload_extra_files != self._extra:
+            self._extra = settings.reload_extra_files
+            self._warn_of_missing()
+            self._add(self._scan_extra(), time.time())
+        if settings.reload_engine != self._engine:
+            self._engine = settings.reload_engine
+            self._again.set()
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def stop(self) -> None:
+        self._on = False
+        if self._confirming is not None:
+            self._confirming.cancel()
+        if self._task is not None:
+            self._again.set()
+            self._task.cancel()
+            self._task = None
+
+    def hear(self, generation: int, message: messages.Watch | messages.AppBroken) -> None:
+        """A process of a generation has told something."""
+        if not self._on:
+            return
+        if isinstance(message, messages.AppBroken):
+            if generation not in self._broken:
+                self._broken.add(generation)
+                fields = {"generation": generation, "reason": message.reason, "traceback": message.traceback}
+                self._journal.record("error", "app_broken", fields)
+            return
+        self._files.setdefault(generation, set()).update(message.files)
+        self._folders.setdefault(generation, set()).update(message.folders)
+        self._add((*message.files, *_templates(message.folders)), message.since)
+
+    def forget_before(self, current: int) -> None:
+        """Workers of this generation serve: what only those before it had loaded counts no more."""
+        for told in (self._files, self._folders):
+            for generation in [number for number in told if number < current]:
+                del told[generation]
+        self._broken = {number for number in self._broken if number >= current}
+
+    # -- looking ----------------------------------------------------------------------------------------
+
+    def _add(self, files: Iterable[str], since: float) -> None:
+        """Take note of files; one that was written since it was read counts as changed."""
+        late = []
+        for path in files:
+            if path not in self._known:
+                found = self._known[path] = signature(path)
+                if found is not None and found[2] > since * 1e9:
+                    late.append(path)
+        if self._wanted() - self._places.keys():
+            self._again.set()
+        if late:
+            self._ask(late)
+
+    def _scan(self) -> dict[str, Signature]:
+        files = set().union(*self._files.values(), _templates(self._all_folders()), self._scan_extra())
+        return {path: signature(path) for path in files}
+
+    def _scan_extra(self) -> list[str]:
+        """The files that `reload_extra_files` means now."""
+        found = []
+        for entry in self._extra:
+            path = os.path.abspath(entry)  # noqa: PTH100
+            if os.path.isdir(path):  # noqa: PTH112
+                found += [file for _, files in _walk(path) for file in files]
+            elif glob.has_magic(path) and not os.path.lexists(path):
+                found += glob.glob(path, recursive=True)  # noqa: PTH207
+            else:
+                found.append(path)
+        return found
+
+    def _check(self, confirmed: bool = False) -> None:
+        """Look at all files, and ask for a reload if one has changed."""
+        if not self._on:
+            return
+        now = self._scan()
+        changed = [path for path in now.keys() | self._known.keys() if now.get(path) != self._known.get(path)]
+        if changed and not confirmed and not any(now.get(path) for path in changed):
+            if self._confirming is None or self._confirming.when() < asyncio.get_running_loop().time():
+                self._confirming = asyncio.get_running_loop().call_later(_GONE, self._check, True)
+            return
+        self._known = now
+        if any(_inode(path) != seen for path, seen in self._places.items()) or (
+            self._wanted() - self._places.keys()
+        ):
+            self._again.set()
+        if changed:
+            self._ask(changed)
+
+    def _ask(self, changed: list[str]) -> None:
+        here = f"{os.getcwd()}/"  # noqa: PTH109
+        first, *others = sorted(path.removeprefix(here) for path in changed)
+        what = f"files {first} and {len(others)} more" if others else f"file {first}"
+        self._submit(events.ReloadAsked(f"{what} changed"))
+
+    # -- being told -------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        # Only now: it has a library of its own in the background, and threads.
+        from watchfiles import awatch
+
+        polling = False
+        while True:
+            self._again = again = asyncio.Event()
+            self._places = {path: _inode(path) for path in self._wanted()}
+            self._note_interest()
+            asyncio.get_running_loop().call_later(_SETTLED, self._check)
+            if polling or self._engine == "poll" or not self._places:
+                await _wait(again, _POLL)
+                self._check()
+                continue
+            try:
+                async for _ in awatch(
+                    *self._places,
+                    watch_filter=self._matters,
+                    debounce=_DEBOUNCE,
+                    step=_STEP,
+                    stop_event=again,
+                    recursive=False,
+                    ignore_permission_denied=True,
+                ):
+                    self._check()
+            except FileNotFoundError:
+                # A folder has gone since we looked.
+                await asyncio.sleep(_SETTLED)
+            except Exception as error:  # noqa: BLE001 - of the library's own kind for what the kernel refuses
+                polling = True
+                problem = (
+                    f"reload: can't ask the kernel for changes, looks every {_POLL:g} s instead: {error}"
+                )
+                self._journal.record("warning", "configuration", {"problem": problem})
+
+    def _wanted(self) -> set[str]:
+        """The folders to watch: those with files that count, and the ones above, which tell if they are
+        replaced."""
+        folders = {os.path.dirname(path) for path in self._known}  # noqa: PTH120
+        for root in (*self._all_folders(), *map(_fixed_part, self._extra)):
+            folders.add(root)
+            folders.update(folder for folder, _ in _walk(root))
+        folders |= {os.path.dirname(path) for path in folders}  # noqa: PTH120
+        return {_existing(path) for path in folders}
+
+    def _note_interest(self) -> None:
+        roots = {*self._all_folders(), *map(_fixed_part, self._extra)}
+        self._roots = tuple(f"{path}/" for path in roots)
+        self._exact = {*self._known, *self._places, *roots}
+
+    def _matters(self, _change: "Change", path: str) -> bool:
+        """Whether to look because of what happened to a path; called in this thread."""
+        return path in self._exact or path.startswith(self._roots)
+
+    def _all_folders(self) -> set[str]:
+        return set().union(*self._folders.values())
+
+    def _warn_of_missing(self) -> None:
+        for entry in self._extra:
+            if entry not in self._warned and not (
+                Path(entry).exists() or (glob.has_magic(entry) and glob.glob(entry, recursive=True))  # noqa: PTH207
+            ):
+                self._warned.add(entry)
+                problem = f"reload_extra_files: {entry!r} is not there; it counts when it comes"
+                self._journal.record("warning", "configuration", {"problem": problem})
+
+
+def _templates(folders: Iterable[str]) -> list[str]:
+    return [path for folder in folders for _, files in _walk(folder) for path in files if is_template(path)]
+
+
+def _walk(root: str) -> Iterator[tuple[str, list[str]]]:
+    """A folder and those in it, each with its files; absolute paths. What tools leave is not among them."""
+    left = _MOST_FOLDERS
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name[0] != "." and name not in _NO_SOURCES]
+        yield folder, [f"{folder}/{name}" for name in files if name[0] != "." and not name.endswith(_LEFT)]
+        left -= 1
+        if not left:
+            return
+
+
+def _fixed_part(entry: str) -> str:
+    """The folder or file that an entry of `reload_extra_files` begins with, before what is a pattern."""
+    path = os.path.abspath(entry)  # noqa: PTH100
+    while glob.has_magic(path) and not os.path.lexists(path):
+        path = os.path.dirname(path)  # noqa: PTH120
+    return path
+
+
+def _existing(path: str) -> str:
+    """The folder itself, or the nearest above that exists: there its coming shows."""
+    while not os.path.isdir(path):  # noqa: PTH112
+        path = os.path.dirname(path)  # noqa: PTH120
+    return path
+
+
+def _inode(folder: str) -> int:
+    found = signature(folder)
+    return found[0] if found is not None else 0
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass
