@@ -145,8 +145,7 @@ class Watcher:
                 found = self._known[path] = signature(path)
                 if found is not None and found[2] > since * 1e9:
                     late.append(path)
-        if self._wanted() - self._places.keys():
-            self._again.set()
+        self._keep_up()
         if late:
             self._ask(late)
 
@@ -178,10 +177,7 @@ class Watcher:
                 self._confirming = asyncio.get_running_loop().call_later(_GONE, self._check, True)
             return
         self._known = now
-        if any(_inode(path) != seen for path, seen in self._places.items()) or (
-            self._wanted() - self._places.keys()
-        ):
-            self._again.set()
+        self._keep_up()
         if changed:
             self._ask(changed)
 
@@ -201,7 +197,6 @@ class Watcher:
         while True:
             self._again = again = asyncio.Event()
             self._places = {path: _inode(path) for path in self._wanted()}
-            self._note_interest()
             asyncio.get_running_loop().call_later(_SETTLED, self._check)
             if polling or self._engine == "poll" or not self._places:
                 await _wait(again, _POLL)
@@ -238,10 +233,14 @@ class Watcher:
         folders |= {os.path.dirname(path) for path in folders}  # noqa: PTH120
         return {_existing(path) for path in folders}
 
-    def _note_interest(self) -> None:
+    def _keep_up(self) -> None:
+        """Other files may count than before, in other folders, or in ones that have been replaced."""
         roots = {*self._all_folders(), *map(_fixed_part, self._extra)}
         self._roots = tuple(f"{path}/" for path in roots)
-        self._exact = {*self._known, *self._places, *roots}
+        # A folder that is not there yet shows by its own name.
+        self._exact = {*self._known, *roots, *(os.path.dirname(path) for path in self._known)}  # noqa: PTH120
+        if self._places != {path: _inode(path) for path in self._wanted()}:
+            self._again.set()
 
     def _matters(self, _change: "Change", path: str) -> bool:
         """Whether to look because of what happened to a path; called in this thread."""

@@ -156,8 +156,8 @@ def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], "Hook | None
         return ask.known, [], hook
     loaded = load(ask.command_line, os.environ, file, usable_cpus)
     if loaded.settings.paste:
-        # Only now, as PasteDeploy itself.
-        from supervisor.workers.paste import with_paste
+        # Only now: few have such a file.
+        from supervisor.settings.pastefile import with_paste
 
         file = with_paste(file, loaded.settings, folder, warnings)
         loaded = load(ask.command_line, os.environ, file, usable_cpus)

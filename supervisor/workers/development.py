@@ -12,6 +12,7 @@ from typing import cast
 from supervisor.ipc import messages
 from supervisor.ipc.channel import shorten
 from supervisor.settings import configfile
+from supervisor.settings.pastefile import file_name
 from supervisor.settings.table import Settings
 from supervisor.workers.base import BaseWorker
 from supervisor.workers.error_page import AsgiErrorPage, ErrorPage, Failure
@@ -37,7 +38,7 @@ class Development:
         files = [] if name is None or name.startswith("python:") else [name.removeprefix("file:")]
         files = [os.path.join(ask.folder, file) for file in files]  # noqa: PTH118 - may be absolute
         if settings.paste:
-            files.append(settings.paste.removeprefix("config:").partition("#")[0])
+            files.append(file_name(settings.paste))
         self._telling.tell(os.path.abspath(file) for file in files)  # noqa: PTH100
 
     def load(self, settings: Settings, worker_class: type[BaseWorker], generation: int) -> App:

@@ -29,8 +29,7 @@ _STYLE = """
 body { margin: 0; padding: 2.5rem 1.25rem; background: var(--back); color: var(--front);
   font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 60rem; margin: auto; }
-h1 { margin: 0 0 .25rem; color: var(--bad); font-size: 1.35rem; overflow-wrap: anywhere; }
-p { margin: 0 0 1.5rem; color: var(--soft); }
+h1 { margin: 0 0 1.5rem; color: var(--bad); font-size: 1.35rem; overflow-wrap: anywhere; }
 h2 { margin: 0; padding: .6rem 1rem; border-bottom: 1px solid var(--line); font-size: .9rem;
   font-weight: 600; overflow-wrap: anywhere; }
 section { margin: 0 0 1.25rem; border: 1px solid var(--line); border-radius: 8px; background: var(--card);
@@ -181,7 +180,7 @@ class ErrorPage:
             "<!doctype html><html lang=en><meta charset=utf-8>"
             '<meta name=viewport content="width=device-width">'
             f"<title>{escape(failure.reason)}</title><style>{_STYLE}</style>"
-            f"<main><h1>{escape(failure.reason)}</h1><p>The app can't be loaded.</p>{source}{trace}"
+            f"<main><h1>{escape(failure.reason)}</h1>{source}{trace}"
             f"<footer>{hint}</footer></main>{script}</html>"
         )
 

@@ -14,6 +14,7 @@ from supervisor.settings.table import Settings
 from supervisor.wsgi.exchange import App, QuitWorker
 
 _LONGEST_REASON = 500
+_OURS = (__file__, str(Path(__file__).with_name("paste.py")))
 
 
 class AppLoadError(Exception):
@@ -144,7 +145,7 @@ def _app_traceback(error: BaseException) -> str:
 
 
 def _is_ours(filename: str) -> bool:
-    return filename == __file__ or "importlib" in filename
+    return filename in _OURS or "importlib" in filename or "/paste/deploy/" in filename
 
 
 def standard_modules(before: AbstractSet[str]) -> list[str]:

@@ -10,6 +10,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterable
+from importlib.util import cache_from_source
 from types import ModuleType
 from typing import NamedTuple
 
@@ -98,6 +99,21 @@ def _candidates(name: str) -> list[str]:
     return [f"{folder}/{parts}{end}" for folder in folders for end in (".py", "/__init__.py")]
 
 
+def forget_bytecode(files: Iterable[str], since: float) -> None:
+    """Remove the cached bytecode of files that were written in the second that `since` is in, or later.
+
+    It knows its source by size and whole seconds (PEP 3147), so it would pass for that of another edit in the
+    same second.
+    """
+    for path in files:
+        if path.endswith(".py") and not is_installed(path):
+            try:
+                if os.stat(path).st_mtime >= int(since):  # noqa: PTH116
+                    os.unlink(cache_from_source(path))  # noqa: PTH108
+            except (OSError, NotImplementedError):
+                continue  # there is none, or it is not ours to remove
+
+
 class Telling:
     """Tells what this process has loaded, each file once.
 
@@ -124,6 +140,7 @@ class Telling:
         folders = [folder for folder in found.folders if folder not in self._told]
         files = [file for file in dict.fromkeys((*found.files, *more)) if file not in self._told]
         self._told.update(files, folders)
+        forget_bytecode(files, since)
         for start in range(0, max(len(files), bool(folders)), _BATCH):
             self._say(messages.Watch(files[start : start + _BATCH], [] if start else folders, since))
 
