@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from supervisor.daemon.journal import Journal
 from supervisor.fleet import events
@@ -60,6 +60,13 @@ def is_template(path: str) -> bool:
     return path.endswith(_TEMPLATES) or "/templates/" in path
 
 
+class _Survey(NamedTuple):
+    """What counts: files, and the folders in which others may come; absolute paths."""
+
+    files: set[str]
+    folders: set[str]
+
+
 class Watcher:
     """Asks for a reload when a file changes; does nothing until it is configured to.
 
@@ -73,6 +80,8 @@ class Watcher:
         self._journal = journal
         self._on = False
         self._engine = "auto"
+        # Looks from time to time, because it was told to or the kernel refuses to tell.
+        self._polls = False
         self._extra: tuple[str, ...] = ()
         self._warned: set[str] = set()
         self._files: dict[int, set[str]] = {}
@@ -98,9 +107,10 @@ class Watcher:
         if settings.reload_extra_files != self._extra:
             self._extra = settings.reload_extra_files
             self._warn_of_missing()
-            self._add(self._scan_extra(), time.time())
+            self._add((), time.time())
         if settings.reload_engine != self._engine:
             self._engine = settings.reload_engine
+            self._polls = self._engine == "poll"
             self._again.set()
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
@@ -126,7 +136,7 @@ class Watcher:
             return
         self._files.setdefault(generation, set()).update(message.files)
         self._folders.setdefault(generation, set()).update(message.folders)
-        self._add((*message.files, *_templates(message.folders)), message.since)
+        self._add(message.files, message.since)
 
     def forget_before(self, current: int) -> None:
         """Workers of this generation serve: what only those before it had loaded counts no more."""
@@ -134,50 +144,59 @@ class Watcher:
             for generation in [number for number in told if number < current]:
                 del told[generation]
         self._broken = {number for number in self._broken if number >= current}
+        if self._on:
+            files = self._survey().files
+            self._known = {path: seen for path, seen in self._known.items() if path in files}
 
     # -- looking ----------------------------------------------------------------------------------------
 
     def _add(self, files: Iterable[str], since: float) -> None:
         """Take note of files; one that was written since it was read counts as changed."""
         late = []
-        for path in files:
+        survey = self._survey()
+        for path in (*files, *survey.files):
             if path not in self._known:
                 found = self._known[path] = signature(path)
                 if found is not None and found[2] > since * 1e9:
                     late.append(path)
-        self._keep_up()
+        self._keep_up(survey)
         if late:
             self._ask(late)
 
-    def _scan(self) -> dict[str, Signature]:
-        files = set().union(*self._files.values(), _templates(self._all_folders()), self._scan_extra())
-        return {path: signature(path) for path in files}
-
-    def _scan_extra(self) -> list[str]:
-        """The files that `reload_extra_files` means now."""
-        found = []
+    def _survey(self) -> _Survey:
+        """What counts now: files by what was told, by what lies in folders, by `reload_extra_files`."""
+        files: set[str] = set().union(*self._files.values())
+        folders: set[str] = set()
+        for root in self._all_folders():
+            for folder, found in _walk(root):
+                folders.add(folder)
+                files.update(filter(is_template, found))
         for entry in self._extra:
             path = os.path.abspath(entry)  # noqa: PTH100
-            if os.path.isdir(path):  # noqa: PTH112
-                found += [file for _, files in _walk(path) for file in files]
-            elif glob.has_magic(path) and not os.path.lexists(path):
-                found += glob.glob(path, recursive=True)  # noqa: PTH207
+            if glob.has_magic(path) and not os.path.lexists(path):
+                files.update(glob.glob(path, recursive=True))  # noqa: PTH207
+                folders.update(_folders_of(path))
+            elif os.path.isdir(path):  # noqa: PTH112
+                for folder, found in _walk(path):
+                    folders.add(folder)
+                    files.update(found)
             else:
-                found.append(path)
-        return found
+                files.add(path)
+        return _Survey(files, folders)
 
-    def _check(self, confirmed: bool = False) -> None:
+    def look(self, confirmed: bool = False) -> None:
         """Look at all files, and ask for a reload if one has changed."""
         if not self._on:
             return
-        now = self._scan()
+        survey = self._survey()
+        now = {path: signature(path) for path in survey.files}
         changed = [path for path in now.keys() | self._known.keys() if now.get(path) != self._known.get(path)]
         if changed and not confirmed and not any(now.get(path) for path in changed):
             if self._confirming is None or self._confirming.when() < asyncio.get_running_loop().time():
-                self._confirming = asyncio.get_running_loop().call_later(_GONE, self._check, True)
+                self._confirming = asyncio.get_running_loop().call_later(_GONE, self.look, True)
             return
         self._known = now
-        self._keep_up()
+        self._keep_up(survey)
         if changed:
             self._ask(changed)
 
@@ -193,14 +212,12 @@ class Watcher:
         # Only now: it has a library of its own in the background, and threads.
         from watchfiles import awatch
 
-        polling = False
         while True:
             self._again = again = asyncio.Event()
-            self._places = {path: _inode(path) for path in self._wanted()}
-            asyncio.get_running_loop().call_later(_SETTLED, self._check)
-            if polling or self._engine == "poll" or not self._places:
+            asyncio.get_running_loop().call_later(_SETTLED, self.look)
+            if self._polls or not self._places:
                 await _wait(again, _POLL)
-                self._check()
+                self.look()
                 continue
             try:
                 async for _ in awatch(
@@ -212,34 +229,31 @@ class Watcher:
                     recursive=False,
                     ignore_permission_denied=True,
                 ):
-                    self._check()
+                    self.look()
             except FileNotFoundError:
                 # A folder has gone since we looked.
                 await asyncio.sleep(_SETTLED)
             except Exception as error:  # noqa: BLE001 - of the library's own kind for what the kernel refuses
-                polling = True
+                self._polls = True
                 problem = (
                     f"reload: can't ask the kernel for changes, looks every {_POLL:g} s instead: {error}"
                 )
                 self._journal.record("warning", "configuration", {"problem": problem})
 
-    def _wanted(self) -> set[str]:
-        """The folders to watch: those with files that count, and the ones above, which tell if they are
-        replaced."""
-        folders = {os.path.dirname(path) for path in self._known}  # noqa: PTH120
-        for root in (*self._all_folders(), *map(_fixed_part, self._extra)):
-            folders.add(root)
-            folders.update(folder for folder, _ in _walk(root))
-        folders |= {os.path.dirname(path) for path in folders}  # noqa: PTH120
-        return {_existing(path) for path in folders}
-
-    def _keep_up(self) -> None:
+    def _keep_up(self, survey: _Survey) -> None:
         """Other files may count than before, in other folders, or in ones that have been replaced."""
+        if self._polls:
+            return
         roots = {*self._all_folders(), *map(_fixed_part, self._extra)}
         self._roots = tuple(f"{path}/" for path in roots)
+        folders = {os.path.dirname(path) for path in self._known} | roots | survey.folders  # noqa: PTH120
         # A folder that is not there yet shows by its own name.
-        self._exact = {*self._known, *roots, *(os.path.dirname(path) for path in self._known)}  # noqa: PTH120
-        if self._places != {path: _inode(path) for path in self._wanted()}:
+        self._exact = folders | self._known.keys()
+        # Those above tell if one is replaced.
+        folders |= {os.path.dirname(path) for path in folders}  # noqa: PTH120
+        places = {path: _inode(path) for path in set(map(_existing, folders))}
+        if places != self._places:
+            self._places = places
             self._again.set()
 
     def _matters(self, _change: "Change", path: str) -> bool:
@@ -259,10 +273,6 @@ class Watcher:
                 self._journal.record("warning", "configuration", {"problem": problem})
 
 
-def _templates(folders: Iterable[str]) -> list[str]:
-    return [path for folder in folders for _, files in _walk(folder) for path in files if is_template(path)]
-
-
 def _walk(root: str) -> Iterator[tuple[str, list[str]]]:
     """A folder and those in it, each with its files; absolute paths. What tools leave is not among them."""
     left = _MOST_FOLDERS
@@ -272,6 +282,18 @@ def _walk(root: str) -> Iterator[tuple[str, list[str]]]:
         left -= 1
         if not left:
             return
+
+
+def _folders_of(pattern: str) -> set[str]:
+    """Existing folders in which files of a pattern may be, or folders that lead there."""
+    fixed = _fixed_part(pattern)
+    if "**" in pattern:
+        return {folder for folder, _ in _walk(fixed)}
+    found, pattern = {fixed}, os.path.dirname(pattern)  # noqa: PTH120
+    while pattern != fixed and glob.has_magic(pattern):
+        found.update(glob.glob(pattern))  # noqa: PTH207
+        pattern = os.path.dirname(pattern)  # noqa: PTH120
+    return found
 
 
 def _fixed_part(entry: str) -> str:
