@@ -214,8 +214,9 @@ class WorkerProcess:
             app = generation.app
             if app is None:
                 generation.worker_class.prepare(settings)
-                if settings.spew:
-                    self._spew()
+            if settings.spew:
+                self._spew()
+            if app is None:
                 app = (
                     development.load(settings, generation.worker_class, generation.number)
                     if development is not None

@@ -83,7 +83,7 @@ def test_by_a_server_runner(site: Place) -> None:
     assert daemon.status().wanted == 1
 
 
-@pytest.mark.parametrize("more", [[], ["--threads", "2"]])
+@pytest.mark.parametrize("more", [[], ["--threads", "2"], ["--preload"]])
 def test_spew(place: Place, more: list[str]) -> None:
     """Each line that the app runs is in the log, whatever thread runs it; one warning at the start."""
     daemon = place.start("--spew", *more, "plain:app")
