@@ -95,7 +95,9 @@ class Watcher:
         self._again = asyncio.Event()
         # The folders that are watched, with the inode of each: one that is replaced is another.
         self._places: dict[str, int] = {}
+        # Where templates and extra files may come.
         self._roots: tuple[str, ...] = ()
+        self._extra_roots: tuple[str, ...] = ()
         self._exact: set[str] = set()
 
     def configure(self, settings: Settings) -> None:
@@ -222,7 +224,7 @@ class Watcher:
             try:
                 async for _ in awatch(
                     *self._places,
-                    watch_filter=self._matters,
+                    watch_filter=self.matters,
                     debounce=_DEBOUNCE,
                     step=_STEP,
                     stop_event=again,
@@ -244,9 +246,9 @@ class Watcher:
         """Other files may count than before, in other folders, or in ones that have been replaced."""
         if self._polls:
             return
-        roots = {*self._all_folders(), *map(_fixed_part, self._extra)}
-        self._roots = tuple(f"{path}/" for path in roots)
-        folders = {os.path.dirname(path) for path in self._known} | roots | survey.folders  # noqa: PTH120
+        roots, extra = self._all_folders(), set(map(_fixed_part, self._extra))
+        self._roots, self._extra_roots = (tuple(f"{path}/" for path in found) for found in (roots, extra))
+        folders = {os.path.dirname(path) for path in self._known} | roots | extra | survey.folders  # noqa: PTH120
         # A folder that is not there yet shows by its own name.
         self._exact = folders | self._known.keys()
         # Those above tell if one is replaced.
@@ -256,9 +258,12 @@ class Watcher:
             self._places = places
             self._again.set()
 
-    def _matters(self, _change: "Change", path: str) -> bool:
+    def matters(self, _change: "Change", path: str) -> bool:
         """Whether to look because of what happened to a path; called in this thread."""
-        return path in self._exact or path.startswith(self._roots)
+        if path in self._exact or path.startswith(self._extra_roots):
+            return True
+        # In the app's own folders: its log may be in there, too. What has no ending may be a folder.
+        return path.startswith(self._roots) and (is_template(path) or "." not in os.path.basename(path))  # noqa: PTH119
 
     def _all_folders(self) -> set[str]:
         return set().union(*self._folders.values())

@@ -22,6 +22,10 @@ def write(name: str, text: str) -> None:
     Path(name).write_text(text)
 
 
+def path(name: str) -> str:
+    return str(Path(name).absolute())
+
+
 def rename(old: str, new: str) -> None:
     Path(old).rename(new)
 
@@ -41,7 +45,7 @@ class Rig:
         self._came.set()
 
     def told(self, *names: str, generation: int = 1, since: float | None = None) -> None:
-        files = [str(Path(name).absolute()) for name in names]
+        files = [path(name) for name in names]
         self.watcher.hear(generation, Watch(files, [], time.time() + 1 if since is None else since))
 
     async def asks(self, number: int) -> list[str]:
@@ -182,3 +186,22 @@ async def test_stopped(rig: Rig) -> None:
     others = asyncio.all_tasks() - {asyncio.current_task()}
     assert not others or (await asyncio.wait(others, timeout=_PATIENCE))[1] == set()
     assert rig.asked == []
+
+
+async def test_what_does_not_matter(rig: Rig) -> None:
+    """Notices of files that nobody loads, the app's own log say, are no reason to look at all that are."""
+    write("shop/__init__.py", "1")
+    configured(rig, "conf/*.yaml")
+    rig.watcher.hear(1, Watch([path("shop/__init__.py")], [path("shop")]))
+    for name, matters in (
+        ("shop/__init__.py", True),
+        ("shop/list.html", True),
+        ("shop/deep", True),
+        ("shop/error.log", False),
+        ("shop/templates/error.log", True),
+        ("shop", True),
+        ("other.html", False),
+        ("conf", True),
+        ("conf/x.yaml", True),
+    ):
+        assert rig.watcher.matters(None, path(name)) is matters, name  # type: ignore[arg-type]
