@@ -191,6 +191,7 @@ def test_error_page(place: Place, preload: list[str]) -> None:
     """After an edit that breaks the app each request gets a 500 that says why, until the next edit."""
     place.add("page.py", page("old"))
     daemon = dev(place, "-w", "2", *preload)
+    daemon.settled(2)  # both with the old code: else the log would tell of one more failure, the second one's
     for number, (source, words, line) in enumerate(BROKEN.values(), 1):
         place.add("page.py", source)
         daemon.event("reload_done", generation=2 * number)
