@@ -3,7 +3,9 @@
 import os
 import sys
 import time
+from collections import deque
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -39,6 +41,10 @@ class CarriedForkServer(msgspec.Struct, frozen=True):
     warmed: bool
     sent: set[int]
     channel: int
+    hooks: list[str] = []
+    calls: bool = False
+    workers_told: int | None = None
+    due: list[messages.HookDue] = []
 
 
 class CarriedWorker(msgspec.Struct, frozen=True):
@@ -99,7 +105,14 @@ class Child:
 
 
 class ForkServerHandle(Child):
-    """A running fork server."""
+    """A running fork server.
+
+    Attributes:
+        cause: why it was started.
+        hooks: names of those that its configuration file has; calls: it can be told what is due; due: what it
+            was told and has not done yet; workers_told: the number of workers that it knows.
+        ending: it is to end once nothing is due.
+    """
 
     pid: int
 
@@ -112,6 +125,12 @@ class ForkServerHandle(Child):
         self.channel = chan
         self.listener_keys: list[str] = []
         self.warmed = False
+        self.cause: Literal["start", "reload", "upgrade", "restart"] = "restart"
+        self.hooks: list[str] = []
+        self.calls = False
+        self.workers_told: int | None = None
+        self.due: deque[messages.HookDue] = deque()
+        self.ending = False
 
     def carried(self) -> CarriedForkServer:
         return CarriedForkServer(
@@ -122,6 +141,10 @@ class ForkServerHandle(Child):
             self.warmed,
             self.sent,
             self.channel.fileno(),
+            self.hooks,
+            self.calls,
+            self.workers_told,
+            list(self.due),
         )
 
     @classmethod
@@ -130,6 +153,9 @@ class ForkServerHandle(Child):
         handle = cls(carried.generation, carried.pid, chan, carried.spawned_at)
         handle.listener_keys = carried.listener_keys
         handle.warmed = carried.warmed
+        handle.hooks, handle.calls = carried.hooks, carried.calls
+        handle.workers_told = carried.workers_told
+        handle.due.extend(carried.due)
         handle.sent = carried.sent
         return handle
 

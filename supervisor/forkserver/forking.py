@@ -54,6 +54,9 @@ class Forking:
                 if isinstance(message, messages.Spawn):
                     if (inheritance := self._spawn(message, descriptors)) is not None:
                         return inheritance
+                elif isinstance(message, messages.HookDue):
+                    self._generation.hooks.due(message)
+                    self._channel.send(messages.HookDone(message.name))
                 elif isinstance(message, messages.Warm):
                     _warm(message.modules)
                 elif isinstance(message, messages.Drain) and not message.template:
@@ -65,6 +68,7 @@ class Forking:
     def _spawn(self, ask: messages.Spawn, descriptors: list[int]) -> boot.Inheritance | None:
         """Fork a worker; in the worker, returns what it inherits."""
         channel_fd, stacks_fd = descriptors
+        hook_worker = self._generation.hooks.about_to_fork(ask)
         read_fd, write_fd = os.pipe()
         gc.freeze()  # what came since the last time; see `_tidy_up`
         # Blocked until the worker has handlers of its own: ours would swallow what is meant for it.
@@ -87,9 +91,8 @@ class Forking:
                 os.close(read_fd)
                 os.close(write_fd)
                 self._channel.close()
-                return boot.Inheritance(
-                    self._generation, ask.launch, ask.urgent, ask.slot, ask.cell, channel_fd, stacks_fd
-                )
+                place = ask.launch, ask.urgent, ask.slot, ask.cell
+                return boot.Inheritance(self._generation, *place, channel_fd, stacks_fd, hook_worker)
             os.write(write_fd, _PID.pack(worker))
             os._exit(0)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
@@ -101,6 +104,7 @@ class Forking:
         os.waitpid(intermediate, 0)
         pid = _PID.unpack(answer)[0] if len(answer) == _PID.size else -1
         if pid > 0:
+            self._generation.hooks.forked(hook_worker, pid)
             self._channel.send(messages.Forked(ask.launch, pid))
         else:
             self._channel.send(messages.ForkFailed(ask.launch, os.strerror(-pid)))
@@ -112,6 +116,7 @@ def take_over(template: boot.Template) -> Forking:
     # Without its supervisor it ends, as any fork server.
     boot.on_hang_up(template.channel_fd, lambda: os._exit(0))
     channel: Channel[Asked] = Channel(socket.socket(fileno=template.channel_fd), Asked)
+    template.generation.hooks.taken_over()
     return Forking(channel, template.generation)
 
 

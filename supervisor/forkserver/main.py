@@ -12,13 +12,16 @@ import random
 import socket
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from setproctitle import setproctitle
 
 from supervisor.errors import OstlerError, SettingError
 from supervisor.forkserver.forking import Asked, Forking, take_over
+from supervisor.hooks.calling import HookFailed
+from supervisor.hooks.generation import Hooks
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.access import compile_format
@@ -35,6 +38,7 @@ from supervisor.workers.classes import worker_class
 from supervisor.workers.engine import Engine
 from supervisor.workers.loader import AppLoadError, load_app, prepare
 from supervisor.workers.rehearsal import LONG, rehearse
+from supervisor.wsgi.exchange import App
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -52,6 +56,7 @@ class Preparation:
         self._log_format = ""
         self._tls: SSLContext | None = None
         self._worker_class: type[BaseWorker] = Engine
+        self._hooks: Hooks | None = None
 
     def run(self) -> boot.Generation | None:
         """Do what the supervisor asks; None if it can't be done, or the supervisor is gone."""
@@ -70,7 +75,8 @@ class Preparation:
         try:
             if ask.version != messages.VERSION:
                 raise OstlerError("Ostler was changed on disk while it runs; restart it to use the new one")
-            loaded, warnings, hook = _configure(ask)
+            loaded, warnings, functions = _configure(ask)
+            hook = functions.get("ssl_context")
             prepare(loaded.settings)
             self._log_format = _check_logs(loaded.settings)
             _check_folder(loaded.settings.tmp_upload_dir)
@@ -78,24 +84,39 @@ class Preparation:
             self._worker_class = worker_class(loaded.settings)
             if hook is not None and self._tls is None and ask.known is None:
                 warnings.append("ssl_context: without effect, because certfile is not set")
+            called = {name: function for name, function in functions.items() if name != "ssl_context"}
+            self._hooks = Hooks(
+                called, loaded.settings, ask.generation, self._log_format, self._load_app, ask.cause
+            )
+            self._loaded = loaded
+            self._hooks.configured()
         except (OstlerError, AppLoadError) as error:
             self._channel.send(messages.LoadFailed(str(error), None))
             return False
-        self._loaded = loaded
-        self._channel.send(messages.Configured(loaded, warnings))
+        except HookFailed as error:
+            self._channel.send(messages.LoadFailed(error.reason, shorten(error.trace)))
+            return False
+        self._channel.send(messages.Configured(loaded, warnings, self._hooks.names))
         return True
+
+    def _load_app(self) -> App:
+        assert self._loaded is not None
+        settings = self._loaded.settings
+        self._worker_class.prepare(settings)
+        return load_app(settings.wsgi_app or "")
 
     def _load(self, ask: messages.Load, descriptors: list[int]) -> boot.Generation | None:
         assert self._loaded is not None
+        assert self._hooks is not None
         settings = self._loaded.settings
         scoreboard_fd, giving_fd, taking_fd, *listener_fds = descriptors
-        spec = settings.wsgi_app or ""
+        listeners = [socket.socket(fileno=fd) for fd in listener_fds]
+        app = self._hooks.server.app
         try:
-            app = None
             if settings.preload_app:
-                self._worker_class.prepare(settings)
-                app = load_app(spec)
-        except AppLoadError as error:
+                app.wsgi()
+            self._hooks.listening(listeners)
+        except (AppLoadError, HookFailed) as error:
             self._channel.send(
                 messages.LoadFailed(error.reason, shorten(error.trace) if error.trace else None)
             )
@@ -107,17 +128,20 @@ class Preparation:
             settings=settings,
             log_format=self._log_format,
             worker_class=self._worker_class,
-            app_spec=spec,
-            app=app,
+            app_spec=settings.wsgi_app or "",
+            app=app.callable,
             tls=self._tls,
             relay=(socket.socket(fileno=giving_fd), socket.socket(fileno=taking_fd)),
-            listeners=[socket.socket(fileno=fd) for fd in listener_fds],
+            listeners=listeners,
             scoreboard_fd=scoreboard_fd,
+            hooks=self._hooks,
         )
 
 
-def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], "Hook | None"]:
-    """The settings, what to warn of, and the configuration file's `ssl_context`.
+def _configure(
+    ask: messages.Configure,
+) -> tuple[Loaded, list[str], Mapping[str, Callable[..., Any]]]:
+    """The settings, what to warn of, and the configuration file's hooks.
 
     With `ask.known` the file is evaluated for what else it does: workers of a generation have one
     configuration, whatever has been written into its file meanwhile.
@@ -135,18 +159,14 @@ def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], "Hook | None
         # As in gunicorn, a configuration file may import what lies beside it.
         sys.path.insert(0, str(folder))
         file = configfile.evaluate(name, folder)
-        if file.unsupported:
-            warnings.append(
-                f"{file.name}: not supported yet and without effect: {', '.join(file.unsupported)}"
-            )
-    hook = file.hooks.get("ssl_context") if file is not None else None
+    hooks = file.hooks if file is not None else {}
     if ask.known is not None:
-        return ask.known, [], hook
+        return ask.known, [], hooks
     loaded = load(ask.command_line, os.environ, file, usable_cpus)
     if not loaded.settings.wsgi_app:
         raise SettingError("wsgi_app", "no app given; write ostler MODULE:APP, or try ostler --demo")
     compile_format(loaded.settings.access_log_format)
-    return loaded, warnings, hook
+    return loaded, warnings, hooks
 
 
 def _tls_context(loaded: Loaded, hook: "Hook | None") -> "SSLContext | None":

@@ -69,13 +69,15 @@ class HookDue(_Message, frozen=True):
     """Call a hook of the configuration file, if it has it; the answer is `HookDone`.
 
     name: child_exit, nworkers_changed, pre_exec or on_exit; launch, slot, pid: of the worker that child_exit
-    is about; old, new: the numbers of workers for nworkers_changed.
+    is about; exitcode: its exit code, -N for signal N, None if nobody knows; old, new: the numbers of workers
+    for nworkers_changed, the same if it is only to be known.
     """
 
     name: str
     launch: int = 0
     slot: int = 0
     pid: int = 0
+    exitcode: int | None = None
     old: int | None = None
     new: int = 0
 

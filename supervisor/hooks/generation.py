@@ -1,0 +1,112 @@
+"""The hooks of a generation in its fork server; workers inherit all of it."""
+
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from supervisor.hooks.calling import Calls
+from supervisor.hooks.objects import HookApp, HookLog, Server, Worker
+from supervisor.ipc import messages
+from supervisor.logs.lean import Log, LogFile
+from supervisor.settings.table import Settings
+
+Cause = Literal["start", "reload", "upgrade", "restart", "check"]
+
+
+class Hooks:
+    """Calls what is to be called in a fork server.
+
+    Args:
+        functions: hooks by name.
+        settings: the generation's.
+        number: the generation's.
+        log_format: of the error log.
+        load: loads the app.
+        cause: why there is this fork server.
+
+    Attributes:
+        server: what hooks know as `server`.
+        calls: calls them.
+    """
+
+    def __init__(
+        self,
+        functions: Mapping[str, Callable[..., Any]],
+        settings: Settings,
+        number: int,
+        log_format: str,
+        load: Callable[[], Any],
+        cause: Cause,
+    ) -> None:
+        self._settings = settings
+        self._number = number
+        self._log_format = log_format
+        self._cause = cause
+        self._any = bool(functions)
+        self.calls = Calls(functions, self._emit)
+        self.server = Server(settings, HookApp(load, settings.wsgi_app or ""), HookLog(self._emit))
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self.calls.functions)
+
+    # -- the beginning ---------------------------------------------------------------------------------
+
+    def configured(self) -> None:
+        """Before the app is loaded. Raises HookFailed."""
+        if self._cause in ("start", "upgrade"):
+            self.calls.call("nworkers_changed", self.server, self.server.num_workers, None)
+            self.calls.demand("on_starting", self.server)
+        elif self._cause == "reload":
+            self.calls.demand("on_reload", self.server)
+
+    def listening(self, listeners: list[socket.socket]) -> None:
+        """After the app was loaded, if it is here, and before the first fork. Raises HookFailed."""
+        self.server.listen(listeners)
+        if self._cause in ("start", "upgrade"):
+            self.calls.demand("when_ready", self.server)
+
+    def taken_over(self) -> None:
+        """What was a worker is the fork server now: it has no children, and writes as a fork server does."""
+        self.server.WORKERS.clear()
+        self.calls.emit = self._emit
+        self.server.log.rewire(self._emit)
+
+    # -- forks and ends of workers ---------------------------------------------------------------------
+
+    def about_to_fork(self, ask: messages.Spawn) -> Worker:
+        self.server.worker_age = ask.launch
+        worker = Worker(self.server, ask.launch, ask.slot)
+        self.calls.call_in_time("pre_fork", self.server, worker)
+        return worker
+
+    def forked(self, worker: Worker, pid: int) -> None:
+        worker.pid = pid
+        if self._any:  # else nobody says when it ends
+            self.server.WORKERS[pid] = worker
+
+    def due(self, due: messages.HookDue) -> None:
+        """Call what the supervisor says is to be called."""
+        if due.name == "child_exit":
+            worker = self.server.WORKERS.pop(due.pid, None)
+            if worker is None:  # another process has forked it
+                worker = Worker(self.server, due.launch, due.slot)
+                worker.pid = due.pid
+            worker.end()
+            worker.exitcode = due.exitcode
+            self.calls.call_in_time("child_exit", self.server, worker)
+        elif due.name == "nworkers_changed":
+            self.server.num_workers = due.new
+            if due.new != due.old:
+                self.calls.call_in_time("nworkers_changed", self.server, due.new, due.old)
+        else:
+            self.calls.call_in_time(due.name, self.server)
+
+    def _emit(self, level: str, name: str, **fields: Any) -> None:
+        # Opened for each line: after logrotate this process would hold the old file.
+        file = LogFile(self._settings.errorlog, 2)
+        log = Log(file, self._log_format, self._settings.loglevel, {"generation": self._number})
+        try:
+            log.event(level, name, **fields)
+        finally:
+            log.close()
