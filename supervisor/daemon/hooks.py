@@ -144,7 +144,7 @@ class HookCaller:
         return True
 
     def _tell_waiting(self) -> None:
-        """Tell of ends of workers that nobody was told of; the current generation's fork server if it can be."""
+        """Tell of ends of workers that nobody was told of, if it can be the current generation."""
         shell = self._shell
         able = [handle for handle in shell.fork_servers.values() if handle.calls and handle.hooks]
         able.sort(key=lambda handle: handle.generation != shell.fleet.current)

@@ -148,6 +148,11 @@ class Config(Known):
         return [_address(parse_address(text)) for text in self._settings.bind]
 
     @property
+    def workers(self) -> int:
+        """Of a range, where it begins."""
+        return least(self._settings)
+
+    @property
     def env(self) -> dict[str, str]:
         """Of `raw_env`."""
         pairs = (pair.partition("=") for pair in self._settings.raw_env)
@@ -263,14 +268,15 @@ class Worker(Known):
         self.aborted = False
         self.exitcode: int | None = None
         self._alive = True
-        self._count: Callable[[], int] = int
-        self._retire: Callable[[int], object] = int
-        self._extend: Callable[[float], object] = float
+        self.work()
 
     def work(
-        self, count: Callable[[], int], retire: Callable[[int], object], extend: Callable[[float], object]
+        self,
+        count: Callable[[], int] = int,
+        retire: Callable[[int], object] = int,
+        extend: Callable[[float], object] = float,
     ) -> None:
-        """It serves: `count` tells requests, `retire` asks for a successor, `extend` for time."""
+        """It serves: `count` tells requests, `retire` asks for a successor, `extend` for time. Or no more."""
         self._count, self._retire, self._extend = count, retire, extend
 
     @property

@@ -97,3 +97,4 @@ class WorkerHooks:
                 self._calls.call("worker_exit", self._server, self._worker)
             except QuitWorker:
                 pass  # it is about to end
+        self._worker.work()
