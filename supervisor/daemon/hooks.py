@@ -34,7 +34,7 @@ class HookCaller:
         self._shell = shell
         self._of: dict[int, list[str]] = {}
         self._waiting: deque[messages.HookDue] = deque(maxlen=_MOST_WAITING)
-        self._exit_told = False
+        self._exit_due = self._exit_told = False
         self._pre_exec: asyncio.Future[None] | None = None
 
     # -- fork servers come and go ----------------------------------------------------------------------
@@ -46,6 +46,7 @@ class HookCaller:
     def loaded(self, handle: ForkServerHandle, cause: str) -> None:
         """A fork server can fork, and call."""
         handle.calls = True
+        self._exit_due |= "on_exit" in handle.hooks
         wanted = self._shell.fleet.wanted
         if cause in ("start", "upgrade"):
             loaded = self._shell.loaded[handle.generation].settings.workers
@@ -87,6 +88,12 @@ class HookCaller:
         """Let a fork server end, once it has called what is due."""
         handle.ending = True
         self._end_those_done()
+
+    def finished(self) -> None:
+        """The daemon is about to end."""
+        if self._exit_due and not self._exit_told:
+            problem = "no fork server was there to call it"
+            self._shell.journal.record("warning", "hook_missed", {"hook": "on_exit", "problem": problem})
 
     # -- what is due -------------------------------------------------------------------------------------
 

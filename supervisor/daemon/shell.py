@@ -140,7 +140,7 @@ class Shell:
             actions.ReloadEnded: self._reload_ended,
             actions.CheckUpgrade: lambda _action: callbacks.check_upgrade(),
             actions.Upgrade: lambda _action: callbacks.upgrade(),
-            actions.Finish: callbacks.finish,
+            actions.Finish: self._finish,
         }
 
     def take_over(
@@ -479,6 +479,10 @@ class Shell:
         self._settle_listeners()
         self._callbacks.reload_ended(action.generation)
         self._forget_generations()
+
+    def _finish(self, action: actions.Finish) -> None:
+        self.hooks.finished()
+        self._callbacks.finish(action)
 
     # -- small things -----------------------------------------------------------------------------------
 

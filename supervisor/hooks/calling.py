@@ -98,6 +98,8 @@ class Calls:
                 del self.functions[name]
                 failed.reason += "; it is not called again"
             self.tell(name, failed)
+        except HookTimeout:
+            pass  # it was over by then
 
     def _in_time(self, name: str, args: tuple[Any, ...]) -> None:
         """User code may have an alarm of its own: it is set aside, and one that the hook sets stays."""
@@ -127,7 +129,7 @@ def failure(name: str, error: BaseException) -> HookFailed:
         frames is not None and frames.tb_next is not None and frames.tb_frame.f_code.co_filename == __file__
     ):
         frames = frames.tb_next
-    places = traceback.extract_tb(frames)
+    places = [place for place in traceback.extract_tb(frames) if place.filename != __file__]
     place = f" ({places[-1].filename} line {places[-1].lineno})" if places else ""
     text = " ".join(str(error).split())
     reason = f"{name}: {type(error).__name__}{f': {text}' if text else ''}{place}"
