@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 import supervisor
+from supervisor.control.views import ExitCause
 from supervisor.ipc import channel, messages
 from supervisor.ipc.channel import Channel
 from supervisor.osapi.priority import step_back, step_forward
@@ -45,6 +46,7 @@ class CarriedForkServer(msgspec.Struct, frozen=True):
     calls: bool = False
     workers_told: int | None = None
     due: list[messages.HookDue] = []
+    lasting: bool = False
 
 
 class CarriedWorker(msgspec.Struct, frozen=True):
@@ -111,7 +113,9 @@ class ForkServerHandle(Child):
         cause: why it was started.
         hooks: names of those that its configuration file has; calls: it can be told what is due; due: what it
             was told and has not done yet; workers_told: the number of workers that it knows.
-        ending: it is to end once nothing is due.
+        ending: it is to end once nothing is due; exits: it calls `on_exit`.
+        lasting: hooks may have begun something in it that must outlive its generation; retired: that is all
+            that it is still there for, and left_for is what its generation ended of.
     """
 
     pid: int
@@ -130,7 +134,8 @@ class ForkServerHandle(Child):
         self.calls = False
         self.workers_told: int | None = None
         self.due: deque[messages.HookDue] = deque()
-        self.ending = False
+        self.ending = self.exits = self.lasting = self.retired = False
+        self.left_for: ExitCause | None = None
 
     def carried(self) -> CarriedForkServer:
         return CarriedForkServer(
@@ -145,6 +150,7 @@ class ForkServerHandle(Child):
             self.calls,
             self.workers_told,
             list(self.due),
+            self.lasting,
         )
 
     @classmethod
@@ -155,6 +161,7 @@ class ForkServerHandle(Child):
         handle.warmed = carried.warmed
         handle.hooks, handle.calls = carried.hooks, carried.calls
         handle.workers_told = carried.workers_told
+        handle.lasting = carried.lasting
         handle.due.extend(carried.due)
         handle.sent = carried.sent
         return handle

@@ -5,11 +5,16 @@ daemon ends or takes another program) a fork server is told by `HookDue`, if its
 says `HookDone` afterwards. Nothing here waits for a hook but the ends of things, and these have a limit:
 a fork server that is to end is given the time to call what it was told to (the fleet's `fork_server_grace`).
 
+What `on_starting` and `when_ready` have begun (a thread that serves metrics, a scheduler) runs in the first
+fork server, and must outlive reloads. So that one is not ended with its generation but told to retire: it
+lets go of everything else, and ends only if nothing runs in it. It is then the one that calls `on_exit`.
+
 `child_exit` is called once for each worker: by the fork server of its own generation, or if that is gone by
 another. What a fork server that dies has not begun with goes to the next one.
 """
 
 import asyncio
+import signal
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -25,6 +30,8 @@ PRE_EXEC_TIME = 5.0
 """Seconds that an upgrade waits for `pre_exec`; its fork server gives it less."""
 # Ends of workers that are kept for a fork server to come; beyond it the oldest are forgotten.
 _MOST_WAITING = 1000
+# What may begin something that lasts.
+_BEGINNING = frozenset(("on_starting", "when_ready"))
 
 
 class HookCaller:
@@ -34,7 +41,7 @@ class HookCaller:
         self._shell = shell
         self._of: dict[int, list[str]] = {}
         self._waiting: deque[messages.HookDue] = deque(maxlen=_MOST_WAITING)
-        self._exit_due = self._exit_told = False
+        self._exit_due = self._exit_told = self._exit_done = False
         self._pre_exec: asyncio.Future[None] | None = None
 
     # -- fork servers come and go ----------------------------------------------------------------------
@@ -49,6 +56,7 @@ class HookCaller:
         self._exit_due |= "on_exit" in handle.hooks
         wanted = self._shell.fleet.wanted
         if cause in ("start", "upgrade"):
+            handle.lasting = not _BEGINNING.isdisjoint(handle.hooks)
             loaded = self._shell.loaded[handle.generation].settings.workers
             handle.workers_told = loaded[0] if isinstance(loaded, tuple) else loaded
         elif handle.hooks:
@@ -63,9 +71,7 @@ class HookCaller:
         """A worker is a fork server now. As a worker it has ended."""
         template.hooks = self._of.get(template.generation, [])
         if old is not None:
-            self.stop(old)
-            # The fleet does not look after it any more.
-            self._shell.loop.call_later(HOOKS_GRACE, self._shell.hang_up, old)
+            self.leave(old)
         self.loaded(template, "refork")
         self.worker_ended(worker, ExitStatus(code=0))
 
@@ -82,7 +88,21 @@ class HookCaller:
             handle.due.clear()
             self._tell_waiting()
         self._done("pre_exec")
+        self._exit_done |= self._exit_told and handle.exits
         self._end_those_done()
+
+    def leave(self, handle: ForkServerHandle) -> None:
+        """Let a fork server end, or retire, that the fleet does not look after any more."""
+        if handle.lasting:
+            handle.retired = True
+            self._tell(handle, messages.HookDue("retire"))
+        else:
+            self.stop(handle)
+        self._shell.loop.call_later(HOOKS_GRACE, self._end_if_hung, handle)
+
+    def _end_if_hung(self, handle: ForkServerHandle) -> None:
+        if self._shell.reaper.leaving.get(handle.pid) is handle and (handle.due or not handle.retired):
+            handle.send_signal(signal.SIGKILL)
 
     def stop(self, handle: ForkServerHandle) -> None:
         """Let a fork server end, once it has called what is due."""
@@ -133,6 +153,7 @@ class HookCaller:
         if handle.due:
             handle.due.popleft()
         self._done(name)
+        self._exit_done |= name == "on_exit"
         self._tell_waiting()
         self._end_those_done()
 
@@ -163,20 +184,24 @@ class HookCaller:
 
     def _end_those_done(self) -> None:
         """Hang up on those that are to end and have nothing to call any more; `on_exit` comes last of all."""
-        servers = list(self._shell.fork_servers.values()) + list(self._shell.reaper.leaving.values())
-        last = self._for_exit()
-        for handle in servers:
-            if handle.ending and not handle.due and handle is not last:
-                self._shell.hang_up(handle)
-        if last is not None and last.ending and not any(handle.due for handle in servers):
-            self._exit_told = True
-            if not self._tell(last, messages.HookDue("on_exit")):
-                self._shell.hang_up(last)
+        servers = [*self._shell.fork_servers.values(), *self._shell.reaper.leaving.values()]
+        caller = self._for_exit(servers)
+        if caller is None:
+            retired = [handle for handle in servers if handle.retired] if self._shell.fleet.stopping else []
+            # The fleet waits for its fork servers, and not for those that have retired: they go before.
+            for handle in retired or servers:
+                if (handle.ending or retired) and not handle.due:
+                    self._shell.hang_up(handle)
+        elif not self._exit_told and not self._shell.fleet.workers and not any(h.due for h in servers):
+            self._exit_told = caller.exits = True
+            if not self._tell(caller, messages.HookDue("on_exit")):
+                self._exit_done = True
+                self._end_those_done()
 
-    def _for_exit(self) -> ForkServerHandle | None:
-        """The fork server that is to call `on_exit` before it ends."""
-        shell = self._shell
-        if self._exit_told or not shell.fleet.stopping:
+    def _for_exit(self, servers: list[ForkServerHandle]) -> ForkServerHandle | None:
+        """The fork server that is to call `on_exit`, or is at it, before any of them ends."""
+        if self._exit_done or not self._shell.fleet.stopping:
             return None
-        able = [h for h in shell.fork_servers.values() if h.calls and "on_exit" in h.hooks]
-        return max(able, key=lambda handle: handle.generation == shell.fleet.current, default=None)
+        current = self._shell.fleet.current
+        able = [h for h in servers if h.calls and "on_exit" in h.hooks]
+        return max(able, key=lambda h: (h.exits, h.retired, h.generation == current), default=None)

@@ -129,7 +129,7 @@ class Reaper:
 
     def _note_fork_server(self, handle: ForkServerHandle, dead: Dead, replaced: bool = False) -> None:
         fleet = self._shell.fleet
-        leaving = fork_server_leaving(fleet, handle.generation, replaced)
+        leaving = handle.left_for or fork_server_leaving(fleet, handle.generation, replaced)
         tried = fleet.reload if leaving == "boot failed" else None
         facts = ExitFacts(
             "fork server",

@@ -24,7 +24,7 @@ from supervisor.daemon.children import (
 )
 from supervisor.daemon.hooks import HookCaller
 from supervisor.daemon.journal import Journal
-from supervisor.daemon.ledger import Ledger
+from supervisor.daemon.ledger import Ledger, fork_server_leaving
 from supervisor.daemon.listeners import Listeners
 from supervisor.daemon.overdue import Overdue
 from supervisor.daemon.policy import fleet_policy
@@ -257,7 +257,7 @@ class Shell:
         generation = handle.generation
         if isinstance(message, messages.HookDone):
             self.hooks.done(handle, message.name)
-        elif handle.ending:
+        elif handle.ending or handle.retired:
             pass  # nobody wants it any more
         elif isinstance(message, messages.Configured):
             self._configured(handle, message)
@@ -310,7 +310,24 @@ class Shell:
 
     def _stop_fork_server(self, action: actions.StopForkServer) -> None:
         if handle := self.fork_servers.get(action.generation):
-            self.hooks.stop(handle)
+            if handle.lasting and not self.fleet.stopping:
+                self._retire(handle)
+            else:
+                self.hooks.stop(handle)
+
+    def _retire(self, handle: ForkServerHandle) -> None:
+        """Its generation ends, and it does not, perhaps: the fleet hears of its end now."""
+        handle.left_for = fork_server_leaving(self.fleet, handle.generation)
+        self.reaper.leaving[handle.pid] = handle
+        del self.fork_servers[handle.generation]
+        self.hooks.leave(handle)
+        self._forget_unforked(handle.generation)
+        self.submit(events.ForkServerExited(handle.generation, ExitStatus()))
+        self.loop.call_soon(self._settle)  # when the fleet has heard it
+
+    def _settle(self) -> None:
+        self._forget_generations()
+        self._settle_listeners()
 
     def hang_up(self, handle: ForkServerHandle) -> None:
         """Its sign to leave, also while it runs user code."""
@@ -455,8 +472,7 @@ class Shell:
         self._forget_unforked(handle.generation)
         self.submit(events.ForkServerExited(handle.generation, status))
         self.hooks.gone(handle)
-        self._forget_generations()
-        self._settle_listeners()
+        self._settle()
 
     def _forget_unforked(self, generation: int) -> None:
         """What was asked of a fork server and never came will not come; the fleet gives it up by itself."""

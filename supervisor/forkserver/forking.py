@@ -14,6 +14,8 @@ import signal
 import socket
 import struct
 import sys
+import threading
+from pathlib import Path
 
 from setproctitle import setproctitle
 
@@ -55,6 +57,8 @@ class Forking:
                     if (inheritance := self._spawn(message, descriptors)) is not None:
                         return inheritance
                 elif isinstance(message, messages.HookDue):
+                    if message.name == "retire" and not self._retire():
+                        return None
                     self._generation.hooks.due(message)
                     self._channel.send(messages.HookDone(message.name))
                 elif isinstance(message, messages.Warm):
@@ -64,6 +68,16 @@ class Forking:
         except (BrokenPipeError, ConnectionResetError):
             pass  # the supervisor is gone in the middle of an answer
         return None
+
+    def _retire(self) -> bool:
+        """Let go of what is shared with those who serve on; whether anything runs that hooks have begun."""
+        generation = self._generation
+        for sock in (*generation.listeners, *generation.relay):
+            sock.close()
+        os.close(generation.scoreboard_fd)
+        setproctitle(f"ostler: hooks gen {generation.number} [{generation.name}]")
+        children = Path("/proc/thread-self/children")
+        return threading.active_count() > 1 or (children.exists() and bool(children.read_text().split()))
 
     def _spawn(self, ask: messages.Spawn, descriptors: list[int]) -> boot.Inheritance | None:
         """Fork a worker; in the worker, returns what it inherits."""

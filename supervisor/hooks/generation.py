@@ -56,7 +56,7 @@ class Hooks:
         """Before the app is loaded. Raises HookFailed."""
         if self._cause in ("start", "upgrade"):
             self.calls.call("nworkers_changed", self.server, self.server.num_workers, None)
-            self.calls.demand("on_starting", self.server)
+            self._begin("on_starting")
         elif self._cause == "reload":
             self.calls.demand("on_reload", self.server)
 
@@ -64,7 +64,13 @@ class Hooks:
         """After the app was loaded, if it is here, and before the first fork. Raises HookFailed."""
         self.server.listen(listeners)
         if self._cause in ("start", "upgrade"):
-            self.calls.demand("when_ready", self.server)
+            self._begin("when_ready")
+
+    def _begin(self, name: str) -> None:
+        # In an upgrade in place what the first start has begun runs on, and may have what this one wants, a
+        # port say: no reason to keep the old app.
+        begin = self.calls.call if self._cause == "upgrade" else self.calls.demand
+        begin(name, self.server)
 
     def taken_over(self) -> None:
         """What was a worker is the fork server now: it has no children, and writes as a fork server does."""
@@ -99,6 +105,8 @@ class Hooks:
             self.server.num_workers = due.new
             if due.new != due.old:
                 self.calls.call_in_time("nworkers_changed", self.server, due.new, due.old)
+        elif due.name == "retire":
+            self.server.LISTENERS = []
         else:
             self.calls.call_in_time(due.name, self.server)
 

@@ -68,7 +68,8 @@ class Warm(_Message, frozen=True):
 class HookDue(_Message, frozen=True):
     """Call a hook of the configuration file, if it has it; the answer is `HookDone`.
 
-    name: child_exit, nworkers_changed, pre_exec or on_exit; launch, slot, pid: of the worker that child_exit
+    name: child_exit, nworkers_changed, pre_exec or on_exit, or retire: let go of all that is shared, and end
+    unless hooks have begun something that runs; launch, slot, pid: of the worker that child_exit
     is about; exitcode: its exit code, -N for signal N, None if nobody knows; old, new: the numbers of workers
     for nworkers_changed, the same if it is only to be known.
     """

@@ -3,12 +3,13 @@
 import json
 import signal
 import textwrap
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from supervisor.control.routes import EXITS
-from tests.kit.daemon import Daemon, Place, Process, fork_server
+from tests.kit.daemon import Daemon, Place, Process, ask, descriptors, fork_server, title
 
 pytestmark = pytest.mark.system
 
@@ -613,15 +614,13 @@ def test_an_app_that_a_hook_wraps(place: Place) -> None:
 
 def test_on_exit_without_a_fork_server(place: Place) -> None:
     """If nobody is left to call it, the log says so, and the daemon ends."""
-    daemon, notes = start(place, "-w", "1")
+    conf = f"{HOOKS}\nimport time\nif NOTES.with_name('stuck').exists(): time.sleep(1000)\n"
+    daemon, notes = start(place, "-w", "1", conf=conf)
     daemon.settled(1)
-    server = fork_server(daemon)
-    daemon.send(signal.SIGSTOP)  # so that it hears of both at once
-    server.send(signal.SIGKILL)
-    server.ended()
-    daemon.send(signal.SIGTERM)
-    daemon.send(signal.SIGCONT)
-    assert daemon.wait() == 0
+    place.add("stuck", "")
+    fork_server(daemon).send(signal.SIGKILL)
+    daemon.event("fork_server_failed")
+    assert daemon.stop() == 0
     assert notes.all("on_exit") == []
     assert daemon.events("hook_missed", hook="on_exit")
 
@@ -776,3 +775,74 @@ def test_numbered_workers(place: Place) -> None:
     Process(workers[1].pid).send(signal.SIGKILL)
     newest = daemon.event("hook", after=3)
     assert newest["message"] == of[workers[1].pid]
+
+
+LASTING = """\
+import http.server, threading
+from pathlib import Path
+PORT = Path(__file__).with_name("port")
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(str(os.getpid()).encode())
+    def log_message(self, *args): pass
+beside = None
+def when_ready(server):
+    global beside
+    note("when_ready")
+    port = int(PORT.read_text()) if PORT.exists() else 0
+    beside = http.server.HTTPServer(("127.0.0.1", port), Handler)
+    PORT.write_text(str(beside.server_port))
+    threading.Thread(target=beside.serve_forever).start()
+def on_exit(server):
+    note("on_exit", began=beside is not None)
+    beside.shutdown()
+"""
+
+
+@pytest.mark.parametrize("how", ["reload", "refork", "upgrade"])
+def test_what_a_start_has_begun_lasts(place: Place, how: str) -> None:
+    """A server beside the app, begun by when_ready as people do for metrics, is there until on_exit."""
+    daemon, notes = start(place, "-w", "1", conf=f"{HOOKS}\n{LASTING}")
+    daemon.settled(1)
+    server = fork_server(daemon).pid
+    url = f"http://127.0.0.1:{(place.app_folder / 'port').read_text()}"
+    assert ask(url).text == str(server)
+    for _ in range(2):
+        pid = daemon.pids()[0]
+        assert daemon.ctl(how).code == 0
+        daemon.until(lambda pid=pid: pid not in daemon.pids(), "another worker")
+        daemon.settled(1)
+        daemon.until(lambda: title(server).startswith("ostler: hooks"), "the first fork server has retired")
+        assert ask(url).text == str(server)
+        assert not listening(daemon.port) & set(descriptors(server))
+        if how == "upgrade":
+            break  # the next one would end it, and the new one has not got the port
+    assert daemon.stop() == 0
+    assert [(n["process"], n["began"]) for n in notes.all("on_exit")] == [(server, True)]
+    assert notes.names()[-1] == "on_exit"
+    assert sorted(n["pid"] for n in notes.all("child_exit")) == sorted(
+        n["pid"] for n in notes.all("post_fork")
+    )
+
+
+def listening(port: int) -> set[str]:
+    """The sockets that listen on a port, as /proc shows descriptors."""
+    found = set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()  # proc_net_tcp.rst of the kernel
+        if int(fields[1].rpartition(":")[2], 16) == port and fields[3] == "0A":
+            found.add(f"socket:[{fields[9]}]")
+    return found
+
+
+def test_nothing_lasts_without_need(place: Place) -> None:
+    """A fork server whose start has begun nothing that runs ends with its generation."""
+    daemon, _ = start(place, "-w", "1")
+    daemon.settled(1)
+    server = fork_server(daemon)
+    assert daemon.ctl("reload").code == 0
+    assert server.ended()
+    (view,) = [view for view in daemon.client.call(EXITS, limit=10) if view.pid == server.pid]
+    assert (view.kind, view.cause) == ("fork server", "rolled")
