@@ -184,15 +184,23 @@ class HookCaller:
 
     def _end_those_done(self) -> None:
         """Hang up on those that are to end and have nothing to call any more; `on_exit` comes last of all."""
+        fleet = self._shell.fleet
         servers = [*self._shell.fork_servers.values(), *self._shell.reaper.leaving.values()]
+        retired = [handle for handle in servers if handle.retired]
         caller = self._for_exit(servers)
-        if caller is None:
-            retired = [handle for handle in servers if handle.retired] if self._shell.fleet.stopping else []
-            # The fleet waits for its fork servers, and not for those that have retired: they go before.
-            for handle in retired or servers:
-                if (handle.ending or retired) and not handle.due:
-                    self._shell.hang_up(handle)
-        elif not self._exit_told and not self._shell.fleet.workers and not any(h.due for h in servers):
+        if caller is not None:
+            # With the current generation's the fleet would take everything for done.
+            kept = [caller, *retired, self._shell.fork_servers.get(fleet.current)]
+            going = [handle for handle in servers if handle.ending and handle not in kept]
+        elif fleet.stopping and retired:
+            going = retired  # first, for the fleet does not wait for them
+        else:
+            going = [handle for handle in servers if handle.ending]
+        for handle in going:
+            if not handle.due:
+                self._shell.hang_up(handle)
+        due = self._exit_told or fleet.workers or any(handle.due for handle in servers)
+        if caller is not None and not due:
             self._exit_told = caller.exits = True
             if not self._tell(caller, messages.HookDue("on_exit")):
                 self._exit_done = True

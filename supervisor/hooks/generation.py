@@ -107,6 +107,7 @@ class Hooks:
                 self.calls.call_in_time("nworkers_changed", self.server, due.new, due.old)
         elif due.name == "retire":
             self.server.LISTENERS = []
+            self.server.WORKERS.clear()  # nobody says any more when they end
         else:
             self.calls.call_in_time(due.name, self.server)
 

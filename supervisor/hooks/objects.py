@@ -7,6 +7,7 @@ inherits what `pre_fork` has left. What a hook looks for in vain it is told with
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from supervisor.logs.render import LEVELS
@@ -163,8 +164,24 @@ class Config(Known):
         return bool(self._settings.certfile or self._settings.keyfile)
 
     @property
+    def settings(self) -> dict[str, "SettingView"]:
+        """All settings by name."""
+        return {name: SettingView(name, getattr(self, name)) for name in Settings.__struct_fields__}
+
+    @property
     def worker_class_str(self) -> str:
         return str(self._settings.worker_class)
+
+
+@dataclass(frozen=True, slots=True)
+class SettingView:
+    """One of `cfg.settings`."""
+
+    name: str
+    value: Any
+
+    def get(self) -> Any:
+        return self.value
 
 
 def _as_gunicorn(value: Any) -> Any:
@@ -230,6 +247,18 @@ class Server(Known):
         self.worker_age = 0
         self.WORKERS: dict[int, Worker] = {}
         self.LISTENERS: list[socket.socket] = []
+
+    def kill_worker(self, pid: int, signum: int) -> None:
+        """Signal a worker; one that is gone is no error."""
+        try:
+            os.kill(pid, signum)
+        except ProcessLookupError:
+            pass
+
+    def kill_workers(self, signum: int) -> None:
+        """Signal all of WORKERS."""
+        for pid in list(self.WORKERS):
+            self.kill_worker(pid, signum)
 
     def listen(self, listeners: "list[socket.socket]") -> None:
         """They are bound."""

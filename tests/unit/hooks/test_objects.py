@@ -108,6 +108,7 @@ def test_config() -> None:
     assert cfg.env == {"A": "1=2"}
     assert cfg.worker_tmp_dir is None
     assert not cfg.is_ssl
+    assert (cfg.settings["workers"].value, cfg.settings["proc_name"].get()) == (2, None)
 
 
 def test_config_is_read_only() -> None:
