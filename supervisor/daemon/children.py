@@ -113,6 +113,7 @@ class ForkServerHandle(Child):
         cause: why it was started.
         hooks: names of those that its configuration file has; calls: it can be told what is due; due: what it
             was told and has not done yet; workers_told: the number of workers that it knows.
+        begun: it is at the first of these.
         ending: it is to end once nothing is due; exits: it calls `on_exit`.
         lasting: hooks may have begun something in it that must outlive its generation; retired: that is all
             that it is still there for, and left_for is what its generation ended of.
@@ -134,6 +135,7 @@ class ForkServerHandle(Child):
         self.calls = False
         self.workers_told: int | None = None
         self.due: deque[messages.HookDue] = deque()
+        self.begun = False
         self.ending = self.exits = self.lasting = self.retired = False
         self.left_for: ExitCause | None = None
 

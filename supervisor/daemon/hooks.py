@@ -81,9 +81,10 @@ class HookCaller:
             self._of[handle.generation] = handle.hooks
 
     def gone(self, handle: ForkServerHandle) -> None:
-        """A fork server is dead. What it was at when it died it has begun with; the rest is still due."""
+        """A fork server is dead. What it was at when it died is not tried again; the rest is still due."""
         if handle.due:
-            handle.due.popleft()
+            if handle.begun:
+                handle.due.popleft()
             self._waiting += [due for due in handle.due if due.name == "child_exit"]
             handle.due.clear()
             self._tell_waiting()
@@ -150,6 +151,7 @@ class HookCaller:
         self._pre_exec = None
 
     def done(self, handle: ForkServerHandle, name: str) -> None:
+        handle.begun = False
         if handle.due:
             handle.due.popleft()
         self._done(name)

@@ -255,7 +255,9 @@ class Shell:
 
     def _hear_fork_server(self, handle: ForkServerHandle, message: messages.FromForkServer) -> None:
         generation = handle.generation
-        if isinstance(message, messages.HookDone):
+        if isinstance(message, messages.HookBegun):
+            handle.begun = True
+        elif isinstance(message, messages.HookDone):
             self.hooks.done(handle, message.name)
         elif handle.ending or handle.retired:
             pass  # nobody wants it any more

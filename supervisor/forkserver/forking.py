@@ -59,6 +59,7 @@ class Forking:
                 elif isinstance(message, messages.HookDue):
                     if message.name == "retire" and not self._retire():
                         return None
+                    self._channel.send(messages.HookBegun())
                     self._generation.hooks.due(message)
                     self._channel.send(messages.HookDone(message.name))
                 elif isinstance(message, messages.Warm):

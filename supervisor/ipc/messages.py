@@ -127,13 +127,17 @@ class ForkFailed(_Message, frozen=True):
     reason: str
 
 
+class HookBegun(_Message, frozen=True):
+    """The first of what is due is being called: should the fork server die of it, nobody shall try again."""
+
+
 class HookDone(_Message, frozen=True):
     """A hook that was due has been called, or there is none, or it failed: that is in the log."""
 
     name: str
 
 
-FromForkServer = Configured | AppLoaded | LoadFailed | Forked | ForkFailed | HookDone
+FromForkServer = Configured | AppLoaded | LoadFailed | Forked | ForkFailed | HookBegun | HookDone
 
 # -- supervisor -> worker --------------------------------------------------------------------------------
 
