@@ -285,6 +285,7 @@ class Daemon:
         self._start_task(self._upgrade())
 
     async def _upgrade(self) -> None:
+        await self._shell.hooks.pre_exec()
         # A signal whose handler has not run yet would be lost with this program. Those that come from now on
         # wait for the next one, and the loop hears of those that came before within three turns: it reads its
         # pipe, finds the handler, calls it.

@@ -19,6 +19,8 @@ from setproctitle import setproctitle
 
 from supervisor.errors import OstlerError, SettingError
 from supervisor.forkserver.forking import Asked, Forking, fields_of, take_over
+from supervisor.hooks.calling import HookFailed
+from supervisor.hooks.generation import Hooks
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs import bridge, logconfig
@@ -38,6 +40,7 @@ from supervisor.workers.engine import Engine
 from supervisor.workers.loader import AppLoadError, prepare
 from supervisor.workers.loader import load as load_app
 from supervisor.workers.rehearsal import LONG, rehearse
+from supervisor.wsgi.exchange import App
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -59,6 +62,7 @@ class Preparation:
         self.outlets: Outlets | None = None
         # With `reload`, and not when all that is asked is whether the app can be loaded.
         self._development: Development | None = None
+        self._hooks: Hooks | None = None
 
     def run(self) -> boot.Generation | None:
         """Do what the supervisor asks; None if it can't be done, or the supervisor is gone."""
@@ -78,7 +82,8 @@ class Preparation:
             if ask.version != messages.VERSION:
                 raise OstlerError("Ostler was changed on disk while it runs; restart it to use the new one")
             loaded, warnings, file = _configure(ask)
-            hook = file.hooks.get("ssl_context") if file is not None else None
+            functions = file.hooks if file is not None else {}
+            hook = functions.get("ssl_context")
             prepare(loaded.settings)
             self._log_format = _check_logs(loaded.settings)
             self._set_up_logs(loaded, file)
@@ -87,16 +92,24 @@ class Preparation:
             self._worker_class = worker_class(loaded.settings)
             if hook is not None and self._tls is None and ask.known is None:
                 warnings.append("ssl_context: without effect, because certfile is not set")
+            called = {name: function for name, function in functions.items() if name != "ssl_context"}
+            assert self.outlets is not None
+            self._hooks = Hooks(called, loaded.settings, self.outlets.log.event, self._load_app, ask.cause)
+            self._loaded = loaded
+            if loaded.settings.reload and ask.cause != "check":
+                # Only now: who does not ask for it need not have it in memory.
+                from supervisor.workers.development import Development
+
+                self._development = Development(self._channel.send)
+            self._hooks.configured()
         except (OstlerError, AppLoadError) as error:
             self._channel.send(messages.LoadFailed(str(error), None))
             return False
-        self._loaded = loaded
-        self._channel.send(messages.Configured(loaded, warnings))
-        if loaded.settings.reload and ask.cause != "check":
-            # Only now: who does not ask for it need not have it in memory.
-            from supervisor.workers.development import Development
-
-            self._development = Development(self._channel.send)
+        except HookFailed as error:
+            self._channel.send(messages.LoadFailed(error.reason, shorten(error.trace)))
+            return False
+        self._channel.send(messages.Configured(loaded, warnings, self._hooks.names))
+        if self._development is not None:
             self._development.tell_configuration(ask, loaded.settings)
         return True
 
@@ -112,20 +125,26 @@ class Preparation:
         except SettingError as error:
             raise SettingError(error.setting, error.problem, loaded.origins.get(error.setting, "")) from error
 
-    def _load(self, ask: messages.Load, descriptors: list[int]) -> boot.Generation | None:
+    def _load_app(self) -> App:
         assert self._loaded is not None
         settings = self._loaded.settings
+        self._worker_class.prepare(settings)
+        if self._development is not None:
+            return self._development.load(settings, self._worker_class, self._number)
+        return load_app(settings)
+
+    def _load(self, ask: messages.Load, descriptors: list[int]) -> boot.Generation | None:
+        assert self._loaded is not None
+        assert self._hooks is not None
+        settings = self._loaded.settings
         scoreboard_fd, giving_fd, taking_fd, *listener_fds = descriptors
+        listeners = [socket.socket(fileno=fd) for fd in listener_fds]
+        app = self._hooks.server.app
         try:
-            app = None
             if settings.preload_app:
-                self._worker_class.prepare(settings)
-                app = (
-                    self._development.load(settings, self._worker_class, self._number)
-                    if self._development is not None
-                    else load_app(settings)
-                )
-        except AppLoadError as error:
+                app.wsgi()
+            self._hooks.listening(listeners)
+        except (AppLoadError, HookFailed) as error:
             self._channel.send(
                 messages.LoadFailed(error.reason, shorten(error.trace) if error.trace else None)
             )
@@ -138,11 +157,12 @@ class Preparation:
             settings=settings,
             log_format=self._log_format,
             worker_class=self._worker_class,
-            app=app,
+            app=app.callable,
             tls=self._tls,
             relay=(socket.socket(fileno=giving_fd), socket.socket(fileno=taking_fd)),
-            listeners=[socket.socket(fileno=fd) for fd in listener_fds],
+            listeners=listeners,
             scoreboard_fd=scoreboard_fd,
+            hooks=self._hooks,
         )
 
 
@@ -165,10 +185,6 @@ def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], configfile.C
         # As in gunicorn, a configuration file may import what lies beside it.
         sys.path.insert(0, str(folder))
         file = configfile.evaluate(name, folder)
-        if file.unsupported:
-            warnings.append(
-                f"{file.name}: not supported yet and without effect: {', '.join(file.unsupported)}"
-            )
     if ask.known is not None:
         return ask.known, [], file
     loaded = load(ask.command_line, os.environ, file, usable_cpus)

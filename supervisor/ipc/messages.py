@@ -68,14 +68,17 @@ class Warm(_Message, frozen=True):
 class HookDue(_Message, frozen=True):
     """Call a hook of the configuration file, if it has it; the answer is `HookDone`.
 
-    name: child_exit, nworkers_changed, pre_exec or on_exit; launch, slot, pid: of the worker that child_exit
-    is about; old, new: the numbers of workers for nworkers_changed.
+    name: child_exit, nworkers_changed, pre_exec or on_exit, or retire: let go of all that is shared, and end
+    unless hooks have begun something that runs; launch, slot, pid: of the worker that child_exit
+    is about; exitcode: its exit code, -N for signal N, None if nobody knows; old, new: the numbers of workers
+    for nworkers_changed, the same if it is only to be known.
     """
 
     name: str
     launch: int = 0
     slot: int = 0
     pid: int = 0
+    exitcode: int | None = None
     old: int | None = None
     new: int = 0
 
@@ -144,6 +147,10 @@ class ForkFailed(_Message, frozen=True):
     reason: str
 
 
+class HookBegun(_Message, frozen=True):
+    """The first of what is due is being called: should the fork server die of it, nobody shall try again."""
+
+
 class HookDone(_Message, frozen=True):
     """A hook that was due has been called, or there is none, or it failed: that is in the log."""
 
@@ -173,7 +180,16 @@ class AppBroken(_Message, frozen=True):
 
 
 FromForkServer = (
-    Configured | AppLoaded | LoadFailed | LogTaken | Forked | ForkFailed | HookDone | Watch | AppBroken
+    Configured
+    | AppLoaded
+    | LoadFailed
+    | LogTaken
+    | Forked
+    | ForkFailed
+    | HookBegun
+    | HookDone
+    | Watch
+    | AppBroken
 )
 
 # -- supervisor -> worker --------------------------------------------------------------------------------

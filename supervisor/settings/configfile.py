@@ -14,17 +14,26 @@ from supervisor.settings.table import rows
 
 DEFAULT_FILES = ("ostler.conf.py", "gunicorn.conf.py")
 
-# gunicorn's settings and hooks that are not in our table yet. Named in one warning when a file uses them,
-# so that nobody believes they are in force.
-NOT_SUPPORTED_YET = frozenset(
-    """
-    on_starting on_reload when_ready pre_fork post_fork post_worker_init worker_int worker_abort pre_exec
-    pre_request post_request child_exit worker_exit nworkers_changed on_exit
-    """.split()
-)
-
-# Functions that a file may define, with the number of arguments that each is called with.
-HOOKS = {"ssl_context": 2}
+# Functions that a file may define, with the number of arguments that each is called with; of several the
+# first that fits. What a function does not take is left out.
+HOOKS = {
+    "on_starting": (1,),
+    "on_reload": (1,),
+    "when_ready": (1,),
+    "pre_fork": (2,),
+    "post_fork": (2,),
+    "post_worker_init": (1,),
+    "worker_int": (1,),
+    "worker_abort": (1,),
+    "pre_exec": (1,),
+    "pre_request": (2,),
+    "post_request": (4, 3, 2),
+    "child_exit": (2,),
+    "worker_exit": (2,),
+    "nworkers_changed": (3,),
+    "on_exit": (1,),
+    "ssl_context": (2,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +44,12 @@ class ConfigFile:
         name: how to call it in messages.
         values: its settings, raw, by name.
         lines: the line where each is assigned last, as far as the source tells.
-        unsupported: names in it that gunicorn knows and we do not yet.
         hooks: its functions that we call, by name; they stay in this process.
     """
 
     name: str
     values: Mapping[str, Any]
     lines: Mapping[str, int] = field(default_factory=dict)
-    unsupported: tuple[str, ...] = ()
     hooks: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     def origin(self, setting: str) -> str:
@@ -94,7 +101,6 @@ def evaluate(config: str, folder: Path) -> ConfigFile:
         name,
         {key: value for key, value in namespace.items() if key in rows()},
         _assignment_lines(tree),
-        _unsupported(namespace),
         _hooks(namespace, name),
     )
 
@@ -107,7 +113,6 @@ def _module(name: str) -> ConfigFile:
     return ConfigFile(
         f"python:{name}",
         {key: value for key, value in vars(module).items() if key in rows()},
-        unsupported=_unsupported(vars(module)),
         hooks=_hooks(vars(module), f"python:{name}"),
     )
 
@@ -133,10 +138,6 @@ def _assignment_lines(tree: ast.Module) -> dict[str, int]:
     return lines
 
 
-def _unsupported(namespace: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(sorted(NOT_SUPPORTED_YET.intersection(namespace)))
-
-
 def _hooks(namespace: Mapping[str, Any], file: str) -> dict[str, Callable[..., Any]]:
     """The hooks that a file defines: functions, or texts `MODULE.NAME` that name one.
 
@@ -150,14 +151,25 @@ def _hooks(namespace: Mapping[str, Any], file: str) -> dict[str, Callable[..., A
             continue
         if isinstance(hook, str):
             hook = _imported(hook, f"config: {file}: {name}")
-        try:
-            inspect.signature(hook).bind(*[None] * arguments)
-        except (TypeError, ValueError):
+        fits = next((number for number in arguments if _takes(hook, number)), None)
+        if fits is None:
             raise ConfigFileError(
-                f"config: {file}: {name}: expected a function of {arguments} arguments, got {hook!r}"
-            ) from None
-        hooks[name] = hook
+                f"config: {file}: {name}: expected a function of {arguments[0]} arguments, got {hook!r}"
+            )
+        hooks[name] = hook if fits == arguments[0] else _with_fewer(hook, fits)
     return hooks
+
+
+def _takes(function: Any, arguments: int) -> bool:
+    try:
+        inspect.signature(function).bind(*[None] * arguments)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _with_fewer(function: Callable[..., Any], arguments: int) -> Callable[..., Any]:
+    return lambda *given: function(*given[:arguments])
 
 
 def _imported(dotted: str, place: str) -> Any:

@@ -16,6 +16,7 @@ from supervisor.logs.lean import Log
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
 from supervisor.workers.relay import Relay
+from supervisor.wsgi.exchange import Exchange
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -38,6 +39,7 @@ class Context:
         on_quota: asks for a successor; the worker goes on serving until it is told to drain.
         relay: to sibling workers, or None.
         tls: what connections are wrapped with, or None.
+        exchange: what serves one WSGI request; with hooks around the app if the configuration file has such.
     """
 
     app: Any
@@ -50,6 +52,7 @@ class Context:
     on_quota: Callable[[int], None]
     relay: Relay | None
     tls: "SSLContext | None"
+    exchange: type[Exchange] = Exchange
 
 
 class BaseWorker(ABC):
@@ -115,6 +118,13 @@ class BaseWorker(ABC):
 
         Raises:
             DeadlineExceeded: in the request that the signal has interrupted.
+        """
+
+    def extend_deadline(self, seconds: float) -> None:
+        """The request that the calling thread serves has at least `seconds` from now, if that can be.
+
+        Raises:
+            RuntimeError: this thread serves no request.
         """
 
     def descriptors(self) -> set[int]:

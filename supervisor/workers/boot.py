@@ -25,10 +25,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from setproctitle import setproctitle
 
+from supervisor.hooks.calling import HookFailed
+from supervisor.hooks.generation import Hooks
+from supervisor.hooks.objects import Worker
+from supervisor.hooks.worker import WorkerHooks
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.outlets import Outlets
@@ -84,6 +88,7 @@ class Generation:
     relay: tuple[socket.socket, socket.socket]
     listeners: list[socket.socket]
     scoreboard_fd: int
+    hooks: Hooks
 
 
 @dataclass(slots=True)
@@ -91,7 +96,7 @@ class Inheritance:
     """What a worker gets from its fork server.
 
     urgent: clients wait for it; channel_fd: its end of the channel; stacks_fd: takes faulthandler's dumps;
-    cell: its scoreboard cell.
+    cell: its scoreboard cell; hook_worker: what hooks know it as.
     """
 
     generation: Generation
@@ -101,6 +106,7 @@ class Inheritance:
     cell: int
     channel_fd: int
     stacks_fd: int
+    hook_worker: Worker
 
 
 @dataclass(slots=True)
@@ -125,6 +131,7 @@ class WorkerProcess:
         fields = {"slot": inheritance.slot, "pid": self._pid, "generation": generation.number}
         self._outlets = Outlets(self._settings, generation.log_format, fields)
         self._log = self._outlets.log
+        self._hooks = WorkerHooks(generation.hooks, inheritance.hook_worker, self._log)
         self._engine: BaseWorker | None = None
         self._leave_early = False
         self._orphaned = False
@@ -150,6 +157,11 @@ class WorkerProcess:
         self._serve(app)
         return 0
 
+    def end(self) -> None:
+        """Call what the configuration file wants called in a worker that ends."""
+        with suppress(QuitWorker):
+            self._hooks.ended()
+
     def become_template(self) -> Template | None:
         """Leave all behind that was this worker's own, after `run`; None if it was not asked for or can't be.
 
@@ -167,6 +179,7 @@ class WorkerProcess:
             self._log.warning("template_refused", problems=f"requests are running in {', '.join(late)}")
             return None
         engine.close()
+        self._hooks.ended()  # as a worker it ends, and what it lets go of now need not be found
         found = audit_drained(self._own_descriptors())
         if found.problems and not self._forced:
             self._log.warning("template_refused", problems="; ".join(found.problems))
@@ -179,6 +192,7 @@ class WorkerProcess:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         faulthandler.disable()
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
         # One that was sent to the worker may be on its way, and would end a process that has no handler.
         signal.pthread_sigmask(signal.SIG_BLOCK, (DUMP_SIGNAL,))
         faulthandler.unregister(DUMP_SIGNAL)
@@ -206,7 +220,10 @@ class WorkerProcess:
         before = set(sys.modules)
         development = self._development() if settings.reload else None
         try:
+            self._hooks.forked()
             app = generation.app
+            if app is None:
+                app = self._hooks.app.callable  # a hook has loaded it, in the fork server or just now
             if app is None:
                 generation.worker_class.prepare(settings)
             if settings.spew:
@@ -217,10 +234,12 @@ class WorkerProcess:
                     if development is not None
                     else load(settings)
                 )
+            broken = development is not None and development.explains(app)
+            app = cast("App", self._hooks.loaded(app))
             listener = generation.listeners[0].getsockname() if generation.listeners else None
-            if development is None or not development.explains(app):
+            if not broken:
                 warm_up(app, settings, self._log, generation.tls, listener)
-        except (AppLoadError, WarmupError) as error:
+        except (AppLoadError, WarmupError, HookFailed) as error:
             trace = shorten(error.trace) if error.trace else None
             self._tell(messages.BootFailed(error.reason, trace))
             return None
@@ -261,8 +280,10 @@ class WorkerProcess:
             lambda requests: self._tell(messages.RecycleDue(requests)),
             Relay(*generation.relay),
             generation.tls,
+            self._hooks.exchange(),
         )
         self._engine = engine = generation.worker_class.create(context)
+        self._hooks.serving(self._cell, context.on_quota, engine.extend_deadline)
         signal.signal(INTERRUPT_SIGNAL, engine.interrupt)
         _note_forks()
         rehearse(settings, self._log, SHORT)
@@ -300,6 +321,9 @@ class WorkerProcess:
                 self._reopen_logs()
 
     def _install_signals(self) -> None:
+        if self._hooks.wants_abort:
+            # Before faulthandler, which goes on to it when it has written the stacks.
+            signal.signal(signal.SIGABRT, self._on_abort)
         faulthandler.enable(self._got.stacks_fd)
         faulthandler.register(DUMP_SIGNAL, self._got.stacks_fd, all_threads=True)
         enlarge_signal_stack()
@@ -375,7 +399,20 @@ class WorkerProcess:
             self._tell_signal(signum)
             if self._engine is not None:
                 self._engine.stop()
+            if signum != signal.SIGTERM and os.getpid() == self._pid:
+                self._hooks.interrupted()
             raise QuitWorker
+
+    def _on_abort(self, _signum: int, _frame: FrameType | None) -> None:
+        """SIGABRT, of which faulthandler has written the stacks: call the hook, then end of that signal."""
+        try:
+            if os.getpid() == self._pid:
+                self._quitting = True
+                self._hooks.aborted()
+                self._hooks.ended()
+        finally:
+            signal.signal(signal.SIGABRT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGABRT)
 
     def _reopen_logs(self) -> None:
         self._outlets.reopen()
@@ -467,6 +504,7 @@ def run(inheritance: Inheritance, lowered: int) -> Template:
     lowered: for `step_forward`.
     """
     code = 0
+    worker = None
     try:
         worker = WorkerProcess(inheritance, lowered)
         code = worker.run()
@@ -474,4 +512,11 @@ def run(inheritance: Inheritance, lowered: int) -> Template:
             return template
     except QuitWorker:
         pass
+    except BaseException:
+        # A defect of ours.
+        if worker is not None:
+            worker.end()
+        raise
+    if worker is not None:
+        worker.end()
     leave(code)

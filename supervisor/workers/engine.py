@@ -35,7 +35,7 @@ from supervisor.workers.doors import GIFT_PAUSE, Doors, has_data
 from supervisor.workers.lane import Lane
 from supervisor.workers.lead import Lead
 from supervisor.workers.relay import Relay
-from supervisor.wsgi.exchange import App, DeadlineExceeded
+from supervisor.wsgi.exchange import App, DeadlineExceeded, Exchange
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -90,6 +90,7 @@ class Engine(Doors, BaseWorker):
         on_quota: asks for a successor.
         relay: to sibling workers, or None.
         tls: what connections are wrapped with, or None.
+        exchange: what serves one request.
     """
 
     def __init__(
@@ -104,8 +105,9 @@ class Engine(Doors, BaseWorker):
         on_quota: Callable[[int], None],
         relay: Relay | None = None,
         tls: "SSLContext | None" = None,
+        exchange: type[Exchange] = Exchange,
     ) -> None:
-        super().__init__(app, listeners, settings, cell, log, access, quota, on_quota, relay, tls)
+        super().__init__(app, listeners, settings, cell, log, access, quota, on_quota, relay, tls, exchange)
         self._cell = cell
         self._keepalive = int(settings.keepalive * _SECOND)
         self._graceful_timeout = int(settings.graceful_timeout * _SECOND)
@@ -150,10 +152,14 @@ class Engine(Doors, BaseWorker):
             context.on_quota,
             context.relay,
             context.tls,
+            context.exchange,
         )
 
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
         self.deadlines.interrupt(signum, frame)
+
+    def extend_deadline(self, seconds: float) -> None:
+        self.deadlines.extend(seconds)
 
     def add_reader(self, fd: int, callback: Callable[[], None]) -> None:
         """Call `callback` in the loop whenever `fd` is readable."""

@@ -51,9 +51,11 @@ class Serving(Wiring):
         quota: int,
         on_quota: Callable[[int], None],
         tls: "SSLContext | None",
+        exchange: type[Exchange],
     ) -> None:
         super().__init__(settings, log, access, tls)
         self._app = app
+        self._new_exchange = exchange
         self._quota = quota
         self._on_quota = on_quota
         self._answered = 0
@@ -89,7 +91,7 @@ class Serving(Wiring):
             keep_alive = request.keep_alive and self._keep_connections
             if not request.complete:
                 keep_alive = False  # the connection ends with a request that the app reads while it comes
-            exchange = Exchange(request, connection, self._date_server, keep_alive)
+            exchange = self._new_exchange(request, connection, self._date_server, keep_alive)
             if not request.complete:
                 _feed_from(connection, request, exchange)
             template = connection.template
@@ -169,7 +171,7 @@ class Serving(Wiring):
         """
         connection.idle_since = connection.served = monotonic_ns()
         try:
-            exchange.run(overloaded, environ)
+            Exchange.run(exchange, overloaded, environ)  # without hooks, which are about requests to the app
         except ClientGone:
             self._close(connection, lane)
             return False

@@ -44,7 +44,6 @@ SAMPLES: dict[Any, Any] = {
     bool: True,
     str: "text",
     str | None: None,
-    float: 1.5,
     int | None: 3,
     Literal["start", "reload", "upgrade", "restart", "check"]: "reload",
     list[str]: ["one", "two"],

@@ -20,7 +20,7 @@ from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
 from supervisor.workers.engine import Engine
 from supervisor.workers.relay import Relay
-from supervisor.wsgi.exchange import App
+from supervisor.wsgi.exchange import App, Exchange
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -146,6 +146,7 @@ class Rig:
     Args:
         relay: shared with other rigs; belongs to whoever made it.
         tls: what connections are wrapped with.
+        exchange: what serves one request.
 
     Attributes:
         quotas: what `on_quota` was called with.
@@ -161,6 +162,7 @@ class Rig:
         access: bool = False,
         relay: Relay | None = None,
         tls: "SSLContext | None" = None,
+        exchange: type[Exchange] = Exchange,
         **settings: Any,
     ) -> None:
         self.folder = folder
@@ -183,6 +185,7 @@ class Rig:
             self.quotas.append,
             relay,
             tls,
+            exchange,
         )
         self._hand_over = False
         self._clients: list[Client] = []
