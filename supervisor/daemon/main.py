@@ -33,7 +33,9 @@ from supervisor.fleet import actions, events, health
 from supervisor.fleet.model import ExitStatus
 from supervisor.ipc import messages
 from supervisor.logs.lean import LogFile
+from supervisor.logs.opening import make_for_sharer, share_with
 from supervisor.logs.setup import get_logger, set_level, set_up
+from supervisor.osapi.account import find_account
 from supervisor.osapi.process import become_subreaper, has_terminal
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings.kinds import WORKERS
@@ -165,6 +167,7 @@ class Daemon:
                 os.chdir(Path(self._order.folder, settings.chdir))
             except OSError as error:
                 raise SettingError("chdir", f"can't enter {settings.chdir!r}: {error.strerror}") from None
+        share_with(find_account(settings.user, settings.group, settings.initgroups))
         self._log_file = set_up(settings.errorlog, settings.log_format, settings.loglevel)
 
     async def _start_control(self, settings: Settings) -> None:
@@ -214,6 +217,8 @@ class Daemon:
 
     def _reopen_logs(self) -> None:
         self._log_file.reopen()
+        if loaded := self._shell.loaded.get(self._shell.fleet.current):
+            make_for_sharer(loaded.settings.accesslog)
         self._shell.tell_workers(messages.ReopenLogs())
         self._journal.record("info", "logs_reopened", {"by": "signal USR1"})
 

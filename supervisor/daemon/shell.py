@@ -24,7 +24,7 @@ from supervisor.daemon.children import (
 )
 from supervisor.daemon.journal import Journal
 from supervisor.daemon.ledger import Ledger
-from supervisor.daemon.listeners import Listeners
+from supervisor.daemon.listeners import Listeners, access_of
 from supervisor.daemon.overdue import Overdue
 from supervisor.daemon.policy import fleet_policy
 from supervisor.daemon.reaper import Reaper
@@ -277,9 +277,7 @@ class Shell:
     def _bind(self, loaded: Loaded) -> list[str]:
         """Raises SettingError."""
         settings = loaded.settings
-        return self.listeners.bind(
-            settings.bind, settings.backlog, settings.socket_mode, settings.socket_owner
-        )
+        return self.listeners.bind(settings.bind, settings.backlog, access_of(settings), settings.reuse_port)
 
     def _load_app(self, action: actions.LoadApp) -> None:
         handle = self.fork_servers[action.generation]

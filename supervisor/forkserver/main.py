@@ -12,6 +12,8 @@ import random
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +21,16 @@ from setproctitle import setproctitle
 
 from supervisor.errors import OstlerError, SettingError
 from supervisor.forkserver.forking import Asked, Forking, take_over
+from supervisor.forkserver.rights import take_rights
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.access import compile_format
-from supervisor.logs.lean import Log, LogFile, open_log, resolve_format
+from supervisor.logs.lean import Log, LogFile, resolve_format
+from supervisor.logs.opening import open_log, share_with
 from supervisor.logs.streams import forgive
+from supervisor.osapi.account import find_account
 from supervisor.osapi.cpus import usable_cpus
-from supervisor.osapi.priority import step_back
+from supervisor.osapi.priority import keep_way_forward, step_back
 from supervisor.settings import configfile
 from supervisor.settings.load import Loaded, load
 from supervisor.settings.table import Settings
@@ -43,10 +48,15 @@ if TYPE_CHECKING:
 
 
 class Preparation:
-    """What comes before forking: the configuration, perhaps the app."""
+    """What comes before forking: the configuration, perhaps the app.
 
-    def __init__(self, channel: Channel[Asked]) -> None:
+    Attributes:
+        lowered: how we stepped back, as far as it can be undone.
+    """
+
+    def __init__(self, channel: Channel[Asked], lowered: int) -> None:
         self._channel = channel
+        self.lowered = lowered
         self._number = 0
         self._loaded: Loaded | None = None
         self._log_format = ""
@@ -72,9 +82,8 @@ class Preparation:
                 raise OstlerError("Ostler was changed on disk while it runs; restart it to use the new one")
             loaded, warnings, hook = _configure(ask)
             prepare(loaded.settings)
-            self._log_format = _check_logs(loaded.settings)
-            _check_folder(loaded.settings.tmp_upload_dir)
-            self._tls = _tls_context(loaded, hook)
+            with _telling_where(loaded):
+                warnings += self._set_up(loaded.settings, hook)
             self._worker_class = worker_class(loaded.settings)
             if hook is not None and self._tls is None and ask.known is None:
                 warnings.append("ssl_context: without effect, because certfile is not set")
@@ -84,6 +93,18 @@ class Preparation:
         self._loaded = loaded
         self._channel.send(messages.Configured(loaded, warnings))
         return True
+
+    def _set_up(self, settings: Settings, hook: "Hook | None") -> list[str]:
+        """Do what needs the supervisor's rights, then take the workers'; returns what to warn of."""
+        account = find_account(settings.user, settings.group, settings.initgroups)
+        share_with(account)
+        self._log_format = _check_logs(settings)
+        self._tls = _tls_context(settings, hook)
+        if account is not None:
+            self.lowered = keep_way_forward(self.lowered)
+        warnings = take_rights(settings, account)
+        _check_folder(settings.tmp_upload_dir)
+        return warnings
 
     def _load(self, ask: messages.Load, descriptors: list[int]) -> boot.Generation | None:
         assert self._loaded is not None
@@ -149,21 +170,24 @@ def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], "Hook | None
     return loaded, warnings, hook
 
 
-def _tls_context(loaded: Loaded, hook: "Hook | None") -> "SSLContext | None":
-    """As `tls.make_context`, whose errors it gives their place.
-
-    Raises:
-        SettingError: the context can't be made.
-    """
-    if loaded.settings.certfile is None and hook is None:
+def _tls_context(settings: Settings, hook: "Hook | None") -> "SSLContext | None":
+    """As `tls.make_context`. Raises SettingError."""
+    if settings.certfile is None and hook is None:
         return None
     # Only now: it brings OpenSSL along, some megabytes which plain HTTP does without.
     from supervisor.workers import tls
 
+    return tls.make_context(settings, hook)
+
+
+@contextmanager
+def _telling_where(loaded: Loaded) -> Iterator[None]:
+    """A SettingError also tells where its setting comes from."""
     try:
-        return tls.make_context(loaded.settings, hook)
+        yield
     except SettingError as error:
-        raise SettingError(error.setting, error.problem, loaded.origins.get(error.setting, "")) from error
+        where = error.where or loaded.origins.get(error.setting, "")
+        raise SettingError(error.setting, error.problem, where) from error
 
 
 def _check_folder(folder: str | None) -> None:
@@ -210,11 +234,13 @@ def main(channel_fd: int, lowered: int) -> None:
     boot.on_hang_up(channel_fd, lambda: os._exit(0))
     channel: Channel[Asked] = Channel.from_fd(channel_fd, Asked)
     try:
-        generation = Preparation(channel).run()
+        preparation = Preparation(channel, lowered)
+        generation = preparation.run()
     except (BrokenPipeError, ConnectionResetError):
         return  # the supervisor is gone in the middle of an answer
     if generation is None:
         return
+    lowered = preparation.lowered
     inheritance = Forking(channel, generation).run(messages.AppLoaded())
     while inheritance is not None:
         template = boot.run(inheritance, lowered)

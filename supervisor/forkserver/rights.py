@@ -1,0 +1,38 @@
+"""With which rights the app runs: settings `user`, `group`, `initgroups`, `umask`.
+
+The fork server gives up what it has once the configuration was evaluated and certificates were read, before
+the app is imported; workers inherit that. The supervisor keeps its rights, so that it can bind ports, make
+logs anew, and start the next fork server.
+"""
+
+import os
+
+from supervisor.errors import SettingError
+from supervisor.logs.opening import share_with
+from supervisor.osapi.account import Account, become
+from supervisor.settings.table import Settings
+
+
+def take_rights(settings: Settings, account: Account | None) -> list[str]:
+    """Become `account`, if it is not None, and set the umask; returns what to warn of.
+
+    Raises:
+        SettingError: we may not.
+    """
+    # 0 is gunicorn's default, which there is about sockets alone: files that everybody may write to are
+    # nobody's wish.
+    if umask := int(settings.umask, 8):
+        os.umask(umask)
+    if account is None:
+        return []
+    share_with(None)
+    name = "group" if settings.user is None else "user"
+    try:
+        become(account)
+    except OSError as error:
+        wanted = settings.group if settings.user is None else settings.user
+        problem = f"can't become {wanted!r} ({error.strerror or error}); that needs root's rights"
+        raise SettingError(name, problem) from None
+    if account.gid is None and settings.user is not None:
+        return [f"user: {settings.user} has no account and so no group; it stays in group {os.getegid()}"]
+    return []
