@@ -47,12 +47,13 @@ class Start:
     """How the daemon was asked to start.
 
     command_line: raw settings given on the command line; config: the configuration file asked for, or None
-    for the usual places; folder: where.
+    for the usual places; folder: where; detached: as a daemon, if the settings say so.
     """
 
     command_line: dict[str, Any] = field(default_factory=dict)
     config: str | None = None
     folder: str = "."
+    detached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +233,7 @@ class Shell:
                 self._start.config,
                 self._start.folder,
                 self.loaded.get(action.generation),
+                detached=self._start.detached,
             ),
         )
 

@@ -21,7 +21,7 @@ from setproctitle import setproctitle
 
 from supervisor.errors import OstlerError, SettingError
 from supervisor.forkserver.forking import Asked, Forking, take_over
-from supervisor.forkserver.rights import take_rights
+from supervisor.forkserver.rights import leave_terminal, take_rights
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.access import compile_format
@@ -81,6 +81,8 @@ class Preparation:
             if ask.version != messages.VERSION:
                 raise OstlerError("Ostler was changed on disk while it runs; restart it to use the new one")
             loaded, warnings, hook = _configure(ask)
+            if ask.detached and loaded.settings.daemon:
+                leave_terminal(loaded.settings)
             prepare(loaded.settings)
             with _telling_where(loaded):
                 warnings += self._set_up(loaded.settings, hook)

@@ -1,15 +1,18 @@
-"""With which rights the app runs: settings `user`, `group`, `initgroups`, `umask`.
+"""With which rights the app runs, and on which terminal: `user`, `group`, `initgroups`, `umask`, `daemon`.
 
 The fork server gives up what it has once the configuration was evaluated and certificates were read, before
 the app is imported; workers inherit that. The supervisor keeps its rights, so that it can bind ports, make
 logs anew, and start the next fork server.
 """
 
+import io
 import os
+import sys
 
 from supervisor.errors import SettingError
 from supervisor.logs.opening import share_with
 from supervisor.osapi.account import Account, become
+from supervisor.osapi.process import silence
 from supervisor.settings.table import Settings
 
 
@@ -36,3 +39,13 @@ def take_rights(settings: Settings, account: Account | None) -> list[str]:
     if account.gid is None and settings.user is not None:
         return [f"user: {settings.user} has no account and so no group; it stays in group {os.getegid()}"]
     return []
+
+
+def leave_terminal(settings: Settings) -> None:
+    """Let go of standard descriptors as `daemon` says; what is kept is written line by line."""
+    kept = settings.enable_stdio_inheritance
+    if kept:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(line_buffering=True)
+    silence(outputs=not kept)
