@@ -932,7 +932,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Setting(
             kinds.SOCKET_MODE,
-            "Mode of the control socket in octal.",
+            "Mode of the control socket in octal. Whom it lets in may read and operate, the app's user only "
+            "read; administration is for the daemon's own user and root.",
             ("--control-socket-mode",),
             RESTART,
         ),

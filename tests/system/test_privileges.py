@@ -283,3 +283,28 @@ def test_unix_socket(open_place: Place) -> None:
         assert (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid) == (mode, uid, gid)
         assert facts(daemon)[0] == UID
         assert daemon.stop() == 0
+
+
+def test_control_socket_for_others(open_place: Place) -> None:
+    """Whom the mode lets in may operate, the app's own user only read; by default nobody else anything."""
+    path = open_place.folder / "control.sock"
+    args = ["-u", "nobody", "--control-socket", str(path)]
+
+    def ctl(uid: int, *words: str) -> tuple[int, str]:
+        argv = [*shown(f"setpriv --reuid {uid} --regid {uid} --clear-groups"), *OSTLER]
+        done = open_place.run("ctl", "--socket", str(path), *words, argv=argv, cwd=Path("/"))
+        return done.code, done.err
+
+    daemon = start(open_place, *args)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert "ermission" in ctl(UID, "status")[1]
+    assert daemon.stop() == 0
+    daemon = start(open_place, *args, "--control-socket-mode", "0666")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666
+    assert ctl(UID, "status")[0] == 0
+    code, problem = ctl(UID, "scale", "2")
+    assert (code, "may not scale, only read" in problem) == (1, True)
+    assert ctl(4321, "scale", "2")[0] == 0
+    code, problem = ctl(4321, "stop")
+    assert (code, "may not stop, only operate" in problem) == (1, True)
+    assert daemon.stop() == 0
