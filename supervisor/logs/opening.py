@@ -67,7 +67,9 @@ def _open_shared(path: str) -> int:
         with files_as(_sharer):
             return _open(path)
     except PermissionError:
-        return _open_for(_resolved(path, _sharer), _sharer)
+        _make_for(_resolved(path, _sharer), _sharer)
+    with files_as(_sharer):
+        return _open(path)
 
 
 def _open(path: str, more: int = 0) -> int:
@@ -80,21 +82,21 @@ def _open(path: str, more: int = 0) -> int:
         return os.open(path, os.O_RDWR | _FLAGS)
 
 
-def _open_for(path: str, account: Account) -> int:
-    """Open a log that `account` can't open, and make it the account's."""
+def _make_for(path: str, account: Account) -> None:
+    """Make a log that `account` can't open the account's, and make it at all if need be."""
     try:
         fd, fresh = os.open(path, os.O_WRONLY | _FLAGS | os.O_EXCL, _MODE), True
     except FileExistsError:
         fd, fresh = _open(path, os.O_NOFOLLOW), False
-    info = os.fstat(fd)
-    # A second name may be another's file, and what is no file (a FIFO, a device) is whoever's it was.
-    if not stat.S_ISREG(info.st_mode) or info.st_nlink > 1:
+    try:
+        info = os.fstat(fd)
+        # A second name may be another's file, and what is no file (a FIFO, a device) is whoever's it was.
+        if stat.S_ISREG(info.st_mode) and info.st_nlink == 1:
+            # An existing one keeps its group, which may be that of those who read logs.
+            gid = account.gid if fresh and account.gid is not None else -1
+            os.fchown(fd, -1 if account.uid is None else account.uid, gid)
+    finally:
         os.close(fd)
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-    # An existing one keeps its group, which may be that of those who read logs.
-    gid = account.gid if fresh and account.gid is not None else -1
-    os.fchown(fd, -1 if account.uid is None else account.uid, gid)
-    return fd
 
 
 def _resolved(path: str, account: Account) -> str:

@@ -126,7 +126,7 @@ def test_replaced_by_a_link(listeners: Listeners, tmp_path: Path, monkeypatch: p
             path.symlink_to(victim)
 
     monkeypatch.setattr(module.socket, "socket", Swapped)
-    problem = problem_of(listeners.bind, (f"unix:{path}",), 10, "0666", f"{os.getuid()}")
+    problem = problem_of(listeners.bind, (f"unix:{path}",), 10, Access("0666", f"{os.getuid()}"))
     assert "it was replaced by something that is no socket" in problem
     assert mode_of(victim) == "0600"
 
@@ -222,3 +222,18 @@ def test_small_packets_are_not_held_back() -> None:
         several.bind((), 10)
         assert outer.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         several.keep_only(set())
+
+
+def test_reuse_port() -> None:
+    """With it other programs may listen on the same port, else not; all of them have to want it."""
+    first, second = Listeners([]), Listeners([])
+    try:
+        first.bind(("127.0.0.1:0",), 5, reuse_port=True)
+        port = first.sockets(["127.0.0.1:0"])[0].getsockname()[1]
+        key = f"127.0.0.1:{port}"
+        assert "in use" in problem_of(second.bind, (key,), 5)
+        second.bind((key,), 5, reuse_port=True)
+        assert second.sockets([key])[0].getsockname()[1] == port
+    finally:
+        first.keep_only(set())
+        second.keep_only(set())
