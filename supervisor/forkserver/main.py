@@ -85,7 +85,7 @@ class Preparation:
                 leave_terminal(loaded.settings)
             prepare(loaded.settings)
             with _telling_where(loaded):
-                warnings += self._set_up(loaded.settings, hook)
+                warnings += self._set_up(loaded.settings, hook, ask.cause == "check")
             self._worker_class = worker_class(loaded.settings)
             if hook is not None and self._tls is None and ask.known is None:
                 warnings.append("ssl_context: without effect, because certfile is not set")
@@ -96,7 +96,7 @@ class Preparation:
         self._channel.send(messages.Configured(loaded, warnings))
         return True
 
-    def _set_up(self, settings: Settings, hook: "Hook | None") -> list[str]:
+    def _set_up(self, settings: Settings, hook: "Hook | None", trial: bool) -> list[str]:
         """Do what needs the supervisor's rights, then take the workers'; returns what to warn of."""
         account = find_account(settings.user, settings.group, settings.initgroups)
         share_with(account)
@@ -104,7 +104,7 @@ class Preparation:
         self._tls = _tls_context(settings, hook)
         if account is not None:
             self.lowered = keep_way_forward(self.lowered)
-        warnings = take_rights(settings, account)
+        warnings = take_rights(settings, account, trial)
         _check_folder(settings.tmp_upload_dir)
         return warnings
 

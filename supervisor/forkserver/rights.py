@@ -16,8 +16,10 @@ from supervisor.osapi.process import silence
 from supervisor.settings.table import Settings
 
 
-def take_rights(settings: Settings, account: Account | None) -> list[str]:
+def take_rights(settings: Settings, account: Account | None, trial: bool = False) -> list[str]:
     """Become `account`, if it is not None, and set the umask; returns what to warn of.
+
+    trial: the configuration is only checked, perhaps by somebody who may do less than who will start it.
 
     Raises:
         SettingError: we may not.
@@ -34,6 +36,8 @@ def take_rights(settings: Settings, account: Account | None) -> list[str]:
         become(account)
     except OSError as error:
         wanted = settings.group if settings.user is None else settings.user
+        if trial and isinstance(error, PermissionError):
+            return [f"{name}: only root can become {wanted!r}; the rest was checked without"]
         problem = f"can't become {wanted!r} ({error.strerror or error}); that needs root's rights"
         raise SettingError(name, problem) from None
     if account.gid is None and settings.user is not None:

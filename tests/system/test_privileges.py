@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import supervisor
-from tests.kit.daemon import OSTLER, Daemon, Place, children, fork_server, title, until
+from tests.kit.daemon import OSTLER, Daemon, Place, Process, ask, children, fork_server, title, until
 from tests.system.conftest import furnished
 
 NOBODY = pwd.getpwnam("nobody")
@@ -168,6 +168,8 @@ def test_without_privileges(open_place: Place) -> None:
     )
     why = "can't become 'daemon' (Operation not permitted); that needs root's rights"
     assert (done.code, done.error) == (1, f"ostler: error: user (command line): {why}")
+    done = open_place.run("who:app", "--check-config", "-u", "daemon", argv=[*shown(before), *OSTLER])
+    assert (done.code, "only root can become 'daemon'" in done.error) == (0, True)
     os.chown(open_place.runtime, UID, GID)
     daemon = start(open_place, "-u", "nobody", "-g", str(GID), before=before)
     assert facts(daemon)[0] == UID
@@ -185,7 +187,7 @@ def test_logs(open_place: Place) -> None:
     url = daemon.status().listeners[0].removeprefix("http://")
     host, port = url.split(":")
 
-    def ask() -> None:
+    def knock() -> None:
         with socket.create_connection((host, int(port))) as client:
             client.sendall(b"GET /asked HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             while client.recv(4096):
@@ -194,7 +196,7 @@ def test_logs(open_place: Place) -> None:
     def written() -> bool:
         return "/asked" in names[1].read_text() and all(path.stat().st_uid == UID for path in names)
 
-    ask()
+    knock()
     until(written, "a line in the access log")
     for path in names:
         path.rename(path.with_suffix(".old"))
@@ -204,7 +206,7 @@ def test_logs(open_place: Place) -> None:
     )
 
     def comes() -> bool:
-        ask()
+        knock()
         return written()
 
     until(comes, "a line in the new access log")
@@ -268,6 +270,26 @@ def test_everything_that_forks(open_place: Place) -> None:
     daemon.settled(2)
     assert all_are_nobody()
     assert daemon.stop() == 0
+
+
+def test_daemon(open_place: Place) -> None:
+    """A daemon whose pid file and logs are in folders of root's: these are the workers', that is root's."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    log, pidfile = open_place.folder / "error.log", open_place.folder / "app.pid"
+    args = ["-D", "-u", "nobody", "-b", f"127.0.0.1:{port}", "-p", str(pidfile), "--error-logfile", str(log)]
+    done = open_place.run(*args, "who:app", argv=[*shown(), *OSTLER])
+    assert (done.code, done.out, done.err) == (0, "", "")
+    daemon = Process(int(pidfile.read_text()))
+    try:
+        assert (pidfile.stat().st_uid, log.stat().st_uid) == (0, UID)
+        assert ast.literal_eval(ask(f"http://127.0.0.1:{port}").text)[0] == UID
+    finally:
+        daemon.send(signal.SIGTERM)
+        assert daemon.ended()
+        daemon.close()
+    assert not pidfile.exists()
 
 
 def test_unix_socket(open_place: Place) -> None:
