@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 
-from supervisor.errors import ExitCode
+from supervisor.errors import ExitCode, OstlerError
 from supervisor.logs.render import LEVELS
 from supervisor.settings.table import Settings
 
@@ -65,17 +65,24 @@ def detach() -> Launch:
     Standard descriptors stay as they are: what can't be said over the socket pair still has to be printed.
 
     Raises:
-        OSError: no process could be made.
+        OstlerError: no process could be made.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    middle = os.fork()
+    try:
+        middle = os.fork()
+    except OSError as error:
+        raise OstlerError(f"can't detach: {error.strerror}") from None
     if middle:
         theirs.close()
         os.waitpid(middle, 0)
         _wait(ours)
     ours.close()
     os.setsid()
-    if os.fork():
+    try:
+        daemon = os.fork()
+    except OSError:
+        daemon = -1  # the launcher will find that nobody answers
+    if daemon:
         os._exit(0)
     os.umask(_UMASK)
     return Launch(theirs)

@@ -6,6 +6,7 @@ import os
 import pwd
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import NamedTuple
 
 from supervisor.errors import SettingError
@@ -32,6 +33,7 @@ class Account(NamedTuple):
         return same and (uid != 0 or self.groups is None or set(os.getgroups()) <= {*self.groups, gid})
 
 
+@cache  # a directory service that does not answer must hold the supervisor up at its start alone
 def find_account(user: str | None, group: str | None, initgroups: bool) -> Account | None:
     """The account of a user and a group by name or number; None if neither is given, or it is who we are.
 

@@ -143,6 +143,20 @@ def test_launcher_ends_first(place: Place, signum: int) -> None:
     until(lambda: not place.leftovers(), "the daemon's end")
 
 
+def test_killed_while_it_starts(place: Place) -> None:
+    """A daemon that can't tell how it went any more is an error, too."""
+    place.add("waiting.py", WAITING)
+    os.mkfifo(place.app_folder / "gate")
+    launcher = place.start("-D", "-p", "app.pid", "--preload", "waiting:app", serving=False)
+    until((place.app_folder / "loading").exists, "the app being loaded")
+    daemon = Process(int((place.app_folder / "app.pid").read_text()))
+    daemon.send(signal.SIGKILL)
+    assert launcher.wait() == 1
+    assert "ostler: error: the daemon was killed while it started" in launcher.log.read_text()
+    daemon.close()
+    until(lambda: not place.leftovers(), "the fork server's end")
+
+
 def test_waits_for_the_app(place: Place, port: int) -> None:
     """Whoever finds that the command has ended finds a serving app."""
     place.add("waiting.py", WAITING)

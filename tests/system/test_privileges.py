@@ -118,6 +118,8 @@ def test_user(open_place: Place) -> None:
     assert facts(daemon) == [UID, UID, UID, GID, GID, GID, [GID], "0o27", nice, os.environ["HOME"]]
     assert Path(f"/proc/{daemon.pid}").stat().st_uid == 0
     server = fork_server(daemon).pid
+    # It may have seen what only root may see: no other process of the user may look into it (prctl(2)).
+    assert {Path(f"/proc/{pid}/mem").stat().st_uid for pid in (server, *daemon.pids())} == {0}
     assert "Uid:\t" + f"{UID}\t" * 3 in Path(f"/proc/{server}/status").read_text()
     assert daemon.stop() == 0
 

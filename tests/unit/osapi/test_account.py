@@ -12,6 +12,11 @@ ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may be somebody e
 NOBODY = pwd.getpwnam("nobody")
 
 
+@pytest.fixture(autouse=True)
+def _nothing_remembered() -> None:
+    find_account.cache_clear()
+
+
 def test_nobody_asked_for() -> None:
     """Without user and group, and with those that we have, there is nothing to become."""
     own = pwd.getpwuid(os.geteuid())
