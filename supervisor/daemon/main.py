@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from supervisor.daemon.listeners import Listeners, systemd_listeners
 from supervisor.daemon.measure import Measurer
 from supervisor.daemon.notify import SystemdNotifier
 from supervisor.daemon.observer import Observer
+from supervisor.daemon.outlets import Outlets
 from supervisor.daemon.pidfile import PidFile
 from supervisor.daemon.plane import ControlPlane
 from supervisor.daemon.shell import Callbacks, Shell, Start
@@ -36,7 +38,7 @@ from supervisor.fleet.model import ExitStatus
 from supervisor.ipc import messages
 from supervisor.logs.lean import LogFile
 from supervisor.logs.opening import make_for_sharer, share_with
-from supervisor.logs.setup import get_logger, set_level, set_up
+from supervisor.logs.setup import get_logger, set_level, set_up, tap
 from supervisor.osapi.account import find_account
 from supervisor.osapi.process import become_subreaper, has_terminal, silence
 from supervisor.scoreboard.reader import Scoreboard
@@ -100,8 +102,12 @@ class Daemon:
                 finish=self._on_finish,
                 check_upgrade=self._check_upgrade,
                 upgrade=self._upgrade_soon,
+                log_taken=self._on_log_taken,
+                when_lines_taken=self._when_lines_taken,
             ),
         )
+        self._outlets = Outlets(self._shell)
+        tap(self._outlets.take)
         self._loop = asyncio.get_running_loop()
         self._sensor = DeadlineSensor(self._shell)
         self._measurer = Measurer(self._shell)
@@ -152,6 +158,7 @@ class Daemon:
             task.cancel()
         await self._control.close()
         self._shell.listeners.keep_only(set())
+        self._outlets.close()
         if self._pidfile is not None:
             self._pidfile.remove()
 
@@ -193,6 +200,7 @@ class Daemon:
         if self._launch is not None and settings.errorlog == "-" and not settings.enable_stdio_inheritance:
             level = quiet(level)
         self._log_file = set_up(settings.errorlog, settings.log_format, level)
+        self._outlets.settle(settings, self._log_file)
 
     async def _start_control(self, settings: Settings) -> None:
         await self._plane.start(settings, self._shell.name)
@@ -226,6 +234,7 @@ class Daemon:
         silence(outputs=not kept)
         if settings.errorlog == "-" and not kept:
             self._log_file = set_up("-", settings.log_format, settings.loglevel)
+            self._outlets.settle(settings, self._log_file)
         launch.serving()
 
     def _stop_unlaunched(self, launch: Launch) -> None:
@@ -246,8 +255,16 @@ class Daemon:
     def _on_reload_ended(self, generation: int) -> None:
         self._observer.tell_reload_ended(generation)
         # Both may be others now.
-        set_level(self._shell.loaded[self._shell.fleet.current].settings.loglevel)
+        settings = self._shell.loaded[self._shell.fleet.current].settings
+        set_level(settings.loglevel)
+        self._outlets.follow(settings)
         self._sensor.start()
+
+    def _on_log_taken(self, number: int) -> None:
+        self._outlets.taken(number)
+
+    def _when_lines_taken(self, callback: Callable[[], None]) -> None:
+        self._outlets.when_taken(callback)
 
     def _on_finish(self, finish: actions.Finish) -> None:
         if not self._finished.done():
@@ -259,6 +276,7 @@ class Daemon:
         self._log_file.reopen()
         if loaded := self._shell.loaded.get(self._shell.fleet.current):
             make_for_sharer(loaded.settings.accesslog)
+        self._shell.tell_fork_servers(messages.ReopenLogs())
         self._shell.tell_workers(messages.ReopenLogs())
         self._journal.record("info", "logs_reopened", {"by": "signal USR1"})
 
@@ -316,6 +334,7 @@ class Daemon:
 
     def _replace_program(self) -> None:
         """Returns only if that failed; the fleet knows then."""
+        self._outlets.give_up_waiting()
         self._log_file.flush()
         here = -1
         try:
@@ -415,10 +434,12 @@ class Daemon:
         while True:
             await asyncio.sleep(1.0 - time.time() % 1.0)
             self._log_file.flush()
+            self._outlets.look()
             await self._control.ensure()
             try:
                 self._observer.take_sample()
                 self._shell.submit(self._measurer.take())
+                self._outlets.measure()
             except (OSError, psutil.Error) as error:
                 # Out of descriptors, say; the next second may be better.
                 get_logger().debug("sample_missed", problem=str(error))

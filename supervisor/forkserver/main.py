@@ -20,14 +20,16 @@ from typing import TYPE_CHECKING
 from setproctitle import setproctitle
 
 from supervisor.errors import OstlerError, SettingError
-from supervisor.forkserver.forking import Asked, Forking, take_over
+from supervisor.forkserver.forking import Asked, Forking, fields_of, take_over
 from supervisor.forkserver.rights import leave_terminal, take_rights
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
-from supervisor.logs.access import compile_format
-from supervisor.logs.lean import Log, LogFile, resolve_format
+from supervisor.logs import bridge, logconfig
+from supervisor.logs.access import compile_format, unknown_atoms
+from supervisor.logs.lean import resolve_format
 from supervisor.logs.opening import open_log, share_with
-from supervisor.logs.streams import forgive
+from supervisor.logs.outlets import Outlets
+from supervisor.logs.streams import forgive, write_at_once
 from supervisor.osapi.account import find_account
 from supervisor.osapi.cpus import usable_cpus
 from supervisor.osapi.priority import keep_way_forward, step_back
@@ -62,6 +64,7 @@ class Preparation:
         self._log_format = ""
         self._tls: SSLContext | None = None
         self._worker_class: type[BaseWorker] = Engine
+        self.outlets: Outlets | None = None
 
     def run(self) -> boot.Generation | None:
         """Do what the supervisor asks; None if it can't be done, or the supervisor is gone."""
@@ -80,12 +83,14 @@ class Preparation:
         try:
             if ask.version != messages.VERSION:
                 raise OstlerError("Ostler was changed on disk while it runs; restart it to use the new one")
-            loaded, warnings, hook = _configure(ask)
+            loaded, warnings, file = _configure(ask)
+            hook = file.hooks.get("ssl_context") if file is not None else None
             if ask.detached and loaded.settings.daemon:
                 leave_terminal(loaded.settings)
             prepare(loaded.settings)
             with _telling_where(loaded):
                 warnings += self._set_up(loaded.settings, hook, ask.cause == "check")
+                self._set_up_logs(loaded.settings, file)
             self._worker_class = worker_class(loaded.settings)
             if hook is not None and self._tls is None and ask.known is None:
                 warnings.append("ssl_context: without effect, because certfile is not set")
@@ -108,6 +113,18 @@ class Preparation:
         _check_folder(settings.tmp_upload_dir)
         return warnings
 
+    def _set_up_logs(self, settings: Settings, file: configfile.ConfigFile | None) -> None:
+        """With the workers' rights: what user code opens is to be openable for them.
+
+        Raises:
+            SettingError: `logconfig` or its like can't be used.
+        """
+        if settings.capture_output and settings.errorlog != "-":
+            write_at_once()
+        self.outlets = Outlets(settings, self._log_format, fields_of(self._number))
+        bridge.set_up(settings.loglevel, access=bool(settings.accesslog))
+        logconfig.apply(settings, file.values.get("logconfig_dict") if file is not None else None)
+
     def _load(self, ask: messages.Load, descriptors: list[int]) -> boot.Generation | None:
         assert self._loaded is not None
         settings = self._loaded.settings
@@ -123,7 +140,8 @@ class Preparation:
                 messages.LoadFailed(error.reason, shorten(error.trace) if error.trace else None)
             )
             return None
-        rehearse(settings, Log(LogFile("-", 2), self._log_format, settings.loglevel, {}), LONG)
+        assert self.outlets is not None
+        rehearse(settings, self.outlets.log, LONG)
         return boot.Generation(
             number=self._number,
             name=ask.name,
@@ -139,8 +157,8 @@ class Preparation:
         )
 
 
-def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], "Hook | None"]:
-    """The settings, what to warn of, and the configuration file's `ssl_context`.
+def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], configfile.ConfigFile | None]:
+    """The settings, what to warn of, and the configuration file.
 
     With `ask.known` the file is evaluated for what else it does: workers of a generation have one
     configuration, whatever has been written into its file meanwhile.
@@ -162,14 +180,15 @@ def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], "Hook | None
             warnings.append(
                 f"{file.name}: not supported yet and without effect: {', '.join(file.unsupported)}"
             )
-    hook = file.hooks.get("ssl_context") if file is not None else None
     if ask.known is not None:
-        return ask.known, [], hook
+        return ask.known, [], file
     loaded = load(ask.command_line, os.environ, file, usable_cpus)
     if not loaded.settings.wsgi_app:
         raise SettingError("wsgi_app", "no app given; write ostler MODULE:APP, or try ostler --demo")
     compile_format(loaded.settings.access_log_format)
-    return loaded, warnings, hook
+    if unknown := unknown_atoms(loaded.settings.access_log_format):
+        warnings.append(f"access_log_format: there is no {', '.join(unknown)}; it is always -")
+    return loaded, warnings, file
 
 
 def _tls_context(settings: Settings, hook: "Hook | None") -> "SSLContext | None":
@@ -240,10 +259,10 @@ def main(channel_fd: int, lowered: int) -> None:
         generation = preparation.run()
     except (BrokenPipeError, ConnectionResetError):
         return  # the supervisor is gone in the middle of an answer
-    if generation is None:
+    if generation is None or preparation.outlets is None:
         return
     lowered = preparation.lowered
-    inheritance = Forking(channel, generation).run(messages.AppLoaded())
+    inheritance = Forking(channel, generation, preparation.outlets).run(messages.AppLoaded())
     while inheritance is not None:
         template = boot.run(inheritance, lowered)
         lowered = step_back()
