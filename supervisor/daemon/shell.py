@@ -52,7 +52,7 @@ class Start:
     command_line: dict[str, Any] = field(default_factory=dict)
     config: str | None = None
     folder: str = "."
-    detached: bool = False
+    detached: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
