@@ -32,8 +32,9 @@ def check(
     try:
         if load_app:
             command_line = {**command_line, "preload_app": True}
-        ask = messages.Configure(messages.VERSION, 0, command_line, config, folder, cause="check")
-        server.channel.send(ask)
+        server.channel.send(
+            messages.Configure(messages.VERSION, 0, command_line, config, folder, cause="check")
+        )
         configured = _receive(server)
         assert isinstance(configured, messages.Configured)
         for warning in configured.warnings:

@@ -32,6 +32,7 @@ from supervisor.daemon.pidfile import PidFile
 from supervisor.daemon.plane import ControlPlane
 from supervisor.daemon.shell import Callbacks, Shell, Start
 from supervisor.daemon.upgrade import Carried
+from supervisor.daemon.watching import Watcher
 from supervisor.errors import ExitCode, OstlerError, SettingError
 from supervisor.fleet import actions, events, health
 from supervisor.fleet.model import ExitStatus
@@ -99,6 +100,7 @@ class Daemon:
                 serving=self._on_serving,
                 stopping=self._on_stopping,
                 reload_ended=self._on_reload_ended,
+                watch=self._on_watch,
                 finish=self._on_finish,
                 check_upgrade=self._check_upgrade,
                 upgrade=self._upgrade_soon,
@@ -109,6 +111,7 @@ class Daemon:
         self._outlets = Outlets(self._shell)
         tap(self._outlets.take)
         self._loop = asyncio.get_running_loop()
+        self._watcher = Watcher(self._shell.submit, self._journal)
         self._sensor = DeadlineSensor(self._shell)
         self._measurer = Measurer(self._shell)
         self._observer = Observer(self._shell, self._sensor, self._ledger)
@@ -156,6 +159,7 @@ class Daemon:
     async def _close(self) -> None:
         for task in self._tasks:
             task.cancel()
+        self._watcher.stop()
         await self._control.close()
         self._shell.listeners.keep_only(set())
         self._outlets.close()
@@ -166,9 +170,12 @@ class Daemon:
 
     def _on_configured(self, loaded: Loaded) -> None:
         """A generation's settings are known; the first one's also say how the daemon itself is to be."""
-        if self._shell.loaded:
-            return
         settings = loaded.settings
+        if not self._shell.loaded:
+            self._begin(settings)
+        self._watcher.configure(settings)
+
+    def _begin(self, settings: Settings) -> None:
         if settings.daemon and self._launch is None:
             if self._order.stay is None:
                 # The file says so, not the command line. Nothing was bound or written yet.
@@ -254,6 +261,7 @@ class Daemon:
 
     def _on_reload_ended(self, generation: int) -> None:
         self._observer.tell_reload_ended(generation)
+        self._watcher.forget_before(self._shell.fleet.current)
         # Both may be others now.
         settings = self._shell.loaded[self._shell.fleet.current].settings
         set_level(settings.loglevel)
@@ -265,6 +273,9 @@ class Daemon:
 
     def _when_lines_taken(self, callback: Callable[[], None]) -> None:
         self._outlets.when_taken(callback)
+
+    def _on_watch(self, generation: int, message: messages.Watch | messages.AppBroken) -> None:
+        self._watcher.hear(generation, message)
 
     def _on_finish(self, finish: actions.Finish) -> None:
         if not self._finished.done():

@@ -59,13 +59,15 @@ class Start:
 class Callbacks:
     """What the daemon around the shell is called for.
 
-    configured: with each generation's settings before its listeners are bound; may raise SettingError.
+    configured: with each generation's settings before its listeners are bound; may raise SettingError;
+    watch: with a generation and what one of its processes has told of the app's files.
     """
 
     configured: Callable[[Loaded], None]
     serving: Callable[[], None]
     stopping: Callable[[], None]
     reload_ended: Callable[[int], None]
+    watch: Callable[[int, messages.Watch | messages.AppBroken], None]
     finish: Callable[[actions.Finish], None]
     check_upgrade: Callable[[], None]
     upgrade: Callable[[], None]
@@ -259,6 +261,8 @@ class Shell:
             self.submit(events.SpawnFailed(message.launch, message.reason))
         elif isinstance(message, messages.Forked):
             self._forked(message)
+        elif isinstance(message, messages.Watch | messages.AppBroken):
+            self._callbacks.watch(generation, message)
 
     def _configured(self, handle: ForkServerHandle, message: messages.Configured) -> None:
         generation, loaded = handle.generation, message.loaded
@@ -274,7 +278,7 @@ class Shell:
         except Exception as error:  # noqa: BLE001 - a defect of ours must fail this generation, not hang it
             self.submit(events.GenerationFailed(generation, str(error), traceback.format_exc()))
             return
-        self.name = self.name or settings.proc_name or settings.wsgi_app or ""
+        self.name = self.name or settings.proc_name or settings.wsgi_app or settings.paste or ""
         self.loaded[generation] = loaded
         current = self.fork_servers.get(self.fleet.current)
         closes = current is not None and not set(current.listener_keys) <= set(handle.listener_keys)
@@ -364,6 +368,8 @@ class Shell:
                 self.submit(events.TemplateReady(handle.launch))
             elif isinstance(message, messages.Signalled):
                 handle.signalled = message.signum
+            elif isinstance(message, messages.Watch | messages.AppBroken):
+                self._callbacks.watch(handle.generation, message)
             elif isinstance(message, messages.RecycleDue):
                 self.submit(events.RecycleDue(handle.launch, message.requests))
 

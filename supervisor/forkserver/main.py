@@ -40,12 +40,14 @@ from supervisor.workers import boot
 from supervisor.workers.base import BaseWorker
 from supervisor.workers.classes import worker_class
 from supervisor.workers.engine import Engine
-from supervisor.workers.loader import AppLoadError, load_app, prepare
+from supervisor.workers.loader import AppLoadError, prepare
+from supervisor.workers.loader import load as load_app
 from supervisor.workers.rehearsal import LONG, rehearse
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
+    from supervisor.workers.development import Development
     from supervisor.workers.tls import Hook
 
 
@@ -65,6 +67,8 @@ class Preparation:
         self._tls: SSLContext | None = None
         self._worker_class: type[BaseWorker] = Engine
         self.outlets: Outlets | None = None
+        # With `reload`, and not when all that is asked is whether the app can be loaded.
+        self._development: Development | None = None
 
     def run(self) -> boot.Generation | None:
         """Do what the supervisor asks; None if it can't be done, or the supervisor is gone."""
@@ -99,6 +103,12 @@ class Preparation:
             return False
         self._loaded = loaded
         self._channel.send(messages.Configured(loaded, warnings))
+        if loaded.settings.reload and ask.cause != "check":
+            # Only now: who does not ask for it need not have it in memory.
+            from supervisor.workers.development import Development
+
+            self._development = Development(self._channel.send)
+            self._development.tell_configuration(ask, loaded.settings)
         return True
 
     def _set_up(self, settings: Settings, hook: "Hook | None", trial: bool) -> list[str]:
@@ -129,12 +139,15 @@ class Preparation:
         assert self._loaded is not None
         settings = self._loaded.settings
         scoreboard_fd, giving_fd, taking_fd, *listener_fds = descriptors
-        spec = settings.wsgi_app or ""
         try:
             app = None
             if settings.preload_app:
                 self._worker_class.prepare(settings)
-                app = load_app(spec)
+                app = (
+                    self._development.load(settings, self._worker_class, self._number)
+                    if self._development is not None
+                    else load_app(settings)
+                )
         except AppLoadError as error:
             self._channel.send(
                 messages.LoadFailed(error.reason, shorten(error.trace) if error.trace else None)
@@ -148,7 +161,6 @@ class Preparation:
             settings=settings,
             log_format=self._log_format,
             worker_class=self._worker_class,
-            app_spec=spec,
             app=app,
             tls=self._tls,
             relay=(socket.socket(fileno=giving_fd), socket.socket(fileno=taking_fd)),
@@ -183,8 +195,18 @@ def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], configfile.C
     if ask.known is not None:
         return ask.known, [], file
     loaded = load(ask.command_line, os.environ, file, usable_cpus)
-    if not loaded.settings.wsgi_app:
+    if loaded.settings.paste:
+        # Only now: few have such a file.
+        from supervisor.settings.pastefile import with_paste
+
+        file = with_paste(file, loaded.settings, folder, warnings)
+        loaded = load(ask.command_line, os.environ, file, usable_cpus)
+    elif not loaded.settings.wsgi_app:
         raise SettingError("wsgi_app", "no app given; write ostler MODULE:APP, or try ostler --demo")
+    if loaded.settings.spew:
+        warnings.append(
+            "spew: each line that the app runs is logged, which is slow; use it for debugging only"
+        )
     compile_format(loaded.settings.access_log_format)
     if unknown := unknown_atoms(loaded.settings.access_log_format):
         warnings.append(f"access_log_format: there is no {', '.join(unknown)}; it is always -")

@@ -152,7 +152,31 @@ class HookDone(_Message, frozen=True):
     name: str
 
 
-FromForkServer = Configured | AppLoaded | LoadFailed | LogTaken | Forked | ForkFailed | HookDone
+# -- of both, with `reload` ------------------------------------------------------------------------------
+
+
+class Watch(_Message, frozen=True):
+    """Reload when one of these changes: what was loaded, or could not be.
+
+    files: absolute paths; folders: where the app's templates may be; since: when they began to be read
+    (time.time()): what was written later may be newer than what is in force.
+    """
+
+    files: list[str]
+    folders: list[str] = []
+    since: float = 0.0
+
+
+class AppBroken(_Message, frozen=True):
+    """The app can't be loaded; an error page stands in for it until the next edit."""
+
+    reason: str
+    traceback: str | None
+
+
+FromForkServer = (
+    Configured | AppLoaded | LoadFailed | LogTaken | Forked | ForkFailed | HookDone | Watch | AppBroken
+)
 
 # -- supervisor -> worker --------------------------------------------------------------------------------
 
@@ -217,10 +241,4 @@ class TemplateReady(_Message, frozen=True):
     loggers: bool = False
 
 
-class Watch(_Message, frozen=True):
-    """Reload when one of these files changes (`reload`): what the worker has loaded, or failed to load."""
-
-    files: list[str]
-
-
-FromWorker = Ready | BootFailed | RecycleDue | Signalled | TemplateAudited | TemplateReady | Watch
+FromWorker = Ready | BootFailed | RecycleDue | Signalled | TemplateAudited | TemplateReady | Watch | AppBroken

@@ -41,7 +41,7 @@ from supervisor.settings.classes import lanes
 from supervisor.settings.table import Settings
 from supervisor.workers.audit import Audit, audit_drained, audit_serving
 from supervisor.workers.base import BaseWorker, Context
-from supervisor.workers.loader import AppLoadError, load_app, standard_modules
+from supervisor.workers.loader import AppLoadError, load, standard_modules
 from supervisor.workers.rehearsal import SHORT, rehearse
 from supervisor.workers.relay import Relay
 from supervisor.workers.warmup import WarmupError, warm_up
@@ -49,6 +49,8 @@ from supervisor.wsgi.exchange import App, QuitWorker, note_fork, note_worker
 
 if TYPE_CHECKING:
     from ssl import SSLContext
+
+    from supervisor.workers.development import Development
 
 # What ends a worker; blocked from its fork until its handlers are there.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -77,7 +79,6 @@ class Generation:
     settings: Settings
     log_format: str
     worker_class: type[BaseWorker]
-    app_spec: str
     app: App | None
     tls: "SSLContext | None"
     relay: tuple[socket.socket, socket.socket]
@@ -201,23 +202,46 @@ class WorkerProcess:
     def _load(self) -> App | None:
         random.seed()  # children of one parent must not draw the same numbers
         generation = self._generation
+        settings = self._settings
         before = set(sys.modules)
+        development = self._development() if settings.reload else None
         try:
             app = generation.app
             if app is None:
-                generation.worker_class.prepare(self._settings)
-                app = load_app(generation.app_spec)
+                generation.worker_class.prepare(settings)
+            if settings.spew:
+                self._spew()
+            if app is None:
+                app = (
+                    development.load(settings, generation.worker_class, generation.number)
+                    if development is not None
+                    else load(settings)
+                )
             listener = generation.listeners[0].getsockname() if generation.listeners else None
-            warm_up(app, self._settings, self._log, generation.tls, listener)
+            if development is None or not development.explains(app):
+                warm_up(app, settings, self._log, generation.tls, listener)
         except (AppLoadError, WarmupError) as error:
             trace = shorten(error.trace) if error.trace else None
             self._tell(messages.BootFailed(error.reason, trace))
             return None
+        if development is not None:
+            development.keep_telling()
         generation.app = app
         self._standard_modules = standard_modules(before)
         # The app's code and data live as long as the worker: the collector need not look at them again.
         gc.freeze()
         return app
+
+    def _development(self) -> "Development":
+        # Only now, as below: who does not ask for it need not have it in memory.
+        from supervisor.workers.development import Development
+
+        return Development(self._tell)
+
+    def _spew(self) -> None:
+        from supervisor.workers.spew import spew
+
+        spew(self._log, self._settings)
 
     def _serve(self, app: App) -> None:
         settings = self._settings

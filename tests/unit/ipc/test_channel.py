@@ -40,6 +40,7 @@ UNIONS = [messages.ToForkServer, messages.FromForkServer, messages.ToWorker, mes
 # A value for each type of field; a message with a new type of field needs one more.
 SAMPLES: dict[Any, Any] = {
     int: 7,
+    float: 0.5,
     bool: True,
     str: "text",
     str | None: None,
