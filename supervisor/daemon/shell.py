@@ -25,7 +25,7 @@ from supervisor.daemon.children import (
 from supervisor.daemon.hooks import HookCaller
 from supervisor.daemon.journal import Journal
 from supervisor.daemon.ledger import Ledger, fork_server_leaving
-from supervisor.daemon.listeners import Listeners
+from supervisor.daemon.listeners import Listeners, access_of
 from supervisor.daemon.overdue import Overdue
 from supervisor.daemon.policy import fleet_policy
 from supervisor.daemon.reaper import Reaper
@@ -47,12 +47,13 @@ class Start:
     """How the daemon was asked to start.
 
     command_line: raw settings given on the command line; config: the configuration file asked for, or None
-    for the usual places; folder: where.
+    for the usual places; folder: where; detached: as a daemon, if the settings say so.
     """
 
     command_line: dict[str, Any] = field(default_factory=dict)
     config: str | None = None
     folder: str = "."
+    detached: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +243,7 @@ class Shell:
                 self._start.folder,
                 self.loaded.get(action.generation),
                 handle.cause,
+                detached=self._start.detached,
             ),
         )
 
@@ -307,9 +309,7 @@ class Shell:
     def _bind(self, loaded: Loaded) -> list[str]:
         """Raises SettingError."""
         settings = loaded.settings
-        return self.listeners.bind(
-            settings.bind, settings.backlog, settings.socket_mode, settings.socket_owner
-        )
+        return self.listeners.bind(settings.bind, settings.backlog, access_of(settings), settings.reuse_port)
 
     def _load_app(self, action: actions.LoadApp) -> None:
         handle = self.fork_servers[action.generation]

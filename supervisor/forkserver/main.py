@@ -12,6 +12,8 @@ import random
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,17 +21,20 @@ from setproctitle import setproctitle
 
 from supervisor.errors import OstlerError, SettingError
 from supervisor.forkserver.forking import Asked, Forking, fields_of, take_over
+from supervisor.forkserver.rights import leave_terminal, take_rights
 from supervisor.hooks.calling import HookFailed
 from supervisor.hooks.generation import Hooks
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs import bridge, logconfig
 from supervisor.logs.access import compile_format, unknown_atoms
-from supervisor.logs.lean import open_log, resolve_format
+from supervisor.logs.lean import resolve_format
+from supervisor.logs.opening import open_log, share_with
 from supervisor.logs.outlets import Outlets
 from supervisor.logs.streams import forgive, write_at_once
+from supervisor.osapi.account import find_account
 from supervisor.osapi.cpus import usable_cpus
-from supervisor.osapi.priority import step_back
+from supervisor.osapi.priority import keep_way_forward, step_back
 from supervisor.settings import configfile
 from supervisor.settings.load import Loaded, load
 from supervisor.settings.table import Settings
@@ -50,10 +55,15 @@ if TYPE_CHECKING:
 
 
 class Preparation:
-    """What comes before forking: the configuration, perhaps the app."""
+    """What comes before forking: the configuration, perhaps the app.
 
-    def __init__(self, channel: Channel[Asked]) -> None:
+    Attributes:
+        lowered: how we stepped back, as far as it can be undone.
+    """
+
+    def __init__(self, channel: Channel[Asked], lowered: int) -> None:
         self._channel = channel
+        self.lowered = lowered
         self._number = 0
         self._loaded: Loaded | None = None
         self._log_format = ""
@@ -84,11 +94,12 @@ class Preparation:
             loaded, warnings, file = _configure(ask)
             functions = file.hooks if file is not None else {}
             hook = functions.get("ssl_context")
+            if ask.detached and loaded.settings.daemon:
+                leave_terminal(loaded.settings)
             prepare(loaded.settings)
-            self._log_format = _check_logs(loaded.settings)
-            self._set_up_logs(loaded, file)
-            _check_folder(loaded.settings.tmp_upload_dir)
-            self._tls = _tls_context(loaded, hook)
+            with _telling_where(loaded):
+                warnings += self._set_up(loaded.settings, hook, ask.cause == "check")
+                self._set_up_logs(loaded.settings, file)
             self._worker_class = worker_class(loaded.settings)
             if hook is not None and self._tls is None and ask.known is None:
                 warnings.append("ssl_context: without effect, because certfile is not set")
@@ -101,29 +112,37 @@ class Preparation:
                 from supervisor.workers.development import Development
 
                 self._development = Development(self._channel.send)
-            self._hooks.configured()
         except (OstlerError, AppLoadError) as error:
             self._channel.send(messages.LoadFailed(str(error), None))
-            return False
-        except HookFailed as error:
-            self._channel.send(messages.LoadFailed(error.reason, shorten(error.trace)))
             return False
         self._channel.send(messages.Configured(loaded, warnings, self._hooks.names))
         if self._development is not None:
             self._development.tell_configuration(ask, loaded.settings)
         return True
 
-    def _set_up_logs(self, loaded: Loaded, file: configfile.ConfigFile | None) -> None:
-        """Raises SettingError: `logconfig` or its like can't be used."""
-        settings = loaded.settings
+    def _set_up(self, settings: Settings, hook: "Hook | None", trial: bool) -> list[str]:
+        """Do what needs the supervisor's rights, then take the workers'; returns what to warn of."""
+        account = find_account(settings.user, settings.group, settings.initgroups)
+        share_with(account)
+        self._log_format = _check_logs(settings)
+        self._tls = _tls_context(settings, hook)
+        if account is not None:
+            self.lowered = keep_way_forward(self.lowered)
+        warnings = take_rights(settings, account, trial)
+        _check_folder(settings.tmp_upload_dir)
+        return warnings
+
+    def _set_up_logs(self, settings: Settings, file: configfile.ConfigFile | None) -> None:
+        """With the workers' rights: what user code opens is to be openable for them.
+
+        Raises:
+            SettingError: `logconfig` or its like can't be used.
+        """
         if settings.capture_output and settings.errorlog != "-":
             write_at_once()
         self.outlets = Outlets(settings, self._log_format, fields_of(self._number))
         bridge.set_up(settings.loglevel, access=bool(settings.accesslog))
-        try:
-            logconfig.apply(settings, file.values.get("logconfig_dict") if file is not None else None)
-        except SettingError as error:
-            raise SettingError(error.setting, error.problem, loaded.origins.get(error.setting, "")) from error
+        logconfig.apply(settings, file.values.get("logconfig_dict") if file is not None else None)
 
     def _load_app(self) -> App:
         assert self._loaded is not None
@@ -141,6 +160,8 @@ class Preparation:
         listeners = [socket.socket(fileno=fd) for fd in listener_fds]
         app = self._hooks.server.app
         try:
+            # Not before: a daemon that is to detach does so now, and starts over.
+            self._hooks.configured()
             if settings.preload_app:
                 app.wsgi()
             self._hooks.listening(listeners)
@@ -206,21 +227,24 @@ def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], configfile.C
     return loaded, warnings, file
 
 
-def _tls_context(loaded: Loaded, hook: "Hook | None") -> "SSLContext | None":
-    """As `tls.make_context`, whose errors it gives their place.
-
-    Raises:
-        SettingError: the context can't be made.
-    """
-    if loaded.settings.certfile is None and hook is None:
+def _tls_context(settings: Settings, hook: "Hook | None") -> "SSLContext | None":
+    """As `tls.make_context`. Raises SettingError."""
+    if settings.certfile is None and hook is None:
         return None
     # Only now: it brings OpenSSL along, some megabytes which plain HTTP does without.
     from supervisor.workers import tls
 
+    return tls.make_context(settings, hook)
+
+
+@contextmanager
+def _telling_where(loaded: Loaded) -> Iterator[None]:
+    """A SettingError also tells where its setting comes from."""
     try:
-        return tls.make_context(loaded.settings, hook)
+        yield
     except SettingError as error:
-        raise SettingError(error.setting, error.problem, loaded.origins.get(error.setting, "")) from error
+        where = error.where or loaded.origins.get(error.setting, "")
+        raise SettingError(error.setting, error.problem, where) from error
 
 
 def _check_folder(folder: str | None) -> None:
@@ -267,12 +291,13 @@ def main(channel_fd: int, lowered: int) -> None:
     boot.on_hang_up(channel_fd, lambda: os._exit(0))
     channel: Channel[Asked] = Channel.from_fd(channel_fd, Asked)
     try:
-        preparation = Preparation(channel)
+        preparation = Preparation(channel, lowered)
         generation = preparation.run()
     except (BrokenPipeError, ConnectionResetError):
         return  # the supervisor is gone in the middle of an answer
     if generation is None or preparation.outlets is None:
         return
+    lowered = preparation.lowered
     inheritance = Forking(channel, generation, preparation.outlets).run(messages.AppLoaded())
     while inheritance is not None:
         template = boot.run(inheritance, lowered)

@@ -25,7 +25,8 @@ class Configure(_Message, frozen=True):
 
     command_line: raw values by setting name; folder: where the daemon was started; known: the generation's
     settings if it is not new: then the file is evaluated for what else it does, and these hold; cause: why
-    there is a new generation, which says what hooks are called.
+    there is a new generation, which says what hooks are called; detached: with `daemon` let go of the
+    standard descriptors.
     """
 
     version: int
@@ -35,6 +36,7 @@ class Configure(_Message, frozen=True):
     folder: str
     known: Loaded | None = None
     cause: Literal["start", "reload", "upgrade", "restart", "check"] = "start"
+    detached: bool = False
 
 
 class Load(_Message, frozen=True):

@@ -466,7 +466,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Setting(
             kinds.TEXT,
-            "Path that the app is mounted at: SCRIPT_NAME, or an ASGI app's root_path.",
+            "Path that the app is mounted at: an ASGI app's root_path, or SCRIPT_NAME unless a proxy or the "
+            "environment says it.",
             ("--root-path",),
         ),
     ] = ""
@@ -490,7 +491,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         Setting(
             kinds.SWITCH,
-            "Take methods in lower case, with characters such as #, or of unusual length.",
+            "Take methods in lower case, or of unusual length.",
             ("--permit-unconventional-http-method",),
         ),
     ] = False
@@ -498,7 +499,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         Setting(
             kinds.SWITCH,
-            "Take other versions than HTTP/1.0 and HTTP/1.1, as if they were HTTP/1.1.",
+            "Take versions below HTTP/1.0 as if they were that, and above HTTP/1.1 as if they were that.",
             ("--permit-unconventional-http-version",),
         ),
     ] = False
@@ -506,7 +507,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         Setting(
             kinds.SWITCH,
-            "Turn methods into upper case; HTTP says that get is not GET.",
+            "Take get for GET; HTTP says that it is another method.",
             ("--casefold-http-method",),
         ),
     ] = False
@@ -593,7 +594,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Setting(
             kinds.MODE,
-            "Mode of Unix sockets in octal, e.g. 0660; by default all who reach the folder may connect.",
+            "Mode of Unix sockets in octal, e.g. 0660; by default all who reach the folder may connect, but "
+            "for what umask says.",
             ("--socket-mode",),
         ),
     ] = None
@@ -601,7 +603,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Setting(
             kinds.OWNER,
-            "Owner of Unix sockets: USER, USER:GROUP or :GROUP; by default whoever runs Ostler.",
+            "Owner of Unix sockets: USER, USER:GROUP or :GROUP; by default the workers' (user, group).",
             ("--socket-owner",),
         ),
     ] = None
@@ -732,7 +734,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Setting(
             kinds.UMASK,
-            "Umask of fork server and workers, in octal.",
+            "Umask of fork server and workers, in octal, and of Unix sockets; 0 leaves it as it is but for "
+            "sockets.",
             ("-m", "--umask"),
         ),
     ] = "0000"
@@ -929,7 +932,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Setting(
             kinds.SOCKET_MODE,
-            "Mode of the control socket in octal.",
+            "Mode of the control socket in octal. Whom it lets in may read and operate, the app's user only "
+            "read; administration is for the daemon's own user and root.",
             ("--control-socket-mode",),
             RESTART,
         ),

@@ -4,7 +4,6 @@ import ast
 import importlib
 import os
 import sys
-import sysconfig
 import traceback
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -153,7 +152,8 @@ def standard_modules(before: AbstractSet[str]) -> list[str]:
 
     What only has a standard name but lies elsewhere (an app's own `secrets.py`) is not among them.
     """
-    library = sysconfig.get_path("stdlib")
+    # Not sysconfig's word for it: that reads a file, which whoever the app runs as may not be able to.
+    library = str(Path(os.__file__).parent)
     found = []
     for name, module in list(sys.modules.items()):
         if name in before or name.partition(".")[0] not in sys.stdlib_module_names:

@@ -64,7 +64,7 @@ class Serving(Wiring):
         self._new_body = _body_factory(settings)
         self._queue_timeout = int(settings.queue_timeout * 1_000_000_000)
         self.deadlines = Deadlines(cell)
-        shared = worker_environ(self._threads > 1, settings.sendfile, log.errors)
+        shared = worker_environ(self._threads > 1, settings.sendfile, log.errors, settings.root_path)
         shared["ostler.extend_deadline"] = self.deadlines.extend
         if tls is not None:
             shared |= {"wsgi.url_scheme": "https", "HTTPS": "on"}
@@ -266,6 +266,11 @@ def _rules(settings: Settings) -> tuple[Rules, Rules]:
             limit_request_body=settings.limit_request_body,
             header_map=settings.header_map,
             stream=settings.stream_request,
+            permit_obsolete_folding=settings.permit_obsolete_folding,
+            strip_header_spaces=settings.strip_header_spaces,
+            permit_unconventional_http_method=settings.permit_unconventional_http_method,
+            casefold_http_method=settings.casefold_http_method,
+            permit_unconventional_http_version=settings.permit_unconventional_http_version,
             **more,
         )
 
