@@ -47,12 +47,14 @@ class Start:
     """How the daemon was asked to start.
 
     command_line: raw settings given on the command line; config: the configuration file asked for, or None
-    for the usual places; folder: where.
+    for the usual places; folder: where; variables and remarks: see `messages.Configure`.
     """
 
     command_line: dict[str, Any] = field(default_factory=dict)
     config: str | None = None
     folder: str = "."
+    variables: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +234,8 @@ class Shell:
                 self._start.config,
                 self._start.folder,
                 self.loaded.get(action.generation),
+                variables=self._start.variables,
+                remarks=self._start.remarks,
             ),
         )
 

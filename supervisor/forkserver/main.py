@@ -67,6 +67,7 @@ class Preparation:
     def _configure(self, ask: messages.Configure) -> bool:
         self._number = ask.generation
         setproctitle(f"ostler: fork server gen {ask.generation} loading")
+        loaded = None
         try:
             if ask.version != messages.VERSION:
                 raise OstlerError("Ostler was changed on disk while it runs; restart it to use the new one")
@@ -79,7 +80,7 @@ class Preparation:
             if hook is not None and self._tls is None and ask.known is None:
                 warnings.append("ssl_context: without effect, because certfile is not set")
         except (OstlerError, AppLoadError) as error:
-            self._channel.send(messages.LoadFailed(str(error), None))
+            self._channel.send(messages.LoadFailed(_placed(error, loaded), None))
             return False
         self._loaded = loaded
         self._channel.send(messages.Configured(loaded, warnings))
@@ -116,6 +117,13 @@ class Preparation:
         )
 
 
+def _placed(error: Exception, loaded: Loaded | None) -> str:
+    """The error's text, with the source of the setting that it is about."""
+    if isinstance(error, SettingError) and not error.where and loaded is not None:
+        error = SettingError(error.setting, error.problem, loaded.origins.get(error.setting, ""))
+    return str(error)
+
+
 def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], "Hook | None"]:
     """The settings, what to warn of, and the configuration file's `ssl_context`.
 
@@ -128,7 +136,7 @@ def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], "Hook | None
         os.chdir(folder)
     except OSError as error:
         raise OstlerError(f"can't enter {folder}, where Ostler was started: {error.strerror}") from None
-    warnings: list[str] = []
+    warnings = list(ask.remarks)
     name = configfile.find(ask.config, folder)
     file = None
     if name is not None:
@@ -139,10 +147,13 @@ def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], "Hook | None
             warnings.append(
                 f"{file.name}: not supported yet and without effect: {', '.join(file.unsupported)}"
             )
+        if file.unknown:
+            warnings.append(f"{file.name}: no settings, and without effect: {'; '.join(file.unknown)}")
     hook = file.hooks.get("ssl_context") if file is not None else None
     if ask.known is not None:
         return ask.known, [], hook
-    loaded = load(ask.command_line, os.environ, file, usable_cpus)
+    loaded = load(ask.command_line, os.environ, file, usable_cpus, ask.variables)
+    warnings += loaded.warnings
     if not loaded.settings.wsgi_app:
         raise SettingError("wsgi_app", "no app given; write ostler MODULE:APP, or try ostler --demo")
     compile_format(loaded.settings.access_log_format)
@@ -150,7 +161,7 @@ def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], "Hook | None
 
 
 def _tls_context(loaded: Loaded, hook: "Hook | None") -> "SSLContext | None":
-    """As `tls.make_context`, whose errors it gives their place.
+    """As `tls.make_context`.
 
     Raises:
         SettingError: the context can't be made.
@@ -160,10 +171,7 @@ def _tls_context(loaded: Loaded, hook: "Hook | None") -> "SSLContext | None":
     # Only now: it brings OpenSSL along, some megabytes which plain HTTP does without.
     from supervisor.workers import tls
 
-    try:
-        return tls.make_context(loaded.settings, hook)
-    except SettingError as error:
-        raise SettingError(error.setting, error.problem, loaded.origins.get(error.setting, "")) from error
+    return tls.make_context(loaded.settings, hook)
 
 
 def _check_folder(folder: str | None) -> None:

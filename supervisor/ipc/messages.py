@@ -25,7 +25,8 @@ class Configure(_Message, frozen=True):
 
     command_line: raw values by setting name; folder: where the daemon was started; known: the generation's
     settings if it is not new: then the file is evaluated for what else it does, and these hold; cause: why
-    there is a new generation, which says what hooks are called.
+    there is a new generation, which says what hooks are called; variables: of the values in `command_line`
+    that are from a variable with arguments, which; remarks: what the command line deserves a warning for.
     """
 
     version: int
@@ -35,6 +36,8 @@ class Configure(_Message, frozen=True):
     folder: str
     known: Loaded | None = None
     cause: Literal["start", "reload", "upgrade", "restart", "check"] = "start"
+    variables: dict[str, str] = {}
+    remarks: list[str] = []
 
 
 class Load(_Message, frozen=True):

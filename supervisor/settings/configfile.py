@@ -1,4 +1,4 @@
-"""Configuration files in gunicorn's format: Python, evaluated. Only ever called in the fork server."""
+"""Configuration files: Python as gunicorn's, evaluated, or TOML. Only ever called in the fork server."""
 
 import ast
 import importlib
@@ -7,12 +7,18 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from supervisor.errors import ConfigFileError
+from supervisor.settings import tomlfile, unknown
 from supervisor.settings.table import rows
+from supervisor.settings.unused import UNUSED
 
-DEFAULT_FILES = ("ostler.conf.py", "gunicorn.conf.py")
+DEFAULT_FILES = ("ostler.conf.py", "ostler.toml", "gunicorn.conf.py")
+
+# gunicorn's names besides those in the table and the unused ones: the file's own, and its app's.
+_OTHER_NAMES = ("config", "default_proc_name")
 
 # gunicorn's settings and hooks that are not in our table yet. Named in one warning when a file uses them,
 # so that nobody believes they are in force.
@@ -36,6 +42,7 @@ class ConfigFile:
         values: its settings, raw, by name.
         lines: the line where each is assigned last, as far as the source tells.
         unsupported: names in it that gunicorn knows and we do not yet.
+        unknown: names that seem to be meant for settings and are none, each with its line and advice.
         hooks: its functions that we call, by name; they stay in this process.
     """
 
@@ -43,12 +50,25 @@ class ConfigFile:
     values: Mapping[str, Any]
     lines: Mapping[str, int] = field(default_factory=dict)
     unsupported: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
     hooks: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     def origin(self, setting: str) -> str:
         """Where a setting's value stands, e.g. `gunicorn.conf.py line 3`."""
         line = self.lines.get(setting)
         return f"{self.name} line {line}" if line else self.name
+
+    def hook_places(self) -> dict[str, str]:
+        """Where each hook is defined, by its name: a line of the file, or what it has imported."""
+        places = {}
+        for name, hook in self.hooks.items():
+            code = getattr(hook, "__code__", None)
+            if code is not None and Path(code.co_filename).name == Path(self.name).name:
+                places[name] = f"{self.name} line {code.co_firstlineno}"
+            else:
+                dotted = f"{getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', repr(hook))}"
+                places[name] = f"{self.origin(name)}, {dotted}"
+        return places
 
 
 def find(config: str | None, folder: Path) -> str | None:
@@ -58,14 +78,14 @@ def find(config: str | None, folder: Path) -> str | None:
     for name in DEFAULT_FILES:
         if (folder / name).is_file():
             return name
-    return None
+    return tomlfile.PROJECT if tomlfile.is_project_with_settings(folder / tomlfile.PROJECT) else None
 
 
 def evaluate(config: str, folder: Path) -> ConfigFile:
-    """Run a configuration file.
+    """Run a configuration file, or read it if it is TOML.
 
     Args:
-        config: a path (relative to `folder`), `file:PATH` or `python:MODULE`.
+        config: a path (relative to `folder`), `file:PATH` or `python:MODULE`; TOML is told by its ending.
 
     Raises:
         ConfigFileError: one line that names the file, the line and the mistake.
@@ -78,6 +98,8 @@ def evaluate(config: str, folder: Path) -> ConfigFile:
         source = path.read_bytes()
     except OSError as error:
         raise ConfigFileError(f"config: can't read {name!r}: {error.strerror}") from None
+    if path.suffix == ".toml":
+        return _toml(source, name)
     try:
         tree = ast.parse(source, str(path))
         code = compile(tree, str(path), "exec")
@@ -92,10 +114,23 @@ def evaluate(config: str, folder: Path) -> ConfigFile:
         raise ConfigFileError(_one_line(error, name, str(path))) from error
     return ConfigFile(
         name,
-        {key: value for key, value in namespace.items() if key in rows()},
+        _settings(namespace),
         _assignment_lines(tree),
         _unsupported(namespace),
+        tuple(unknown.in_python(tree, namespace, _known(), _known_hooks())),
         _hooks(namespace, name),
+    )
+
+
+def _toml(source: bytes, name: str) -> ConfigFile:
+    values, lines = tomlfile.parse(source, name)
+    return ConfigFile(
+        name,
+        _settings(values),
+        lines,
+        _unsupported(values),
+        tuple(unknown.in_data(values, lines, _known())),
+        _hooks(values, name),
     )
 
 
@@ -104,32 +139,54 @@ def _module(name: str) -> ConfigFile:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
         raise ConfigFileError(_one_line(error, f"python:{name}", "")) from error
+    namespace = vars(module)
+    tree = _source_tree(module)
     return ConfigFile(
         f"python:{name}",
-        {key: value for key, value in vars(module).items() if key in rows()},
-        unsupported=_unsupported(vars(module)),
-        hooks=_hooks(vars(module), f"python:{name}"),
+        _settings(namespace),
+        _assignment_lines(tree),
+        _unsupported(namespace),
+        tuple(unknown.in_python(tree, namespace, _known(), _known_hooks(), imported=True)),
+        _hooks(namespace, f"python:{name}"),
     )
+
+
+def _source_tree(module: ModuleType) -> ast.Module:
+    """The module's source; empty if there is none."""
+    try:
+        return ast.parse(inspect.getsource(module))
+    except (OSError, TypeError, SyntaxError):
+        return ast.Module([], [])
+
+
+def _settings(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    names = {*rows(), *UNUSED, *_OTHER_NAMES}
+    return {name: value for name, value in namespace.items() if name in names}
+
+
+def _known() -> set[str]:
+    return {*rows(), *UNUSED, *_OTHER_NAMES, *_known_hooks()}
+
+
+def _known_hooks() -> set[str]:
+    return {*HOOKS, *NOT_SUPPORTED_YET}
 
 
 def _one_line(error: BaseException, name: str, path: str) -> str:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     place = f"{name} line {lines[-1]}" if lines else name
     text = " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] == "gunicorn":
+        text += "; install gunicorn beside Ostler, or remove the import"
     return f"config: {place}: {type(error).__name__}{f': {text}' if text else ''}"
 
 
 def _assignment_lines(tree: ast.Module) -> dict[str, int]:
     """The last line of the module that assigns each name; functions and classes are scopes of their own."""
     lines: dict[str, int] = {}
-    waiting: list[ast.AST] = list(tree.body)
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
-            continue
+    for node in unknown.own_nodes(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             lines[node.id] = max(node.lineno, lines.get(node.id, 0))
-        waiting += ast.iter_child_nodes(node)
     return lines
 
 

@@ -144,7 +144,7 @@ def test_python_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = evaluate("python:ostler_test_settings", tmp_path)
     assert file.values == {"workers": 5}
     assert file.unsupported == ("on_exit",)
-    assert file.origin("workers") == "python:ostler_test_settings"
+    assert file.origin("workers") == "python:ostler_test_settings line 1"
 
 
 @pytest.mark.parametrize(
