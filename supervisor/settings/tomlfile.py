@@ -29,8 +29,9 @@ def is_project_with_settings(path: Path) -> bool:
     import tomllib  # here and below: the fork server of who has no such file does without
 
     try:
-        return "ostler" in tomllib.loads(source.decode()).get("tool", {})
-    except (ValueError, AttributeError):
+        tool = tomllib.loads(source.decode()).get("tool")
+        return isinstance(tool, dict) and "ostler" in tool
+    except ValueError:
         return b"[tool.ostler" in source
 
 

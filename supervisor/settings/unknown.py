@@ -18,7 +18,7 @@ from supervisor.settings.unused import UNUSED
 _INSTEAD = {
     "logfile": "errorlog",
     "debug": "loglevel = 'debug', or reload = True for development",
-    "x_forwarded_for_header": "forwarded_allow_ips; the client's address is for the framework to find",
+    "x_forwarded_for_header": "forwarded_allow_ips; the framework finds the address",
     "django_settings": "raw_env = ['DJANGO_SETTINGS_MODULE=...']",
     "worker_memory_limit": "max_memory",
     "max_memory_per_worker": "max_memory",
