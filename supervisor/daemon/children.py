@@ -12,6 +12,8 @@ from supervisor.ipc import channel, messages
 from supervisor.ipc.channel import Channel
 from supervisor.osapi.priority import step_back, step_forward
 from supervisor.osapi.process import INTERRUPT_SIGNAL, send_signal, signal_main_thread
+from supervisor.settings import classes
+from supervisor.settings.table import Settings
 
 # Stack dumps of a worker that are kept until they are logged.
 _DUMP_LIMIT = 64 * 1024
@@ -49,6 +51,7 @@ class CarriedWorker(msgspec.Struct, frozen=True):
     generation: int
     cell: int
     threads: int
+    one_loop: bool
     pid: int | None
     spawned_at: float
     sent: set[int]
@@ -193,6 +196,7 @@ class WorkerHandle(Child):
         generation: int,
         cell: int,
         threads: int,
+        one_loop: bool,
         chan: Channel[messages.FromWorker],
         stacks_fd: int,
     ) -> None:
@@ -202,6 +206,7 @@ class WorkerHandle(Child):
         self.generation = generation
         self.cell = cell
         self.threads = threads
+        self.one_loop = one_loop
         self.channel = chan
         self.stacks_fd = stacks_fd
         self.signalled: int | None = None
@@ -210,7 +215,7 @@ class WorkerHandle(Child):
         self._child_ends: list[int] = []
 
     @classmethod
-    def new(cls, launch: int, slot: int, generation: int, cell: int, threads: int) -> "WorkerHandle":
+    def new(cls, launch: int, slot: int, generation: int, cell: int, settings: Settings) -> "WorkerHandle":
         """For a worker that is to be spawned.
 
         Raises:
@@ -222,7 +227,8 @@ class WorkerHandle(Child):
             stacks_fd, their_stacks_fd = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(stacks_fd, False)
             chan = Channel[messages.FromWorker].from_fd(ours.detach(), messages.FromWorker)
-            handle = cls(launch, slot, generation, cell, threads, chan, stacks_fd)
+            one_loop = classes.is_one_loop(settings.worker_class)
+            handle = cls(launch, slot, generation, cell, classes.threads(settings), one_loop, chan, stacks_fd)
             handle._child_ends = [theirs.detach(), their_stacks_fd]
         return handle
 
@@ -241,6 +247,7 @@ class WorkerHandle(Child):
             self.generation,
             self.cell,
             self.threads,
+            self.one_loop,
             self.pid,
             self.spawned_at,
             self.sent,
@@ -252,8 +259,8 @@ class WorkerHandle(Child):
     @classmethod
     def taken_over(cls, carried: CarriedWorker) -> "WorkerHandle":
         chan = Channel[messages.FromWorker].carried(carried.channel, messages.FromWorker)
-        place = carried.launch, carried.slot, carried.generation, carried.cell, carried.threads
-        handle = cls(*place, chan, carried.stacks)
+        place = carried.launch, carried.slot, carried.generation, carried.cell
+        handle = cls(*place, carried.threads, carried.one_loop, chan, carried.stacks)
         handle.spawned_at = carried.spawned_at
         handle.sent = carried.sent
         handle.signalled = carried.signalled

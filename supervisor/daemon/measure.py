@@ -3,7 +3,8 @@
 How busy a worker was comes from the scoreboard alone. The histogram tells how long the requests took that
 have ended, a lane's STARTED how long those in the app have been there; the growth of both together is the
 time spent since the last look, whichever requests began or ended in between. A bucket's middle stands for all
-its requests, which is right to an eighth and, over many, to much less.
+its requests, which is right to an eighth and, over many, to much less. Where one loop serves many requests
+that wait (gevent, asgi), it is the processor's time that tells.
 
 Own memory (USS) is costly to read: the kernel walks the page tables. It is only read where somebody wants to
 know, of a few workers at a time.
@@ -40,7 +41,8 @@ _MIDDLES = [layout.bucket_middle(bucket) for bucket in range(layout.BUCKETS)]
 class _Looked:
     """What was seen of a worker until the last look.
 
-    ended: seconds that its answered requests spent in the app; spent: those in flight included.
+    ended: seconds that its answered requests spent in the app; spent: those in flight included, or, of one
+    loop, seconds of the processor's.
     """
 
     at: float
@@ -88,9 +90,12 @@ class Measurer:
         in_flight, now = scoreboard.in_flight(handle.cell), self._clock()
         counts, before = scoreboard.counts(handle.cell), looked.counts
         answered = counts.requests - before.requests
-        if answered:
-            looked.ended = sum(map(mul, _MIDDLES, counts.histogram))
-        spent = looked.ended + sum(max(0.0, now - request.started) for request in in_flight)
+        if handle.one_loop:
+            spent = cpu_seconds(handle.pid)
+        else:
+            if answered:
+                looked.ended = sum(map(mul, _MIDDLES, counts.histogram))
+            spent = looked.ended + sum(max(0.0, now - request.started) for request in in_flight)
         seconds = max(now - looked.at, 1e-3)
         busy = (spent - looked.spent) / (handle.threads * seconds)
         looked.at, looked.counts, looked.spent = now, counts, spent
@@ -103,6 +108,15 @@ class Measurer:
             memory=memory,
             rate=answered / seconds,
         )
+
+
+def cpu_seconds(pid: int | None) -> float:
+    """What a process has used of the processors; 0 if it has just ended."""
+    try:
+        times = psutil.Process(pid).cpu_times() if pid is not None else None
+    except psutil.Error:
+        times = None
+    return times.user + times.system if times is not None else 0.0
 
 
 def _waited(before: Counts, counts: Counts) -> float:

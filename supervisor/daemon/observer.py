@@ -47,6 +47,7 @@ from supervisor.scoreboard.layout import (
     percentile,
 )
 from supervisor.scoreboard.reader import Counts
+from supervisor.settings import classes
 from supervisor.settings.table import rows
 
 _HISTORY = 600
@@ -162,7 +163,7 @@ class Observer:
             draining=fleet.count(WorkerState.DRAINING) + fleet.count(WorkerState.STOPPING),
             generation=generation,
             worker_class=settings.worker_class if settings else "",
-            threads=settings.threads if settings else 0,
+            threads=classes.threads(settings) if settings else 0,
             timeout=settings.timeout if settings else 0.0,
             listeners=shell.listeners.urls(
                 fork_server.listener_keys if fork_server else [],

@@ -36,7 +36,6 @@ from supervisor.fleet.state import State
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel
 from supervisor.scoreboard.reader import Scoreboard
-from supervisor.settings.classes import lanes
 from supervisor.settings.load import Loaded
 
 Message = TypeVar("Message")
@@ -312,7 +311,7 @@ class Shell:
             self.submit(events.SpawnFailed(action.launch, str(error)))
             return
         try:
-            handle = WorkerHandle.new(action.launch, action.slot, action.generation, cell, lanes(settings))
+            handle = WorkerHandle.new(action.launch, action.slot, action.generation, cell, settings)
         except OSError as error:
             self.scoreboard.give_back(cell)
             self.submit(events.SpawnFailed(action.launch, error.strerror or str(error)))

@@ -37,7 +37,7 @@ _ALIASES = {
 
 # Requests that a worker of these classes may serve at once and tell of; the scoreboard has no more lanes.
 MOST_LANES = 256
-_MANY = frozenset(("gevent", "eventlet", "asgi"))
+_ONE_LOOP = frozenset(("gevent", "eventlet", "asgi"))
 
 
 def canonical(value: Any) -> str:
@@ -61,8 +61,18 @@ def canonical(value: Any) -> str:
     return found
 
 
+def is_one_loop(worker_class: str) -> bool:
+    """Whether all requests of such a worker take turns in one thread."""
+    return worker_class in _ONE_LOOP
+
+
+def threads(settings: "Settings") -> int:
+    """How many threads of a worker serve."""
+    return 1 if is_one_loop(settings.worker_class) else settings.threads
+
+
 def lanes(settings: "Settings") -> int:
     """How many requests at once a worker can tell the scoreboard of."""
-    if settings.worker_class in _MANY:
+    if is_one_loop(settings.worker_class):
         return min(settings.worker_connections, MOST_LANES)
     return settings.threads

@@ -48,7 +48,9 @@ class Stage:
         cell = self.scoreboard.take_cell()
         self.writers[launch] = CellWriter(memory.map_cell(self.scoreboard.fd, cell), threads)
         self.workers[launch] = Worker(launch, launch, 1, state, self.now, self.now, pid=os.getpid())
-        self.handles[launch] = SimpleNamespace(launch=launch, cell=cell, threads=threads)
+        self.handles[launch] = SimpleNamespace(
+            launch=launch, cell=cell, threads=threads, one_loop=False, pid=os.getpid()
+        )
 
     def begin(self, launch: int, thread: int = 0) -> None:
         """A request enters the app now."""
@@ -129,6 +131,18 @@ def test_a_long_request_makes_busy_while_it_lasts(stage: Stage) -> None:
     # Its bucket ends at 10.7 s and begins at 8.6: what is left after 10 s is nothing, within that.
     assert 0.0 <= load.busy <= 0.2
     assert load.in_flight == 0
+
+
+def test_one_loop_is_busy_when_it_computes(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred requests that wait do not make a worker with one loop busy; what it computes does."""
+    used = iter([1.0, 1.25])
+    monkeypatch.setattr(measure, "cpu_seconds", lambda _pid: next(used))
+    stage.add(1)
+    stage.handles[1].one_loop = True
+    stage.begin(1)
+    stage.take()
+    stage.now += 1
+    assert stage.take().busy == pytest.approx(0.25)
 
 
 def test_threads_share_the_time(stage: Stage) -> None:
