@@ -49,6 +49,8 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
             get_logger().warning("configuration", problem=warning)
         if show:
             print(print_config(configured.loaded))
+        if configured.problem:
+            raise OstlerError(configured.problem)
         if load_app:
             look_ahead(configured.loaded)
             board = memory.create()

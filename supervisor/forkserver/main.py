@@ -67,23 +67,26 @@ class Preparation:
     def _configure(self, ask: messages.Configure) -> bool:
         self._number = ask.generation
         setproctitle(f"ostler: fork server gen {ask.generation} loading")
-        loaded = None
+        loaded, problem = None, ""
+        warnings: list[str] = []
         try:
             if ask.version != messages.VERSION:
                 raise OstlerError("Ostler was changed on disk while it runs; restart it to use the new one")
             loaded, warnings, hook = _configure(ask)
             prepare(loaded.settings)
-            self._log_format = _check_logs(loaded.settings)
+            self._log_format = _check_logs(loaded.settings, keep=ask.cause != "check")
             _check_folder(loaded.settings.tmp_upload_dir)
             self._tls = _tls_context(loaded, hook)
             self._worker_class = worker_class(loaded.settings)
             if hook is not None and self._tls is None and ask.known is None:
                 warnings.append("ssl_context: without effect, because certfile is not set")
         except (OstlerError, AppLoadError) as error:
-            self._channel.send(messages.LoadFailed(_placed(error, loaded), None))
-            return False
+            problem = _placed(error, loaded)
+            if loaded is None or ask.cause != "check":
+                self._channel.send(messages.LoadFailed(problem, None))
+                return False
         self._loaded = loaded
-        self._channel.send(messages.Configured(loaded, warnings))
+        self._channel.send(messages.Configured(loaded, warnings, problem=problem))
         return True
 
     def _load(self, ask: messages.Load, descriptors: list[int]) -> boot.Generation | None:
@@ -185,8 +188,10 @@ def _check_folder(folder: str | None) -> None:
             raise SettingError("tmp_upload_dir", problem) from None
 
 
-def _check_logs(settings: Settings) -> str:
+def _check_logs(settings: Settings, keep: bool) -> str:
     """The log's format, after a look whether workers will be able to open their logs.
+
+    Files that come into being thereby stay if `keep`: who only checks may be another user.
 
     Raises:
         SettingError: they will not.
@@ -195,6 +200,7 @@ def _check_logs(settings: Settings) -> str:
     for name, path in (("accesslog", settings.accesslog), ("errorlog", settings.errorlog)):
         if path is None or path == "-":
             continue
+        new = not Path(path).exists()
         try:
             fd = open_log(path)
         except OSError as error:
@@ -202,6 +208,8 @@ def _check_logs(settings: Settings) -> str:
         terminal = os.isatty(fd) if name == "errorlog" else terminal
         # Not kept: after logrotate this process would hold the old file.
         os.close(fd)
+        if new and not keep:
+            Path(path).unlink()
     return resolve_format(settings.log_format, terminal)
 
 

@@ -98,12 +98,14 @@ ToForkServer = Configure | Load | Spawn | Warm | HookDue | LogLine
 class Configured(_Message, frozen=True):
     """The configuration is good; what deserves a warning all the same.
 
-    hooks: names of those that the configuration file defines.
+    hooks: names of those that the configuration file defines; problem: what would stop the start, only said
+    so if the cause is a check.
     """
 
     loaded: Loaded
     warnings: list[str]
     hooks: list[str] = []
+    problem: str = ""
 
 
 class AppLoaded(_Message, frozen=True):

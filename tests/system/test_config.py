@@ -159,6 +159,14 @@ def test_print_config_is_whole(place: Place) -> None:
     assert place.run(*args).out == done.out
 
 
+def test_print_config_of_another_machine(place: Place) -> None:
+    """What can't be had here, a log's folder say, is told behind the settings, not in their place."""
+    done = place.run("--print-config", "--error-logfile", "/nowhere/e.log", "-t", "7", "plain:app")
+    assert done.code == 1
+    assert printed(done.out)["timeout"] == ("7.0", "command line")
+    assert done.error.startswith("ostler: error: errorlog (command line): can't open '/nowhere/e.log'")
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -194,7 +202,8 @@ def test_malformed_addresses(place: Place, args: tuple[str, ...]) -> None:
 def test_check_config_does_nothing(place: Place) -> None:
     """No pid file, no socket, no detaching: only a look, after which everything is as before."""
     before = set(place.app_folder.rglob("*"))
-    args = ("-D", "-p", "a.pid", "-b", "unix:a.sock", "--chdir", ".", "plain:app")
+    logs = ("--access-logfile", "a.log", "--error-logfile", "e.log")
+    args = (*logs, "-D", "-p", "a.pid", "-b", "unix:a.sock", "--chdir", ".", "plain:app")
     assert place.run("--check-config", *args, PYTHONDONTWRITEBYTECODE="1") == (0, "", "")
     assert set(place.app_folder.rglob("*")) == before
     assert list(Path(place.runtime).iterdir()) == []

@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -43,6 +43,9 @@ SAMPLES: dict[Any, Any] = {
     bool: True,
     str: "text",
     str | None: None,
+    int | None: -9,
+    Literal["start", "reload", "upgrade", "restart", "check"]: "reload",
+    dict[str, str]: {"timeout": "environment OSTLER_CMD_ARGS"},
     list[str]: ["one", "two"],
     dict[str, Any]: {"workers": "2", "bind": ["a:1"], "preload_app": True},
     Loaded: load({}, {}, None, lambda: 1),
