@@ -12,6 +12,8 @@ import random
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,14 +76,15 @@ class Preparation:
                 raise OstlerError("Ostler was changed on disk while it runs; restart it to use the new one")
             loaded, warnings, hook = _configure(ask)
             prepare(loaded.settings)
-            self._log_format = _check_logs(loaded.settings, keep=ask.cause != "check")
-            _check_folder(loaded.settings.tmp_upload_dir)
-            self._tls = _tls_context(loaded, hook)
-            self._worker_class = worker_class(loaded.settings)
+            with _telling_where(loaded):
+                self._log_format = _check_logs(loaded.settings, keep=ask.cause != "check")
+                _check_folder(loaded.settings.tmp_upload_dir)
+                self._tls = _tls_context(loaded.settings, hook)
+                self._worker_class = worker_class(loaded.settings)
             if hook is not None and self._tls is None and ask.known is None:
                 warnings.append("ssl_context: without effect, because certfile is not set")
         except (OstlerError, AppLoadError) as error:
-            problem = _placed(error, loaded)
+            problem = str(error)
             if loaded is None or ask.cause != "check":
                 self._channel.send(messages.LoadFailed(problem, None))
                 return False
@@ -120,13 +123,6 @@ class Preparation:
         )
 
 
-def _placed(error: Exception, loaded: Loaded | None) -> str:
-    """The error's text, with the source of the setting that it is about."""
-    if isinstance(error, SettingError) and not error.where and loaded is not None:
-        error = SettingError(error.setting, error.problem, loaded.origins.get(error.setting, ""))
-    return str(error)
-
-
 def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], "Hook | None"]:
     """The settings, what to warn of, and the configuration file's `ssl_context`.
 
@@ -163,18 +159,24 @@ def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], "Hook | None
     return loaded, warnings, hook
 
 
-def _tls_context(loaded: Loaded, hook: "Hook | None") -> "SSLContext | None":
-    """As `tls.make_context`.
-
-    Raises:
-        SettingError: the context can't be made.
-    """
-    if loaded.settings.certfile is None and hook is None:
+def _tls_context(settings: Settings, hook: "Hook | None") -> "SSLContext | None":
+    """As `tls.make_context`. Raises SettingError."""
+    if settings.certfile is None and hook is None:
         return None
     # Only now: it brings OpenSSL along, some megabytes which plain HTTP does without.
     from supervisor.workers import tls
 
-    return tls.make_context(loaded.settings, hook)
+    return tls.make_context(settings, hook)
+
+
+@contextmanager
+def _telling_where(loaded: Loaded) -> Iterator[None]:
+    """A SettingError also tells where its setting comes from."""
+    try:
+        yield
+    except SettingError as error:
+        where = error.where or loaded.origins.get(error.setting, "")
+        raise SettingError(error.setting, error.problem, where) from error
 
 
 def _check_folder(folder: str | None) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from supervisor.settings.address import parse_address
+from supervisor.settings.address import host_and_port, parse_address
 from supervisor.settings.networks import normalized
 
 
@@ -449,27 +449,26 @@ def _plain_dict(value: Any) -> dict[str, Any]:
     return {str(name): item for name, item in value.items()}
 
 
-def _remote(schemes: tuple[str, ...], example: str) -> Callable[[Any], str]:
+def _remote(schemes: tuple[str, ...], example: str) -> Callable[[Any], str | None]:
     """Parser of where to send something: SCHEME://HOST:PORT or unix://PATH."""
 
-    def parse(value: Any) -> str:
-        text = _text(value)
+    def parse(value: Any) -> str | None:
+        text = _optional_text(value)
+        if text is None:
+            return None
         scheme, found, rest = text.rpartition("://")
-        port = "" if scheme == "unix" else rest.partition("#")[0].rpartition(":")[2]
-        if (found and scheme not in schemes) or not rest or (":" in rest and port and not _is_port(port)):
+        if (found and scheme not in schemes) or not rest:
             raise ValueError(f"expected an address such as {example}, got {text!r}")
+        if scheme != "unix":
+            host_and_port(rest, 0)
         return text
 
     return parse
 
 
-def _is_port(text: str) -> bool:
-    # An IPv6 address without a port ends in a bracket.
-    return text.endswith("]") or (text.isdecimal() and int(text) <= 65535)
-
-
-def _optional(parse: Callable[[Any], str]) -> Callable[[Any], str | None]:
-    return lambda value: None if _optional_text(value) is None else parse(value)
+def _syslog_address(value: Any) -> str:
+    # None is gunicorn's own default in some files.
+    return _remote(("unix", "udp", "tcp"), "udp://localhost:514")(value) or "udp://localhost:514"
 
 
 ACCOUNT = Kind(_account, "NAME")
@@ -478,5 +477,5 @@ UMASK = Kind(_umask, "MODE")
 SOCKET_MODE = Kind(_socket_mode, "MODE")
 LOG_FILE = Kind(_log_file, "FILE")
 PLAIN_DICT = Kind(_plain_dict, "DICT")
-SYSLOG_ADDRESS = Kind(_remote(("unix", "udp", "tcp"), "udp://localhost:514"), "ADDRESS")
-STATSD_ADDRESS = Kind(_optional(_remote(("unix", "udp"), "127.0.0.1:8125")), "ADDRESS")
+SYSLOG_ADDRESS = Kind(_syslog_address, "ADDRESS")
+STATSD_ADDRESS = Kind(_remote(("unix", "udp"), "127.0.0.1:8125"), "ADDRESS")

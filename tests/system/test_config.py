@@ -196,7 +196,8 @@ def test_malformed_addresses(place: Place, args: tuple[str, ...]) -> None:
     """Where metrics and logs go is judged on the command line already."""
     done = place.run("--check-config", *args, "plain:app")
     assert done.code == 2
-    assert "expected an address such as " in done.error
+    assert "ostler: error: Invalid value for" in done.error
+    assert ": expected a" in done.error
 
 
 def test_check_config_does_nothing(place: Place) -> None:
