@@ -1,9 +1,12 @@
 """Arguments as gunicorn's users write them, on the command line and in variables."""
 
+import argparse
 from typing import Any
 
 import click
 import pytest
+from hypothesis import given as over
+from hypothesis import strategies as st
 
 from supervisor.cli.arguments import VARIABLES, Given, command
 from tests.unit.settings.gunicorn27 import SETTINGS
@@ -182,3 +185,67 @@ def test_unused_flags_are_not_in_the_help() -> None:
     text = command(print).get_help(click.Context(command(print)))
     assert "--dirty-workers" not in text
     assert "--workers" in text
+
+
+def _reference() -> argparse.ArgumentParser:
+    """A parser such as gunicorn has, with its flags."""
+    parser = argparse.ArgumentParser(exit_on_error=False, add_help=False)
+    for name, flags, follows, _ in SETTINGS:
+        if follows == "file" or name in ("check_config", "print_config"):
+            continue
+        if follows == "switch":
+            value = "false" if name == "sendfile" else True
+            parser.add_argument(*flags.split(), dest=name, action="store_const", const=value)
+        else:
+            parser.add_argument(*flags.split(), dest=name, action="append" if follows == "list" else "store")
+    parser.add_argument("apps", nargs="*")
+    return parser
+
+
+REFERENCE = _reference()
+_FLAGS = [
+    (flag, follows, VALUES.get(name, "7"))
+    for name, flags, follows, _ in SETTINGS
+    for flag in flags.split()
+    if name not in ("check_config", "print_config")
+]
+
+
+@st.composite
+def _written(draw: st.DrawFn) -> list[str]:
+    """One flag in one of the ways in which it can be written, perhaps cut short."""
+    flag, follows, value = draw(st.sampled_from(_FLAGS))
+    if flag[:2] == "--":
+        flag = flag[: draw(st.integers(4, len(flag)))]
+    if follows == "switch":
+        return [flag]
+    return draw(
+        st.sampled_from([[flag, value], [f"{flag}={value}"], *([] if flag[:2] == "--" else [[flag + value]])])
+    )
+
+
+@over(st.lists(_written(), max_size=5), st.integers(0, 5))
+def test_read_as_by_gunicorns_parser(written: list[list[str]], app_at: int) -> None:
+    """What argparse reads from gunicorn's flags we read from them, however they are written."""
+    written.insert(min(app_at, len(written)), ["a:a"])
+    args = [arg for part in written for arg in part]
+    try:
+        expected = {
+            name: value for name, value in vars(REFERENCE.parse_args(args)).items() if value is not None
+        }
+    except (argparse.ArgumentError, SystemExit):
+        return  # cut too short
+    assert expected.pop("apps") == ["a:a"]
+    config = expected.pop("config", None)
+    if "pythonpath" in expected:
+        # Several are fine with us, and the last counts there.
+        expected["pythonpath"] = [expected["pythonpath"]]
+    taken: list[Given] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in VARIABLES:
+            patch.delenv(variable, raising=False)
+        command(taken.append).main(args, standalone_mode=False)
+    values = taken[0].values
+    if "pythonpath" in values:
+        values["pythonpath"] = values["pythonpath"][-1:]
+    assert (values, taken[0].config, taken[0].app) == (expected, config, "a:a")
