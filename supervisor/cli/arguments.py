@@ -14,24 +14,17 @@ from typing import Any
 import click
 
 from supervisor.settings.kinds import Kind
+from supervisor.settings.own import OWN
 from supervisor.settings.table import Setting, rows
 from supervisor.settings.unused import UNUSED, Unused
 
 # More arguments; the first that says something wins, and the command line itself before them.
 VARIABLES = ("OSTLER_CMD_ARGS", "GUNICORN_CMD_ARGS")
 
-# Settings that gunicorn does not have: beside these its flags stay as clear, cut short, as they are there.
-OWN = frozenset(
-    """
-    autoscale_cooldown autoscale_queue_wait autoscale_utilisation boot_parallelism boot_timeout body_min_rate
-    body_timeout buffer_request buffer_response buffer_response_file canary_time control_bind
-    control_token_file header_timeout limit_request_body log_format max_age max_age_jitter max_memory
-    max_surge probation queue_timeout refork_after rollback_crashes rollback_error_rate socket_mode
-    socket_owner ssl_minimum_version stream_request timeout_grace timeout_soft warmup_request
-    """.split()
+_EPILOG = (
+    "The variables OSTLER_CMD_ARGS and GUNICORN_CMD_ARGS may hold more arguments. See also: ctl --help (the "
+    "same as ostler ctl --help), which drives a running daemon."
 )
-
-_EPILOG = "See also: ctl --help (the same as ostler ctl --help), which drives a running daemon."
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +184,8 @@ def command(run: Callable[[Given], None]) -> click.Command:
         click.Option(
             ["-c", "--config", "config"],
             metavar="FILE",
-            help="Configuration file: Python as gunicorn's, TOML, or python:MODULE.",
+            help="Configuration file: Python as gunicorn's, TOML, or python:MODULE. By default "
+            "ostler.conf.py, ostler.toml, gunicorn.conf.py or [tool.ostler] in pyproject.toml.",
         ),
         click.Option(
             ["--check-config", "check_config"], is_flag=True, help="Load configuration and app, then exit."

@@ -12,6 +12,7 @@ from typing import Any
 
 from supervisor.errors import ConfigFileError
 from supervisor.settings import tomlfile, unknown
+from supervisor.settings.own import OWN
 from supervisor.settings.table import rows
 from supervisor.settings.unused import UNUSED
 
@@ -42,16 +43,18 @@ class ConfigFile:
         values: its settings, raw, by name.
         lines: the line where each is assigned last, as far as the source tells.
         unsupported: names in it that gunicorn knows and we do not yet.
-        unknown: names that seem to be meant for settings and are none, each with its line and advice.
         hooks: its functions that we call, by name; they stay in this process.
+        unknown: names that seem to be meant for settings and are none, each with its line and advice.
+        helpers: names of settings that gunicorn does not have, and that the file itself looks at.
     """
 
     name: str
     values: Mapping[str, Any]
     lines: Mapping[str, int] = field(default_factory=dict)
     unsupported: tuple[str, ...] = ()
-    unknown: tuple[str, ...] = ()
     hooks: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    helpers: frozenset[str] = frozenset()
 
     def origin(self, setting: str) -> str:
         """Where a setting's value stands, e.g. `gunicorn.conf.py line 3`."""
@@ -117,8 +120,9 @@ def evaluate(config: str, folder: Path) -> ConfigFile:
         _settings(namespace),
         _assignment_lines(tree),
         _unsupported(namespace),
-        tuple(unknown.in_python(tree, namespace, _known(), _known_hooks())),
         _hooks(namespace, name),
+        unknown=tuple(unknown.in_python(tree, namespace, _known(), _known_hooks())),
+        helpers=OWN & unknown.names_read(tree),
     )
 
 
@@ -129,8 +133,8 @@ def _toml(source: bytes, name: str) -> ConfigFile:
         _settings(values),
         lines,
         _unsupported(values),
-        tuple(unknown.in_data(values, lines, _known())),
         _hooks(values, name),
+        unknown=tuple(unknown.in_data(values, lines, _known())),
     )
 
 
@@ -146,8 +150,9 @@ def _module(name: str) -> ConfigFile:
         _settings(namespace),
         _assignment_lines(tree),
         _unsupported(namespace),
-        tuple(unknown.in_python(tree, namespace, _known(), _known_hooks(), imported=True)),
         _hooks(namespace, f"python:{name}"),
+        unknown=tuple(unknown.in_python(tree, namespace, _known(), _known_hooks(), imported=True)),
+        helpers=OWN & unknown.names_read(tree),
     )
 
 

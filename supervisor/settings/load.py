@@ -67,6 +67,10 @@ class _Sources:
             return _Given(self._file.values[name], self._file.origin(name))
         return None
 
+    def is_helper(self, name: str) -> bool:
+        """Whether the value is from a file for gunicorn that calls a variable of its own so."""
+        return name not in self._command_line and self._file is not None and name in self._file.helpers
+
     def of_row(self, row: Setting) -> _Given | None:
         given = self.of(row.name)
         if given is not None or row.env is None:
@@ -101,14 +105,21 @@ def load(
     sources = _Sources(command_line, variables or {}, environment, file)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    warnings: list[str] = []
     for name, row in rows().items():
         given = sources.of_row(row)
+        values[name], origins[name] = row.default, "default"
         if given is None:
-            values[name], origins[name] = row.default, "default"
-        else:
+            continue
+        try:
             values[name], origins[name] = _parsed(row, given), given.origin
+        except SettingError as error:
+            if not sources.is_helper(name):
+                raise
+            warnings.append(f"{error}; without effect")
     without_effect = _other_names(sources, values, origins)
-    warnings = [unused.warning(without_effect, origins)] if without_effect else []
+    if without_effect:
+        warnings.append(unused.warning(without_effect, origins))
     if values["workers"] == "auto":
         values["workers"] = 2 * usable_cpus() + 1
     if values["threads"] > MOST_LANES:

@@ -51,7 +51,7 @@ def in_python(
         hooks: of these the hooks.
         imported: it is a module, whose names other modules may read.
     """
-    read = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and _is_load(node)}
+    read = names_read(tree)
     settings = set(known) - set(hooks)
     found = []
     for name, line in _assigned(tree).items():
@@ -106,8 +106,9 @@ def _by_flag() -> dict[str, str]:
     return {stem: name for stem, name in stems.items() if stem != name and not stem.startswith("no_")}
 
 
-def _is_load(node: ast.Name) -> bool:
-    return isinstance(node.ctx, ast.Load)
+def names_read(tree: ast.Module) -> set[str]:
+    """Names that something in the file looks at."""
+    return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
 
 
 def _assigned(tree: ast.Module) -> dict[str, int]:

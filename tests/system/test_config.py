@@ -1,11 +1,14 @@
 """Where settings come from, in real daemons: variables, files of all kinds, and what is told of them."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.kit.daemon import Daemon, Place, ask
+
+pytestmark = pytest.mark.system
 
 LOCAL = ("-b", "127.0.0.1:0")
 
@@ -45,6 +48,18 @@ def test_variables_with_arguments(place: Place) -> None:
     place.add("conf.py", "timeout = 12\nkeepalive = 12\nbacklog = 12\ngraceful_timeout = 12\n")
     assert daemon.ctl("reload").code == 0
     assert (expected | {"graceful_timeout": (12.0, "conf.py line 4")}).items() <= origins(daemon).items()
+
+
+def test_variables_after_an_upgrade(place: Place) -> None:
+    """The new program reads them again, beside the command line."""
+    daemon = place.start("--canary-time", "0", "plain:app", GUNICORN_CMD_ARGS="-w 2 --timeout 22")
+    daemon.settled(2)
+    daemon.send(signal.SIGUSR2)
+    daemon.event("upgraded")
+    daemon.settled(2)
+    found = origins(daemon)
+    assert found["timeout"] == (22.0, "environment GUNICORN_CMD_ARGS")
+    assert found["workers"] == (2, "environment GUNICORN_CMD_ARGS")
 
 
 def test_mistake_in_a_variable(place: Place) -> None:

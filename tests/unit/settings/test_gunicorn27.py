@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.cli.arguments import OWN
 from supervisor.settings import load, rows
 from supervisor.settings.configfile import HOOKS, NOT_SUPPORTED_YET, ConfigFile
+from supervisor.settings.own import OWN
 from supervisor.settings.unused import UNUSED
 from tests.unit.settings.gunicorn27 import HOOKS as GUNICORNS_HOOKS
 from tests.unit.settings.gunicorn27 import SETTINGS

@@ -129,3 +129,15 @@ def test_import_of_gunicorn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(__import__("sys").modules, "gunicorn", None)
     with pytest.raises(OstlerError, match=r"install gunicorn beside Ostler, or remove the import$"):
         settings(tmp_path, "import gunicorn.glogging\n")
+
+
+def test_helpers_that_are_called_like_settings_of_ours(tmp_path: Path) -> None:
+    """What gunicorn does not know may be anything in its users' files, if they use it themselves."""
+    source = "log_format = '%(asctime)s'\nlogconfig_dict = {'formatters': {'f': {'format': log_format}}}\n"
+    values, warnings, _ = settings(tmp_path, source)
+    assert set(values) == {"logconfig_dict"}
+    words = "expected one of auto, console, json, got '%(asctime)s'; without effect"
+    assert warnings == [f"log_format (gunicorn.conf.py line 1): {words}"]
+    assert settings(tmp_path, "max_age = 60\nprint(max_age)\n") == ({"max_age": 60.0}, [], ())
+    with pytest.raises(OstlerError, match=r"^log_format \(gunicorn\.conf\.py line 1\): expected one of"):
+        settings(tmp_path, "log_format = '%(asctime)s'\n")
