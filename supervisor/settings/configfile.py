@@ -41,7 +41,7 @@ class ConfigFile:
     Args:
         name: how to call it in messages.
         values: its settings, raw, by name.
-        lines: the line where each is assigned last, as far as the source tells.
+        lines: the line where each, and each hook, has its value from, as far as the source tells.
         unsupported: names in it that gunicorn knows and we do not yet.
         hooks: its functions that we call, by name; they stay in this process.
         unknown: names that seem to be meant for settings and are none, each with its line and advice.
@@ -60,18 +60,6 @@ class ConfigFile:
         """Where a setting's value stands, e.g. `gunicorn.conf.py line 3`."""
         line = self.lines.get(setting)
         return f"{self.name} line {line}" if line else self.name
-
-    def hook_places(self) -> dict[str, str]:
-        """Where each hook is defined, by its name: a line of the file, or what it has imported."""
-        places = {}
-        for name, hook in self.hooks.items():
-            code = getattr(hook, "__code__", None)
-            if code is not None and Path(code.co_filename).name == Path(self.name).name:
-                places[name] = f"{self.name} line {code.co_firstlineno}"
-            else:
-                dotted = f"{getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', repr(hook))}"
-                places[name] = f"{self.origin(name)}, {dotted}"
-        return places
 
 
 def find(config: str | None, folder: Path) -> str | None:
@@ -187,11 +175,18 @@ def _one_line(error: BaseException, name: str, path: str) -> str:
 
 
 def _assignment_lines(tree: ast.Module) -> dict[str, int]:
-    """The last line of the module that assigns each name; functions and classes are scopes of their own."""
+    """The last line that gives each name a value; functions and classes are scopes of their own."""
     lines: dict[str, int] = {}
     for node in unknown.own_nodes(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            lines[node.id] = max(node.lineno, lines.get(node.id, 0))
+            names = [node.id]
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.asname or alias.name for alias in node.names]
+        else:
+            continue
+        lines |= {name: max(node.lineno, lines.get(name, 0)) for name in names}
     return lines
 
 

@@ -132,7 +132,8 @@ def load(
         raise SettingError("bind", "give at least one address", origins["bind"])
     settings = Settings(**values)
     _check_tls(settings, origins)
-    return Loaded(settings, origins, without_effect, warnings, file.hook_places() if file else {})
+    hooks = {name: file.origin(name) for name in file.hooks} if file else {}
+    return Loaded(settings, origins, without_effect, warnings, hooks)
 
 
 def _parsed(row: Setting, given: _Given) -> Any:
