@@ -70,6 +70,8 @@ class Callbacks:
     finish: Callable[[actions.Finish], None]
     check_upgrade: Callable[[], None]
     upgrade: Callable[[], None]
+    log_taken: Callable[[int], None]
+    when_lines_taken: Callable[[Callable[[], None]], None]
 
 
 class Shell:
@@ -247,10 +249,13 @@ class Shell:
         if isinstance(message, messages.Configured):
             self._configured(handle, message)
         elif isinstance(message, messages.AppLoaded):
+            handle.takes_lines = message.loggers
             self.submit(events.AppLoaded(generation))
         elif isinstance(message, messages.LoadFailed):
             app_failed = generation in self.loaded
             self.submit(events.GenerationFailed(generation, message.reason, message.traceback, app_failed))
+        elif isinstance(message, messages.LogTaken):
+            self._callbacks.log_taken(message.number)
         elif isinstance(message, messages.ForkFailed):
             self.forget(message.launch)
             self.submit(events.SpawnFailed(message.launch, message.reason))
@@ -293,6 +298,11 @@ class Shell:
 
     def _stop_fork_server(self, action: actions.StopForkServer) -> None:
         if handle := self.fork_servers.get(action.generation):
+            handle.takes_lines = False
+            self._callbacks.when_lines_taken(lambda: self._hang_up(handle))
+
+    def _hang_up(self, handle: ForkServerHandle) -> None:
+        if handle.channel.fileno() >= 0:
             self.loop.remove_reader(handle.channel.fileno())
             handle.channel.close()  # its sign to leave, also while it runs user code
 
@@ -354,6 +364,7 @@ class Shell:
                 problems, warnings = tuple(message.problems), tuple(message.warnings)
                 self.submit(events.TemplateAudited(handle.launch, problems, warnings))
             elif isinstance(message, messages.TemplateReady):
+                handle.takes_lines = message.loggers
                 self.submit(events.TemplateReady(handle.launch))
             elif isinstance(message, messages.Signalled):
                 handle.signalled = message.signum
@@ -410,6 +421,7 @@ class Shell:
             self.loop.remove_reader(fd)
         self.scoreboard.give_back(worker.cell)
         template = ForkServerHandle.of_template(worker)
+        template.takes_lines = worker.takes_lines
         old = self.fork_servers.get(action.generation)
         # One that is being restarted may not have told yet what the generation listens on.
         known = old.listener_keys if old is not None else []
@@ -495,6 +507,11 @@ class Shell:
 
     def tell_workers(self, message: messages.ToWorker) -> None:
         for handle in self.workers.values():
+            if handle.channel.fileno() >= 0:
+                self._tell(handle.channel, message)
+
+    def tell_fork_servers(self, message: messages.ToForkServer) -> None:
+        for handle in self.fork_servers.values():
             if handle.channel.fileno() >= 0:
                 self._tell(handle.channel, message)
 

@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING
 from setproctitle import setproctitle
 
 from supervisor.errors import OstlerError, SettingError
-from supervisor.forkserver.forking import Asked, Forking, take_over
+from supervisor.forkserver.forking import Asked, Forking, fields_of, take_over
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
-from supervisor.logs.access import compile_format
-from supervisor.logs.lean import Log, LogFile, open_log, resolve_format
-from supervisor.logs.streams import forgive
+from supervisor.logs import bridge, logconfig
+from supervisor.logs.access import compile_format, unknown_atoms
+from supervisor.logs.lean import open_log, resolve_format
+from supervisor.logs.outlets import Outlets
+from supervisor.logs.streams import forgive, write_at_once
 from supervisor.osapi.cpus import usable_cpus
 from supervisor.osapi.priority import step_back
 from supervisor.settings import configfile
@@ -54,6 +56,7 @@ class Preparation:
         self._log_format = ""
         self._tls: SSLContext | None = None
         self._worker_class: type[BaseWorker] = Engine
+        self.outlets: Outlets | None = None
 
     def run(self) -> boot.Generation | None:
         """Do what the supervisor asks; None if it can't be done, or the supervisor is gone."""
@@ -74,10 +77,12 @@ class Preparation:
         try:
             if ask.version != messages.VERSION:
                 raise OstlerError("Ostler was changed on disk while it runs; restart it to use the new one")
-            loaded, warnings, hook = _configure(ask)
+            loaded, warnings, file = _configure(ask)
+            hook = file.hooks.get("ssl_context") if file is not None else None
             prepare(loaded.settings)
-            with _telling_where(loaded):
-                self._log_format = _check_logs(loaded.settings, keep=ask.cause != "check")
+            with _telling_where(loaded), _new_logs(loaded.settings, keep=ask.cause != "check"):
+                self._log_format = _check_logs(loaded.settings)
+                self._set_up_logs(loaded.settings, file)
                 _check_folder(loaded.settings.tmp_upload_dir)
                 self._tls = _tls_context(loaded.settings, hook)
                 self._worker_class = worker_class(loaded.settings)
@@ -91,6 +96,14 @@ class Preparation:
         self._loaded = loaded
         self._channel.send(messages.Configured(loaded, warnings, problem=problem))
         return True
+
+    def _set_up_logs(self, settings: Settings, file: configfile.ConfigFile | None) -> None:
+        """Raises SettingError: `logconfig` or its like can't be used."""
+        if settings.capture_output and settings.errorlog != "-":
+            write_at_once()
+        self.outlets = Outlets(settings, self._log_format, fields_of(self._number))
+        bridge.set_up(settings.loglevel, access=bool(settings.accesslog))
+        logconfig.apply(settings, file.values.get("logconfig_dict") if file is not None else None)
 
     def _load(self, ask: messages.Load, descriptors: list[int]) -> boot.Generation | None:
         assert self._loaded is not None
@@ -107,7 +120,8 @@ class Preparation:
                 messages.LoadFailed(error.reason, shorten(error.trace) if error.trace else None)
             )
             return None
-        rehearse(settings, Log(LogFile("-", 2), self._log_format, settings.loglevel, {}), LONG)
+        assert self.outlets is not None
+        rehearse(settings, self.outlets.log, LONG)
         return boot.Generation(
             number=self._number,
             name=ask.name,
@@ -123,8 +137,8 @@ class Preparation:
         )
 
 
-def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], "Hook | None"]:
-    """The settings, what to warn of, and the configuration file's `ssl_context`.
+def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], configfile.ConfigFile | None]:
+    """The settings, what to warn of, and the configuration file.
 
     With `ask.known` the file is evaluated for what else it does: workers of a generation have one
     configuration, whatever has been written into its file meanwhile.
@@ -148,15 +162,16 @@ def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], "Hook | None
             )
         if file.unknown:
             warnings.append(f"{file.name}: no settings, and without effect: {'; '.join(file.unknown)}")
-    hook = file.hooks.get("ssl_context") if file is not None else None
     if ask.known is not None:
-        return ask.known, [], hook
+        return ask.known, [], file
     loaded = load(ask.command_line, os.environ, file, usable_cpus, ask.variables)
     warnings += loaded.warnings
     if not loaded.settings.wsgi_app:
         raise SettingError("wsgi_app", "no app given; write ostler MODULE:APP, or try ostler --demo")
     compile_format(loaded.settings.access_log_format)
-    return loaded, warnings, hook
+    if unknown := unknown_atoms(loaded.settings.access_log_format):
+        warnings.append(f"access_log_format: there is no {', '.join(unknown)}; it is always -")
+    return loaded, warnings, file
 
 
 def _tls_context(settings: Settings, hook: "Hook | None") -> "SSLContext | None":
@@ -190,10 +205,20 @@ def _check_folder(folder: str | None) -> None:
             raise SettingError("tmp_upload_dir", problem) from None
 
 
-def _check_logs(settings: Settings, keep: bool) -> str:
-    """The log's format, after a look whether workers will be able to open their logs.
+@contextmanager
+def _new_logs(settings: Settings, keep: bool) -> Iterator[None]:
+    """Logs that come into being meanwhile stay if `keep`: who only checks may be another user."""
+    paths = [Path(path) for path in (settings.accesslog, settings.errorlog) if path and path != "-"]
+    new = [] if keep else [path for path in paths if not path.exists()]
+    try:
+        yield
+    finally:
+        for path in new:
+            path.unlink(missing_ok=True)
 
-    Files that come into being thereby stay if `keep`: who only checks may be another user.
+
+def _check_logs(settings: Settings) -> str:
+    """The log's format, after a look whether workers will be able to open their logs.
 
     Raises:
         SettingError: they will not.
@@ -202,7 +227,6 @@ def _check_logs(settings: Settings, keep: bool) -> str:
     for name, path in (("accesslog", settings.accesslog), ("errorlog", settings.errorlog)):
         if path is None or path == "-":
             continue
-        new = not Path(path).exists()
         try:
             fd = open_log(path)
         except OSError as error:
@@ -210,8 +234,6 @@ def _check_logs(settings: Settings, keep: bool) -> str:
         terminal = os.isatty(fd) if name == "errorlog" else terminal
         # Not kept: after logrotate this process would hold the old file.
         os.close(fd)
-        if new and not keep:
-            Path(path).unlink()
     return resolve_format(settings.log_format, terminal)
 
 
@@ -228,12 +250,13 @@ def main(channel_fd: int, lowered: int) -> None:
     boot.on_hang_up(channel_fd, lambda: os._exit(0))
     channel: Channel[Asked] = Channel.from_fd(channel_fd, Asked)
     try:
-        generation = Preparation(channel).run()
+        preparation = Preparation(channel)
+        generation = preparation.run()
     except (BrokenPipeError, ConnectionResetError):
         return  # the supervisor is gone in the middle of an answer
-    if generation is None:
+    if generation is None or preparation.outlets is None:
         return
-    inheritance = Forking(channel, generation).run(messages.AppLoaded())
+    inheritance = Forking(channel, generation, preparation.outlets).run(messages.AppLoaded())
     while inheritance is not None:
         template = boot.run(inheritance, lowered)
         lowered = step_back()

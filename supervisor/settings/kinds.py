@@ -15,6 +15,7 @@ import msgspec
 
 from supervisor.settings.address import host_and_port, parse_address
 from supervisor.settings.networks import normalized
+from supervisor.settings.plain import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,7 +447,8 @@ def _plain_dict(value: Any) -> dict[str, Any]:
         return {}
     if not isinstance(value, Mapping):
         raise ValueError(f"expected a dictionary, got {value!r}")
-    return {str(name): item for name, item in value.items()}
+    copy: dict[str, Any] = plain(value)
+    return copy
 
 
 def _remote(schemes: tuple[str, ...], example: str) -> Callable[[Any], str | None]:

@@ -31,8 +31,7 @@ from setproctitle import setproctitle
 
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
-from supervisor.logs.access import AccessLog
-from supervisor.logs.lean import Log, LogFile
+from supervisor.logs.outlets import Outlets
 from supervisor.osapi.priority import step_back_for_good, step_forward
 from supervisor.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL, enlarge_signal_stack
 from supervisor.scoreboard import layout
@@ -122,13 +121,9 @@ class WorkerProcess:
         self._settings = generation.settings
         self._title(f"worker {inheritance.slot} gen {generation.number} booting")
         self._channel: Channel[messages.ToWorker] = Channel.from_fd(inheritance.channel_fd, messages.ToWorker)
-        self._log = Log(
-            LogFile(self._settings.errorlog, 2),
-            generation.log_format,
-            self._settings.loglevel,
-            {"slot": inheritance.slot, "pid": self._pid, "generation": generation.number},
-        )
-        self._access: AccessLog | None = None
+        fields = {"slot": inheritance.slot, "pid": self._pid, "generation": generation.number}
+        self._outlets = Outlets(self._settings, generation.log_format, fields)
+        self._log = self._outlets.log
         self._engine: BaseWorker | None = None
         self._leave_early = False
         self._orphaned = False
@@ -190,9 +185,7 @@ class WorkerProcess:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (DUMP_SIGNAL,))
         disregard(INTERRUPT_SIGNAL)
         os.close(self._got.stacks_fd)
-        self._log.close()
-        if self._access is not None:
-            self._access.close()
+        self._outlets.close()
         self._channel.set_blocking(True)
         return Template(self._generation, self._channel.detach())
 
@@ -200,8 +193,10 @@ class WorkerProcess:
 
     def _wait_for_boot(self) -> bool:
         """Wait until the supervisor has taken note of this process; no user code runs before."""
-        received = self._channel.receive()
-        return received is not None and isinstance(received[0], messages.Boot)
+        while (received := self._channel.receive()) is not None:
+            if not isinstance(received[0], messages.ReopenLogs):  # its logs are as new as can be
+                return isinstance(received[0], messages.Boot)
+        return False
 
     def _load(self) -> App | None:
         random.seed()  # children of one parent must not draw the same numbers
@@ -226,8 +221,6 @@ class WorkerProcess:
 
     def _serve(self, app: App) -> None:
         settings = self._settings
-        if settings.accesslog:
-            self._access = AccessLog(LogFile(settings.accesslog, 1), settings.access_log_format, self._log)
         quota = settings.max_requests
         if quota and settings.max_requests_jitter:
             quota += random.randint(0, settings.max_requests_jitter)  # noqa: S311 - spreads load, guards nothing
@@ -239,7 +232,7 @@ class WorkerProcess:
             settings,
             self._cell,
             self._log,
-            self._access,
+            self._outlets.open_access(),
             quota,
             lambda requests: self._tell(messages.RecycleDue(requests)),
             Relay(*generation.relay),
@@ -328,7 +321,11 @@ class WorkerProcess:
     def _own_descriptors(self) -> set[int]:
         generation = self._generation
         sockets = (*generation.relay, *generation.listeners)
-        return {self._channel.fileno(), *(sock.fileno() for sock in sockets)}
+        return {
+            self._channel.fileno(),
+            *(sock.fileno() for sock in sockets),
+            *self._outlets.descriptors(),
+        }
 
     def _lose_supervisor(self) -> None:
         """Nobody would replace or end this worker any more: finish and leave."""
@@ -357,9 +354,7 @@ class WorkerProcess:
             raise QuitWorker
 
     def _reopen_logs(self) -> None:
-        self._log.reopen()
-        if self._access is not None:
-            self._access.reopen()
+        self._outlets.reopen()
 
     def _tell(self, message: messages.FromWorker) -> None:
         try:
