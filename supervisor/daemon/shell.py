@@ -47,12 +47,15 @@ class Start:
     """How the daemon was asked to start.
 
     command_line: raw settings given on the command line; config: the configuration file asked for, or None
-    for the usual places; folder: where; detached: as a daemon, if the settings say so.
+    for the usual places; folder: where; variables and remarks: see `messages.Configure`; detached: as a daemon,
+    if the settings say so.
     """
 
     command_line: dict[str, Any] = field(default_factory=dict)
     config: str | None = None
     folder: str = "."
+    variables: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
     detached: bool = field(default=False, kw_only=True)
 
 
@@ -244,6 +247,8 @@ class Shell:
                 self.loaded.get(action.generation),
                 handle.cause,
                 detached=self._start.detached,
+                variables=self._start.variables,
+                remarks=self._start.remarks,
             ),
         )
 

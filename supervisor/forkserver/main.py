@@ -88,6 +88,8 @@ class Preparation:
     def _configure(self, ask: messages.Configure) -> bool:
         self._number = ask.generation
         setproctitle(f"ostler: fork server gen {ask.generation} loading")
+        loaded, problem = None, ""
+        warnings: list[str] = []
         try:
             if ask.version != messages.VERSION:
                 raise OstlerError("Ostler was changed on disk while it runs; restart it to use the new one")
@@ -97,25 +99,28 @@ class Preparation:
             if ask.detached and loaded.settings.daemon:
                 leave_terminal(loaded.settings)
             prepare(loaded.settings)
-            with _telling_where(loaded):
+            with _telling_where(loaded), _new_logs(loaded.settings, keep=ask.cause != "check"):
                 warnings += self._set_up(loaded.settings, hook, ask.cause == "check")
                 self._set_up_logs(loaded.settings, file)
-            self._worker_class = worker_class(loaded.settings)
+                self._worker_class = worker_class(loaded.settings)
             if hook is not None and self._tls is None and ask.known is None:
                 warnings.append("ssl_context: without effect, because certfile is not set")
             called = {name: function for name, function in functions.items() if name != "ssl_context"}
             assert self.outlets is not None
             self._hooks = Hooks(called, loaded.settings, self.outlets.log.event, self._load_app, ask.cause)
-            self._loaded = loaded
             if loaded.settings.reload and ask.cause != "check":
                 # Only now: who does not ask for it need not have it in memory.
                 from supervisor.workers.development import Development
 
                 self._development = Development(self._channel.send)
         except (OstlerError, AppLoadError) as error:
-            self._channel.send(messages.LoadFailed(str(error), None))
-            return False
-        self._channel.send(messages.Configured(loaded, warnings, self._hooks.names))
+            problem = str(error)
+            if loaded is None or ask.cause != "check":
+                self._channel.send(messages.LoadFailed(problem, None))
+                return False
+        self._loaded = loaded
+        hooks = self._hooks.names if self._hooks is not None else []
+        self._channel.send(messages.Configured(loaded, warnings, hooks, problem))
         if self._development is not None:
             self._development.tell_configuration(ask, loaded.settings)
         return True
@@ -199,24 +204,27 @@ def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], configfile.C
         os.chdir(folder)
     except OSError as error:
         raise OstlerError(f"can't enter {folder}, where Ostler was started: {error.strerror}") from None
-    warnings: list[str] = []
+    warnings = list(ask.remarks)
     name = configfile.find(ask.config, folder)
     file = None
     if name is not None:
         # As in gunicorn, a configuration file may import what lies beside it.
         sys.path.insert(0, str(folder))
         file = configfile.evaluate(name, folder)
+        if file.unknown:
+            warnings.append(f"{file.name}: no settings, and without effect: {'; '.join(file.unknown)}")
     if ask.known is not None:
         return ask.known, [], file
-    loaded = load(ask.command_line, os.environ, file, usable_cpus)
+    loaded = load(ask.command_line, os.environ, file, usable_cpus, ask.variables)
     if loaded.settings.paste:
         # Only now: few have such a file.
         from supervisor.settings.pastefile import with_paste
 
         file = with_paste(file, loaded.settings, folder, warnings)
-        loaded = load(ask.command_line, os.environ, file, usable_cpus)
+        loaded = load(ask.command_line, os.environ, file, usable_cpus, ask.variables)
     elif not loaded.settings.wsgi_app:
         raise SettingError("wsgi_app", "no app given; write ostler MODULE:APP, or try ostler --demo")
+    warnings += loaded.warnings
     if loaded.settings.spew:
         warnings.append(
             "spew: each line that the app runs is logged, which is slow; use it for debugging only"
@@ -256,6 +264,18 @@ def _check_folder(folder: str | None) -> None:
         except OSError as error:
             problem = f"can't write a file into {folder!r}: {error.strerror}"
             raise SettingError("tmp_upload_dir", problem) from None
+
+
+@contextmanager
+def _new_logs(settings: Settings, keep: bool) -> Iterator[None]:
+    """Logs that come into being meanwhile stay if `keep`: who only checks may be another user."""
+    paths = [Path(path) for path in (settings.accesslog, settings.errorlog) if path and path != "-"]
+    new = [] if keep else [path for path in paths if not path.exists()]
+    try:
+        yield
+    finally:
+        for path in new:
+            path.unlink(missing_ok=True)
 
 
 def _check_logs(settings: Settings) -> str:

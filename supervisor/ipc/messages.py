@@ -26,7 +26,8 @@ class Configure(_Message, frozen=True):
     command_line: raw values by setting name; folder: where the daemon was started; known: the generation's
     settings if it is not new: then the file is evaluated for what else it does, and these hold; cause: why
     there is a new generation, which says what hooks are called; detached: with `daemon` let go of the
-    standard descriptors.
+    standard descriptors; variables: of the values in `command_line` that are from a variable with arguments,
+    which; remarks: what the command line deserves a warning for.
     """
 
     version: int
@@ -37,6 +38,8 @@ class Configure(_Message, frozen=True):
     known: Loaded | None = None
     cause: Literal["start", "reload", "upgrade", "restart", "check"] = "start"
     detached: bool = False
+    variables: dict[str, str] = {}
+    remarks: list[str] = []
 
 
 class Load(_Message, frozen=True):
@@ -112,12 +115,14 @@ ToForkServer = Configure | Load | Spawn | Warm | HookDue | LogLine | ReopenLogs
 class Configured(_Message, frozen=True):
     """The configuration is good; what deserves a warning all the same.
 
-    hooks: names of those that the configuration file defines.
+    hooks: names of those that the configuration file defines; problem: what would stop the start, only said
+    so if the cause is a check.
     """
 
     loaded: Loaded
     warnings: list[str]
     hooks: list[str] = []
+    problem: str = ""
 
 
 class AppLoaded(_Message, frozen=True):

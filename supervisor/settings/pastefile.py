@@ -91,7 +91,9 @@ def with_paste(file: ConfigFile | None, settings: Settings, folder: Path, warnin
     if file is None:
         return WithPaste(shown, values, beneath=beneath)
     mine = {name: origin for name, origin in beneath.items() if name not in file.values}
-    return WithPaste(file.name, {**values, **file.values}, file.lines, file.hooks, beneath=mine)
+    return WithPaste(
+        file.name, {**values, **file.values}, file.lines, file.hooks, helpers=file.helpers, beneath=mine
+    )
 
 
 def _parsed(path: Path, shown: str, settings: Settings) -> configparser.ConfigParser:

@@ -54,6 +54,8 @@ SYSLOG_FACILITIES = (
     *(f"local{number}" for number in range(8)),
 )
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+# What one LOG_LEVEL variable for several programs may say: Python's other names, and uvicorn's.
+LOG_LEVEL_ALIASES = {"warn": "warning", "fatal": "critical", "notset": "debug", "trace": "debug"}
 # What proxies say of a request that came to them by https; gunicorn's default.
 SECURE_SCHEME_HEADERS = {
     "X-FORWARDED-PROTOCOL": "ssl",
@@ -79,11 +81,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             kinds.ADDRESSES,
             "Address to listen on: HOST:PORT, [V6]:PORT, unix:PATH or fd://N. May be given several times.",
             ("-b", "--bind"),
+            env="PORT",
         ),
     ] = ("127.0.0.1:8000",)
     backlog: Annotated[
         int,
-        Setting(kinds.POSITIVE, "How many connections may wait to be accepted.", ("--backlog",)),
+        Setting(kinds.COUNT, "How many connections may wait to be accepted.", ("--backlog",)),
     ] = 2048
     reuse_port: Annotated[
         bool,
@@ -117,8 +120,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     threads: Annotated[
         int,
         Setting(
-            kinds.Kind(kinds.whole_number(1, 256), "N"),
-            "Threads of each worker; more than one makes a sync worker a gthread one.",
+            kinds.THREADS,
+            "Threads of each worker, 256 at most; more than one makes a sync worker a gthread one.",
             ("--threads",),
         ),
     ] = 1
@@ -734,8 +737,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Setting(
             kinds.UMASK,
-            "Umask of fork server and workers, in octal, and of Unix sockets; 0 leaves it as it is but for "
-            "sockets.",
+            "Umask of fork server, workers and Unix sockets: octal if it begins with 0, as in 022, else "
+            "decimal. 0 leaves it as it is, but for sockets.",
             ("-m", "--umask"),
         ),
     ] = "0000"
@@ -773,7 +776,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     loglevel: Annotated[
         str,
         Setting(
-            kinds.choice(*LOG_LEVELS, aliases={"warn": "warning", "fatal": "critical"}),
+            kinds.choice(*LOG_LEVELS, aliases=LOG_LEVEL_ALIASES),
             "Least important messages to log.",
             ("--log-level",),
         ),
@@ -790,7 +793,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     errorlog: Annotated[
         str,
         Setting(
-            kinds.TEXT,
+            kinds.LOG_FILE,
             "File for the log; - is standard error.",
             ("--error-logfile", "--log-file"),
             RESTART,

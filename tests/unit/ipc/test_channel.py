@@ -46,6 +46,7 @@ SAMPLES: dict[Any, Any] = {
     str | None: None,
     int | None: 3,
     Literal["start", "reload", "upgrade", "restart", "check"]: "reload",
+    dict[str, str]: {"timeout": "environment OSTLER_CMD_ARGS"},
     list[str]: ["one", "two"],
     dict[str, Any]: {"workers": "2", "bind": ["a:1"], "preload_app": True},
     Loaded: load({}, {}, None, lambda: 1),

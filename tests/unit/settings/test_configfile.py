@@ -164,7 +164,7 @@ def test_python_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = evaluate("python:ostler_test_settings", tmp_path)
     assert file.values == {"workers": 5}
     assert set(file.hooks) == {"on_exit"}
-    assert file.origin("workers") == "python:ostler_test_settings"
+    assert file.origin("workers") == "python:ostler_test_settings line 1"
 
 
 @pytest.mark.parametrize(
@@ -196,3 +196,13 @@ def test_find(tmp_path: Path) -> None:
     (tmp_path / "ostler.conf.py").touch()
     assert find(None, tmp_path) == "ostler.conf.py"
     assert find("python:x", tmp_path) == "python:x"
+
+
+def test_lines_of_functions_and_imports(tmp_path: Path) -> None:
+    """A hook or a setting that is defined or imported is found where the file says so."""
+    source = "from os import getpid as workers\n\n\ndef ssl_context(config, default):\n    timeout = 1\n"
+    (tmp_path / "app.conf.py").write_text(source)
+    file = evaluate("app.conf.py", tmp_path)
+    assert file.origin("ssl_context") == "app.conf.py line 4"
+    assert file.origin("workers") == "app.conf.py line 1"
+    assert file.origin("timeout") == "app.conf.py"
