@@ -42,6 +42,7 @@ from supervisor.settings.classes import lanes
 from supervisor.settings.table import Settings
 from supervisor.workers.audit import Audit, audit_drained, audit_serving
 from supervisor.workers.base import BaseWorker, Context
+from supervisor.workers.engine import Engine
 from supervisor.workers.loader import AppLoadError, load_app, standard_modules
 from supervisor.workers.rehearsal import SHORT, rehearse
 from supervisor.workers.relay import Relay
@@ -131,6 +132,7 @@ class WorkerProcess:
         self._access: AccessLog | None = None
         self._engine: BaseWorker | None = None
         self._leave_early = False
+        self._started = False
         self._orphaned = False
         self._quitting = False
         self._standard_modules: list[str] = []
@@ -151,8 +153,7 @@ class WorkerProcess:
         app = self._load()
         if app is None:
             return 3
-        self._serve(app)
-        return 0
+        return self._serve(app)
 
     def become_template(self) -> Template | None:
         """Leave all behind that was this worker's own, after `run`; None if it was not asked for or can't be.
@@ -211,12 +212,12 @@ class WorkerProcess:
             app = generation.app
             if app is None:
                 generation.worker_class.prepare(self._settings)
-                app = load_app(generation.app_spec)
-            listener = generation.listeners[0].getsockname() if generation.listeners else None
-            warm_up(app, self._settings, self._log, generation.tls, listener)
+                app = load_app(generation.app_spec, generation.worker_class.interface)
+            if generation.worker_class.interface == "wsgi":
+                listener = generation.listeners[0].getsockname() if generation.listeners else None
+                warm_up(app, self._settings, self._log, generation.tls, listener)
         except (AppLoadError, WarmupError) as error:
-            trace = shorten(error.trace) if error.trace else None
-            self._tell(messages.BootFailed(error.reason, trace))
+            self._tell_failure(error)
             return None
         generation.app = app
         self._standard_modules = standard_modules(before)
@@ -224,7 +225,10 @@ class WorkerProcess:
         gc.freeze()
         return app
 
-    def _serve(self, app: App) -> None:
+    def _tell_failure(self, error: AppLoadError | WarmupError) -> None:
+        self._tell(messages.BootFailed(error.reason, shorten(error.trace) if error.trace else None))
+
+    def _serve(self, app: App) -> int:
         settings = self._settings
         if settings.accesslog:
             self._access = AccessLog(LogFile(settings.accesslog, 1), settings.access_log_format, self._log)
@@ -248,16 +252,24 @@ class WorkerProcess:
         self._engine = engine = generation.worker_class.create(context)
         signal.signal(INTERRUPT_SIGNAL, engine.interrupt)
         _note_forks()
-        rehearse(settings, self._log, SHORT)
+        if issubclass(generation.worker_class, Engine):
+            rehearse(settings, self._log, SHORT)
         self._channel.set_blocking(False)
         engine.add_reader(self._channel.fileno(), self._on_channel)
-        if self._leave_early:
-            return
+        try:
+            engine.start()
+        except (AppLoadError, WarmupError) as error:
+            self._tell_failure(error)
+            return 3
+        if self._leave_early or engine.draining:
+            return 0
+        self._started = True
         self._title(f"worker {self._got.slot} gen {self._generation.number}")
         if not self._got.urgent:
             step_forward(self._lowered)
         self._tell(messages.Ready(self._standard_modules))
         engine.run()
+        return 0
 
     # -- what comes from outside -------------------------------------------------------------------------
 
@@ -305,7 +317,7 @@ class WorkerProcess:
 
     def _on_term(self, signum: int, frame: FrameType | None) -> None:
         self._must_leave = True  # whatever the supervisor has in mind with us
-        if self._engine is None:
+        if not self._started:
             self._quit(signum, frame)  # nobody is served yet, and loading may take its time
             return
         self._tell_signal(signum)
