@@ -45,7 +45,16 @@ _EVENT_STREAM = b"text/event-stream"
 _NOT_THE_APPS = ("supervisor", "uvicorn", "asyncio", "uvloop", "websockets", "wsproto", "h11", "httptools")
 _IS_ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
 
-_current: ContextVar["Request | None"] = ContextVar("ostler.request", default=None)
+# Names of this module are found quicker than another's, and these are read for every request.
+_STARTED, _STATUS_CLASSES, _BYTES_SENT, _HISTOGRAM = (
+    layout.STARTED,
+    layout.STATUS_CLASSES,
+    layout.BYTES_SENT,
+    layout.HISTOGRAM,
+)
+
+# STARTED of the request at hand. Not the request: timers of the loop keep contexts alive for seconds.
+_current: ContextVar[int] = ContextVar("ostler.request", default=0)
 
 
 class Lane:
@@ -73,25 +82,28 @@ class Lane:
 
 
 class Request:
-    """One request, or one websocket from its handshake to its end. `status`: 0 before the answer begins."""
+    """One request, or one websocket from its handshake to its end.
 
-    __slots__ = (
-        "_headers", "_requests", "_scope", "_send", "_streams",
-        "answered", "lane", "overdue", "sent", "started", "status", "task",
-    )  # fmt: skip
+    Attributes:
+        status: 0 before the answer begins.
+        sent: bytes of the body.
+        answered: the last part of the answer was sent, or will not be.
+        overdue: it is being ended.
+    """
+
+    # Defaults stand here and not in __init__: what a request does not change costs it nothing.
+    status = 0
+    sent = 0
+    answered = False
+    overdue = False
+    _headers: Iterable[tuple[bytes, bytes]] = ()
+    _streams = False
 
     def __init__(self, requests: "Requests", lane: Lane, scope: Scope, send: Send) -> None:
         self._requests = requests
         self._scope = scope
         self._send = send
-        self._headers: Iterable[tuple[bytes, bytes]] = ()
-        self._streams = False
         self.lane = lane
-        self.task = asyncio.current_task()
-        self.status = 0
-        self.sent = 0
-        self.answered = False
-        self.overdue = False
         self.started = monotonic_ns()
 
     # -- what the app calls ------------------------------------------------------------------------------
@@ -99,24 +111,37 @@ class Request:
     def send(self, message: Message) -> Awaitable[None]:
         """ASGI's `send` of a request. No coroutine of its own where nothing is to be done afterwards."""
         kind = message["type"]
-        if kind == "http.response.body":
-            if message.get("more_body"):
-                self.sent += len(message.get("body", b""))
-                self._prolong()
-                return self._send(message)
-            return self._send_last(message)
         if kind == "http.response.start":
             self.status = message["status"]
             self._headers = message.get("headers", ())
             if self._requests.closing:
                 # uvicorn ends the connection behind an answer that says so.
                 message = {**message, "headers": [*self._headers, _CLOSE]}
+        elif kind == "http.response.body":
+            if message.get("more_body"):
+                return self._send_part(message)
+            if self._streams:
+                return self._send_last(message)
+            # All in one: it never waits for the client, and what comes now is uvicorn's.
+            if not self.answered:
+                self.sent = len(message.get("body", b""))
+                self._requests.end(self)
         return self._send(message)
+
+    async def _send_part(self, message: Message) -> None:
+        if not self._streams:
+            self._streams = True
+            if self._is_event_stream():
+                self.extend_to(layout.NEVER)
+        await self._send(message)
+        self.sent += len(message.get("body", b""))
+        if self._requests.timeout and not self.answered:
+            self.extend_to(monotonic_ns() + self._requests.timeout)
 
     async def _send_last(self, message: Message) -> None:
         await self._send(message)
-        self.sent += len(message.get("body", b""))
         if not self.answered:
+            self.sent += len(message.get("body", b""))
             self._requests.end(self)
 
     async def send_on_websocket(self, message: Message) -> None:
@@ -132,26 +157,8 @@ class Request:
         elif kind == "websocket.http.response.start":
             self.status = message["status"]
 
-    def extend(self, seconds: float) -> None:
-        """`scope["ostler.extend_deadline"]`: the request has at least `seconds` from now.
-
-        Raises:
-            ValueError: that is no time.
-            RuntimeError: the request is over.
-        """
-        if not 0 < seconds <= LONGEST:
-            raise ValueError(f"the deadline can't be extended by {seconds!r} seconds")
-        if self.answered:
-            raise RuntimeError("extend_deadline was called for a request that is over")
-        self._extend_to(monotonic_ns() + int(seconds * 1_000_000_000))
-
-    # -- deadlines ---------------------------------------------------------------------------------------
-
-    def live_on(self) -> None:
-        """Have no deadline."""
-        self._extend_to(layout.NEVER)
-
-    def _extend_to(self, until: int) -> None:
+    def extend_to(self, until: int) -> None:
+        """Have time up to then (CLOCK_MONOTONIC, ns) at least."""
         if self.lane.hidden:
             return
         words = self.lane.words
@@ -161,35 +168,48 @@ class Request:
         words[layout.EXTENDED_UNTIL] = until
         words[layout.EXTENDED_FOR] = self.started
 
-    def _prolong(self) -> None:
-        """A part of the answer has come."""
-        if not self._streams:
-            self._streams = True
-            for name, value in self._headers:
-                if name.lower() == b"content-type" and value.lower().startswith(_EVENT_STREAM):
-                    self.live_on()
-        if self._requests.timeout:
-            self._extend_to(monotonic_ns() + self._requests.timeout)
+    # -- deadlines ---------------------------------------------------------------------------------------
+
+    def _is_event_stream(self) -> bool:
+        return any(
+            name.lower() == b"content-type" and value.lower().startswith(_EVENT_STREAM)
+            for name, value in self._headers
+        )
 
     def interrupt(self) -> None:
         """End it where it waits; called in the loop."""
-        if self.answered or self.task is None or (self.overdue and self.status):
+        if self.answered or (self.overdue and self.status):
             return
-        self.note_overdue()
-        self.task.cancel(str(DeadlineExceeded()))
+        task = self._task()
+        self.note_overdue(task)
+        if task is not None:
+            task.cancel(str(DeadlineExceeded()))
 
-    def note_overdue(self) -> None:
+    def note_overdue(self, task: "asyncio.Task[Any] | None" = None) -> None:
         """Say once in the log where the request stands: the supervisor's dump shows the loop."""
         if not self.overdue:
             self.overdue = True
             age = (monotonic_ns() - self.started) / 1e9
-            self._requests.log.error("request_interrupted", **self.name(), age=age, stack=stack_of(self.task))
+            stack = stack_of(task or self._task())
+            self._requests.log.error("request_interrupted", **self.name(), age=age, stack=stack)
+
+    def _task(self) -> "asyncio.Task[Any] | None":
+        """The task that serves it. Looked for when it is needed, which is hardly ever."""
+        for task in asyncio.all_tasks(self._requests.loop):
+            awaited: Any = task.get_coro()
+            while awaited is not None:
+                if getattr(awaited, "cr_code", None) in _SERVING:
+                    if awaited.cr_frame is not None and awaited.cr_frame.f_locals.get("request") is self:
+                        return task
+                    break
+                awaited = _first(awaited, "cr_await", "ag_await", "gi_yieldfrom")
+        return None
 
     async def give_up(self) -> None:
         """Answer that it took too long; the answer must not have begun."""
-        if self.task is not None and hasattr(self.task, "uncancel"):
-            while self.task.uncancel():
-                pass
+        if (task := asyncio.current_task()) is not None:
+            while task.uncancel():
+                pass  # the app is out of it; now there is something to be said
         headers = [
             (b"content-type", b"text/plain; charset=utf-8"),
             (b"content-length", str(len(_LATE)).encode()),
@@ -232,7 +252,7 @@ class Requests:
         app: an ASGI 3 app.
         cell: the worker's cell of the scoreboard.
         lanes: how many of its lanes are for requests; one more counts those that find none free.
-        ident: the loop's thread.
+        ident: the loop's thread; loop: what they are served in.
         flush_soon: called when there are lines in the access log's buffer.
 
     Attributes:
@@ -249,6 +269,7 @@ class Requests:
         cell: CellWriter,
         lanes: int,
         ident: int,
+        loop: asyncio.AbstractEventLoop,
         log: Log,
         access: AccessLog | None,
         quota: int,
@@ -256,6 +277,7 @@ class Requests:
         flush_soon: Callable[[], None],
     ) -> None:
         self.app = app
+        self.loop = loop
         self._cell = cell
         self._most_lanes = lanes
         self._ident = ident
@@ -267,6 +289,7 @@ class Requests:
         self._on_quota = on_quota
         self._flush_soon = flush_soon
         self._count = 0
+        self._extend = self.extend_deadline
         self.log = log
         self.timeout = int(settings.timeout * 1_000_000_000)
         self.closing = settings.keepalive == 0
@@ -285,9 +308,9 @@ class Requests:
                 lane.show(method, path)
             request = lane.request = Request(self, lane, scope, send)
             if not lane.hidden:
-                lane.words[layout.STARTED] = request.started
-            scope[EXTEND] = request.extend
-            _current.set(request)
+                lane.words[_STARTED] = request.started
+            scope[EXTEND] = self._extend
+            _current.set(request.started)
             try:
                 await self.app(scope, receive, request.send)
             except BaseException as error:  # noqa: BLE001 - raised again, where it is not the answer
@@ -306,9 +329,9 @@ class Requests:
         request = lane.request = Request(self, lane, scope, send)
         if not lane.hidden:
             lane.words[layout.STARTED] = request.started
-            request.live_on()
-        scope[EXTEND] = request.extend
-        _current.set(request)
+            request.extend_to(layout.NEVER)
+        scope[EXTEND] = self._extend
+        _current.set(request.started)
         try:
             await self.app(scope, receive, request.send_on_websocket)
         except BaseException as error:
@@ -342,18 +365,18 @@ class Requests:
         took = ended - request.started
         lane, words = request.lane, request.lane.words
         if not lane.hidden:
-            words[layout.STARTED] = 0
+            words[_STARTED] = 0
             lane.request = None
             self._free.append(lane)
         request.answered = True
-        kind = request.status // 100
-        words[layout.STATUS_CLASSES + (kind if kind < 10 else 9)] += 1
-        if request.status != 101:
+        status = request.status
+        words[_STATUS_CLASSES + (status // 100 if status < 1000 else 9)] += 1
+        if status != 101:
             bucket = QUICK[took >> 10] if took < QUICK_NS else layout.bucket_of(took)
-            words[layout.HISTOGRAM + bucket] += 1
+            words[_HISTOGRAM + bucket] += 1
         if lane.method == "HEAD":
             request.sent = 0  # uvicorn leaves it out
-        words[layout.BYTES_SENT] += request.sent
+        words[_BYTES_SENT] += request.sent
         if self._access is not None:
             request.tell(self._access, took)
             self._flush_soon()
@@ -415,6 +438,38 @@ class Requests:
                 found.append(request)
         return found
 
+    def extend_deadline(self, seconds: float) -> None:
+        """`scope["ostler.extend_deadline"]`: the request at hand has at least `seconds` from now.
+
+        It never shortens a deadline. To be called by code that serves the request, in whatever task or thread.
+
+        Raises:
+            ValueError: that is no time.
+            RuntimeError: no request is being served here.
+        """
+        if not 0 < seconds <= LONGEST:
+            raise ValueError(f"the deadline can't be extended by {seconds!r} seconds")
+        started = _current.get()
+        if not started:
+            raise RuntimeError("extend_deadline was called where no request is served")
+        if (request := self._find(started)) is not None:
+            request.extend_to(monotonic_ns() + int(seconds * 1_000_000_000))
+
+    def computing(self, frame: FrameType | None) -> Request | None:
+        """The request whose code a signal has interrupted; None: it is not the app's, or must not be."""
+        started = _current.get()
+        while started and frame is not None:
+            if frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_APPS:
+                return None
+            if frame.f_code.co_flags & _IS_ASYNC:
+                return self._find(started)
+            frame = frame.f_back
+        return None
+
+    def _find(self, started: int) -> Request | None:
+        """The request in flight that began then; those that no lane shows have no deadline."""
+        return next((lane.request for lane in self._lanes if lane.words[_STARTED] == started), None)
+
     def _another_lane(self) -> Lane:
         if len(self._lanes) == self._most_lanes:
             return self._overflow
@@ -423,18 +478,8 @@ class Requests:
         return lane
 
 
-def computing(frame: FrameType | None) -> Request | None:
-    """The request whose code a signal has interrupted; None: it is not the app's, or must not be."""
-    request = _current.get()
-    if request is None or request.answered:
-        return None
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_APPS:
-            return None
-        if frame.f_code.co_flags & _IS_ASYNC:
-            return request
-        frame = frame.f_back
-    return None
+# Whose local variable `request` says which one a task serves.
+_SERVING = (Requests.__call__.__code__, Requests._serve_websocket.__code__)  # noqa: SLF001 - of this module
 
 
 def stack_of(task: "asyncio.Task[Any] | None") -> str:

@@ -26,7 +26,7 @@ from supervisor.settings import classes
 from supervisor.settings.table import Settings, rows
 from supervisor.workers.asgi import server
 from supervisor.workers.asgi.doors import Doors
-from supervisor.workers.asgi.requests import Requests, computing
+from supervisor.workers.asgi.requests import Requests
 from supervisor.workers.asgi.warmup import warm_up
 from supervisor.workers.base import BaseWorker, Context
 from supervisor.workers.loader import AppLoadError
@@ -80,12 +80,17 @@ class AsgiWorker(BaseWorker):
         self._context = context
         self._settings = settings = context.settings
         self._log = context.log
+        before = _descriptors()
+        self._loop = loop = _new_loop(settings, self.config_kwargs)
+        self._descriptors = _descriptors() - before
+        asyncio.set_event_loop(loop)
         self._requests = Requests(
             server.as_asgi3(context.app),
             settings,
             context.cell,
             classes.lanes(settings),
             threading.get_ident(),
+            loop,
             context.log,
             context.access,
             context.quota,
@@ -94,11 +99,6 @@ class AsgiWorker(BaseWorker):
         )
         self._config = server.make_config(self._requests, settings, self.config_kwargs)
         self._server = server.uvicorn.Server(self._config)
-        before = _descriptors()
-        factory = self._config.get_loop_factory() or asyncio.new_event_loop
-        self._loop = loop = factory()
-        self._descriptors = _descriptors() - before
-        asyncio.set_event_loop(loop)
         self._lifespan = self._config.lifespan_class(self._config)
         self._doors = Doors(
             loop,
@@ -165,9 +165,9 @@ class AsgiWorker(BaseWorker):
 
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
         """End requests that are overdue: at once the one that computes, others when the loop turns to them."""
-        here = None
+        here, computing = None, self._requests.computing(frame)
         for request in self._requests.overdue():
-            if request is computing(frame):
+            if request is computing:
                 here = request
             else:
                 self._call(request.interrupt)
@@ -324,6 +324,11 @@ class AsgiWorker(BaseWorker):
             self._ticker.cancel()
         await _cancel_all()
         await self._loop.shutdown_asyncgens()
+
+
+def _new_loop(settings: Settings, wanted: dict[str, Any]) -> asyncio.AbstractEventLoop:
+    factory = server.make_config(_nothing, settings, wanted).get_loop_factory()
+    return (factory or asyncio.new_event_loop)()
 
 
 async def _nothing(*_: Any) -> None:
