@@ -74,7 +74,7 @@ class BaseWorker(ABC):
 
     @classmethod
     def check(cls, settings: Settings) -> list[str]:
-        """What to warn of once in a generation, e.g. settings that mean nothing here; called before `prepare`.
+        """What to warn of once in a generation, e.g. settings that mean nothing here; before `prepare`.
 
         Raises:
             SettingError: it can't be used with these settings.
@@ -87,7 +87,7 @@ class BaseWorker(ABC):
         """Be ready to serve; nothing is accepted yet."""
 
     def start(self) -> None:
-        """The last thing before the worker says that it is ready; readers are called meanwhile if they can be.
+        """Whatever else must work before the worker says that it is ready, such as an ASGI app's startup.
 
         Raises:
             AppLoadError, WarmupError: it can't serve.

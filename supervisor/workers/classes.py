@@ -31,7 +31,8 @@ def worker_class(settings: Settings) -> type[BaseWorker]:
         if entry.name == name:
             return _loaded(entry)
     if "." in name:
-        return import_module("supervisor.workers.asgi.subclass").from_gunicorns(name)
+        subclass = import_module("supervisor.workers.asgi.subclass")
+        return cast("type[BaseWorker]", subclass.from_gunicorns(name))
     raise SettingError("worker_class", f"there is no {name!r}, and no installed package brings it")
 
 

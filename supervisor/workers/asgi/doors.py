@@ -1,8 +1,8 @@
 """Where connections come from and go to: our listeners, and siblings.
 
-Connections are accepted one at a time: taking all that wait, as asyncio's own servers do, would leave siblings
-idle. A worker that leaves gives connections between two requests to those that stay, so that clients notice
-nothing (see `workers.relay`); websockets, and connections under TLS, can't travel.
+Connections are accepted one at a time: taking all that wait, as asyncio's own servers do, would leave
+siblings idle. A worker that leaves gives connections between two requests to those that stay, so that clients
+notice nothing (see `workers.relay`); websockets, and connections under TLS, can't travel.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import socket
 import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ class _Parcel:
     listener: str
     served: int = 0
     tls: bool = False
-    facts: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, str] | None = None
 
 
 class Doors:
@@ -144,7 +144,7 @@ class Doors:
         try:
             await self._loop.connect_accepted_socket(lambda: protocol, sock, ssl=self._tls, **handshake)
         except (OSError, asyncio.CancelledError):
-            # Gone before it was there, or no TLS (ssl.SSLError is an OSError). uvicorn counts what it has seen.
+            # Gone before it was there, or no TLS (ssl.SSLError is an OSError).
             if protocol.transport is None:
                 sock.close()
                 self.lost(protocol)
@@ -168,13 +168,13 @@ class Doors:
         """Close those of `connections` whose first request has not come in `header_timeout`."""
         now = self._loop.time()
         while self._fresh and self._fresh[0][0] <= now:
-            protocol = self._fresh.popleft()[1]()
+            protocol: Any = self._fresh.popleft()[1]()
             # Those that have become websockets are not among uvicorn's connections any more.
             if protocol in connections and protocol.cycle is None:
                 protocol.transport.close()
 
     def give(self, protocol: Any) -> bool:
-        """Hand over a connection that has answered a request and received nothing since; True if it is gone."""
+        """Hand over a connection that has answered and received nothing since; True if it is gone."""
         if self._relay is None or self._tls is not None or protocol.timeout_keep_alive_task is None:
             return False
         sock = protocol.transport.get_extra_info("socket")

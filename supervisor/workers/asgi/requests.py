@@ -1,4 +1,4 @@
-"""The app as uvicorn calls it: each request is shown in the scoreboard, counted, and ended when it is overdue.
+"""The app as uvicorn calls it: each request is shown in the scoreboard, counted, and ended when overdue.
 
 A request is over with the last part of its answer. What an app does afterwards, as background tasks of
 Starlette's do, keeps a worker from leaving but is nobody's request. It has the deadline that the supervisor
@@ -6,8 +6,8 @@ gives all requests, until its answer begins; each part of an answer in parts giv
 Websockets and event streams live as long as they like.
 
 A request that is overdue is ended where it waits: its task is cancelled. If instead it computes, so that the
-whole loop waits for it, the signal's handler raises in it. Which request the code under a signal belongs to is
-known by a context variable, which tasks that a request starts inherit.
+whole loop waits for it, the signal's handler raises in it. Which request the code under a signal belongs to
+is known by a context variable, which tasks that a request starts inherit.
 """
 
 import asyncio
@@ -391,7 +391,9 @@ class Requests:
         if not request.status:
             request.status = 499 if request.client_is_gone else 500
             if request.status == 500:
-                self.log.error("request_failed", **request.name(), reason="the app returned without an answer")
+                self.log.error(
+                    "request_failed", **request.name(), reason="the app returned without an answer"
+                )
         self.end(request)
 
     async def _failed(self, request: Request, error: BaseException) -> None:
@@ -441,7 +443,7 @@ class Requests:
     def extend_deadline(self, seconds: float) -> None:
         """`scope["ostler.extend_deadline"]`: the request at hand has at least `seconds` from now.
 
-        It never shortens a deadline. To be called by code that serves the request, in whatever task or thread.
+        It never shortens a deadline. To be called by code that serves the request, in any task or thread.
 
         Raises:
             ValueError: that is no time.
@@ -479,7 +481,7 @@ class Requests:
 
 
 # Whose local variable `request` says which one a task serves.
-_SERVING = (Requests.__call__.__code__, Requests._serve_websocket.__code__)  # noqa: SLF001 - of this module
+_SERVING = (Requests.__call__.__code__, Requests._serve_websocket.__code__)
 
 
 def stack_of(task: "asyncio.Task[Any] | None") -> str:

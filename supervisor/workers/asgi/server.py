@@ -11,6 +11,7 @@ from supervisor.settings.table import Settings
 
 try:
     import uvicorn
+    import uvicorn.server
     from uvicorn.middleware.asgi2 import ASGI2Middleware
     from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 except ImportError as error:
@@ -19,6 +20,7 @@ except ImportError as error:
 from supervisor.workers import interface
 from supervisor.workers.asgi.requests import App, Requests
 
+ServerState = uvicorn.server.ServerState
 # What a subclass of uvicorn's worker may want of uvicorn and we do by other means, or not at all.
 _OURS = frozenset(
     "app host port uds fd workers reload reload_dirs reload_delay reload_includes reload_excludes "
@@ -59,7 +61,9 @@ def make_config(app: App, settings: Settings, wanted: dict[str, Any]) -> uvicorn
         arguments["server_header"] = False
     proxies = arguments.pop("proxy_headers", True)
     try:
-        config = uvicorn.Config(_Proxied(app, arguments) if proxies else app, **arguments, proxy_headers=False)
+        config = uvicorn.Config(
+            _Proxied(app, arguments) if proxies else app, **arguments, proxy_headers=False
+        )
         config.interface = "asgi3"
         config.load()
         config.get_loop_factory()

@@ -1,8 +1,8 @@
 """Worker classes that projects make from uvicorn's worker for gunicorn.
 
-They mostly exist to say `CONFIG_KWARGS = {...}`, arguments for uvicorn's configuration, and that is what counts
-of them here. Importing one imports gunicorn. Where that is not installed any more, stand-ins of the two classes
-that uvicorn's worker mentions do for as long as the import takes.
+They mostly exist to say `CONFIG_KWARGS = {...}`, arguments for uvicorn's configuration, and that is what
+counts of them here. Importing one imports gunicorn. Where that is not installed any more, stand-ins of the
+two classes that uvicorn's worker mentions do for as long as the import takes.
 """
 
 import sys
@@ -40,9 +40,11 @@ def from_gunicorns(name: str) -> type[AsgiWorker]:
     if not isinstance(found, type) or not isinstance(wanted, dict):
         raise SettingError(
             "worker_class",
-            f"{name} is a worker class for gunicorn; of these only subclasses of uvicorn's worker can be used",
+            f"{name} is a class for gunicorn; of these only subclasses of uvicorn's worker can be used",
         )
-    return cast("type[AsgiWorker]", type(attribute, (_Derived,), {"config_kwargs": wanted, "original": found}))
+    return cast(
+        "type[AsgiWorker]", type(attribute, (_Derived,), {"config_kwargs": wanted, "original": found})
+    )
 
 
 class _Derived(AsgiWorker):

@@ -17,10 +17,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Coroutine
+from email.utils import formatdate
 from types import FrameType
 from typing import Any, ClassVar, Self
 
-from supervisor.errors import SettingError
 from supervisor.scoreboard import layout
 from supervisor.settings import classes
 from supervisor.settings.table import Settings, rows
@@ -39,6 +39,8 @@ _DRAIN_LOOK = 0.05
 _SHUTDOWN_PART, _SHUTDOWN_MOST = 0.1, 1.0
 # How long tasks may take to end once they are cancelled.
 _CANCEL = 0.5
+# In place of a connection's request, which uvicorn calls a cycle.
+_WEBSOCKET = object()
 # What uvicorn has no counterpart for.
 _WITHOUT_EFFECT = (
     *("limit_request_line", "limit_request_fields", "limit_request_field_size", "limit_request_body"),
@@ -98,7 +100,7 @@ class AsgiWorker(BaseWorker):
             self._flush_soon,
         )
         self._config = server.make_config(self._requests, settings, self.config_kwargs)
-        self._server = server.uvicorn.Server(self._config)
+        self._state = server.ServerState()
         self._lifespan = self._config.lifespan_class(self._config)
         self._doors = Doors(
             loop,
@@ -127,9 +129,7 @@ class AsgiWorker(BaseWorker):
         self._stopped = False
 
     def _protocol(self) -> Any:
-        return self._http(
-            config=self._config, server_state=self._server.server_state, app_state=self._lifespan.state
-        )
+        return self._http(config=self._config, server_state=self._state, app_state=self._lifespan.state)
 
     # -- what the worker's life cycle calls --------------------------------------------------------------
 
@@ -163,8 +163,8 @@ class AsgiWorker(BaseWorker):
     def remove_reader(self, fd: int) -> None:
         self._loop.remove_reader(fd)
 
-    def interrupt(self, signum: int, frame: FrameType | None) -> None:
-        """End requests that are overdue: at once the one that computes, others when the loop turns to them."""
+    def interrupt(self, _signum: int, frame: FrameType | None) -> None:
+        """End requests that are overdue: at once the one that computes, others when it is the loop's turn."""
         here, computing = None, self._requests.computing(frame)
         for request in self._requests.overdue():
             if request is computing:
@@ -176,7 +176,7 @@ class AsgiWorker(BaseWorker):
             raise DeadlineExceeded
 
     def descriptors(self) -> set[int]:
-        transports = [connection.transport for connection in self._server.server_state.connections]
+        transports = [connection.transport for connection in self._state.connections]
         sockets = [transport.get_extra_info("socket") for transport in transports]
         return self._descriptors | {sock.fileno() for sock in sockets if sock is not None}
 
@@ -261,8 +261,9 @@ class AsgiWorker(BaseWorker):
     def _tick(self) -> None:
         """Once a second: the heartbeat, the date of answers, connections without a request."""
         self._context.cell.header[layout.HEARTBEAT] = time.monotonic_ns()
-        asyncio.ensure_future(self._server.on_tick(0), loop=self._loop)
-        self._doors.close_late(self._server.server_state.connections)
+        date = [(b"date", formatdate(usegmt=True).encode())] if self._config.date_header else []
+        self._state.default_headers = date + self._config.encoded_headers
+        self._doors.close_late(self._state.connections)
         # Just after the next second begins, for the date.
         self._ticker = self._loop.call_later(1.001 - time.time() % 1, self._tick)
 
@@ -294,16 +295,16 @@ class AsgiWorker(BaseWorker):
     async def _finish(self, until: float) -> None:
         """Answer what is there, and let go of what is idle; what is left at `until` (loop's time) is cut."""
         self._requests.closing = True
-        state = self._server.server_state
+        state = self._state
         idle_since: dict[Any, float] = {}
         while state.connections or state.tasks or self._doors.arriving:
             now = self._loop.time()
             if now >= until:
                 break
             for connection in list(state.connections):
-                cycle = getattr(connection, "cycle", _nothing)
-                if cycle is _nothing:
-                    connection.shutdown()  # a websocket; clients connect again (RFC 6455's registry: 1012)
+                cycle: Any = getattr(connection, "cycle", _WEBSOCKET)
+                if cycle is _WEBSOCKET:
+                    connection.shutdown()  # by code 1012 of RFC 6455's registry: clients connect again
                 elif cycle is not None and not cycle.response_complete:
                     idle_since.pop(connection, None)
                 elif not (self._hand_over and self._doors.give(connection)) and (
