@@ -46,7 +46,9 @@ def test_an_app(place: Place) -> None:
     assert answer.headers["server"] == "ostler"
     assert "date" in answer.headers
     assert daemon.get("/body", method="POST", body=b"x" * 300_000).text == "300000"
-    scope = json.loads(daemon.get("/scope", headers={"X-Forwarded-Proto": "https", "X-Forwarded-For": "1.2.3.4"}).body)
+    scope = json.loads(
+        daemon.get("/scope", headers={"X-Forwarded-Proto": "https", "X-Forwarded-For": "1.2.3.4"}).body
+    )
     assert scope == {
         "client": ["1.2.3.4", 0], "scheme": "https", "root_path": "/here", "path": "/here/scope",
         "http_version": "1.1",
@@ -56,7 +58,8 @@ def test_an_app(place: Place) -> None:
     assert totals.bytes_sent >= len("one") + len("300000")
     assert daemon.workers()[0].pid == worker.pid
     lines = daemon.until(
-        lambda: len(found := (place.app_folder / "access.log").read_text().splitlines()) == 3 and found, "lines"
+        lambda: len(found := (place.app_folder / "access.log").read_text().splitlines()) == 3 and found,
+        "lines",
     )
     assert lines[0] == '127.0.0.1 "GET /here/any?q=1 HTTP/1.1" 200 3 test text/plain /here/any q=1'
     assert lines[2].startswith('1.2.3.4 "GET /here/scope')
@@ -71,7 +74,11 @@ def test_shapes_of_apps(place: Place, app: str) -> None:
 
 @pytest.mark.parametrize(
     ("argv", "advice"),
-    [(("-k", "asgi", "plain:app"), "is a WSGI app"), (("waiter:app",), "-k asgi"), (("--preload", "waiter:app"), "-k asgi")],
+    [
+        (("-k", "asgi", "plain:app"), "is a WSGI app"),
+        (("waiter:app",), "-k asgi"),
+        (("--preload", "waiter:app"), "-k asgi"),
+    ],
 )
 def test_the_wrong_kind_of_app(place: Place, argv: tuple[str, ...], advice: str) -> None:
     """A WSGI app under asgi and the other way round: the log says what to do."""
@@ -81,7 +88,7 @@ def test_the_wrong_kind_of_app(place: Place, argv: tuple[str, ...], advice: str)
 
 
 def test_a_failing_app(place: Place) -> None:
-    """500 to the client, one event with the traceback from the app's own frame on, and the worker serves on."""
+    """500 to the client, one event with the traceback from the app's frame on, and the worker serves on."""
     daemon = place.start(*ASGI)
     (pid,) = daemon.pids()
     assert daemon.get("/fail").status == 500
@@ -115,9 +122,16 @@ def test_a_startup_that_fails(place: Place) -> None:
     pids = {worker.pid for worker in daemon.settled(2)}
     source = (place.app_folder / "waiter.py").read_text()
     broken = source.replace("    started.append(os.getpid())", "    raise RuntimeError('no database')")
-    place.add("waiter.py", broken.replace("    await receive()\n", """    await receive()
+    place.add(
+        "waiter.py",
+        broken.replace(
+            "    await receive()\n",
+            """    await receive()
     await send({"type": "lifespan.startup.failed", "message": "no database today"})
-""", 1))
+""",
+            1,
+        ),
+    )
     done = daemon.ctl("reload")
     assert done.code != 0
     assert "no database" in done.out + done.err
@@ -187,7 +201,7 @@ def test_term_drains(place: Place) -> None:
 
 
 def test_the_end_is_bounded(place: Place) -> None:
-    """A request that never ends, and a websocket, are cut when graceful_timeout is over; shutdown still runs."""
+    """A request that never ends is cut when graceful_timeout is over; the app's shutdown still runs."""
     daemon = place.start("--graceful-timeout", "1", *ASGI)
     (pid,) = daemon.pids()
     busy = daemon.connect().asked("/gate/never")
@@ -230,7 +244,7 @@ def test_max_requests(place: Place) -> None:
         daemon.event("worker_exited", after=1)
         report = load.finish()
     assert report.failed == 0, report.summary()
-    assert daemon.events("worker_exited")[0]["cause"] == "max_requests"
+    assert daemon.events("worker_exited")[0]["cause"] == "recycle"
 
 
 def test_streams_and_clients_that_leave(place: Place) -> None:
@@ -256,7 +270,7 @@ def test_streams_and_clients_that_leave(place: Place) -> None:
 
 
 def test_background_work(place: Place) -> None:
-    """What an app does after its answer is no request any more, but a worker does not leave before its end."""
+    """What an app does after its answer is no request any more, but its worker stays for it."""
     daemon = place.start("-t", "0.5", *ASGI)
     old = Process(daemon.pids()[0])
     assert daemon.get("/then-works").text == "one"
@@ -272,8 +286,9 @@ def test_background_work(place: Place) -> None:
 def test_a_startup_can_be_left(place: Place) -> None:
     """SIGTERM while the app's startup waits for something: it ends at once."""
     source = (place.app_folder / "waiter.py").read_text()
-    slow = 'Path("starting").touch()\n    await wait_at_gate("startup")\n    await send({"type": "lifespan.startup.c'
-    place.add("waiter.py", source.replace('await send({"type": "lifespan.startup.c', slow))
+    told = 'await send({"type": "lifespan.startup.c'
+    slow = f'Path("starting").touch()\n    await wait_at_gate("startup")\n    {told}'
+    place.add("waiter.py", source.replace(told, slow))
     daemon = place.start(*ASGI, serving=False)
     daemon.until(lambda: (place.app_folder / "starting").exists(), "in its startup")
     assert daemon.stop() == 0
@@ -373,13 +388,15 @@ class Strange(UvicornWorker):
     refused = place.run("-k", "own.Strange", "-b", "127.0.0.1:0", "waiter:app")
     assert refused.code == 1
     assert "no_such" in refused.err
-    assert "no 'own.None'" in (place.run("-k", "own.None", "-b", "127.0.0.1:0", "waiter:app").err).replace('"', "'")
+    assert "no 'own.None'" in (place.run("-k", "own.None", "-b", "127.0.0.1:0", "waiter:app").err).replace(
+        '"', "'"
+    )
 
 
 def test_unix_sockets_and_changing_the_class(place: Place) -> None:
-    """A proxy on a Unix socket is trusted; a reload goes from sync to asgi and back, with connections open."""
+    """A proxy on a Unix socket is trusted; reloads go from sync to asgi and back, with connections open."""
     place.add("gunicorn.conf.py", "worker_class = 'sync'\nwsgi_app = 'plain:app'\n")
-    daemon = place.start(bind=f"unix:{place.folder}/app.sock")
+    daemon = place.start("--keep-alive", "60", bind=f"unix:{place.folder}/app.sock")
     kept = daemon.connect()
     assert kept.asked("/").answer().text == "one"
     place.add("gunicorn.conf.py", "worker_class = 'asgi'\nwsgi_app = 'waiter:app'\n")

@@ -6,9 +6,10 @@ notice nothing (see `workers.relay`); websockets, and connections under TLS, can
 """
 
 import asyncio
+import heapq
+import itertools
 import socket
 import weakref
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
@@ -73,8 +74,10 @@ class Doors:
         self._header_timeout = settings.header_timeout
         self._wanted = self._open = False
         self._arriving: set[asyncio.Task[None]] = set()
-        # Connections by the time by which their first request must have come. Most are gone by then.
-        self._fresh: deque[tuple[float, weakref.ref[Any]]] = deque()
+        self._keepalive = settings.keepalive
+        # A heap of connections by the time by which a request must have come. Most are gone by then.
+        self._fresh: list[tuple[float, int, weakref.ref[Any]]] = []
+        self._order = itertools.count()
         self._given: set[Any] = set()
 
     def open(self) -> None:
@@ -116,7 +119,7 @@ class Doors:
             return  # or a sibling was quicker, or the client went away again
         sock.setblocking(False)
         self._words[layout.OPENED] += 1
-        self._adopt(sock)
+        self._adopt(sock, self._header_timeout)
 
     def _take(self) -> None:
         """Take a connection that a sibling gives away; its next request is probably there."""
@@ -128,17 +131,17 @@ class Doors:
             taken.sock.close()
             return
         self._words[layout.TAKEN] += 1
-        self._adopt(taken.sock)
+        self._adopt(taken.sock, self._keepalive)
 
-    def _adopt(self, sock: socket.socket) -> None:
+    def _adopt(self, sock: socket.socket, patience: float) -> None:
         self.count += 1
         if self.count >= self._most:
             self._shut()
-        task = self._loop.create_task(self._connect(sock))
+        task = self._loop.create_task(self._connect(sock, patience))
         self._arriving.add(task)
         task.add_done_callback(self._arriving.discard)
 
-    async def _connect(self, sock: socket.socket) -> None:
+    async def _connect(self, sock: socket.socket, patience: float) -> None:
         protocol = self._protocol()
         handshake = {"ssl_handshake_timeout": self._header_timeout or None} if self._tls is not None else {}
         try:
@@ -149,8 +152,9 @@ class Doors:
                 sock.close()
                 self.lost(protocol)
             return
-        if self._header_timeout:
-            self._fresh.append((self._loop.time() + self._header_timeout, weakref.ref(protocol)))
+        if patience:
+            until = self._loop.time() + patience
+            heapq.heappush(self._fresh, (until, next(self._order), weakref.ref(protocol)))
 
     def lost(self, protocol: Any) -> None:
         """A connection has ended here."""
@@ -165,10 +169,10 @@ class Doors:
     # -- out ---------------------------------------------------------------------------------------------
 
     def close_late(self, connections: set[Any]) -> None:
-        """Close those of `connections` whose first request has not come in `header_timeout`."""
+        """Close those of `connections` whose first request here has not come in time."""
         now = self._loop.time()
         while self._fresh and self._fresh[0][0] <= now:
-            protocol: Any = self._fresh.popleft()[1]()
+            protocol: Any = heapq.heappop(self._fresh)[2]()
             # Those that have become websockets are not among uvicorn's connections any more.
             if protocol in connections and protocol.cycle is None:
                 protocol.transport.close()

@@ -190,8 +190,20 @@ class Request:
         if not self.overdue:
             self.overdue = True
             age = (monotonic_ns() - self.started) / 1e9
-            stack = stack_of(task or self._task())
-            self._requests.log.error("request_interrupted", **self.name(), age=age, stack=stack)
+            stacks = [stack_of(task or self._task()), *self._stacks_of_others()]
+            self._requests.log.error("request_interrupted", **self.name(), age=age, stack="\n\n".join(stacks))
+
+    def _stacks_of_others(self) -> list[str]:
+        """Of tasks that the request has started, such as those that middlewares run the rest of the app in."""
+        others: list[Any] = [
+            task for task in asyncio.all_tasks(self._requests.loop) if task is not self._task()
+        ]
+        # Before Python 3.12 a task does not tell its context.
+        return [
+            stack_of(task)
+            for task in others
+            if hasattr(task, "get_context") and task.get_context().get(_current) == self.started
+        ]
 
     def _task(self) -> "asyncio.Task[Any] | None":
         """The task that serves it. Looked for when it is needed, which is hardly ever."""
@@ -258,6 +270,7 @@ class Requests:
     Attributes:
         closing: answers announce the end of their connection.
         count: of what uvicorn does, connections are counted in this lane.
+        quitting: what fails from now on fails because the worker ends at once, which nobody wants to hear.
         told: the exception that the log has heard of, and uvicorn will speak of next.
         startup_error, startup_message: why the app's startup failed.
     """
@@ -294,6 +307,7 @@ class Requests:
         self.timeout = int(settings.timeout * 1_000_000_000)
         self.closing = settings.keepalive == 0
         self.count = self._overflow.words
+        self.quitting = False
         self.told: BaseException | None = None
         self.startup_error: BaseException | None = None
         self.startup_message = ""
@@ -418,9 +432,11 @@ class Requests:
 
     def _tell_of(self, request: Request, error: BaseException) -> None:
         self.told = error
+        if self.quitting or isinstance(error, QuitWorker):
+            return
         if isinstance(error, asyncio.CancelledError):
             self.log.warning("request_cut", **request.name(), reason="the worker leaves")
-        elif not isinstance(error, QuitWorker):
+        else:
             trace = "".join(traceback.format_exception(error.with_traceback(_app_part(error)))).rstrip()
             self.log.error("request_failed", **request.name(), traceback=trace)
 

@@ -32,12 +32,13 @@ _LOGGER = "uvicorn.error"
 _LEVELS = {logging.ERROR: "error", logging.WARNING: "warning"}
 
 
-def make_config(app: App, settings: Settings, wanted: dict[str, Any]) -> uvicorn.Config:
+def make_config(app: App, settings: Settings, wanted: dict[str, Any], unix: bool = False) -> uvicorn.Config:
     """uvicorn's configuration, complete.
 
     Args:
         app: what uvicorn is to call.
         wanted: uvicorn's own arguments, which count more than our settings.
+        unix: clients may come through a Unix socket, and so are trusted proxies.
 
     Raises:
         SettingError: uvicorn does not take them, or what they need is not installed.
@@ -59,11 +60,10 @@ def make_config(app: App, settings: Settings, wanted: dict[str, Any]) -> uvicorn
     if arguments.get("server_header", True):
         arguments["headers"] = [("Server", "ostler"), *(arguments.get("headers") or ())]
         arguments["server_header"] = False
-    proxies = arguments.pop("proxy_headers", True)
+    if arguments.pop("proxy_headers", True):
+        app = _behind_proxies(app, arguments["forwarded_allow_ips"], unix)
     try:
-        config = uvicorn.Config(
-            _Proxied(app, arguments) if proxies else app, **arguments, proxy_headers=False
-        )
+        config = uvicorn.Config(app, **arguments, proxy_headers=False)
         config.interface = "asgi3"
         config.load()
         config.get_loop_factory()
@@ -78,12 +78,12 @@ def as_asgi3(app: Any) -> App:
     return ASGI2Middleware(app) if "asgi2" in kinds and "asgi3" not in kinds else app  # type: ignore[return-value]
 
 
-class _Proxied(ProxyHeadersMiddleware):
-    """Believes the headers of trusted proxies, which peers on Unix sockets always are."""
-
-    def __init__(self, app: Any, arguments: dict[str, Any]) -> None:
-        super().__init__(app, arguments["forwarded_allow_ips"])
-        self.trusted_hosts = _Trusted(self.trusted_hosts)  # type: ignore[assignment]
+def _behind_proxies(app: Any, trusted: list[str] | str, unix: bool) -> Any:
+    """The app, behind what believes the headers of trusted proxies."""
+    behind = ProxyHeadersMiddleware(app, trusted)
+    if unix:
+        behind.trusted_hosts = _Trusted(behind.trusted_hosts)  # type: ignore[assignment]
+    return behind
 
 
 class _Trusted:
@@ -117,6 +117,8 @@ class Bridge(logging.Handler):
         self._requests = requests
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self._requests.quitting:
+            return
         fields = {}
         if record.exc_info and (error := record.exc_info[1]) is not None:
             if error is self._requests.told:

@@ -13,6 +13,7 @@ Python runs them in the main thread, which is the loop's, also while that waits.
 
 import asyncio
 import os
+import socket
 import threading
 import time
 import traceback
@@ -99,7 +100,8 @@ class AsgiWorker(BaseWorker):
             context.on_quota,
             self._flush_soon,
         )
-        self._config = server.make_config(self._requests, settings, self.config_kwargs)
+        unix = any(listener.family == socket.AF_UNIX for listener in context.listeners)
+        self._config = server.make_config(self._requests, settings, self.config_kwargs, unix)
         self._state = server.ServerState()
         self._lifespan = self._config.lifespan_class(self._config)
         self._doors = Doors(
@@ -217,6 +219,7 @@ class AsgiWorker(BaseWorker):
             # The one a signal has raised may have been lost in a task.
             if not self._stopped:
                 raise
+            self._requests.quitting = True
             self._run_until_cancelled(_cancel_all())
             raise QuitWorker from None
 
