@@ -181,20 +181,21 @@ class Request:
         if self.answered or (self.overdue and self.status):
             return
         task = self._task()
-        self.note_overdue(task)
+        self.note_overdue(stack_of(task))
         if task is not None:
             task.cancel(str(DeadlineExceeded()))
 
-    def note_overdue(self, task: "asyncio.Task[Any] | None" = None) -> None:
+    def note_overdue(self, stack: str) -> None:
         """Say once in the log where the request stands: the supervisor's dump shows the loop."""
         if not self.overdue:
             self.overdue = True
             age = (monotonic_ns() - self.started) / 1e9
-            stacks = [stack_of(task or self._task()), *self._stacks_of_others()]
-            self._requests.log.error("request_interrupted", **self.name(), age=age, stack="\n\n".join(stacks))
+            stacks = [stack, *self._stacks_of_others()]
+            stack = "\n\n".join(stacks)
+            self._requests.log.error("request_interrupted", **self.name(), age=age, stack=stack)
 
     def _stacks_of_others(self) -> list[str]:
-        """Of tasks that the request has started, such as those that middlewares run the rest of the app in."""
+        """Of tasks that the request has started, such as those that some middlewares run the app in."""
         others: list[Any] = [
             task for task in asyncio.all_tasks(self._requests.loop) if task is not self._task()
         ]
@@ -510,6 +511,15 @@ def stack_of(task: "asyncio.Task[Any] | None") -> str:
             frames.append(traceback.FrameSummary(code.co_filename, frame.f_lineno, code.co_name))
         awaited = _first(awaited, "cr_await", "ag_await", "gi_yieldfrom")
     return "".join(traceback.format_list(frames)).rstrip()
+
+
+def stack_under(frame: FrameType | None) -> str:
+    """The app's frames under a signal, innermost last."""
+    frames = []
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_THE_APPS:
+        frames.append(traceback.FrameSummary(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+        frame = frame.f_back
+    return "".join(traceback.format_list(reversed(frames))).rstrip()
 
 
 def _first(thing: Any, *names: str) -> Any:

@@ -27,7 +27,7 @@ from supervisor.settings import classes
 from supervisor.settings.table import Settings, rows
 from supervisor.workers.asgi import server
 from supervisor.workers.asgi.doors import Doors
-from supervisor.workers.asgi.requests import Requests
+from supervisor.workers.asgi.requests import Requests, stack_under
 from supervisor.workers.asgi.warmup import warm_up
 from supervisor.workers.base import BaseWorker, Context
 from supervisor.workers.loader import AppLoadError
@@ -174,7 +174,7 @@ class AsgiWorker(BaseWorker):
             else:
                 self._call(request.interrupt)
         if here is not None:
-            here.note_overdue()
+            here.note_overdue(stack_under(frame))
             raise DeadlineExceeded
 
     def descriptors(self) -> set[int]:

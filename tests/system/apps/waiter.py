@@ -57,6 +57,8 @@ async def answer(scope, receive, send):
         Path("gone").touch()
         return
     elif path == "/computes":
+        body = await compute()
+    elif path == "/computes-elsewhere":
         body = await asyncio.create_task(compute())
     elif path == "/extended":
         scope["ostler.extend_deadline"](20)
