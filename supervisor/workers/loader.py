@@ -15,6 +15,7 @@ from supervisor.workers.interface import is_factory, mismatch
 from supervisor.wsgi.exchange import App, QuitWorker
 
 _LONGEST_REASON = 500
+_OURS = (__file__, str(Path(__file__).with_name("paste.py")))
 
 
 class AppLoadError(Exception):
@@ -53,6 +54,20 @@ def prepare(settings: Settings) -> None:
         sys.path.insert(0, path)
 
 
+def load(settings: Settings, interface: str = "wsgi") -> App:
+    """The app that the settings name, which must be of the kind that is wanted: `wsgi` or `asgi`.
+
+    Raises:
+        AppLoadError: with the app's traceback if its code raised.
+    """
+    if settings.paste:
+        # Only now: it brings PasteDeploy along.
+        from supervisor.workers.paste import load_paste
+
+        return load_paste(settings)
+    return load_app(settings.wsgi_app or "", interface)
+
+
 def load_app(spec: str, interface: str = "wsgi") -> App:
     """Import the app.
 
@@ -72,11 +87,11 @@ def load_app(spec: str, interface: str = "wsgi") -> App:
         if module_name == missing or module_name.startswith(f"{missing}."):
             reason = f"no module named {missing!r} in {Path.cwd()} (see --chdir and --pythonpath)"
             raise AppLoadError(f"wsgi_app: can't load {spec!r}: {reason}") from None
-        raise _raised(spec, error) from error
+        raise raised(spec, error) from error
     except QuitWorker:
         raise
     except BaseException as error:
-        raise _raised(spec, error) from error
+        raise raised(spec, error) from error
     found = _resolve(spec, sys.modules[module_name], expression or "application")
     if interface == "asgi" and is_factory(found):
         # uvicorn's own command line calls it, too.
@@ -126,10 +141,11 @@ def _made(spec: str, factory: Any, *args: Any, **kwargs: Any) -> Any:
     except QuitWorker:
         raise
     except BaseException as error:
-        raise _raised(spec, error) from error
+        raise raised(spec, error) from error
 
 
-def _raised(spec: str, error: BaseException) -> AppLoadError:
+def raised(spec: str, error: BaseException) -> AppLoadError:
+    """What to raise when loading `spec` raised `error`."""
     text = " ".join(str(error)[:_LONGEST_REASON].split())
     reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return AppLoadError(f"can't load {spec!r}: {reason}", _app_traceback(error))
@@ -144,7 +160,7 @@ def _app_traceback(error: BaseException) -> str:
 
 
 def _is_ours(filename: str) -> bool:
-    return filename == __file__ or "importlib" in filename
+    return filename in _OURS or "importlib" in filename or "/paste/deploy/" in filename
 
 
 def standard_modules(before: AbstractSet[str]) -> list[str]:

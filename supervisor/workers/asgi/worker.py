@@ -30,6 +30,7 @@ from supervisor.workers.asgi.doors import Doors
 from supervisor.workers.asgi.requests import Requests, stack_under
 from supervisor.workers.asgi.warmup import warm_up
 from supervisor.workers.base import BaseWorker, Context
+from supervisor.workers.error_page import ErrorPage
 from supervisor.workers.loader import AppLoadError
 from supervisor.wsgi.exchange import DeadlineExceeded, QuitWorker
 
@@ -245,12 +246,14 @@ class AsgiWorker(BaseWorker):
         if self._lifespan.should_exit:
             await _cancel_all()
             raise self._startup_error()
+        self._tick()
+        if isinstance(self._context.app, ErrorPage):
+            return
         settings, requests = self._settings, self._requests
         name = self._context.listeners[0].getsockname() if self._context.listeners else None
         where = (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
         scheme = "https" if self._context.tls is not None else "http"
         await warm_up(requests.app, settings, self._log, scheme, where, self._lifespan.state)
-        self._tick()
 
     def _startup_error(self) -> AppLoadError:
         error, message = self._requests.startup_error, self._requests.startup_message.strip()
