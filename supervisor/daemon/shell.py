@@ -47,8 +47,8 @@ class Start:
     """How the daemon was asked to start.
 
     command_line: raw settings given on the command line; config: the configuration file asked for, or None
-    for the usual places; folder: where; variables and remarks: see `messages.Configure`; detached: as a daemon,
-    if the settings say so.
+    for the usual places; folder: where; variables and remarks: see `messages.Configure`; detached: as a
+    daemon, if the settings say so.
     """
 
     command_line: dict[str, Any] = field(default_factory=dict)

@@ -103,6 +103,9 @@ class Preparation:
                 warnings += self._set_up(loaded.settings, hook, ask.cause == "check")
                 self._set_up_logs(loaded.settings, file)
                 self._worker_class = worker_class(loaded.settings)
+                remarks = self._worker_class.check(loaded.settings)
+            if ask.known is None:
+                warnings += remarks
             if hook is not None and self._tls is None and ask.known is None:
                 warnings.append("ssl_context: without effect, because certfile is not set")
             called = {name: function for name, function in functions.items() if name != "ssl_context"}
@@ -155,7 +158,7 @@ class Preparation:
         self._worker_class.prepare(settings)
         if self._development is not None:
             return self._development.load(settings, self._worker_class, self._number)
-        return load_app(settings)
+        return load_app(settings, self._worker_class.interface)
 
     def _load(self, ask: messages.Load, descriptors: list[int]) -> boot.Generation | None:
         assert self._loaded is not None
@@ -176,7 +179,8 @@ class Preparation:
             )
             return None
         assert self.outlets is not None
-        rehearse(settings, self.outlets.log, LONG)
+        if issubclass(self._worker_class, Engine):
+            rehearse(settings, self.outlets.log, LONG)
         return boot.Generation(
             number=self._number,
             name=ask.name,

@@ -77,9 +77,25 @@ class BaseWorker(ABC):
         """
 
     @classmethod
+    def check(cls, settings: Settings) -> list[str]:
+        """What to warn of once in a generation, e.g. settings that mean nothing here; before `prepare`.
+
+        Raises:
+            SettingError: it can't be used with these settings.
+        """
+        return []
+
+    @classmethod
     @abstractmethod
     def create(cls, context: Context) -> Self:
         """Be ready to serve; nothing is accepted yet."""
+
+    def start(self) -> None:
+        """Whatever else must work before the worker says that it is ready, such as an ASGI app's startup.
+
+        Raises:
+            AppLoadError, WarmupError: it can't serve.
+        """
 
     @abstractmethod
     def run(self) -> None:

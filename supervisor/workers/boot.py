@@ -45,6 +45,7 @@ from supervisor.settings.classes import lanes
 from supervisor.settings.table import Settings
 from supervisor.workers.audit import Audit, audit_drained, audit_serving
 from supervisor.workers.base import BaseWorker, Context
+from supervisor.workers.engine import Engine
 from supervisor.workers.loader import AppLoadError, load, standard_modules
 from supervisor.workers.rehearsal import SHORT, rehearse
 from supervisor.workers.relay import Relay
@@ -134,6 +135,7 @@ class WorkerProcess:
         self._hooks = WorkerHooks(generation.hooks, inheritance.hook_worker, self._log)
         self._engine: BaseWorker | None = None
         self._leave_early = False
+        self._started = False
         self._orphaned = False
         self._quitting = False
         self._standard_modules: list[str] = []
@@ -154,8 +156,7 @@ class WorkerProcess:
         app = self._load()
         if app is None:
             return 3
-        self._serve(app)
-        return 0
+        return self._serve(app)
 
     def end(self) -> None:
         """Call what the configuration file wants called in a worker that ends."""
@@ -232,16 +233,15 @@ class WorkerProcess:
                 app = (
                     development.load(settings, generation.worker_class, generation.number)
                     if development is not None
-                    else load(settings)
+                    else load(settings, generation.worker_class.interface)
                 )
             broken = development is not None and development.explains(app)
             app = cast("App", self._hooks.loaded(app))
-            listener = generation.listeners[0].getsockname() if generation.listeners else None
-            if not broken:
+            if generation.worker_class.interface == "wsgi" and not broken:
+                listener = generation.listeners[0].getsockname() if generation.listeners else None
                 warm_up(app, settings, self._log, generation.tls, listener)
         except (AppLoadError, WarmupError, HookFailed) as error:
-            trace = shorten(error.trace) if error.trace else None
-            self._tell(messages.BootFailed(error.reason, trace))
+            self._tell_failure(error)
             return None
         if development is not None:
             development.keep_telling()
@@ -250,6 +250,9 @@ class WorkerProcess:
         # The app's code and data live as long as the worker: the collector need not look at them again.
         gc.freeze()
         return app
+
+    def _tell_failure(self, error: AppLoadError | WarmupError | HookFailed) -> None:
+        self._tell(messages.BootFailed(error.reason, shorten(error.trace) if error.trace else None))
 
     def _development(self) -> "Development":
         # Only now, as below: who does not ask for it need not have it in memory.
@@ -262,7 +265,7 @@ class WorkerProcess:
 
         spew(self._log, self._settings)
 
-    def _serve(self, app: App) -> None:
+    def _serve(self, app: App) -> int:
         settings = self._settings
         quota = settings.max_requests
         if quota and settings.max_requests_jitter:
@@ -286,16 +289,24 @@ class WorkerProcess:
         self._hooks.serving(self._cell, context.on_quota, engine.extend_deadline)
         signal.signal(INTERRUPT_SIGNAL, engine.interrupt)
         _note_forks()
-        rehearse(settings, self._log, SHORT)
+        if issubclass(generation.worker_class, Engine):
+            rehearse(settings, self._log, SHORT)
         self._channel.set_blocking(False)
         engine.add_reader(self._channel.fileno(), self._on_channel)
-        if self._leave_early:
-            return
+        try:
+            engine.start()
+        except (AppLoadError, WarmupError) as error:
+            self._tell_failure(error)
+            return 3
+        if self._leave_early or engine.draining:
+            return 0
+        self._started = True
         self._title(f"worker {self._got.slot} gen {self._generation.number}")
         if not self._got.urgent:
             step_forward(self._lowered)
         self._tell(messages.Ready(self._standard_modules))
         engine.run()
+        return 0
 
     # -- what comes from outside -------------------------------------------------------------------------
 
@@ -346,7 +357,7 @@ class WorkerProcess:
 
     def _on_term(self, signum: int, frame: FrameType | None) -> None:
         self._must_leave = True  # whatever the supervisor has in mind with us
-        if self._engine is None:
+        if not self._started:
             self._quit(signum, frame)  # nobody is served yet, and loading may take its time
             return
         self._tell_signal(signum)

@@ -13,6 +13,7 @@ GROUP = "ostler.workers"
 _OURS = {
     "sync": ("supervisor.workers.engine", "Engine"),
     "gthread": ("supervisor.workers.engine", "Engine"),
+    "asgi": ("supervisor.workers.asgi.worker", "AsgiWorker"),
 }
 
 
@@ -29,6 +30,9 @@ def worker_class(settings: Settings) -> type[BaseWorker]:
     for entry in metadata.entry_points(group=GROUP):
         if entry.name == name:
             return _loaded(entry)
+    if "." in name:
+        subclass = import_module("supervisor.workers.asgi.subclass")
+        return cast("type[BaseWorker]", subclass.from_gunicorns(name))
     raise SettingError("worker_class", f"there is no {name!r}, and no installed package brings it")
 
 

@@ -34,7 +34,7 @@ LONG = 20_000_000
 # Modules with handlers of other signals: what these have begun is finished, though the app is below them.
 _HANDLERS = ("supervisor.workers.boot", "supervisor.workers.engine")
 # The most an app may ask for, in seconds: what can be added to any time and still is one.
-_LONGEST = 1e9
+LONGEST = 1e9
 
 
 class Deadlines:
@@ -93,7 +93,7 @@ class Deadlines:
             ValueError: that is no time.
             RuntimeError: this thread serves no request.
         """
-        if not 0 < seconds <= _LONGEST:
+        if not 0 < seconds <= LONGEST:
             raise ValueError(f"the deadline can't be extended by {seconds!r} seconds")
         here = get_ident()
         for words in self._lanes:
