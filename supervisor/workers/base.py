@@ -63,6 +63,14 @@ class BaseWorker(ABC):
     draining: bool = False
 
     @classmethod
+    def check(cls, settings: Settings) -> None:
+        """Refuse settings that it can't honour; in the fork server, when the configuration is loaded.
+
+        Raises:
+            SettingError: there is one.
+        """
+
+    @classmethod
     def prepare(cls, settings: Settings) -> None:
         """Get the process ready for the app, e.g. by monkey-patching; in the process that imports it, before.
 

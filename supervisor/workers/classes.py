@@ -13,6 +13,7 @@ GROUP = "ostler.workers"
 _OURS = {
     "sync": ("supervisor.workers.engine", "Engine"),
     "gthread": ("supervisor.workers.engine", "Engine"),
+    "meinheld": ("supervisor.workers.meinheld", "MeinheldWorker"),
 }
 
 
