@@ -76,6 +76,9 @@ class Preparation:
             _check_folder(loaded.settings.tmp_upload_dir)
             self._tls = _tls_context(loaded, hook)
             self._worker_class = worker_class(loaded.settings)
+            remarks = self._worker_class.check(loaded.settings)
+            if ask.known is None:
+                warnings += remarks
             if hook is not None and self._tls is None and ask.known is None:
                 warnings.append("ssl_context: without effect, because certfile is not set")
         except (OstlerError, AppLoadError) as error:
@@ -95,6 +98,9 @@ class Preparation:
             if settings.preload_app:
                 self._worker_class.prepare(settings)
                 app = load_app(spec)
+        except SettingError as error:
+            self._channel.send(messages.LoadFailed(str(error), None))
+            return None
         except AppLoadError as error:
             self._channel.send(
                 messages.LoadFailed(error.reason, shorten(error.trace) if error.trace else None)

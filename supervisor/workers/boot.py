@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from setproctitle import setproctitle
 
+from supervisor.errors import SettingError
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.access import AccessLog
@@ -217,6 +218,9 @@ class WorkerProcess:
         except (AppLoadError, WarmupError) as error:
             trace = shorten(error.trace) if error.trace else None
             self._tell(messages.BootFailed(error.reason, trace))
+            return None
+        except SettingError as error:
+            self._tell(messages.BootFailed(str(error), None))
             return None
         generation.app = app
         self._standard_modules = standard_modules(before)

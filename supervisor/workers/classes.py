@@ -1,9 +1,11 @@
 """Finding the worker class."""
 
+from difflib import get_close_matches
 from importlib import import_module, metadata
 from typing import cast
 
 from supervisor.errors import SettingError
+from supervisor.settings.classes import names
 from supervisor.settings.table import Settings
 from supervisor.workers.base import BaseWorker
 
@@ -16,21 +18,45 @@ _OURS = {
     "meinheld": ("supervisor.workers.meinheld", "MeinheldWorker"),
 }
 
+# What installs a worker class's packages, if that is not the extra of its name.
+INSTALL = {
+    # It asks for a greenlet that no Python of today has, and brings a header of it; see pyproject.toml.
+    "meinheld": "pip install greenlet && "
+    "CPPFLAGS=\"-include $(python -c 'import greenlet; print(greenlet.__path__[0])')/greenlet.h\" "
+    "pip install --no-deps --no-cache-dir meinheld",
+}
+
 
 def worker_class(settings: Settings) -> type[BaseWorker]:
-    """The class that `worker_class` names.
+    """The class that `worker_class` names: ours, an entry point's, or one of the app's own code by its path.
 
     Raises:
         SettingError: there is none of that name, or it can't be imported.
     """
     name = settings.worker_class
     if name in _OURS:
-        module, attribute = _OURS[name]
-        return cast("type[BaseWorker]", getattr(import_module(module), attribute))
-    for entry in metadata.entry_points(group=GROUP):
+        return _ours(name)
+    brought = metadata.entry_points(group=GROUP)
+    for entry in brought:
         if entry.name == name:
             return _loaded(entry)
-    raise SettingError("worker_class", f"there is no {name!r}, and no installed package brings it")
+    if "." in name:
+        return _by_path(name)
+    known = [*names(), *(entry.name for entry in brought)]
+    near = get_close_matches(name.lower(), known, n=1)
+    problem = f"there is no {name!r}; did you mean {near[0]}?" if near else f"there is no {name!r}"
+    raise SettingError("worker_class", f"{problem} (there are: {', '.join(dict.fromkeys(known))})")
+
+
+def _ours(name: str) -> type[BaseWorker]:
+    module, attribute = _OURS[name]
+    try:
+        return cast("type[BaseWorker]", getattr(import_module(module), attribute))
+    except ImportError as error:
+        if error.name is not None and error.name.partition(".")[0] == "supervisor":
+            raise
+        install = INSTALL.get(name, f"pip install 'ostler[{name}]'")
+        raise SettingError("worker_class", f"{name} can't be used ({error}); {install}") from error
 
 
 def _loaded(entry: metadata.EntryPoint) -> type[BaseWorker]:
@@ -38,8 +64,19 @@ def _loaded(entry: metadata.EntryPoint) -> type[BaseWorker]:
         found = entry.load()
     except Exception as error:
         raise SettingError("worker_class", f"can't import {entry.value}: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, BaseWorker)):
-        raise SettingError(
-            "worker_class", f"{entry.value} is no subclass of supervisor.workers.base.BaseWorker"
-        )
-    return found
+    return _checked(found, entry.value)
+
+
+def _by_path(path: str) -> type[BaseWorker]:
+    module, _, attribute = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), attribute)
+    except Exception as error:
+        raise SettingError("worker_class", f"can't import {path}: {error}") from error
+    return _checked(found, path)
+
+
+def _checked(found: object, path: str) -> type[BaseWorker]:
+    if isinstance(found, type) and issubclass(found, BaseWorker):
+        return found
+    raise SettingError("worker_class", f"{path} is no subclass of supervisor.workers.base.BaseWorker")

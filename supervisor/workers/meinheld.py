@@ -29,13 +29,15 @@ from supervisor.errors import SettingError
 from supervisor.scoreboard import layout
 from supervisor.settings.table import Settings
 from supervisor.workers.base import BaseWorker, Context
+from supervisor.workers.classes import INSTALL
 from supervisor.workers.interrupt import Deadlines
 from supervisor.workers.meinheld_calls import Calls, serves
 from supervisor.wsgi.exchange import QuitWorker
 
-_REBUILD = (
-    "CPPFLAGS=\"-include $(python -c 'import greenlet; print(greenlet.__path__[0])')/greenlet.h\" "
-    "pip install --no-deps --no-cache-dir --force-reinstall meinheld"
+_WRONG_BUILD = (
+    "worker_class: meinheld was built for an old greenlet, so a client that is slow to take its answer keeps "
+    "its worker busy, and the app can't use meinheld's own greenlets; with a C compiler this mends it: "
+    f"{INSTALL['meinheld']} --force-reinstall"
 )
 # The loop's timeouts are whole seconds, and none is longer than this (picoev.h, PICOEV_TIMEOUT_VEC_SIZE).
 _LONGEST = 127
@@ -54,13 +56,14 @@ class MeinheldWorker(BaseWorker):
     """One thread, and one request in the app at a time unless the app itself uses the server's greenlets."""
 
     @classmethod
-    def check(cls, settings: Settings) -> None:
+    def check(cls, settings: Settings) -> list[str]:
         if settings.certfile is not None:
-            raise SettingError("certfile", _cant("speak TLS: let a proxy do it"))
+            raise SettingError("certfile", _cant("speak TLS: let a proxy do that"))
         if settings.proxy_protocol != "off":
             raise SettingError("proxy_protocol", _cant("read the PROXY protocol's header"))
         if settings.stream_request:
             raise SettingError("stream_request", _cant("call the app before a request has come whole"))
+        return [] if _can_suspend() else [_WRONG_BUILD]
 
     @classmethod
     def create(cls, context: Context) -> Self:
@@ -81,15 +84,7 @@ class MeinheldWorker(BaseWorker):
         self._wakes: list[socket.socket] = []
         self._inner: set[int] = set()
         self._deadlines = Deadlines(context.cell, serves)
-        can_suspend = _can_suspend()
-        self._calls = Calls(context, self._deadlines, self._look, can_suspend)
-        if not can_suspend:
-            context.log.warning(
-                "meinheld",
-                problem="it was built for an old greenlet, so a client that is slow to take its answer keeps "
-                "its worker busy, and its own greenlets can't be used; with a C compiler this mends it: "
-                + _REBUILD,
-            )
+        self._calls = Calls(context, self._deadlines, self._look, _can_suspend())
 
     # -- what the life cycle calls ----------------------------------------------------------------------
 
@@ -277,7 +272,7 @@ class MeinheldWorker(BaseWorker):
 
 
 def _cant(what: str) -> str:
-    return f"the worker class meinheld can't {what}, or choose another worker class, e.g. gthread"
+    return f"the worker class meinheld can't {what}; choose another one, e.g. gthread"
 
 
 def _can_suspend() -> bool:

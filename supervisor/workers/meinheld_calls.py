@@ -153,7 +153,9 @@ class Calls:
                     took = environ["REQUEST_TIME"] * 1_000_000
                 words[STATUS_CLASSES + environ["STATUS_CODE"] // 100] += 1
                 words[HISTOGRAM + (QUICK[took >> 10] if took < QUICK_NS else layout.bucket_of(took))] += 1
-                words[BYTES_SENT] += environ["SEND_BYTES"]
+                # A head that could not be sent makes it negative.
+                if (sent := environ["SEND_BYTES"]) > 0:
+                    words[BYTES_SENT] += sent
                 if access_log is not None:
                     write(environ, took)
                 if quota:
@@ -169,7 +171,7 @@ class Calls:
             if "ostler.extend_deadline" in environ:
                 # Its time in the app is not known.
                 words[STATUS_CLASSES + status // 100] += 1
-                words[BYTES_SENT] += environ["SEND_BYTES"]
+                words[BYTES_SENT] += max(0, environ["SEND_BYTES"])
                 if access_log is not None:
                     write(environ, environ["REQUEST_TIME"] * 1_000_000)
             elif status == 0:
@@ -196,7 +198,7 @@ class Calls:
                 environ,
                 str(environ["STATUS_CODE"]),
                 headers,
-                environ["SEND_BYTES"],
+                max(0, environ["SEND_BYTES"]),
                 took,
             )
             flush_soon()
