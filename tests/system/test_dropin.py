@@ -1,7 +1,7 @@
 """Command lines and configuration files of gunicorn's users, run unchanged but for the command's name.
 
-All of them say or mean port 8000, which only one test at a time could have: where a command line says it, 0 is
-written in its place, which is any; where it does not, GUNICORN_CMD_ARGS says it, and the line stays as it is.
+All of them say or mean port 8000, which only one test at a time could have: where a command line says it, 0,
+any port, is written in its place; where it does not, GUNICORN_CMD_ARGS says it, and the line stays as it is.
 """
 
 import json
@@ -312,7 +312,7 @@ def test_file_b(apps: Place, kind: str) -> None:
 
 
 def test_file_c(apps: Place) -> None:
-    """Monkey-patching in the file, daemon, reload, names of old, loggers of logging: one file, all at once."""
+    """Monkey-patching in the file, daemon, reload, names of old, loggers of logging: all at once."""
     needs("gevent")
     port = free_port()
     apps.add("gunicorn.py", FILE_C.replace("5000", str(port)))
