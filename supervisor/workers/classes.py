@@ -20,10 +20,8 @@ _OURS = {
 
 # What installs a worker class's packages, if that is not the extra of its name.
 INSTALL = {
-    # It asks for a greenlet that no Python of today has, and brings a header of it; see pyproject.toml.
-    "meinheld": "pip install greenlet && "
-    "CPPFLAGS=\"-include $(python -c 'import greenlet; print(greenlet.__path__[0])')/greenlet.h\" "
-    "pip install --no-deps --no-cache-dir meinheld",
+    # The greenlet that it asks for can't be built any more; see pyproject.toml.
+    "meinheld": "it needs Python 3.12 or older, and pip install --no-deps meinheld greenlet",
 }
 
 

@@ -47,7 +47,7 @@ class Deadlines:
     """
 
     def __init__(self, cell: CellWriter, is_in_app: Callable[[FrameType | None], bool] | None = None) -> None:
-        self._is_in_app = is_in_app or _is_in_app
+        self._is_in_app = is_in_app
         self._lanes = [cell.lane(thread)[0] for thread in range(cell.threads)]
         # By thread: what STARTED was in the request that was interrupted last.
         self._interrupted: dict[int, int] = {}
@@ -72,7 +72,7 @@ class Deadlines:
                 ours = self._interrupt_others() or ours
         finally:
             self._looking = False
-        if ours is not None and self._is_in_app(frame):
+        if ours is not None and (self._is_in_app or _is_in_app)(frame):
             self._interrupted[get_ident()] = ours
             raise DeadlineExceeded
 

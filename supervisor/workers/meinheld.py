@@ -6,10 +6,15 @@ its own server's clients: Python writes the number of each signal into that conn
 server takes it for a bad request, refuses it, and tells its access log: that is us. A connection lasts for
 one such event, or for a second.
 
-What is written here about the server is of its release 1.0.2, the last.
+The server can't put an answer off until its client takes more of it: it has added the connection to its epoll
+in a way that allows no change (EPOLLEXCLUSIVE, epoll_ctl(2)), and so waits for ever; or, built with its own
+header of greenlet 0.4, it sends an error page in the middle of the answer. Therefore connections are made to
+block: a client that takes its answer slowly keeps its worker busy, but for no longer than `timeout`.
+
+What is written here about the server is of its release 1.0.2, the last. It also offers apps greenlets of its
+own; these only work where it was built with the header of the greenlet that is installed.
 """
 
-import ctypes
 import math
 import os
 import resource
@@ -29,16 +34,10 @@ from supervisor.errors import SettingError
 from supervisor.scoreboard import layout
 from supervisor.settings.table import Settings
 from supervisor.workers.base import BaseWorker, Context
-from supervisor.workers.classes import INSTALL
 from supervisor.workers.interrupt import Deadlines
 from supervisor.workers.meinheld_calls import Calls, serves
 from supervisor.wsgi.exchange import QuitWorker
 
-_WRONG_BUILD = (
-    "worker_class: meinheld was built for an old greenlet, so a client that is slow to take its answer keeps "
-    "its worker busy, and the app can't use meinheld's own greenlets; with a C compiler this mends it: "
-    f"{INSTALL['meinheld']} --force-reinstall"
-)
 # The loop's timeouts are whole seconds, and none is longer than this (picoev.h, PICOEV_TIMEOUT_VEC_SIZE).
 _LONGEST = 127
 # A connection of a descriptor beyond this is never read from, and each possible one costs 40 bytes.
@@ -53,7 +52,7 @@ _LAST_SENT, _LAST_RECEIVED, _TCP_INFO = 44, 52, 104
 
 
 class MeinheldWorker(BaseWorker):
-    """One thread, and one request in the app at a time unless the app itself uses the server's greenlets."""
+    """One thread, and one request at a time unless the app itself uses the server's greenlets."""
 
     @classmethod
     def check(cls, settings: Settings) -> list[str]:
@@ -63,7 +62,7 @@ class MeinheldWorker(BaseWorker):
             raise SettingError("proxy_protocol", _cant("read the PROXY protocol's header"))
         if settings.stream_request:
             raise SettingError("stream_request", _cant("call the app before a request has come whole"))
-        return [] if _can_suspend() else [_WRONG_BUILD]
+        return []
 
     @classmethod
     def create(cls, context: Context) -> Self:
@@ -84,7 +83,7 @@ class MeinheldWorker(BaseWorker):
         self._wakes: list[socket.socket] = []
         self._inner: set[int] = set()
         self._deadlines = Deadlines(context.cell, serves)
-        self._calls = Calls(context, self._deadlines, self._look, _can_suspend())
+        self._calls = Calls(context, self._deadlines, self._look)
 
     # -- what the life cycle calls ----------------------------------------------------------------------
 
@@ -273,24 +272,6 @@ class MeinheldWorker(BaseWorker):
 
 def _cant(what: str) -> str:
     return f"the worker class meinheld can't {what}; choose another one, e.g. gthread"
-
-
-def _can_suspend() -> bool:
-    """Whether it can put off a request while its client takes the answer.
-
-    It must have been built with the installed greenlet's header: with its own, which is that of greenlet 0.4,
-    it looks for a greenlet's parent where none is, and then sends an error page in the middle of an answer
-    or crashes.
-    """
-    try:
-        from greenlet import getcurrent, greenlet
-
-        library = ctypes.PyDLL(server.__file__)
-        library.greenlet_getparent.restype = ctypes.c_void_p
-        child = greenlet(_can_suspend)
-        return bool(library.greenlet_getparent(ctypes.c_void_p(id(child))) == id(getcurrent()))
-    except (ImportError, OSError, AttributeError):
-        return False
 
 
 def _descriptors() -> set[int]:

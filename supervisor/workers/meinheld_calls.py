@@ -47,7 +47,6 @@ class Calls:
         context: of the worker class.
         deadlines: of the worker.
         look: called when the server has met something that is no request; True if that was from us.
-        can_suspend: whether the server can put off a request while its client takes the answer.
 
     Attributes:
         serve: the app, as the server is to call it.
@@ -59,9 +58,7 @@ class Calls:
         settle: called once a second from outside the app.
     """
 
-    def __init__(
-        self, context: Context, deadlines: Deadlines, look: Callable[[], bool], can_suspend: bool
-    ) -> None:
+    def __init__(self, context: Context, deadlines: Deadlines, look: Callable[[], bool]) -> None:
         # One set of variables for all of these functions: attributes would cost more.
         app, log, access_log = context.app, context.log, context.access
         quota, on_quota = context.quota, context.on_quota
@@ -100,8 +97,7 @@ class Calls:
             words[STARTED] = monotonic_ns()
             try:
                 result: Iterable[bytes] = app(environ, start_response)
-                if not can_suspend:
-                    make_wait(environ["meinheld.client"].get_fd(), result)
+                make_wait(environ["meinheld.client"].get_fd(), result)
                 return result
             except DeadlineExceeded as late:
                 try:
@@ -112,7 +108,7 @@ class Calls:
 
         def show(method: str, path: str) -> None:
             nonlocal shown_method, shown_path
-            # A request that waits for its client may be there; it is in the app no more.
+            # A request whose app lets others run may be there.
             words[STARTED] = 0
             shown_method, shown_path = method, path
             method_text = method.encode("latin-1", "replace")[: layout.METHOD_SIZE]
@@ -166,7 +162,7 @@ class Calls:
                 attend_now()
 
         def other(environ: Environ) -> None:
-            """A request that waited for its client, one that was refused, or a connection's end."""
+            """A request whose app let others run, one that was refused, or a connection's end."""
             status = environ["STATUS_CODE"]
             if "ostler.extend_deadline" in environ:
                 # Its time in the app is not known.
@@ -225,7 +221,7 @@ class Calls:
             look()
 
         def settle() -> None:
-            # We would not be here were the request still in the app: it waits for its client.
+            # We would not be here did the app not let others run: it does not hang.
             words[STARTED] = 0
 
         def failed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -126,8 +126,8 @@ def test_slow_clients_get_whole_answers(odd: Place) -> None:
     clients = [socket.create_connection(daemon.address, PATIENCE) for _ in range(3)]
     for client in clients:
         client.sendall(b"GET /large HTTP/1.0\r\n\r\n")
-    # Nobody reads before all have been called.
-    daemon.until(lambda: daemon.status().totals.requests + daemon.status().in_flight >= 1, "asked")
+    for client in clients:
+        assert client.recv(1, socket.MSG_PEEK)  # the answer has begun, and does not fit
     for client in clients:
         with client, client.makefile("rb") as answer:
             head, _, body = answer.read().partition(b"\r\n\r\n")
@@ -194,6 +194,16 @@ def test_a_request_is_ended_alone(odd: Place, path: str) -> None:
     assert daemon.get("/pid").text == str(pid)
     assert daemon.events("worker_exited") == []
     assert daemon.events("request_failed") == []
+
+
+def test_a_client_that_takes_nothing(odd: Place) -> None:
+    """It has its worker to itself for `timeout`, and is cut then; the worker serves on."""
+    daemon = odd.start(*MEINHELD, "-t", "0.5", "--timeout-grace", "30", "odd:app")
+    (pid,) = daemon.pids()
+    with socket.create_connection(daemon.address, PATIENCE) as client:
+        client.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+        daemon.event("request_overdue", path="/large")
+        assert daemon.get("/pid").text == str(pid)
 
 
 @pytest.mark.parametrize("path", ["/half", "/begun"])
