@@ -173,6 +173,9 @@ class Preparation:
             if settings.preload_app:
                 app.wsgi()
             self._hooks.listening(listeners)
+        except SettingError as error:
+            self._channel.send(messages.LoadFailed(str(error), None))
+            return None
         except (AppLoadError, HookFailed) as error:
             self._channel.send(
                 messages.LoadFailed(error.reason, shorten(error.trace) if error.trace else None)

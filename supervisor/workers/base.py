@@ -1,8 +1,33 @@
 """What a worker class is: the part of a worker process that serves.
 
 Third parties bring worker classes by an entry point in the group `ostler.workers`, whose name is what
-`--worker-class` says and whose value is a subclass of `BaseWorker`. Everything around it is done for it: the
-process, its signals and titles, loading the app, the channel to the supervisor, logs, recycling.
+`--worker-class` says and whose value is a subclass of `BaseWorker`; one of an app's own code needs none, its
+path will do: `--worker-class myapp.workers.Mine`.
+
+Done for it: the process, its title, signals and end; loading and warming up the app; the channel to the
+supervisor; opening logs and reopening them; replacing it when it has served enough, takes too much memory,
+or hangs; sharing what it has loaded with its successors. It runs in one process, which may have threads.
+What is left to do:
+
+- `run` accepts from `context.listeners`, which are non-blocking and shared, so `accept` may fail. At the
+  latest once a second it writes the time into `context.cell.header[HEARTBEAT]` (monotonic_ns; names of words
+  are those of `scoreboard.layout`), and calls the callbacks of readers that are readable: by one of them the
+  supervisor says that it is to drain.
+- For each request it takes a lane, one of `settings.threads`, by `lane = workers.lane.Lane(context.cell,
+  number)` made in the thread that will use it. While a request is in the app `lane.words[STARTED]` says since
+  when (monotonic_ns), and `lane.show` has said what it is called; afterwards it is 0 again, and one is added
+  to `STATUS_CLASSES` + the status's first digit and to `HISTOGRAM` + `bucket_of(nanoseconds)`. From this come
+  deadlines, metrics, and what `ctl` shows; who leaves it out serves, but nobody sees it, or finds out that it
+  hangs. `OPENED` and `CLOSED` count connections, `BYTES_SENT` bytes of bodies.
+- It calls `context.on_quota` once, if `context.quota` is not 0.
+- Optionally it ends requests that take too long (`interrupt`; see workers.interrupt), writes the access log
+  (`context.access.answered`, and `flush` before it waits), takes connections from siblings.
+
+Signal handlers run in the main thread, and between any two steps of `run` if that is where it runs. The order
+of calls is `check`, `prepare`, the app is imported, `create`, `add_reader`, `run`, `close`; `check` is called
+in the fork server, and `prepare` as well if it loads the app.
+
+There is a complete one, in tests/system/apps/reference.py.
 """
 
 import socket
@@ -78,7 +103,7 @@ class BaseWorker(ABC):
 
     @classmethod
     def check(cls, settings: Settings) -> list[str]:
-        """What to warn of once in a generation, e.g. settings that mean nothing here; before `prepare`.
+        """What to warn of once in a generation, e.g. settings without meaning here; before `prepare`.
 
         Raises:
             SettingError: it can't be used with these settings.

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 
 from setproctitle import setproctitle
 
+from supervisor.errors import SettingError
 from supervisor.hooks.calling import HookFailed
 from supervisor.hooks.generation import Hooks
 from supervisor.hooks.objects import Worker
@@ -242,6 +243,9 @@ class WorkerProcess:
                 warm_up(app, settings, self._log, generation.tls, listener)
         except (AppLoadError, WarmupError, HookFailed) as error:
             self._tell_failure(error)
+            return None
+        except SettingError as error:
+            self._tell(messages.BootFailed(str(error), None))
             return None
         if development is not None:
             development.keep_telling()

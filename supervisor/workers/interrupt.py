@@ -8,7 +8,7 @@ in others by PyThreadState_SetAsyncExc, which a thread notices when it runs Pyth
 The exception must not meet the next request, nor our own code:
 
 - The main thread raises only where `Exchange.run` is among the calls that the signal interrupted, and no
-  handler of ours for another signal is above it.
+  handler of ours for another signal is above it; a worker class that calls the app otherwise says where.
 - In another thread it is set while the lock is held and the lane still shows the request. Who ends a request
   clears the lane first and then, under the lock, takes back what has not been noticed by then. What was
   noticed in between ends in the handler in `Serving._serve`.
@@ -21,6 +21,7 @@ All of it holds with and without the interpreter lock.
 
 import ctypes
 import threading
+from collections.abc import Callable
 from threading import get_ident
 from time import monotonic_ns
 from types import FrameType
@@ -42,9 +43,11 @@ class Deadlines:
 
     Args:
         cell: the worker's scoreboard cell.
+        is_in_app: whether the exception may be raised in the main thread, in this frame.
     """
 
-    def __init__(self, cell: CellWriter) -> None:
+    def __init__(self, cell: CellWriter, is_in_app: Callable[[FrameType | None], bool] | None = None) -> None:
+        self._is_in_app = is_in_app
         self._lanes = [cell.lane(thread)[0] for thread in range(cell.threads)]
         # By thread: what STARTED was in the request that was interrupted last.
         self._interrupted: dict[int, int] = {}
@@ -69,7 +72,7 @@ class Deadlines:
                 ours = self._interrupt_others() or ours
         finally:
             self._looking = False
-        if ours is not None and _is_in_app(frame):
+        if ours is not None and (self._is_in_app or _is_in_app)(frame):
             self._interrupted[get_ident()] = ours
             raise DeadlineExceeded
 

@@ -377,6 +377,7 @@ class Load:
         address: where the server listens.
         path: the request target.
         headers: more header fields.
+        body: sent with POST instead of GET. The server must not mind getting one twice.
         rate: requests per second over all connections; infinite: a closed loop, in which each connection
             sends its next request as soon as it has an answer.
         connections: how many keep-alive connections share them, in turn.
@@ -392,6 +393,7 @@ class Load:
         *,
         path: str = "/",
         headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
         rate: float = 400.0,
         connections: int = 16,
         close_every: int = 0,
@@ -400,9 +402,12 @@ class Load:
     ) -> None:
         self._address = address
         fields = {"Host": host_field(address), **(headers or {})}
+        if body is not None:
+            fields["Content-Length"] = str(len(body))
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        self._request = f"GET {path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1")
-        self._last_request = f"GET {path} HTTP/1.1\r\n{lines}Connection: close\r\n\r\n".encode("latin-1")
+        head = f"{'GET' if body is None else 'POST'} {path} HTTP/1.1\r\n{lines}".encode("latin-1")
+        self._request = head + b"\r\n" + (body or b"")
+        self._last_request = head + b"Connection: close\r\n\r\n" + (body or b"")
         self._close_every = close_every
         self._closed_loop = math.isinf(rate)
         self._interval = 1.0 / rate

@@ -1,0 +1,381 @@
+"""The worker class meinheld: its C server, with everything around it that other worker classes have."""
+
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.kit.daemon import PATIENCE, Place, Process, until
+from tests.kit.load import Load
+
+pytest.importorskip("meinheld.server", reason="meinheld is not installed", exc_type=ImportError)
+
+pytestmark = pytest.mark.system
+
+MEINHELD = ("-k", "meinheld")
+
+# An app of its own: what requests do that end otherwise than others.
+ODD = """
+import os
+import time
+
+import plain
+
+LARGE = bytes(range(256)) * 40_000
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    if path == "/large":
+        start_response("200 OK", [("Content-Length", str(len(LARGE)))])
+        return [LARGE]
+    if path == "/parts":
+        start_response("200 OK", [])
+        return iter([b"some ", b"parts"])
+    if path == "/sleep":
+        time.sleep(1000)
+    if path == "/half":
+        return half(start_response)
+    if path == "/begun":
+        start_response("200 OK", [])
+        time.sleep(1000)
+    if path == "/leave":
+        raise SystemExit(7)
+    if path == "/abort":
+        os.abort()
+    if path == "/extended":
+        environ["ostler.extend_deadline"](60)
+        plain.wait_at_gate("extended")
+    if path == "/echo":
+        body = environ["wsgi.input"].read()
+        start_response("200 OK", [("Content-Length", str(len(body))), ("X-Length", str(len(body)))])
+        return [body]
+    return plain.app(environ, start_response)
+
+def half(start_response):
+    start_response("200 OK", [("Content-Length", "10")])
+    yield b"half"
+    time.sleep(1000)
+"""
+
+
+@pytest.fixture
+def odd(place: Place) -> Place:
+    place.add("odd.py", ODD)
+    return place
+
+
+@pytest.mark.parametrize(
+    "name", ["meinheld", "egg:meinheld#gunicorn_worker", "meinheld.gmeinheld.MeinheldWorker"]
+)
+def test_all_its_names(place: Place, name: str) -> None:
+    """Under each name it is its own server that answers."""
+    daemon = place.start("-k", name, "plain:app")
+    answer = daemon.get()
+    assert answer.text == "one"
+    assert answer.headers["server"].startswith("meinheld/")
+    assert daemon.status().worker_class == "meinheld"
+    assert "meinheld" in daemon.ctl("status").out
+
+
+def test_environ(place: Place) -> None:
+    """The app learns the address that clients came to, and theirs, on all connections that stay open."""
+    daemon = place.start(*MEINHELD, "-b", "0.0.0.0:0", "plain:app")
+    ports = [int(url.rpartition(":")[2]) for url in daemon.urls]
+    first = daemon.connect()
+    second = socket.create_connection(("127.0.0.1", ports[1]), PATIENCE, source_address=("127.0.0.2", 0))
+    request = b"GET /environ HTTP/1.1\r\nHost: a\r\n\r\n"
+    first.asked("/").answer()
+    with second:
+        second.sendall(request)
+        assert b'"REMOTE_ADDR": "127.0.0.2"' in second.recv(65536)
+        # The server itself would say what the newest connection has.
+        environ = first.asked("/environ").answer().text
+    assert '"REMOTE_ADDR": "127.0.0.1"' in environ
+    assert f'"SERVER_PORT": "{ports[0]}"' in environ
+
+
+def test_unix_socket(place: Place) -> None:
+    """Behind a proxy on this machine; clients have no address there."""
+    daemon = place.start(*MEINHELD, "plain:app", bind=f"unix:{place.folder}/s.sock")
+    environ = daemon.get("/environ").text
+    assert '"REMOTE_ADDR": ""' in environ
+
+
+def test_bodies(odd: Place) -> None:
+    """Small and large, in memory and in a temporary file, whole and in parts."""
+    daemon = odd.start(*MEINHELD, "--buffer-request", "10000", "odd:app")
+    for size in (0, 1, 9_999, 300_000, 20_000_000):
+        answer = daemon.get("/echo", method="POST", body=b"x" * size)
+        assert answer.headers["x-length"] == str(size)
+        assert len(answer.body) == size
+    assert daemon.get("/parts").text == "some parts"
+
+
+def test_a_body_that_is_too_large(odd: Place) -> None:
+    """`limit_request_body` holds."""
+    daemon = odd.start(*MEINHELD, "--limit-request-body", "1000", "odd:app")
+    assert daemon.get("/echo", method="POST", body=b"x" * 1000).status == 200
+    assert daemon.get("/echo", method="POST", body=b"x" * 1001).status == 413
+
+
+def test_slow_clients_get_whole_answers(odd: Place) -> None:
+    """Three clients that wait before they read get what was sent, and nothing behind it."""
+    daemon = odd.start(*MEINHELD, "-w", "3", "odd:app")
+    clients = [socket.create_connection(daemon.address, PATIENCE) for _ in range(3)]
+    for client in clients:
+        client.sendall(b"GET /large HTTP/1.0\r\n\r\n")
+    for client in clients:
+        assert client.recv(1, socket.MSG_PEEK)  # the answer has begun, and does not fit
+    for client in clients:
+        with client, client.makefile("rb") as answer:
+            head, _, body = answer.read().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.0 200")
+        assert body == bytes(range(256)) * 40_000
+
+
+def test_counts(odd: Place) -> None:
+    """Answers by class, bytes, and times, as for any worker class; refused requests count as well."""
+    daemon = odd.start(*MEINHELD, "odd:app")
+    for _ in range(5):
+        assert daemon.get().text == "one"
+    assert daemon.get("/fail").status == 500
+    assert daemon.get("/leave").status == 500
+    with socket.create_connection(daemon.address, PATIENCE) as client:
+        client.sendall(b"G?T / HTTP/1.1\r\n\r\n")
+        assert b"400" in client.recv(4096)
+    daemon.until(lambda: daemon.status().totals.requests == 8, "eight requests")
+    assert daemon.status().totals.errors == 2
+    event = daemon.event("request_failed", path="/fail")
+    assert "RuntimeError: the app's own mistake" in event["traceback"]
+    assert "meinheld_calls" not in event["traceback"]
+
+
+def test_access_log(odd: Place) -> None:
+    """Gunicorn's format, with header fields of both sides; USR1 reopens; each line is there soon."""
+    log = odd.app_folder / "access.log"
+    form = '%(h)s "%(r)s" %(s)s %(B)s "%({x-length}o)s" "%({x-ask}i)s" %(q)s %(U)s'
+    daemon = odd.start(*MEINHELD, "--access-logfile", "access.log", "--access-logformat", form, "odd:app")
+    daemon.get("/echo?a=b%20c", method="POST", body=b"12345", headers={"X-Ask": "me\\"})
+    line = '127.0.0.1 "POST /echo?a=b%20c HTTP/1.1" 200 5 "5" "me\\\\" a=b%20c /echo'
+    daemon.until(lambda: log.read_text().splitlines() == [line], "the line")
+    log.rename(odd.app_folder / "access.log.1")
+    daemon.send(signal.SIGUSR1)
+    daemon.until(log.exists, "a new log")
+
+    def logged() -> bool:
+        daemon.get("/%41%0a")
+        return "/A%0A" in log.read_text()
+
+    daemon.until(logged, "a line in the new log")
+    assert "\\x0a" in log.read_text() or "%0A" in log.read_text()
+
+
+def test_keep_alive(place: Place) -> None:
+    """As long as the setting says; with 0 each answer ends its connection."""
+    daemon = place.start(*MEINHELD, "--keep-alive", "30", "plain:app")
+    connection = daemon.connect()
+    pids = {connection.asked("/pid").answer().text for _ in range(3)}
+    assert len(pids) == 1
+    assert connection.sock is not None
+    second = place.start(*MEINHELD, "--keep-alive", "0", "plain:app")
+    assert second.connect().asked("/").answer().headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("path", ["/sleep", "/gate/never"])
+def test_a_request_is_ended_alone(odd: Place, path: str) -> None:
+    """504 at the time-out, and the worker serves on."""
+    daemon = odd.start(*MEINHELD, "-t", "0.5", "--timeout-grace", "30", "odd:app")
+    (pid,) = daemon.pids()
+    answer = daemon.connect().asked(path).answer()
+    assert (answer.status, answer.text) == (504, "Gateway Timeout\n")
+    assert "in app" in daemon.event("request_overdue", path=path)["stack"]
+    assert daemon.get("/pid").text == str(pid)
+    assert daemon.events("worker_exited") == []
+    assert daemon.events("request_failed") == []
+
+
+def test_a_client_that_takes_nothing(odd: Place) -> None:
+    """It has its worker to itself for `timeout`, and is cut then; the worker serves on."""
+    daemon = odd.start(*MEINHELD, "-t", "0.5", "--timeout-grace", "30", "odd:app")
+    (pid,) = daemon.pids()
+    with socket.create_connection(daemon.address, PATIENCE) as client:
+        client.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+        daemon.event("request_overdue", path="/large")
+        assert daemon.get("/pid").text == str(pid)
+
+
+@pytest.mark.parametrize("path", ["/half", "/begun"])
+def test_a_begun_answer_is_cut(odd: Place, path: str) -> None:
+    """No 504 can be sent any more: the client sees an error, and the worker serves on."""
+    daemon = odd.start(*MEINHELD, "-t", "0.5", "--timeout-grace", "30", "odd:app")
+    (pid,) = daemon.pids()
+    with socket.create_connection(daemon.address, PATIENCE) as client:
+        client.sendall(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode())
+        with client.makefile("rb") as answer:
+            head, _, body = answer.read().partition(b"\r\n\r\n")
+    if path == "/half":
+        assert head.startswith(b"HTTP/1.1 200")
+        assert body == b"half"
+    else:
+        assert head.startswith(b"HTTP/1.0 500")
+    assert daemon.get("/pid").text == str(pid)
+
+
+def test_more_time(odd: Place) -> None:
+    """A request that asks for it may take longer."""
+    daemon = odd.start(*MEINHELD, "-t", "0.5", "odd:app")
+    connection = daemon.connect().asked("/extended")
+    daemon.until(
+        lambda: [r for w in daemon.workers() for r in w.in_flight if r.age > 1], "older than the time-out"
+    )
+    (odd.app_folder / "extended.open").touch()
+    assert connection.answer().status == 200
+
+
+def test_recycling(place: Place) -> None:
+    """`max_requests` with jitter replaces workers without a lost request, all of them at their number."""
+    daemon = place.start(
+        *MEINHELD, "-w", "2", "--max-requests", "100", "--max-requests-jitter", "20", "plain:app"
+    )
+    with Load(daemon.address, rate=400, connections=8, timeout=10) as load:
+        daemon.event("worker_exited", after=5, cause="recycle")
+    report = load.report()
+    assert report.failed == 0, report.summary()
+    assert daemon.status().totals.deaths == 0
+
+
+def test_reload_under_load(place: Place) -> None:
+    """New code without a lost request; connections that idle are closed, not waited for."""
+    daemon = place.start(*MEINHELD, "-w", "2", "--keep-alive", "60", "plain:app")
+    before = set(daemon.pids())
+    idle = daemon.connect()
+    idle.asked("/").answer()
+    with Load(daemon.address, rate=300, connections=8, timeout=10) as load:
+        for number in (2, 3):
+            daemon.send(signal.SIGHUP)
+            daemon.event("reload_done", generation=number)
+    report = load.report()
+    assert report.failed == 0, report.summary()
+    assert not before & set(daemon.pids())
+    idle.ended_by_server()
+
+
+def test_term_finishes_what_is_in_flight(place: Place) -> None:
+    """A request in the app is answered; then it ends at once, whatever idles."""
+    daemon = place.start(*MEINHELD, "--keep-alive", "60", "plain:app")
+    idle = daemon.connect()
+    idle.asked("/").answer()
+    busy = daemon.connect().asked("/gate/term")
+    daemon.in_app("/gate/term")
+    daemon.send(signal.SIGTERM)
+    daemon.event("stop")
+    (place.app_folder / "term.open").touch()
+    assert busy.answer().text == "term passed"
+    assert daemon.wait() == 0
+    assert daemon.events("worker_exited")[-1]["status"] == "exit code 0"
+
+
+def test_idle_workers_are_prompt(place: Place) -> None:
+    """A loop that waits for clients notices the supervisor's messages and signals without waiting for one."""
+    daemon = place.start(*MEINHELD, "-w", "3", "plain:app")
+    daemon.settled(3)
+    for _ in range(3):
+        began = time.monotonic()
+        daemon.send(signal.SIGTTOU)
+        daemon.event("worker_exited", after=len(daemon.events("worker_exited")))
+        if len(daemon.workers()) == 1:
+            break
+    victim = Process(daemon.pids()[0])
+    began = time.monotonic()
+    victim.send(signal.SIGTERM)
+    assert victim.ended()
+    # Its loop wakes once a second by itself; three in a row would take longer than one.
+    assert time.monotonic() - began < 0.9
+
+
+@pytest.mark.parametrize("path", ["/", "/gate/never"])
+def test_quit(place: Place, path: str) -> None:
+    """QUIT ends it at once, from its loop and from within the app."""
+    daemon = place.start(*MEINHELD, "--keep-alive", "60", "plain:app")
+    connection = daemon.connect().asked(path)
+    if path == "/":
+        connection.answer()
+    else:
+        daemon.in_app(path)
+    assert daemon.stop(signal.SIGQUIT, within=8) == 0
+    assert "Traceback" not in daemon.log.read_text()
+
+
+def test_lost_supervisor(place: Place) -> None:
+    """Without its supervisor it finishes and leaves, and its address is free at once."""
+    daemon = place.start(*MEINHELD, "plain:app")
+    worker = Process(daemon.pids()[0])
+    busy = daemon.connect().asked("/gate/orphan")
+    daemon.in_app("/gate/orphan")
+    port = daemon.port
+    daemon.kill()
+    (place.app_folder / "orphan.open").touch()
+    assert busy.answer().text == "orphan passed"
+    assert worker.ended()
+    with socket.socket() as again:
+        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        again.bind(("127.0.0.1", port))
+
+
+def test_a_crash_costs_its_worker_only(odd: Place) -> None:
+    """Whatever ends its process, the other worker serves, and there is a new one soon."""
+    daemon = odd.start(*MEINHELD, "-w", "2", "odd:app")
+    daemon.settled(2)
+    try:
+        daemon.get("/abort")
+    except OSError:
+        pass
+    assert daemon.event("worker_died")["status"] == "signal 6"
+    daemon.settled(2)
+    assert daemon.get().text == "one"
+
+
+def test_preload_and_refork(place: Place) -> None:
+    """It starts in a process that has loaded the app, and anew in a child of a worker that has served."""
+    daemon = place.start(*MEINHELD, "--preload", "-w", "2", "plain:app")
+    assert daemon.get().text == "one"
+    daemon.settled(2)
+    done = daemon.ctl("refork")
+    assert done.code == 0, done
+    assert daemon.get().text == "one"
+    daemon.settled(2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--proxy-protocol"], "proxy_protocol"),
+        (["--stream-request"], "stream_request"),
+    ],
+)
+def test_what_it_can_not_do(place: Place, options: list[str], words: str) -> None:
+    """Said when the configuration is checked, in a line that names the setting."""
+    done = place.run("--check-config", *MEINHELD, *options, "plain:app")
+    assert done.code == 1
+    assert words in done.error
+    assert "meinheld" in done.error
+
+
+def test_no_descriptor_is_left(place: Place) -> None:
+    """Connections that come and go, signals and seconds: the process holds what it held before."""
+    daemon = place.start(*MEINHELD, "plain:app")
+    (pid,) = daemon.pids()
+
+    def count() -> int:
+        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+    daemon.get()
+    before = until(count, "descriptors")
+    for _ in range(200):
+        daemon.get()
+    for _ in range(20):
+        daemon.send(signal.SIGUSR1)
+    # The connection to itself may be two for a moment.
+    until(lambda: count() <= before + 2, "as many descriptors as before")

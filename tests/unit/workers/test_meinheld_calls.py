@@ -1,0 +1,165 @@
+"""What a request costs and tells in the worker class meinheld, without its server."""
+
+import fcntl
+import mmap
+import os
+import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("meinheld.server", reason="meinheld is not installed", exc_type=ImportError)
+
+from supervisor.scoreboard import layout
+from supervisor.scoreboard.writer import CellWriter
+from supervisor.workers.base import Context
+from supervisor.workers.interrupt import Deadlines
+from supervisor.workers.meinheld_calls import Calls, serves
+from supervisor.wsgi.exchange import DeadlineExceeded
+
+
+class Rig:
+    """The functions, and the server's part played by hand."""
+
+    def __init__(self, app: Any, host: str = "127.0.0.1", quota: int = 0) -> None:
+        self.cell = CellWriter(mmap.mmap(-1, layout.CELL_SIZE), 1)
+        self.words = self.cell.lane(0)[0]
+        self.listener = socket.create_server((host, 0))
+        self.client = socket.create_connection(("127.0.0.1", self.listener.getsockname()[1]))
+        self.served, _ = self.listener.accept()
+        self.served.setblocking(False)
+        self.quotas: list[int] = []
+        settings: Any = SimpleNamespace(access_log_format="")
+        log: Any = SimpleNamespace(error=lambda *_args, **fields: self.errors.append(fields))
+        self.errors: list[dict[str, Any]] = []
+        context = Context(
+            *(app, [self.listener], settings, self.cell, log, None, quota, self.quotas.append, None, None)
+        )
+        self.calls = Calls(context, Deadlines(self.cell, serves), lambda: False)
+
+    def request(self, **more: Any) -> dict[str, Any]:
+        """An environ such as the server's."""
+        own = SimpleNamespace(get_fd=self.served.fileno)
+        names = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "REMOTE_ADDR": "9.9.9.9", "REMOTE_PORT": "1"}
+        return {**names, "meinheld.client": own, **more}
+
+    def close(self) -> None:
+        for sock in (self.listener, self.client, self.served):
+            sock.close()
+
+
+def is_blocking(sock: socket.socket) -> bool:
+    return not fcntl.fcntl(sock.fileno(), fcntl.F_GETFL) & os.O_NONBLOCK
+
+
+@pytest.fixture
+def rigs() -> Iterator[list[Rig]]:
+    made: list[Rig] = []
+    yield made
+    for rig in made:
+        rig.close()
+
+
+def test_a_large_answer_waits(rigs: list[Rig]) -> None:
+    """What the kernel may not take at once is written blocking."""
+    rigs.append(rig := Rig(lambda _environ, _start: [b"x" * 10_000]))
+    rig.calls.serve(rig.request(), None)
+    assert is_blocking(rig.served)
+
+
+def test_small_answers_wait_when_they_are_many(rigs: list[Rig]) -> None:
+    """A client that never reads fills its connection with small answers as well."""
+    rigs.append(rig := Rig(lambda _environ, _start: [b"small"]))
+    rig.calls.serve(rig.request(), None)
+    assert not is_blocking(rig.served)
+    for _ in range(8):
+        rig.calls.serve(rig.request(), None)
+    assert is_blocking(rig.served)
+
+
+def test_parts_wait(rigs: list[Rig]) -> None:
+    """How long an iterable's answer will be is not known."""
+    rigs.append(rig := Rig(lambda _environ, _start: iter([b"a"])))
+    rig.calls.serve(rig.request(), None)
+    assert is_blocking(rig.served)
+
+
+def test_the_address_is_the_connections(rigs: list[Rig]) -> None:
+    """On an address that others can reach, the client's is asked of the connection."""
+    rigs.append(rig := Rig(lambda _environ, _start: [b""], "0.0.0.0"))
+    environ = rig.request()
+    rig.calls.serve(environ, None)
+    assert environ["REMOTE_ADDR"] == "127.0.0.1"
+    assert environ["SERVER_PORT"] == str(rig.listener.getsockname()[1])
+
+
+def test_counting(rigs: list[Rig]) -> None:
+    """STARTED while it is in the app; then its class, its bytes and its time, and the quota, once."""
+    seen = []
+
+    def app(_environ: Any, _start: Any) -> list[bytes]:
+        seen.append(rigs[0].words[layout.STARTED])
+        return [b"12345"]
+
+    rigs.append(rig := Rig(app, quota=2))
+    for status in (200, 404, 503):
+        environ = rig.request()
+        rig.calls.serve(environ, None)
+        environ |= {"STATUS_CODE": status, "SEND_BYTES": 5, "REQUEST_TIME": 0}
+        rig.calls.access(environ)
+        assert rig.words[layout.STARTED] == 0
+    assert all(seen)
+    assert [rig.words[layout.STATUS_CLASSES + kind] for kind in range(6)] == [0, 0, 1, 0, 1, 1]
+    assert rig.words[layout.BYTES_SENT] == 15
+    assert sum(rig.words[layout.HISTOGRAM : layout.HISTOGRAM + layout.BUCKETS]) == 3
+    assert rig.quotas == [2]
+
+
+def test_a_request_whose_app_lets_others_run(rigs: list[Rig]) -> None:
+    """Another was served meanwhile: both are counted, and the lane shows none."""
+    rigs.append(rig := Rig(lambda _environ, _start: [b""]))
+    told = {"STATUS_CODE": 200, "SEND_BYTES": 7, "REQUEST_TIME": 3}
+    slow, quick = rig.request(), rig.request()
+    rig.calls.serve(slow, None)
+    rig.calls.settle()
+    rig.calls.serve(quick, None)
+    for environ in (quick, slow):
+        environ |= told
+        rig.calls.access(environ)
+    assert rig.words[layout.STATUS_CLASSES + 2] == 2
+    assert rig.words[layout.BYTES_SENT] == 14
+    assert rig.words[layout.STARTED] == 0
+
+
+def test_too_late(rigs: list[Rig]) -> None:
+    """504 unless the app has begun to answer."""
+
+    def app(_environ: Any, _start: Any) -> list[bytes]:
+        raise DeadlineExceeded
+
+    def begun(_status: str, _headers: object) -> None:
+        raise TypeError("headers already set")
+
+    rigs.append(rig := Rig(app))
+    said: list[str] = []
+    answer = rig.calls.serve(rig.request(), lambda status, _headers: said.append(status))
+    assert (said, list(answer)) == (["504 Gateway Timeout"], [b"Gateway Timeout\n"])
+    with pytest.raises(DeadlineExceeded):
+        rig.calls.serve(rig.request(), begun)
+
+
+def test_errors(rigs: list[Rig]) -> None:
+    """The app's own are logged with their request; that a client has gone is none."""
+    rigs.append(rig := Rig(lambda _environ, _start: [b""]))
+    rig.calls.serve(rig.request(PATH_INFO="/path"), None)
+    rig.calls.error(BrokenPipeError, BrokenPipeError(32, "Broken pipe"), None)
+    rig.calls.error(DeadlineExceeded, DeadlineExceeded(), None)
+    assert rig.errors == []
+    try:
+        raise ValueError("mine")
+    except ValueError as error:
+        rig.calls.error(ValueError, error, error.__traceback__)
+    assert rig.errors[0]["path"] == "/path"
+    assert rig.errors[0]["traceback"].endswith("ValueError: mine")
