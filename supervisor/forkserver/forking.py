@@ -11,7 +11,6 @@ import gc
 import importlib
 import os
 import signal
-import socket
 import struct
 import sys
 
@@ -19,6 +18,7 @@ from setproctitle import setproctitle
 
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel
+from supervisor.osapi import real
 from supervisor.workers import boot
 
 _PID = struct.Struct("i")
@@ -70,7 +70,7 @@ class Forking:
         # Blocked until the worker has handlers of its own: ours would swallow what is meant for it.
         signal.pthread_sigmask(signal.SIG_BLOCK, boot.ENDING)
         try:
-            intermediate = os.fork()
+            intermediate = real.fork()
         except OSError as error:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
             for fd in (read_fd, write_fd, channel_fd, stacks_fd):
@@ -79,9 +79,9 @@ class Forking:
             return None
         if intermediate == 0:
             try:
-                worker = os.fork()
+                worker = real.fork()
             except OSError as error:
-                os.write(write_fd, _PID.pack(-(error.errno or 1)))
+                real.write(write_fd, _PID.pack(-(error.errno or 1)))
                 os._exit(1)
             if worker == 0:
                 os.close(read_fd)
@@ -90,15 +90,15 @@ class Forking:
                 return boot.Inheritance(
                     self._generation, ask.launch, ask.urgent, ask.slot, ask.cell, channel_fd, stacks_fd
                 )
-            os.write(write_fd, _PID.pack(worker))
+            real.write(write_fd, _PID.pack(worker))
             os._exit(0)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
         os.close(write_fd)
         os.close(channel_fd)
         os.close(stacks_fd)
-        answer = os.read(read_fd, _PID.size)
+        answer = real.read(read_fd, _PID.size)
         os.close(read_fd)
-        os.waitpid(intermediate, 0)
+        real.waitpid(intermediate, 0)
         pid = _PID.unpack(answer)[0] if len(answer) == _PID.size else -1
         if pid > 0:
             self._channel.send(messages.Forked(ask.launch, pid))
@@ -111,7 +111,7 @@ def take_over(template: boot.Template) -> Forking:
     """Be the fork server of what a worker has left."""
     # Without its supervisor it ends, as any fork server.
     boot.on_hang_up(template.channel_fd, lambda: os._exit(0))
-    channel: Channel[Asked] = Channel(socket.socket(fileno=template.channel_fd), Asked)
+    channel: Channel[Asked] = Channel(real.Socket(fileno=template.channel_fd), Asked)
     return Forking(channel, template.generation)
 
 

@@ -9,7 +9,6 @@ that a worker may become at its end.
 
 import os
 import random
-import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +23,7 @@ from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.access import compile_format
 from supervisor.logs.lean import Log, LogFile, open_log, resolve_format
 from supervisor.logs.streams import forgive
+from supervisor.osapi import real
 from supervisor.osapi.cpus import usable_cpus
 from supervisor.osapi.priority import step_back
 from supervisor.settings import configfile
@@ -76,6 +76,8 @@ class Preparation:
             _check_folder(loaded.settings.tmp_upload_dir)
             self._tls = _tls_context(loaded, hook)
             self._worker_class = worker_class(loaded.settings)
+            if self._worker_class.advice and ask.known is None:
+                warnings.append(self._worker_class.advice)
             if hook is not None and self._tls is None and ask.known is None:
                 warnings.append("ssl_context: without effect, because certfile is not set")
         except (OstlerError, AppLoadError) as error:
@@ -95,6 +97,9 @@ class Preparation:
             if settings.preload_app:
                 self._worker_class.prepare(settings)
                 app = load_app(spec)
+        except SettingError as error:
+            self._channel.send(messages.LoadFailed(str(error), None))
+            return None
         except AppLoadError as error:
             self._channel.send(
                 messages.LoadFailed(error.reason, shorten(error.trace) if error.trace else None)
@@ -110,8 +115,8 @@ class Preparation:
             app_spec=spec,
             app=app,
             tls=self._tls,
-            relay=(socket.socket(fileno=giving_fd), socket.socket(fileno=taking_fd)),
-            listeners=[socket.socket(fileno=fd) for fd in listener_fds],
+            relay=(real.Socket(fileno=giving_fd), real.Socket(fileno=taking_fd)),
+            listeners=[real.Socket(fileno=fd) for fd in listener_fds],
             scoreboard_fd=scoreboard_fd,
         )
 

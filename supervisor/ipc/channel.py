@@ -11,6 +11,8 @@ from typing import Any, Generic, Self, TypeVar
 
 import msgspec
 
+from supervisor.osapi import real
+
 Incoming = TypeVar("Incoming")
 
 # Larger than any message we build (tracebacks are cut to TRACEBACK_LIMIT), below the kernel's default limit
@@ -36,14 +38,14 @@ class Channel(Generic[Incoming]):
 
     @classmethod
     def from_fd(cls, fd: int, incoming: Any) -> Self:
-        return cls(socket.socket(fileno=fd), incoming)
+        return cls(real.Socket(fileno=fd), incoming)
 
     @classmethod
     def carried(cls, fd: int, incoming: Any) -> Self:
         """As `from_fd`; a descriptor of -1 gives a channel that is closed."""
         if fd >= 0:
             return cls.from_fd(fd, incoming)
-        with socket.socket(socket.AF_UNIX) as sock:
+        with real.Socket(socket.AF_UNIX) as sock:
             return cls(sock, incoming)
 
     def fileno(self) -> int:

@@ -13,12 +13,12 @@ import errno
 import os
 import select
 import stat
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from supervisor.logs.render import LEVELS, console_line, json_line
+from supervisor.osapi import real
 
 # Lines; some 15 KiB of an access log. More would save next to nothing and be lost in a crash.
 _LARGEST_BATCH = 64
@@ -58,7 +58,7 @@ class LogFile:
         self._fd = _without_waiting(standard_fd) if path == "-" else open_log(path)
         self._look()
         self._lines: list[bytes] = []
-        self._writing = threading.Lock()
+        self._writing = real.Lock()
         self._torn = 0  # bytes of a part of a line, which were the last that was written
         self._asleep = False  # the reader let us wait in vain, and has read nothing since
         self._lost = 0
@@ -163,7 +163,7 @@ class LogFile:
             try:
                 if not ready and not self._reader_comes():
                     raise BlockingIOError
-                written = os.write(self._fd, data[:limit] if limit < whole else data)
+                written = real.write(self._fd, data[:limit] if limit < whole else data)
             except BlockingIOError:
                 if not self._waits and self._reader_comes():
                     continue
@@ -183,7 +183,7 @@ class LogFile:
 
     def _reader_comes(self) -> bool:
         """Wait until there is room, or an error that write(2) will tell; not again before somebody read."""
-        poll = select.poll()
+        poll = real.poll()
         poll.register(self._fd, select.POLLOUT)
         if poll.poll(0 if self._asleep else self._patience * 1000):
             return True

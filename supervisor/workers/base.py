@@ -37,6 +37,7 @@ class Context:
         on_quota: asks for a successor; the worker goes on serving until it is told to drain.
         relay: to sibling workers, or None.
         tls: what connections are wrapped with, or None.
+        stacks_fd: takes dumps of stacks in faulthandler's format, at DUMP_SIGNAL; -1: nobody wants them.
     """
 
     app: Any
@@ -49,6 +50,7 @@ class Context:
     on_quota: Callable[[int], None]
     relay: Relay | None
     tls: "SSLContext | None"
+    stacks_fd: int = -1
 
 
 class BaseWorker(ABC):
@@ -57,9 +59,11 @@ class BaseWorker(ABC):
     Attributes:
         interface: what kind of app it calls, `wsgi` or `asgi`.
         draining: `drain` was called.
+        advice: what the log should say at the start of whoever uses it.
     """
 
     interface: ClassVar[str] = "wsgi"
+    advice: ClassVar[str] = ""
     draining: bool = False
 
     @classmethod

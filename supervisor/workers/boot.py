@@ -14,7 +14,6 @@ import fcntl
 import gc
 import os
 import random
-import select
 import signal
 import socket
 import struct
@@ -29,10 +28,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 from setproctitle import setproctitle
 
+from supervisor.errors import SettingError
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.access import AccessLog
 from supervisor.logs.lean import Log, LogFile
+from supervisor.osapi import real
 from supervisor.osapi.priority import step_back_for_good, step_forward
 from supervisor.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL, enlarge_signal_stack
 from supervisor.scoreboard import layout
@@ -214,6 +215,9 @@ class WorkerProcess:
                 app = load_app(generation.app_spec)
             listener = generation.listeners[0].getsockname() if generation.listeners else None
             warm_up(app, self._settings, self._log, generation.tls, listener)
+        except SettingError as error:
+            self._tell(messages.BootFailed(str(error), None))
+            return None
         except (AppLoadError, WarmupError) as error:
             trace = shorten(error.trace) if error.trace else None
             self._tell(messages.BootFailed(error.reason, trace))
@@ -244,6 +248,7 @@ class WorkerProcess:
             lambda requests: self._tell(messages.RecycleDue(requests)),
             Relay(*generation.relay),
             generation.tls,
+            self._got.stacks_fd,
         )
         self._engine = engine = generation.worker_class.create(context)
         signal.signal(INTERRUPT_SIGNAL, engine.interrupt)
@@ -417,7 +422,7 @@ def on_hang_up(
     """
 
     def look(*_: object) -> None:
-        poll = select.poll()
+        poll = real.poll()
         poll.register(fd, 0)  # POLLHUP is reported unasked
         if poll.poll(0):
             callback()

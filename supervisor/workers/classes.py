@@ -13,6 +13,8 @@ GROUP = "ostler.workers"
 _OURS = {
     "sync": ("supervisor.workers.engine", "Engine"),
     "gthread": ("supervisor.workers.engine", "Engine"),
+    "gevent": ("supervisor.workers.gevent_hub", "GeventWorker"),
+    "eventlet": ("supervisor.workers.eventlet_hub", "EventletWorker"),
 }
 
 
@@ -25,7 +27,12 @@ def worker_class(settings: Settings) -> type[BaseWorker]:
     name = settings.worker_class
     if name in _OURS:
         module, attribute = _OURS[name]
-        return cast("type[BaseWorker]", getattr(import_module(module), attribute))
+        try:
+            return cast("type[BaseWorker]", getattr(import_module(module), attribute))
+        except ImportError as error:
+            raise SettingError(
+                "worker_class", f"{error}: {name} needs pip install 'ostler[{name}]'"
+            ) from error
     for entry in metadata.entry_points(group=GROUP):
         if entry.name == name:
             return _loaded(entry)

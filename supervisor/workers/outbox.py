@@ -15,6 +15,8 @@ from typing import Any
 _TURN = 4 * 1024 * 1024
 # Read at a time where the kernel can't send a file, as under TLS.
 _BLOCK = 64 * 1024
+# By this name: an app may put another class into its place.
+_Plain = socket.socket
 
 
 class Truncated(OSError):
@@ -40,7 +42,7 @@ class FilePart:
             OSError: the connection broke, or the file is shorter than it was.
         """
         count = min(self.left, most)
-        if isinstance(sock, socket.socket):
+        if isinstance(sock, _Plain):
             sent = os.sendfile(sock.fileno(), self.fd, self.offset, count)
         else:
             data = os.pread(self.fd, min(count, _BLOCK), self.offset)

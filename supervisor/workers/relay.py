@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from supervisor.osapi import real
 from supervisor.workers.connection import Connection
 
 # Bounds what a message costs: what is told of a connection besides its descriptor.
@@ -93,7 +94,7 @@ class Relay:
 
 
 def _unpack(data: bytes, descriptor: int) -> Taken | None:
-    sock = socket.socket(fileno=descriptor)
+    sock = real.Socket(fileno=descriptor)
     sock.setblocking(False)  # and not what an app may have set as default time-out
     try:
         parcel = _decoder.decode(data)
