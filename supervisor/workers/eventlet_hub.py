@@ -1,11 +1,15 @@
 """eventlet's hub; importing this needs eventlet, and patches nothing."""
 
 import os
+import warnings
 from typing import Any
 
-import eventlet
-from eventlet import hubs
 from greenlet import greenlet
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # that it is no longer developed: we say so ourselves
+    import eventlet
+    from eventlet import hubs
 
 from supervisor.osapi import real
 from supervisor.workers.greenlets import GreenletEngine

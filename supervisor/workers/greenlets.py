@@ -37,6 +37,8 @@ from supervisor.wsgi.exchange import QuitWorker
 
 # How often (s) it passes if nothing happens: a hub that is silent for longer is blocked.
 _TICK = 0.5
+# Connections accepted in one pass.
+_ARRIVALS = 4
 
 
 class _Waiting(NamedTuple):
@@ -228,15 +230,24 @@ class GreenletEngine(Loop):
             else:
                 # More of a client whose request is in the app: that is looked at afterwards.
                 self._disarm(connection)
-        if not events and self._accepting and not self._sweeping:
-            # An idle worker looks for connections that the kernel announced to a sibling which is busy now.
-            arrivals.extend(self._doors)
+        if self._accepting and (len(events) >= BATCH or not (events or self._sweeping)):
+            # A busy worker's listeners wait for their turn behind all that is ready. An idle one looks for
+            # connections that the kernel announced to a sibling which is busy now.
+            arrivals = list(self._doors)
         for fd in arrivals:
-            newcomer = self._take(house) if fd == self._relay_fd else self._accept(fd, house, now)
-            if newcomer is not None and self._receive(newcomer, house, now):
-                self._serve_in_greenlet(newcomer)
+            self._let_in(fd, now)
         if self._access is not None:
             self._access.flush()
+
+    def _let_in(self, fd: int, now: int) -> None:
+        """Take some of the connections that wait at a listener; the others are for siblings, too."""
+        house = self._berths.house
+        for _ in range(_ARRIVALS):
+            newcomer = self._take(house) if fd == self._relay_fd else self._accept(fd, house, now)
+            if newcomer is None:
+                return
+            if self._receive(newcomer, house, now):
+                self._serve_in_greenlet(newcomer)
 
     def _look_after(self, now: int) -> None:
         """What time brings."""
