@@ -7,6 +7,7 @@ import msgspec
 from supervisor.scoreboard import layout, memory
 
 _LAST_REQUESTS = 5
+_ANSWERS = slice(layout.STATUS_CLASSES, layout.STATUS_CLASSES + 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +141,16 @@ class Scoreboard:
         """When the worker's loop passed last (CLOCK_MONOTONIC, seconds); 0.0 before the first time."""
         return self._words[cell * layout.CELL_SIZE // layout.WORD + layout.HEARTBEAT] / 1e9
 
+    def ident(self, cell: int) -> int:
+        """The main thread as faulthandler names it; 0 before it has a lane."""
+        return self._lane(cell, 0)[layout.IDENT]
+
     def counts(self, cell: int) -> Counts:
         counts = Counts()
         for thread in range(self.lanes(cell)):
             lane = self._lane(cell, thread)
+            if thread and not (lane[layout.OPENED] or lane[layout.TAKEN] or any(lane[_ANSWERS])):
+                continue  # greenlets count in the first lane only
             counts.add(
                 Counts(
                     lane[layout.BYTES_SENT],

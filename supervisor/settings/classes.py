@@ -37,6 +37,8 @@ _ALIASES = {
 
 # Requests that a worker of these classes may serve at once and tell of; the scoreboard has no more lanes.
 MOST_LANES = 256
+# Those whose hub says twice a second that it runs.
+_GREENLETS = frozenset(("gevent", "eventlet"))
 _ONE_LOOP = frozenset(("gevent", "eventlet", "asgi"))
 
 
@@ -64,6 +66,11 @@ def canonical(value: Any) -> str:
 def is_one_loop(worker_class: str) -> bool:
     """Whether all requests of such a worker take turns in one thread."""
     return worker_class in _ONE_LOOP
+
+
+def has_hub(worker_class: str) -> bool:
+    """Whether requests are served in greenlets, which one that computes keeps from everything."""
+    return worker_class in _GREENLETS
 
 
 def threads(settings: "Settings") -> int:

@@ -9,7 +9,7 @@ import traceback
 from time import monotonic_ns
 from types import FrameType
 
-from greenlet import getcurrent, greenlet
+from greenlet import getcurrent
 
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.writer import CellWriter, Words
@@ -19,6 +19,8 @@ from supervisor.wsgi.exchange import DeadlineExceeded
 
 # A request that is in the app for this long (ns) is worth being shown.
 _OLD = 1_000_000_000
+# Bytes of stacks in one dump: what the supervisor keeps of it is not much more.
+_ENOUGH = 32 * 1024
 
 
 class Berths:
@@ -116,7 +118,7 @@ class GreenletDeadlines(Deadlines):
         now = monotonic_ns()
         for berth, started in late:
             serving = berth.greenlet
-            goes_on = isinstance(serving, greenlet) and berth.flight[layout.STARTED] == started
+            goes_on = serving is not None and berth.flight[layout.STARTED] == started
             if goes_on and _is_overdue(berth, started, now):
                 berth.interrupted = started
                 serving.throw(DeadlineExceeded)
@@ -124,19 +126,20 @@ class GreenletDeadlines(Deadlines):
     def stacks(self, frame: FrameType | None) -> str:
         """Where overdue requests are, in faulthandler's format; `frame`: that of the current greenlet."""
         here = getcurrent()
-        lines = []
+        lines: list[str] = []
+        size = 0
         for berth in self._berths.all:
             started = berth.flight[layout.STARTED]
             serving = berth.greenlet
-            if started and berth.flight[layout.OVERDUE] == started and isinstance(serving, greenlet):
-                lines.append(
-                    f"Thread 0x{berth.flight[layout.IDENT]:016x} (greenlet, most recent call first):"
-                )
-                found = frame if serving is here else serving.gr_frame
-                lines += [
-                    f'  File "{entry.filename}", line {entry.lineno} in {entry.name}'
-                    for entry in reversed(traceback.extract_stack(found))
-                ]
+            if not started or berth.flight[layout.OVERDUE] != started or serving is None:
+                continue
+            lines.append(f"Thread 0x{berth.flight[layout.IDENT]:016x} (greenlet, most recent call first):")
+            if size > _ENOUGH:
+                lines.append("  (left out: too many requests are overdue)")
+                continue
+            found = _trace(frame if serving is here else serving.gr_frame)
+            lines += found
+            size += sum(map(len, found))
         return "\n".join((*lines, ""))
 
     def _at_hand(self) -> Words | None:
@@ -148,3 +151,8 @@ def _is_overdue(berth: Berth, started: int, now: int) -> bool:
     flight = berth.flight
     marked = started and flight[layout.OVERDUE] == started and berth.interrupted != started
     return bool(marked) and not is_extended(flight, started, now)
+
+
+def _trace(frame: FrameType | None) -> list[str]:
+    found = reversed(traceback.extract_stack(frame))
+    return [f'  File "{entry.filename}", line {entry.lineno} in {entry.name}' for entry in found]

@@ -11,6 +11,7 @@ greenlet is not armed, so the callback keeps its hands off it.
 """
 
 import faulthandler
+import select
 import signal
 import warnings
 from abc import abstractmethod
@@ -39,6 +40,8 @@ from supervisor.wsgi.exchange import QuitWorker
 _TICK = 0.5
 # Connections accepted in one pass.
 _ARRIVALS = 4
+# How long (ms) a dump of stacks may wait for its reader.
+_DUMP_PATIENCE = 50
 
 
 class _Waiting(NamedTuple):
@@ -160,10 +163,15 @@ class GreenletEngine(Loop):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (DUMP_SIGNAL,))
 
     def _dump(self, _signum: int, frame: FrameType | None) -> None:
-        try:
-            real.write(self._stacks_fd, self.deadlines.stacks(frame).encode(errors="backslashreplace"))
-        except OSError:
-            pass  # nobody reads it
+        text = self.deadlines.stacks(frame).encode(errors="backslashreplace")
+        poll = real.poll()
+        poll.register(self._stacks_fd, select.POLLOUT)
+        # There is room for a block if there is any; and a supervisor that does not read must not stop us.
+        while text and poll.poll(_DUMP_PATIENCE):
+            try:
+                text = text[real.write(self._stacks_fd, text[: select.PIPE_BUF]) :]
+            except OSError:
+                return  # it is gone
 
     def _new_deadlines(self, cell: CellWriter) -> GreenletDeadlines:
         self._berths = Berths(cell)
