@@ -155,7 +155,9 @@ class DeadlineSensor:
         The request that blocks it is overdue at the latest when this has lasted for the time-out, and gets
         its exception. What does not let go after that is no request, or does not hear.
         """
-        beat = self._shell.scoreboard.heartbeat(handle.cell)
+        worker = self._shell.fleet.workers.get(handle.launch)
+        ready = worker is not None and worker.state is WorkerState.READY
+        beat = self._shell.scoreboard.heartbeat(handle.cell) or (worker.since if worker and ready else 0.0)
         age = now - beat
         if not beat or age < _BLOCKED:
             self._stalled.discard(handle.launch)
@@ -163,8 +165,6 @@ class DeadlineSensor:
         if now - self._blocked.get(handle.launch, -_BLOCKED_PAUSE) >= _BLOCKED_PAUSE:
             self._blocked[handle.launch] = now
             self._shell.overdue.report_blocked(handle, age)
-        worker = self._shell.fleet.workers.get(handle.launch)
-        ready = worker is not None and worker.state is WorkerState.READY
         extended = any(request.extended_until > now for request in in_flight)
         limit = max(timeout + _GRACE, _STILL)
         if timeout and ready and not extended and age >= limit and handle.launch not in self._stalled:
