@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # How long (s) to wait for all of a dump.
 DUMP_TIME = 0.2
+# On a busy machine it may take longer until there is any.
+_LOOKS = 4
 
 Then = Callable[[str], None]
 
@@ -57,8 +59,11 @@ class Stacks:
         handle.send_signal(DUMP_SIGNAL)
         self._shell.loop.call_later(DUMP_TIME, self._answer, handle, asked)
 
-    def _answer(self, handle: WorkerHandle, asked: list[Then]) -> None:
+    def _answer(self, handle: WorkerHandle, asked: list[Then], looks: int = 1) -> None:
         dump = handle.take_dumps() if handle.launch in self._shell.workers else ""
+        if not dump and handle.launch in self._shell.workers and looks < _LOOKS:
+            self._shell.loop.call_later(DUMP_TIME, self._answer, handle, asked, looks + 1)
+            return
         for then in asked:
             then(dump)
         if self._next[handle.launch]:

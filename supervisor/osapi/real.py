@@ -9,6 +9,7 @@ user code is.
 Only what is replaced is here. Methods of files and of sockets are not, but for what makes new sockets.
 """
 
+import _socket
 import _thread
 import os
 import select
@@ -28,7 +29,6 @@ sleep = time.sleep
 get_ident = _thread.get_ident
 Lock = threading.Lock
 
-_socketpair = socket.socketpair
 _start = _thread.start_new_thread
 
 
@@ -44,7 +44,7 @@ class Socket(socket.socket):
 
 
 def socketpair(family: int = socket.AF_UNIX, kind: int = socket.SOCK_STREAM) -> tuple[Socket, Socket]:
-    one, other = _socketpair(family, kind)
+    one, other = _socket.socketpair(family, kind)  # Python's own makes what `socket.socket` is by now
     return Socket(fileno=one.detach()), Socket(fileno=other.detach())
 
 

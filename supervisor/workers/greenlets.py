@@ -13,6 +13,7 @@ greenlet is not armed, so the callback keeps its hands off it.
 import faulthandler
 import select
 import signal
+import sys
 import warnings
 from abc import abstractmethod
 from time import monotonic_ns
@@ -52,6 +53,10 @@ class _Waiting(NamedTuple):
     came: list[bool]
 
 
+class _Forked(BaseException):
+    """This is a process that the app has forked: it may use the hub, but serves nobody."""
+
+
 class GreenletEngine(Loop):
     """Serves one app on inherited listeners, each request in a greenlet.
 
@@ -68,7 +73,7 @@ class GreenletEngine(Loop):
         self._wait_for = self._wait_for_client
         # Servers without a request; how many of them nobody has needed since the last sweep.
         self._parked: list[Server] = []
-        self._spare = 0
+        self._spare = self._references = 0
         self._waiting: dict[int, _Waiting] = {}
         self._ticking = _TICK
         self._stop_ticking: Callback = _nothing
@@ -121,6 +126,7 @@ class GreenletEngine(Loop):
 
     def run(self) -> None:
         self._dump_greenlets_too()
+        self._count_references()
         self._stop_watching = self._hub.watch(self._epoll.fileno(), self._turn)
         self._stop_ticking = self._hub.every(_TICK, self._turn)
         try:
@@ -181,14 +187,14 @@ class GreenletEngine(Loop):
 
     def _turn(self) -> None:
         """Do all there is to do; called by the hub, and by nobody else."""
-        if exchange.is_forked():
-            # A process that the app has forked, which uses the hub that it has inherited.
-            self._stop_watching()
-            self._stop_ticking()
-            return
         self._in_turn = True
         try:
+            if exchange.is_forked():
+                raise _Forked
             self._look()
+        except _Forked:
+            self._stop_watching()
+            self._stop_ticking()
         except QuitWorker:
             pass  # by a signal's handler, which has called `stop`
         except Exception as error:  # noqa: BLE001 - a defect of ours: `run` raises it
@@ -235,6 +241,8 @@ class GreenletEngine(Loop):
             elif (waiting := self._waiting.get(fd)) is not None:
                 waiting.came.append(True)
                 waiting.greenlet.switch()
+                if exchange.is_forked():
+                    raise _Forked
             else:
                 # More of a client whose request is in the app: that is looked at afterwards.
                 self._disarm(connection)
@@ -290,36 +298,55 @@ class GreenletEngine(Loop):
     def _serve_in_greenlet(self, connection: Connection) -> None:
         """Serve a connection's requests; returns when that is done, or when the app waits."""
         connection.armed = False
+        server = self._server()
+        server.connection = connection
+        server.switch()
+        if exchange.is_forked():
+            raise _Forked
+
+    def _server(self) -> Server:
+        """One that waits for a connection."""
         parked = self._parked
-        if parked:
+        while parked:
             server = parked.pop()
             if len(parked) < self._spare:
                 self._spare = len(parked)
-        else:
-            server = Server(self._run_server, self._hub.greenlet)
-        server.connection = connection
+            if sys.getrefcount(server) <= self._references:
+                return server
+            server.switch()  # somebody else holds it: it finds no connection, and ends
+        server = Server(self._run_server, self._hub.greenlet)
         server.switch()
+        parked.pop()
+        return server
+
+    def _count_references(self) -> None:
+        """Those to a server that nobody else holds, where `_server` counts them."""
+        Server(self._run_server, self._hub.greenlet).switch()
+        server = self._parked.pop()
+        self._references = sys.getrefcount(server)
+        self._parked.append(server)
 
     def _run_server(self) -> None:
         """What a server does until its end."""
         server = getcurrent()
         assert isinstance(server, Server)
-        hub = self._hub
-        while (connection := server.connection) is not None:
-            self._serve_as(server, connection)
-            server.connection = None
-            if server.links or server.gr_context is not None:
-                server.forget()
-            if not (hub.reuses and server.reusable):
-                return
-            self._parked.append(server)
+        hub, parked = self._hub, self._parked
+        while True:
+            parked.append(server)
             try:
                 hub.greenlet.switch()
             except BaseException:  # noqa: BLE001 - somebody meant a request that has ended
                 break
-        # Also if the app has switched to it, without a connection.
-        if server in self._parked:
-            self._parked.remove(server)
+            if (connection := server.connection) is None:
+                break
+            self._serve_as(server, connection)
+            server.connection = connection = None
+            if not hub.reuses:
+                return
+            if server.links or server.gr_context is not None:
+                server.forget()
+        if server in parked:
+            parked.remove(server)  # it was not we who switched to it
 
     def _serve_as(self, server: Server, connection: Connection) -> None:
         berths = self._berths

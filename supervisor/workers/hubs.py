@@ -18,19 +18,18 @@ class Server(greenlet):  # type: ignore[misc]
     """A greenlet that serves one request after another.
 
     A fresh greenlet costs some microseconds, because the interpreter maps memory for its stack. So one is
-    used again, unless somebody could still mean the request that it has served.
+    used again, unless somebody holds it who may mean the request that it has served: a time-out that was
+    never cancelled would be thrown into another.
 
     Attributes:
         connection: what it is to serve.
         berth: where its request is shown.
         links: called at the end of a request, as gevent does at the end of a greenlet: this is how
             gevent.local and threading.local forget what was a greenlet's own.
-        reusable: nobody has taken hold of `throw`, as a time-out does that may yet come.
     """
 
     connection: Any = None
     berth: Any = None
-    reusable = True
 
     def __init__(self, run: Callback, parent: greenlet) -> None:
         super().__init__(run, parent)
@@ -43,11 +42,6 @@ class Server(greenlet):  # type: ignore[misc]
     def unlink(self, callback: Callable[[greenlet], object]) -> None:
         if callback in self.links:
             self.links.remove(callback)
-
-    @property
-    def throw(self) -> Any:
-        self.reusable = False
-        return super().throw
 
     def forget(self) -> None:
         """Nothing of a request may be seen by the next one."""
