@@ -74,7 +74,7 @@ class Forking:
         except OSError as error:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
             for fd in (read_fd, write_fd, channel_fd, stacks_fd):
-                os.close(fd)
+                real.close(fd)
             self._channel.send(messages.ForkFailed(ask.launch, error.strerror or str(error)))
             return None
         if intermediate == 0:
@@ -84,8 +84,8 @@ class Forking:
                 real.write(write_fd, _PID.pack(-(error.errno or 1)))
                 os._exit(1)
             if worker == 0:
-                os.close(read_fd)
-                os.close(write_fd)
+                real.close(read_fd)
+                real.close(write_fd)
                 self._channel.close()
                 return boot.Inheritance(
                     self._generation, ask.launch, ask.urgent, ask.slot, ask.cell, channel_fd, stacks_fd
@@ -93,11 +93,11 @@ class Forking:
             real.write(write_fd, _PID.pack(worker))
             os._exit(0)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
-        os.close(write_fd)
-        os.close(channel_fd)
-        os.close(stacks_fd)
+        real.close(write_fd)
+        real.close(channel_fd)
+        real.close(stacks_fd)
         answer = real.read(read_fd, _PID.size)
-        os.close(read_fd)
+        real.close(read_fd)
         real.waitpid(intermediate, 0)
         pid = _PID.unpack(answer)[0] if len(answer) == _PID.size else -1
         if pid > 0:

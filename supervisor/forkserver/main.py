@@ -198,7 +198,7 @@ def _check_logs(settings: Settings) -> str:
             raise SettingError(name, f"can't open {path!r}: {error.strerror}") from None
         terminal = os.isatty(fd) if name == "errorlog" else terminal
         # Not kept: after logrotate this process would hold the old file.
-        os.close(fd)
+        real.close(fd)
     return resolve_format(settings.log_format, terminal)
 
 

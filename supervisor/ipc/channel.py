@@ -5,7 +5,6 @@ it went. No framing, no threads, no locks.
 """
 
 import array
-import os
 import socket
 from typing import Any, Generic, Self, TypeVar
 
@@ -88,7 +87,7 @@ class Channel(Generic[Incoming]):
             return self._decode(data), list(descriptors)
         except msgspec.DecodeError:
             for fd in descriptors:
-                os.close(fd)
+                real.close(fd)
             raise
 
     def close(self) -> None:

@@ -83,7 +83,7 @@ class LogFile:
             return
         # The number stays: threads may be writing to it (dup3 replaces it atomically).
         os.dup2(new, self._fd, inheritable=False)
-        os.close(new)
+        real.close(new)
         self._look()
         self._torn = 0
         self._asleep = False
@@ -127,7 +127,7 @@ class LogFile:
         self._patience, self._asleep = self._patience or _PATIENCE, False
         self.flush()
         if self._fd >= 0 and self._fd != self._standard_fd:
-            os.close(self._fd)
+            real.close(self._fd)
         self._fd = -1
 
     def _put_pieces(self, batch: list[bytes]) -> list[bytes]:
@@ -208,7 +208,7 @@ class LogFile:
 
     def __del__(self) -> None:
         if self._fd >= 0 and self._fd != self._standard_fd:
-            os.close(self._fd)
+            real.close(self._fd)
 
     @property
     def is_terminal(self) -> bool:

@@ -23,6 +23,7 @@ fork = os.fork
 read = os.read
 write = os.write
 waitpid = os.waitpid
+close = os.close
 epoll = select.epoll
 poll = select.poll
 sleep = time.sleep

@@ -190,7 +190,7 @@ class WorkerProcess:
         disregard(DUMP_SIGNAL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (DUMP_SIGNAL,))
         disregard(INTERRUPT_SIGNAL)
-        os.close(self._got.stacks_fd)
+        real.close(self._got.stacks_fd)
         self._log.close()
         if self._access is not None:
             self._access.close()

@@ -126,7 +126,6 @@ class GreenletEngine(Loop):
 
     def run(self) -> None:
         self._dump_greenlets_too()
-        self._count_references()
         self._stop_watching = self._hub.watch(self._epoll.fileno(), self._turn)
         self._stop_ticking = self._hub.every(_TICK, self._turn)
         try:
@@ -206,6 +205,8 @@ class GreenletEngine(Loop):
             self._hub.leave()
 
     def _look(self) -> None:
+        if not self._references:
+            self._count_references()
         house = self._berths.house
         events = self._epoll.poll(0, BATCH)
         self._cell.header[layout.HEARTBEAT] = self._now = now = monotonic_ns()
@@ -320,7 +321,7 @@ class GreenletEngine(Loop):
         return server
 
     def _count_references(self) -> None:
-        """Those to a server that nobody else holds, where `_server` counts them."""
+        """Those to a server that nobody else holds, where `_server` counts them; in the hub, as all that."""
         Server(self._run_server, self._hub.greenlet).switch()
         server = self._parked.pop()
         self._references = sys.getrefcount(server)

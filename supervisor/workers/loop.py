@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 from supervisor.http1.errors import RequestTimeout
 from supervisor.logs.access import AccessLog
 from supervisor.logs.lean import Log
+from supervisor.osapi import real
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
 from supervisor.workers.base import BaseWorker, Context
@@ -159,7 +160,7 @@ class Loop(Doors, BaseWorker):
         for connection in list(self._connections.values()):
             self._close(connection, lane)
         self._epoll.close()
-        os.close(self._wake)
+        real.close(self._wake)
 
     # -- a pass of the loop ------------------------------------------------------------------------------
 

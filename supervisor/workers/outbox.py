@@ -11,6 +11,8 @@ import tempfile
 from collections import deque
 from typing import Any
 
+from supervisor.osapi import real
+
 # Sent at most at one go: a client that is quick to read must not keep the loop from the others.
 _TURN = 4 * 1024 * 1024
 # Read at a time where the kernel can't send a file, as under TLS.
@@ -55,7 +57,7 @@ class FilePart:
 
     def close(self) -> None:
         if self.fd >= 0:
-            os.close(self.fd)
+            real.close(self.fd)
             self.fd = -1
 
     def __del__(self) -> None:
