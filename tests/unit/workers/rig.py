@@ -146,6 +146,7 @@ class Rig:
     Args:
         relay: shared with other rigs; belongs to whoever made it.
         tls: what connections are wrapped with.
+        make: makes the engine.
 
     Attributes:
         quotas: what `on_quota` was called with.
@@ -161,6 +162,7 @@ class Rig:
         access: bool = False,
         relay: Relay | None = None,
         tls: "SSLContext | None" = None,
+        make: Callable[..., Any] = Engine,
         **settings: Any,
     ) -> None:
         self.folder = folder
@@ -172,7 +174,7 @@ class Rig:
         self.listener = Listener()
         self.address: tuple[str, int] = self.listener.getsockname()
         access_log = AccessLog(LogFile(str(folder / "access"), 1), "%(r)s %(s)s %(B)s") if access else None
-        self.engine = Engine(
+        self.engine: Any = make(
             app,
             [self.listener],
             Settings(**{"threads": threads, "graceful_timeout": PATIENCE} | settings),
@@ -227,7 +229,7 @@ class Rig:
             client.close()
         self.engine.drain()
         self._thread.join(PATIENCE)
-        watcher = self.engine._lead._watcher
+        watcher = self.engine._lead._watcher if isinstance(self.engine, Engine) else None
         if watcher is not None:
             watcher.join(PATIENCE)
         if not self._thread.is_alive():
