@@ -122,7 +122,7 @@ def test_more_requests_than_lanes(serve: Callable[..., Rig], shop: Shop) -> None
         assert len(flights(rig)) == 8
         shop.open = True
         assert {client.answer().body for client in clients} == {b"ok"}
-        assert rig.scoreboard.counts(rig.cell).requests == 20
+        until(lambda: rig.scoreboard.counts(rig.cell).requests == 20, "all are counted")
         assert flights(rig) == []
 
     serve(play)
