@@ -353,8 +353,8 @@ def test_signals_to_a_worker(green: Place, kind: str, signum: int) -> None:
     else:
         client.ended_by_server()
     assert busy.ended()
-    daemon.event("worker_exited", after=1)
-    assert {event["status"] for event in daemon.events("worker_exited")} == {"exit code 0"}
+    daemon.event("worker_died", after=1)
+    assert {event["status"] for event in daemon.events("worker_died")} == {"exit code 0"}
     assert "Traceback" not in daemon.log.read_text()
 
 
@@ -410,9 +410,11 @@ def test_a_file_that_patches(place: Place, patch: str, kind: str, preload: bool)
     client = daemon.connect().asked("/gate/slow")
     daemon.in_app("/gate/slow")
     assert daemon.get().text == "one"
-    assert daemon.ctl("reload").code == 0
     open_gate(daemon, "slow")
     assert client.answer().text == "slow passed"
+    daemon.hang_up()
+    assert daemon.ctl("reload").code == 0
+    assert daemon.get().text == "one"
     assert daemon.stop() == 0
 
 
