@@ -32,7 +32,9 @@ def check(
     try:
         if load_app:
             command_line = {**command_line, "preload_app": True}
-        server.channel.send(messages.Configure(messages.VERSION, 0, command_line, config, folder))
+        server.channel.send(
+            messages.Configure(messages.VERSION, 0, command_line, config, folder, cause="check")
+        )
         configured = _receive(server)
         assert isinstance(configured, messages.Configured)
         for warning in configured.warnings:

@@ -102,7 +102,12 @@ class Child:
 
 
 class ForkServerHandle(Child):
-    """A running fork server."""
+    """A running fork server.
+
+    Attributes:
+        warmed: it has been told what modules its workers need.
+        takes_lines: it wants the supervisor's log lines, for loggers of its own.
+    """
 
     pid: int
 
@@ -115,6 +120,7 @@ class ForkServerHandle(Child):
         self.channel = chan
         self.listener_keys: list[str] = []
         self.warmed = False
+        self.takes_lines = False
 
     def carried(self) -> CarriedForkServer:
         return CarriedForkServer(
@@ -186,6 +192,7 @@ class WorkerHandle(Child):
 
     Attributes:
         signalled: the signal that it says it leaves for.
+        takes_lines: as a fork server, which it may become.
         dumps: what faulthandler wrote and nobody has logged yet; last_dump: what was taken last.
     """
 
@@ -212,6 +219,7 @@ class WorkerHandle(Child):
         self.signalled: int | None = None
         self.dumps = bytearray()
         self.last_dump = ""
+        self.takes_lines = False
         self._child_ends: list[int] = []
 
     @classmethod

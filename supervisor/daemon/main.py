@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,18 @@ from supervisor.daemon.listeners import Listeners, systemd_listeners
 from supervisor.daemon.measure import Measurer
 from supervisor.daemon.notify import SystemdNotifier
 from supervisor.daemon.observer import Observer
+from supervisor.daemon.outlets import Outlets
 from supervisor.daemon.pidfile import PidFile
 from supervisor.daemon.plane import ControlPlane
 from supervisor.daemon.shell import Callbacks, Shell, Start
 from supervisor.daemon.upgrade import Carried
+from supervisor.daemon.watching import Watcher
 from supervisor.errors import ExitCode, SettingError
 from supervisor.fleet import actions, events, health
 from supervisor.fleet.model import ExitStatus
 from supervisor.ipc import messages
 from supervisor.logs.lean import LogFile
-from supervisor.logs.setup import get_logger, set_level, set_up
+from supervisor.logs.setup import get_logger, set_level, set_up, tap
 from supervisor.osapi.process import become_subreaper, has_terminal
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings.kinds import WORKERS
@@ -88,12 +91,18 @@ class Daemon:
                 serving=self._on_serving,
                 stopping=self._on_stopping,
                 reload_ended=self._on_reload_ended,
+                watch=self._on_watch,
                 finish=self._on_finish,
                 check_upgrade=self._check_upgrade,
                 upgrade=self._upgrade_soon,
+                log_taken=self._on_log_taken,
+                when_lines_taken=self._when_lines_taken,
             ),
         )
+        self._outlets = Outlets(self._shell)
+        tap(self._outlets.take)
         self._loop = asyncio.get_running_loop()
+        self._watcher = Watcher(self._shell.submit, self._journal)
         self._sensor = DeadlineSensor(self._shell)
         self._measurer = Measurer(self._shell)
         self._observer = Observer(self._shell, self._sensor, self._ledger)
@@ -137,8 +146,10 @@ class Daemon:
     async def _close(self) -> None:
         for task in self._tasks:
             task.cancel()
+        self._watcher.stop()
         await self._control.close()
         self._shell.listeners.keep_only(set())
+        self._outlets.close()
         if self._pidfile is not None:
             self._pidfile.remove()
 
@@ -146,9 +157,12 @@ class Daemon:
 
     def _on_configured(self, loaded: Loaded) -> None:
         """A generation's settings are known; the first one's also say how the daemon itself is to be."""
-        if self._shell.loaded:
-            return
         settings = loaded.settings
+        if not self._shell.loaded:
+            self._begin(settings)
+        self._watcher.configure(settings)
+
+    def _begin(self, settings: Settings) -> None:
         self._settle(settings)
         if settings.pidfile:
             pidfile = PidFile(settings.pidfile)
@@ -166,6 +180,7 @@ class Daemon:
             except OSError as error:
                 raise SettingError("chdir", f"can't enter {settings.chdir!r}: {error.strerror}") from None
         self._log_file = set_up(settings.errorlog, settings.log_format, settings.loglevel)
+        self._outlets.settle(settings, self._log_file)
 
     async def _start_control(self, settings: Settings) -> None:
         await self._plane.start(settings, self._shell.name)
@@ -202,9 +217,21 @@ class Daemon:
 
     def _on_reload_ended(self, generation: int) -> None:
         self._observer.tell_reload_ended(generation)
+        self._watcher.forget_before(self._shell.fleet.current)
         # Both may be others now.
-        set_level(self._shell.loaded[self._shell.fleet.current].settings.loglevel)
+        settings = self._shell.loaded[self._shell.fleet.current].settings
+        set_level(settings.loglevel)
+        self._outlets.follow(settings)
         self._sensor.start()
+
+    def _on_log_taken(self, number: int) -> None:
+        self._outlets.taken(number)
+
+    def _when_lines_taken(self, callback: Callable[[], None]) -> None:
+        self._outlets.when_taken(callback)
+
+    def _on_watch(self, generation: int, message: messages.Watch | messages.AppBroken) -> None:
+        self._watcher.hear(generation, message)
 
     def _on_finish(self, finish: actions.Finish) -> None:
         if not self._finished.done():
@@ -214,6 +241,7 @@ class Daemon:
 
     def _reopen_logs(self) -> None:
         self._log_file.reopen()
+        self._shell.tell_fork_servers(messages.ReopenLogs())
         self._shell.tell_workers(messages.ReopenLogs())
         self._journal.record("info", "logs_reopened", {"by": "signal USR1"})
 
@@ -271,6 +299,7 @@ class Daemon:
 
     def _replace_program(self) -> None:
         """Returns only if that failed; the fleet knows then."""
+        self._outlets.give_up_waiting()
         self._log_file.flush()
         here = -1
         try:
@@ -370,10 +399,12 @@ class Daemon:
         while True:
             await asyncio.sleep(1.0 - time.time() % 1.0)
             self._log_file.flush()
+            self._outlets.look()
             await self._control.ensure()
             try:
                 self._observer.take_sample()
                 self._shell.submit(self._measurer.take())
+                self._outlets.measure()
             except (OSError, psutil.Error) as error:
                 # Out of descriptors, say; the next second may be better.
                 get_logger().debug("sample_missed", problem=str(error))

@@ -1,8 +1,11 @@
 """From settings to what the fleet needs of them."""
 
+import msgspec
+
 from supervisor.fleet.model import FleetPolicy
 from supervisor.osapi.cpus import usable_cpus
 from supervisor.settings.load import Loaded
+from supervisor.settings.table import Settings
 
 # A worker ends itself in time, its atexit functions included; the fleet's own limit is for one that does not.
 _DRAIN_GRACE = 1.0
@@ -10,7 +13,7 @@ _DRAIN_GRACE = 1.0
 
 def fleet_policy(loaded: Loaded) -> FleetPolicy:
     """What a generation's settings say about the fleet."""
-    settings = loaded.settings
+    settings = _hurried(loaded) if loaded.settings.reload else loaded.settings
     least, most = settings.workers if isinstance(settings.workers, tuple) else (settings.workers, None)
     share = settings.max_surge.endswith("%")
     surge = int(settings.max_surge.removesuffix("%"))
@@ -36,4 +39,16 @@ def fleet_policy(loaded: Loaded) -> FleetPolicy:
         autoscale_utilisation=settings.autoscale_utilisation,
         autoscale_queue_wait=settings.autoscale_queue_wait,
         autoscale_cooldown=settings.autoscale_cooldown,
+    )
+
+
+def _hurried(loaded: Loaded) -> Settings:
+    """Settings for whoever writes the app and waits to see it: what nobody has set spares no old worker.
+
+    An app that can't be loaded is shown (see `reload`), so there is nothing to go back to either.
+    """
+    quick = {"canary_time": 0.0, "probation": 0.0, "max_surge": "100%"}
+    return msgspec.structs.replace(
+        loaded.settings,
+        **{name: value for name, value in quick.items() if loaded.origins.get(name) == "default"},
     )

@@ -58,16 +58,20 @@ class Start:
 class Callbacks:
     """What the daemon around the shell is called for.
 
-    configured: with each generation's settings before its listeners are bound; may raise SettingError.
+    configured: with each generation's settings before its listeners are bound; may raise SettingError;
+    watch: with a generation and what one of its processes has told of the app's files.
     """
 
     configured: Callable[[Loaded], None]
     serving: Callable[[], None]
     stopping: Callable[[], None]
     reload_ended: Callable[[int], None]
+    watch: Callable[[int, messages.Watch | messages.AppBroken], None]
     finish: Callable[[actions.Finish], None]
     check_upgrade: Callable[[], None]
     upgrade: Callable[[], None]
+    log_taken: Callable[[int], None]
+    when_lines_taken: Callable[[Callable[[], None]], None]
 
 
 class Shell:
@@ -243,15 +247,20 @@ class Shell:
         if isinstance(message, messages.Configured):
             self._configured(handle, message)
         elif isinstance(message, messages.AppLoaded):
+            handle.takes_lines = message.loggers
             self.submit(events.AppLoaded(generation))
         elif isinstance(message, messages.LoadFailed):
             app_failed = generation in self.loaded
             self.submit(events.GenerationFailed(generation, message.reason, message.traceback, app_failed))
+        elif isinstance(message, messages.LogTaken):
+            self._callbacks.log_taken(message.number)
         elif isinstance(message, messages.ForkFailed):
             self.forget(message.launch)
             self.submit(events.SpawnFailed(message.launch, message.reason))
         elif isinstance(message, messages.Forked):
             self._forked(message)
+        elif isinstance(message, messages.Watch | messages.AppBroken):
+            self._callbacks.watch(generation, message)
 
     def _configured(self, handle: ForkServerHandle, message: messages.Configured) -> None:
         generation, loaded = handle.generation, message.loaded
@@ -267,7 +276,7 @@ class Shell:
         except Exception as error:  # noqa: BLE001 - a defect of ours must fail this generation, not hang it
             self.submit(events.GenerationFailed(generation, str(error), traceback.format_exc()))
             return
-        self.name = self.name or settings.proc_name or settings.wsgi_app or ""
+        self.name = self.name or settings.proc_name or settings.wsgi_app or settings.paste or ""
         self.loaded[generation] = loaded
         current = self.fork_servers.get(self.fleet.current)
         closes = current is not None and not set(current.listener_keys) <= set(handle.listener_keys)
@@ -289,6 +298,11 @@ class Shell:
 
     def _stop_fork_server(self, action: actions.StopForkServer) -> None:
         if handle := self.fork_servers.get(action.generation):
+            handle.takes_lines = False
+            self._callbacks.when_lines_taken(lambda: self._hang_up(handle))
+
+    def _hang_up(self, handle: ForkServerHandle) -> None:
+        if handle.channel.fileno() >= 0:
             self.loop.remove_reader(handle.channel.fileno())
             handle.channel.close()  # its sign to leave, also while it runs user code
 
@@ -350,9 +364,12 @@ class Shell:
                 problems, warnings = tuple(message.problems), tuple(message.warnings)
                 self.submit(events.TemplateAudited(handle.launch, problems, warnings))
             elif isinstance(message, messages.TemplateReady):
+                handle.takes_lines = message.loggers
                 self.submit(events.TemplateReady(handle.launch))
             elif isinstance(message, messages.Signalled):
                 handle.signalled = message.signum
+            elif isinstance(message, messages.Watch | messages.AppBroken):
+                self._callbacks.watch(handle.generation, message)
             elif isinstance(message, messages.RecycleDue):
                 self.submit(events.RecycleDue(handle.launch, message.requests))
 
@@ -406,6 +423,7 @@ class Shell:
             self.loop.remove_reader(fd)
         self.scoreboard.give_back(worker.cell)
         template = ForkServerHandle.of_template(worker)
+        template.takes_lines = worker.takes_lines
         old = self.fork_servers.get(action.generation)
         # One that is being restarted may not have told yet what the generation listens on.
         known = old.listener_keys if old is not None else []
@@ -491,6 +509,11 @@ class Shell:
 
     def tell_workers(self, message: messages.ToWorker) -> None:
         for handle in self.workers.values():
+            if handle.channel.fileno() >= 0:
+                self._tell(handle.channel, message)
+
+    def tell_fork_servers(self, message: messages.ToForkServer) -> None:
+        for handle in self.fork_servers.values():
             if handle.channel.fileno() >= 0:
                 self._tell(handle.channel, message)
 

@@ -13,11 +13,15 @@ import os
 import signal
 import struct
 import sys
+import time
 
+from msgspec import structs
 from setproctitle import setproctitle
 
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel
+from supervisor.logs import bridge
+from supervisor.logs.outlets import Outlets
 from supervisor.osapi import real
 from supervisor.workers import boot
 
@@ -33,11 +37,13 @@ class Forking:
     Args:
         channel: to the supervisor.
         generation: what they inherit.
+        outlets: its own logs.
     """
 
-    def __init__(self, channel: Channel[Asked], generation: boot.Generation) -> None:
+    def __init__(self, channel: Channel[Asked], generation: boot.Generation, outlets: Outlets) -> None:
         self._channel = channel
         self._generation = generation
+        self._outlets = outlets
 
     def run(self, ready: messages.AppLoaded | messages.TemplateReady) -> boot.Inheritance | None:
         """Say that it is ready and serve the supervisor until that hangs up, which ends the process.
@@ -48,7 +54,7 @@ class Forking:
         _tidy_up()
         setproctitle(f"ostler: fork server gen {self._generation.number} [{self._generation.name}]")
         try:
-            self._channel.send(ready)
+            self._channel.send(structs.replace(ready, loggers=bridge.diverted()))
             while (received := self._channel.receive()) is not None:
                 message, descriptors = received
                 if isinstance(message, messages.Spawn):
@@ -56,11 +62,21 @@ class Forking:
                         return inheritance
                 elif isinstance(message, messages.Warm):
                     _warm(message.modules)
+                elif isinstance(message, messages.LogLine):
+                    self._log_line(message)
+                elif isinstance(message, messages.ReopenLogs):
+                    self._outlets.reopen()
                 elif isinstance(message, messages.Drain) and not message.template:
                     boot.leave(0)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the supervisor is gone in the middle of an answer
         return None
+
+    def _log_line(self, line: messages.LogLine) -> None:
+        """Give an event of the supervisor's to the loggers, unless it has lost its patience."""
+        in_time = time.monotonic() < line.until
+        if in_time and bridge.take_event(line.level, line.name, line.fields, line.pid):
+            self._channel.send(messages.LogTaken(line.number))
 
     def _spawn(self, ask: messages.Spawn, descriptors: list[int]) -> boot.Inheritance | None:
         """Fork a worker; in the worker, returns what it inherits."""
@@ -87,6 +103,7 @@ class Forking:
                 real.close(read_fd)
                 real.close(write_fd)
                 self._channel.close()
+                self._outlets.drop()
                 return boot.Inheritance(
                     self._generation, ask.launch, ask.urgent, ask.slot, ask.cell, channel_fd, stacks_fd
                 )
@@ -112,7 +129,14 @@ def take_over(template: boot.Template) -> Forking:
     # Without its supervisor it ends, as any fork server.
     boot.on_hang_up(template.channel_fd, lambda: os._exit(0))
     channel: Channel[Asked] = Channel(real.Socket(fileno=template.channel_fd), Asked)
-    return Forking(channel, template.generation)
+    generation = template.generation
+    outlets = Outlets(generation.settings, generation.log_format, fields_of(generation.number))
+    return Forking(channel, generation, outlets)
+
+
+def fields_of(generation: int) -> dict[str, int]:
+    """What events of a fork server carry."""
+    return {"pid": os.getpid(), "generation": generation}
 
 
 def _tidy_up() -> None:

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 from setproctitle import setproctitle
 
 from supervisor.errors import OstlerError, SettingError
-from supervisor.forkserver.forking import Asked, Forking, take_over
+from supervisor.forkserver.forking import Asked, Forking, fields_of, take_over
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
-from supervisor.logs.access import compile_format
-from supervisor.logs.lean import Log, LogFile, open_log, resolve_format
-from supervisor.logs.streams import forgive
+from supervisor.logs import bridge, logconfig
+from supervisor.logs.access import compile_format, unknown_atoms
+from supervisor.logs.lean import open_log, resolve_format
+from supervisor.logs.outlets import Outlets
+from supervisor.logs.streams import forgive, write_at_once
 from supervisor.osapi import real
 from supervisor.osapi.cpus import usable_cpus
 from supervisor.osapi.priority import step_back
@@ -33,12 +35,14 @@ from supervisor.workers import boot
 from supervisor.workers.base import BaseWorker
 from supervisor.workers.classes import worker_class
 from supervisor.workers.engine import Engine
-from supervisor.workers.loader import AppLoadError, load_app, prepare
+from supervisor.workers.loader import AppLoadError, prepare
+from supervisor.workers.loader import load as load_app
 from supervisor.workers.rehearsal import LONG, rehearse
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
+    from supervisor.workers.development import Development
     from supervisor.workers.tls import Hook
 
 
@@ -52,6 +56,9 @@ class Preparation:
         self._log_format = ""
         self._tls: SSLContext | None = None
         self._worker_class: type[BaseWorker] = Engine
+        self.outlets: Outlets | None = None
+        # With `reload`, and not when all that is asked is whether the app can be loaded.
+        self._development: Development | None = None
 
     def run(self) -> boot.Generation | None:
         """Do what the supervisor asks; None if it can't be done, or the supervisor is gone."""
@@ -70,9 +77,11 @@ class Preparation:
         try:
             if ask.version != messages.VERSION:
                 raise OstlerError("Ostler was changed on disk while it runs; restart it to use the new one")
-            loaded, warnings, hook = _configure(ask)
+            loaded, warnings, file = _configure(ask)
+            hook = file.hooks.get("ssl_context") if file is not None else None
             prepare(loaded.settings)
             self._log_format = _check_logs(loaded.settings)
+            self._set_up_logs(loaded, file)
             _check_folder(loaded.settings.tmp_upload_dir)
             self._tls = _tls_context(loaded, hook)
             self._worker_class = worker_class(loaded.settings)
@@ -85,18 +94,39 @@ class Preparation:
             return False
         self._loaded = loaded
         self._channel.send(messages.Configured(loaded, warnings))
+        if loaded.settings.reload and ask.cause != "check":
+            # Only now: who does not ask for it need not have it in memory.
+            from supervisor.workers.development import Development
+
+            self._development = Development(self._channel.send)
+            self._development.tell_configuration(ask, loaded.settings)
         return True
+
+    def _set_up_logs(self, loaded: Loaded, file: configfile.ConfigFile | None) -> None:
+        """Raises SettingError: `logconfig` or its like can't be used."""
+        settings = loaded.settings
+        if settings.capture_output and settings.errorlog != "-":
+            write_at_once()
+        self.outlets = Outlets(settings, self._log_format, fields_of(self._number))
+        bridge.set_up(settings.loglevel, access=bool(settings.accesslog))
+        try:
+            logconfig.apply(settings, file.values.get("logconfig_dict") if file is not None else None)
+        except SettingError as error:
+            raise SettingError(error.setting, error.problem, loaded.origins.get(error.setting, "")) from error
 
     def _load(self, ask: messages.Load, descriptors: list[int]) -> boot.Generation | None:
         assert self._loaded is not None
         settings = self._loaded.settings
         scoreboard_fd, giving_fd, taking_fd, *listener_fds = descriptors
-        spec = settings.wsgi_app or ""
         try:
             app = None
             if settings.preload_app:
                 self._worker_class.prepare(settings)
-                app = load_app(spec)
+                app = (
+                    self._development.load(settings, self._worker_class, self._number)
+                    if self._development is not None
+                    else load_app(settings)
+                )
         except SettingError as error:
             self._channel.send(messages.LoadFailed(str(error), None))
             return None
@@ -105,14 +135,14 @@ class Preparation:
                 messages.LoadFailed(error.reason, shorten(error.trace) if error.trace else None)
             )
             return None
-        rehearse(settings, Log(LogFile("-", 2), self._log_format, settings.loglevel, {}), LONG)
+        assert self.outlets is not None
+        rehearse(settings, self.outlets.log, LONG)
         return boot.Generation(
             number=self._number,
             name=ask.name,
             settings=settings,
             log_format=self._log_format,
             worker_class=self._worker_class,
-            app_spec=spec,
             app=app,
             tls=self._tls,
             relay=(real.Socket(fileno=giving_fd), real.Socket(fileno=taking_fd)),
@@ -121,8 +151,8 @@ class Preparation:
         )
 
 
-def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], "Hook | None"]:
-    """The settings, what to warn of, and the configuration file's `ssl_context`.
+def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], configfile.ConfigFile | None]:
+    """The settings, what to warn of, and the configuration file.
 
     With `ask.known` the file is evaluated for what else it does: workers of a generation have one
     configuration, whatever has been written into its file meanwhile.
@@ -144,14 +174,25 @@ def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], "Hook | None
             warnings.append(
                 f"{file.name}: not supported yet and without effect: {', '.join(file.unsupported)}"
             )
-    hook = file.hooks.get("ssl_context") if file is not None else None
     if ask.known is not None:
-        return ask.known, [], hook
+        return ask.known, [], file
     loaded = load(ask.command_line, os.environ, file, usable_cpus)
-    if not loaded.settings.wsgi_app:
+    if loaded.settings.paste:
+        # Only now: few have such a file.
+        from supervisor.settings.pastefile import with_paste
+
+        file = with_paste(file, loaded.settings, folder, warnings)
+        loaded = load(ask.command_line, os.environ, file, usable_cpus)
+    elif not loaded.settings.wsgi_app:
         raise SettingError("wsgi_app", "no app given; write ostler MODULE:APP, or try ostler --demo")
+    if loaded.settings.spew:
+        warnings.append(
+            "spew: each line that the app runs is logged, which is slow; use it for debugging only"
+        )
     compile_format(loaded.settings.access_log_format)
-    return loaded, warnings, hook
+    if unknown := unknown_atoms(loaded.settings.access_log_format):
+        warnings.append(f"access_log_format: there is no {', '.join(unknown)}; it is always -")
+    return loaded, warnings, file
 
 
 def _tls_context(loaded: Loaded, hook: "Hook | None") -> "SSLContext | None":
@@ -215,12 +256,13 @@ def main(channel_fd: int, lowered: int) -> None:
     boot.on_hang_up(channel_fd, lambda: os._exit(0))
     channel: Channel[Asked] = Channel.from_fd(channel_fd, Asked)
     try:
-        generation = Preparation(channel).run()
+        preparation = Preparation(channel)
+        generation = preparation.run()
     except (BrokenPipeError, ConnectionResetError):
         return  # the supervisor is gone in the middle of an answer
-    if generation is None:
+    if generation is None or preparation.outlets is None:
         return
-    inheritance = Forking(channel, generation).run(messages.AppLoaded())
+    inheritance = Forking(channel, generation, preparation.outlets).run(messages.AppLoaded())
     while inheritance is not None:
         template = boot.run(inheritance, lowered)
         lowered = step_back()

@@ -10,7 +10,7 @@ import msgspec
 
 from supervisor.settings.load import Loaded
 
-VERSION = 5
+VERSION = 6
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True):
@@ -81,13 +81,25 @@ class HookDue(_Message, frozen=True):
 
 
 class LogLine(_Message, frozen=True):
-    """A line of the supervisor's own log, for the loggers that `logconfig` and its like have set up."""
+    """An event of the supervisor's own log, for the loggers that the configuration or the app has set up.
+
+    pid: the supervisor's; number: for `LogTaken`; until: CLOCK_MONOTONIC, seconds; the supervisor writes what
+    was not taken by then itself.
+    """
 
     level: str
-    text: str
+    name: str
+    fields: dict[str, Any]
+    pid: int
+    number: int
+    until: float
 
 
-ToForkServer = Configure | Load | Spawn | Warm | HookDue | LogLine
+class ReopenLogs(_Message, frozen=True):
+    """To workers as well."""
+
+
+ToForkServer = Configure | Load | Spawn | Warm | HookDue | LogLine | ReopenLogs
 
 # -- fork server -> supervisor ---------------------------------------------------------------------------
 
@@ -104,7 +116,9 @@ class Configured(_Message, frozen=True):
 
 
 class AppLoaded(_Message, frozen=True):
-    """Ready to spawn; with `preload_app` the app is loaded."""
+    """Ready to spawn; with `preload_app` the app is loaded. `loggers`: it wants `LogLine`s."""
+
+    loggers: bool = False
 
 
 class LoadFailed(_Message, frozen=True):
@@ -112,6 +126,12 @@ class LoadFailed(_Message, frozen=True):
 
     reason: str
     traceback: str | None
+
+
+class LogTaken(_Message, frozen=True):
+    """The loggers have the `LogLine` of this number."""
+
+    number: int
 
 
 class Forked(_Message, frozen=True):
@@ -130,7 +150,31 @@ class HookDone(_Message, frozen=True):
     name: str
 
 
-FromForkServer = Configured | AppLoaded | LoadFailed | Forked | ForkFailed | HookDone
+# -- of both, with `reload` ------------------------------------------------------------------------------
+
+
+class Watch(_Message, frozen=True):
+    """Reload when one of these changes: what was loaded, or could not be.
+
+    files: absolute paths; folders: where the app's templates may be; since: when they began to be read
+    (time.time()): what was written later may be newer than what is in force.
+    """
+
+    files: list[str]
+    folders: list[str] = []
+    since: float = 0.0
+
+
+class AppBroken(_Message, frozen=True):
+    """The app can't be loaded; an error page stands in for it until the next edit."""
+
+    reason: str
+    traceback: str | None
+
+
+FromForkServer = (
+    Configured | AppLoaded | LoadFailed | LogTaken | Forked | ForkFailed | HookDone | Watch | AppBroken
+)
 
 # -- supervisor -> worker --------------------------------------------------------------------------------
 
@@ -154,10 +198,6 @@ class AuditTemplate(_Message, frozen=True):
     """Look whether this process could be forked from. `force`: it will be, whatever is found."""
 
     force: bool = False
-
-
-class ReopenLogs(_Message, frozen=True):
-    pass
 
 
 ToWorker = Boot | Drain | AuditTemplate | ReopenLogs
@@ -194,13 +234,9 @@ class TemplateAudited(_Message, frozen=True):
 
 
 class TemplateReady(_Message, frozen=True):
-    """The last message as a worker: what follows is a fork server's."""
+    """The last message as a worker: what follows is a fork server's. `loggers`: as for `AppLoaded`."""
+
+    loggers: bool = False
 
 
-class Watch(_Message, frozen=True):
-    """Reload when one of these files changes (`reload`): what the worker has loaded, or failed to load."""
-
-    files: list[str]
-
-
-FromWorker = Ready | BootFailed | RecycleDue | Signalled | TemplateAudited | TemplateReady | Watch
+FromWorker = Ready | BootFailed | RecycleDue | Signalled | TemplateAudited | TemplateReady | Watch | AppBroken

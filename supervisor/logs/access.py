@@ -21,7 +21,7 @@ from supervisor.errors import SettingError
 from supervisor.logs.lean import Log, LogFile
 
 _ATOM = re.compile(
-    r"%(?:%|\((?:\{(?P<key>[^}]*)\}(?P<kind>[ioe])|(?P<atom>[a-zA-Z]))\)"
+    r"%(?:%|\((?:\{(?P<key>[^}]*)\}(?P<kind>[ioeIOE])|(?P<atom>[^()]*))\)"
     r"(?P<how>[-#0 +]*[0-9]*(?:\.[0-9]+)?[diouxXeEfFgGs]))"
 )
 # What needs no second look, wherever it stands. The quotes around a value are in the format.
@@ -154,7 +154,7 @@ _NAMES: dict[str, Any] = {
 _OURS: dict[str, str] = {
     "l": "'-'",
     "t": "stamp.text if stamp.since <= time() < stamp.until else stamp.renew()",
-    "b": "str(sent) if sent else '-'",
+    "b": "str(sent)",
     "L": "'%d.%06d' % divmod(nanoseconds // 1_000, 1_000_000)",
     "p": "f'<{getpid()}>'",
 }
@@ -191,8 +191,10 @@ def answered(
 def compile_format(text: str, use: Callable[[bytes], Any] = bytes) -> Answered:
     """A function that renders a request's line, with its end, and gives it to `use`.
 
+    An atom that there is not is `-`, as in gunicorn; see `unknown_atoms`.
+
     Raises:
-        SettingError: an atom that does not exist, or can't be written that way.
+        SettingError: an atom that can't be written that way, or a text that is no format.
     """
     template, literal = "", ""
     values: list[str] = []
@@ -222,6 +224,16 @@ def compile_format(text: str, use: Callable[[bytes], Any] = bytes) -> Answered:
     return cast("Answered", names["answered"])
 
 
+def unknown_atoms(text: str) -> list[str]:
+    """What stands in a format like an atom, but is none."""
+    known = _OURS.keys() | _NUMBERS.keys() | _THEIRS.keys()
+    return [
+        match.group()
+        for match in _ATOM.finditer(text)
+        if match.group() != "%%" and match["kind"] is None and match["atom"] not in known
+    ]
+
+
 def _literal(text: str, start: int, end: int) -> str:
     """What stands between two atoms."""
     literal = text[start:end]
@@ -236,15 +248,14 @@ def _value(match: re.Match[str]) -> tuple[str, bool]:
     """An atom as a Python expression, and whether what it gives must be escaped."""
     atom, key, how = match["atom"], match["key"], match["how"]
     theirs = True
-    if atom is None:
-        value = _named(key, match["kind"])
+    if match["kind"] is not None:
+        value = _named(key, match["kind"].lower())
     elif atom in _THEIRS:
         value = _THEIRS[atom]
     elif atom in _OURS or atom in _NUMBERS:
         value, theirs = _OURS.get(atom) or _NUMBERS[atom], False
     else:
-        known = " ".join(sorted(_OURS | _NUMBERS | _THEIRS, key=str.lower))
-        raise SettingError("access_log_format", f"unknown atom %({atom})s; there are: {known}")
+        value, theirs = "'-'", False
     if how == "s":
         return value, theirs
     # %(D)d, %(h)-15s: gunicorn's formats are Python's. Done before it is escaped, so as not to cut an escape.
@@ -267,24 +278,96 @@ def _named(key: str, kind: str) -> str:
     return f"environ.get({name!r}) or '-'"
 
 
-class AccessLog:
-    """Appends a line per request.
+# -- all atoms at once, for the loggers of `logging` ------------------------------------------------------
 
-    answered: gathers the line of a request.
-    flush: writes what was gathered; any thread may call both at any time (see `LogFile`).
-    reopen: after logrotate moved the file.
-    close: writes what is left and lets go of the file.
 
-    `log` hears of lines that are lost.
+class Atoms(dict[str, Any]):
+    """What a line may be made of, by name: `h`, `{user-agent}i`. Any other name is `-`, as in gunicorn.
+
+    Texts are escaped: whoever makes a line of them can't make two.
     """
 
-    def __init__(self, file: LogFile, format: str, log: Log | None = None) -> None:  # noqa: A002
-        self.answered = compile_format(format, file.gather)
-        self.flush = file.flush
-        self.reopen = file.reopen
-        self.close = file.close
-        if log is not None:
+    def __missing__(self, name: str) -> Any:
+        lower = name.lower()
+        return self.get(lower, "-") if name.startswith("{") and lower in self else "-"
+
+
+_ATOMS_FUNCTION = """
+def atoms(
+    method, target, protocol, environ, status, headers, sent, nanoseconds, request_line=None, /
+):
+    return {{{items}}}
+"""
+
+
+def _compile_atoms() -> Callable[..., dict[str, Any]]:
+    items = [f"{name!r}: {value}" for name, value in (_OURS | _NUMBERS).items()]
+    items += [f"{name!r}: escape(str({value}))" for name, value in _THEIRS.items()]
+    names = dict(_NAMES)
+    exec(_ATOMS_FUNCTION.format(items=", ".join(items)), names)  # noqa: S102 - all of it stands above
+    return cast("Callable[..., dict[str, Any]]", names["atoms"])
+
+
+_simple_atoms = _compile_atoms()
+
+
+def all_atoms(*answered: Any) -> Atoms:
+    """All atoms of a request; arguments as for `Answered`."""
+    atoms = Atoms(_simple_atoms(*answered))
+    environ, headers = answered[3], answered[5]
+    for name, value in environ.items():
+        lower = name.lower()
+        safe = escape(value) if type(value) is str else value
+        if name.startswith("HTTP_"):
+            atoms[f"{{{lower[5:].replace('_', '-')}}}i"] = safe
+        elif name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            atoms[f"{{{lower.replace('_', '-')}}}i"] = safe
+        atoms[f"{{{lower}}}e"] = safe
+    for name, value in headers:
+        atoms[f"{{{name.lower()}}}o"] = escape(value)
+    return atoms
+
+
+# -- the log ---------------------------------------------------------------------------------------------
+
+
+class AccessLog:
+    """Tells of each request that was answered, wherever that is wanted.
+
+    answered: takes a request.
+    flush: writes what was gathered. To be called when there is nothing else to do, and about once a second;
+    any thread may call both at any time (see `LogFile`).
+    close: writes what is left and lets go of the file.
+
+    Args:
+        file: takes lines, in `format`.
+        log: hears of lines that are lost.
+        lines: more that take lines, each with its end.
+        requests: what takes requests themselves.
+        flushes: called by `flush`; may come again and again.
+    """
+
+    def __init__(
+        self,
+        file: LogFile | None,
+        format: str,  # noqa: A002
+        log: Log | None = None,
+        lines: Sequence[Callable[[bytes], object]] = (),
+        requests: Sequence[Answered] = (),
+        flushes: Sequence[Callable[[], object]] = (),
+    ) -> None:
+        self._file = file
+        takers = [*([file.gather] if file is not None else []), *lines]
+        told = [*([compile_format(format, _all(takers))] if takers else []), *requests]
+        self.answered: Answered = _all(told)
+        self.flush: Callable[[], object] = _all([*([file.flush] if file is not None else []), *flushes])
+        if log is not None and file is not None:
             file.trouble = lambda lines, reason: _say_lost(log, file.name, lines, reason)
+
+    def close(self) -> None:
+        self.flush()
+        if self._file is not None:
+            self._file.close()
 
     def refused(
         self, environ: dict[str, Any], received: bytes, status: str, sent: int, nanoseconds: int = 0
@@ -301,6 +384,18 @@ class AccessLog:
         words = line.split(" ")
         method, target, protocol = words if len(words) == 3 else ("-", "", "-")
         self.answered(method, target, protocol, environ, status, (), sent, nanoseconds, line)
+
+
+def _all(functions: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    """One function that calls all of them with what it is given."""
+    if len(functions) == 1:
+        return functions[0]
+
+    def each(*args: Any) -> None:
+        for function in functions:
+            function(*args)
+
+    return each
 
 
 def _say_lost(log: Log, name: str, lines: int, reason: str) -> None:

@@ -10,11 +10,13 @@ does not get that lock need not wait: its holder looks again after it has let go
 """
 
 import errno
+import io
 import os
 import select
 import stat
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from supervisor.logs.render import LEVELS, console_line, json_line
@@ -25,7 +27,12 @@ _LARGEST_BATCH = 64
 # Seconds to wait for a reader that is behind. One that only is slow loses nothing by it; for one that reads
 # nothing at all a process waits once.
 _PATIENCE = 0.5
+# Characters of a line without end.
+_LONGEST_PIECE = 8 * 1024
 _ASLEEP = "the reader is not reading"
+
+Outlet = Callable[[str, str, dict[str, Any]], object]
+"""Takes an event: its level, its name, its fields."""
 
 Trouble = Callable[[int, str], object]
 """Told how many lines were lost and why; 0 when the first one can't be written."""
@@ -275,7 +282,16 @@ class Log:
         format: `console` or `json`.
         level: least important level to write.
         fields: what every event carries.
+
+    Attributes:
+        divert: takes events of any level instead of the file; False if it has no use for one.
+        outlets: what takes events as well.
+        errors: where apps may write lines of their own (`wsgi.errors`); None is standard error.
     """
+
+    divert: Callable[[str, str, dict[str, Any]], bool] | None = None
+    outlets: Sequence[Outlet] = ()
+    errors: "ErrorStream | None" = None
 
     def __init__(self, file: LogFile, format: str, level: str, fields: dict[str, Any]) -> None:  # noqa: A002
         self._file = file
@@ -286,14 +302,36 @@ class Log:
         file.trouble = self._say_lost
 
     def event(self, level: str, name: str, **fields: Any) -> None:
-        if LEVELS[level] < self._least:
-            return
+        if self.divert is not None and self.divert(level, name, self._fields | fields):
+            self._let_out(level, name, self._fields | fields)
+        elif LEVELS[level] >= self._least:
+            self.take(level, name, fields)
+
+    def take(self, level: str, name: str, fields: dict[str, Any]) -> None:
+        """Write an event, however important."""
         fields = self._fields | fields
+        self.write(level, name, fields)
+        self._let_out(level, name, fields)
+
+    def write(self, level: str, name: str, fields: dict[str, Any]) -> None:
+        """Write an event that carries all its fields, to the file and nowhere else."""
         if self._console:
             line = console_line(time.time(), level, name, fields, self._colour)
         else:
             line = json_line(time.time(), level, name, fields)
         self._file.write(line)
+
+    def write_text(self, text: str) -> None:
+        """Write lines that have a form of their own already."""
+        self._file.write(text)
+
+    def _let_out(self, level: str, name: str, fields: dict[str, Any]) -> None:
+        if LEVELS[level] >= self._least:
+            for outlet in self.outlets:
+                outlet(level, name, fields)
+
+    def debug(self, name: str, **fields: Any) -> None:
+        self.event("debug", name, **fields)
 
     def info(self, name: str, **fields: Any) -> None:
         self.event("info", name, **fields)
@@ -313,6 +351,39 @@ class Log:
     def _say_lost(self, lines: int, reason: str) -> None:
         if lines:  # of ourselves there is nothing to be said before
             self.warning("log_lines_lost", lines=lines, reason=reason)
+
+
+class ErrorStream(io.TextIOBase):
+    """`wsgi.errors` (PEP 3333): what an app writes goes to the log as it is, in whole lines.
+
+    Args:
+        write_lines: takes text that ends with a line's end.
+
+    A line may be written in pieces, by several threads at once: each has its own.
+    """
+
+    def __init__(self, write_lines: Callable[[str], object]) -> None:
+        self._write_lines = write_lines
+        self._pieces: dict[int, str] = {}
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str, /) -> int:
+        me = threading.get_ident()
+        whole, end, rest = (self._pieces.pop(me, "") + text).rpartition("\n")
+        if end:
+            self._write_lines(whole + end)
+        if rest:
+            self._pieces[me] = rest
+            if len(rest) > _LONGEST_PIECE:
+                self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what the calling thread has begun, as a line: others may write the next one."""
+        if rest := self._pieces.pop(threading.get_ident(), ""):
+            self._write_lines(f"{rest}\n")
 
 
 def resolve_format(log_format: str, terminal: bool) -> str:

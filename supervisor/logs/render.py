@@ -20,14 +20,47 @@ def json_line(at: float, level: str, event: str, fields: Mapping[str, Any]) -> s
     return line if line.isprintable() else json.dumps(record, default=str)
 
 
+def plain_text(event: str, fields: Mapping[str, Any]) -> str:
+    """Event and fields without time and level, for who adds those; a traceback follows on its own lines."""
+    event, more = _split(event, fields)
+    text = " ".join([event, *(f"{name}={_value(value)}" for name, value in _pairs(fields))])
+    return f"{text}\n{more}" if more else text
+
+
+def traceback_of(fields: Mapping[str, Any]) -> str:
+    """What goes onto lines of its own."""
+    return str(fields.get("traceback") or fields.get("stack") or "")
+
+
+def one_line(text: str) -> str:
+    """A text that drives no terminal and begins no line."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _split(event: str, fields: Mapping[str, Any]) -> tuple[str, str]:
+    """An event's first line, and what follows it: an app's own messages may have several."""
+    first, _, rest = event.partition("\n")
+    more = "\n".join(indented(text) for text in (rest, traceback_of(fields)) if text)
+    return one_line(first), more
+
+
+def _pairs(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [
+        (name, value)
+        for name, value in fields.items()
+        if value is not None and name not in ("traceback", "stack")
+    ]
+
+
 def console_line(at: float, level: str, event: str, fields: Mapping[str, Any], colour: bool) -> str:
     """Local time, level, event, `name=value` pairs; a traceback follows on lines of its own."""
     stamp = datetime.fromtimestamp(at).strftime("%H:%M:%S.%f")[:-3]  # noqa: DTZ006 - people want local time
-    traceback = fields.get("traceback") or fields.get("stack")
+    event, more = _split(event, fields)
     pairs = " ".join(
         f"{_DIM if colour else ''}{name}={_PLAIN if colour else ''}{_value(value)}"
-        for name, value in fields.items()
-        if value is not None and name not in ("traceback", "stack")
+        for name, value in _pairs(fields)
     )
     if colour:
         tint = _COLOURS.get(level, "")
@@ -35,7 +68,7 @@ def console_line(at: float, level: str, event: str, fields: Mapping[str, Any], c
     else:
         line = f"{stamp} {level:<7} {event:<20} {pairs}"
     line = line.rstrip()
-    return f"{line}\n{_indented(str(traceback))}" if traceback else line
+    return f"{line}\n{more}" if more else line
 
 
 def _value(value: Any) -> str:
@@ -46,6 +79,7 @@ def _value(value: Any) -> str:
     return text
 
 
-def _indented(text: str) -> str:
+def indented(text: str) -> str:
+    """Lines that can't be taken for any of ours."""
     safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text.expandtabs())
     return "\n".join(f"    {line}" for line in safe.rstrip().split("\n"))

@@ -2,6 +2,7 @@
 
 import atexit
 import time
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -18,6 +19,10 @@ Logger = FilteringBoundLogger
 _KEPT = 256 * 1024
 _file: LogFile | None = None
 
+Tap = Callable[[str, str, dict[str, Any], str], bool]
+"""Takes each event's level, name and fields, and its line; True if that line need not be written."""
+_tap: Tap | None = None
+
 
 class _Line:
     """The last structlog processor: the event as a line."""
@@ -30,8 +35,12 @@ class _Line:
         fields: dict[str, Any] = dict(event_dict)
         event = str(fields.pop("event", ""))
         if self._console:
-            return console_line(time.time(), method, event, fields, self._colour)
-        return json_line(time.time(), method, event, fields)
+            line = console_line(time.time(), method, event, fields, self._colour)
+        else:
+            line = json_line(time.time(), method, event, fields)
+        if _tap is not None and _tap(method, event, fields, line):
+            raise structlog.DropEvent
+        return line
 
 
 class _Writer:
@@ -70,6 +79,12 @@ def set_up(errorlog: str, log_format: str, level: str) -> LogFile:
     file.trouble = _say_lost
     _replace(file)
     return file
+
+
+def tap(take: Tap | None) -> None:
+    """Let `take` have each event from now on."""
+    global _tap
+    _tap = take
 
 
 def set_level(level: str) -> None:

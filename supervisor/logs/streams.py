@@ -5,8 +5,12 @@ and so would one that writes to wsgi.errors.
 """
 
 import io
+import os
 import sys
 from typing import TYPE_CHECKING
+
+from supervisor.logs.lean import open_log
+from supervisor.osapi import real
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -43,3 +47,27 @@ def _stream(stream: object) -> io.TextIOWrapper:
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
+
+
+def capture(path: str) -> None:
+    """Have standard output and error written to the end of a file, whoever writes (`capture_output`).
+
+    To be called again when logrotate has moved the file; may be called from a signal handler.
+
+    Raises:
+        OSError: the file can't be opened; all stays as it is.
+    """
+    fd = open_log(path)
+    try:
+        os.set_blocking(fd, True)  # programs that the app starts expect no other
+        for standard in (1, 2):
+            os.dup2(fd, standard)
+    finally:
+        real.close(fd)
+
+
+def write_at_once() -> None:
+    """Write what is printed line by line: in a log it must stand beside what happened then."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)

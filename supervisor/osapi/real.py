@@ -27,8 +27,10 @@ close = os.close
 epoll = select.epoll
 poll = select.poll
 sleep = time.sleep
+getaddrinfo = socket.getaddrinfo
 get_ident = _thread.get_ident
 Lock = threading.Lock
+RLock = threading.RLock
 
 _start = _thread.start_new_thread
 

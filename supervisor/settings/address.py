@@ -72,3 +72,18 @@ def _port(port: str, text: str) -> int:
     if not port.isdecimal() or int(port) > 65535:
         raise ValueError(f"expected a port from 0 to 65535 in {text!r}")
     return int(port)
+
+
+def host_and_port(text: str, port: int) -> tuple[str, int]:
+    """Where to send something: `HOST`, `HOST:PORT`, `[V6]:PORT` or a bare `V6`; without a port it is `port`.
+
+    Raises:
+        ValueError: with a text that says what is wrong.
+    """
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        return host, _port(rest.removeprefix(":") or str(port), text)
+    if text.count(":") > 1:
+        return text, port
+    host, colon, given = text.partition(":")
+    return host or "localhost", _port(given, text) if colon else port

@@ -13,8 +13,9 @@ from typing import Any
 
 import msgspec
 
-from supervisor.settings.address import parse_address
+from supervisor.settings.address import host_and_port, parse_address
 from supervisor.settings.networks import normalized
+from supervisor.settings.plain import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,7 +409,8 @@ def _plain_dict(value: Any) -> dict[str, Any]:
         return {}
     if not isinstance(value, Mapping):
         raise ValueError(f"expected a dictionary, got {value!r}")
-    return {str(name): item for name, item in value.items()}
+    copy: dict[str, Any] = plain(value)
+    return copy
 
 
 def _remote(schemes: tuple[str, ...], example: str) -> Callable[[Any], str | None]:
@@ -421,14 +423,21 @@ def _remote(schemes: tuple[str, ...], example: str) -> Callable[[Any], str | Non
         scheme, found, rest = text.rpartition("://")
         if (found and scheme not in schemes) or not rest:
             raise ValueError(f"expected an address such as {example}, got {text!r}")
+        if scheme != "unix":
+            host_and_port(rest, 0)
         return text
 
     return parse
+
+
+def _syslog_address(value: Any) -> str:
+    # None is gunicorn's own default in some files.
+    return _remote(("unix", "udp", "tcp"), "udp://localhost:514")(value) or "udp://localhost:514"
 
 
 ACCOUNT = Kind(_account, "NAME")
 UMASK = Kind(_umask, "MODE")
 SOCKET_MODE = Kind(lambda value: _mode(value) or "0600", "MODE")
 PLAIN_DICT = Kind(_plain_dict, "DICT")
-SYSLOG_ADDRESS = Kind(_remote(("unix", "udp", "tcp"), "udp://localhost:514"), "ADDRESS")
+SYSLOG_ADDRESS = Kind(_syslog_address, "ADDRESS")
 STATSD_ADDRESS = Kind(_remote(("unix", "udp"), "127.0.0.1:8125"), "ADDRESS")

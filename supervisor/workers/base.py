@@ -32,7 +32,8 @@ class Context:
         settings: of this generation.
         cell: the worker's cell of the scoreboard, with `settings.classes.lanes` lanes.
         log: takes events with fields.
-        access: the access log, or None.
+        access: the access log, or None. Its `flush` is to be called when there is nothing else to do, and
+            about once a second.
         quota: call `on_quota` with the number of answers once so many have been given; 0: never.
         on_quota: asks for a successor; the worker goes on serving until it is told to drain.
         relay: to sibling workers, or None.

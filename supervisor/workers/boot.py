@@ -31,8 +31,7 @@ from setproctitle import setproctitle
 from supervisor.errors import SettingError
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
-from supervisor.logs.access import AccessLog
-from supervisor.logs.lean import Log, LogFile
+from supervisor.logs.outlets import Outlets
 from supervisor.osapi import real
 from supervisor.osapi.priority import step_back_for_good, step_forward
 from supervisor.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL, enlarge_signal_stack
@@ -43,7 +42,7 @@ from supervisor.settings.classes import lanes
 from supervisor.settings.table import Settings
 from supervisor.workers.audit import Audit, audit_drained, audit_serving
 from supervisor.workers.base import BaseWorker, Context
-from supervisor.workers.loader import AppLoadError, load_app, standard_modules
+from supervisor.workers.loader import AppLoadError, load, standard_modules
 from supervisor.workers.rehearsal import SHORT, rehearse
 from supervisor.workers.relay import Relay
 from supervisor.workers.warmup import WarmupError, warm_up
@@ -51,6 +50,8 @@ from supervisor.wsgi.exchange import App, QuitWorker, note_fork, note_worker
 
 if TYPE_CHECKING:
     from ssl import SSLContext
+
+    from supervisor.workers.development import Development
 
 # What ends a worker; blocked from its fork until its handlers are there.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -79,7 +80,6 @@ class Generation:
     settings: Settings
     log_format: str
     worker_class: type[BaseWorker]
-    app_spec: str
     app: App | None
     tls: "SSLContext | None"
     relay: tuple[socket.socket, socket.socket]
@@ -123,13 +123,9 @@ class WorkerProcess:
         self._settings = generation.settings
         self._title(f"worker {inheritance.slot} gen {generation.number} booting")
         self._channel: Channel[messages.ToWorker] = Channel.from_fd(inheritance.channel_fd, messages.ToWorker)
-        self._log = Log(
-            LogFile(self._settings.errorlog, 2),
-            generation.log_format,
-            self._settings.loglevel,
-            {"slot": inheritance.slot, "pid": self._pid, "generation": generation.number},
-        )
-        self._access: AccessLog | None = None
+        fields = {"slot": inheritance.slot, "pid": self._pid, "generation": generation.number}
+        self._outlets = Outlets(self._settings, generation.log_format, fields)
+        self._log = self._outlets.log
         self._engine: BaseWorker | None = None
         self._leave_early = False
         self._orphaned = False
@@ -191,9 +187,7 @@ class WorkerProcess:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (DUMP_SIGNAL,))
         disregard(INTERRUPT_SIGNAL)
         real.close(self._got.stacks_fd)
-        self._log.close()
-        if self._access is not None:
-            self._access.close()
+        self._outlets.close()
         self._channel.set_blocking(True)
         return Template(self._generation, self._channel.detach())
 
@@ -201,20 +195,32 @@ class WorkerProcess:
 
     def _wait_for_boot(self) -> bool:
         """Wait until the supervisor has taken note of this process; no user code runs before."""
-        received = self._channel.receive()
-        return received is not None and isinstance(received[0], messages.Boot)
+        while (received := self._channel.receive()) is not None:
+            if not isinstance(received[0], messages.ReopenLogs):  # its logs are as new as can be
+                return isinstance(received[0], messages.Boot)
+        return False
 
     def _load(self) -> App | None:
         random.seed()  # children of one parent must not draw the same numbers
         generation = self._generation
+        settings = self._settings
         before = set(sys.modules)
+        development = self._development() if settings.reload else None
         try:
             app = generation.app
             if app is None:
-                generation.worker_class.prepare(self._settings)
-                app = load_app(generation.app_spec)
+                generation.worker_class.prepare(settings)
+            if settings.spew:
+                self._spew()
+            if app is None:
+                app = (
+                    development.load(settings, generation.worker_class, generation.number)
+                    if development is not None
+                    else load(settings)
+                )
             listener = generation.listeners[0].getsockname() if generation.listeners else None
-            warm_up(app, self._settings, self._log, generation.tls, listener)
+            if development is None or not development.explains(app):
+                warm_up(app, settings, self._log, generation.tls, listener)
         except SettingError as error:
             self._tell(messages.BootFailed(str(error), None))
             return None
@@ -222,16 +228,27 @@ class WorkerProcess:
             trace = shorten(error.trace) if error.trace else None
             self._tell(messages.BootFailed(error.reason, trace))
             return None
+        if development is not None:
+            development.keep_telling()
         generation.app = app
         self._standard_modules = standard_modules(before)
         # The app's code and data live as long as the worker: the collector need not look at them again.
         gc.freeze()
         return app
 
+    def _development(self) -> "Development":
+        # Only now, as below: who does not ask for it need not have it in memory.
+        from supervisor.workers.development import Development
+
+        return Development(self._tell)
+
+    def _spew(self) -> None:
+        from supervisor.workers.spew import spew
+
+        spew(self._log, self._settings)
+
     def _serve(self, app: App) -> None:
         settings = self._settings
-        if settings.accesslog:
-            self._access = AccessLog(LogFile(settings.accesslog, 1), settings.access_log_format, self._log)
         quota = settings.max_requests
         if quota and settings.max_requests_jitter:
             quota += random.randint(0, settings.max_requests_jitter)  # noqa: S311 - spreads load, guards nothing
@@ -243,7 +260,7 @@ class WorkerProcess:
             settings,
             self._cell,
             self._log,
-            self._access,
+            self._outlets.open_access(),
             quota,
             lambda requests: self._tell(messages.RecycleDue(requests)),
             Relay(*generation.relay),
@@ -333,7 +350,11 @@ class WorkerProcess:
     def _own_descriptors(self) -> set[int]:
         generation = self._generation
         sockets = (*generation.relay, *generation.listeners)
-        return {self._channel.fileno(), *(sock.fileno() for sock in sockets)}
+        return {
+            self._channel.fileno(),
+            *(sock.fileno() for sock in sockets),
+            *self._outlets.descriptors(),
+        }
 
     def _lose_supervisor(self) -> None:
         """Nobody would replace or end this worker any more: finish and leave."""
@@ -362,9 +383,7 @@ class WorkerProcess:
             raise QuitWorker
 
     def _reopen_logs(self) -> None:
-        self._log.reopen()
-        if self._access is not None:
-            self._access.reopen()
+        self._outlets.reopen()
 
     def _tell(self, message: messages.FromWorker) -> None:
         try:

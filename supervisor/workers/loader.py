@@ -14,6 +14,7 @@ from supervisor.settings.table import Settings
 from supervisor.wsgi.exchange import App, QuitWorker
 
 _LONGEST_REASON = 500
+_OURS = (__file__, str(Path(__file__).with_name("paste.py")))
 
 
 class AppLoadError(Exception):
@@ -52,6 +53,20 @@ def prepare(settings: Settings) -> None:
         sys.path.insert(0, path)
 
 
+def load(settings: Settings) -> App:
+    """The app that the settings name.
+
+    Raises:
+        AppLoadError: with the app's traceback if its code raised.
+    """
+    if settings.paste:
+        # Only now: it brings PasteDeploy along.
+        from supervisor.workers.paste import load_paste
+
+        return load_paste(settings)
+    return load_app(settings.wsgi_app or "")
+
+
 def load_app(spec: str) -> App:
     """Import the app.
 
@@ -67,11 +82,11 @@ def load_app(spec: str) -> App:
         if module_name == missing or module_name.startswith(f"{missing}."):
             reason = f"no module named {missing!r} in {Path.cwd()} (see --chdir and --pythonpath)"
             raise AppLoadError(f"wsgi_app: can't load {spec!r}: {reason}") from None
-        raise _raised(spec, error) from error
+        raise raised(spec, error) from error
     except QuitWorker:
         raise
     except BaseException as error:
-        raise _raised(spec, error) from error
+        raise raised(spec, error) from error
     return _resolve(spec, sys.modules[module_name], expression or "application")
 
 
@@ -108,13 +123,14 @@ def _resolve(spec: str, module: Any, expression: str) -> App:
         except QuitWorker:
             raise
         except BaseException as error:
-            raise _raised(spec, error) from error
+            raise raised(spec, error) from error
     if not callable(found):
         raise AppLoadError(f"wsgi_app: {spec!r} is no callable but {type(found).__name__}")
     return cast("App", found)
 
 
-def _raised(spec: str, error: BaseException) -> AppLoadError:
+def raised(spec: str, error: BaseException) -> AppLoadError:
+    """What to raise when loading `spec` raised `error`."""
     text = " ".join(str(error)[:_LONGEST_REASON].split())
     reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return AppLoadError(f"can't load {spec!r}: {reason}", _app_traceback(error))
@@ -129,7 +145,7 @@ def _app_traceback(error: BaseException) -> str:
 
 
 def _is_ours(filename: str) -> bool:
-    return filename == __file__ or "importlib" in filename
+    return filename in _OURS or "importlib" in filename or "/paste/deploy/" in filename
 
 
 def standard_modules(before: AbstractSet[str]) -> list[str]:

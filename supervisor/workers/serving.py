@@ -65,7 +65,7 @@ class Serving(Wiring):
         self._new_body = _body_factory(settings)
         self._queue_timeout = int(settings.queue_timeout * 1_000_000_000)
         self.deadlines = self._new_deadlines(cell)
-        shared = worker_environ(self._threads > 1 or self._interleaves, settings.sendfile)
+        shared = worker_environ(self._threads > 1 or self._interleaves, settings.sendfile, log.errors)
         shared["ostler.extend_deadline"] = self.deadlines.extend
         if tls is not None:
             shared |= {"wsgi.url_scheme": "https", "HTTPS": "on"}

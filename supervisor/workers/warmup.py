@@ -146,6 +146,7 @@ class _Listening(Log):
 
     def __init__(self, log: Log) -> None:
         self._log = log
+        self.errors = log.errors
         self.trace: str | None = None
 
     def event(self, level: str, name: str, **fields: Any) -> None:

@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -40,9 +40,13 @@ UNIONS = [messages.ToForkServer, messages.FromForkServer, messages.ToWorker, mes
 # A value for each type of field; a message with a new type of field needs one more.
 SAMPLES: dict[Any, Any] = {
     int: 7,
+    float: 0.5,
     bool: True,
     str: "text",
     str | None: None,
+    float: 1.5,
+    int | None: 3,
+    Literal["start", "reload", "upgrade", "restart", "check"]: "reload",
     list[str]: ["one", "two"],
     dict[str, Any]: {"workers": "2", "bind": ["a:1"], "preload_app": True},
     Loaded: load({}, {}, None, lambda: 1),

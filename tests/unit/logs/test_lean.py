@@ -9,12 +9,13 @@ import select
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from supervisor.logs.lean import Log, LogFile, resolve_format, wants_colour
+from supervisor.logs.lean import ErrorStream, Log, LogFile, resolve_format, wants_colour
 
 
 @pytest.fixture
@@ -561,3 +562,35 @@ def test_files_are_json(tmp_path: Path) -> None:
     assert resolve_format("console", file.is_terminal) == "console"
     assert not wants_colour(file)
     assert not LogFile("/dev/null", 2).is_terminal
+
+
+# -- wsgi.errors -------------------------------------------------------------------------------------------
+
+
+def test_an_app_s_own_lines_are_whole() -> None:
+    """Pieces make a line; who flushes ends it; another thread's pieces do not come in between."""
+    written: list[str] = []
+    stream = ErrorStream(written.append)
+    print("a", "b", file=stream)
+    stream.write("begun ")
+    other = threading.Thread(target=lambda: print("other", 1, file=stream))
+    other.start()
+    other.join()
+    stream.write("ended\nand ")
+    stream.writelines(["so ", "on"])
+    assert written == ["a b\n", "other 1\n", "begun ended\n"]
+    stream.flush()
+    stream.flush()
+    assert written[3:] == ["and so on\n"]
+    stream.write("x" * 20_000)
+    assert len(written[4]) == 20_001
+
+
+def test_a_traceback_is_written_as_it_is() -> None:
+    """What frameworks do with `wsgi.errors`."""
+    written: list[str] = []
+    try:
+        raise ValueError("mistake")
+    except ValueError:
+        traceback.print_exc(file=ErrorStream(written.append))
+    assert "".join(written).endswith("ValueError: mistake\n")

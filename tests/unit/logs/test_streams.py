@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 START = "import sys; from supervisor.logs.streams import forgive; forgive()\n"
 
@@ -48,3 +49,30 @@ def test_streams_without_buffers() -> None:
         [sys.executable, "-u", "-c", START + code], check=True, capture_output=True, timeout=20
     )
     assert (done.stdout, done.stderr) == (b"printed\n", b"told\n")
+
+
+def test_captured(tmp_path: Path) -> None:
+    """Everything that is written to 1 and 2 goes to the file, C's and children's too, each line at once."""
+    code = (
+        "import os, subprocess\n"
+        "from supervisor.logs.streams import capture, write_at_once\n"
+        "write_at_once(); capture('captured')\n"
+        "print('printed'); assert open('captured').read() == 'printed\\n'\n"
+        "os.write(2, b'raw\\n'); subprocess.run(['echo', 'child'], check=True)\n"
+        "os.rename('captured', 'moved'); print('old'); capture('captured'); print('new')\n"
+        "os.mkdir('folder')\n"
+        "try:\n    capture('folder')\nexcept OSError:\n    print('stays')\n"
+    )
+    subprocess.run([sys.executable, "-c", START + code], check=True, cwd=tmp_path, timeout=20)
+    assert (tmp_path / "moved").read_text() == "printed\nraw\nchild\nold\n"
+    assert (tmp_path / "captured").read_text() == "new\nstays\n"
+
+
+def test_captured_after_copytruncate(tmp_path: Path) -> None:
+    """logrotate's other way: what is written after the file was emptied begins it anew."""
+    code = (
+        "import os\nfrom supervisor.logs.streams import capture\ncapture('captured')\n"
+        "os.write(1, b'before\\n'); os.truncate('captured', 0); os.write(1, b'after\\n')\n"
+    )
+    subprocess.run([sys.executable, "-c", START + code], check=True, cwd=tmp_path, timeout=20)
+    assert (tmp_path / "captured").read_bytes() == b"after\n"

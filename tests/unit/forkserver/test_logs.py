@@ -1,0 +1,137 @@
+"""Logs of fork servers and what they fork: whose lines go where, and what is left open."""
+
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.ipc import messages
+from supervisor.ipc.channel import pair
+from tests.unit.workers.keeper import Keeper, Peer
+
+APP = """\
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/fail":
+        raise RuntimeError("mistake")
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"hi"]
+"""
+LOGGERS = """\
+logconfig_dict = {
+    "formatters": {"f": {"format": "%(process)d %(levelname)s %(message)s"}},
+    "handlers": {"h": {"class": "logging.FileHandler", "filename": "mine.log", "formatter": "f"}},
+    "loggers": {"gunicorn.error": {"handlers": ["h"], "propagate": False, "level": "INFO"}},
+}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "app.py").write_text(APP)
+    return tmp_path
+
+
+def configured(keeper: Keeper) -> Peer:
+    peer = keeper.start()
+    keeper.configure(peer)
+    peer.hear(messages.Configured)
+    keeper.ask_to_load(peer)
+    return peer
+
+
+def line(name: str, number: int, until: float | None = None) -> messages.LogLine:
+    fields: dict[str, Any] = {"slot": 1, "pid": 5}
+    until = time.monotonic() + 20 if until is None else until
+    return messages.LogLine("warning", name, fields, 4711, number, until)
+
+
+def test_who_wants_the_supervisor_s_lines(folder: Path) -> None:
+    """Only a fork server whose `gunicorn.error` was given other handlers; it says what they have taken."""
+    with Keeper(folder, wsgi_app="app:app") as keeper:
+        assert not configured(keeper).hear(messages.AppLoaded).loggers
+        (folder / "gunicorn.conf.py").write_text(LOGGERS)
+        server = configured(keeper)
+        assert server.hear(messages.AppLoaded).loggers
+        server.say(line("late", 1, until=0.0))
+        server.say(line("worker_exited", 2))
+        assert server.hear(messages.LogTaken).number == 2
+        assert (folder / "mine.log").read_text() == "4711 WARNING worker_exited slot=1 pid=5\n"
+
+
+def test_a_template_goes_on_with_them(folder: Path) -> None:
+    """What was a worker hands the supervisor's lines on as a fork server; its workers write as before."""
+    (folder / "gunicorn.conf.py").write_text(LOGGERS)
+    with Keeper(folder, wsgi_app="app:app") as keeper:
+        server = configured(keeper)
+        server.hear(messages.AppLoaded)
+        worker = keeper.spawn(server)
+        worker.say(messages.Drain(hand_over=True, template=True))
+        assert worker.hear(messages.TemplateReady).loggers
+        worker.say(line("told", 9))
+        assert worker.hear(messages.LogTaken).number == 9
+        young = keeper.spawn(worker)
+        assert keeper.get("/fail")[0].startswith("500")
+        text = (folder / "mine.log").read_text()
+        assert "4711 WARNING told" in text
+        assert f"{young.pid} ERROR request_failed" in text
+
+
+def test_files_are_reopened(folder: Path) -> None:
+    """A fork server is told as well: what it forks later inherits handlers with new files."""
+    (folder / "gunicorn.conf.py").write_text(LOGGERS)
+    with Keeper(folder, wsgi_app="app:app") as keeper:
+        server = configured(keeper)
+        server.hear(messages.AppLoaded)
+        (folder / "mine.log").rename(folder / "old.log")
+        server.say(messages.ReopenLogs())
+        keeper.spawn(server)
+        keeper.get("/fail")
+        assert "request_failed" in (folder / "mine.log").read_text()
+        assert (folder / "old.log").read_text() == ""
+
+
+def test_asked_to_reopen_before_it_boots(folder: Path) -> None:
+    """USR1 in the moment between fork and boot is no reason to leave."""
+    with Keeper(folder, wsgi_app="app:app") as keeper:
+        server = keeper.server()
+        ours, theirs = pair()
+        reading, writing = os.pipe()
+        with theirs:
+            server.say(messages.Spawn(1, 1, 1, True), [theirs.fileno(), writing])
+        os.close(writing)
+        worker = Peer(ours, messages.FromWorker)
+        try:
+            worker.found(server.hear(messages.Forked).pid)
+            worker.say(messages.ReopenLogs())
+            worker.say(messages.Boot())
+            worker.hear(messages.Ready)
+            assert keeper.get() == ("200 OK", b"hi")
+        finally:
+            worker.close()
+            os.close(reading)
+
+
+def test_nothing_is_inherited(folder: Path) -> None:
+    """A worker has its own log and syslog connection, not its fork server's beside; so has a template."""
+    with socket.create_server(("127.0.0.1", 0)) as syslog:
+        settings = {
+            "errorlog": "error.log",
+            "syslog": True,
+            "syslog_addr": f"tcp://127.0.0.1:{syslog.getsockname()[1]}",
+            "statsd_host": "127.0.0.1:9",
+        }
+        with Keeper(folder, wsgi_app="app:app", **settings) as keeper:
+            server = keeper.server()
+            worker = keeper.spawn(server)
+            second = keeper.spawn(keeper.make_template(worker), slot=2)
+            for peer in (server, worker, second):
+                opened = peer.descriptors()
+                assert sum(name.endswith("/error.log") for name in opened) == 1
+            # A template has none of what serves; else the same, or something was left of its parent's.
+            sockets = [
+                sum(name.startswith("socket:") for name in peer.descriptors()) for peer in (server, worker)
+            ]
+            assert sockets[0] == sockets[1]

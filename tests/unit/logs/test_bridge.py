@@ -1,0 +1,269 @@
+"""The loggers of the standard library: they are there, they may be changed, and nothing is lost or forged."""
+
+import io
+import json
+import logging
+import logging.handlers
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.logs import bridge
+from supervisor.logs.access import compile_format
+from supervisor.logs.lean import Log, LogFile
+
+ERROR, ACCESS = logging.getLogger("gunicorn.error"), logging.getLogger("gunicorn.access")
+ENVIRON = {"REMOTE_ADDR": "192.0.2.7", "HTTP_USER_AGENT": "probe"}
+REQUEST = ("GET", "/a%0ab?c", "HTTP/1.1", ENVIRON, "200 OK", [("X-Y", "z")], 3, 2_000_000)
+
+
+class Kept(logging.Handler):
+    """Keeps records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    loggers = (ERROR, ACCESS)
+    before = [(logger.handlers[:], logger.filters[:], logger.propagate, logger.level) for logger in loggers]
+    yield
+    for logger, (handlers, filters, propagate, level) in zip(loggers, before, strict=True):
+        logger.handlers[:], logger.filters[:], logger.propagate = handlers, filters, propagate
+        logger.setLevel(level)
+        logger.disabled = False
+    bridge._failures.clear()
+    bridge._error_handler.log = bridge._access_handler.file = None
+    bridge._error_handler.setFormatter(None)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "error.log"
+
+
+@pytest.fixture
+def log(path: Path) -> Iterator[Log]:
+    log = Log(LogFile(str(path), 2), "json", "info", {"slot": 3, "pid": 7})
+    bridge.attach(log)
+    bridge.set_up("info", access=False)
+    yield log
+    log.close()
+
+
+def events(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_recipe_of_apps(log: Log, path: Path) -> None:
+    """Handlers and level of `gunicorn.error` used for an app's own logger: its lines look like ours."""
+    app = logging.getLogger("app.of.recipe")
+    app.propagate = False
+    app.handlers, app.level = ERROR.handlers, ERROR.level
+    app.debug("not worth it")
+    app.info("from %s", "the app")
+    try:
+        raise ValueError("mistake")
+    except ValueError:
+        app.exception("failed")
+    first, second = events(path)
+    assert (first["level"], first["event"], first["slot"]) == ("info", "from the app", 3)
+    assert first["logger"] == "app.of.recipe"
+    assert second["level"] == "error"
+    assert second["traceback"].endswith("ValueError: mistake")
+    assert ERROR.propagate is ACCESS.propagate is False
+    assert logging.getLevelName(ERROR.level) == "INFO"
+
+
+def test_its_own_lines_go_past_it(log: Log, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as nobody has changed the logger no record is made of what happens here."""
+    ERROR.handlers = [bridge._error_handler]  # pytest adds its own
+    monkeypatch.setattr(ERROR, "handle", None)
+    log.info("own")
+    log.event("debug", "too little")
+    assert [event["event"] for event in events(path)] == ["own"]
+
+
+def test_another_handler_gets_records(log: Log, path: Path) -> None:
+    """Events become records with fields as attributes and the traceback as `exc_text`; no line is ours."""
+    kept = Kept()
+    ERROR.handlers = [kept]
+    log.error("request_failed", path="/x", module="not the logger's", traceback="Trace\n<0>back")
+    log.event("debug", "too little")
+    (record,) = kept.records
+    assert record.getMessage() == 'request_failed slot=3 pid=7 path=/x module="not the logger\'s"'
+    assert (record.name, record.levelname, record.exc_text) == (
+        "gunicorn.error",
+        "ERROR",
+        "    Trace\n    <0>back",
+    )
+    assert vars(record)["slot"] == 3
+    assert logging.Formatter("%(message)s").format(record).count("\n") == 2
+    assert path.read_text() == ""
+
+
+def test_level_is_the_logger_s(log: Log) -> None:
+    """With loggers of its own a configuration says there what is worth a line, as in gunicorn."""
+    kept = Kept()
+    ERROR.handlers = [kept]
+    ERROR.setLevel(logging.DEBUG)
+    log.debug("little")
+    ERROR.setLevel(logging.ERROR)
+    log.warning("not enough")
+    assert [record.levelname for record in kept.records] == ["DEBUG"]
+
+
+def test_both(log: Log, path: Path) -> None:
+    """A handler besides ours: a line here in our format with its fields, a record there, each once."""
+    kept, let_out = Kept(), []
+    ERROR.addHandler(kept)
+    log.outlets = [lambda *event: let_out.append(event)]
+    log.info("own", n=1)
+    ERROR.warning("the app's")
+    assert [(event["event"], event.get("n")) for event in events(path)] == [("own", 1), ("the app's", None)]
+    assert len(kept.records) == 2
+    assert [(level, name) for level, name, _ in let_out] == [("info", "own"), ("warning", "the app's")]
+
+
+def test_a_handler_that_raises(log: Log, path: Path) -> None:
+    """What can't be handed on is written here; why is told once."""
+
+    class Broken(logging.Handler):
+        def handle(self, record: logging.LogRecord) -> bool:
+            raise RuntimeError("no room")
+
+    ERROR.handlers = [Broken()]
+    log.info("one")
+    log.info("two")
+    assert [event["event"] for event in events(path)] == ["logger_failed", "one", "two"]
+
+
+def test_a_disabled_logger(log: Log, path: Path) -> None:
+    """`disable_existing_loggers` of an app's own configuration does not silence the server."""
+    ERROR.disabled = True
+    log.error("seen")
+    assert [event["event"] for event in events(path)] == ["seen"]
+
+
+def test_a_formatter_decides(log: Log, path: Path) -> None:
+    """A handler of ours that an app gave a formatter."""
+    ERROR.handlers[0].setFormatter(logging.Formatter("MINE %(levelname)s %(message)s"))
+    ERROR.info("text")
+    assert path.read_text() == "MINE INFO text\n"
+
+
+def test_lines_can_not_be_forged(path: Path) -> None:
+    """A message of several lines begins one, the rest is set in; control characters drive no terminal."""
+    log = Log(LogFile(str(path), 2), "console", "info", {})
+    bridge.attach(log)
+    bridge.set_up("info", access=False)
+    ERROR.info("said \x1b[2J %s", "a\n12:00:00.000 info  forged")
+    log.close()
+    first, second = path.read_text().splitlines()
+    assert first.endswith(r"said \x1b[2J a")
+    assert second == "    12:00:00.000 info  forged"
+
+
+def test_the_supervisor_s_events(log: Log) -> None:
+    """They carry its pid, not that of the process that hands them on, and keep a field of that name."""
+    kept = Kept()
+    ERROR.handlers = [kept]
+    assert bridge.take_event("info", "worker_exited", {"pid": 5}, supervisor=4)
+    (record,) = kept.records
+    assert (record.process, record.getMessage()) == (4, "worker_exited pid=5")
+
+
+def test_requests_as_records(log: Log) -> None:
+    """The format is the message, all atoms are its arguments."""
+    kept = Kept()
+    ACCESS.handlers = [kept]
+    bridge.access_to_logger('"%(r)s" %(s)s %({user-agent}i)s %({nothing}i)s', None)(*REQUEST)
+    (record,) = kept.records
+    assert record.getMessage() == '"GET /a%0ab?c HTTP/1.1" 200 probe -'
+    assert isinstance(record.args, dict)
+    assert (record.args["U"], record.args["{x-y}o"], record.args["D"]) == (r"/a\x0ab", "z", 2000)
+    assert (record.name, record.levelname) == ("gunicorn.access", "INFO")
+
+
+def test_a_filter_drops_health_checks(log: Log) -> None:
+    """By the path in `record.args`, or by the message."""
+    kept = Kept()
+    kept.addFilter(lambda record: record.args["U"] != "/health")
+    ACCESS.handlers = [kept]
+    told = bridge.access_to_logger("%(r)s", None)
+    told("GET", "/health", *REQUEST[2:])
+    told(*REQUEST)
+    assert [record.args["U"] for record in kept.records] == [r"/a\x0ab"]
+
+
+def test_a_level_drops_requests(log: Log) -> None:
+    """A logger above INFO wants none, and nothing is put together for it."""
+    ACCESS.setLevel(logging.WARNING)
+    bridge.access_to_logger("%(r)s", None)()
+
+
+def test_a_filter_that_raises(log: Log, path: Path, tmp_path: Path) -> None:
+    """The request is answered; its line goes to the access log, and the mistake is told once."""
+    ACCESS.addFilter(lambda _record: 1 / 0)
+    file = LogFile(str(tmp_path / "access.log"), 1)
+    told = bridge.access_to_logger("%(m)s", compile_format("%(m)s", file.gather))
+    told(*REQUEST)
+    told(*REQUEST)
+    file.close()
+    assert (tmp_path / "access.log").read_text() == "GET\nGET\n"
+    assert [event["event"] for event in events(path)] == ["logger_failed"]
+
+
+def test_an_app_writes_to_the_access_logger(log: Log, tmp_path: Path) -> None:
+    """It stands in the access log, on one line."""
+    file = LogFile(str(tmp_path / "access.log"), 1)
+    bridge.set_up("info", access=True)
+    bridge.attach_access(file)
+    ACCESS.handlers = [bridge._access_handler]  # pytest adds its own
+    assert not bridge.access_diverted()
+    ACCESS.info("mine\nforged")
+    file.close()
+    assert (tmp_path / "access.log").read_text() == "mine\\nforged\n"
+
+
+@pytest.mark.parametrize("kind", [logging.FileHandler, logging.handlers.RotatingFileHandler])
+def test_files_are_reopened(log: Log, tmp_path: Path, kind: Any) -> None:
+    """USR1: whatever logger has a FileHandler writes to the new file, also in the middle of a line."""
+    path, logger = tmp_path / "mine.log", logging.getLogger("some.app")
+    handler = kind(str(path))
+    logger.addHandler(handler)
+    try:
+        logger.error("before")
+        path.rename(tmp_path / "old.log")
+        stream = handler.stream
+        bridge.reopen_files()
+        assert handler.stream is stream
+        logger.error("after")
+        path.rename(tmp_path / "older.log")
+        (tmp_path / "mine.log").mkdir()  # now it can't be opened
+        bridge.reopen_files()
+        logger.error("kept")
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+    assert (tmp_path / "old.log").read_text() == "before\n"
+    assert (tmp_path / "older.log").read_text() == "after\nkept\n"
+
+
+def test_wsgi_errors_go_where_the_lines_go(log: Log) -> None:
+    """To the streams of the logger's handlers; to our log where those are ours; never an error."""
+    own: list[str] = []
+    write = bridge.write_errors(own.append)
+    write("one\n")
+    stream, closed = io.StringIO(), io.StringIO()
+    closed.close()
+    ERROR.handlers = [logging.StreamHandler(stream), logging.StreamHandler(closed)]
+    write("two\n")
+    assert (own, stream.getvalue()) == (["one\n"], "two\n")

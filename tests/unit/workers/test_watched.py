@@ -1,0 +1,131 @@
+"""Which files a process tells of."""
+
+import importlib
+import os
+import sys
+import time
+from importlib.util import cache_from_source
+from pathlib import Path
+from types import ModuleType
+
+import msgspec
+import pytest
+
+from supervisor.ipc.messages import Watch
+from supervisor.workers.loader import AppLoadError, load_app
+from supervisor.workers.watched import Telling, forget_bytecode, of_failure, sources
+
+
+def module(name: str, file: str | None) -> tuple[str, ModuleType]:
+    made = ModuleType(name)
+    made.__dict__["__file__"] = file
+    return name, made
+
+
+def test_files_of_modules() -> None:
+    """The app's and installed packages', not the standard library's nor Ostler's; sources, not bytecode."""
+    found = sources(
+        [
+            module("shop", "/srv/shop/__init__.py"),
+            module("shop.models", "/srv/shop/models.pyc"),
+            module("fast", "/srv/fast.cpython-311-x86_64-linux-gnu.so"),
+            module("flask", "/venv/lib/python3.11/site-packages/flask/__init__.py"),
+            module("built_in", None),
+            module("frozen", "<frozen something>"),
+            ("none", None),
+            ("json", importlib.import_module("json")),
+            ("supervisor.errors", importlib.import_module("supervisor.errors")),
+        ]
+    )
+    assert found.files == [
+        "/srv/shop/__init__.py",
+        "/srv/shop/models.py",
+        "/srv/fast.cpython-311-x86_64-linux-gnu.so",
+        "/venv/lib/python3.11/site-packages/flask/__init__.py",
+    ]
+    assert found.folders == ["/srv/shop", "/srv/templates"]
+
+
+def test_modules_that_load_when_looked_at() -> None:
+    """A module whose attributes are made on demand is not touched."""
+
+    class Lazy(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise AssertionError(name)
+
+    assert sources([("lazy", Lazy("lazy"))]).files == []
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    return tmp_path
+
+
+def failure(spec: str) -> AppLoadError:
+    with pytest.raises(AppLoadError) as caught:
+        load_app(spec)
+    return caught.value
+
+
+def test_files_of_a_syntax_error(here: Path) -> None:
+    """The file that can't be parsed, and those that import it."""
+    (here / "outer_page.py").write_text("import inner_page\n")
+    (here / "inner_page.py").write_text("def (\n")
+    found = of_failure(failure("outer_page:app"))
+    assert {str(here / "outer_page.py"), str(here / "inner_page.py")} <= set(found)
+
+
+def test_files_of_an_error_in_an_error(here: Path) -> None:
+    """Also what was being handled, or is given as the cause."""
+    (here / "third_page.py").write_text("def f():\n    1 / 0\n")
+    (here / "chain_page.py").write_text(
+        "import third_page\ntry:\n    third_page.f()\nexcept ZeroDivisionError:\n    raise RuntimeError\n"
+    )
+    assert str(here / "third_page.py") in of_failure(failure("chain_page:app"))
+
+
+@pytest.mark.parametrize("spec", ["nowhere_page:app", "asks_page:app"])
+def test_files_of_a_missing_module(here: Path, spec: str) -> None:
+    """Where a module would be found if it came."""
+    (here / "asks_page.py").write_text("import nowhere_page\n")
+    found = of_failure(failure(spec))
+    assert {str(here / "nowhere_page.py"), str(here / "nowhere_page/__init__.py")} <= set(found)
+
+
+def test_tells_each_once(here: Path) -> None:
+    """All at first, in messages that fit a channel; then what is new, with the time of the look before."""
+    told: list[Watch] = []
+    telling = Telling(told.append)
+    more = [f"/srv/part{number}/{'x' * 100}.py" for number in range(2000)]
+    began = time.time()
+    telling.tell(more)
+    assert max(len(msgspec.msgpack.encode(message)) for message in told) < 100_000
+    assert [file for message in told for file in message.files][-2000:] == more
+    assert all(message.since <= began for message in told)
+    told.clear()
+    telling.tell(more)
+    assert told == []
+    (here / "late_page.py").write_text("")
+    importlib.import_module("late_page")
+    telling.tell()
+    (message,) = told
+    assert message.files == [str(here / "late_page.py")]
+    assert message.folders == [str(here / "templates")]
+    assert began <= message.since <= time.time()
+
+
+def test_bytecode_of_a_file_just_written(here: Path) -> None:
+    """It could pass for the next edit's; that of an older file stays."""
+    since = 1_700_000_000.9
+    for name, age, kept in (("young", 1_700_000_000.1, False), ("old", 1_699_999_999.9, True)):
+        source = here / f"{name}.py"
+        source.write_text("")
+        os.utime(source, (age, age))
+        cached = Path(cache_from_source(str(source)))
+        cached.parent.mkdir(exist_ok=True)
+        cached.write_bytes(b"")
+        forget_bytecode([str(source), str(here / "none.py")], since)
+        assert cached.exists() is kept
