@@ -70,7 +70,7 @@ def record_writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         writes.append(data)
         return real(fd, data)
 
-    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(real, "write", write)
     return writes
 
 
@@ -130,7 +130,7 @@ def test_a_line_that_comes_while_another_thread_writes(
         assert leave.wait(10)
         return real(fd, data)
 
-    monkeypatch.setattr(os, "write", slow)
+    monkeypatch.setattr(real, "write", slow)
     first = threading.Thread(target=file.write, args=("one",))
     first.start()
     try:
