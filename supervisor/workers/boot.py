@@ -461,6 +461,9 @@ def leave(code: int) -> NoReturn:
     # And stacks must not be dumped while it takes threads and frames away.
     for signum in (signal.SIGIO, *ENDING, INTERRUPT_SIGNAL, DUMP_SIGNAL):
         signal.signal(signum, signal.SIG_IGN)
+    if (logging := sys.modules.get("logging")) is not None:
+        # A monkey-patched lock can't be used any more when the last handlers go.
+        logging._lock = real.RLock()  # type: ignore[attr-defined]
     # What is left to do is tearing down an interpreter, some 20 ms of work that nobody waits for.
     step_back_for_good()
     sys.exit(code)

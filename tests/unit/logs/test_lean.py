@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.logs.lean import ErrorStream, Log, LogFile, resolve_format, wants_colour
+from supervisor.osapi import real
 
 
 @pytest.fixture
