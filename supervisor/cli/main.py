@@ -1,136 +1,65 @@
-"""`ostler`: the daemon's command line, made from the settings table."""
+"""`ostler`: the daemon's command."""
 
 import os
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
 from supervisor import __version__
+from supervisor.cli.arguments import Given, command
 from supervisor.errors import ExitCode, OstlerError
 from supervisor.osapi.process import fill_standard_descriptors
-from supervisor.settings.kinds import Kind
-from supervisor.settings.table import Setting, rows
-
-_EPILOG = "See also: ctl --help (the same as ostler ctl --help), which drives a running daemon."
-
-
-class _Value(click.ParamType[Any]):
-    """Checks a value as its row does and hands on what was written: the fork server merges and parses."""
-
-    def __init__(self, row: Setting) -> None:
-        self.name = row.kind.metavar.lower()
-        self._row = row
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            self._row.kind.parse([value] if self._row.kind.several else value)
-        except ValueError as error:
-            self.fail(f"{self._row.name}: {error}", param, ctx)
-        return value
-
-
-def _option(row: Setting) -> click.Option:
-    switch = not row.kind.metavar
-    default = "" if switch or row.default in (None, ()) else f"  [default: {_shown(row)}]"
-    if row.env and default:
-        default = f"{default[:-1]}, or the environment's {row.env}]"
-    return click.Option(
-        [*row.flags, f"_{row.name}"],
-        help=row.help + default,
-        is_flag=switch,
-        # What is on by default has a flag that turns it off.
-        flag_value=("false" if row.default else True) if switch else None,
-        default=None,
-        multiple=row.kind.several,
-        type=None if switch else _Value(row),
-        metavar=row.kind.metavar or None,
-    )
-
-
-def _shown(row: Setting) -> str:
-    if isinstance(row.default, float):
-        return f"{row.default:g}"
-    if isinstance(row.default, tuple) and row.kind.several:
-        return ", ".join(row.default)
-    return row.kind.shown(row.default)
-
-
-class _Command(click.Command):
-    """Takes a flag whose value may be left out without swallowing what comes behind it, the app perhaps."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        bare = {flag: row.kind for row in rows().values() if row.kind.bare for flag in row.flags}
-        options = args[: args.index("--")] if "--" in args else args
-        for place, arg in enumerate(options):
-            if arg in bare and not _is_value(bare[arg], *args[place + 1 : place + 2]):
-                args[place] = f"{arg}={bare[arg].bare}"
-        return super().parse_args(ctx, args)
-
-
-def _is_value(kind: Kind, text: str = "") -> bool:
-    try:
-        kind.parse(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _command() -> click.Command:
-    options: list[click.Parameter] = [
-        click.Argument(["app"], required=False, metavar="[MODULE:APP]"),
-        click.Option(
-            ["-c", "--config", "config"], metavar="FILE", help="Configuration file (Python, as gunicorn's)."
-        ),
-        click.Option(
-            ["--check-config", "check_config"], is_flag=True, help="Load configuration and app, then exit."
-        ),
-        click.Option(
-            ["--print-config", "print_config"],
-            is_flag=True,
-            help="Print all settings and where each came from.",
-        ),
-        click.Option(["--demo", "demo"], is_flag=True, help="Run a built-in demo app with a dashboard."),
-    ]
-    options += [_option(row) for row in rows().values() if row.flags]
-    command = _Command(
-        "ostler",
-        params=options,
-        callback=_run,
-        help="Serve a WSGI app with a fleet of supervised workers.",
-        epilog=_EPILOG,
-        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    )
-    return click.version_option(__version__, "-v", "--version", message="ostler %(version)s")(command)
+    version = click.version_option(__version__, "-v", "--version", message="ostler %(version)s")
+    return version(command(_run))
 
 
-def _run(
-    app: str | None, config: str | None, check_config: bool, print_config: bool, demo: bool, **given: Any
-) -> None:
-    values = {
-        name.removeprefix("_"): value for name, value in given.items() if value not in (None, (), False)
-    }
-    command_line = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
-    }
+def _run(given: Given) -> None:
+    command_line, app, demo = given.values, given.app, given.demo
     if demo:
         command_line = {"workers": "3", "log_format": "auto", "proc_name": "demo"} | command_line
         app = app or "supervisor.demo:app"
     if app:
         command_line["wsgi_app"] = app
     folder = _folder()
-    if check_config or print_config:
+    if given.check_config or given.print_config:
         from supervisor.daemon.check import check
+        from supervisor.ipc.messages import VERSION, Configure
 
-        sys.exit(check(command_line, config, folder, show=print_config, load_app=check_config))
+        ask = Configure(
+            VERSION,
+            0,
+            command_line,
+            given.config,
+            folder,
+            cause="check",
+            variables=given.variables,
+            remarks=given.remarks,
+        )
+        sys.exit(check(ask, show=given.print_config, load_app=given.check_config))
     from supervisor.daemon.main import Order, run
 
     own_choice = demo and "control_bind" not in command_line
     if own_choice:
         command_line["control_bind"] = "127.0.0.1:8001"
-    sys.exit(run(Order(command_line, config, folder, demo, any_control_port=own_choice)))
+    sys.exit(
+        run(
+            Order(
+                command_line,
+                given.config,
+                folder,
+                given.variables,
+                given.remarks,
+                demo,
+                any_control_port=own_choice,
+            )
+        )
+    )
 
 
 def _folder() -> str:
@@ -180,8 +109,6 @@ def main() -> None:
         sys.exit(128 + 2)
     except click.ClickException as error:
         message = " ".join(error.format_message().split())
-        if isinstance(error, click.NoSuchOption) and error.option_name[1:2].isdigit():
-            message = "No setting takes a negative number."  # Click takes it for a flag
         click.echo(f"ostler: error: {message} (see ostler --help)", err=True)
         sys.exit(ExitCode.USAGE)
     except OstlerError as error:

@@ -131,9 +131,10 @@ def _admit(route: Route[object, object], guard: Guard, request: web.Request, who
         return Caller(who, "read")
     caller = guard.authenticate(request, who)
     if SCOPES.index(caller.scope) < SCOPES.index(route.scope):
-        raise Forbidden(
-            f"a browser's session may not {route.name.replace('_', '-')}; use `ctl` or the bearer token"
-        )
+        what = route.name.replace("_", "-")
+        if caller.session is not None:
+            raise Forbidden(f"a browser's session may not {what}; use `ctl` or the bearer token")
+        raise Forbidden(f"{who} may not {what}, only {caller.scope}; the daemon's own user and root may")
     return caller
 
 

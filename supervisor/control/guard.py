@@ -1,11 +1,14 @@
 """Who may ask.
 
-A Unix socket trusts the kernel: the peer's uid must be ours or root. Loopback TCP trusts nothing that a web
-page or another user on this machine could send: the `Host` must name this listener (or a rebound DNS name
-would make us same-origin with a stranger), the `Origin` of a change must be our own page, and each request
-carries the bearer token or a session cookie. A session begins with a one-time code, which travels in a URL's
-fragment and so never reaches a server's log. Secrets are kept as digests: looking one up takes no time that
-depends on it.
+A Unix socket trusts the kernel: the peer's uid must be ours or root. Where the socket's mode lets others
+connect they may operate, but for the user that the app runs as, who may only read: an app that was taken over
+must not steer what supervises it.
+
+Loopback TCP trusts nothing that a web page or another user on this machine could send: the `Host` must name
+this listener (or a rebound DNS name would make us same-origin with a stranger), the `Origin` of a change must
+be our own page, and each request carries the bearer token or a session cookie. A session begins with a
+one-time code, which travels in a URL's fragment and so never reaches a server's log. Secrets are kept as
+digests: looking one up takes no time that depends on it.
 """
 
 import hashlib
@@ -62,21 +65,32 @@ class Guard(Protocol):
 
 
 class UnixGuard:
-    """Peer credentials: the daemon's own user and root may do everything, nobody else anything."""
+    """Peer credentials: the daemon's own user and root may do everything.
 
-    def __init__(self, uid: int | None = None) -> None:
+    Args:
+        uid: the daemon's.
+        shared: others may operate if they can connect; else nobody else may do anything.
+        app_uid: the app's, if that is another user; it may read if others may operate.
+    """
+
+    def __init__(self, uid: int | None = None, shared: bool = False, app_uid: int | None = None) -> None:
         self._allowed = {0, os.geteuid() if uid is None else uid}
+        self._shared = shared
+        self._app_uid = app_uid
 
     def identify(self, request: "web.Request") -> str:
         return f"unix uid {_peer_uid(request)}"
 
     def perimeter(self, request: "web.Request") -> None:
         uid = _peer_uid(request)
-        if uid not in self._allowed:
+        if uid not in self._allowed and (uid is None or not self._shared):
             raise Forbidden(f"uid {uid} is neither the daemon's user nor root")
 
-    def authenticate(self, request: "web.Request", who: str) -> Caller:  # noqa: ARG002 - Guard's signature
-        return Caller(who, "admin")
+    def authenticate(self, request: "web.Request", who: str) -> Caller:
+        uid = _peer_uid(request)
+        if uid in self._allowed:
+            return Caller(who, "admin")
+        return Caller(who, "read" if uid is None or uid == self._app_uid else "operate")
 
 
 class Secrets:

@@ -28,7 +28,7 @@ from supervisor.control.handlers import FleetHandlers, Handler
 from supervisor.control.handover import Handover, TcpHandover, UnixHandover
 from supervisor.control.pages import STATIC, add_pages
 from supervisor.control.routes import ROUTES, STREAM
-from supervisor.control.sockets import OwnedSocket, TokenFile, candidate_dirs, default_socket_path
+from supervisor.control.sockets import OWN, OwnedSocket, TokenFile, candidate_dirs, default_socket_path
 from supervisor.control.stream import Streams
 from supervisor.errors import SettingError
 
@@ -73,19 +73,28 @@ class ControlServer:
         self._token_file: TokenFile | None = None
         self._problem = ""
 
-    async def start_unix(self, path: Path, inherited: UnixHandover | None = None) -> None:
-        """Serve on the Unix socket `path`, mode 0600, to our own user and root.
+    async def start_unix(
+        self,
+        path: Path,
+        inherited: UnixHandover | None = None,
+        mode: int = OWN,
+        app_uid: int | None = None,
+    ) -> None:
+        """Serve on the Unix socket `path` to our own user, root, and whom `mode` lets in.
 
-        `inherited`: what the program before us left of this path.
+        Args:
+            inherited: what the program before us left of this path.
+            app_uid: the user that the app runs as, if that is another.
 
         Raises:
             SettingError: names `control_socket`; nothing is left behind.
         """
         if inherited is None:
-            owned = OwnedSocket.claim(path)
+            owned = OwnedSocket.claim(path, mode)
         else:
-            owned = OwnedSocket.adopt(Path(inherited.path), inherited.fd, inherited.lock_fd)
-        runner = await self._run(build_app(UnixGuard(), self._handlers, self._streams, self._log))
+            owned = OwnedSocket.adopt(Path(inherited.path), inherited.fd, inherited.lock_fd, mode)
+        guard = UnixGuard(shared=bool(mode & 0o077), app_uid=app_uid)
+        runner = await self._run(build_app(guard, self._handlers, self._streams, self._log))
         self._unix = _Unix(owned, runner, await _serve(runner, owned.socket))
 
     async def start_tcp(self, host: str, port: int, token: str, inherited: TcpHandover | None = None) -> str:

@@ -18,6 +18,8 @@ from pathlib import Path
 from supervisor.errors import SettingError
 
 SETTING = "control_socket"
+OWN = 0o600
+"""Mode of a socket for its owner alone."""
 SUN_PATH_MAX = 107
 """Bytes: sizeof(sun_path) is 108 with the terminating NUL (unix(7))."""
 
@@ -31,8 +33,10 @@ def safe_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")[:60] or "ostler"
 
 
-def default_socket_path(name: str) -> Path:
+def default_socket_path(name: str, mode: int = OWN) -> Path:
     """The control socket of the instance `name`; its folder exists afterwards.
+
+    mode: the socket's; whom it lets in can pass the folder as well.
 
     Raises:
         SettingError: the folder can't be made, or is not safely ours.
@@ -40,7 +44,14 @@ def default_socket_path(name: str) -> Path:
     file = f"{safe_name(name)}.sock"
     if folder := _service_dir():
         return folder / file  # systemd has made it; its mode is the unit's business
-    return _own_dir(_user_dir()) / file
+    folder = _own_dir(_user_dir())
+    if mode & 0o077:
+        try:
+            # Passed, not listed. What else is in there says itself who may have it.
+            folder.chmod(0o711)
+        except OSError as error:
+            raise _explain(error, folder) from error
+    return folder / file
 
 
 def candidate_dirs() -> list[Path]:
@@ -96,17 +107,18 @@ def _own_dir(folder: Path) -> Path:
 class OwnedSocket:
     """A bound Unix socket that is ours until `release`. Made by `claim`, or `adopt`."""
 
-    def __init__(self, path: Path, sock: socket.socket, lock: int) -> None:
+    def __init__(self, path: Path, sock: socket.socket, lock: int, mode: int = OWN) -> None:
         self.path = path
         self.socket = sock
         self._lock = lock
+        self._mode = mode
         # Its number is no other file's as long as the socket is open, deleted or not.
         self._identity = _identity(path)
         self._folder_mode = _mode(path.parent)
 
     @classmethod
-    def claim(cls, path: Path) -> "OwnedSocket":
-        """Bind `path` with mode 0600. A dead socket is replaced, a live one never.
+    def claim(cls, path: Path, mode: int = OWN) -> "OwnedSocket":
+        """Bind `path` with a mode. A dead socket is replaced, a live one never.
 
         Raises:
             SettingError: names `control_socket`; one line that says what is in the way.
@@ -119,7 +131,7 @@ class OwnedSocket:
         lock = -1
         try:
             lock = _take_lock(path)
-            return cls(path, _bind(path), lock)
+            return cls(path, _bind(path, mode), lock, mode)
         except BaseException as error:
             if lock >= 0:
                 _drop_lock(path, lock)
@@ -128,9 +140,9 @@ class OwnedSocket:
             raise
 
     @classmethod
-    def adopt(cls, path: Path, fd: int, lock: int) -> "OwnedSocket":
+    def adopt(cls, path: Path, fd: int, lock: int, mode: int = OWN) -> "OwnedSocket":
         """Go on with the descriptors that an `OwnedSocket` of the program before us had."""
-        return cls(path, socket.socket(fileno=fd), lock)
+        return cls(path, socket.socket(fileno=fd), lock, mode)
 
     @property
     def lock(self) -> int:
@@ -159,7 +171,7 @@ class OwnedSocket:
                 new = _take_lock(self.path)
                 os.close(self._lock)
                 self._lock = new
-            again = OwnedSocket(self.path, _bind(self.path), self._lock)
+            again = OwnedSocket(self.path, _bind(self.path, self._mode), self._lock, self._mode)
         except OSError as error:
             raise _explain(error, self.path) from error
         self._lock = -1
@@ -227,12 +239,12 @@ class TokenFile:
             pass  # gone, or somebody else's by now
 
 
-def _bind(path: Path) -> socket.socket:
-    """A new socket at `path`, mode 0600; called with the lock held."""
+def _bind(path: Path, mode: int) -> socket.socket:
+    """A new socket at `path`; called with the lock held."""
     _clear(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     # umask, not chmod after bind: there is no moment in which others could connect.
-    before = os.umask(0o177)
+    before = os.umask(0o777 & ~mode)
     try:
         sock.bind(os.fspath(path))
     except BaseException:

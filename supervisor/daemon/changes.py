@@ -10,7 +10,7 @@ from supervisor.settings.table import rows
 
 def shown(name: str, value: Any) -> Any:
     """A setting's value for the API; what is put into the app's environment is often a secret."""
-    if name == "raw_env":
+    if name in ("raw_env", "raw_paste_global_conf"):
         return [f"{pair.partition('=')[0]}=..." for pair in value]
     if name == "workers" and isinstance(value, tuple):
         return show_workers(value)

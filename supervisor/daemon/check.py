@@ -1,23 +1,33 @@
-"""`--check-config` and `--print-config`: asks a fork server, as the daemon would, and serves nothing."""
+"""`--check-config` and `--print-config`: asks a fork server, as the daemon would, and serves nothing.
 
+Nothing is bound, written or detached. What else would only show when that is tried is looked for beforehand.
+"""
+
+import errno
+import grp
 import os
+import pwd
 import socket
+import stat
 import sys
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+
+import msgspec
 
 from supervisor.daemon import upgrade
 from supervisor.daemon.children import ForkServerHandle
-from supervisor.errors import BootError, ExitCode, OstlerError
+from supervisor.errors import BootError, ExitCode, OstlerError, SettingError
 from supervisor.ipc import messages
 from supervisor.logs.setup import get_logger, set_up
 from supervisor.scoreboard import memory
+from supervisor.settings.address import parse_address
+from supervisor.settings.load import Loaded
 from supervisor.settings.render import print_config
+from supervisor.settings.table import Settings
 
 
-def check(
-    command_line: dict[str, Any], config: str | None, folder: str, *, show: bool, load_app: bool
-) -> int:
+def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
     """Evaluate the configuration, print it if `show`, load the app if `load_app`; returns the exit code.
 
     Raises:
@@ -31,17 +41,18 @@ def check(
     server.channel.set_blocking(True)
     try:
         if load_app:
-            command_line = {**command_line, "preload_app": True}
-        server.channel.send(
-            messages.Configure(messages.VERSION, 0, command_line, config, folder, cause="check")
-        )
+            ask = msgspec.structs.replace(ask, command_line={**ask.command_line, "preload_app": True})
+        server.channel.send(ask)
         configured = _receive(server)
         assert isinstance(configured, messages.Configured)
         for warning in configured.warnings:
             get_logger().warning("configuration", problem=warning)
         if show:
             print(print_config(configured.loaded))
+        if configured.problem:
+            raise OstlerError(configured.problem)
         if load_app:
+            look_ahead(configured.loaded)
             board = memory.create()
             giving, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with giving, taking:
@@ -53,6 +64,65 @@ def check(
         server.close()
         os.waitpid(server.pid, 0)
     return ExitCode.OK
+
+
+def look_ahead(loaded: Loaded) -> None:
+    """Look for what can't be bound, written or changed to, without doing it.
+
+    Raises:
+        SettingError: for the first such setting.
+    """
+    settings = loaded.settings
+    for name, look in (("bind", _look_at_addresses), ("pidfile", _look_at_pidfile)):
+        try:
+            look(settings)
+        except OSError as error:
+            path = f"{error.filename}: " if error.filename else ""
+            raise SettingError(name, f"{path}{error.strerror}", loaded.origins[name]) from None
+    for name, account in (("user", settings.user), ("group", settings.group)):
+        if account is not None and not _is_account(name, account):
+            raise SettingError(name, f"there is no {name} {account!r}", loaded.origins[name])
+
+
+def _look_at_addresses(settings: Settings) -> None:
+    if os.environ.get("LISTEN_FDS"):
+        return  # what systemd has bound takes their place
+    for text in settings.bind:
+        address = parse_address(text)
+        try:
+            if address.kind == "tcp":
+                port = address.port
+                socket.getaddrinfo(
+                    address.host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+                )
+            elif address.kind == "fd":
+                os.fstat(address.fd)
+            elif not address.path.startswith("@"):
+                _look_into_folder(settings, address.path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, text) from None
+
+
+def _look_at_pidfile(settings: Settings) -> None:
+    if settings.pidfile is not None:
+        _look_into_folder(settings, settings.pidfile)
+
+
+def _look_into_folder(settings: Settings, path: str) -> None:
+    """Raises OSError if a file could not be made at `path`, which counts from the folder of `chdir`."""
+    folder = Path(settings.chdir or ".", path).parent
+    if not stat.S_ISDIR(folder.stat().st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def _is_account(kind: str, name: str) -> bool:
+    """Whether there is a user or group of that name, or it is a number, which needs no name."""
+    try:
+        return name.isdecimal() or bool(pwd.getpwnam(name) if kind == "user" else grp.getgrnam(name))
+    except KeyError:
+        return False
 
 
 def _receive(server: ForkServerHandle, failure: type[OstlerError] = OstlerError) -> messages.FromForkServer:

@@ -3,11 +3,14 @@
 import os
 import sys
 import time
+from collections import deque
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 import supervisor
+from supervisor.control.views import ExitCause
 from supervisor.ipc import channel, messages
 from supervisor.ipc.channel import Channel
 from supervisor.osapi.priority import step_back, step_forward
@@ -41,6 +44,11 @@ class CarriedForkServer(msgspec.Struct, frozen=True):
     warmed: bool
     sent: set[int]
     channel: int
+    hooks: list[str] = []
+    calls: bool = False
+    workers_told: int | None = None
+    due: list[messages.HookDue] = []
+    lasting: bool = False
 
 
 class CarriedWorker(msgspec.Struct, frozen=True):
@@ -107,6 +115,13 @@ class ForkServerHandle(Child):
     Attributes:
         warmed: it has been told what modules its workers need.
         takes_lines: it wants the supervisor's log lines, for loggers of its own.
+        cause: why it was started.
+        hooks: names of those that its configuration file has; calls: it can be told what is due; due: what it
+            was told and has not done yet; workers_told: the number of workers that it knows.
+        begun: it is at the first of these.
+        ending: it is to end once nothing is due; exits: it calls `on_exit`.
+        lasting: hooks may have begun something in it that must outlive its generation; retired: that is all
+            that it is still there for, and left_for is what its generation ended of.
     """
 
     pid: int
@@ -121,6 +136,14 @@ class ForkServerHandle(Child):
         self.listener_keys: list[str] = []
         self.warmed = False
         self.takes_lines = False
+        self.cause: Literal["start", "reload", "upgrade", "restart"] = "restart"
+        self.hooks: list[str] = []
+        self.calls = False
+        self.workers_told: int | None = None
+        self.due: deque[messages.HookDue] = deque()
+        self.begun = False
+        self.ending = self.exits = self.lasting = self.retired = False
+        self.left_for: ExitCause | None = None
 
     def carried(self) -> CarriedForkServer:
         return CarriedForkServer(
@@ -131,6 +154,11 @@ class ForkServerHandle(Child):
             self.warmed,
             self.sent,
             self.channel.fileno(),
+            self.hooks,
+            self.calls,
+            self.workers_told,
+            list(self.due),
+            self.lasting,
         )
 
     @classmethod
@@ -139,6 +167,10 @@ class ForkServerHandle(Child):
         handle = cls(carried.generation, carried.pid, chan, carried.spawned_at)
         handle.listener_keys = carried.listener_keys
         handle.warmed = carried.warmed
+        handle.hooks, handle.calls = carried.hooks, carried.calls
+        handle.workers_told = carried.workers_told
+        handle.lasting = carried.lasting
+        handle.due.extend(carried.due)
         handle.sent = carried.sent
         return handle
 

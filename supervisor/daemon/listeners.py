@@ -12,7 +12,9 @@ from typing import NamedTuple
 import msgspec
 
 from supervisor.errors import SettingError
+from supervisor.osapi.account import find_account
 from supervisor.settings.address import Address, parse_address
+from supervisor.settings.table import Settings
 
 
 class ListenersState(msgspec.Struct, frozen=True):
@@ -36,6 +38,21 @@ class Access(NamedTuple):
 
     mode: str | None = None
     owner: str | None = None
+
+
+def access_of(settings: Settings) -> Access:
+    """Unless the settings say more, as in gunicorn: the umask gives the mode, the workers' account owns it.
+
+    Raises:
+        SettingError: there is no such account.
+    """
+    mode, owner = settings.socket_mode, settings.socket_owner
+    if mode is None and settings.umask != "0000":
+        mode = f"{0o777 & ~int(settings.umask, 8):04o}"
+    account = find_account(settings.user, settings.group, settings.initgroups)
+    if owner is None and account is not None and os.geteuid() == 0:
+        owner = ":".join("" if number is None else str(number) for number in account[:2]).rstrip(":")
+    return Access(mode, owner)
 
 
 class Listeners:
@@ -71,13 +88,15 @@ class Listeners:
         self,
         addresses: tuple[str, ...],
         backlog: int,
-        socket_mode: str | None = None,
-        socket_owner: str | None = None,
+        access: Access = Access(),  # noqa: B008 - frozen
+        reuse_port: bool = False,
     ) -> list[str]:
         """Make sure that all `addresses` are bound; returns the keys for `fileno`, in their order.
 
-        Mode and owner are those of Unix sockets. Of one that is bound already they are changed if others were
+        `access` is to Unix sockets. Of one that is bound already they are changed if others were
         asked for before; what an administrator did to it by hand meanwhile stays.
+
+        reuse_port: other programs may listen there, too (SO_REUSEPORT in socket(7)).
 
         Raises:
             SettingError: one can't be bound; those bound by this call are closed again.
@@ -92,14 +111,13 @@ class Listeners:
                 keys.append(key)
             return keys
         fresh: list[str] = []
-        access = Access(socket_mode, socket_owner)
         try:
             for text in dict.fromkeys(addresses):
                 if text in self._sockets:
                     self._sockets[text].listen(backlog)  # it may be another one now
                     self._change_access(text, access)
                 else:
-                    self._sockets[text] = self._listen(parse_address(text), backlog, access)
+                    self._sockets[text] = self._listen(parse_address(text), backlog, access, reuse_port)
                     self._access[text] = access
                     fresh.append(text)
                     if text.startswith("unix:") and (file := _file(self._sockets[text])) is not None:
@@ -110,10 +128,10 @@ class Listeners:
             raise
         return list(dict.fromkeys(addresses))
 
-    def _listen(self, address: Address, backlog: int, access: Access) -> socket.socket:
+    def _listen(self, address: Address, backlog: int, access: Access, reuse_port: bool) -> socket.socket:
         """As the function; if it is ourselves who have the port, the error says so."""
         try:
-            return _listen(address, backlog, access)
+            return _listen(address, backlog, access, reuse_port)
         except SettingError as error:
             why = error.__context__
             if isinstance(why, OSError) and why.errno == errno.EADDRINUSE and address.kind == "tcp":
@@ -191,7 +209,7 @@ def systemd_listeners() -> list[int]:
     return descriptors
 
 
-def _listen(address: Address, backlog: int, access: Access) -> socket.socket:
+def _listen(address: Address, backlog: int, access: Access, reuse_port: bool) -> socket.socket:
     if address.kind == "fd":
         return _adopt(address.fd)
     if address.kind == "unix":
@@ -210,6 +228,8 @@ def _listen(address: Address, backlog: int, access: Access) -> socket.socket:
         raise SettingError("bind", f"{address}: this is no host name") from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         _send_at_once(sock)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

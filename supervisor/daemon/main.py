@@ -2,12 +2,13 @@
 
 import asyncio
 import errno
+import gc
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from supervisor.control.handover import Handover
 from supervisor.control.server import ControlServer
 from supervisor.daemon import upgrade
 from supervisor.daemon.deadlines import DeadlineSensor
+from supervisor.daemon.detach import Launch, detach, log_gets_lost, quiet, reason_to_stay
 from supervisor.daemon.journal import Journal
 from supervisor.daemon.ledger import Ledger
 from supervisor.daemon.listeners import Listeners, systemd_listeners
@@ -31,13 +33,15 @@ from supervisor.daemon.plane import ControlPlane
 from supervisor.daemon.shell import Callbacks, Shell, Start
 from supervisor.daemon.upgrade import Carried
 from supervisor.daemon.watching import Watcher
-from supervisor.errors import ExitCode, SettingError
+from supervisor.errors import ExitCode, OstlerError, SettingError
 from supervisor.fleet import actions, events, health
 from supervisor.fleet.model import ExitStatus
 from supervisor.ipc import messages
 from supervisor.logs.lean import LogFile
+from supervisor.logs.opening import make_for_sharer, share_with
 from supervisor.logs.setup import get_logger, set_level, set_up, tap
-from supervisor.osapi.process import become_subreaper, has_terminal
+from supervisor.osapi.account import find_account
+from supervisor.osapi.process import become_subreaper, has_terminal, silence
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings.kinds import WORKERS
 from supervisor.settings.load import Loaded
@@ -62,11 +66,14 @@ SIGNAL_EVENTS: dict[signal.Signals, events.Event] = {
 class Order(Start):
     """More on how the daemon was asked to start.
 
-    demo: greet a newcomer; any_control_port: if the one in `control_bind` is taken, any will do.
+    demo: greet a newcomer; any_control_port: if the one in `control_bind` is taken, any will do; launch: to
+    whoever waits until it serves; stay: why it does not detach whatever the settings say.
     """
 
     demo: bool = False
     any_control_port: bool = False
+    launch: Launch | None = None
+    stay: str | None = None
 
 
 class Daemon:
@@ -75,7 +82,9 @@ class Daemon:
     def __init__(self, order: Order, carried: Carried | None = None) -> None:
         self._order = order
         self._carried = carried
-        self._log_file = _first_log(order.command_line)
+        self._launch = order.launch
+        self.must_detach = False
+        self._log_file = _first_log(order.command_line, order.launch is not None)
         self._journal = Journal(get_logger())
         self._ledger = Ledger()
         self._notifier = SystemdNotifier()
@@ -125,6 +134,8 @@ class Daemon:
         loop.add_signal_handler(signal.SIGWINCH, self._pause_unless_resized)
         loop.add_signal_handler(signal.SIGCHLD, self._shell.reaper.reap)
         loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
+        if self._launch is not None:
+            loop.add_reader(self._launch.fileno(), self._stop_unlaunched, self._launch)
         if self._carried is None:
             self._shell.submit(events.StartAsked())
         else:
@@ -133,6 +144,8 @@ class Daemon:
             finish = await self._finished
         finally:
             await self._close()
+        if self.must_detach:
+            return ExitCode.OK
         if not finish.failed:
             self._journal.record("info", "stopped", {"uptime": round(self._observer.status().uptime, 1)})
             return ExitCode.OK
@@ -163,7 +176,17 @@ class Daemon:
         self._watcher.configure(settings)
 
     def _begin(self, settings: Settings) -> None:
+        if settings.daemon and self._launch is None:
+            if self._order.stay is None:
+                # The file says so, not the command line. Nothing was bound or written yet.
+                self.must_detach = True
+                raise SettingError("daemon", "this process is to be the launcher")
+            problem = f"daemon: stays in the foreground, because {self._order.stay}"
+            self._journal.record("warning", "configuration", {"problem": problem})
         self._settle(settings)
+        if self._launch is not None and log_gets_lost(settings):
+            problem = "errorlog: the log ends here; --error-logfile FILE keeps it"
+            self._journal.record("warning", "configuration", {"problem": problem})
         if settings.pidfile:
             pidfile = PidFile(settings.pidfile)
             pidfile.write()
@@ -179,7 +202,11 @@ class Daemon:
                 os.chdir(Path(self._order.folder, settings.chdir))
             except OSError as error:
                 raise SettingError("chdir", f"can't enter {settings.chdir!r}: {error.strerror}") from None
-        self._log_file = set_up(settings.errorlog, settings.log_format, settings.loglevel)
+        share_with(find_account(settings.user, settings.group, settings.initgroups))
+        level = settings.loglevel
+        if self._launch is not None and settings.errorlog == "-" and not settings.enable_stdio_inheritance:
+            level = quiet(level)
+        self._log_file = set_up(settings.errorlog, settings.log_format, level)
         self._outlets.settle(settings, self._log_file)
 
     async def _start_control(self, settings: Settings) -> None:
@@ -201,8 +228,25 @@ class Daemon:
         }
         self._journal.record("info", "serving", fields)
         self._begin_looking()
+        if self._launch is not None:
+            self._leave_launcher(self._launch, settings)
         if self._order.demo:
             self._start_task(self._greet())
+
+    def _leave_launcher(self, launch: Launch, settings: Settings) -> None:
+        """It serves: whoever waits for that may go, and take the terminal along."""
+        self._loop.remove_reader(launch.fileno())
+        self._log_file.flush()
+        kept = settings.enable_stdio_inheritance
+        silence(outputs=not kept)
+        if settings.errorlog == "-" and not kept:
+            self._log_file = set_up("-", settings.log_format, settings.loglevel)
+            self._outlets.settle(settings, self._log_file)
+        launch.serving()
+
+    def _stop_unlaunched(self, launch: Launch) -> None:
+        self._loop.remove_reader(launch.fileno())
+        self._shell.submit(events.StopAsked("end of the launcher", "quick"))
 
     def _begin_looking(self) -> None:
         setproctitle(f"ostler: supervisor [{self._shell.name}]")
@@ -241,6 +285,8 @@ class Daemon:
 
     def _reopen_logs(self) -> None:
         self._log_file.reopen()
+        if loaded := self._shell.loaded.get(self._shell.fleet.current):
+            make_for_sharer(loaded.settings.accesslog)
         self._shell.tell_fork_servers(messages.ReopenLogs())
         self._shell.tell_workers(messages.ReopenLogs())
         self._journal.record("info", "logs_reopened", {"by": "signal USR1"})
@@ -285,6 +331,7 @@ class Daemon:
         self._start_task(self._upgrade())
 
     async def _upgrade(self) -> None:
+        await self._shell.hooks.pre_exec()
         # A signal whose handler has not run yet would be lost with this program. Those that come from now on
         # wait for the next one, and the loop hears of those that came before within three turns: it reads its
         # pipe, finds the handler, calls it.
@@ -420,7 +467,7 @@ class Daemon:
             get_logger().error("internal_error", exc_info=error)
 
 
-def _first_log(command_line: dict[str, Any]) -> LogFile:
+def _first_log(command_line: dict[str, Any], launched: bool) -> LogFile:
     """The log until the configuration is known: standard error, in the form the command line asks for.
 
     No file yet: the configuration may say `chdir`, and a relative path counts from there.
@@ -430,7 +477,8 @@ def _first_log(command_line: dict[str, Any]) -> LogFile:
         name: table[name].kind.parse(command_line[name]) if name in command_line else table[name].default
         for name in ("log_format", "loglevel")
     }
-    return set_up("-", given["log_format"], given["loglevel"])
+    level = quiet(given["loglevel"]) if launched else given["loglevel"]
+    return set_up("-", given["log_format"], level)
 
 
 def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -451,10 +499,39 @@ def run(order: Order) -> int:
         OstlerError: it could not start because of a mistake the user can mend.
     """
 
-    def serve(carried: Carried | None) -> int:
-        async def main() -> int:
-            return await Daemon(order, carried).run()
+    stay = reason_to_stay()
+    order = replace(order, stay=stay)
+    wanted = rows()["daemon"].kind.parse(order.command_line.get("daemon", False))
 
-        return asyncio.run(main())
+    def serve(carried: Carried | None) -> int:
+        if carried is None and wanted and stay is None:
+            return _run_detached(order)
+        now = replace(order, detached=carried is not None and stay is None)
+        code, must_detach = _run_once(now, carried)
+        return _run_detached(order) if must_detach else code
 
     return upgrade.taking_over(serve)
+
+
+def _run_detached(order: Order) -> int:
+    gc.collect()  # what a first run in the foreground has left open
+    launch = detach()
+    code: int = ExitCode.FAILED
+    try:
+        code, _ = _run_once(replace(order, detached=True, launch=launch), None)
+    except OstlerError as error:
+        code = error.exit_code
+        raise
+    finally:
+        launch.failing(code)
+    return code
+
+
+def _run_once(order: Order, carried: Carried | None) -> tuple[int, bool]:
+    """One run of the supervisor; its exit code, and whether it has ended only to be run detached."""
+
+    async def main() -> tuple[int, bool]:
+        daemon = Daemon(order, carried)
+        return await daemon.run(), daemon.must_detach
+
+    return asyncio.run(main())

@@ -20,6 +20,7 @@ import psutil
 
 from supervisor.fleet import events
 from supervisor.fleet.model import FleetPolicy, Load, WorkerState
+from supervisor.logs.setup import get_logger
 from supervisor.osapi.memory import memory_free
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.reader import Counts
@@ -143,6 +144,7 @@ class MemoryReader:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._denied = False
         self._known: dict[int, _Memory] = {}
 
     def read(self, pids: Mapping[int, int], limit: int, wanted: bool) -> dict[int, int | None]:
@@ -182,10 +184,19 @@ class MemoryReader:
             try:
                 # A process that is just ending has no memory any more.
                 memory.uss, memory.read_at = memory.process.memory_full_info().uss or None, now
+            except psutil.AccessDenied:
+                self._tell_denied()
             except psutil.Error:
                 del self._known[launch]
             if time.perf_counter() - began > _MEMORY_TIME:
                 return
+
+    def _tell_denied(self) -> None:
+        """Workers are another user's and we may not trace them: once, for it stays so."""
+        if not self._denied:
+            self._denied = True
+            problem = "own memory of workers can't be read, and not be limited, without CAP_SYS_PTRACE"
+            get_logger().warning("memory_unknown", problem=problem)
 
     def _told(self, memory: _Memory, limit: int, now: float) -> int | None:
         stale = memory.read_at != now

@@ -7,6 +7,7 @@ import platform
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 import msgspec
 import psutil
@@ -92,8 +93,15 @@ class _Usage:
         self._read_at = now
         try:
             memory = self._process.memory_full_info()
+        except psutil.AccessDenied:
+            # It runs as another user, and we may not trace it (CAP_SYS_PTRACE).
+            memory = None
         except psutil.Error:
             self._process = None
+            return
+        if memory is None:
+            with suppress(psutil.Error):
+                self.rss = self._process.memory_info().rss or None
             return
         # A process that is just ending has no memory any more.
         self.rss, self.uss = memory.rss or None, memory.uss or None

@@ -4,11 +4,12 @@ import os
 import secrets
 from pathlib import Path
 
-from supervisor.control.handover import Handover
+from supervisor.control.handover import Handover, UnixHandover
 from supervisor.control.server import ControlServer, default_socket_path
 from supervisor.control.sockets import SocketInUse, safe_name
 from supervisor.daemon.journal import Journal
 from supervisor.errors import OstlerError, SettingError
+from supervisor.osapi.account import find_account
 from supervisor.settings.address import Address, parse_address
 from supervisor.settings.table import Settings
 
@@ -43,21 +44,23 @@ class ControlPlane:
                 self._journal.record("warning", "control_unavailable", {"problem": str(error)})
 
     async def _start_socket(self, settings: Settings, name: str) -> Path:
-        if (left := self._before.unix) is not None:
-            await self._server.start_unix(Path(left.path), left)
-            return Path(left.path)
-        if settings.control_socket:
-            path = Path(settings.control_socket)
-            await self._server.start_unix(path)
+        mode = int(settings.control_socket_mode, 8)
+        account = find_account(settings.user, settings.group, settings.initgroups)
+        app_uid = account.uid if account is not None else None
+
+        async def start(path: Path, inherited: UnixHandover | None = None) -> Path:
+            await self._server.start_unix(path, inherited, mode, app_uid)
             return path
-        path = default_socket_path(name)
+
+        if (left := self._before.unix) is not None:
+            return await start(Path(left.path), left)
+        if settings.control_socket:
+            return await start(Path(settings.control_socket))
         try:
-            await self._server.start_unix(path)
+            return await start(default_socket_path(name, mode))
         except SocketInUse:
             # A second instance of the same app: its socket's name tells it apart.
-            path = default_socket_path(f"{safe_name(name)}-{os.getpid()}")
-            await self._server.start_unix(path)
-        return path
+            return await start(default_socket_path(f"{safe_name(name)}-{os.getpid()}", mode))
 
     async def _start_tcp(self, settings: Settings, socket_path: Path | None) -> None:
         if (left := self._before.tcp) is not None:

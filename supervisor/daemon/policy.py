@@ -1,5 +1,7 @@
 """From settings to what the fleet needs of them."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from supervisor.fleet.model import FleetPolicy
@@ -11,8 +13,12 @@ from supervisor.settings.table import Settings
 _DRAIN_GRACE = 1.0
 
 
-def fleet_policy(loaded: Loaded) -> FleetPolicy:
-    """What a generation's settings say about the fleet."""
+# How long a fork server may take to end. A hook has less (`hooks.calling`).
+_GRACE, HOOKS_GRACE = 1.0, 6.0
+
+
+def fleet_policy(loaded: Loaded, hooks: Sequence[str] = ()) -> FleetPolicy:
+    """What a generation's settings, and the names of its hooks, say about the fleet."""
     settings = _hurried(loaded) if loaded.settings.reload else loaded.settings
     least, most = settings.workers if isinstance(settings.workers, tuple) else (settings.workers, None)
     share = settings.max_surge.endswith("%")
@@ -39,6 +45,7 @@ def fleet_policy(loaded: Loaded) -> FleetPolicy:
         autoscale_utilisation=settings.autoscale_utilisation,
         autoscale_queue_wait=settings.autoscale_queue_wait,
         autoscale_cooldown=settings.autoscale_cooldown,
+        fork_server_grace=HOOKS_GRACE if hooks else _GRACE,
     )
 
 

@@ -65,7 +65,9 @@ class Reaper:
             self.worker_ended(shell.workers[launch], dead.status, dead.peak_memory)
         elif (old := self.leaving.pop(dead.pid, None)) is not None:
             self._note_fork_server(old, dead, replaced=True)
+            shell.hang_up(old)
             old.close()
+            shell.hooks.gone(old)
         elif (callback := self._expected.pop(dead.pid, None)) is not None:
             callback(dead.status)
         else:
@@ -113,6 +115,7 @@ class Reaper:
             dump=dump or handle.last_dump,
         )
         end = shell.ledger.record(facts)
+        shell.hooks.worker_ended(handle, status)
         shell.forget(handle.launch)
         shell.submit(
             events.WorkerExited(
@@ -126,7 +129,7 @@ class Reaper:
 
     def _note_fork_server(self, handle: ForkServerHandle, dead: Dead, replaced: bool = False) -> None:
         fleet = self._shell.fleet
-        leaving = fork_server_leaving(fleet, handle.generation, replaced)
+        leaving = handle.left_for or fork_server_leaving(fleet, handle.generation, replaced)
         tried = fleet.reload if leaving == "boot failed" else None
         facts = ExitFacts(
             "fork server",

@@ -14,7 +14,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from supervisor.daemon.children import (
     CarriedForkServer,
@@ -22,9 +22,10 @@ from supervisor.daemon.children import (
     ForkServerHandle,
     WorkerHandle,
 )
+from supervisor.daemon.hooks import HookCaller
 from supervisor.daemon.journal import Journal
-from supervisor.daemon.ledger import Ledger
-from supervisor.daemon.listeners import Listeners
+from supervisor.daemon.ledger import Ledger, fork_server_leaving
+from supervisor.daemon.listeners import Listeners, access_of
 from supervisor.daemon.overdue import Overdue
 from supervisor.daemon.policy import fleet_policy
 from supervisor.daemon.reaper import Reaper
@@ -46,12 +47,16 @@ class Start:
     """How the daemon was asked to start.
 
     command_line: raw settings given on the command line; config: the configuration file asked for, or None
-    for the usual places; folder: where.
+    for the usual places; folder: where; variables and remarks: see `messages.Configure`; detached: as a
+    daemon, if the settings say so.
     """
 
     command_line: dict[str, Any] = field(default_factory=dict)
     config: str | None = None
     folder: str = "."
+    variables: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    detached: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +117,7 @@ class Shell:
         self.workers: dict[int, WorkerHandle] = {}
         self.fork_servers: dict[int, ForkServerHandle] = {}
         self.reaper = Reaper(self)
+        self.hooks = HookCaller(self)
         self.overdue = Overdue(self)
         self.loaded: dict[int, Loaded] = {}
         self.relay = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -141,7 +147,7 @@ class Shell:
             actions.ReloadEnded: self._reload_ended,
             actions.CheckUpgrade: lambda _action: callbacks.check_upgrade(),
             actions.Upgrade: lambda _action: callbacks.upgrade(),
-            actions.Finish: callbacks.finish,
+            actions.Finish: self._finish,
         }
 
     def take_over(
@@ -169,6 +175,7 @@ class Shell:
             self.fork_servers[handle.generation] = handle
             if handle.channel.fileno() >= 0:
                 self.loop.add_reader(handle.channel.fileno(), self._on_fork_server, handle)
+        self.hooks.restored()
 
     def submit(self, event: events.Event) -> None:
         """Let the fleet know, and do what it wants done."""
@@ -178,7 +185,9 @@ class Shell:
         self._busy = True
         try:
             while self._waiting:
-                for action in self.fleet.handle(self._waiting.popleft(), time.monotonic()):
+                found = self.fleet.handle(self._waiting.popleft(), time.monotonic())
+                self.hooks.look()  # first: whoever hears of more workers hears of their forks afterwards
+                for action in found:
                     self._perform_safely(action)
         finally:
             self._busy = False
@@ -225,6 +234,7 @@ class Shell:
             self.submit(events.ForkServerExited(action.generation, ExitStatus()))
             return
         self.fork_servers[action.generation] = handle
+        handle.cause = self._cause(action.generation)
         self.loop.add_reader(handle.channel.fileno(), self._on_fork_server, handle)
         self._tell(
             handle.channel,
@@ -235,8 +245,19 @@ class Shell:
                 self._start.config,
                 self._start.folder,
                 self.loaded.get(action.generation),
+                handle.cause,
+                detached=self._start.detached,
+                variables=self._start.variables,
+                remarks=self._start.remarks,
             ),
         )
+
+    def _cause(self, generation: int) -> Literal["start", "reload", "upgrade", "restart"]:
+        if generation in self.loaded:
+            return "restart"
+        if self.fleet.reload is None or self.fleet.reload.generation != generation:
+            return "start"
+        return "upgrade" if self.fleet.reload.asked_by == "upgrade" else "reload"
 
     def _on_fork_server(self, handle: ForkServerHandle) -> None:
         for message in self._arrived(handle.channel):
@@ -244,16 +265,23 @@ class Shell:
 
     def _hear_fork_server(self, handle: ForkServerHandle, message: messages.FromForkServer) -> None:
         generation = handle.generation
-        if isinstance(message, messages.Configured):
+        if isinstance(message, messages.HookBegun):
+            handle.begun = True
+        elif isinstance(message, messages.HookDone):
+            self.hooks.done(handle, message.name)
+        elif isinstance(message, messages.LogTaken):
+            self._callbacks.log_taken(message.number)
+        elif handle.ending or handle.retired:
+            pass  # nobody wants it any more
+        elif isinstance(message, messages.Configured):
             self._configured(handle, message)
         elif isinstance(message, messages.AppLoaded):
             handle.takes_lines = message.loggers
+            self.hooks.loaded(handle, handle.cause)
             self.submit(events.AppLoaded(generation))
         elif isinstance(message, messages.LoadFailed):
             app_failed = generation in self.loaded
             self.submit(events.GenerationFailed(generation, message.reason, message.traceback, app_failed))
-        elif isinstance(message, messages.LogTaken):
-            self._callbacks.log_taken(message.number)
         elif isinstance(message, messages.ForkFailed):
             self.forget(message.launch)
             self.submit(events.SpawnFailed(message.launch, message.reason))
@@ -276,18 +304,17 @@ class Shell:
         except Exception as error:  # noqa: BLE001 - a defect of ours must fail this generation, not hang it
             self.submit(events.GenerationFailed(generation, str(error), traceback.format_exc()))
             return
+        self.hooks.configured(handle, message.hooks)
         self.name = self.name or settings.proc_name or settings.wsgi_app or settings.paste or ""
         self.loaded[generation] = loaded
         current = self.fork_servers.get(self.fleet.current)
         closes = current is not None and not set(current.listener_keys) <= set(handle.listener_keys)
-        self.submit(events.ForkServerConfigured(generation, fleet_policy(loaded), closes))
+        self.submit(events.ForkServerConfigured(generation, fleet_policy(loaded, message.hooks), closes))
 
     def _bind(self, loaded: Loaded) -> list[str]:
         """Raises SettingError."""
         settings = loaded.settings
-        return self.listeners.bind(
-            settings.bind, settings.backlog, settings.socket_mode, settings.socket_owner
-        )
+        return self.listeners.bind(settings.bind, settings.backlog, access_of(settings), settings.reuse_port)
 
     def _load_app(self, action: actions.LoadApp) -> None:
         handle = self.fork_servers[action.generation]
@@ -298,13 +325,34 @@ class Shell:
 
     def _stop_fork_server(self, action: actions.StopForkServer) -> None:
         if handle := self.fork_servers.get(action.generation):
-            handle.takes_lines = False
-            self._callbacks.when_lines_taken(lambda: self._hang_up(handle))
+            if handle.lasting and not self.fleet.stopping:
+                self._retire(handle)
+            else:
+                self.hooks.stop(handle)
+
+    def _retire(self, handle: ForkServerHandle) -> None:
+        """Its generation ends, and it does not, perhaps: the fleet hears of its end now."""
+        handle.left_for = fork_server_leaving(self.fleet, handle.generation)
+        self.reaper.leaving[handle.pid] = handle
+        del self.fork_servers[handle.generation]
+        self.hooks.leave(handle)
+        self._forget_unforked(handle.generation)
+        self.submit(events.ForkServerExited(handle.generation, ExitStatus()))
+        self.loop.call_soon(self._settle)  # when the fleet has heard it
+
+    def _settle(self) -> None:
+        self._forget_generations()
+        self._settle_listeners()
+
+    def hang_up(self, handle: ForkServerHandle) -> None:
+        """Give it its sign to leave, also while it runs user code, once it has the lines it was given."""
+        handle.takes_lines = False
+        self._callbacks.when_lines_taken(lambda: self._hang_up(handle))
 
     def _hang_up(self, handle: ForkServerHandle) -> None:
         if handle.channel.fileno() >= 0:
             self.loop.remove_reader(handle.channel.fileno())
-            handle.channel.close()  # its sign to leave, also while it runs user code
+            handle.channel.close()
 
     def _kill_fork_server(self, action: actions.KillForkServer) -> None:
         if handle := self.fork_servers.get(action.generation):
@@ -428,12 +476,10 @@ class Shell:
         # One that is being restarted may not have told yet what the generation listens on.
         known = old.listener_keys if old is not None else []
         template.listener_keys = known or self._bind(self.loaded[action.generation])
-        if old is not None:
-            if old.channel.fileno() >= 0:
-                self.loop.remove_reader(old.channel.fileno())
-            old.channel.close()  # its sign to leave
-            self.reaper.leaving[old.pid] = old
         self.fork_servers[action.generation] = template
+        if old is not None:
+            self.reaper.leaving[old.pid] = old
+        self.hooks.template(old, template, worker)
         self.loop.add_reader(template.channel.fileno(), self._on_fork_server, template)
         self._forget_unforked(action.generation)
 
@@ -448,8 +494,8 @@ class Shell:
         del self.fork_servers[handle.generation]
         self._forget_unforked(handle.generation)
         self.submit(events.ForkServerExited(handle.generation, status))
-        self._forget_generations()
-        self._settle_listeners()
+        self.hooks.gone(handle)
+        self._settle()
 
     def _forget_unforked(self, generation: int) -> None:
         """What was asked of a fork server and never came will not come; the fleet gives it up by itself."""
@@ -472,6 +518,10 @@ class Shell:
         self._settle_listeners()
         self._callbacks.reload_ended(action.generation)
         self._forget_generations()
+
+    def _finish(self, action: actions.Finish) -> None:
+        self.hooks.finished()
+        self._callbacks.finish(action)
 
     # -- small things -----------------------------------------------------------------------------------
 

@@ -27,7 +27,6 @@ from supervisor.fleet.state import State
 
 Level = Literal["debug", "info", "warning", "error"]
 
-_FORK_SERVER_GRACE = 1.0
 # How long a roll back waits for a worker to become the old generation's fork server.
 _STANDBY_TIME = 2.0
 # What else would tell why the same goes on after a roll back?
@@ -171,7 +170,7 @@ class Generations(State):
             del self.generations[number]
             return
         generation.state = GenerationState.RETIRING
-        generation.deadline = now + _FORK_SERVER_GRACE
+        generation.deadline = now + (generation.policy or FleetPolicy()).fork_server_grace
         generation.retry_at = None
         self._do(actions.StopForkServer(number))
 

@@ -93,6 +93,8 @@ class FleetPolicy:
     autoscale_utilisation: float = 0.7
     autoscale_queue_wait: float = 0.05
     autoscale_cooldown: float = 60.0
+    fork_server_grace: float = 1.0
+    """How long a fork server may take to end, before it is killed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,9 @@ import os
 import signal
 import struct
 import sys
+import threading
 import time
+from pathlib import Path
 
 from msgspec import structs
 from setproctitle import setproctitle
@@ -60,6 +62,12 @@ class Forking:
                 if isinstance(message, messages.Spawn):
                     if (inheritance := self._spawn(message, descriptors)) is not None:
                         return inheritance
+                elif isinstance(message, messages.HookDue):
+                    if message.name == "retire" and not self._retire():
+                        return None
+                    self._channel.send(messages.HookBegun())
+                    self._generation.hooks.due(message)
+                    self._channel.send(messages.HookDone(message.name))
                 elif isinstance(message, messages.Warm):
                     _warm(message.modules)
                 elif isinstance(message, messages.LogLine):
@@ -78,9 +86,20 @@ class Forking:
         if in_time and bridge.take_event(line.level, line.name, line.fields, line.pid):
             self._channel.send(messages.LogTaken(line.number))
 
+    def _retire(self) -> bool:
+        """Let go of what is shared with those who serve on; whether anything runs that hooks have begun."""
+        generation = self._generation
+        for sock in (*generation.listeners, *generation.relay):
+            sock.close()
+        os.close(generation.scoreboard_fd)
+        setproctitle(f"ostler: hooks gen {generation.number} [{generation.name}]")
+        children = Path("/proc/thread-self/children")
+        return threading.active_count() > 1 or (children.exists() and bool(children.read_text().split()))
+
     def _spawn(self, ask: messages.Spawn, descriptors: list[int]) -> boot.Inheritance | None:
         """Fork a worker; in the worker, returns what it inherits."""
         channel_fd, stacks_fd = descriptors
+        hook_worker = self._generation.hooks.about_to_fork(ask)
         read_fd, write_fd = os.pipe()
         gc.freeze()  # what came since the last time; see `_tidy_up`
         # Blocked until the worker has handlers of its own: ours would swallow what is meant for it.
@@ -104,9 +123,8 @@ class Forking:
                 real.close(write_fd)
                 self._channel.close()
                 self._outlets.drop()
-                return boot.Inheritance(
-                    self._generation, ask.launch, ask.urgent, ask.slot, ask.cell, channel_fd, stacks_fd
-                )
+                place = ask.launch, ask.urgent, ask.slot, ask.cell
+                return boot.Inheritance(self._generation, *place, channel_fd, stacks_fd, hook_worker)
             real.write(write_fd, _PID.pack(worker))
             os._exit(0)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
@@ -118,6 +136,7 @@ class Forking:
         real.waitpid(intermediate, 0)
         pid = _PID.unpack(answer)[0] if len(answer) == _PID.size else -1
         if pid > 0:
+            self._generation.hooks.forked(hook_worker, pid)
             self._channel.send(messages.Forked(ask.launch, pid))
         else:
             self._channel.send(messages.ForkFailed(ask.launch, os.strerror(-pid)))
@@ -131,6 +150,7 @@ def take_over(template: boot.Template) -> Forking:
     channel: Channel[Asked] = Channel(real.Socket(fileno=template.channel_fd), Asked)
     generation = template.generation
     outlets = Outlets(generation.settings, generation.log_format, fields_of(generation.number))
+    generation.hooks.taken_over(outlets.log.event)
     return Forking(channel, generation, outlets)
 
 

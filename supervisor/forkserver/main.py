@@ -9,8 +9,11 @@ that a worker may become at its end.
 
 import os
 import random
+import socket
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,16 +21,21 @@ from setproctitle import setproctitle
 
 from supervisor.errors import OstlerError, SettingError
 from supervisor.forkserver.forking import Asked, Forking, fields_of, take_over
+from supervisor.forkserver.rights import leave_terminal, take_rights
+from supervisor.hooks.calling import HookFailed
+from supervisor.hooks.generation import Hooks
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs import bridge, logconfig
 from supervisor.logs.access import compile_format, unknown_atoms
-from supervisor.logs.lean import open_log, resolve_format
+from supervisor.logs.lean import resolve_format
+from supervisor.logs.opening import open_log, share_with
 from supervisor.logs.outlets import Outlets
 from supervisor.logs.streams import forgive, write_at_once
 from supervisor.osapi import real
+from supervisor.osapi.account import find_account
 from supervisor.osapi.cpus import usable_cpus
-from supervisor.osapi.priority import step_back
+from supervisor.osapi.priority import keep_way_forward, step_back
 from supervisor.settings import configfile
 from supervisor.settings.load import Loaded, load
 from supervisor.settings.table import Settings
@@ -38,6 +46,7 @@ from supervisor.workers.engine import Engine
 from supervisor.workers.loader import AppLoadError, prepare
 from supervisor.workers.loader import load as load_app
 from supervisor.workers.rehearsal import LONG, rehearse
+from supervisor.wsgi.exchange import App
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -47,10 +56,15 @@ if TYPE_CHECKING:
 
 
 class Preparation:
-    """What comes before forking: the configuration, perhaps the app."""
+    """What comes before forking: the configuration, perhaps the app.
 
-    def __init__(self, channel: Channel[Asked]) -> None:
+    Attributes:
+        lowered: how we stepped back, as far as it can be undone.
+    """
+
+    def __init__(self, channel: Channel[Asked], lowered: int) -> None:
         self._channel = channel
+        self.lowered = lowered
         self._number = 0
         self._loaded: Loaded | None = None
         self._log_format = ""
@@ -59,6 +73,7 @@ class Preparation:
         self.outlets: Outlets | None = None
         # With `reload`, and not when all that is asked is whether the app can be loaded.
         self._development: Development | None = None
+        self._hooks: Hooks | None = None
 
     def run(self) -> boot.Generation | None:
         """Do what the supervisor asks; None if it can't be done, or the supervisor is gone."""
@@ -74,80 +89,114 @@ class Preparation:
     def _configure(self, ask: messages.Configure) -> bool:
         self._number = ask.generation
         setproctitle(f"ostler: fork server gen {ask.generation} loading")
+        loaded, problem = None, ""
+        warnings: list[str] = []
         try:
             if ask.version != messages.VERSION:
                 raise OstlerError("Ostler was changed on disk while it runs; restart it to use the new one")
             loaded, warnings, file = _configure(ask)
-            hook = file.hooks.get("ssl_context") if file is not None else None
+            functions = file.hooks if file is not None else {}
+            hook = functions.get("ssl_context")
+            if ask.detached and loaded.settings.daemon:
+                leave_terminal(loaded.settings)
             prepare(loaded.settings)
-            self._log_format = _check_logs(loaded.settings)
-            self._set_up_logs(loaded, file)
-            _check_folder(loaded.settings.tmp_upload_dir)
-            self._tls = _tls_context(loaded, hook)
-            self._worker_class = worker_class(loaded.settings)
-            if self._worker_class.advice and ask.known is None:
-                warnings.append(self._worker_class.advice)
+            with _telling_where(loaded), _new_logs(loaded.settings, keep=ask.cause != "check"):
+                warnings += self._set_up(loaded.settings, hook, ask.cause == "check")
+                self._set_up_logs(loaded.settings, file)
+                self._worker_class = worker_class(loaded.settings)
+                remarks = self._worker_class.check(loaded.settings)
+            if ask.known is None:
+                warnings += remarks
             if hook is not None and self._tls is None and ask.known is None:
                 warnings.append("ssl_context: without effect, because certfile is not set")
-        except (OstlerError, AppLoadError) as error:
-            self._channel.send(messages.LoadFailed(str(error), None))
-            return False
-        self._loaded = loaded
-        self._channel.send(messages.Configured(loaded, warnings))
-        if loaded.settings.reload and ask.cause != "check":
-            # Only now: who does not ask for it need not have it in memory.
-            from supervisor.workers.development import Development
+            called = {name: function for name, function in functions.items() if name != "ssl_context"}
+            assert self.outlets is not None
+            self._hooks = Hooks(called, loaded.settings, self.outlets.log.event, self._load_app, ask.cause)
+            if loaded.settings.reload and ask.cause != "check":
+                # Only now: who does not ask for it need not have it in memory.
+                from supervisor.workers.development import Development
 
-            self._development = Development(self._channel.send)
+                self._development = Development(self._channel.send)
+        except (OstlerError, AppLoadError) as error:
+            problem = str(error)
+            if loaded is None or ask.cause != "check":
+                self._channel.send(messages.LoadFailed(problem, None))
+                return False
+        self._loaded = loaded
+        hooks = self._hooks.names if self._hooks is not None else []
+        self._channel.send(messages.Configured(loaded, warnings, hooks, problem))
+        if self._development is not None:
             self._development.tell_configuration(ask, loaded.settings)
         return True
 
-    def _set_up_logs(self, loaded: Loaded, file: configfile.ConfigFile | None) -> None:
-        """Raises SettingError: `logconfig` or its like can't be used."""
-        settings = loaded.settings
+    def _set_up(self, settings: Settings, hook: "Hook | None", trial: bool) -> list[str]:
+        """Do what needs the supervisor's rights, then take the workers'; returns what to warn of."""
+        account = find_account(settings.user, settings.group, settings.initgroups)
+        share_with(account)
+        self._log_format = _check_logs(settings)
+        self._tls = _tls_context(settings, hook)
+        if account is not None:
+            self.lowered = keep_way_forward(self.lowered)
+        warnings = take_rights(settings, account, trial)
+        _check_folder(settings.tmp_upload_dir)
+        return warnings
+
+    def _set_up_logs(self, settings: Settings, file: configfile.ConfigFile | None) -> None:
+        """With the workers' rights: what user code opens is to be openable for them.
+
+        Raises:
+            SettingError: `logconfig` or its like can't be used.
+        """
         if settings.capture_output and settings.errorlog != "-":
             write_at_once()
         self.outlets = Outlets(settings, self._log_format, fields_of(self._number))
         bridge.set_up(settings.loglevel, access=bool(settings.accesslog))
-        try:
-            logconfig.apply(settings, file.values.get("logconfig_dict") if file is not None else None)
-        except SettingError as error:
-            raise SettingError(error.setting, error.problem, loaded.origins.get(error.setting, "")) from error
+        logconfig.apply(settings, file.values.get("logconfig_dict") if file is not None else None)
+
+    def _load_app(self) -> App:
+        assert self._loaded is not None
+        settings = self._loaded.settings
+        self._worker_class.prepare(settings)
+        if self._development is not None:
+            return self._development.load(settings, self._worker_class, self._number)
+        return load_app(settings, self._worker_class.interface)
 
     def _load(self, ask: messages.Load, descriptors: list[int]) -> boot.Generation | None:
         assert self._loaded is not None
+        assert self._hooks is not None
         settings = self._loaded.settings
         scoreboard_fd, giving_fd, taking_fd, *listener_fds = descriptors
+        listeners: list[socket.socket] = [real.Socket(fileno=fd) for fd in listener_fds]
+        app = self._hooks.server.app
         try:
-            app = None
+            # Not before: a daemon that is to detach does so now, and starts over.
+            self._hooks.configured()
             if settings.preload_app:
-                self._worker_class.prepare(settings)
-                app = (
-                    self._development.load(settings, self._worker_class, self._number)
-                    if self._development is not None
-                    else load_app(settings)
-                )
+                app.wsgi()
+            self._hooks.listening(listeners)
         except SettingError as error:
             self._channel.send(messages.LoadFailed(str(error), None))
             return None
-        except AppLoadError as error:
+        except (AppLoadError, HookFailed) as error:
             self._channel.send(
                 messages.LoadFailed(error.reason, shorten(error.trace) if error.trace else None)
             )
             return None
         assert self.outlets is not None
-        rehearse(settings, self.outlets.log, LONG)
+        if issubclass(self._worker_class, Engine):
+            rehearse(settings, self.outlets.log, LONG)
         return boot.Generation(
             number=self._number,
             name=ask.name,
             settings=settings,
             log_format=self._log_format,
             worker_class=self._worker_class,
-            app=app,
+            app=app.callable,
             tls=self._tls,
             relay=(real.Socket(fileno=giving_fd), real.Socket(fileno=taking_fd)),
-            listeners=[real.Socket(fileno=fd) for fd in listener_fds],
+            listeners=listeners,
             scoreboard_fd=scoreboard_fd,
+            hooks=self._hooks,
         )
 
 
@@ -163,28 +212,27 @@ def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], configfile.C
         os.chdir(folder)
     except OSError as error:
         raise OstlerError(f"can't enter {folder}, where Ostler was started: {error.strerror}") from None
-    warnings: list[str] = []
+    warnings = list(ask.remarks)
     name = configfile.find(ask.config, folder)
     file = None
     if name is not None:
         # As in gunicorn, a configuration file may import what lies beside it.
         sys.path.insert(0, str(folder))
         file = configfile.evaluate(name, folder)
-        if file.unsupported:
-            warnings.append(
-                f"{file.name}: not supported yet and without effect: {', '.join(file.unsupported)}"
-            )
+        if file.unknown:
+            warnings.append(f"{file.name}: no settings, and without effect: {'; '.join(file.unknown)}")
     if ask.known is not None:
         return ask.known, [], file
-    loaded = load(ask.command_line, os.environ, file, usable_cpus)
+    loaded = load(ask.command_line, os.environ, file, usable_cpus, ask.variables)
     if loaded.settings.paste:
         # Only now: few have such a file.
         from supervisor.settings.pastefile import with_paste
 
         file = with_paste(file, loaded.settings, folder, warnings)
-        loaded = load(ask.command_line, os.environ, file, usable_cpus)
+        loaded = load(ask.command_line, os.environ, file, usable_cpus, ask.variables)
     elif not loaded.settings.wsgi_app:
         raise SettingError("wsgi_app", "no app given; write ostler MODULE:APP, or try ostler --demo")
+    warnings += loaded.warnings
     if loaded.settings.spew:
         warnings.append(
             "spew: each line that the app runs is logged, which is slow; use it for debugging only"
@@ -195,21 +243,24 @@ def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], configfile.C
     return loaded, warnings, file
 
 
-def _tls_context(loaded: Loaded, hook: "Hook | None") -> "SSLContext | None":
-    """As `tls.make_context`, whose errors it gives their place.
-
-    Raises:
-        SettingError: the context can't be made.
-    """
-    if loaded.settings.certfile is None and hook is None:
+def _tls_context(settings: Settings, hook: "Hook | None") -> "SSLContext | None":
+    """As `tls.make_context`. Raises SettingError."""
+    if settings.certfile is None and hook is None:
         return None
     # Only now: it brings OpenSSL along, some megabytes which plain HTTP does without.
     from supervisor.workers import tls
 
+    return tls.make_context(settings, hook)
+
+
+@contextmanager
+def _telling_where(loaded: Loaded) -> Iterator[None]:
+    """A SettingError also tells where its setting comes from."""
     try:
-        return tls.make_context(loaded.settings, hook)
+        yield
     except SettingError as error:
-        raise SettingError(error.setting, error.problem, loaded.origins.get(error.setting, "")) from error
+        where = error.where or loaded.origins.get(error.setting, "")
+        raise SettingError(error.setting, error.problem, where) from error
 
 
 def _check_folder(folder: str | None) -> None:
@@ -221,6 +272,18 @@ def _check_folder(folder: str | None) -> None:
         except OSError as error:
             problem = f"can't write a file into {folder!r}: {error.strerror}"
             raise SettingError("tmp_upload_dir", problem) from None
+
+
+@contextmanager
+def _new_logs(settings: Settings, keep: bool) -> Iterator[None]:
+    """Logs that come into being meanwhile stay if `keep`: who only checks may be another user."""
+    paths = [Path(path) for path in (settings.accesslog, settings.errorlog) if path and path != "-"]
+    new = [] if keep else [path for path in paths if not path.exists()]
+    try:
+        yield
+    finally:
+        for path in new:
+            path.unlink(missing_ok=True)
 
 
 def _check_logs(settings: Settings) -> str:
@@ -256,12 +319,13 @@ def main(channel_fd: int, lowered: int) -> None:
     boot.on_hang_up(channel_fd, lambda: os._exit(0))
     channel: Channel[Asked] = Channel.from_fd(channel_fd, Asked)
     try:
-        preparation = Preparation(channel)
+        preparation = Preparation(channel, lowered)
         generation = preparation.run()
     except (BrokenPipeError, ConnectionResetError):
         return  # the supervisor is gone in the middle of an answer
     if generation is None or preparation.outlets is None:
         return
+    lowered = preparation.lowered
     inheritance = Forking(channel, generation, preparation.outlets).run(messages.AppLoaded())
     while inheritance is not None:
         template = boot.run(inheritance, lowered)

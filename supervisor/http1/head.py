@@ -11,7 +11,7 @@ import httptools
 import msgspec
 
 from supervisor.http1.errors import ExpectationFailed, HeadTooLarge, NotSupported, ProtocolViolation
-from supervisor.http1.line import MAX_LINE, is_authority
+from supervisor.http1.line import MAX_LINE, LineRules, is_authority
 
 MAX_HEAD = 64 * 1024
 """Bytes of a block at most, whatever the settings say; one that has not ended by then never will."""
@@ -33,6 +33,9 @@ _MEANINGS = {
     b"upgrade": _UPGRADE,
 }
 _MAX_DIGITS = 18  # of a Content-Length; llhttp, too, refuses what does not fit into 64 bits
+
+_BLANKS = (b" ", b"\t")
+_NEVER_FOLDED = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"))
 
 _REMEMBERED_NAMES = 1024
 _LONGEST_NAME = 64
@@ -86,6 +89,11 @@ class Rules(msgspec.Struct, frozen=True):
         forwarder_headers: names with an underscore, in lower case, that are kept all the same.
         secure_scheme_headers: names in lower case, each with the value that means https.
         stream: hand a request out as soon as its head is there.
+        permit_obsolete_folding: a field may go on in lines that begin with blanks (RFC 9112 section 5.2).
+        strip_header_spaces: blanks between a name and its colon do not count (RFC 9112 section 5.1).
+        permit_unconventional_http_method, casefold_http_method, permit_unconventional_http_version: see
+            `LineRules`.
+        lenient_fields: one of those for fields is set; line_rules: those for lines if one is set.
         max_line, max_fields, max_field_size: what the limits and the hard bounds come to.
         meanings: what names mean under these rules; filled as they come.
     """
@@ -98,6 +106,13 @@ class Rules(msgspec.Struct, frozen=True):
     forwarder_headers: frozenset[bytes] = frozenset()
     secure_scheme_headers: Mapping[bytes, bytes] = msgspec.field(default_factory=dict)
     stream: bool = False
+    permit_obsolete_folding: bool = False
+    strip_header_spaces: bool = False
+    permit_unconventional_http_method: bool = False
+    casefold_http_method: bool = False
+    permit_unconventional_http_version: bool = False
+    lenient_fields: bool = False
+    line_rules: LineRules | None = None
     max_line: int = 0
     max_fields: int = 0
     max_field_size: int = 0
@@ -108,6 +123,13 @@ class Rules(msgspec.Struct, frozen=True):
         settle(self, "max_line", min(self.limit_request_line or MAX_LINE, MAX_LINE))
         settle(self, "max_fields", min(self.limit_request_fields or MAX_FIELDS, MAX_FIELDS))
         settle(self, "max_field_size", min(self.limit_request_field_size or MAX_HEAD, MAX_HEAD))
+        settle(self, "lenient_fields", self.permit_obsolete_folding or self.strip_header_spaces)
+        lines = LineRules(
+            self.permit_unconventional_http_method,
+            self.casefold_http_method,
+            self.permit_unconventional_http_version,
+        )
+        settle(self, "line_rules", None if lines == LineRules() else lines)
         settle(self, "meanings", Meanings(self))
 
 
@@ -149,6 +171,9 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
     Raises:
         ProtocolViolation: it is malformed, ambiguous, too much, or asks for what is not done here.
     """
+    whole = block
+    if rules.lenient_fields:
+        block = _strict(block, rules)
     headers: list[tuple[bytes, bytes]] = _Fields()
     try:
         httptools.HttpRequestParser(headers).feed_data(b"GET / HTTP/1.1" + block)
@@ -234,7 +259,29 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
         headers = [field for field in headers if meanings.learn(field[0]) != _DROP]
     keep = keep and not close
     repeatable = keep and not (old or length or expects or upgrades)
-    return Head(block, headers, https, keep, length or 0, expects, repeatable)
+    return Head(whole, headers, https, keep, length or 0, expects, repeatable)
+
+
+def _strict(block: bytes, rules: Rules) -> bytes:
+    """The block as it had to be, where some rule allows it to be otherwise."""
+    fields: list[list[bytes]] = []  # each with the lines that it goes on in
+    for line in block.split(b"\r\n")[1:-2]:
+        name, colon, value = line.partition(b":")
+        if line[:1] in _BLANKS:
+            if not rules.permit_obsolete_folding or not fields:
+                raise ProtocolViolation("a field in several lines")
+            before = fields[-1][0].partition(b":")
+            # What frames a request or says whom it is for must not depend on how far somebody reads.
+            if not before[1] or before[0].lower() in _NEVER_FOLDED:
+                raise ProtocolViolation("a field that must not be in several lines")
+            if len(fields[-1]) == 1:
+                fields[-1][0] = fields[-1][0].rstrip(b" \t")
+            fields[-1].append(line.strip(b" \t"))
+        elif rules.strip_header_spaces:
+            fields.append([name.rstrip(b" \t") + colon + value])
+        else:
+            fields.append([line])
+    return b"\r\n".join([b"", *(b" ".join(lines) for lines in fields), b"", b""])
 
 
 def _check_host(value: bytes) -> None:

@@ -24,12 +24,17 @@ _METHOD_CHARACTERS = rb"!#$%&'*+\-.^_`|~0-9A-Z"
 _MAX_METHOD = 20
 _METHOD = re.compile(rb"[%b]{0,%d}" % (_METHOD_CHARACTERS, _MAX_METHOD + 1))
 
+# What `LineRules` lets through besides: tokens in any case, of any length that the line may have.
+_TOKEN_CHARACTERS = _METHOD_CHARACTERS + rb"a-z"
+_ANY_METHOD = re.compile(rb"[%b]*" % _TOKEN_CHARACTERS)
+
 # One blank between the parts and no other anywhere. Bytes beyond ASCII are no URI, yet browsers and tools
 # send UTF-8 paths and queries unencoded, servers of the field pass them on, and they can't be mistaken
 # for anything that frames a request; so they pass. A fragment is never sent (RFC 9112 section 3.2).
 _LINE = re.compile(
     rb"([%b]{1,%d}) ([^\x00-\x20\x7f#]+) HTTP/([0-9])\.([0-9])" % (_METHOD_CHARACTERS, _MAX_METHOD)
 )
+_LENIENT_LINE = re.compile(rb"([%b]+) ([^\x00-\x20\x7f#]+) HTTP/([0-9])\.([0-9])" % _TOKEN_CHARACTERS)
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(.*)", re.DOTALL)
 
 # RFC 3986 section 3.2, without userinfo, which RFC 9110 section 4.2.4 wants treated as an error.
@@ -38,6 +43,20 @@ _AUTHORITY = re.compile(
     rb"|(?:[0-9A-Za-z\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*+)"
     rb"(?::([0-9]*))?"
 )
+
+
+class LineRules(msgspec.Struct, frozen=True):
+    """What request lines may be besides what is right.
+
+    Attributes:
+        any_method: a method in lower case, or a longer one than any that is known.
+        fold_method: a method in lower case means the one in upper case.
+        any_version: a version below 1 counts as HTTP/1.0, one above as HTTP/1.1.
+    """
+
+    any_method: bool = False
+    fold_method: bool = False
+    any_version: bool = False
 
 
 class Line(msgspec.Struct):
@@ -68,21 +87,31 @@ remembered: dict[bytes, Line] = {}
 """Ordinary lines without their line end. They are shared by all parsers of a process."""
 
 
-def parse_line(raw: bytes) -> Line:
+def parse_line(raw: bytes, lenient: LineRules | None = None) -> Line:
     """Check a request line (without its line end), and remember it if it is worth it.
+
+    What is right only for `lenient` is not remembered: others would take it for right, too.
 
     Raises:
         ProtocolViolation: it is none, or none that is served here.
     """
     match = _LINE.fullmatch(raw)
+    right = match is not None
+    if match is None and lenient is not None and (lenient.any_method or lenient.fold_method):
+        match = _LENIENT_LINE.fullmatch(raw)
     if match is None:
-        check_beginning(raw)
+        check_beginning(raw, lenient)
         raise ProtocolViolation("malformed request line")
     method, target, major, minor = match.groups()
-    if major != b"1":
+    if not right:
+        assert lenient is not None
+        method = method.upper() if lenient.fold_method else method
+        if len(method) > _MAX_METHOD and not lenient.any_method:
+            raise NotSupported("a method of that length")
+    if major != b"1" and (lenient is None or not lenient.any_version):
         raise VersionNotSupported(f"HTTP/{major.decode()}.{minor.decode()}")
     # A higher minor version is understood as the highest that is known (RFC 9110 section 2.5).
-    protocol = "HTTP/1.0" if minor == b"0" else "HTTP/1.1"
+    protocol = "HTTP/1.0" if major == b"0" or (major == b"1" and minor == b"0") else "HTTP/1.1"
     authority = None
     rest = target
     if method == b"CONNECT":
@@ -104,10 +133,11 @@ def parse_line(raw: bytes) -> Line:
     if "%" in path:
         path = unquote_to_bytes(path.encode("latin-1")).decode("latin-1")
     ordinary = target[:1] == b"/" and protocol == "HTTP/1.1"
+    right = right and major == b"1"
     line = Line(
         method.decode("ascii"), target, protocol, target.decode("latin-1"), path, query, authority, ordinary
     )
-    if ordinary and len(raw) <= LONGEST_REMEMBERED:
+    if right and ordinary and len(raw) <= LONGEST_REMEMBERED:
         if len(remembered) >= _REMEMBERED:
             remembered.clear()
         remembered[raw] = line
@@ -122,16 +152,17 @@ def _refuse_connect(target: bytes) -> None:
     raise NotSupported("CONNECT")
 
 
-def check_beginning(part: bytes | bytearray) -> None:
+def check_beginning(part: bytes | bytearray, lenient: LineRules | None = None) -> None:
     """Check what has come of a request line that has not ended, so that no nonsense is waited for.
 
     Raises:
         ProtocolViolation: no line that begins like this is a request line.
     """
-    match = _METHOD.match(part)
+    any_case = lenient is not None and (lenient.any_method or lenient.fold_method)
+    match = (_ANY_METHOD if any_case else _METHOD).match(part)
     assert match is not None
     end = match.end()
-    if end > _MAX_METHOD:
+    if end > _MAX_METHOD and not (lenient is not None and lenient.any_method):
         raise NotSupported("a method of that length")
     behind = part[end : end + 1]
     if behind and behind != (b" " if end else b"\r"):  # CR: the first half of an empty line

@@ -219,7 +219,7 @@ class RequestParser:
             raw = data[at:stop]
             line = _lines.get(raw)
             if line is None:
-                line = parse_line(raw)
+                line = parse_line(raw, rules.line_rules)
             self._empty_lines = 0
             at = stop
         head = self._head
@@ -246,7 +246,7 @@ class RequestParser:
 
     def _check_part_of_line(self, part: bytearray) -> None:
         """Check what has come of a request line in which no line end was found within the limit."""
-        check_beginning(part)
+        check_beginning(part, self._rules.line_rules)
         limit = self._rules.max_line
         if part.find(b"\n", 0, limit + 2) >= 0:
             raise ProtocolViolation("a line end without CR")

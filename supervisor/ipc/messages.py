@@ -25,7 +25,9 @@ class Configure(_Message, frozen=True):
 
     command_line: raw values by setting name; folder: where the daemon was started; known: the generation's
     settings if it is not new: then the file is evaluated for what else it does, and these hold; cause: why
-    there is a new generation, which says what hooks are called.
+    there is a new generation, which says what hooks are called; detached: with `daemon` let go of the
+    standard descriptors; variables: of the values in `command_line` that are from a variable with arguments,
+    which; remarks: what the command line deserves a warning for.
     """
 
     version: int
@@ -35,6 +37,9 @@ class Configure(_Message, frozen=True):
     folder: str
     known: Loaded | None = None
     cause: Literal["start", "reload", "upgrade", "restart", "check"] = "start"
+    detached: bool = False
+    variables: dict[str, str] = {}
+    remarks: list[str] = []
 
 
 class Load(_Message, frozen=True):
@@ -68,14 +73,17 @@ class Warm(_Message, frozen=True):
 class HookDue(_Message, frozen=True):
     """Call a hook of the configuration file, if it has it; the answer is `HookDone`.
 
-    name: child_exit, nworkers_changed, pre_exec or on_exit; launch, slot, pid: of the worker that child_exit
-    is about; old, new: the numbers of workers for nworkers_changed.
+    name: child_exit, nworkers_changed, pre_exec or on_exit, or retire: let go of all that is shared, and end
+    unless hooks have begun something that runs; launch, slot, pid: of the worker that child_exit
+    is about; exitcode: its exit code, -N for signal N, None if nobody knows; old, new: the numbers of workers
+    for nworkers_changed, the same if it is only to be known.
     """
 
     name: str
     launch: int = 0
     slot: int = 0
     pid: int = 0
+    exitcode: int | None = None
     old: int | None = None
     new: int = 0
 
@@ -107,12 +115,14 @@ ToForkServer = Configure | Load | Spawn | Warm | HookDue | LogLine | ReopenLogs
 class Configured(_Message, frozen=True):
     """The configuration is good; what deserves a warning all the same.
 
-    hooks: names of those that the configuration file defines.
+    hooks: names of those that the configuration file defines; problem: what would stop the start, only said
+    so if the cause is a check.
     """
 
     loaded: Loaded
     warnings: list[str]
     hooks: list[str] = []
+    problem: str = ""
 
 
 class AppLoaded(_Message, frozen=True):
@@ -144,6 +154,10 @@ class ForkFailed(_Message, frozen=True):
     reason: str
 
 
+class HookBegun(_Message, frozen=True):
+    """The first of what is due is being called: should the fork server die of it, nobody shall try again."""
+
+
 class HookDone(_Message, frozen=True):
     """A hook that was due has been called, or there is none, or it failed: that is in the log."""
 
@@ -173,7 +187,16 @@ class AppBroken(_Message, frozen=True):
 
 
 FromForkServer = (
-    Configured | AppLoaded | LoadFailed | LogTaken | Forked | ForkFailed | HookDone | Watch | AppBroken
+    Configured
+    | AppLoaded
+    | LoadFailed
+    | LogTaken
+    | Forked
+    | ForkFailed
+    | HookBegun
+    | HookDone
+    | Watch
+    | AppBroken
 )
 
 # -- supervisor -> worker --------------------------------------------------------------------------------

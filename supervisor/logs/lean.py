@@ -9,7 +9,6 @@ list without a lock: they only append to it, and only the one that holds the try
 does not get that lock need not wait: its holder looks again after it has let go.
 """
 
-import errno
 import io
 import os
 import select
@@ -19,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from supervisor.logs.opening import open_log
 from supervisor.logs.render import LEVELS, console_line, json_line
 from supervisor.osapi import real
 
@@ -223,22 +223,6 @@ class LogFile:
             return stat.S_ISCHR(os.fstat(self._fd).st_mode) and os.isatty(self._fd)
         except OSError:
             return False
-
-
-def open_log(path: str) -> int:
-    """A descriptor to append to `path`, which is made if need be.
-
-    Raises:
-        OSError: it can't be opened.
-    """
-    flags = os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-    try:
-        return os.open(path, os.O_WRONLY | flags, 0o640)
-    except OSError as error:
-        # A FIFO without a reader (fifo(7)): opened like this it takes lines until one comes.
-        if error.errno != errno.ENXIO or not stat.S_ISFIFO(os.stat(path).st_mode):  # noqa: PTH116
-            raise
-        return os.open(path, os.O_RDWR | flags)
 
 
 def _without_waiting(fd: int) -> int:

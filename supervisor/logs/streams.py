@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from supervisor.logs.lean import open_log
+from supervisor.logs.opening import open_log
 from supervisor.osapi import real
 
 if TYPE_CHECKING:

@@ -57,6 +57,25 @@ def step_forward(lowered: int) -> None:
     _set_slice(0)
 
 
+def keep_way_forward(lowered: int) -> int:
+    """Before privileges are given up: `step_forward` must be possible after it, too.
+
+    Returns what it then needs; 0 if that could not be permitted, and the priority was raised at once.
+    """
+    if not lowered:
+        return 0
+    nice = os.getpriority(os.PRIO_PROCESS, 0) - lowered
+    soft, hard = resource.getrlimit(resource.RLIMIT_NICE)
+    if soft == resource.RLIM_INFINITY or 20 - soft <= nice:
+        return lowered
+    try:
+        resource.setrlimit(resource.RLIMIT_NICE, (20 - nice, max(hard, 20 - nice)))
+    except (OSError, ValueError):  # no CAP_SYS_RESOURCE
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+        return 0
+    return lowered
+
+
 def step_back_for_good() -> None:
     """Let all others go first, until the end of this process, which is near."""
     os.setpriority(os.PRIO_PROCESS, 0, 19)

@@ -43,6 +43,17 @@ def fill_standard_descriptors() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
+def silence(outputs: bool) -> None:
+    """Put /dev/null in the place of the standard input, and of the outputs as well if so asked.
+
+    They may be a terminal, or a pipe that somebody reads to its end.
+    """
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in (0, 1, 2) if outputs else (0,):
+        os.dup2(null, fd)
+    os.close(null)
+
+
 def set_timer_slack(nanoseconds: int) -> None:
     """How late the kernel may end waits of this thread and of those that it starts (PR_SET_TIMERSLACK)."""
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, nanoseconds, 0, 0, 0)

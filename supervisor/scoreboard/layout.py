@@ -50,6 +50,9 @@ TEXT_SIZE = LANE_SIZE - TEXT
 METHOD_SIZE = 24
 PATH_SIZE = TEXT_SIZE - METHOD_SIZE
 
+# As EXTENDED_UNTIL: the request has no deadline.
+NEVER = 2**64 - 1
+
 # A request that waited for less (ns) did not wait: the kernel tells no more exactly.
 LEAST_QUEUED = 1_000_000
 

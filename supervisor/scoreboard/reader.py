@@ -1,5 +1,6 @@
 """The supervisor's side of the scoreboard: what workers do right now, and totals that never go backwards."""
 
+import math
 from dataclasses import dataclass, field
 
 import msgspec
@@ -17,7 +18,7 @@ class InFlight:
     Times are CLOCK_MONOTONIC in seconds; started_ns: `started` as the worker wrote it, in nanoseconds, which
     tells the request from others of its lane.
     ident: the thread as faulthandler names it.
-    extended_until: up to when the app wants to be given time for it, 0.0 if it has not asked.
+    extended_until: up to when the app wants to be given time for it, 0.0 if it has not asked, inf: forever.
     overdue: it was marked as that (`Scoreboard.mark_overdue`).
     """
 
@@ -35,7 +36,9 @@ class InFlight:
 
     def deadline(self, timeout: float) -> float | None:
         """When it is overdue if requests may take `timeout` seconds; None: never, which is what 0 means."""
-        return max(self.started + timeout, self.extended_until) if timeout else None
+        if not timeout or self.extended_until == math.inf:
+            return None
+        return max(self.started + timeout, self.extended_until)
 
 
 @dataclass(slots=True)
@@ -177,7 +180,8 @@ class Scoreboard:
             method, path = self._shown(cell, thread)
             # In this order: the worker writes them the other way round.
             extended = lane[layout.EXTENDED_FOR] == started
-            until = lane[layout.EXTENDED_UNTIL] / 1e9 if extended else 0.0
+            until_ns = lane[layout.EXTENDED_UNTIL] if extended else 0
+            until = math.inf if until_ns == layout.NEVER else until_ns / 1e9
             if lane[layout.STARTED] != started:
                 continue  # ended while we read
             marked = lane[layout.OVERDUE] == started

@@ -64,8 +64,11 @@ def canonical(value: Any) -> str:
 
 
 def is_one_loop(worker_class: str) -> bool:
-    """Whether all requests of such a worker take turns in one thread."""
-    return worker_class in _ONE_LOOP
+    """Whether all requests of such a worker take turns in one thread.
+
+    A name with a dot that is no alias is a class made from uvicorn's worker: see `workers.asgi.subclass`.
+    """
+    return worker_class in _ONE_LOOP or "." in worker_class
 
 
 def has_hub(worker_class: str) -> bool:

@@ -1,4 +1,4 @@
-"""Configuration files in gunicorn's format: Python, evaluated. Only ever called in the fork server."""
+"""Configuration files: Python as gunicorn's, evaluated, or TOML. Only ever called in the fork server."""
 
 import ast
 import importlib
@@ -7,24 +7,40 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from supervisor.errors import ConfigFileError
+from supervisor.settings import tomlfile, unknown
+from supervisor.settings.own import OWN
 from supervisor.settings.table import rows
+from supervisor.settings.unused import UNUSED
 
-DEFAULT_FILES = ("ostler.conf.py", "gunicorn.conf.py")
+DEFAULT_FILES = ("ostler.conf.py", "ostler.toml", "gunicorn.conf.py")
 
-# gunicorn's settings and hooks that are not in our table yet. Named in one warning when a file uses them,
-# so that nobody believes they are in force.
-NOT_SUPPORTED_YET = frozenset(
-    """
-    on_starting on_reload when_ready pre_fork post_fork post_worker_init worker_int worker_abort pre_exec
-    pre_request post_request child_exit worker_exit nworkers_changed on_exit
-    """.split()
-)
+# gunicorn's names besides those in the table and the unused ones: the file's own, and its app's.
+_OTHER_NAMES = ("config", "default_proc_name")
 
-# Functions that a file may define, with the number of arguments that each is called with.
-HOOKS = {"ssl_context": 2}
+# Functions that a file may define, with the number of arguments that each is called with; of several the
+# first that fits. What a function does not take is left out.
+HOOKS = {
+    "on_starting": (1,),
+    "on_reload": (1,),
+    "when_ready": (1,),
+    "pre_fork": (2,),
+    "post_fork": (2,),
+    "post_worker_init": (1,),
+    "worker_int": (1,),
+    "worker_abort": (1,),
+    "pre_exec": (1,),
+    "pre_request": (2,),
+    "post_request": (4, 3, 2),
+    "child_exit": (2,),
+    "worker_exit": (2,),
+    "nworkers_changed": (3,),
+    "on_exit": (1,),
+    "ssl_context": (2,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +50,18 @@ class ConfigFile:
     Args:
         name: how to call it in messages.
         values: its settings, raw, by name.
-        lines: the line where each is assigned last, as far as the source tells.
-        unsupported: names in it that gunicorn knows and we do not yet.
+        lines: the line where each, and each hook, has its value from, as far as the source tells.
         hooks: its functions that we call, by name; they stay in this process.
+        unknown: names that seem to be meant for settings and are none, each with its line and advice.
+        helpers: names of settings that gunicorn does not have, and that the file itself looks at.
     """
 
     name: str
     values: Mapping[str, Any]
     lines: Mapping[str, int] = field(default_factory=dict)
-    unsupported: tuple[str, ...] = ()
     hooks: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    helpers: frozenset[str] = frozenset()
 
     def origin(self, setting: str) -> str:
         """Where a setting's value stands, e.g. `gunicorn.conf.py line 3`."""
@@ -58,14 +76,14 @@ def find(config: str | None, folder: Path) -> str | None:
     for name in DEFAULT_FILES:
         if (folder / name).is_file():
             return name
-    return None
+    return tomlfile.PROJECT if tomlfile.is_project_with_settings(folder / tomlfile.PROJECT) else None
 
 
 def evaluate(config: str, folder: Path) -> ConfigFile:
-    """Run a configuration file.
+    """Run a configuration file, or read it if it is TOML.
 
     Args:
-        config: a path (relative to `folder`), `file:PATH` or `python:MODULE`.
+        config: a path (relative to `folder`), `file:PATH` or `python:MODULE`; TOML is told by its ending.
 
     Raises:
         ConfigFileError: one line that names the file, the line and the mistake.
@@ -78,6 +96,8 @@ def evaluate(config: str, folder: Path) -> ConfigFile:
         source = path.read_bytes()
     except OSError as error:
         raise ConfigFileError(f"config: can't read {name!r}: {error.strerror}") from None
+    if path.suffix == ".toml":
+        return _toml(source, name)
     try:
         tree = ast.parse(source, str(path))
         code = compile(tree, str(path), "exec")
@@ -92,10 +112,22 @@ def evaluate(config: str, folder: Path) -> ConfigFile:
         raise ConfigFileError(_one_line(error, name, str(path))) from error
     return ConfigFile(
         name,
-        {key: value for key, value in namespace.items() if key in rows()},
+        _settings(namespace),
         _assignment_lines(tree),
-        _unsupported(namespace),
         _hooks(namespace, name),
+        unknown=tuple(unknown.in_python(tree, namespace, _known(), set(HOOKS))),
+        helpers=OWN & unknown.names_read(tree),
+    )
+
+
+def _toml(source: bytes, name: str) -> ConfigFile:
+    values, lines = tomlfile.parse(source, name)
+    return ConfigFile(
+        name,
+        _settings(values),
+        lines,
+        _hooks(values, name),
+        unknown=tuple(unknown.in_data(values, lines, _known())),
     )
 
 
@@ -104,37 +136,58 @@ def _module(name: str) -> ConfigFile:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
         raise ConfigFileError(_one_line(error, f"python:{name}", "")) from error
+    namespace = vars(module)
+    tree = _source_tree(module)
     return ConfigFile(
         f"python:{name}",
-        {key: value for key, value in vars(module).items() if key in rows()},
-        unsupported=_unsupported(vars(module)),
-        hooks=_hooks(vars(module), f"python:{name}"),
+        _settings(namespace),
+        _assignment_lines(tree),
+        _hooks(namespace, f"python:{name}"),
+        unknown=tuple(unknown.in_python(tree, namespace, _known(), set(HOOKS), imported=True)),
+        helpers=OWN & unknown.names_read(tree),
     )
+
+
+def _source_tree(module: ModuleType) -> ast.Module:
+    """The module's source; empty if there is none."""
+    try:
+        return ast.parse(inspect.getsource(module))
+    except (OSError, TypeError, SyntaxError):
+        return ast.Module([], [])
+
+
+def _settings(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    names = {*rows(), *UNUSED, *_OTHER_NAMES}
+    return {name: value for name, value in namespace.items() if name in names}
+
+
+def _known() -> set[str]:
+    return {*rows(), *UNUSED, *_OTHER_NAMES, *HOOKS}
 
 
 def _one_line(error: BaseException, name: str, path: str) -> str:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     place = f"{name} line {lines[-1]}" if lines else name
     text = " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] == "gunicorn":
+        text += "; install gunicorn beside Ostler, or remove the import"
     return f"config: {place}: {type(error).__name__}{f': {text}' if text else ''}"
 
 
 def _assignment_lines(tree: ast.Module) -> dict[str, int]:
-    """The last line of the module that assigns each name; functions and classes are scopes of their own."""
+    """The last line that gives each name a value; functions and classes are scopes of their own."""
     lines: dict[str, int] = {}
-    waiting: list[ast.AST] = list(tree.body)
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
-            continue
+    for node in unknown.own_nodes(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            lines[node.id] = max(node.lineno, lines.get(node.id, 0))
-        waiting += ast.iter_child_nodes(node)
+            names = [node.id]
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.asname or alias.name for alias in node.names]
+        else:
+            continue
+        lines |= {name: max(node.lineno, lines.get(name, 0)) for name in names}
     return lines
-
-
-def _unsupported(namespace: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(sorted(NOT_SUPPORTED_YET.intersection(namespace)))
 
 
 def _hooks(namespace: Mapping[str, Any], file: str) -> dict[str, Callable[..., Any]]:
@@ -150,14 +203,25 @@ def _hooks(namespace: Mapping[str, Any], file: str) -> dict[str, Callable[..., A
             continue
         if isinstance(hook, str):
             hook = _imported(hook, f"config: {file}: {name}")
-        try:
-            inspect.signature(hook).bind(*[None] * arguments)
-        except (TypeError, ValueError):
+        fits = next((number for number in arguments if _takes(hook, number)), None)
+        if fits is None:
             raise ConfigFileError(
-                f"config: {file}: {name}: expected a function of {arguments} arguments, got {hook!r}"
-            ) from None
-        hooks[name] = hook
+                f"config: {file}: {name}: expected a function of {arguments[0]} arguments, got {hook!r}"
+            )
+        hooks[name] = hook if fits == arguments[0] else _with_fewer(hook, fits)
     return hooks
+
+
+def _takes(function: Any, arguments: int) -> bool:
+    try:
+        inspect.signature(function).bind(*[None] * arguments)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _with_fewer(function: Callable[..., Any], arguments: int) -> Callable[..., Any]:
+    return lambda *given: function(*given[:arguments])
 
 
 def _imported(dotted: str, place: str) -> Any:

@@ -107,8 +107,8 @@ _NO = {"0", "false", "no", "off", "n", ""}
 
 
 def _switch(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
     if isinstance(value, str) and value.strip().lower() in _YES | _NO:
         return value.strip().lower() in _YES
     raise ValueError(f"expected true or false, got {value!r}")
@@ -227,6 +227,18 @@ def _share(value: Any) -> float:
 
 def _address(value: Any) -> str:
     return str(parse_address(_text(value)))
+
+
+def _environment(value: Any) -> tuple[str, ...]:
+    """Pairs NAME=VALUE; a lone text is one pair, whose value may have commas."""
+    if value is None:
+        return ()
+    if isinstance(value, Mapping):
+        value = [f"{_text(name)}={text}" for name, text in value.items()]
+    pairs = [value] if isinstance(value, str) else value
+    if not isinstance(pairs, Iterable):
+        raise ValueError(f"expected a list of NAME=VALUE, got {value!r}")
+    return tuple(_environment_pair(pair) for pair in pairs)
 
 
 def _environment_pair(value: Any) -> str:
@@ -379,7 +391,7 @@ COUNTS = Kind(_counts, "N,N...", shown=lambda counts: ",".join(map(str, counts))
 SHARE = Kind(_share, "SHARE")
 ADDRESSES = Kind(_several(_address), "ADDRESS", several=True)
 PATHS = Kind(_paths, "PATHS", several=True)
-ENVIRONMENT = Kind(_several(_environment_pair), "NAME=VALUE", several=True)
+ENVIRONMENT = Kind(_environment, "NAME=VALUE", several=True)
 SENDFILE = Kind(_sendfile, "")
 SIZE = Kind(_size, "BYTES", shown=show_size)
 NETWORKS = Kind(_networks, "NETWORKS", shown=",".join, blank=True)
@@ -399,9 +411,35 @@ def _account(value: Any) -> str | None:
     return _optional_text(value)
 
 
+def _threads(value: Any) -> int:
+    # gunicorn takes 0, which its only worker without threads does not look at.
+    return whole_number(0)(value) or 1
+
+
 def _umask(value: Any) -> str:
-    mode = _mode(0 if value is None else value)
-    return mode or "0000"
+    """Four octal digits. As in gunicorn text is decimal unless it begins with 0, 0o or 0x."""
+    number = value
+    if isinstance(value, str):
+        text = value.strip().lower()
+        try:
+            number = int(text, 8) if text.isdecimal() and text.startswith("0") else int(text, 0)
+        except ValueError:
+            number = -1
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise ValueError(f"expected a mask in octal such as 022 (in a file 0o022), got {value!r}")
+    return f"{number & 0o777:04o}"  # the kernel takes no other bits, umask(2)
+
+
+def _socket_mode(value: Any) -> str:
+    # gunicorn's --help shows its default as a decimal number, which as octal digits is none.
+    if isinstance(value, str) and value.strip().isdecimal() and not value.strip().startswith("0"):
+        value = int(value) if {"8", "9"} & set(value) else value
+    return _mode(value) or "0600"
+
+
+def _log_file(value: Any) -> str:
+    # gunicorn writes no log at all for None, which nobody shall have by an unset variable.
+    return _optional_text(value) or "-"
 
 
 def _plain_dict(value: Any) -> dict[str, Any]:
@@ -436,8 +474,10 @@ def _syslog_address(value: Any) -> str:
 
 
 ACCOUNT = Kind(_account, "NAME")
+THREADS = Kind(_threads, "N")
 UMASK = Kind(_umask, "MODE")
-SOCKET_MODE = Kind(lambda value: _mode(value) or "0600", "MODE")
+SOCKET_MODE = Kind(_socket_mode, "MODE")
+LOG_FILE = Kind(_log_file, "FILE")
 PLAIN_DICT = Kind(_plain_dict, "DICT")
 SYSLOG_ADDRESS = Kind(_syslog_address, "ADDRESS")
 STATSD_ADDRESS = Kind(_remote(("unix", "udp"), "127.0.0.1:8125"), "ADDRESS")

@@ -92,7 +92,7 @@ def with_paste(file: ConfigFile | None, settings: Settings, folder: Path, warnin
         return WithPaste(shown, values, beneath=beneath)
     mine = {name: origin for name, origin in beneath.items() if name not in file.values}
     return WithPaste(
-        file.name, {**values, **file.values}, file.lines, file.unsupported, file.hooks, beneath=mine
+        file.name, {**values, **file.values}, file.lines, file.hooks, helpers=file.helpers, beneath=mine
     )
 
 

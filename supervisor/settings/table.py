@@ -54,6 +54,8 @@ SYSLOG_FACILITIES = (
     *(f"local{number}" for number in range(8)),
 )
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+# What one LOG_LEVEL variable for several programs may say: Python's other names, and uvicorn's.
+LOG_LEVEL_ALIASES = {"warn": "warning", "fatal": "critical", "notset": "debug", "trace": "debug"}
 # What proxies say of a request that came to them by https; gunicorn's default.
 SECURE_SCHEME_HEADERS = {
     "X-FORWARDED-PROTOCOL": "ssl",
@@ -79,11 +81,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             kinds.ADDRESSES,
             "Address to listen on: HOST:PORT, [V6]:PORT, unix:PATH or fd://N. May be given several times.",
             ("-b", "--bind"),
+            env="PORT",
         ),
     ] = ("127.0.0.1:8000",)
     backlog: Annotated[
         int,
-        Setting(kinds.POSITIVE, "How many connections may wait to be accepted.", ("--backlog",)),
+        Setting(kinds.COUNT, "How many connections may wait to be accepted.", ("--backlog",)),
     ] = 2048
     reuse_port: Annotated[
         bool,
@@ -117,8 +120,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     threads: Annotated[
         int,
         Setting(
-            kinds.Kind(kinds.whole_number(1, 256), "N"),
-            "Threads of each worker; more than one makes a sync worker a gthread one.",
+            kinds.THREADS,
+            "Threads of each worker, 256 at most; more than one makes a sync worker a gthread one.",
             ("--threads",),
         ),
     ] = 1
@@ -466,7 +469,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Setting(
             kinds.TEXT,
-            "Path that the app is mounted at: SCRIPT_NAME, or an ASGI app's root_path.",
+            "Path that the app is mounted at: an ASGI app's root_path, or SCRIPT_NAME unless a proxy or the "
+            "environment says it.",
             ("--root-path",),
         ),
     ] = ""
@@ -490,7 +494,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         Setting(
             kinds.SWITCH,
-            "Take methods in lower case, with characters such as #, or of unusual length.",
+            "Take methods in lower case, or of unusual length.",
             ("--permit-unconventional-http-method",),
         ),
     ] = False
@@ -498,7 +502,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         Setting(
             kinds.SWITCH,
-            "Take other versions than HTTP/1.0 and HTTP/1.1, as if they were HTTP/1.1.",
+            "Take versions below HTTP/1.0 as if they were that, and above HTTP/1.1 as if they were that.",
             ("--permit-unconventional-http-version",),
         ),
     ] = False
@@ -506,7 +510,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         Setting(
             kinds.SWITCH,
-            "Turn methods into upper case; HTTP says that get is not GET.",
+            "Take get for GET; HTTP says that it is another method.",
             ("--casefold-http-method",),
         ),
     ] = False
@@ -593,7 +597,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Setting(
             kinds.MODE,
-            "Mode of Unix sockets in octal, e.g. 0660; by default all who reach the folder may connect.",
+            "Mode of Unix sockets in octal, e.g. 0660; by default all who reach the folder may connect, but "
+            "for what umask says.",
             ("--socket-mode",),
         ),
     ] = None
@@ -601,7 +606,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Setting(
             kinds.OWNER,
-            "Owner of Unix sockets: USER, USER:GROUP or :GROUP; by default whoever runs Ostler.",
+            "Owner of Unix sockets: USER, USER:GROUP or :GROUP; by default the workers' (user, group).",
             ("--socket-owner",),
         ),
     ] = None
@@ -732,7 +737,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Setting(
             kinds.UMASK,
-            "Umask of fork server and workers, in octal.",
+            "Umask of fork server, workers and Unix sockets: octal if it begins with 0, as in 022, else "
+            "decimal. 0 leaves it as it is, but for sockets.",
             ("-m", "--umask"),
         ),
     ] = "0000"
@@ -770,7 +776,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     loglevel: Annotated[
         str,
         Setting(
-            kinds.choice(*LOG_LEVELS, aliases={"warn": "warning", "fatal": "critical"}),
+            kinds.choice(*LOG_LEVELS, aliases=LOG_LEVEL_ALIASES),
             "Least important messages to log.",
             ("--log-level",),
         ),
@@ -787,7 +793,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     errorlog: Annotated[
         str,
         Setting(
-            kinds.TEXT,
+            kinds.LOG_FILE,
             "File for the log; - is standard error.",
             ("--error-logfile", "--log-file"),
             RESTART,
@@ -929,7 +935,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Setting(
             kinds.SOCKET_MODE,
-            "Mode of the control socket in octal.",
+            "Mode of the control socket in octal. Whom it lets in may read and operate, the app's user only "
+            "read; administration is for the daemon's own user and root.",
             ("--control-socket-mode",),
             RESTART,
         ),

@@ -16,6 +16,7 @@ from supervisor.logs.lean import Log
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
 from supervisor.workers.relay import Relay
+from supervisor.wsgi.exchange import Exchange
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -38,6 +39,7 @@ class Context:
         on_quota: asks for a successor; the worker goes on serving until it is told to drain.
         relay: to sibling workers, or None.
         tls: what connections are wrapped with, or None.
+        exchange: what serves one WSGI request; with hooks around the app if the configuration file has such.
         stacks_fd: takes dumps of stacks in faulthandler's format, at DUMP_SIGNAL; -1: nobody wants them.
     """
 
@@ -51,6 +53,7 @@ class Context:
     on_quota: Callable[[int], None]
     relay: Relay | None
     tls: "SSLContext | None"
+    exchange: type[Exchange] = Exchange
     stacks_fd: int = -1
 
 
@@ -60,11 +63,9 @@ class BaseWorker(ABC):
     Attributes:
         interface: what kind of app it calls, `wsgi` or `asgi`.
         draining: `drain` was called.
-        advice: what the log should say at the start of whoever uses it.
     """
 
     interface: ClassVar[str] = "wsgi"
-    advice: ClassVar[str] = ""
     draining: bool = False
 
     @classmethod
@@ -78,9 +79,25 @@ class BaseWorker(ABC):
         """
 
     @classmethod
+    def check(cls, settings: Settings) -> list[str]:
+        """What to warn of once in a generation, e.g. settings that mean nothing here; before `prepare`.
+
+        Raises:
+            SettingError: it can't be used with these settings.
+        """
+        return []
+
+    @classmethod
     @abstractmethod
     def create(cls, context: Context) -> Self:
         """Be ready to serve; nothing is accepted yet."""
+
+    def start(self) -> None:
+        """Whatever else must work before the worker says that it is ready, such as an ASGI app's startup.
+
+        Raises:
+            AppLoadError, WarmupError: it can't serve.
+        """
 
     @abstractmethod
     def run(self) -> None:
@@ -119,6 +136,13 @@ class BaseWorker(ABC):
 
         Raises:
             DeadlineExceeded: in the request that the signal has interrupted.
+        """
+
+    def extend_deadline(self, seconds: float) -> None:
+        """The request that the calling thread serves has at least `seconds` from now, if that can be.
+
+        Raises:
+            RuntimeError: this thread serves no request.
         """
 
     def descriptors(self) -> set[int]:

@@ -24,11 +24,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from setproctitle import setproctitle
 
 from supervisor.errors import SettingError
+from supervisor.hooks.calling import HookFailed
+from supervisor.hooks.generation import Hooks
+from supervisor.hooks.objects import Worker
+from supervisor.hooks.worker import WorkerHooks
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.outlets import Outlets
@@ -42,6 +46,7 @@ from supervisor.settings.classes import lanes
 from supervisor.settings.table import Settings
 from supervisor.workers.audit import Audit, audit_drained, audit_serving
 from supervisor.workers.base import BaseWorker, Context
+from supervisor.workers.engine import Engine
 from supervisor.workers.loader import AppLoadError, load, standard_modules
 from supervisor.workers.rehearsal import SHORT, rehearse
 from supervisor.workers.relay import Relay
@@ -85,6 +90,7 @@ class Generation:
     relay: tuple[socket.socket, socket.socket]
     listeners: list[socket.socket]
     scoreboard_fd: int
+    hooks: Hooks
 
 
 @dataclass(slots=True)
@@ -92,7 +98,7 @@ class Inheritance:
     """What a worker gets from its fork server.
 
     urgent: clients wait for it; channel_fd: its end of the channel; stacks_fd: takes faulthandler's dumps;
-    cell: its scoreboard cell.
+    cell: its scoreboard cell; hook_worker: what hooks know it as.
     """
 
     generation: Generation
@@ -102,6 +108,7 @@ class Inheritance:
     cell: int
     channel_fd: int
     stacks_fd: int
+    hook_worker: Worker
 
 
 @dataclass(slots=True)
@@ -126,8 +133,10 @@ class WorkerProcess:
         fields = {"slot": inheritance.slot, "pid": self._pid, "generation": generation.number}
         self._outlets = Outlets(self._settings, generation.log_format, fields)
         self._log = self._outlets.log
+        self._hooks = WorkerHooks(generation.hooks, inheritance.hook_worker, self._log)
         self._engine: BaseWorker | None = None
         self._leave_early = False
+        self._started = False
         self._orphaned = False
         self._quitting = False
         self._standard_modules: list[str] = []
@@ -148,8 +157,12 @@ class WorkerProcess:
         app = self._load()
         if app is None:
             return 3
-        self._serve(app)
-        return 0
+        return self._serve(app)
+
+    def end(self) -> None:
+        """Call what the configuration file wants called in a worker that ends."""
+        with suppress(QuitWorker):
+            self._hooks.ended()
 
     def become_template(self) -> Template | None:
         """Leave all behind that was this worker's own, after `run`; None if it was not asked for or can't be.
@@ -168,6 +181,7 @@ class WorkerProcess:
             self._log.warning("template_refused", problems=f"requests are running in {', '.join(late)}")
             return None
         engine.close()
+        self._hooks.ended()  # as a worker it ends, and what it lets go of now need not be found
         found = audit_drained(self._own_descriptors())
         if found.problems and not self._forced:
             self._log.warning("template_refused", problems="; ".join(found.problems))
@@ -180,6 +194,7 @@ class WorkerProcess:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         faulthandler.disable()
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
         # One that was sent to the worker may be on its way, and would end a process that has no handler.
         signal.pthread_sigmask(signal.SIG_BLOCK, (DUMP_SIGNAL,))
         faulthandler.unregister(DUMP_SIGNAL)
@@ -207,7 +222,10 @@ class WorkerProcess:
         before = set(sys.modules)
         development = self._development() if settings.reload else None
         try:
+            self._hooks.forked()
             app = generation.app
+            if app is None:
+                app = self._hooks.app.callable  # a hook has loaded it, in the fork server or just now
             if app is None:
                 generation.worker_class.prepare(settings)
             if settings.spew:
@@ -216,17 +234,18 @@ class WorkerProcess:
                 app = (
                     development.load(settings, generation.worker_class, generation.number)
                     if development is not None
-                    else load(settings)
+                    else load(settings, generation.worker_class.interface)
                 )
-            listener = generation.listeners[0].getsockname() if generation.listeners else None
-            if development is None or not development.explains(app):
+            broken = development is not None and development.explains(app)
+            app = cast("App", self._hooks.loaded(app))
+            if generation.worker_class.interface == "wsgi" and not broken:
+                listener = generation.listeners[0].getsockname() if generation.listeners else None
                 warm_up(app, settings, self._log, generation.tls, listener)
         except SettingError as error:
             self._tell(messages.BootFailed(str(error), None))
             return None
-        except (AppLoadError, WarmupError) as error:
-            trace = shorten(error.trace) if error.trace else None
-            self._tell(messages.BootFailed(error.reason, trace))
+        except (AppLoadError, WarmupError, HookFailed) as error:
+            self._tell_failure(error)
             return None
         if development is not None:
             development.keep_telling()
@@ -235,6 +254,9 @@ class WorkerProcess:
         # The app's code and data live as long as the worker: the collector need not look at them again.
         gc.freeze()
         return app
+
+    def _tell_failure(self, error: AppLoadError | WarmupError | HookFailed) -> None:
+        self._tell(messages.BootFailed(error.reason, shorten(error.trace) if error.trace else None))
 
     def _development(self) -> "Development":
         # Only now, as below: who does not ask for it need not have it in memory.
@@ -247,7 +269,7 @@ class WorkerProcess:
 
         spew(self._log, self._settings)
 
-    def _serve(self, app: App) -> None:
+    def _serve(self, app: App) -> int:
         settings = self._settings
         quota = settings.max_requests
         if quota and settings.max_requests_jitter:
@@ -265,21 +287,31 @@ class WorkerProcess:
             lambda requests: self._tell(messages.RecycleDue(requests)),
             Relay(*generation.relay),
             generation.tls,
+            self._hooks.exchange(),
             self._got.stacks_fd,
         )
         self._engine = engine = generation.worker_class.create(context)
+        self._hooks.serving(self._cell, context.on_quota, engine.extend_deadline)
         signal.signal(INTERRUPT_SIGNAL, engine.interrupt)
         _note_forks()
-        rehearse(settings, self._log, SHORT)
+        if issubclass(generation.worker_class, Engine):
+            rehearse(settings, self._log, SHORT)
         self._channel.set_blocking(False)
         engine.add_reader(self._channel.fileno(), self._on_channel)
-        if self._leave_early:
-            return
+        try:
+            engine.start()
+        except (AppLoadError, WarmupError) as error:
+            self._tell_failure(error)
+            return 3
+        if self._leave_early or engine.draining:
+            return 0
+        self._started = True
         self._title(f"worker {self._got.slot} gen {self._generation.number}")
         if not self._got.urgent:
             step_forward(self._lowered)
         self._tell(messages.Ready(self._standard_modules))
         engine.run()
+        return 0
 
     # -- what comes from outside -------------------------------------------------------------------------
 
@@ -305,6 +337,9 @@ class WorkerProcess:
                 self._reopen_logs()
 
     def _install_signals(self) -> None:
+        if self._hooks.wants_abort:
+            # Before faulthandler, which goes on to it when it has written the stacks.
+            signal.signal(signal.SIGABRT, self._on_abort)
         faulthandler.enable(self._got.stacks_fd)
         faulthandler.register(DUMP_SIGNAL, self._got.stacks_fd, all_threads=True)
         enlarge_signal_stack()
@@ -327,7 +362,7 @@ class WorkerProcess:
 
     def _on_term(self, signum: int, frame: FrameType | None) -> None:
         self._must_leave = True  # whatever the supervisor has in mind with us
-        if self._engine is None:
+        if not self._started:
             self._quit(signum, frame)  # nobody is served yet, and loading may take its time
             return
         self._tell_signal(signum)
@@ -380,7 +415,20 @@ class WorkerProcess:
             self._tell_signal(signum)
             if self._engine is not None:
                 self._engine.stop()
+            if signum != signal.SIGTERM and os.getpid() == self._pid:
+                self._hooks.interrupted()
             raise QuitWorker
+
+    def _on_abort(self, _signum: int, _frame: FrameType | None) -> None:
+        """SIGABRT, of which faulthandler has written the stacks: call the hook, then end of that signal."""
+        try:
+            if os.getpid() == self._pid:
+                self._quitting = True
+                self._hooks.aborted()
+                self._hooks.ended()
+        finally:
+            signal.signal(signal.SIGABRT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGABRT)
 
     def _reopen_logs(self) -> None:
         self._outlets.reopen()
@@ -475,6 +523,7 @@ def run(inheritance: Inheritance, lowered: int) -> Template:
     lowered: for `step_forward`.
     """
     code = 0
+    worker = None
     try:
         worker = WorkerProcess(inheritance, lowered)
         code = worker.run()
@@ -482,4 +531,11 @@ def run(inheritance: Inheritance, lowered: int) -> Template:
             return template
     except QuitWorker:
         pass
+    except BaseException:
+        # A defect of ours.
+        if worker is not None:
+            worker.end()
+        raise
+    if worker is not None:
+        worker.end()
     leave(code)

@@ -15,6 +15,7 @@ _OURS = {
     "gthread": ("supervisor.workers.engine", "Engine"),
     "gevent": ("supervisor.workers.gevent_hub", "GeventWorker"),
     "eventlet": ("supervisor.workers.eventlet_hub", "EventletWorker"),
+    "asgi": ("supervisor.workers.asgi.worker", "AsgiWorker"),
 }
 
 
@@ -36,6 +37,9 @@ def worker_class(settings: Settings) -> type[BaseWorker]:
     for entry in metadata.entry_points(group=GROUP):
         if entry.name == name:
             return _loaded(entry)
+    if "." in name:
+        subclass = import_module("supervisor.workers.asgi.subclass")
+        return cast("type[BaseWorker]", subclass.from_gunicorns(name))
     raise SettingError("worker_class", f"there is no {name!r}, and no installed package brings it")
 
 

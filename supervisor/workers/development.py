@@ -44,7 +44,7 @@ class Development:
     def load(self, settings: Settings, worker_class: type[BaseWorker], generation: int) -> App:
         """The app, or an error page in its place; tells what has been loaded, or what could not be."""
         try:
-            app = load(settings)
+            app = load(settings, worker_class.interface)
         except AppLoadError as error:
             trace = shorten(error.trace) if error.trace else None
             self._say(messages.AppBroken(error.reason, trace))

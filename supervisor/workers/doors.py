@@ -19,7 +19,7 @@ from supervisor.workers.relay import Relay
 from supervisor.workers.serving import Serving
 from supervisor.workers.wiring import host_of
 from supervisor.wsgi.environ import listener_environ
-from supervisor.wsgi.exchange import App
+from supervisor.wsgi.exchange import App, Exchange
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -48,8 +48,9 @@ class Doors(Serving):
         on_quota: Callable[[int], None],
         relay: Relay | None,
         tls: "SSLContext | None",
+        exchange: type[Exchange],
     ) -> None:
-        super().__init__(app, settings, cell, log, access, quota, on_quota, tls)
+        super().__init__(app, settings, cell, log, access, quota, on_quota, tls, exchange)
         self._relay = relay
         self._relay_fd = relay.fileno() if relay is not None else -1
         self._most_connections = settings.worker_connections

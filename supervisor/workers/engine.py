@@ -13,7 +13,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from time import monotonic_ns
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from supervisor.logs.access import AccessLog
@@ -29,7 +28,7 @@ from supervisor.workers.lane import Lane
 from supervisor.workers.lead import Lead
 from supervisor.workers.loop import BATCH, CROWD, IN, SECOND, SWEEP, SWEEP_DRAINING, Loop
 from supervisor.workers.relay import Relay
-from supervisor.wsgi.exchange import App, DeadlineExceeded
+from supervisor.wsgi.exchange import App, DeadlineExceeded, Exchange
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -69,8 +68,9 @@ class Engine(Loop):
         on_quota: Callable[[int], None],
         relay: Relay | None = None,
         tls: "SSLContext | None" = None,
+        exchange: type[Exchange] = Exchange,
     ) -> None:
-        super().__init__(app, listeners, settings, cell, log, access, quota, on_quota, relay, tls)
+        super().__init__(app, listeners, settings, cell, log, access, quota, on_quota, relay, tls, exchange)
         self._lead = Lead(settings.threads, self._let_go, self._mind, self.wake)
         if self._threads > 1:
             self._held = Held(READ_SIZE)
@@ -85,9 +85,6 @@ class Engine(Loop):
         self._worked_until = 0
 
     # -- what the worker's life cycle calls --------------------------------------------------------------
-
-    def interrupt(self, signum: int, frame: FrameType | None) -> None:
-        self.deadlines.interrupt(signum, frame)
 
     def attend(self) -> None:
         """A message came, maybe while the only thread is in the app: let a watcher read it and mind the rest.

@@ -12,6 +12,7 @@ with warnings.catch_warnings():
     from eventlet import hubs
 
 from supervisor.osapi import real
+from supervisor.settings.table import Settings
 from supervisor.workers.greenlets import GreenletEngine
 from supervisor.workers.hubs import Callback, Hub
 from supervisor.wsgi.exchange import QuitWorker
@@ -72,10 +73,14 @@ class EventletHub(Hub):
 class EventletWorker(GreenletEngine):
     """The worker class `eventlet`."""
 
-    advice = (
+    _ADVICE = (
         "worker_class: eventlet is no longer developed and its makers advise against new use; "
         "gevent does the same, and gthread needs neither"
     )
+
+    @classmethod
+    def check(cls, settings: Settings) -> list[str]:  # noqa: ARG003 - one signature for all
+        return [cls._ADVICE]
 
     @staticmethod
     def patch() -> None:

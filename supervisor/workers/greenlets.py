@@ -100,6 +100,7 @@ class GreenletEngine(Loop):
             context.on_quota,
             context.relay,
             context.tls,
+            context.exchange,
         )
 
     @classmethod

@@ -35,7 +35,7 @@ LONG = 20_000_000
 # Modules with handlers of other signals: what these have begun is finished, though the app is below them.
 _HANDLERS = ("supervisor.workers.boot", "supervisor.workers.engine", "supervisor.workers.loop")
 # The most an app may ask for, in seconds: what can be added to any time and still is one.
-_LONGEST = 1e9
+LONGEST = 1e9
 
 
 class Deadlines:
@@ -94,7 +94,7 @@ class Deadlines:
             ValueError: that is no time.
             RuntimeError: this thread serves no request.
         """
-        if not 0 < seconds <= _LONGEST:
+        if not 0 < seconds <= LONGEST:
             raise ValueError(f"the deadline can't be extended by {seconds!r} seconds")
         words = self._at_hand()
         if words is None or not (started := words[layout.STARTED]):

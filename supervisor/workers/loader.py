@@ -4,13 +4,13 @@ import ast
 import importlib
 import os
 import sys
-import sysconfig
 import traceback
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, cast
 
 from supervisor.settings.table import Settings
+from supervisor.workers.interface import is_factory, mismatch
 from supervisor.wsgi.exchange import App, QuitWorker
 
 _LONGEST_REASON = 500
@@ -53,8 +53,8 @@ def prepare(settings: Settings) -> None:
         sys.path.insert(0, path)
 
 
-def load(settings: Settings) -> App:
-    """The app that the settings name.
+def load(settings: Settings, interface: str = "wsgi") -> App:
+    """The app that the settings name, which must be of the kind that is wanted: `wsgi` or `asgi`.
 
     Raises:
         AppLoadError: with the app's traceback if its code raised.
@@ -64,11 +64,15 @@ def load(settings: Settings) -> App:
         from supervisor.workers.paste import load_paste
 
         return load_paste(settings)
-    return load_app(settings.wsgi_app or "")
+    return load_app(settings.wsgi_app or "", interface)
 
 
-def load_app(spec: str) -> App:
+def load_app(spec: str, interface: str = "wsgi") -> App:
     """Import the app.
+
+    Args:
+        spec: MODULE:NAME and its like.
+        interface: what kind of app is wanted, `wsgi` or `asgi`.
 
     Raises:
         AppLoadError: with the app's traceback if its code raised.
@@ -87,10 +91,16 @@ def load_app(spec: str) -> App:
         raise
     except BaseException as error:
         raise raised(spec, error) from error
-    return _resolve(spec, sys.modules[module_name], expression or "application")
+    found = _resolve(spec, sys.modules[module_name], expression or "application")
+    if interface == "asgi" and is_factory(found):
+        # uvicorn's own command line calls it, too.
+        found = _made(spec, found)
+    if problem := mismatch(found, interface):
+        raise AppLoadError(f"wsgi_app: {spec!r} {problem}")
+    return cast("App", found)
 
 
-def _resolve(spec: str, module: Any, expression: str) -> App:
+def _resolve(spec: str, module: Any, expression: str) -> Any:
     try:
         node = ast.parse(expression, mode="eval").body
     except SyntaxError:
@@ -118,15 +128,19 @@ def _resolve(spec: str, module: Any, expression: str) -> App:
         except AttributeError:
             raise AppLoadError(f"wsgi_app: {spec!r}: {module.__name__} has no {name!r}") from None
     if call:
-        try:
-            found = found(*args, **kwargs)
-        except QuitWorker:
-            raise
-        except BaseException as error:
-            raise raised(spec, error) from error
+        found = _made(spec, found, *args, **kwargs)
     if not callable(found):
         raise AppLoadError(f"wsgi_app: {spec!r} is no callable but {type(found).__name__}")
-    return cast("App", found)
+    return found
+
+
+def _made(spec: str, factory: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return factory(*args, **kwargs)
+    except QuitWorker:
+        raise
+    except BaseException as error:
+        raise raised(spec, error) from error
 
 
 def raised(spec: str, error: BaseException) -> AppLoadError:
@@ -153,7 +167,8 @@ def standard_modules(before: AbstractSet[str]) -> list[str]:
 
     What only has a standard name but lies elsewhere (an app's own `secrets.py`) is not among them.
     """
-    library = sysconfig.get_path("stdlib")
+    # Not sysconfig's word for it: that reads a file, which whoever the app runs as may not be able to.
+    library = str(Path(os.__file__).parent)
     found = []
     for name, module in list(sys.modules.items()):
         if name in before or name.partition(".")[0] not in sys.stdlib_module_names:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from email.utils import formatdate
 from time import monotonic_ns, time
+from types import FrameType
 from typing import TYPE_CHECKING, Self
 
 from supervisor.http1.errors import RequestTimeout
@@ -25,7 +26,7 @@ from supervisor.workers.connection import Connection
 from supervisor.workers.doors import GIFT_PAUSE, Doors, has_data
 from supervisor.workers.lane import Lane
 from supervisor.workers.relay import Relay
-from supervisor.wsgi.exchange import App
+from supervisor.wsgi.exchange import App, Exchange
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -65,6 +66,7 @@ class Loop(Doors, BaseWorker):
         on_quota: asks for a successor.
         relay: to sibling workers, or None.
         tls: what connections are wrapped with, or None.
+        exchange: what serves one request.
     """
 
     def __init__(
@@ -79,8 +81,9 @@ class Loop(Doors, BaseWorker):
         on_quota: Callable[[int], None],
         relay: Relay | None = None,
         tls: "SSLContext | None" = None,
+        exchange: type[Exchange] = Exchange,
     ) -> None:
-        super().__init__(app, listeners, settings, cell, log, access, quota, on_quota, relay, tls)
+        super().__init__(app, listeners, settings, cell, log, access, quota, on_quota, relay, tls, exchange)
         self._cell = cell
         self._keepalive = int(settings.keepalive * SECOND)
         self._graceful_timeout = int(settings.graceful_timeout * SECOND)
@@ -113,7 +116,14 @@ class Loop(Doors, BaseWorker):
             context.on_quota,
             context.relay,
             context.tls,
+            context.exchange,
         )
+
+    def interrupt(self, signum: int, frame: FrameType | None) -> None:
+        self.deadlines.interrupt(signum, frame)
+
+    def extend_deadline(self, seconds: float) -> None:
+        self.deadlines.extend(seconds)
 
     def add_reader(self, fd: int, callback: Callable[[], None]) -> None:
         """Call `callback` in the loop whenever `fd` is readable."""

@@ -13,16 +13,25 @@ import os
 import socket
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from supervisor.osapi import real
-from supervisor.workers.connection import Connection
 
 # Bounds what a message costs: what is told of a connection besides its descriptor.
 _MESSAGE = 4096
 _INT = 4
+
+
+class Idle(Protocol):
+    """What is to be known of a connection that is given away; see Connection."""
+
+    fd: int
+    tls: bool
+    listener: str
+    facts: dict[str, str] | None
+    served: int
 
 
 class _Parcel(msgspec.Struct, array_like=True):
@@ -63,7 +72,7 @@ class Relay:
         """Readable while a connection waits to be taken."""
         return self._taking.fileno()
 
-    def give(self, connection: Connection) -> bool:
+    def give(self, connection: Idle) -> bool:
         """Hand an idle connection over; False if it can't be. What is left to do is to close our copy."""
         if connection.tls:
             return False

@@ -54,9 +54,11 @@ class Serving(Wiring):
         quota: int,
         on_quota: Callable[[int], None],
         tls: "SSLContext | None",
+        exchange: type[Exchange],
     ) -> None:
         super().__init__(settings, log, access, tls)
         self._app = app
+        self._new_exchange = exchange
         self._quota = quota
         self._on_quota = on_quota
         self._answered = 0
@@ -65,7 +67,8 @@ class Serving(Wiring):
         self._new_body = _body_factory(settings)
         self._queue_timeout = int(settings.queue_timeout * 1_000_000_000)
         self.deadlines = self._new_deadlines(cell)
-        shared = worker_environ(self._threads > 1 or self._interleaves, settings.sendfile, log.errors)
+        threaded = self._threads > 1 or self._interleaves
+        shared = worker_environ(threaded, settings.sendfile, log.errors, settings.root_path)
         shared["ostler.extend_deadline"] = self.deadlines.extend
         if tls is not None:
             shared |= {"wsgi.url_scheme": "https", "HTTPS": "on"}
@@ -95,7 +98,7 @@ class Serving(Wiring):
             keep_alive = request.keep_alive and self._keep_connections
             if not request.complete:
                 keep_alive = False  # the connection ends with a request that the app reads while it comes
-            exchange = Exchange(request, connection, self._date_server, keep_alive)
+            exchange = self._new_exchange(request, connection, self._date_server, keep_alive)
             if not request.complete:
                 _feed_from(connection, request, exchange)
             template = connection.template
@@ -175,7 +178,7 @@ class Serving(Wiring):
         """
         connection.idle_since = connection.served = monotonic_ns()
         try:
-            exchange.run(overloaded, environ)
+            Exchange.run(exchange, overloaded, environ)  # without hooks, which are about requests to the app
         except ClientGone:
             self._close(connection, lane)
             return False
@@ -270,6 +273,11 @@ def _rules(settings: Settings) -> tuple[Rules, Rules]:
             limit_request_body=settings.limit_request_body,
             header_map=settings.header_map,
             stream=settings.stream_request,
+            permit_obsolete_folding=settings.permit_obsolete_folding,
+            strip_header_spaces=settings.strip_header_spaces,
+            permit_unconventional_http_method=settings.permit_unconventional_http_method,
+            casefold_http_method=settings.casefold_http_method,
+            permit_unconventional_http_version=settings.permit_unconventional_http_version,
             **more,
         )
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ssl import SSLContext
 
 # An answer behind which nothing else is: interim ones come first (RFC 9110 section 15.2).
-_STATUS = re.compile(rb"(?:HTTP/1\.1 1\d\d .*?\r\n\r\n)*HTTP/1\.1 ((\d{3})[^\r]*)\r\n", re.DOTALL)
+_STATUS = re.compile(rb"(?:HTTP/1\.1 1\d\d .*?\r\n\r\n)*HTTP/1\.1 (\d{3}[^\r]*)\r\n", re.DOTALL)
 # How long the loop waits for the reader before it looks for more to send.
 _PATIENCE = 0.005
 _READ = 65536
@@ -71,22 +71,32 @@ def warm_up(app: App, settings: Settings, log: Log, tls: "SSLContext | None", li
         for request in settings.warmup_request:
             listening.trace = None
             answer = engine.ask(_bytes_of(request), Lane(cell, 0), facts)
-            _judge(request, answer, listening.trace, log)
+            match = _STATUS.match(answer)
+            judge(request, match[1].decode("latin-1").strip() if match else None, listening.trace, log)
     finally:
         engine.close()
 
 
-def _judge(request: WarmupRequest, answer: bytes, trace: str | None, log: Log) -> None:
+def judge(request: WarmupRequest, status: str | None, trace: str | None, log: Log) -> None:
+    """Say whether an answer is good enough.
+
+    Args:
+        status: the status line's text, e.g. `200 OK`; None: there was no answer.
+        trace: the app's traceback if it raised.
+        log: hears of what is odd.
+
+    Raises:
+        WarmupError: it is not.
+    """
     name = f"warmup_request {request.method} {request.path}"
-    match = _STATUS.match(answer)
-    if match is None:
+    if status is None:
         raise WarmupError(f"{name} was not answered", trace)
-    status = match[1].decode("latin-1").strip()
-    if int(match[2]) >= 500:
+    code = int(status[:3])
+    if code >= 500:
         raise WarmupError(f"{name} was answered with {status}", trace)
     if trace is not None:
         raise WarmupError(f"{name} made the app raise after it had answered with {status}", trace)
-    if int(match[2]) >= 400:
+    if code >= 400:
         # A wrong path, or a host that the app does not know: it warms little, but the app works.
         log.warning("warmup_request", problem=f"{name} was answered with {status}; is that what you meant?")
 

@@ -50,8 +50,14 @@ class BlockWrapper(FileWrapper):
     """The same without the kernel's help (setting `sendfile`)."""
 
 
-def worker_environ(multithread: bool, sendfile: bool = True, errors: Any = None) -> Environ:
-    """What all requests of a worker share."""
+def worker_environ(
+    multithread: bool, sendfile: bool = True, errors: Any = None, root_path: str = ""
+) -> Environ:
+    """What all requests of a worker share.
+
+    root_path: where the app is mounted, if neither the environment nor a proxy says so.
+    """
+    mount = os.environ.get("SCRIPT_NAME", "") or (root_path and f"/{root_path.strip('/')}")
     return {
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": "http",
@@ -62,7 +68,7 @@ def worker_environ(multithread: bool, sendfile: bool = True, errors: Any = None)
         "wsgi.input_terminated": True,
         "wsgi.file_wrapper": FileWrapper if sendfile else BlockWrapper,
         "SERVER_SOFTWARE": "ostler",
-        "SCRIPT_NAME": os.fsencode(os.environ.get("SCRIPT_NAME", "")).decode("latin-1").rstrip("/"),
+        "SCRIPT_NAME": os.fsencode(mount).decode("latin-1").rstrip("/"),
     }
 
 

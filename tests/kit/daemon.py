@@ -49,7 +49,15 @@ PATIENCE = 15.0
 _LOOK = 0.01
 _MARK = "OSTLER_TEST_PLACE"
 # What the machine's own environment must not tell the daemon.
-_UNWANTED = ("OSTLER_", "GUNICORN_", "LISTEN_", "WEB_CONCURRENCY", "NOTIFY_SOCKET", "RUNTIME_DIRECTORY")
+_UNWANTED = (
+    "OSTLER_",
+    "GUNICORN_",
+    "LISTEN_",
+    "WEB_CONCURRENCY",
+    "PORT",
+    "NOTIFY_SOCKET",
+    "RUNTIME_DIRECTORY",
+)
 
 
 def until(condition: Callable[[], T | None], what: str, within: float = PATIENCE) -> T:

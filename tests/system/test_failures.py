@@ -149,7 +149,7 @@ def test_error_log_folder_missing(place: Place) -> None:
     done = place.run(*LOCAL, "--error-logfile", "/nowhere/ostler.log", "plain:app")
     assert done.code == 1
     words = "can't open '/nowhere/ostler.log': No such file or directory"
-    assert done.error == f"ostler: error: errorlog: {words}"
+    assert done.error == f"ostler: error: errorlog (command line): {words}"
 
 
 def test_access_log_folder_missing(place: Place) -> None:
@@ -157,7 +157,7 @@ def test_access_log_folder_missing(place: Place) -> None:
     done = place.run(*LOCAL, "--access-logfile", "/nowhere/access.log", "plain:app")
     assert done.code == 1
     words = "can't open '/nowhere/access.log': No such file or directory"
-    assert done.error == f"ostler: error: accesslog: {words}"
+    assert done.error == f"ostler: error: accesslog (command line): {words}"
 
 
 def test_pidfile_of_a_live_process(place: Place) -> None:

@@ -261,4 +261,7 @@ def test_folder_of_temporary_files_is_looked_at(place: Place) -> None:
     """A folder that is not there is told at the start, not to the first client with a large body."""
     done = place.run("-b", "127.0.0.1:0", "--tmp-upload-dir", "nowhere", "plain:app")
     assert done.code == 1
-    assert "tmp_upload_dir: can't write a file into 'nowhere': No such file or directory" in done.error
+    assert (
+        "tmp_upload_dir (command line): can't write a file into 'nowhere': No such file or directory"
+        in done.error
+    )

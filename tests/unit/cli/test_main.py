@@ -6,6 +6,7 @@ import click
 import pytest
 
 from supervisor.cli import main as cli
+from supervisor.cli.arguments import Given
 from supervisor.errors import ExitCode
 
 
@@ -16,9 +17,8 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(*args: str) -> tuple[dict[str, Any], str | None]:
         taken: list[tuple[dict[str, Any], str | None]] = []
 
-        def take(app: str | None, **given: Any) -> None:
-            values = {name.removeprefix("_"): value for name, value in given.items() if name.startswith("_")}
-            taken.append(({name: value for name, value in values.items() if value not in (None, ())}, app))
+        def take(given: Given) -> None:
+            taken.append((given.values, given.app))
 
         monkeypatch.setattr(cli, "_run", take)
         cli._command().main(list(args), standalone_mode=False)
@@ -77,11 +77,15 @@ def test_help_shows_defaults_as_one_writes_them() -> None:
 
 def test_negative_numbers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A number below zero is told to be one, and not taken for a flag that nobody knows."""
-    for args in (["-t", "-3"], ["--max-age", "-1.5"]):
+    for args, text in (
+        (["-t", "-3"], "'-t' / '--timeout': timeout: expected zero or more seconds, got '-3'"),
+        (
+            ["--max-requests", "-1"],
+            "'--max-requests': max_requests: must be between 0 and 2147483647, got -1",
+        ),
+    ):
         monkeypatch.setattr("sys.argv", ["ostler", *args, "a:a"])
         with pytest.raises(SystemExit) as end:
             cli.main()
         assert end.value.code == ExitCode.USAGE
-        assert capsys.readouterr().err == (
-            "ostler: error: No setting takes a negative number. (see ostler --help)\n"
-        )
+        assert capsys.readouterr().err == f"ostler: error: Invalid value for {text} (see ostler --help)\n"

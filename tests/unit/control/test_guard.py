@@ -200,29 +200,42 @@ async def test_another_user_is_refused_on_the_unix_socket(rig: Rig) -> None:
     assert b"uid 65534" in out
 
 
+class Peer:
+    """What stands for a request of somebody on a Unix socket."""
+
+    def __init__(self, uid: int) -> None:
+        self._uid = uid
+
+    def get_extra_info(self, _name: str) -> "Peer":
+        return self
+
+    def getsockopt(self, *_: int) -> bytes:
+        return (1).to_bytes(4, "little") + self._uid.to_bytes(4, "little") + bytes(4)
+
+
 def test_the_unix_guard_knows_uids() -> None:
     """Own uid and root pass, others do not."""
-
-    class Peer:
-        def __init__(self, uid: int) -> None:
-            self.uid = uid
-
-        def getsockopt(self, *_: int) -> bytes:
-            return (1).to_bytes(4, "little") + self.uid.to_bytes(4, "little") + bytes(4)
-
-    class Request:
-        def __init__(self, uid: int) -> None:
-            self.peer = Peer(uid)
-
-        def get_extra_info(self, _name: str) -> Peer:
-            return self.peer
-
     guard: Any = UnixGuard(uid=1000)
-    guard.perimeter(Request(1000))
-    guard.perimeter(Request(0))
-    assert guard.identify(Request(1001)) == "unix uid 1001"
+    guard.perimeter(Peer(1000))
+    guard.perimeter(Peer(0))
+    assert guard.identify(Peer(1001)) == "unix uid 1001"
     with pytest.raises(Forbidden, match="uid 1001"):
-        guard.perimeter(Request(1001))
+        guard.perimeter(Peer(1001))
+
+
+def test_the_unix_guard_of_a_shared_socket() -> None:
+    """Whom its mode lets in may operate, the app's user only read; the daemon's own user stays the admin."""
+    guard: Any = UnixGuard(uid=0, shared=True, app_uid=33)
+    scopes = {}
+    for uid in (0, 33, 1001):
+        guard.perimeter(Peer(uid))
+        scopes[uid] = guard.authenticate(Peer(uid), "").scope
+    assert scopes == {0: "admin", 33: "read", 1001: "operate"}
+    own: Any = UnixGuard(uid=33, shared=True, app_uid=None)
+    assert own.authenticate(Peer(33), "").scope == "admin"
+    gone: Any = type("Gone", (), {"get_extra_info": lambda *_: None})()
+    with pytest.raises(Forbidden):
+        guard.perimeter(gone)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.2", "example.com", "127.0.0.1.evil.com"])

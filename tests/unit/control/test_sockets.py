@@ -212,6 +212,23 @@ def test_without_a_session_a_user_gets_a_temporary_folder(
     assert mode_of(path.parent) == 0o700
 
 
+def test_a_mode_that_lets_others_in(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The socket has it from the first moment on, also a second time, and its folder can be passed."""
+    monkeypatch.setattr(sockets, "_user_dir", sockets._temp_dir)
+    assert mode_of(default_socket_path("shop").parent) == 0o700
+    assert mode_of(default_socket_path("shop", 0o660).parent) == 0o711
+    monkeypatch.setattr("os.chmod", None)
+    monkeypatch.setattr(Path, "chmod", None)
+    owned = OwnedSocket.claim(tmp_path / "a.sock", 0o666)
+    assert mode_of(owned.path) == 0o666
+    owned.path.unlink()
+    again = owned.claim_again()
+    assert mode_of(again.path) == 0o666
+    owned.socket.close()
+    again.release()
+    assert places.exists()
+
+
 def test_a_folder_that_is_not_safely_ours_is_refused(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a shared temporary folder others may have been there first: link, file, loose mode, other owner."""
     monkeypatch.setattr(sockets, "_user_dir", sockets._temp_dir)

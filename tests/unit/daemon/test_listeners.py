@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from supervisor.daemon import listeners as module
-from supervisor.daemon.listeners import Listeners
+from supervisor.daemon.listeners import Access, Listeners
 from supervisor.errors import SettingError
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to others, which takes privileges")
@@ -46,7 +46,7 @@ def test_mode(listeners: Listeners, tmp_path: Path, asked: str | None, mode: str
     path = tmp_path / "app.sock"
     before = os.umask(umask)
     try:
-        listeners.bind((f"unix:{path}",), 10, asked)
+        listeners.bind((f"unix:{path}",), 10, Access(asked))
         assert os.umask(umask) == umask
     finally:
         os.umask(before)
@@ -63,8 +63,8 @@ def test_mode_is_never_wider(listeners: Listeners, tmp_path: Path, monkeypatch: 
             seen.append(mode_of(Path(address)))
 
     monkeypatch.setattr(module.socket, "socket", Watched)
-    listeners.bind((f"unix:{tmp_path}/a",), 10, "0640")
-    listeners.bind((f"unix:{tmp_path}/b",), 10, "0640", f"{os.getuid()}:{os.getgid()}")
+    listeners.bind((f"unix:{tmp_path}/a",), 10, Access("0640"))
+    listeners.bind((f"unix:{tmp_path}/b",), 10, Access("0640", f"{os.getuid()}:{os.getgid()}"))
     assert seen == ["0640", "0000"]
     assert mode_of(tmp_path / "b") == "0640"
 
@@ -82,7 +82,7 @@ def test_mode_is_never_wider(listeners: Listeners, tmp_path: Path, monkeypatch: 
 def test_owner(listeners: Listeners, tmp_path: Path, owner: str, ids: tuple[int, int]) -> None:
     """User and group by name or number; what is not named stays ours."""
     path = tmp_path / "app.sock"
-    listeners.bind((f"unix:{path}",), 10, "0660", owner)
+    listeners.bind((f"unix:{path}",), 10, Access("0660", owner))
     status = path.stat()
     assert (status.st_uid, status.st_gid) == ids
     assert mode_of(path) == "0660"
@@ -95,7 +95,7 @@ def test_owner_that_is_not_there(listeners: Listeners, tmp_path: Path) -> None:
         ("no_such_user_", "socket_owner: there is no user 'no_such_user_'"),
         (":no_such_group_", "socket_owner: there is no group 'no_such_group_'"),
     ]:
-        assert problem_of(listeners.bind, (f"unix:{path}",), 10, None, owner) == problem
+        assert problem_of(listeners.bind, (f"unix:{path}",), 10, Access(None, owner)) == problem
         assert not path.exists()
 
 
@@ -109,7 +109,7 @@ def test_owner_without_privileges(
 
     monkeypatch.setattr(module.os, "chown", refuse)
     path = tmp_path / "app.sock"
-    problem = problem_of(listeners.bind, (f"unix:{path}",), 10, None, "0:0")
+    problem = problem_of(listeners.bind, (f"unix:{path}",), 10, Access(None, "0:0"))
     assert problem.startswith(f"bind: unix:{path}: no permission to make '0:0' its owner (socket_owner)")
     assert not path.exists()
 
@@ -126,7 +126,7 @@ def test_replaced_by_a_link(listeners: Listeners, tmp_path: Path, monkeypatch: p
             path.symlink_to(victim)
 
     monkeypatch.setattr(module.socket, "socket", Swapped)
-    problem = problem_of(listeners.bind, (f"unix:{path}",), 10, "0666", f"{os.getuid()}")
+    problem = problem_of(listeners.bind, (f"unix:{path}",), 10, Access("0666", f"{os.getuid()}"))
     assert "it was replaced by something that is no socket" in problem
     assert mode_of(victim) == "0600"
 
@@ -135,18 +135,18 @@ def test_change_of_a_bound_socket(listeners: Listeners, tmp_path: Path) -> None:
     """A reload with another mode changes it; one with the same leaves alone what was done by hand."""
     path = tmp_path / "app.sock"
     addresses = (f"unix:{path}", "unix:@ostler-test-listeners", "127.0.0.1:0")
-    keys = listeners.bind(addresses, 10, "0660")
+    keys = listeners.bind(addresses, 10, Access("0660"))
     inode = path.stat().st_ino
     path.chmod(0o606)
-    assert listeners.bind(addresses, 10, "0660") == keys
+    assert listeners.bind(addresses, 10, Access("0660")) == keys
     assert mode_of(path) == "0606"
-    listeners.bind(addresses, 10, "0600")
+    listeners.bind(addresses, 10, Access("0600"))
     assert mode_of(path) == "0600"
-    listeners.bind(addresses, 10, None, f"{os.getuid()}")
+    listeners.bind(addresses, 10, Access(None, f"{os.getuid()}"))
     assert mode_of(path) == "0777"
     assert path.stat().st_ino == inode
     path.unlink()
-    assert problem_of(listeners.bind, addresses, 10, "0640").startswith(f"bind: unix:{path}: ")
+    assert problem_of(listeners.bind, addresses, 10, Access("0640")).startswith(f"bind: unix:{path}: ")
 
 
 def test_what_stands_in_the_way(listeners: Listeners, tmp_path: Path) -> None:
@@ -222,3 +222,18 @@ def test_small_packets_are_not_held_back() -> None:
         several.bind((), 10)
         assert outer.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         several.keep_only(set())
+
+
+def test_reuse_port() -> None:
+    """With it other programs may listen on the same port, else not; all of them have to want it."""
+    first, second = Listeners([]), Listeners([])
+    try:
+        first.bind(("127.0.0.1:0",), 5, reuse_port=True)
+        port = first.sockets(["127.0.0.1:0"])[0].getsockname()[1]
+        key = f"127.0.0.1:{port}"
+        assert "in use" in problem_of(second.bind, (key,), 5)
+        second.bind((key,), 5, reuse_port=True)
+        assert second.sockets([key])[0].getsockname()[1] == port
+    finally:
+        first.keep_only(set())
+        second.keep_only(set())

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from supervisor.daemon import measure
 from supervisor.daemon.measure import Measurer, MemoryReader
 from supervisor.fleet.model import FleetPolicy, Load, Worker, WorkerState
+from supervisor.logs.setup import set_up
 from supervisor.scoreboard import layout, memory
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.scoreboard.writer import CellWriter
@@ -345,3 +347,19 @@ def test_a_process_that_is_gone_is_left_out(holder: Holder) -> None:
     assert set(reader.read(pids, 0, True)) == {1, 2}
     holder.close()
     assert set(reader.read(pids, 1, True)) == {2}
+
+
+def test_memory_that_may_not_be_read(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Workers of another user are measured without it, which is told once."""
+    set_up("-", "json", "info")
+
+    def refuse(self: psutil.Process) -> None:
+        raise psutil.AccessDenied(self.pid)
+
+    monkeypatch.setattr("psutil.Process.memory_full_info", refuse)
+    reader = MemoryReader(lambda: 1.0)
+    for _ in range(2):
+        assert reader.read({1: os.getpid()}, 1, True) == {1: None}
+    assert capfd.readouterr().err.count("CAP_SYS_PTRACE") == 1

@@ -11,6 +11,8 @@ def app(environ, start_response):
     start_response("200 OK", [("Content-Length", "2")])
     return [os.environ.get("COLOUR", "??").encode()]
 """
+# Without effect, because there is no certificate; that is warned of.
+HOOK = "ssl_context = lambda config, factory: factory()\n"
 
 
 def conf(folder: Path, text: str) -> None:
@@ -20,14 +22,14 @@ def conf(folder: Path, text: str) -> None:
 def test_a_known_generation_keeps_its_settings(tmp_path: Path) -> None:
     """The file has changed since: what it does is done, what it sets is not; nothing is warned of twice."""
     (tmp_path / "app.py").write_text(APP)
-    conf(tmp_path, "workers = 3\npost_fork = print\nimport os; os.environ['COLOUR'] = 'rd'\n")
+    conf(tmp_path, f"workers = 3\n{HOOK}import os; os.environ['COLOUR'] = 'rd'\n")
     with Keeper(tmp_path, wsgi_app="app:app", threads=2) as keeper:
         first = keeper.start()
         keeper.configure(first)
         before = first.hear(messages.Configured)
         assert (before.loaded.settings.workers, before.loaded.settings.threads) == (3, 2)
         assert before.warnings
-        conf(tmp_path, "workers = 'many'\npost_fork = print\nimport os; os.environ['COLOUR'] = 'bl'\n")
+        conf(tmp_path, f"workers = 'many'\n{HOOK}import os; os.environ['COLOUR'] = 'bl'\n")
         second = keeper.start()
         keeper.configure(second, known=before.loaded)
         after = second.hear(messages.Configured)

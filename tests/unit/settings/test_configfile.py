@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.errors import ConfigFileError
-from supervisor.settings.configfile import ConfigFile, evaluate, find
+from supervisor.settings.configfile import HOOKS, ConfigFile, evaluate, find
 
 Write = Callable[[str], ConfigFile]
 
@@ -28,7 +28,6 @@ def test_values_and_lines(evaluated: Write) -> None:
     assert file.values == {"workers": 4, "timeout": 5}
     assert file.origin("workers") == "app.conf.py line 4"
     assert file.origin("timeout") == "app.conf.py line 5"
-    assert file.unsupported == ()
 
 
 def test_last_assignment_counts(evaluated: Write) -> None:
@@ -51,24 +50,45 @@ def test_file_is_python(evaluated: Write) -> None:
     assert file.values["proc_name"] == "app.conf.py __config__"
 
 
-def test_unsupported_names(evaluated: Write) -> None:
-    """What gunicorn knows and we don't yet is listed, so that a warning can name it; the unknown is not."""
-    file = evaluated("def on_reload(server): ...\ndef on_exit(server): ...\nwhatever = 1\nworkers = 2\n")
-    assert file.unsupported == ("on_exit", "on_reload")
-    assert file.values == {"workers": 2}
-
-
 def test_hooks(evaluated: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hook is a function in the file, or a text that names one elsewhere; it is no setting."""
     file = evaluated("def ssl_context(config, factory):\n    return [config, factory]\n")
     assert file.hooks["ssl_context"](1, 2) == [1, 2]
-    assert (file.values, file.unsupported) == ({}, ())
+    assert file.values == {}
     (tmp_path / "ostler_test_hooks.py").write_text("def make(config, factory): return 'made'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert evaluated("ssl_context = 'ostler_test_hooks.make'\n").hooks["ssl_context"](1, 2) == "made"
     assert evaluated("ssl_context = None\n").hooks == {}
     (tmp_path / "ostler_test_hooking.py").write_text("def ssl_context(config, factory): return 'module'\n")
     assert evaluate("python:ostler_test_hooking", tmp_path).hooks["ssl_context"](1, 2) == "module"
+
+
+def test_all_of_gunicorns_hooks(evaluated: Write) -> None:
+    """Each is known, with the number of arguments that gunicorn calls it with."""
+    source = "\n".join(
+        f"def {name}({', '.join('abcd'[: arguments[0]])}): return {arguments[0]}"
+        for name, arguments in HOOKS.items()
+    )
+    hooks = evaluated(source).hooks
+    assert {name: hook(*range(HOOKS[name][0])) for name, hook in hooks.items()} == {
+        name: arguments[0] for name, arguments in HOOKS.items()
+    }
+
+
+@pytest.mark.parametrize("arguments", [2, 3, 4])
+def test_post_request_of_fewer_arguments(evaluated: Write, arguments: int) -> None:
+    """As in gunicorn it may do without the environ and the response; the first arguments are the same."""
+    names = ", ".join("abcd"[:arguments])
+    hook = evaluated(f"def post_request({names}): return [{names}]\n").hooks["post_request"]
+    assert hook(1, 2, 3, 4) == [1, 2, 3, 4][:arguments]
+
+
+def test_hooks_of_another_shape(evaluated: Write) -> None:
+    """What takes no argument where there is one is refused before anything starts."""
+    with pytest.raises(ConfigFileError, match="when_ready: expected a function of 1 arguments"):
+        evaluated("def when_ready(): ...\n")
+    with pytest.raises(ConfigFileError, match="post_request: expected a function of 4 arguments"):
+        evaluated("def post_request(worker): ...\n")
 
 
 @pytest.mark.parametrize(
@@ -143,8 +163,8 @@ def test_python_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     file = evaluate("python:ostler_test_settings", tmp_path)
     assert file.values == {"workers": 5}
-    assert file.unsupported == ("on_exit",)
-    assert file.origin("workers") == "python:ostler_test_settings"
+    assert set(file.hooks) == {"on_exit"}
+    assert file.origin("workers") == "python:ostler_test_settings line 1"
 
 
 @pytest.mark.parametrize(
@@ -176,3 +196,13 @@ def test_find(tmp_path: Path) -> None:
     (tmp_path / "ostler.conf.py").touch()
     assert find(None, tmp_path) == "ostler.conf.py"
     assert find("python:x", tmp_path) == "python:x"
+
+
+def test_lines_of_functions_and_imports(tmp_path: Path) -> None:
+    """A hook or a setting that is defined or imported is found where the file says so."""
+    source = "from os import getpid as workers\n\n\ndef ssl_context(config, default):\n    timeout = 1\n"
+    (tmp_path / "app.conf.py").write_text(source)
+    file = evaluate("app.conf.py", tmp_path)
+    assert file.origin("ssl_context") == "app.conf.py line 4"
+    assert file.origin("workers") == "app.conf.py line 1"
+    assert file.origin("timeout") == "app.conf.py"

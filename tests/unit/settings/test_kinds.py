@@ -212,6 +212,18 @@ def test_values(kind: Kind, given: Any, value: Any) -> None:
         (kinds.OWNER, "a:", "expected USER, USER:GROUP or :GROUP, got 'a:'"),
         (kinds.OWNER, "a:b:c", "expected USER, USER:GROUP or :GROUP"),
         (kinds.OWNER, 5, "expected text, got 5"),
+        (kinds.UMASK, "089", "expected a mask in octal such as 022 (in a file 0o022), got '089'"),
+        (kinds.UMASK, -1, "expected a mask in octal"),
+        (kinds.UMASK, "-1", "expected a mask in octal"),
+        (kinds.UMASK, None, "expected a mask in octal"),
+        (kinds.UMASK, True, "expected a mask in octal"),
+        (kinds.SOCKET_MODE, "999", "expected a mode in octal"),
+        (kinds.SOCKET_MODE, "0888", "expected a mode in octal"),
+        (kinds.THREADS, -1, "must be between 0 and"),
+        (kinds.THREADS, None, "expected a whole number"),
+        (kinds.STATSD_ADDRESS, "http://a:1", "expected an address such as 127.0.0.1:8125"),
+        (kinds.STATSD_ADDRESS, "a:b", "expected a port"),
+        (kinds.SYSLOG_ADDRESS, "unix://", "expected an address such as udp://localhost:514"),
         (LEVEL, "loud", "expected one of info, warning, got 'loud'"),
         (LEVEL, 3, "expected text, got 3"),
     ],
@@ -231,3 +243,40 @@ def test_sizes_are_shown_as_they_are_read(size: int, text: str) -> None:
     """--help shows a size with the unit that fits, and that text means the same."""
     assert kinds.show_size(size) == text
     assert kinds.SIZE.parse(text) == size
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "value"),
+    [
+        # gunicorn takes text as decimal unless its beginning says otherwise.
+        (kinds.UMASK, "022", "0022"),
+        (kinds.UMASK, " 007 ", "0007"),
+        (kinds.UMASK, "0", "0000"),
+        (kinds.UMASK, "00", "0000"),
+        (kinds.UMASK, "18", "0022"),
+        (kinds.UMASK, "0x12", "0022"),
+        (kinds.UMASK, "0o22", "0022"),
+        (kinds.UMASK, 0o077, "0077"),
+        (kinds.UMASK, 664, "0230"),
+        (kinds.SOCKET_MODE, "0660", "0660"),
+        (kinds.SOCKET_MODE, "660", "0660"),
+        (kinds.SOCKET_MODE, "384", "0600"),
+        (kinds.SOCKET_MODE, 384, "0600"),
+        (kinds.SOCKET_MODE, None, "0600"),
+        (kinds.LOG_FILE, None, "-"),
+        (kinds.LOG_FILE, " ", "-"),
+        (kinds.LOG_FILE, Path("a/b"), "a/b"),
+        (kinds.ENVIRONMENT, "A=1,B=2", ("A=1,B=2",)),
+        (kinds.ENVIRONMENT, ["A=1,2", "B="], ("A=1,2", "B=")),
+        (kinds.ENVIRONMENT, {"A": 1, "B": "x"}, ("A=1", "B=x")),
+        (kinds.SWITCH, 1, True),
+        (kinds.SWITCH, 0, False),
+        (kinds.STATSD_ADDRESS, "", None),
+        (kinds.STATSD_ADDRESS, "localhost", "localhost"),
+        (kinds.SYSLOG_ADDRESS, None, "udp://localhost:514"),
+        (kinds.SYSLOG_ADDRESS, "unix:///dev/log#dgram", "unix:///dev/log#dgram"),
+    ],
+)
+def test_values_as_gunicorn_takes_them(kind: Kind, given: Any, value: Any) -> None:
+    """Forms that its files and command lines have, with the meaning that they have there."""
+    assert kind.parse(given) == value

@@ -176,3 +176,43 @@ def test_print_config() -> None:
     assert [line.split()[0] for line in lines] == sorted(rows())
     (line,) = [line for line in lines if line.startswith("workers ")]
     assert line.split() == ["workers", "=", "2", "#", "command", "line"]
+
+
+def test_the_port_of_a_platform() -> None:
+    """PORT is the default address as in gunicorn, reachable from outside, and no more than a default."""
+    result = loaded({}, {"PORT": "5000"})
+    assert result.settings.bind == ("0.0.0.0:5000",)
+    assert result.origins["bind"] == "environment PORT"
+    assert loaded({}, {"PORT": "5000"}, {"bind": "127.0.0.1:1"}).settings.bind == ("127.0.0.1:1",)
+    assert loaded({"bind": [":2"]}, {"PORT": "5000"}).settings.bind == (":2",)
+    assert loaded({}, {"PORT": ""}).settings.bind == ("127.0.0.1:8000",)
+    with pytest.raises(SettingError, match=r"^bind \(environment PORT\): expected a port"):
+        loaded({}, {"PORT": "x"})
+
+
+def test_origins_of_variables() -> None:
+    """A value that came with the command line from a variable names the variable, in errors too."""
+    given = {"timeout": "5", "backlog": "7"}
+    result = load(given, {}, ConfigFile("c.py", {"timeout": 3}), lambda: 2, {"timeout": "environment X"})
+    assert (result.settings.timeout, result.origins["timeout"]) == (5.0, "environment X")
+    assert result.origins["backlog"] == "command line"
+    with pytest.raises(SettingError, match=r"^timeout \(environment X\): expected"):
+        load({"timeout": "x"}, {}, None, lambda: 2, {"timeout": "environment X"})
+
+
+def test_none_in_a_file() -> None:
+    """Where a file says None it says nothing, also where gunicorn would stop."""
+    for name, row in rows().items():
+        if name in ("bind", "forwarded_allow_ips", "proxy_allow_ips", "forwarder_headers"):
+            continue  # nobody, as in gunicorn
+        assert getattr(loaded(file={name: None}).settings, name) == row.default, name
+    assert loaded(file={"forwarded_allow_ips": None}).settings.forwarded_allow_ips == ()
+
+
+def test_more_threads_than_can_be_seen() -> None:
+    """More threads than the scoreboard has lanes are cut down with a warning, not refused."""
+    result = loaded(file={"threads": 500})
+    assert result.settings.threads == 256
+    assert result.warnings == ["threads (app.conf.py line 1): 256 is the most, not 500"]
+    assert loaded(file={"threads": 256}).warnings == []
+    assert loaded(file={"threads": 0}).settings.threads == 1

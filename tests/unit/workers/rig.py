@@ -20,7 +20,7 @@ from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
 from supervisor.workers.engine import Engine
 from supervisor.workers.relay import Relay
-from supervisor.wsgi.exchange import App
+from supervisor.wsgi.exchange import App, Exchange
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -147,6 +147,7 @@ class Rig:
         relay: shared with other rigs; belongs to whoever made it.
         tls: what connections are wrapped with.
         make: makes the engine.
+        exchange: what serves one request.
 
     Attributes:
         quotas: what `on_quota` was called with.
@@ -163,6 +164,7 @@ class Rig:
         relay: Relay | None = None,
         tls: "SSLContext | None" = None,
         make: Callable[..., Any] = Engine,
+        exchange: type[Exchange] = Exchange,
         **settings: Any,
     ) -> None:
         self.folder = folder
@@ -185,6 +187,7 @@ class Rig:
             self.quotas.append,
             relay,
             tls,
+            exchange,
         )
         self._hand_over = False
         self._clients: list[Client] = []

@@ -228,18 +228,43 @@ def test_methods(serve: Serve, method: str) -> None:
         ("/caf\xc3\xa9", "/caf%C3%A9/x", "/caf\xc3\xa9", "/x"),
     ],
 )
-@pytest.mark.parametrize("how", ["field", "environment"])
+@pytest.mark.parametrize("how", ["field", "environment", "setting"])
 def test_mounts(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, how: str, mount: str, target: str, script: str, path: str
 ) -> None:
-    """SCRIPT_NAME from the environment or a trusted proxy's field; the path loses it if it begins so."""
+    """SCRIPT_NAME as one of three says it; the path loses it if it begins so."""
     fields = []
+    settings = {}
     if how == "environment":
         monkeypatch.setenv("SCRIPT_NAME", os.fsdecode(mount.encode("latin-1")))
+    elif how == "setting":
+        settings["root_path"] = mount.encode("latin-1").decode()
     else:
         fields = [f"SCRIPT_NAME: {mount}"]
-    environ = asked(serve(tell).client(), f"GET {target} HTTP/1.1", "Host: x", *fields)
+    environ = asked(serve(tell, **settings).client(), f"GET {target} HTTP/1.1", "Host: x", *fields)
     assert (environ["SCRIPT_NAME"], environ["PATH_INFO"]) == (script, path)
+
+
+def test_who_says_where_the_app_is(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy goes before the environment, which goes before root_path; slashes there do not matter."""
+    served = serve(tell, root_path="b/c/")
+    assert asked(served.client(), "GET /b/c/x HTTP/1.1", "Host: x")["SCRIPT_NAME"] == "/b/c"
+    assert asked(served.client(), "GET /a/x HTTP/1.1", "Host: x", "SCRIPT_NAME: /a")["SCRIPT_NAME"] == "/a"
+    monkeypatch.setenv("SCRIPT_NAME", "/e")
+    assert asked(serve(tell, root_path="/b").client(), "GET /e/x HTTP/1.1", "Host: x")["PATH_INFO"] == "/x"
+
+
+def test_switches_for_malformed_requests(serve: Serve) -> None:
+    """Each setting reaches the parser."""
+    for setting, line, *fields in (
+        ("permit_unconventional_http_method", "get / HTTP/1.1", "Host: x"),
+        ("casefold_http_method", "get / HTTP/1.1", "Host: x"),
+        ("permit_unconventional_http_version", "GET / HTTP/2.0", "Host: x"),
+        ("strip_header_spaces", "GET / HTTP/1.1", "Host : x"),
+        ("permit_obsolete_folding", "GET / HTTP/1.1", "Host: x", "X: a", " b"),
+    ):
+        environ = asked(serve(tell, **{setting: True}).client(), line, *fields)
+        assert environ["HTTP_HOST"] == "x", setting
 
 
 def test_strangers_do_not_mount(serve: Serve) -> None:

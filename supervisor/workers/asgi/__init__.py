@@ -1,0 +1,1 @@
+"""The worker class `asgi`: uvicorn as a library, on our listeners, inside our life cycle."""

@@ -1,0 +1,196 @@
+"""Where connections come from and go to: our listeners, and siblings.
+
+Connections are accepted one at a time: taking all that wait, as asyncio's own servers do, would leave
+siblings idle. A worker that leaves gives connections between two requests to those that stay, so that clients
+notice nothing (see `workers.relay`); websockets, and connections under TLS, can't travel.
+"""
+
+import asyncio
+import heapq
+import itertools
+import socket
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
+from typing import TYPE_CHECKING, Any
+
+from supervisor.logs.lean import Log
+from supervisor.scoreboard import layout
+from supervisor.scoreboard.writer import Words
+from supervisor.settings.table import Settings
+from supervisor.workers.relay import Relay
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+# Seconds without accepting when there are no descriptors left.
+_ACCEPT_PAUSE = 1.0
+
+
+@dataclass(slots=True)
+class _Parcel:
+    """A connection on its way to a sibling; what `Relay.give` wants to know of it."""
+
+    fd: int
+    listener: str
+    served: int = 0
+    tls: bool = False
+    facts: dict[str, str] | None = None
+
+
+class Doors:
+    """Accepts connections and hands them to uvicorn's protocol.
+
+    Args:
+        words: of the scoreboard's lane that counts connections.
+        protocol: makes the protocol of one connection.
+
+    Attributes:
+        listeners: what is accepted from.
+        count: connections that are open, or on their way there.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        listeners: list[socket.socket],
+        relay: Relay | None,
+        tls: "SSLContext | None",
+        settings: Settings,
+        words: Words,
+        log: Log,
+        protocol: Callable[[], Any],
+    ) -> None:
+        self.listeners = listeners
+        self.count = 0
+        self._loop = loop
+        self._relay = relay
+        self._tls = tls
+        self._words = words
+        self._log = log
+        self._protocol = protocol
+        self._most = settings.worker_connections
+        self._header_timeout = settings.header_timeout
+        self._wanted = self._open = False
+        self._arriving: set[asyncio.Task[None]] = set()
+        self._keepalive = settings.keepalive
+        # A heap of connections by the time by which a request must have come. Most are gone by then.
+        self._fresh: list[tuple[float, int, weakref.ref[Any]]] = []
+        self._order = itertools.count()
+        self._given: set[Any] = set()
+
+    def open(self) -> None:
+        """Begin to accept."""
+        self._wanted = True
+        self._open_if_room()
+
+    def close(self) -> None:
+        """Accept no more; the listeners stay open, they are the siblings' too."""
+        self._wanted = False
+        self._shut()
+
+    def _open_if_room(self) -> None:
+        if self._wanted and not self._open and self.count < self._most:
+            self._open = True
+            for listener in self.listeners:
+                self._loop.add_reader(listener.fileno(), self._accept, listener)
+            if self._relay is not None:
+                self._loop.add_reader(self._relay.fileno(), self._take)
+
+    def _shut(self) -> None:
+        if self._open:
+            self._open = False
+            for listener in self.listeners:
+                self._loop.remove_reader(listener.fileno())
+            if self._relay is not None:
+                self._loop.remove_reader(self._relay.fileno())
+
+    # -- in ----------------------------------------------------------------------------------------------
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError as error:
+            if error.errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
+                self._shut()
+                self._loop.call_later(_ACCEPT_PAUSE, self._open_if_room)
+                self._log.error("accept_paused", reason=error.strerror, seconds=_ACCEPT_PAUSE)
+            return  # or a sibling was quicker, or the client went away again
+        sock.setblocking(False)
+        self._words[layout.OPENED] += 1
+        self._adopt(sock, self._header_timeout)
+
+    def _take(self) -> None:
+        """Take a connection that a sibling gives away; its next request is probably there."""
+        assert self._relay is not None
+        if (taken := self._relay.take()) is None:
+            return
+        if self._tls is not None or taken.facts:
+            # From workers that were set up otherwise: it can't go on here.
+            taken.sock.close()
+            return
+        self._words[layout.TAKEN] += 1
+        self._adopt(taken.sock, self._keepalive)
+
+    def _adopt(self, sock: socket.socket, patience: float) -> None:
+        self.count += 1
+        if self.count >= self._most:
+            self._shut()
+        task = self._loop.create_task(self._connect(sock, patience))
+        self._arriving.add(task)
+        task.add_done_callback(self._arriving.discard)
+
+    async def _connect(self, sock: socket.socket, patience: float) -> None:
+        protocol = self._protocol()
+        handshake = {"ssl_handshake_timeout": self._header_timeout or None} if self._tls is not None else {}
+        try:
+            await self._loop.connect_accepted_socket(lambda: protocol, sock, ssl=self._tls, **handshake)
+        except (OSError, asyncio.CancelledError):
+            # Gone before it was there, or no TLS (ssl.SSLError is an OSError).
+            if protocol.transport is None:
+                sock.close()
+                self.lost(protocol)
+            return
+        if patience:
+            until = self._loop.time() + patience
+            heapq.heappush(self._fresh, (until, next(self._order), weakref.ref(protocol)))
+
+    def lost(self, protocol: Any) -> None:
+        """A connection has ended here."""
+        self.count -= 1
+        if protocol in self._given:
+            self._given.remove(protocol)
+        else:
+            self._words[layout.CLOSED] += 1
+        if not self._open:
+            self._open_if_room()
+
+    # -- out ---------------------------------------------------------------------------------------------
+
+    def close_late(self, connections: set[Any]) -> None:
+        """Close those of `connections` whose first request here has not come in time."""
+        now = self._loop.time()
+        while self._fresh and self._fresh[0][0] <= now:
+            protocol: Any = heapq.heappop(self._fresh)[2]()
+            # Those that have become websockets are not among uvicorn's connections any more.
+            if protocol in connections and protocol.cycle is None:
+                protocol.transport.close()
+
+    def give(self, protocol: Any) -> bool:
+        """Hand over a connection that has answered and received nothing since; True if it is gone."""
+        if self._relay is None or self._tls is not None or protocol.timeout_keep_alive_task is None:
+            return False
+        sock = protocol.transport.get_extra_info("socket")
+        if sock is None or not self._relay.give(_Parcel(sock.fileno(), str(sock.getsockname()))):
+            return False
+        self._words[layout.GIVEN] += 1
+        self._given.add(protocol)
+        # At once, without a goodbye: the one that travels lives on.
+        protocol.transport.abort()
+        return True
+
+    @property
+    def arriving(self) -> bool:
+        """Whether a connection was accepted that uvicorn does not know yet."""
+        return bool(self._arriving)

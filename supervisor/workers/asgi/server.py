@@ -1,0 +1,141 @@
+"""uvicorn, set up from our settings, with what it says in our log."""
+
+import logging
+import traceback
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from supervisor.errors import SettingError
+from supervisor.logs.lean import Log
+from supervisor.settings.table import Settings
+
+try:
+    import uvicorn
+    import uvicorn.server
+    from uvicorn.middleware.asgi2 import ASGI2Middleware
+    from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+except ImportError as error:
+    raise SettingError("worker_class", f"asgi needs uvicorn: pip install 'ostler[asgi]' ({error})") from None
+
+from supervisor.workers import interface
+from supervisor.workers.asgi.requests import App, Requests
+
+ServerState = uvicorn.server.ServerState
+# What a subclass of uvicorn's worker may want of uvicorn and we do by other means, or not at all.
+_OURS = frozenset(
+    "app host port uds fd workers reload reload_dirs reload_delay reload_includes reload_excludes "
+    "limit_max_requests limit_max_requests_jitter callback_notify timeout_notify timeout_worker_healthcheck "
+    "timeout_graceful_shutdown interface factory ssl_keyfile ssl_certfile ssl_keyfile_password ssl_version "
+    "ssl_cert_reqs ssl_ca_certs ssl_ciphers ssl_context_factory".split()
+)
+_LOGGER = "uvicorn.error"
+_LEVELS = {logging.ERROR: "error", logging.WARNING: "warning"}
+
+
+def make_config(app: App, settings: Settings, wanted: dict[str, Any], unix: bool = False) -> uvicorn.Config:
+    """uvicorn's configuration, complete.
+
+    Args:
+        app: what uvicorn is to call.
+        wanted: uvicorn's own arguments, which count more than our settings.
+        unix: clients may come through a Unix socket, and so are trusted proxies.
+
+    Raises:
+        SettingError: uvicorn does not take them, or what they need is not installed.
+    """
+    arguments: dict[str, Any] = {
+        "loop": settings.asgi_loop,
+        "lifespan": settings.asgi_lifespan,
+        "ws_max_size": settings.websocket_max_message_size,
+        "root_path": settings.root_path,
+        "timeout_keep_alive": settings.keepalive,
+        "backlog": settings.backlog,
+        "forwarded_allow_ips": list(settings.forwarded_allow_ips),
+        "log_config": None,
+        # Whoever gives uvicorn's access logger handlers wants its lines besides ours.
+        "access_log": bool(logging.getLogger("uvicorn.access").handlers),
+        "workers": 1,
+    }
+    arguments |= {name: value for name, value in wanted.items() if name not in _OURS}
+    if arguments.get("server_header", True):
+        arguments["headers"] = [("Server", "ostler"), *(arguments.get("headers") or ())]
+        arguments["server_header"] = False
+    if arguments.pop("proxy_headers", True):
+        app = _behind_proxies(app, arguments["forwarded_allow_ips"], unix)
+    try:
+        config = uvicorn.Config(app, **arguments, proxy_headers=False)
+        config.interface = "asgi3"
+        config.load()
+        config.get_loop_factory()
+    except (TypeError, ValueError, KeyError, ImportError) as error:
+        raise SettingError("worker_class", f"uvicorn can't be set up: {error}") from error
+    return config
+
+
+def as_asgi3(app: Any) -> App:
+    """The app in the shape that ASGI has since its version 3."""
+    kinds = interface.kinds(app)
+    return ASGI2Middleware(app) if "asgi2" in kinds and "asgi3" not in kinds else app  # type: ignore[return-value]
+
+
+def _behind_proxies(app: Any, trusted: list[str] | str, unix: bool) -> Any:
+    """The app, behind what believes the headers of trusted proxies."""
+    behind = ProxyHeadersMiddleware(app, trusted)
+    if unix:
+        behind.trusted_hosts = _Trusted(behind.trusted_hosts)  # type: ignore[assignment]
+    return behind
+
+
+class _Trusted:
+    def __init__(self, hosts: Any) -> None:
+        self._hosts = hosts
+        self.get_trusted_client_address = hosts.get_trusted_client_address
+
+    def __contains__(self, host: str | None) -> bool:
+        return not host or host in self._hosts
+
+
+def count_ends(protocol: type[Any], lost: Callable[[Any], None]) -> type[Any]:
+    """A protocol of uvicorn's that tells of its connection's end."""
+
+    class Counted(protocol):  # type: ignore[misc]
+        __slots__: ClassVar[tuple[str, ...]] = ()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            lost(self)
+
+    return Counted
+
+
+class Bridge(logging.Handler):
+    """What uvicorn logs goes to our log; its news are of interest only to who debugs."""
+
+    def __init__(self, log: Log, requests: Requests) -> None:
+        super().__init__()
+        self._log = log
+        self._requests = requests
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._requests.quitting:
+            return
+        fields = {}
+        if record.exc_info and (error := record.exc_info[1]) is not None:
+            if error is self._requests.told:
+                self._requests.told = None
+                return
+            fields["traceback"] = "".join(traceback.format_exception(error)).rstrip()
+        level = next((name for least, name in _LEVELS.items() if record.levelno >= least), "debug")
+        self._log.event(level, "uvicorn", message=record.getMessage().strip(), **fields)
+
+
+def listen(log: Log, requests: Requests, level: str) -> None:
+    """Take what uvicorn logs, unless the app has set up uvicorn's logger itself."""
+    logger = logging.getLogger(_LOGGER)
+    if not (logger.handlers or logging.getLogger("uvicorn").handlers):
+        logger.handlers = [Bridge(log, requests)]
+        logger.propagate = False
+        logger.setLevel(logging.INFO if level == "debug" else logging.WARNING)
+    elif logger.level == logging.NOTSET:
+        # uvicorn looks at the logger's own level, and takes none for the lowest.
+        logger.setLevel(logging.INFO)

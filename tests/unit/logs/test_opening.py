@@ -1,0 +1,147 @@
+"""Root opens logs for an account without being led astray by it."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from supervisor.logs.opening import make_for_sharer, open_log, share_with
+from supervisor.osapi.account import Account
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to others, which takes privileges")
+
+UID, GID = 123456, 123457
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Root's own, which all may pass, unlike pytest's; logs are shared with an account."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        place = Path(name)
+        place.chmod(0o755)
+        share_with(Account(UID, GID, (GID,)))
+        yield place
+        share_with(None)
+
+
+def opened(path: Path) -> tuple[int, int]:
+    """Opens it; whose it is then."""
+    os.close(open_log(str(path)))
+    info = path.stat()
+    return info.st_uid, info.st_gid
+
+
+@needs_root
+def test_in_a_folder_of_root(folder: Path) -> None:
+    """A new log is the account's; one that is there keeps its group; what it can write stays as it is."""
+    assert opened(folder / "new.log") == (UID, GID)
+    old = folder / "old.log"
+    old.touch(0o640)
+    os.chown(old, 0, 4)
+    assert opened(old) == (UID, 4)
+    shared = folder / "shared.log"
+    shared.touch()
+    shared.chmod(0o666)
+    assert opened(shared) == (0, 0)
+    old.rename(folder / "rotated.log")
+    make_for_sharer(str(old))
+    assert opened(old) == (UID, GID)
+
+
+@needs_root
+def test_in_a_folder_of_the_account(folder: Path) -> None:
+    """There only its own rights count: its links lead root no further than itself."""
+    mine = folder / "mine"
+    mine.mkdir()
+    os.chown(mine, UID, GID)
+    assert opened(mine / "a.log") == (UID, GID)
+    victim = folder / "victim"
+    victim.touch(0o600)
+    sub = mine / "sub"
+    sub.mkdir()
+    for link, target in (("link", victim), ("way", folder), ("up", Path("..") / "victim")):
+        (mine / link).symlink_to(target)
+    for path in (mine / "link", mine / "way" / "victim", mine / "up", sub / "victim.log"):
+        with pytest.raises(PermissionError):
+            open_log(str(path))
+    (folder / "to_mine").symlink_to(mine / "link")
+    with pytest.raises(PermissionError):
+        open_log(str(folder / "to_mine"))
+    assert (victim.stat().st_uid, sorted(sub.iterdir())) == (0, [])
+
+
+@needs_root
+def test_where_the_account_does_not_get(folder: Path) -> None:
+    """A log in a folder that it can't pass is no log for it."""
+    (folder / "closed").mkdir(0o700)
+    with pytest.raises(PermissionError):
+        open_log(str(folder / "closed" / "a.log"))
+
+
+@needs_root
+def test_links_of_root(folder: Path) -> None:
+    """Root's own links are followed."""
+    (folder / "real").mkdir()
+    (folder / "link").symlink_to("real")
+    assert opened(folder / "link" / ".." / "link" / "a.log") == (UID, GID)
+    (folder / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="symbolic links"):
+        open_log(str(folder / "loop" / "a.log"))
+
+
+@needs_root
+def test_where_all_may_write(folder: Path) -> None:
+    """In /tmp and its like somebody else may have put what is there: files of others stay theirs."""
+    place = folder / "tmp"
+    place.mkdir()
+    place.chmod(0o1777)
+    assert opened(place / "new.log") == (UID, GID)
+    (place / "mine.log").touch(0o600)
+    with pytest.raises(PermissionError):
+        open_log(str(place / "mine.log"))
+    (place / "below").mkdir()
+    assert opened(place / "below" / "a.log") == (UID, GID)
+    (place / "theirs").symlink_to(place / "below")
+    os.chown(place / "theirs", UID, GID, follow_symlinks=False)
+    (place / "below" / "root.log").touch(0o600)
+    with pytest.raises(PermissionError):
+        open_log(str(place / "theirs" / "root.log"))
+
+
+@needs_root
+def test_what_is_no_file_of_its_own(folder: Path) -> None:
+    """A second name of some file, and a FIFO, are not given away."""
+    (folder / "victim").touch(0o600)
+    (folder / "second.log").hardlink_to(folder / "victim")
+    os.mkfifo(folder / "fifo", 0o600)
+    for name in ("second.log", "fifo"):
+        with pytest.raises(PermissionError):
+            open_log(str(folder / name))
+        assert (folder / name).stat().st_uid == 0
+
+
+def test_own_rights_are_back(tmp_path: Path) -> None:
+    """After each opening root is root again, also for files."""
+    share_with(Account(UID, GID, (GID,)))
+    try:
+        with pytest.raises(OSError, match="directory"):
+            open_log(str(tmp_path / "no" / "a.log"))
+        assert Path("/proc/self/status").read_text().split("Uid:")[1].split()[:4] == [str(os.geteuid())] * 4
+        assert Path("/proc/self/status").read_text().split("Gid:")[1].split()[:4] == [str(os.getegid())] * 4
+    finally:
+        share_with(None)
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_a_descriptor_by_name(name: str) -> None:
+    """What can't be opened again, a socket here, is written to as it is."""
+    script = f"import os\nfrom supervisor.logs.opening import open_log\nos.write(open_log({name!r}), b'line')"
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        subprocess.run([sys.executable, "-c", script], stdout=theirs, check=True)
+        assert ours.recv(16) == b"line"
