@@ -11,6 +11,7 @@ BODY = [b"Hello"]
 
 BIG = [b"x" * 1_000_000]
 BIG_FIELDS = [("Content-Type", "application/octet-stream"), ("Content-Length", str(len(BIG[0])))]
+WAIT = 0.01  # seconds that /wait takes
 SLEEP = 0.001  # seconds that /sleep takes, and the short ones of /mix
 BURN = 0.005  # CPU seconds of /burn
 LONG = 0.2  # seconds of the long ones of /mix
@@ -40,6 +41,8 @@ def site(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterabl
         environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
     elif path == "/sleep":
         time.sleep(SLEEP)
+    elif path == "/wait":
+        time.sleep(WAIT)
     elif path == "/burn":
         end = time.thread_time() + BURN
         while time.thread_time() < end:

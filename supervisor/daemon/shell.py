@@ -118,7 +118,7 @@ class Shell:
         self.fork_servers: dict[int, ForkServerHandle] = {}
         self.reaper = Reaper(self)
         self.hooks = HookCaller(self)
-        self._overdue = Overdue(self)
+        self.overdue = Overdue(self)
         self.loaded: dict[int, Loaded] = {}
         self.relay = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.launch_of: dict[int, int] = {}
@@ -135,8 +135,8 @@ class Shell:
             actions.Drain: self._drain,
             actions.AuditTemplate: self._audit_template,
             actions.UseTemplate: self._use_template,
-            actions.DumpStack: self._overdue.dump_stack,
-            actions.Interrupt: self._overdue.interrupt,
+            actions.DumpStack: self.overdue.dump_stack,
+            actions.Interrupt: self.overdue.interrupt,
             actions.Cancel: lambda action: self._signal(action.launch, signal.SIGTERM),
             actions.Quit: self._quit,
             actions.Abort: lambda action: self._end(action.launch, signal.SIGABRT),

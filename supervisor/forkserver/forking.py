@@ -11,7 +11,6 @@ import gc
 import importlib
 import os
 import signal
-import socket
 import struct
 import sys
 import threading
@@ -25,6 +24,7 @@ from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel
 from supervisor.logs import bridge
 from supervisor.logs.outlets import Outlets
+from supervisor.osapi import real
 from supervisor.workers import boot
 
 _PID = struct.Struct("i")
@@ -105,35 +105,35 @@ class Forking:
         # Blocked until the worker has handlers of its own: ours would swallow what is meant for it.
         signal.pthread_sigmask(signal.SIG_BLOCK, boot.ENDING)
         try:
-            intermediate = os.fork()
+            intermediate = real.fork()
         except OSError as error:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
             for fd in (read_fd, write_fd, channel_fd, stacks_fd):
-                os.close(fd)
+                real.close(fd)
             self._channel.send(messages.ForkFailed(ask.launch, error.strerror or str(error)))
             return None
         if intermediate == 0:
             try:
-                worker = os.fork()
+                worker = real.fork()
             except OSError as error:
-                os.write(write_fd, _PID.pack(-(error.errno or 1)))
+                real.write(write_fd, _PID.pack(-(error.errno or 1)))
                 os._exit(1)
             if worker == 0:
-                os.close(read_fd)
-                os.close(write_fd)
+                real.close(read_fd)
+                real.close(write_fd)
                 self._channel.close()
                 self._outlets.drop()
                 place = ask.launch, ask.urgent, ask.slot, ask.cell
                 return boot.Inheritance(self._generation, *place, channel_fd, stacks_fd, hook_worker)
-            os.write(write_fd, _PID.pack(worker))
+            real.write(write_fd, _PID.pack(worker))
             os._exit(0)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
-        os.close(write_fd)
-        os.close(channel_fd)
-        os.close(stacks_fd)
-        answer = os.read(read_fd, _PID.size)
-        os.close(read_fd)
-        os.waitpid(intermediate, 0)
+        real.close(write_fd)
+        real.close(channel_fd)
+        real.close(stacks_fd)
+        answer = real.read(read_fd, _PID.size)
+        real.close(read_fd)
+        real.waitpid(intermediate, 0)
         pid = _PID.unpack(answer)[0] if len(answer) == _PID.size else -1
         if pid > 0:
             self._generation.hooks.forked(hook_worker, pid)
@@ -147,7 +147,7 @@ def take_over(template: boot.Template) -> Forking:
     """Be the fork server of what a worker has left."""
     # Without its supervisor it ends, as any fork server.
     boot.on_hang_up(template.channel_fd, lambda: os._exit(0))
-    channel: Channel[Asked] = Channel(socket.socket(fileno=template.channel_fd), Asked)
+    channel: Channel[Asked] = Channel(real.Socket(fileno=template.channel_fd), Asked)
     generation = template.generation
     outlets = Outlets(generation.settings, generation.log_format, fields_of(generation.number))
     generation.hooks.taken_over(outlets.log.event)

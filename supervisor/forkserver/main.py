@@ -32,6 +32,7 @@ from supervisor.logs.lean import resolve_format
 from supervisor.logs.opening import open_log, share_with
 from supervisor.logs.outlets import Outlets
 from supervisor.logs.streams import forgive, write_at_once
+from supervisor.osapi import real
 from supervisor.osapi.account import find_account
 from supervisor.osapi.cpus import usable_cpus
 from supervisor.osapi.priority import keep_way_forward, step_back
@@ -165,7 +166,7 @@ class Preparation:
         assert self._hooks is not None
         settings = self._loaded.settings
         scoreboard_fd, giving_fd, taking_fd, *listener_fds = descriptors
-        listeners = [socket.socket(fileno=fd) for fd in listener_fds]
+        listeners: list[socket.socket] = [real.Socket(fileno=fd) for fd in listener_fds]
         app = self._hooks.server.app
         try:
             # Not before: a daemon that is to detach does so now, and starts over.
@@ -192,7 +193,7 @@ class Preparation:
             worker_class=self._worker_class,
             app=app.callable,
             tls=self._tls,
-            relay=(socket.socket(fileno=giving_fd), socket.socket(fileno=taking_fd)),
+            relay=(real.Socket(fileno=giving_fd), real.Socket(fileno=taking_fd)),
             listeners=listeners,
             scoreboard_fd=scoreboard_fd,
             hooks=self._hooks,
@@ -301,7 +302,7 @@ def _check_logs(settings: Settings) -> str:
             raise SettingError(name, f"can't open {path!r}: {error.strerror}") from None
         terminal = os.isatty(fd) if name == "errorlog" else terminal
         # Not kept: after logrotate this process would hold the old file.
-        os.close(fd)
+        real.close(fd)
     return resolve_format(settings.log_format, terminal)
 
 

@@ -5,11 +5,12 @@ it went. No framing, no threads, no locks.
 """
 
 import array
-import os
 import socket
 from typing import Any, Generic, Self, TypeVar
 
 import msgspec
+
+from supervisor.osapi import real
 
 Incoming = TypeVar("Incoming")
 
@@ -36,14 +37,14 @@ class Channel(Generic[Incoming]):
 
     @classmethod
     def from_fd(cls, fd: int, incoming: Any) -> Self:
-        return cls(socket.socket(fileno=fd), incoming)
+        return cls(real.Socket(fileno=fd), incoming)
 
     @classmethod
     def carried(cls, fd: int, incoming: Any) -> Self:
         """As `from_fd`; a descriptor of -1 gives a channel that is closed."""
         if fd >= 0:
             return cls.from_fd(fd, incoming)
-        with socket.socket(socket.AF_UNIX) as sock:
+        with real.Socket(socket.AF_UNIX) as sock:
             return cls(sock, incoming)
 
     def fileno(self) -> int:
@@ -86,7 +87,7 @@ class Channel(Generic[Incoming]):
             return self._decode(data), list(descriptors)
         except msgspec.DecodeError:
             for fd in descriptors:
-                os.close(fd)
+                real.close(fd)
             raise
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from supervisor.logs.access import Answered, all_atoms
 from supervisor.logs.lean import Log, LogFile
 from supervisor.logs.render import LEVELS, indented, one_line, plain_text, traceback_of
+from supervisor.osapi import real
 
 ERROR, ACCESS = "gunicorn.error", "gunicorn.access"
 
@@ -181,7 +182,7 @@ def reopen_files() -> None:
                 continue  # the old file stays in use
             # The stream stays: whatever thread is about to write to it, this very one perhaps, can do so.
             os.dup2(new, fd, inheritable=False)
-            os.close(new)
+            real.close(new)
 
 
 def write_errors(own: Callable[[str], object]) -> Callable[[str], None]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from supervisor.logs.opening import open_log
 from supervisor.logs.render import LEVELS, console_line, json_line
+from supervisor.osapi import real
 
 # Lines; some 15 KiB of an access log. More would save next to nothing and be lost in a crash.
 _LARGEST_BATCH = 64
@@ -64,7 +65,7 @@ class LogFile:
         self._fd = _without_waiting(standard_fd) if path == "-" else open_log(path)
         self._look()
         self._lines: list[bytes] = []
-        self._writing = threading.Lock()
+        self._writing = real.Lock()
         self._torn = 0  # bytes of a part of a line, which were the last that was written
         self._asleep = False  # the reader let us wait in vain, and has read nothing since
         self._lost = 0
@@ -89,7 +90,7 @@ class LogFile:
             return
         # The number stays: threads may be writing to it (dup3 replaces it atomically).
         os.dup2(new, self._fd, inheritable=False)
-        os.close(new)
+        real.close(new)
         self._look()
         self._torn = 0
         self._asleep = False
@@ -133,7 +134,7 @@ class LogFile:
         self._patience, self._asleep = self._patience or _PATIENCE, False
         self.flush()
         if self._fd >= 0 and self._fd != self._standard_fd:
-            os.close(self._fd)
+            real.close(self._fd)
         self._fd = -1
 
     def _put_pieces(self, batch: list[bytes]) -> list[bytes]:
@@ -169,7 +170,7 @@ class LogFile:
             try:
                 if not ready and not self._reader_comes():
                     raise BlockingIOError
-                written = os.write(self._fd, data[:limit] if limit < whole else data)
+                written = real.write(self._fd, data[:limit] if limit < whole else data)
             except BlockingIOError:
                 if not self._waits and self._reader_comes():
                     continue
@@ -189,7 +190,7 @@ class LogFile:
 
     def _reader_comes(self) -> bool:
         """Wait until there is room, or an error that write(2) will tell; not again before somebody read."""
-        poll = select.poll()
+        poll = real.poll()
         poll.register(self._fd, select.POLLOUT)
         if poll.poll(0 if self._asleep else self._patience * 1000):
             return True
@@ -214,7 +215,7 @@ class LogFile:
 
     def __del__(self) -> None:
         if self._fd >= 0 and self._fd != self._standard_fd:
-            os.close(self._fd)
+            real.close(self._fd)
 
     @property
     def is_terminal(self) -> bool:

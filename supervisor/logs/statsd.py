@@ -7,11 +7,11 @@ would cost more than the request itself. Nothing waits for statsd, and nobody he
 
 import re
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from supervisor.osapi import real
 from supervisor.settings.address import host_and_port
 from supervisor.settings.table import Settings
 
@@ -40,7 +40,7 @@ class Statsd:
         self._durations: list[int] = []
         self._others: list[str] = []
         self._due = 0.0
-        self._flushing = threading.Lock()
+        self._flushing = real.Lock()
         self._address = address
         self._sock: socket.socket | None = None
         self._where: Any = None
@@ -149,10 +149,10 @@ class Statsd:
                 family, self._where = socket.AF_UNIX, rest
             else:
                 host, port = host_and_port(rest, 8125)
-                found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+                found = real.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
                 # localhost is ::1 first, where many a statsd does not listen.
                 family, _, _, _, self._where = min(found, key=lambda one: one[0] != socket.AF_INET)
-            self._sock = socket.socket(family, socket.SOCK_DGRAM)
+            self._sock = real.Socket(family, socket.SOCK_DGRAM)
             self._sock.setblocking(False)
         except OSError:
             self._sock = None  # nobody knows the host: as good as a statsd that does not run

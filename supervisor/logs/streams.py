@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from supervisor.logs.opening import open_log
+from supervisor.osapi import real
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -62,7 +63,7 @@ def capture(path: str) -> None:
         for standard in (1, 2):
             os.dup2(fd, standard)
     finally:
-        os.close(fd)
+        real.close(fd)
 
 
 def write_at_once() -> None:

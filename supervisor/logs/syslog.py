@@ -11,12 +11,12 @@ In a datagram it ends with NUL, in a stream with a line feed (RFC 6587 section 3
 import errno
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from supervisor.logs.render import plain_text
+from supervisor.osapi import real
 from supervisor.settings.address import host_and_port
 from supervisor.settings.table import SYSLOG_FACILITIES, Settings
 
@@ -73,7 +73,7 @@ class Syslog:
         self._try_at = 0.0
         self._lost = 0
         # Signal handlers log, too.
-        self._lock = threading.RLock()
+        self._lock = real.RLock()
         self._reason = ""
         self._places: list[_Place] = []
         try:
@@ -169,7 +169,7 @@ class Syslog:
     def _connect(self) -> bool:
         self._try_at = self._clock() + _PAUSE
         for family, kind, address in self._places:
-            sock = socket.socket(family, kind)
+            sock = real.Socket(family, kind)
             sock.setblocking(False)
             try:
                 sock.connect(address)
@@ -216,7 +216,7 @@ def _places(address: str) -> list[_Place]:
         return [(socket.AF_UNIX, one, path) for one in kinds]
     host, port = host_and_port(rest, 514)
     kind_of = socket.SOCK_STREAM if scheme == "tcp" else socket.SOCK_DGRAM
-    found = socket.getaddrinfo(host, port, type=kind_of)
+    found = real.getaddrinfo(host, port, type=kind_of)
     # localhost is ::1 first, where many a syslog does not listen, and UDP tells of that too late.
     found.sort(key=lambda one: one[0] != socket.AF_INET)
     return [(family, kind, where) for family, kind, _, _, where in found]

@@ -8,6 +8,8 @@ import msgspec
 from supervisor.scoreboard import layout, memory
 
 _LAST_REQUESTS = 5
+# What a lane has counted, as far as it tells whether it has counted at all; the rest comes with these.
+_GIVEN_TO_TAKEN = slice(layout.GIVEN, layout.TAKEN + 1)  # and all answers in between
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +145,16 @@ class Scoreboard:
         """When the worker's loop passed last (CLOCK_MONOTONIC, seconds); 0.0 before the first time."""
         return self._words[cell * layout.CELL_SIZE // layout.WORD + layout.HEARTBEAT] / 1e9
 
+    def ident(self, cell: int) -> int:
+        """The main thread as faulthandler names it; 0 before it has a lane."""
+        return self._lane(cell, 0)[layout.IDENT]
+
     def counts(self, cell: int) -> Counts:
         counts = Counts()
         for thread in range(self.lanes(cell)):
             lane = self._lane(cell, thread)
+            if thread and not (lane[layout.OPENED] or lane[layout.CLOSED] or any(lane[_GIVEN_TO_TAKEN])):
+                continue  # greenlets count in the first lane only
             counts.add(
                 Counts(
                     lane[layout.BYTES_SENT],

@@ -74,6 +74,8 @@ _REFUSED = {
 
 # Requests that a worker of these classes may serve at once and tell of; the scoreboard has no more lanes.
 MOST_LANES = 256
+# Those whose hub says twice a second that it runs.
+_GREENLETS = frozenset(("gevent", "eventlet"))
 _ONE_LOOP = frozenset(("gevent", "eventlet", "asgi"))
 
 
@@ -106,6 +108,11 @@ def is_one_loop(worker_class: str) -> bool:
     A name with a dot that is no alias is a class made from uvicorn's worker: see `workers.asgi.subclass`.
     """
     return worker_class in _ONE_LOOP or "." in worker_class
+
+
+def has_hub(worker_class: str) -> bool:
+    """Whether requests are served in greenlets, which one that computes keeps from everything."""
+    return worker_class in _GREENLETS
 
 
 def threads(settings: "Settings") -> int:

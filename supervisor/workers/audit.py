@@ -12,11 +12,12 @@ import socket
 import stat
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from supervisor.osapi import real
 
 _STANDARD = {0, 1, 2}  # a service manager may have made them connected sockets
 _SELF = Path("/proc/self")
@@ -143,7 +144,7 @@ def _unknown_threads() -> list[str]:
         unknown = [name for task in sorted(tasks - known) if (name := _name_of(task))]
         if not unknown:
             break
-        time.sleep(_ENDING)  # a thread leaves Python's list a little before the kernel's
+        real.sleep(_ENDING)  # a thread leaves Python's list a little before the kernel's
     return unknown
 
 
@@ -161,10 +162,10 @@ def _has_openblas() -> bool:
 
 def _try_fork() -> None:
     """Fork for nothing, so that libraries do what they do before a fork."""
-    child = os.fork()
+    child = real.fork()
     if child == 0:
         os._exit(0)
-    os.waitpid(child, 0)
+    real.waitpid(child, 0)
 
 
 # -- descriptors -----------------------------------------------------------------------------------------
@@ -192,7 +193,7 @@ def _look_at_descriptors(found: Audit, ours: set[int], connections: list[str]) -
 
 def _connected(fd: int) -> tuple[int, str] | None:
     """Type of a connected socket, and a line that names it; None if it is not connected."""
-    with socket.socket(fileno=os.dup(fd)) as sock:
+    with real.Socket(fileno=os.dup(fd)) as sock:
         kind = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
         if sock.family == socket.AF_NETLINK:
             return socket.SOCK_DGRAM, "a netlink socket: children would share it"

@@ -65,6 +65,7 @@ class Context:
         relay: to sibling workers, or None.
         tls: what connections are wrapped with, or None.
         exchange: what serves one WSGI request; with hooks around the app if the configuration file has such.
+        stacks_fd: takes dumps of stacks in faulthandler's format, at DUMP_SIGNAL; -1: nobody wants them.
     """
 
     app: Any
@@ -78,6 +79,7 @@ class Context:
     relay: Relay | None
     tls: "SSLContext | None"
     exchange: type[Exchange] = Exchange
+    stacks_fd: int = -1
 
 
 class BaseWorker(ABC):

@@ -14,7 +14,6 @@ import fcntl
 import gc
 import os
 import random
-import select
 import signal
 import socket
 import struct
@@ -37,6 +36,7 @@ from supervisor.hooks.worker import WorkerHooks
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.outlets import Outlets
+from supervisor.osapi import real
 from supervisor.osapi.priority import step_back_for_good, step_forward
 from supervisor.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL, enlarge_signal_stack
 from supervisor.scoreboard import layout
@@ -201,7 +201,7 @@ class WorkerProcess:
         disregard(DUMP_SIGNAL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (DUMP_SIGNAL,))
         disregard(INTERRUPT_SIGNAL)
-        os.close(self._got.stacks_fd)
+        real.close(self._got.stacks_fd)
         self._outlets.close()
         self._channel.set_blocking(True)
         return Template(self._generation, self._channel.detach())
@@ -288,6 +288,7 @@ class WorkerProcess:
             Relay(*generation.relay),
             generation.tls,
             self._hooks.exchange(),
+            self._got.stacks_fd,
         )
         self._engine = engine = generation.worker_class.create(context)
         self._hooks.serving(self._cell, context.on_quota, engine.extend_deadline)
@@ -488,7 +489,7 @@ def on_hang_up(
     """
 
     def look(*_: object) -> None:
-        poll = select.poll()
+        poll = real.poll()
         poll.register(fd, 0)  # POLLHUP is reported unasked
         if poll.poll(0):
             callback()
@@ -508,6 +509,9 @@ def leave(code: int) -> NoReturn:
     # And stacks must not be dumped while it takes threads and frames away.
     for signum in (signal.SIGIO, *ENDING, INTERRUPT_SIGNAL, DUMP_SIGNAL):
         signal.signal(signum, signal.SIG_IGN)
+    if (logging := sys.modules.get("logging")) is not None:
+        # A monkey-patched lock can't be used any more when the last handlers go.
+        logging._lock = real.RLock()  # type: ignore[attr-defined]
     # What is left to do is tearing down an interpreter, some 20 ms of work that nobody waits for.
     step_back_for_good()
     sys.exit(code)

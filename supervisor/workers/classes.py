@@ -15,6 +15,8 @@ GROUP = "ostler.workers"
 _OURS = {
     "sync": ("supervisor.workers.engine", "Engine"),
     "gthread": ("supervisor.workers.engine", "Engine"),
+    "gevent": ("supervisor.workers.gevent_hub", "GeventWorker"),
+    "eventlet": ("supervisor.workers.eventlet_hub", "EventletWorker"),
     "asgi": ("supervisor.workers.asgi.worker", "AsgiWorker"),
     "meinheld": ("supervisor.workers.meinheld", "MeinheldWorker"),
 }

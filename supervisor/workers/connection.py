@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from supervisor.http1 import response
 from supervisor.http1.errors import ProtocolViolation
 from supervisor.http1.request import BodySink, Head, RequestParser, Rules
+from supervisor.osapi import real
 from supervisor.settings.table import Settings
 from supervisor.workers.outbox import Outbox
 from supervisor.wsgi.environ import Environ
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ssl import SSLContext
 
 READ_SIZE = 64 * 1024
+_plain_send = socket.socket.send
 # How long an app waits for a client that takes nothing at all of an answer of which too much is kept already.
 _SECOND = 1_000_000_000
 _STALL_LIMIT = 60 * _SECOND
@@ -65,6 +67,7 @@ class Connection:
         outbox: bytes of answers the client has not taken yet; None or empty: it has all.
         mask: what the epoll watches it for; 0: not known there.
         send_now: sends on `sock` what goes at once.
+        wait_for: waits for an event of its descriptor, as `_wait_for`.
         odd: not to be read from like most: under TLS, lingering, or with a preface to come.
         armed: it is the leader's; else the thread's that serves it.
         closed: its descriptor is gone.
@@ -101,6 +104,7 @@ class Connection:
         "template_head",
         "tls",
         "violation",
+        "wait_for",
     )
 
     def __init__(
@@ -123,7 +127,8 @@ class Connection:
         self.template: Environ | None = None
         self.template_head: Head | None = None
         self.outbox: Outbox | None = None
-        self.send_now: Callable[[Any, bytes], int] = socket.socket.send
+        self.send_now: Callable[[Any, bytes], int] = _plain_send
+        self.wait_for: Callable[[int, int, int], bool] = _wait_for
         self.idle_since = now
         self.began = 0
         self.pulled = 0
@@ -225,7 +230,7 @@ class Connection:
         if not outbox.full:
             return
         while outbox.full:
-            if not _wait_for(self.fd, select.POLLOUT, monotonic_ns() + _STALL_LIMIT):
+            if not self.wait_for(self.fd, select.POLLOUT, monotonic_ns() + _STALL_LIMIT):
                 raise ClientGone("it reads nothing")
             self.flush()
 
@@ -273,7 +278,7 @@ class Connection:
                 data = self.sock.recv(READ_SIZE)
                 break
             except BlockingIOError:
-                if not _wait_for(self.fd, select.POLLIN, deadline):
+                if not self.wait_for(self.fd, select.POLLIN, deadline):
                     raise ClientGone("it sends too slowly") from None
             except OSError as error:
                 raise ClientGone from error
@@ -290,7 +295,7 @@ class Connection:
 
 def _wait_for(fd: int, event: int, deadline: int) -> bool:
     """Wait for an event of poll(2) until a time (CLOCK_MONOTONIC, ns; 0: for ever); False if none came."""
-    poll = select.poll()
+    poll = real.poll()
     poll.register(fd, event)
     while True:
         left = deadline - monotonic_ns() if deadline else _LONGEST_WAIT

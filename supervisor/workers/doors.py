@@ -160,6 +160,8 @@ class Doors(Serving):
         connection = Connection(sock, listener, peer, rules, self._new_body, self._limits, monotonic_ns())
         if self._send_now is not None:
             connection.send_now = self._send_now
+        if self._wait_for is not None:
+            connection.wait_for = self._wait_for
         self._connections[connection.fd] = connection
         if len(self._connections) >= self._most_connections:
             self._make_room(lane)

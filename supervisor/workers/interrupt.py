@@ -20,12 +20,13 @@ All of it holds with and without the interpreter lock.
 """
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable
-from threading import get_ident
 from time import monotonic_ns
 from types import FrameType
 
+from supervisor.osapi import real
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.writer import CellWriter, Words
 from supervisor.wsgi.exchange import DeadlineExceeded, Exchange
@@ -33,7 +34,7 @@ from supervisor.wsgi.exchange import DeadlineExceeded, Exchange
 # A request that takes this long (ns) tells that there are such; a quicker one is never interrupted.
 LONG = 20_000_000
 # Modules with handlers of other signals: what these have begun is finished, though the app is below them.
-_HANDLERS = ("supervisor.workers.boot", "supervisor.workers.engine")
+_HANDLERS = ("supervisor.workers.boot", "supervisor.workers.engine", "supervisor.workers.loop")
 # The most an app may ask for, in seconds: what can be added to any time and still is one.
 LONGEST = 1e9
 
@@ -51,7 +52,7 @@ class Deadlines:
         self._lanes = [cell.lane(thread)[0] for thread in range(cell.threads)]
         # By thread: what STARTED was in the request that was interrupted last.
         self._interrupted: dict[int, int] = {}
-        self._lock = threading.Lock()
+        self._lock = real.Lock()
         self._looking = self._look_again = False
 
     def interrupt(self, _signum: int, frame: FrameType | None) -> None:
@@ -72,8 +73,8 @@ class Deadlines:
                 ours = self._interrupt_others() or ours
         finally:
             self._looking = False
-        if ours is not None and (self._is_in_app or _is_in_app)(frame):
-            self._interrupted[get_ident()] = ours
+        if ours is not None and (self._is_in_app or is_in_app)(frame):
+            self._interrupted[real.get_ident()] = ours
             raise DeadlineExceeded
 
     def end(self, started: int) -> None:
@@ -82,10 +83,10 @@ class Deadlines:
         Afterwards no exception that was meant for that request can come.
         """
         # The main thread raises its own: nothing waits. And its handler may want the lock at any moment.
-        if threading.current_thread() is not threading.main_thread():
+        if threading.get_native_id() != os.getpid():
             with self._lock:
-                if self._interrupted.get(get_ident()) == started:
-                    _set_exception(get_ident(), None)
+                if self._interrupted.get(real.get_ident()) == started:
+                    _set_exception(real.get_ident(), None)
 
     def extend(self, seconds: float) -> None:
         """`environ["ostler.extend_deadline"]`: the request at hand has at least `seconds` from now.
@@ -98,21 +99,24 @@ class Deadlines:
         """
         if not 0 < seconds <= LONGEST:
             raise ValueError(f"the deadline can't be extended by {seconds!r} seconds")
-        here = get_ident()
-        for words in self._lanes:
-            if words[layout.IDENT] == here and (started := words[layout.STARTED]):
-                until = monotonic_ns() + int(seconds * 1_000_000_000)
-                if words[layout.EXTENDED_FOR] == started:
-                    until = max(until, words[layout.EXTENDED_UNTIL])
-                # In this order: the supervisor reads them the other way round.
-                words[layout.EXTENDED_UNTIL] = until
-                words[layout.EXTENDED_FOR] = started
-                return
-        raise RuntimeError("extend_deadline was called in a thread that serves no request")
+        words = self._at_hand()
+        if words is None or not (started := words[layout.STARTED]):
+            raise RuntimeError("extend_deadline was called in a thread that serves no request")
+        until = monotonic_ns() + int(seconds * 1_000_000_000)
+        if words[layout.EXTENDED_FOR] == started:
+            until = max(until, words[layout.EXTENDED_UNTIL])
+        # In this order: the supervisor reads them the other way round.
+        words[layout.EXTENDED_UNTIL] = until
+        words[layout.EXTENDED_FOR] = started
+
+    def _at_hand(self) -> Words | None:
+        """What tells of the request that the caller serves."""
+        here = real.get_ident()
+        return next((words for words in self._lanes if words[layout.IDENT] == here), None)
 
     def _interrupt_others(self) -> int | None:
         """Interrupt other threads' overdue requests; returns what STARTED is in this thread's, if it is."""
-        here = get_ident()
+        here = real.get_ident()
         found = None
         for words in self._lanes:
             ident = words[layout.IDENT]
@@ -133,11 +137,15 @@ class Deadlines:
         if not started or words[layout.OVERDUE] != started or self._interrupted.get(ident) == started:
             return False
         now = monotonic_ns()
-        extended = words[layout.EXTENDED_FOR] == started and words[layout.EXTENDED_UNTIL] > now
-        return now - started > LONG and not extended
+        return now - started > LONG and not is_extended(words, started, now)
 
 
-def _is_in_app(frame: FrameType | None) -> bool:
+def is_extended(words: Words, started: int, now: int) -> bool:
+    """Whether the app has been given more time for the request that began at `started`."""
+    return words[layout.EXTENDED_FOR] == started and words[layout.EXTENDED_UNTIL] > now
+
+
+def is_in_app(frame: FrameType | None) -> bool:
     """Whether it may be raised here; if not yet, the supervisor sends the signal again."""
     while frame is not None:
         if frame.f_code is Exchange.run.__code__:

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from time import sleep
 
+from supervisor.osapi import real
 from supervisor.scoreboard import layout
 from supervisor.workers.lane import Lane
 
@@ -49,14 +50,14 @@ class Lead:
         self._let_go = let_go
         self._mind = mind
         self._wake = wake
-        self._lock = threading.Lock()
+        self._lock = real.Lock()
         self._loan: deque[Lane] = deque()
-        self._passing = threading.Lock()
+        self._passing = real.Lock()
         self._wanting: deque[None] = deque()
-        self._watcher: threading.Thread | None = None
+        self._watcher: threading.Thread | real.NativeThread | None = None
         self._parked = False
         self._stopped = False
-        self._bell = threading.Lock()
+        self._bell = real.Lock()
         self.minding = False
         self.watched = False
 
@@ -117,7 +118,7 @@ class Lead:
         """Start the watcher, once. Raises RuntimeError if no thread can be made."""
         if self._watcher is None:
             self._bell.acquire()
-            watcher = threading.Thread(target=self._run, name="ostler-watcher", daemon=True)
+            watcher = real.thread(self._run, "ostler-watcher")
             try:
                 watcher.start()
             except RuntimeError:

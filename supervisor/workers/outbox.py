@@ -11,10 +11,14 @@ import tempfile
 from collections import deque
 from typing import Any
 
+from supervisor.osapi import real
+
 # Sent at most at one go: a client that is quick to read must not keep the loop from the others.
 _TURN = 4 * 1024 * 1024
 # Read at a time where the kernel can't send a file, as under TLS.
 _BLOCK = 64 * 1024
+# By this name: an app may put another class into its place.
+_Plain = socket.socket
 
 
 class Truncated(OSError):
@@ -40,7 +44,7 @@ class FilePart:
             OSError: the connection broke, or the file is shorter than it was.
         """
         count = min(self.left, most)
-        if isinstance(sock, socket.socket):
+        if isinstance(sock, _Plain):
             sent = os.sendfile(sock.fileno(), self.fd, self.offset, count)
         else:
             data = os.pread(self.fd, min(count, _BLOCK), self.offset)
@@ -53,7 +57,7 @@ class FilePart:
 
     def close(self) -> None:
         if self.fd >= 0:
-            os.close(self.fd)
+            real.close(self.fd)
             self.fd = -1
 
     def __del__(self) -> None:

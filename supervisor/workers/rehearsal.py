@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from supervisor.logs.lean import Log
+from supervisor.osapi import real
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
@@ -44,7 +45,7 @@ def rehearse(settings: Settings, log: Log, times: int) -> None:
 
 def _rehearse(settings: Settings, log: Log, times: int) -> None:
     cell = CellWriter(mmap.mmap(-1, layout.PAGE + layout.LANE_SIZE), 1)
-    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+    with real.Socket(socket.AF_UNIX) as listener, real.Socket(socket.AF_UNIX) as client:
         listener.bind("")  # autobind: a name in the abstract name space (unix(7))
         listener.listen(1)
         listener.setblocking(False)

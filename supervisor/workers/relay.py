@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from supervisor.osapi import real
+
 # Bounds what a message costs: what is told of a connection besides its descriptor.
 _MESSAGE = 4096
 _INT = 4
@@ -101,7 +103,7 @@ class Relay:
 
 
 def _unpack(data: bytes, descriptor: int) -> Taken | None:
-    sock = socket.socket(fileno=descriptor)
+    sock = real.Socket(fileno=descriptor)
     sock.setblocking(False)  # and not what an app may have set as default time-out
     try:
         parcel = _decoder.decode(data)

@@ -41,6 +41,9 @@ class Serving(Wiring):
         deadlines: ends requests that take too long, when the supervisor says so.
     """
 
+    # Requests of one thread may be in the app at the same time.
+    _interleaves = False
+
     def __init__(
         self,
         app: App,
@@ -63,8 +66,9 @@ class Serving(Wiring):
         self._rules, self._trusting_rules = _rules(settings)
         self._new_body = _body_factory(settings)
         self._queue_timeout = int(settings.queue_timeout * 1_000_000_000)
-        self.deadlines = Deadlines(cell)
-        shared = worker_environ(self._threads > 1, settings.sendfile, log.errors, settings.root_path)
+        self.deadlines = self._new_deadlines(cell)
+        threaded = self._threads > 1 or self._interleaves
+        shared = worker_environ(threaded, settings.sendfile, log.errors, settings.root_path)
         shared["ostler.extend_deadline"] = self.deadlines.extend
         if tls is not None:
             shared |= {"wsgi.url_scheme": "https", "HTTPS": "on"}
@@ -73,6 +77,9 @@ class Serving(Wiring):
         # A moving average of what requests take in the app, in nanoseconds (several threads only).
         self._average = 0
         self._had_long = False
+
+    def _new_deadlines(self, cell: CellWriter) -> Deadlines:
+        return Deadlines(cell)
 
     def _serve_safely(self, connection: Connection, lane: Lane) -> None:
         """As `_serve`, where nobody looks after what it raises."""
@@ -107,19 +114,19 @@ class Serving(Wiring):
                 return
             gone = False
             try:
-                words[_STARTED] = started
+                lane.flight[_STARTED] = started
                 try:
                     exchange.run(self._app, environ)
                 except ClientGone:
                     gone = True
-                words[_STARTED] = 0
+                lane.flight[_STARTED] = 0
                 connection.idle_since = connection.served = ended = monotonic_ns()
                 took = ended - started
                 if took > LONG:
                     self._had_long = True
                     self.deadlines.end(started)
             except DeadlineExceeded:
-                words[_STARTED] = 0
+                lane.flight[_STARTED] = 0
                 connection.idle_since = connection.served = ended = monotonic_ns()
                 took = ended - started
                 gone = True

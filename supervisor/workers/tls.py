@@ -16,9 +16,10 @@ import ssl
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from supervisor.errors import SettingError
+from supervisor.osapi import real
 from supervisor.settings.table import Settings
 
 _VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
@@ -182,11 +183,11 @@ class TlsSocket:
         wants_write: what blocked last was blocked on writing: call `recv` again when the socket is writable.
     """
 
-    __slots__ = ("_raw", "_said_goodbye", "handshaken", "wants_write")
+    __slots__ = ("_plain", "_raw", "_said_goodbye", "handshaken", "wants_write")
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
         sock.getpeername()  # or wrap_socket would notice, and leave the descriptor to the garbage collector
-        self._raw = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        self._raw, self._plain = _wrap(sock, context)
         self._said_goodbye = False
         self.handshaken = False
         self.wants_write = False
@@ -205,7 +206,7 @@ class TlsSocket:
             OSError: the connection broke.
         """
         if flags:
-            return socket.socket.recv(self._raw, size, flags)
+            return real.Socket.recv(self._plain, size, flags)
         if not self.handshaken:
             self._handshake()
         self.wants_write = False
@@ -251,9 +252,9 @@ class TlsSocket:
         """The client speaks plain HTTP: tell it, as far as that goes without waiting."""
         try:
             # Unread bytes would turn the close into a reset, which may overtake the answer.
-            socket.socket.recv(self._raw, 64 * 1024)
-            socket.socket.send(self._raw, _PLAIN_ANSWER)
-            socket.socket.shutdown(self._raw, socket.SHUT_WR)
+            real.Socket.recv(self._plain, 64 * 1024)
+            real.Socket.send(self._plain, _PLAIN_ANSWER)
+            real.Socket.shutdown(self._plain, socket.SHUT_WR)
         except OSError:
             pass  # it is gone, and has no use for an answer
 
@@ -335,6 +336,62 @@ class TlsSocket:
             if cipher["name"] == name:
                 return cipher.get("alg_bits", bits)
         return bits
+
+
+def _wrap(sock: socket.socket, context: ssl.SSLContext) -> tuple[ssl.SSLSocket, socket.socket]:
+    """What speaks TLS, and what lies beneath."""
+    if ssl.SSLSocket.__module__ == "ssl":
+        wrapped = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        return wrapped, wrapped
+    return cast("ssl.SSLSocket", _Bare(sock, context)), sock
+
+
+class _Bare:
+    """As much of ssl.SSLSocket as is used here, where a monkey-patched one would wait for a hub."""
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        self._sock = sock
+        self._ssl: Any = context._wrap_socket(sock, True, None, owner=self)  # type: ignore[attr-defined]
+        for name in ("do_handshake", "pending", "cipher", "version", "compression"):
+            setattr(self, name, getattr(self._ssl, name))
+        for name in ("fileno", "getsockopt", "shutdown", "close"):
+            setattr(self, name, getattr(sock, name))
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        found: ssl.SSLContext = self._ssl.context
+        return found
+
+    @context.setter
+    def context(self, context: ssl.SSLContext) -> None:
+        self._ssl.context = context  # by a function that chooses it by the server's name
+
+    @property
+    def session(self) -> Any:
+        return self._ssl.session
+
+    @property
+    def session_reused(self) -> bool:
+        return bool(self._ssl.session_reused)
+
+    def recv(self, size: int) -> bytes:
+        try:
+            data: bytes = self._ssl.read(size)
+        except ssl.SSLError as error:
+            if error.errno == ssl.SSL_ERROR_EOF:
+                return b""  # it ended without saying so, as many do
+            raise
+        return data
+
+    def send(self, data: memoryview) -> int:
+        sent: int = self._ssl.write(data)
+        return sent
+
+    def unwrap(self) -> None:
+        self._ssl.shutdown()
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        return self._ssl.getpeercert(binary_form)
 
 
 # Short names of what stands in a distinguished name (RFC 4514 section 3, and mod_ssl's own).

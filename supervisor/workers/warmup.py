@@ -8,10 +8,10 @@ can't answer them can't serve.
 import mmap
 import re
 import socket
-import threading
 from typing import TYPE_CHECKING, Any
 
 from supervisor.logs.lean import Log
+from supervisor.osapi import real
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.kinds import WarmupRequest
@@ -120,7 +120,7 @@ class _PrivateEngine(Engine):
 
     def ask(self, request: bytes, lane: Lane, facts: dict[str, str]) -> bytes:
         """Serve one request on a connection of its own; its answer, as far as there is one."""
-        served, asking = socket.socketpair()
+        served, asking = real.socketpair()
         with asking:
             served.setblocking(False)
             connection = self._adopt(served, "", _PEER, lane)
@@ -128,7 +128,7 @@ class _PrivateEngine(Engine):
             asking.sendall(request)
             answer = bytearray()
             # A thread, because the app may answer with more than fits between two sockets.
-            reader = threading.Thread(target=_read_head, args=(asking, answer), name="ostler-warmup")
+            reader = real.thread(_read_head, "ostler-warmup", (asking, answer), daemon=False)
             reader.start()
             try:
                 self._watch(connection)

@@ -7,7 +7,6 @@ templates an app reads nobody can tell; where they may lie follows from where it
 import os
 import sys
 import sysconfig
-import threading
 import time
 from collections.abc import Callable, Iterable
 from importlib.util import cache_from_source
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 import supervisor
 from supervisor.ipc import messages
+from supervisor.osapi import real
 
 # Paths in one message; some 20 KiB.
 _BATCH = 250
@@ -146,11 +146,11 @@ class Telling:
 
     def keep_telling(self) -> None:
         """Look again whenever modules have been imported, in a thread that ends with the process."""
-        threading.Thread(target=self._keep, name="watched-modules", daemon=True).start()
+        real.thread(self._keep, "watched-modules").start()
 
     def _keep(self) -> None:
         while True:
-            time.sleep(_LOOK)
+            real.sleep(_LOOK)
             if len(sys.modules) == self._count:
                 self._since = time.time()
             else:

@@ -4,7 +4,6 @@ Who owns a connection: all that are armed belong to the leader; the one that a t
 the lead is disarmed, so the kernel says nothing of it until that thread arms it again.
 """
 
-import os
 import select
 import socket
 import traceback
@@ -16,6 +15,7 @@ from supervisor.http1.errors import BodyNotStored, ProtocolViolation
 from supervisor.http1.proxy import read_proxy_header
 from supervisor.logs.access import AccessLog
 from supervisor.logs.lean import Log
+from supervisor.osapi import real
 from supervisor.scoreboard import layout
 from supervisor.settings.table import Settings
 from supervisor.workers.connection import READ_SIZE, Connection
@@ -41,11 +41,13 @@ class Wiring:
         self._tls = tls
         self._threads = settings.threads
         self._proxy_mode = settings.proxy_protocol
-        self._epoll = select.epoll()
+        self._epoll = real.epoll()
         # Other ways to do these are for several threads.
-        self._read: Callable[[int, int], bytes] = os.read
+        self._read: Callable[[int, int], bytes] = real.read
         self._send_now: Callable[[socket.socket, bytes], int] | None = None
         self._modify: Callable[[int, int], None] = self._epoll.modify
+        # Another way to wait for a client is for greenlets.
+        self._wait_for: Callable[[int, int, int], bool] | None = None
         self._connections: dict[int, Connection] = {}
         self._date_server = b""
         # When the current pass of the loop began (CLOCK_MONOTONIC, ns).
@@ -114,7 +116,7 @@ class Wiring:
 
     def _fail(self, connection: Connection, lane: Lane) -> None:
         """A defect of ours was met: it costs one connection, not a thread or the worker."""
-        lane.words[layout.STARTED] = 0
+        lane.flight[layout.STARTED] = 0
         self._log.error("internal_error", traceback=traceback.format_exc())
         self._close(connection, lane)
 

@@ -380,6 +380,11 @@ def note_fork() -> None:
     _forked = True
 
 
+def is_forked() -> bool:
+    """Whether this process is no worker but was forked by its app."""
+    return _forked
+
+
 def note_worker() -> None:
     """Called in a worker: it may be the child of one that called `note_fork` at each fork."""
     global _forked

@@ -33,7 +33,7 @@ class Stage:
         self.said: list[Any] = []
         self.now = START
         self.scoreboard = Scoreboard()
-        self.settings = SimpleNamespace(timeout=TIMEOUT)
+        self.settings = SimpleNamespace(timeout=TIMEOUT, worker_class="sync")
         self.shell: Any = SimpleNamespace(
             loaded={1: SimpleNamespace(settings=self.settings)},
             fleet=SimpleNamespace(current=1, workers={}),
@@ -49,7 +49,7 @@ class Stage:
         cell = self.scoreboard.take_cell()
         worker = Worker(launch, launch, 1, state, since=self.now, spawned_at=self.now - 1)
         self.shell.fleet.workers[launch] = worker
-        self.shell.workers[launch] = SimpleNamespace(launch=launch, cell=cell, threads=threads)
+        self.shell.workers[launch] = SimpleNamespace(launch=launch, cell=cell, threads=threads, generation=1)
         return ActingWorker(self, worker, CellWriter(memory.map_cell(self.scoreboard.fd, cell), threads))
 
     def bury(self, launch: int) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.logs.lean import ErrorStream, Log, LogFile, resolve_format, wants_colour
+from supervisor.osapi import real
 
 
 @pytest.fixture
@@ -64,13 +65,13 @@ def test_each_line_is_one_write() -> None:
 def record_writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What each write(2) from now on is given."""
     writes: list[bytes] = []
-    real = os.write
+    before = os.write
 
     def write(fd: int, data: bytes) -> int:
         writes.append(data)
-        return real(fd, data)
+        return before(fd, data)
 
-    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(real, "write", write)
     return writes
 
 
@@ -123,14 +124,14 @@ def test_a_line_that_comes_while_another_thread_writes(
     path = tmp_path / "log"
     file = LogFile(str(path), 2)
     entered, leave = threading.Event(), threading.Event()
-    real = os.write
+    before = os.write
 
     def slow(fd: int, data: bytes) -> int:
         entered.set()
         assert leave.wait(10)
-        return real(fd, data)
+        return before(fd, data)
 
-    monkeypatch.setattr(os, "write", slow)
+    monkeypatch.setattr(real, "write", slow)
     first = threading.Thread(target=file.write, args=("one",))
     first.start()
     try:

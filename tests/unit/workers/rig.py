@@ -146,6 +146,7 @@ class Rig:
     Args:
         relay: shared with other rigs; belongs to whoever made it.
         tls: what connections are wrapped with.
+        make: makes the engine.
         exchange: what serves one request.
 
     Attributes:
@@ -162,6 +163,7 @@ class Rig:
         access: bool = False,
         relay: Relay | None = None,
         tls: "SSLContext | None" = None,
+        make: Callable[..., Any] = Engine,
         exchange: type[Exchange] = Exchange,
         **settings: Any,
     ) -> None:
@@ -174,7 +176,7 @@ class Rig:
         self.listener = Listener()
         self.address: tuple[str, int] = self.listener.getsockname()
         access_log = AccessLog(LogFile(str(folder / "access"), 1), "%(r)s %(s)s %(B)s") if access else None
-        self.engine = Engine(
+        self.engine: Any = make(
             app,
             [self.listener],
             Settings(**{"threads": threads, "graceful_timeout": PATIENCE} | settings),
@@ -230,7 +232,7 @@ class Rig:
             client.close()
         self.engine.drain()
         self._thread.join(PATIENCE)
-        watcher = self.engine._lead._watcher
+        watcher = self.engine._lead._watcher if isinstance(self.engine, Engine) else None
         if watcher is not None:
             watcher.join(PATIENCE)
         if not self._thread.is_alive():

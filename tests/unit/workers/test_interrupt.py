@@ -404,7 +404,7 @@ def test_nothing_is_raised_in_another_handler(
 
 
 def in_app(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_is_in_app", lambda _frame: True)
+    monkeypatch.setattr(module, "is_in_app", lambda _frame: True)
     stage.deadlines.interrupt(INTERRUPT_SIGNAL, sys._getframe())
 
 

@@ -17,6 +17,7 @@ import pytest
 from supervisor.http1.request import Rules
 from supervisor.settings.table import Settings
 from supervisor.workers import engine as engine_module
+from supervisor.workers import loop as loop_module
 from supervisor.workers.connection import Connection, Limits
 from supervisor.workers.tls import make_context
 from supervisor.wsgi.body import Body
@@ -41,7 +42,8 @@ def echo(environ: Environ, start_response: Start) -> list[bytes]:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections are looked at twenty times a second, not once."""
-    monkeypatch.setattr(engine_module, "_SWEEP", 0.05)
+    for module in (engine_module, loop_module):
+        monkeypatch.setattr(module, "SWEEP", 0.05)
 
 
 def trickle(client: Client, byte: bytes) -> float:
@@ -207,7 +209,7 @@ def test_the_next_request_begins_anew(times: Callable[..., Times]) -> None:
 @BOTH
 def test_who_says_nothing_is_let_go(serve: Serve, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     """A connection without a request, and one behind a request, end without an answer, and count as none."""
-    monkeypatch.setattr(engine_module, "_FIRST_REQUEST", SECOND // 5)
+    monkeypatch.setattr(loop_module, "_FIRST_REQUEST", SECOND // 5)
     rig = serve(echo, threads=threads, keepalive=0.2)
     fresh, used = rig.client(), rig.client()
     assert used.get().status == "200 OK"

@@ -1,0 +1,72 @@
+"""Asking workers for their stacks.
+
+faulthandler writes a dump in many small pieces and does not say where it ends; a worker whose requests are in
+greenlets adds theirs. So there is one question to a worker at a time, and whoever asks meanwhile shares the
+next one: when a database hangs, hundreds of requests are overdue at once.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from supervisor.daemon.children import WorkerHandle, stack_of
+from supervisor.osapi.process import DUMP_SIGNAL
+
+if TYPE_CHECKING:
+    from supervisor.daemon.shell import Shell
+
+# How long (s) to wait for all of a dump.
+DUMP_TIME = 0.2
+# On a busy machine it may take longer until there is any.
+_LOOKS = 4
+
+Then = Callable[[str], None]
+
+
+class Stacks:
+    """Collects dumps of workers."""
+
+    def __init__(self, shell: "Shell") -> None:
+        self._shell = shell
+        # By launch: who waits for the next dump; from a worker's first question to its last answer.
+        self._next: dict[int, list[Then]] = {}
+
+    def of(self, handle: WorkerHandle, dump: str, ident: int) -> str:
+        """The part of a dump that is a thread's or a greenlet's, or what else can be said."""
+        if not dump:
+            return "(the process did not answer: it is stopped)"
+        if f"0x{ident:016x}" not in dump and handle.launch in self._shell.workers:
+            # A greenlet that C code keeps from telling where it is: what the main thread does says why.
+            ident = self._shell.scoreboard.ident(handle.cell)
+        return stack_of(dump, ident)
+
+    def ask(self, handle: WorkerHandle, then: Then) -> None:
+        """Call back with a dump that begins after now; with an empty one if the worker is gone or stopped."""
+        waiting = self._next.get(handle.launch)
+        if waiting is not None:
+            waiting.append(then)
+            return
+        self._next[handle.launch] = [then]
+        # Not at once: what else is found in the same look belongs to it.
+        self._shell.loop.call_soon(self._dump, handle)
+
+    def _dump(self, handle: WorkerHandle) -> None:
+        asked, self._next[handle.launch] = self._next[handle.launch], []
+        if handle.launch not in self._shell.workers:
+            self._answer(handle, asked)
+            return
+        handle.read_dumps()
+        handle.dumps.clear()
+        handle.send_signal(DUMP_SIGNAL)
+        self._shell.loop.call_later(DUMP_TIME, self._answer, handle, asked)
+
+    def _answer(self, handle: WorkerHandle, asked: list[Then], looks: int = 1) -> None:
+        dump = handle.take_dumps() if handle.launch in self._shell.workers else ""
+        if not dump and handle.launch in self._shell.workers and looks < _LOOKS:
+            self._shell.loop.call_later(DUMP_TIME, self._answer, handle, asked, looks + 1)
+            return
+        for then in asked:
+            then(dump)
+        if self._next[handle.launch]:
+            self._dump(handle)
+        else:
+            del self._next[handle.launch]

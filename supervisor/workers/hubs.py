@@ -1,0 +1,96 @@
+"""The hubs of gevent and eventlet, as far as an engine needs them.
+
+A hub is the greenlet that waits for everything and switches to whoever has something to do. Our engine is a
+callback in it: it runs in the hub's greenlet and must not wait. Greenlets that serve are children of the hub:
+what they switch to when they wait, and when they have ended, is the callback that has switched to them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from greenlet import getcurrent, greenlet
+
+Callback = Callable[[], object]
+
+
+class Server(greenlet):  # type: ignore[misc]
+    """A greenlet that serves one request after another.
+
+    A fresh greenlet costs some microseconds, because the interpreter maps memory for its stack. So one is
+    used again, unless somebody holds it who may mean the request that it has served: a time-out that was
+    never cancelled would be thrown into another.
+
+    Attributes:
+        connection: what it is to serve.
+        berth: where its request is shown.
+        links: called at the end of a request, as gevent does at the end of a greenlet: this is how
+            gevent.local and threading.local forget what was a greenlet's own.
+    """
+
+    connection: Any = None
+    berth: Any = None
+
+    def __init__(self, run: Callback, parent: greenlet) -> None:
+        super().__init__(run, parent)
+        self.links: list[Callable[[greenlet], object]] = []
+
+    def rawlink(self, callback: Callable[[greenlet], object]) -> None:
+        """gevent's way to hear of the end of a greenlet."""
+        self.links.append(callback)
+
+    def unlink(self, callback: Callable[[greenlet], object]) -> None:
+        if callback in self.links:
+            self.links.remove(callback)
+
+    def forget(self) -> None:
+        """Nothing of a request may be seen by the next one."""
+        links, self.links = self.links, []
+        for link in links:
+            link(self)
+        self.gr_context = None
+
+
+class Hub(ABC):
+    """A library's hub in the calling thread; made where `run` will be called.
+
+    Attributes:
+        greenlet: the hub's own.
+        reuses: whether greenlets may serve more than one request.
+    """
+
+    greenlet: greenlet
+    reuses: bool
+
+    def __init__(self) -> None:
+        self._main = getcurrent()
+        self._left = False
+
+    def run(self) -> None:
+        """Let the hub run until `leave`; in the thread's first greenlet."""
+        while not self._left:
+            self.greenlet.switch()
+
+    def leave(self) -> None:
+        """Make `run` return; in the hub."""
+        self._left = True
+        self._main.switch()
+
+    @abstractmethod
+    def watch(self, fd: int, callback: Callback) -> Callback:
+        """Call back whenever `fd` is readable; returns what ends that."""
+
+    @abstractmethod
+    def every(self, seconds: float, callback: Callback) -> Callback:
+        """Call back again and again; returns what ends that."""
+
+    @abstractmethod
+    def soon(self, callback: Callback) -> None:
+        """Call back in the hub once what is ready now has run; not for signal handlers."""
+
+    def close(self) -> None:  # noqa: B027 - eventlet has nothing to do
+        """End the hub's threads; after `run`."""
+
+    def descriptors(self) -> set[int]:
+        """Those of the hub that each process makes anew."""
+        return set()

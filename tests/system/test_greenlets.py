@@ -1,0 +1,428 @@
+"""The worker classes `gevent` and `eventlet`, and configuration files that monkey-patch for other classes."""
+
+import json
+import signal
+import socket
+
+import pytest
+
+from tests.kit.certificates import Authority
+from tests.kit.daemon import PATIENCE, Daemon, Place, Process, fork_server, title
+from tests.kit.load import Load
+
+pytestmark = pytest.mark.system
+
+BOTH = pytest.mark.parametrize("kind", ["gevent", "eventlet"])
+
+# An app for greenlets; its path says what to do. It knows what else tests ask for.
+GREEN = """\
+import contextvars
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import plain
+
+PATCHED = [time.sleep.__module__, socket.socket.__module__]
+KIND = "gevent" if "gevent" in PATCHED[0] else "eventlet"
+local = threading.local()
+variable = contextvars.ContextVar("variable", default=None)
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    body = b""
+    if path == "/patched":
+        body = json.dumps(PATCHED).encode()
+    elif path == "/flags":
+        body = json.dumps([environ["wsgi.multithread"], environ["wsgi.multiprocess"]]).encode()
+    elif path == "/compute":
+        compute("computed")
+    elif path == "/compute-behind":
+        behind(compute, "never")
+    elif path == "/local":
+        body = json.dumps([getattr(local, "left", None), variable.get()]).encode()
+        local.left = "a secret"
+        variable.set("a secret")
+        threading.current_thread()
+        time.sleep(0)
+    elif path == "/children":
+        body = b"".join(children())
+    elif path == "/time-out":
+        body = timed_out()
+    elif path == "/time-out-left-behind":
+        import gevent
+        gevent.Timeout(0.3).start()
+    elif path == "/late":
+        time.sleep(0.6)
+    elif path == "/swallows":
+        while not Path("enough.open").exists():
+            try:
+                time.sleep(0.01)
+            except BaseException:
+                pass
+    elif path == "/extended":
+        environ["ostler.extend_deadline"](30)
+        body = plain.wait_at_gate("extended").encode()
+    elif path == "/large":
+        start_response("200 OK", [])
+        return (b"x" * 65536 for _ in range(256))
+    elif path == "/echo":
+        body = environ["wsgi.input"].read()
+    elif path == "/fork":
+        body = forked()
+    elif path == "/lookup":
+        body = socket.getaddrinfo("localhost", 80)[0][4][0].encode()
+    else:
+        return plain.app(environ, start_response)
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+
+def compute(name):
+    while not Path(name + ".open").exists():
+        pass
+
+def behind(function, *args):
+    if KIND == "gevent":
+        import gevent
+        gevent.spawn(function, *args)
+    else:
+        import eventlet
+        eventlet.spawn_n(function, *args)
+
+def children():
+    if KIND == "gevent":
+        from gevent.pool import Pool
+        return Pool(4).imap(child, range(10))
+    import eventlet
+    return eventlet.GreenPool(4).imap(child, range(10))
+
+def child(number):
+    time.sleep(0.01)
+    return b"%d" % number
+
+def timed_out():
+    if KIND == "gevent":
+        from gevent import Timeout
+    else:
+        from eventlet import Timeout
+    try:
+        with Timeout(0.05):
+            time.sleep(1000)
+    except Timeout:
+        return b"timed out"
+
+def forked():
+    pid = os.fork()
+    if not pid:
+        for _ in range(20):
+            time.sleep(0.01)
+        Path("child.open").touch()
+        os._exit(0)
+    body = plain.wait_at_gate("child").encode()
+    os.waitpid(pid, 0)
+    return body
+"""
+
+
+@pytest.fixture
+def green(place: Place) -> Place:
+    place.add("green.py", GREEN)
+    return place
+
+
+def start(place: Place, kind: str, *options: str) -> Daemon:
+    return place.start("-k", kind, *options, "green:app")
+
+
+def open_gate(daemon: Daemon, name: str) -> None:
+    (daemon.place.app_folder / f"{name}.open").touch()
+
+
+def in_flight(daemon: Daemon) -> int:
+    return sum(len(worker.in_flight) for worker in daemon.workers())
+
+
+# -- many at once ----------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_requests_wait_together(green: Place, kind: str) -> None:
+    """A hundred requests are in the app of one worker at the same time, and keep their connections."""
+    daemon = start(green, kind)
+    clients = [daemon.connect().asked("/gate/all") for _ in range(100)]
+    daemon.until(lambda: in_flight(daemon) == 100, "all are in the app")
+    assert daemon.get().text == "one"
+    open_gate(daemon, "all")
+    assert {client.answer().text for client in clients} == {"all passed"}
+    assert {client.asked("/pid").answer().text for client in clients} == {str(daemon.pids()[0])}
+    assert in_flight(daemon) == 0
+    assert daemon.status().totals.requests >= 201
+
+
+@BOTH
+@pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["", "preload"])
+def test_patched_before_the_app_is_imported(green: Place, kind: str, preload: list[str]) -> None:
+    """What the app finds at its import waits in the library's way; as with gunicorn, it is multithreaded."""
+    daemon = start(green, kind, "-w", "2", *preload)
+    sleep, sockets = json.loads(daemon.get("/patched").text)
+    assert sleep.startswith(kind)
+    assert sockets.startswith(kind)
+    assert json.loads(daemon.get("/flags").text) == [True, True]
+    assert daemon.get("/children").text == "0123456789"
+    assert daemon.get("/lookup").text in ("127.0.0.1", "::1")
+
+
+@BOTH
+def test_nothing_is_left_for_the_next_request(green: Place, kind: str) -> None:
+    """Thread-locals and context variables begin anew in each request, on one connection, too."""
+    daemon = start(green, kind)
+    client = daemon.connect()
+    for _ in range(5):
+        assert json.loads(client.asked("/local").answer().text) == [None, None]
+    assert client.asked("/time-out").answer().text == "timed out"
+    assert client.asked("/patched").answer().status == 200
+
+
+def test_a_time_out_that_was_left_behind(green: Place) -> None:
+    """gevent.Timeout that is never cancelled meets no other request, though greenlets serve more than one."""
+    daemon = start(green, "gevent")
+    client = daemon.connect()
+    for _ in range(3):
+        assert client.asked("/time-out-left-behind").answer().status == 200
+        assert client.asked("/late").answer().status == 200
+    assert daemon.events("request_failed") == []
+
+
+@BOTH
+def test_a_process_that_the_app_forks(green: Place, kind: str) -> None:
+    """It may wait in the hub that it has inherited; meanwhile its parent serves, and alone."""
+    daemon = start(green, kind)
+    client = daemon.connect().asked("/fork")
+    pids = {daemon.get("/pid").text for _ in range(20)}
+    assert client.answer().text == "child passed"
+    assert pids == {str(daemon.pids()[0])}
+
+
+@BOTH
+def test_slow_clients_hold_up_nobody(green: Place, kind: str) -> None:
+    """One takes nothing of a large answer, one sends its body in parts to an app that waits for it."""
+    daemon = start(green, kind, "--stream-request", "--buffer-response", "1K", "--buffer-response-file", "0")
+    with (
+        socket.create_connection(daemon.address) as taker,
+        socket.create_connection(daemon.address) as sender,
+    ):
+        taker.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        sender.sendall(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\none")
+        daemon.in_app("/large")
+        daemon.in_app("/echo")
+        for _ in range(20):
+            assert daemon.get().text == "one"
+        sender.sendall(b"two")
+        sender.settimeout(PATIENCE)
+        assert sender.recv(4096).endswith(b"onetwo")
+        taker.settimeout(PATIENCE)
+        received = 0
+        while data := taker.recv(1 << 20):
+            received += len(data)
+        assert received > 256 * 65536
+
+
+@BOTH
+def test_tls(green: Place, kind: str) -> None:
+    """Encrypted connections wait together as plain ones do."""
+    authority = Authority(green.folder)
+    certificate = authority.issue("localhost")
+    daemon = start(green, kind, "--certfile", str(certificate.cert), "--keyfile", str(certificate.key))
+    context = authority.client_context()
+    clients = []
+    for _ in range(10):
+        plain = socket.create_connection(("127.0.0.1", daemon.port), timeout=PATIENCE)
+        clients.append(context.wrap_socket(plain, server_hostname="localhost"))
+        clients[-1].sendall(b"GET /gate/tls HTTP/1.1\r\nHost: x\r\n\r\n")
+    daemon.until(lambda: in_flight(daemon) == 10, "all are in the app")
+    open_gate(daemon, "tls")
+    for client in clients:
+        with client:
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 OK")
+
+
+# -- deadlines -------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_an_overdue_request_is_ended_alone(green: Place, kind: str) -> None:
+    """504 for the one whose time is over, with the stack of its greenlet; those beside it live on."""
+    daemon = start(green, kind, "-t", "1", "--timeout-grace", "30")
+    (pid,) = daemon.pids()
+    extended = daemon.connect().asked("/extended")
+    daemon.in_app("/extended")
+    client = daemon.connect().asked("/gate/never?secret=token")
+    answer = client.answer()
+    assert (answer.status, answer.text) == (504, "Gateway Timeout\n")
+    event = daemon.event("request_overdue", path="/gate/never")
+    assert "in wait_at_gate" in event["stack"]
+    assert event["stack"].count("Thread 0x") == 1
+    open_gate(daemon, "extended")
+    assert extended.answer().text == "extended passed"
+    assert daemon.get("/pid").text == str(pid)
+    assert daemon.events("worker_exited") == []
+    assert daemon.events("request_failed") == []
+
+
+@BOTH
+def test_many_overdue_at_once(green: Place, kind: str) -> None:
+    """More than the scoreboard has lanes for: each is ended, and each is told of with a stack."""
+    daemon = start(green, kind, "-t", "2", "--timeout-grace", "30")
+    (pid,) = daemon.pids()
+    clients = [daemon.connect(60).asked("/gate/never") for _ in range(300)]
+    assert {client.answer().status for client in clients} == {504}
+    daemon.until(lambda: len(daemon.events("request_overdue")) == 300, "all were told of", within=30)
+    stacks = [event["stack"] for event in daemon.events("request_overdue")]
+    # On a busy machine a greenlet's own comes too late, and the main thread's is shown.
+    assert all(stack.count("hread 0x") == 1 for stack in stacks)
+    assert sum("in wait_at_gate" in stack for stack in stacks) >= 10
+    assert daemon.get("/pid").text == str(pid)
+
+
+@BOTH
+def test_a_blocked_hub(green: Place, kind: str) -> None:
+    """A request that computes keeps all others waiting: the log says which code, and its deadline ends it."""
+    daemon = start(green, kind, "-t", "3", "--timeout-grace", "30")
+    (pid,) = daemon.pids()
+    client = daemon.connect().asked("/compute")
+    event = daemon.event("hub_blocked", level="warning")
+    assert "in compute" in event["stack"]
+    assert 1 <= event["seconds"] < 3
+    assert daemon.events("request_overdue") == []
+    assert client.answer().status == 504
+    assert "in compute" in daemon.event("request_overdue", path="/compute")["stack"]
+    assert daemon.get("/pid").text == str(pid)
+
+
+@BOTH
+def test_a_hub_that_stays_blocked(green: Place, kind: str) -> None:
+    """What is no request can't be ended alone: the worker is replaced."""
+    daemon = start(green, kind, "-t", "1", "--timeout-grace", "0.2")
+    victim = Process(daemon.pids()[0])
+    daemon.get("/compute-behind")
+    assert "in compute" in daemon.event("hub_blocked")["stack"]
+    daemon.event("worker_stalled", within=30)
+    assert victim.ended()
+    daemon.settled(1, state="ready")
+    assert daemon.get().text == "one"
+
+
+@BOTH
+def test_who_swallows_the_exception_costs_its_worker(green: Place, kind: str) -> None:
+    """After the grace the worker is replaced; requests beside it finish."""
+    daemon = start(green, kind, "-t", "1", "--timeout-grace", "1")
+    victim = Process(daemon.pids()[0])
+    extended = daemon.connect().asked("/extended")
+    daemon.in_app("/extended")
+    daemon.connect().asked("/swallows")
+    daemon.event("worker_ready", after=1)
+    open_gate(daemon, "extended")
+    assert extended.answer().text == "extended passed"
+    assert victim.ended()
+    assert daemon.event("worker_exited")["cause"] == "deadline"
+
+
+# -- the worker's life -----------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT])
+def test_signals_to_a_worker(green: Place, kind: str, signum: int) -> None:
+    """SIGTERM lets requests end, SIGQUIT does not; both end the worker at once if there is none."""
+    daemon = start(green, kind)
+    idle = Process(daemon.pids()[0])
+    idle.send(signum)
+    assert idle.ended()
+    daemon.event("worker_ready", after=1)
+    busy = Process(daemon.settled(1)[0].pid or 0)
+    client = daemon.connect().asked("/gate/late")
+    daemon.in_app("/gate/late")
+    busy.send(signum)
+    if signum == signal.SIGTERM:
+        daemon.until(lambda: "draining" in title(busy.pid), "it has heard")
+        open_gate(daemon, "late")
+        assert client.answer().text == "late passed"
+    else:
+        client.ended_by_server()
+    assert busy.ended()
+    daemon.event("worker_died", after=1)
+    assert {event["status"] for event in daemon.events("worker_died")} == {"exit code 0"}
+    assert "Traceback" not in daemon.log.read_text()
+
+
+@BOTH
+def test_reload_and_scale_lose_nothing(green: Place, kind: str) -> None:
+    """Connections that idle go to other workers, requests in the app are answered."""
+    daemon = start(green, kind, "-w", "2", "--max-requests", "400")
+    daemon.settled(2)
+    with Load(daemon.address, rate=300, connections=16, timeout=10) as load:
+        load.wait_for(100, within=10)
+        assert daemon.ctl("reload").code == 0
+        assert daemon.ctl("scale", "4").code == 0
+        daemon.settled(4)
+        assert daemon.ctl("scale", "1").code == 0
+        load.wait_for(load.ended + 200, within=15)
+        report = load.finish()
+    assert (report.failed, report.unasked) == (0, 0), report.summary()
+    assert daemon.status().totals.deaths == 0
+
+
+def test_refork(green: Place) -> None:
+    """A drained gevent worker becomes the fork server, and its children have hubs of their own."""
+    daemon = start(green, "gevent", "-w", "2")
+    daemon.settled(2)
+    done = daemon.ctl("refork")
+    assert done.code == 0, done.err
+    daemon.event("refork_done", within=30)
+    fork_server(daemon)
+    daemon.settled(2, within=30)
+    clients = [daemon.connect().asked("/gate/all") for _ in range(20)]
+    daemon.until(lambda: in_flight(daemon) == 20, "all are in the app")
+    open_gate(daemon, "all")
+    assert {client.answer().text for client in clients} == {"all passed"}
+
+
+# -- what else may be ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("patch", ["gevent.monkey.patch_all()", "eventlet.monkey_patch()"])
+@pytest.mark.parametrize("kind", ["sync", "gthread", "itself"])
+@pytest.mark.parametrize("preload", [False, True])
+def test_a_file_that_patches(place: Place, patch: str, kind: str, preload: bool) -> None:
+    """In the fork server everything waits for real all the same, with every worker class."""
+    library = patch.partition(".")[0]
+    lines = [f"import {library}", "import gevent.monkey" if library == "gevent" else "", patch]
+    place.add(
+        "gunicorn.conf.py", "\n".join([*lines, f"preload_app = {preload}", "warmup_request = ['/']", ""])
+    )
+    daemon = place.start(
+        "-w", "2", "--threads", "2", "-k", library if kind == "itself" else kind, "plain:app"
+    )
+    assert len({worker.pid for worker in daemon.settled(2)}) == 2
+    client = daemon.connect().asked("/gate/slow")
+    daemon.in_app("/gate/slow")
+    assert daemon.get().text == "one"
+    open_gate(daemon, "slow")
+    assert client.answer().text == "slow passed"
+    daemon.hang_up()
+    assert daemon.ctl("reload").code == 0
+    assert daemon.get().text == "one"
+    assert daemon.stop() == 0
+
+
+@BOTH
+def test_a_package_that_is_missing(place: Place, kind: str) -> None:
+    """The one line that is said names what to install."""
+    place.add(f"{kind}.py", f"raise ModuleNotFoundError(\"No module named '{kind}'\")")
+    done = place.run("-k", kind, "plain:app")
+    assert done.code == 1
+    assert f"pip install 'ostler[{kind}]'" in done.error
