@@ -73,6 +73,7 @@ class Child:
 
     Attributes:
         pid, pidfd: None and -1 until they are known.
+        is_ours: the process with this pid is our child, as far as we know.
         spawned_at: CLOCK_MONOTONIC, seconds.
         sent: the signals that it was sent.
     """
@@ -80,12 +81,22 @@ class Child:
     def __init__(self, spawned_at: float) -> None:
         self.pid: int | None = None
         self.pidfd = -1
+        self.is_ours = True
         self.spawned_at = spawned_at
         self.sent: set[int] = set()
 
     def forked(self, pid: int) -> bool:
-        """Take note of the process; False if it is gone already."""
+        """Take note of the process; False if it is gone already, or was never a child of ours.
+
+        A fork server says what it is, and in there an app runs that may have fewer rights than we: it must
+        not make us signal whom it likes.
+        """
         self.pid = pid
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except (OSError, OverflowError):
+            self.is_ours = False
+            return False
         try:
             self.pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -99,7 +110,7 @@ class Child:
         self.sent.add(signum)
         if self.pidfd >= 0:
             send_signal(self.pidfd, signum)
-        elif self.pid is not None:
+        elif self.pid is not None and self.is_ours:
             os.kill(self.pid, signum)
 
     def let_go(self) -> None:
@@ -310,7 +321,7 @@ class WorkerHandle(Child):
 
     def interrupt(self) -> None:
         """Let it end its overdue requests."""
-        if self.pid is not None:
+        if self.pid is not None and self.is_ours:
             signal_main_thread(self.pid, INTERRUPT_SIGNAL)
 
     def read_dumps(self) -> None:

@@ -274,7 +274,9 @@ class Shell:
         elif handle.ending or handle.retired:
             pass  # nobody wants it any more
         elif isinstance(message, messages.Configured):
-            self._configured(handle, message)
+            # Once, before it runs the app: that must not tell us what to bind.
+            if not handle.listener_keys:
+                self._configured(handle, message)
         elif isinstance(message, messages.AppLoaded):
             handle.takes_lines = message.loggers
             self.hooks.loaded(handle, handle.cause)

@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -283,7 +283,9 @@ def _new_logs(settings: Settings, keep: bool) -> Iterator[None]:
         yield
     finally:
         for path in new:
-            path.unlink(missing_ok=True)
+            # With the workers' rights by now; one that root has made for them in its own folder stays.
+            with suppress(OSError):
+                path.unlink()
 
 
 def _check_logs(settings: Settings) -> str:
