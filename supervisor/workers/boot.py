@@ -211,8 +211,9 @@ class WorkerProcess:
     def _wait_for_boot(self) -> bool:
         """Wait until the supervisor has taken note of this process; no user code runs before."""
         while (received := self._channel.receive()) is not None:
-            if not isinstance(received[0], messages.ReopenLogs):  # its logs are as new as can be
+            if not isinstance(received[0], messages.ReopenLogs):
                 return isinstance(received[0], messages.Boot)
+            self._reopen_logs()  # they may have been moved since the fork
         return False
 
     def _load(self) -> App | None:
