@@ -117,7 +117,7 @@ class HookCaller:
         for handle in self._shell.reaper.leaving.values():
             handle.send_signal(signal.SIGKILL)  # what hangs in C would not hear that the channel ends
         if self._exit_due and not self._exit_told:
-            problem = "no fork server was there to call it"
+            problem = "there was no fork server that could call it"
             self._shell.journal.record("warning", "hook_missed", {"hook": "on_exit", "problem": problem})
 
     # -- what is due -------------------------------------------------------------------------------------

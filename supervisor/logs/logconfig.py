@@ -95,7 +95,7 @@ def noting_files() -> Iterator[list[Path]]:
             made.append(path)
         return open_file(handler)
 
-    logging.FileHandler._open = note  # type: ignore[method-assign]
+    logging.FileHandler._open = note  # type: ignore[method-assign, assignment]
     try:
         yield made
     finally:
