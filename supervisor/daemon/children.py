@@ -49,6 +49,7 @@ class CarriedForkServer(msgspec.Struct, frozen=True):
     workers_told: int | None = None
     due: list[messages.HookDue] = []
     lasting: bool = False
+    takes_lines: bool = False
 
 
 class CarriedWorker(msgspec.Struct, frozen=True):
@@ -170,6 +171,7 @@ class ForkServerHandle(Child):
             self.workers_told,
             list(self.due),
             self.lasting,
+            self.takes_lines,
         )
 
     @classmethod
@@ -181,6 +183,7 @@ class ForkServerHandle(Child):
         handle.hooks, handle.calls = carried.hooks, carried.calls
         handle.workers_told = carried.workers_told
         handle.lasting = carried.lasting
+        handle.takes_lines = carried.takes_lines
         handle.due.extend(carried.due)
         handle.sent = carried.sent
         return handle

@@ -488,16 +488,23 @@ class Shell:
     # -- deaths -----------------------------------------------------------------------------------------
 
     def fork_server_ended(self, handle: ForkServerHandle, status: ExitStatus) -> None:
-        if handle.channel.fileno() >= 0:
-            self._on_fork_server(handle)
-        if handle.channel.fileno() >= 0:  # still: at its end that closes it
-            self.loop.remove_reader(handle.channel.fileno())
-        handle.close()
+        self._close_dead(handle)
         del self.fork_servers[handle.generation]
         self._forget_unforked(handle.generation)
         self.submit(events.ForkServerExited(handle.generation, status))
         self.hooks.gone(handle)
         self._settle()
+
+    def left_over_ended(self, handle: ForkServerHandle) -> None:
+        """The same of one that the fleet does not look after any more."""
+        self._close_dead(handle)
+        self.hooks.gone(handle)
+
+    def _close_dead(self, handle: ForkServerHandle) -> None:
+        if handle.channel.fileno() >= 0:
+            self._on_fork_server(handle)  # its last words
+        self._hang_up(handle)
+        handle.close()
 
     def _forget_unforked(self, generation: int) -> None:
         """What was asked of a fork server and never came will not come; the fleet gives it up by itself."""
@@ -565,7 +572,8 @@ class Shell:
                 self._tell(handle.channel, message)
 
     def tell_fork_servers(self, message: messages.ToForkServer) -> None:
-        for handle in self.fork_servers.values():
+        """Those that have retired, too."""
+        for handle in (*self.fork_servers.values(), *self.reaper.leaving.values()):
             if handle.channel.fileno() >= 0:
                 self._tell(handle.channel, message)
 
