@@ -20,7 +20,7 @@ from supervisor.control.handover import Handover
 from supervisor.control.server import ControlServer
 from supervisor.daemon import upgrade
 from supervisor.daemon.deadlines import DeadlineSensor
-from supervisor.daemon.detach import Launch, detach, log_gets_lost, quiet, reason_to_stay
+from supervisor.daemon.detach import SHOWN, Launch, detach, log_gets_lost, reason_to_stay
 from supervisor.daemon.journal import Journal
 from supervisor.daemon.ledger import Ledger
 from supervisor.daemon.listeners import Listeners, systemd_listeners
@@ -203,10 +203,9 @@ class Daemon:
             except OSError as error:
                 raise SettingError("chdir", f"can't enter {settings.chdir!r}: {error.strerror}") from None
         share_with(find_account(settings.user, settings.group, settings.initgroups))
-        level = settings.loglevel
-        if self._launch is not None and settings.errorlog == "-" and not settings.enable_stdio_inheritance:
-            level = quiet(level)
-        self._log_file = set_up(settings.errorlog, settings.log_format, level)
+        only_terminal = settings.errorlog == "-" and not settings.enable_stdio_inheritance
+        shown = SHOWN if self._launch is not None and only_terminal else "debug"
+        self._log_file = set_up(settings.errorlog, settings.log_format, settings.loglevel, shown)
         self._outlets.settle(settings, self._log_file)
 
     async def _start_control(self, settings: Settings) -> None:
@@ -477,8 +476,7 @@ def _first_log(command_line: dict[str, Any], launched: bool) -> LogFile:
         name: table[name].kind.parse(command_line[name]) if name in command_line else table[name].default
         for name in ("log_format", "loglevel")
     }
-    level = quiet(given["loglevel"]) if launched else given["loglevel"]
-    return set_up("-", given["log_format"], level)
+    return set_up("-", given["log_format"], given["loglevel"], SHOWN if launched else "debug")
 
 
 def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
