@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -140,15 +141,17 @@ class Daemon:
             self._shell.submit(events.StartAsked())
         else:
             self._take_over(self._carried)
-        try:
-            finish = await self._finished
-        finally:
-            await self._close()
-        if self.must_detach:
-            return ExitCode.OK
-        if not finish.failed:
-            self._journal.record("info", "stopped", {"uptime": round(self._observer.status().uptime, 1)})
-            return ExitCode.OK
+        with closing(self._outlets):
+            try:
+                finish = await self._finished
+            finally:
+                await self._close()
+            if self.must_detach:
+                return ExitCode.OK
+            if not finish.failed:
+                uptime = round(self._observer.status().uptime, 1)
+                self._journal.record("info", "stopped", {"uptime": uptime})
+                return ExitCode.OK
         # Not print: perhaps nobody reads it, and then the end must not wait for that, nor fail.
         last_words = LogFile("-", 2)
         if finish.traceback:
@@ -162,7 +165,7 @@ class Daemon:
         self._watcher.stop()
         await self._control.close()
         self._shell.listeners.keep_only(set())
-        self._outlets.close()
+        self._outlets.give_up_waiting()
         if self._pidfile is not None:
             self._pidfile.remove()
 
