@@ -13,12 +13,13 @@ import socket
 import sys
 
 from supervisor.errors import ExitCode, OstlerError
-from supervisor.logs.render import LEVELS
 from supervisor.settings.table import Settings
 
 # What gunicorn sets in this place.
 _UMASK = 0o022
 _SERVING = b"+"
+# Of a log that only the launcher's terminal sees: the level from which on it is worth being told to a user.
+SHOWN = "warning"
 
 
 class Launch:
@@ -101,11 +102,6 @@ def _wait(line: socket.socket) -> None:
         sys.exit(int(said))
     print("ostler: error: the daemon was killed while it started", file=sys.stderr)
     sys.exit(ExitCode.FAILED)
-
-
-def quiet(level: str) -> str:
-    """For a log that only the launcher's terminal sees: what is worth being told to a user."""
-    return level if LEVELS[level] > LEVELS["warning"] else "warning"
 
 
 def log_gets_lost(settings: Settings) -> bool:

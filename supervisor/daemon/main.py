@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from supervisor.control.handover import Handover
 from supervisor.control.server import ControlServer
 from supervisor.daemon import upgrade
 from supervisor.daemon.deadlines import DeadlineSensor
-from supervisor.daemon.detach import Launch, detach, log_gets_lost, quiet, reason_to_stay
+from supervisor.daemon.detach import SHOWN, Launch, detach, log_gets_lost, reason_to_stay
 from supervisor.daemon.journal import Journal
 from supervisor.daemon.ledger import Ledger
 from supervisor.daemon.listeners import Listeners, systemd_listeners
@@ -140,15 +141,17 @@ class Daemon:
             self._shell.submit(events.StartAsked())
         else:
             self._take_over(self._carried)
-        try:
-            finish = await self._finished
-        finally:
-            await self._close()
-        if self.must_detach:
-            return ExitCode.OK
-        if not finish.failed:
-            self._journal.record("info", "stopped", {"uptime": round(self._observer.status().uptime, 1)})
-            return ExitCode.OK
+        with closing(self._outlets):
+            try:
+                finish = await self._finished
+            finally:
+                await self._close()
+            if self.must_detach:
+                return ExitCode.OK
+            if not finish.failed:
+                uptime = round(self._observer.status().uptime, 1)
+                self._journal.record("info", "stopped", {"uptime": uptime})
+                return ExitCode.OK
         # Not print: perhaps nobody reads it, and then the end must not wait for that, nor fail.
         last_words = LogFile("-", 2)
         if finish.traceback:
@@ -162,7 +165,7 @@ class Daemon:
         self._watcher.stop()
         await self._control.close()
         self._shell.listeners.keep_only(set())
-        self._outlets.close()
+        self._outlets.give_up_waiting()
         if self._pidfile is not None:
             self._pidfile.remove()
 
@@ -203,10 +206,9 @@ class Daemon:
             except OSError as error:
                 raise SettingError("chdir", f"can't enter {settings.chdir!r}: {error.strerror}") from None
         share_with(find_account(settings.user, settings.group, settings.initgroups))
-        level = settings.loglevel
-        if self._launch is not None and settings.errorlog == "-" and not settings.enable_stdio_inheritance:
-            level = quiet(level)
-        self._log_file = set_up(settings.errorlog, settings.log_format, level)
+        only_terminal = settings.errorlog == "-" and not settings.enable_stdio_inheritance
+        shown = SHOWN if self._launch is not None and only_terminal else "debug"
+        self._log_file = set_up(settings.errorlog, settings.log_format, settings.loglevel, shown)
         self._outlets.settle(settings, self._log_file)
 
     async def _start_control(self, settings: Settings) -> None:
@@ -477,8 +479,7 @@ def _first_log(command_line: dict[str, Any], launched: bool) -> LogFile:
         name: table[name].kind.parse(command_line[name]) if name in command_line else table[name].default
         for name in ("log_format", "loglevel")
     }
-    level = quiet(given["loglevel"]) if launched else given["loglevel"]
-    return set_up("-", given["log_format"], level)
+    return set_up("-", given["log_format"], given["loglevel"], SHOWN if launched else "debug")
 
 
 def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -15,6 +15,8 @@ def json_line(at: float, level: str, event: str, fields: Mapping[str, Any]) -> s
     """One JSON object: `timestamp` (UTC, RFC 3339), `level`, `event`, then the fields."""
     stamp = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     record = {"timestamp": stamp, "level": level, "event": event, **fields}
+    if record.get("traceback", "") is None:
+        del record["traceback"]  # most events that may have one have none
     line = json.dumps(record, default=str, ensure_ascii=False)
     # JSON escapes what would break it, but not the C1 controls and line separators that drive terminals.
     return line if line.isprintable() else json.dumps(record, default=str)

@@ -27,9 +27,10 @@ _tap: Tap | None = None
 class _Line:
     """The last structlog processor: the event as a line."""
 
-    def __init__(self, console: bool, colour: bool) -> None:
+    def __init__(self, console: bool, colour: bool, shown: str) -> None:
         self._console = console
         self._colour = colour
+        self._shown = LEVELS[shown]
 
     def __call__(self, _logger: WrappedLogger, method: str, event_dict: EventDict) -> str:
         fields: dict[str, Any] = dict(event_dict)
@@ -38,7 +39,8 @@ class _Line:
             line = console_line(time.time(), method, event, fields, self._colour)
         else:
             line = json_line(time.time(), method, event, fields)
-        if _tap is not None and _tap(method, event, fields, line):
+        taken = _tap is not None and _tap(method, event, fields, line)
+        if taken or LEVELS[method] < self._shown:
             raise structlog.DropEvent
         return line
 
@@ -55,8 +57,11 @@ class _Writer:
     debug = info = warning = error = critical = msg
 
 
-def set_up(errorlog: str, log_format: str, level: str) -> LogFile:
+def set_up(errorlog: str, log_format: str, level: str, shown: str = "debug") -> LogFile:
     """Configure structlog; may be called again. Returns the log's file, to reopen it.
+
+    Args:
+        level: of the events that the tap gets; shown: of those that are written as lines besides.
 
     Raises:
         SettingError: the file can't be opened.
@@ -70,7 +75,7 @@ def set_up(errorlog: str, log_format: str, level: str) -> LogFile:
         processors=[
             structlog.processors.format_exc_info,
             _rename_exception,
-            _Line(console, wants_colour(file)),
+            _Line(console, wants_colour(file), shown),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=lambda *_args: _Writer(file),

@@ -375,6 +375,8 @@ def test_syslog(place: Place, udp: socket.socket) -> None:
     assert access.endswith('"GET /fail HTTP/1.1" 500 22 "-" "a\\"\\x09b"\0')
     assert daemon.event("request_failed")
     assert daemon.out.read_text() == ""
+    assert daemon.stop() == 0
+    assert collect(udp, lambda got: any(" stopped uptime=" in line for line in got))
 
 
 def test_syslog_without_the_access_log(place: Place, udp: socket.socket) -> None:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from supervisor.daemon.detach import log_gets_lost, quiet, reason_to_stay
+from supervisor.daemon.detach import log_gets_lost, reason_to_stay
 from supervisor.settings.table import Settings
 
 
@@ -41,8 +41,3 @@ def test_what_is_lost() -> None:
         Settings(logconfig_dict={"version": 1}),
     ):
         assert not log_gets_lost(kept)
-
-
-def test_quiet() -> None:
-    """Who waits for a daemon is told warnings, or less if so asked."""
-    assert [quiet(level) for level in ("debug", "warning", "error")] == ["warning", "warning", "error"]

@@ -30,6 +30,7 @@ def test_json_line() -> None:
         ("gone", None),
         ("ok", True),
     ]
+    assert "traceback" not in json_line(AT, "info", "hook", {"message": "hello", "traceback": None})
 
 
 def test_json_line_takes_any_value() -> None:
