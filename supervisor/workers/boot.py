@@ -278,7 +278,10 @@ class WorkerProcess:
         if quota and settings.max_requests_jitter:
             quota += random.randint(0, settings.max_requests_jitter)  # noqa: S311 - spreads load, guards nothing
         generation = self._generation
-        self._cell = CellWriter(map_cell(generation.scoreboard_fd, self._got.cell), lanes(settings))
+        self._cell = CellWriter(
+            map_cell(generation.scoreboard_fd, self._got.cell),
+            lanes(settings, generation.worker_class.one_loop),
+        )
         context = Context(
             app,
             generation.listeners,
