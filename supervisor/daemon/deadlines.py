@@ -159,7 +159,9 @@ class DeadlineSensor:
         if not beat or age < _BLOCKED:
             self._stalled.discard(handle.launch)
             return _BLOCKED - age if beat else _LOOK
-        if now - self._blocked.get(handle.launch, -_BLOCKED_PAUSE) >= _BLOCKED_PAUSE:
+        # One that drains and has no requests any more has perhaps ended, and its process is about to.
+        told = self._blocked.get(handle.launch, -_BLOCKED_PAUSE)
+        if (ready or in_flight) and now - told >= _BLOCKED_PAUSE:
             self._blocked[handle.launch] = now
             self._shell.overdue.report_blocked(handle, age)
         extended = any(now < request.extended_until < math.inf for request in in_flight)

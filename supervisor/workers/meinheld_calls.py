@@ -31,8 +31,8 @@ _LATE = b"Gateway Timeout\n"
 _LATE_FIELDS = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(_LATE))))
 # What the kernel takes of answers at once, whatever its settings are, and what an answer's head may take.
 _ROOM, _HEAD = 8192, 1024
-# How the server learns that a client has gone.
-_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT)
+# How the server learns that a client has gone, or that `abandon` has taken its listeners away.
+_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENOTSOCK)
 # What RFC 3986 section 3.3 allows in a path.
 _PATH_SAFE = "/:@!$&'()*+,;=~"
 _OURS = "supervisor."

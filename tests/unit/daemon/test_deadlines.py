@@ -346,6 +346,16 @@ def test_one_loop_is_kept_by_no_request(stage: Stage, others: str) -> None:
     assert stage.told() == [events.LoopStalled(1, pytest.approx(TIMEOUT + 2.5))]
 
 
+def test_one_loop_that_has_ended(stage: Stage) -> None:
+    """What drains is blocked only if it has requests: else its process is ending, which may take a while."""
+    actor = stage.worker(one_loop=True, state=WorkerState.DRAINING)
+    stage.look(after=5.0)
+    assert stage.told() == []
+    actor.begin()
+    stage.look(after=1.0)
+    assert stage.told() == [(1, pytest.approx(6.0))]
+
+
 def test_one_loop_whose_request_has_asked_for_time(stage: Stage) -> None:
     """It may be the one that computes: it gets what it has asked for."""
     actor = stage.worker(one_loop=True)
