@@ -1,20 +1,9 @@
-"""What a reload found changed in the settings, and how settings are shown to people."""
-
-from typing import Any
+"""What a reload found changed in the settings."""
 
 from supervisor.control.views import ChangeView
-from supervisor.settings.kinds import show_workers
 from supervisor.settings.load import Loaded
+from supervisor.settings.render import shown
 from supervisor.settings.table import rows
-
-
-def shown(name: str, value: Any) -> Any:
-    """A setting's value for the API; what is put into the app's environment is often a secret."""
-    if name in ("raw_env", "raw_paste_global_conf"):
-        return [f"{pair.partition('=')[0]}=..." for pair in value]
-    if name == "workers" and isinstance(value, tuple):
-        return show_workers(value)
-    return value
 
 
 def changes(before: Loaded, after: Loaded) -> list[ChangeView]:

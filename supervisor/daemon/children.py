@@ -49,6 +49,7 @@ class CarriedForkServer(msgspec.Struct, frozen=True):
     workers_told: int | None = None
     due: list[messages.HookDue] = []
     lasting: bool = False
+    takes_lines: bool = False
 
 
 class CarriedWorker(msgspec.Struct, frozen=True):
@@ -73,6 +74,7 @@ class Child:
 
     Attributes:
         pid, pidfd: None and -1 until they are known.
+        is_ours: the process with this pid is our child, as far as we know.
         spawned_at: CLOCK_MONOTONIC, seconds.
         sent: the signals that it was sent.
     """
@@ -80,12 +82,22 @@ class Child:
     def __init__(self, spawned_at: float) -> None:
         self.pid: int | None = None
         self.pidfd = -1
+        self.is_ours = True
         self.spawned_at = spawned_at
         self.sent: set[int] = set()
 
     def forked(self, pid: int) -> bool:
-        """Take note of the process; False if it is gone already."""
+        """Take note of the process; False if it is gone already, or was never a child of ours.
+
+        A fork server says what it is, and in there an app runs that may have fewer rights than we: it must
+        not make us signal whom it likes.
+        """
         self.pid = pid
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except (OSError, OverflowError):
+            self.is_ours = False
+            return False
         try:
             self.pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -99,7 +111,7 @@ class Child:
         self.sent.add(signum)
         if self.pidfd >= 0:
             send_signal(self.pidfd, signum)
-        elif self.pid is not None:
+        elif self.pid is not None and self.is_ours:
             os.kill(self.pid, signum)
 
     def let_go(self) -> None:
@@ -159,6 +171,7 @@ class ForkServerHandle(Child):
             self.workers_told,
             list(self.due),
             self.lasting,
+            self.takes_lines,
         )
 
     @classmethod
@@ -170,6 +183,7 @@ class ForkServerHandle(Child):
         handle.hooks, handle.calls = carried.hooks, carried.calls
         handle.workers_told = carried.workers_told
         handle.lasting = carried.lasting
+        handle.takes_lines = carried.takes_lines
         handle.due.extend(carried.due)
         handle.sent = carried.sent
         return handle
@@ -310,7 +324,7 @@ class WorkerHandle(Child):
 
     def interrupt(self) -> None:
         """Let it end its overdue requests."""
-        if self.pid is not None:
+        if self.pid is not None and self.is_ours:
             signal_main_thread(self.pid, INTERRUPT_SIGNAL)
 
     def read_dumps(self) -> None:

@@ -102,7 +102,9 @@ class HookCaller:
         self._shell.loop.call_later(HOOKS_GRACE, self._end_if_hung, handle)
 
     def _end_if_hung(self, handle: ForkServerHandle) -> None:
-        if self._shell.reaper.leaving.get(handle.pid) is handle and (handle.due or not handle.retired):
+        # One that has retired may be at `on_exit` by now.
+        hung = not handle.retired or any(due.name == "retire" for due in handle.due)
+        if hung and self._shell.reaper.leaving.get(handle.pid) is handle:
             handle.send_signal(signal.SIGKILL)
 
     def stop(self, handle: ForkServerHandle) -> None:
@@ -111,9 +113,11 @@ class HookCaller:
         self._end_those_done()
 
     def finished(self) -> None:
-        """The daemon is about to end."""
+        """The daemon is about to end, and with it those that nobody has waited for."""
+        for handle in self._shell.reaper.leaving.values():
+            handle.send_signal(signal.SIGKILL)  # what hangs in C would not hear that the channel ends
         if self._exit_due and not self._exit_told:
-            problem = "no fork server was there to call it"
+            problem = "there was no fork server that could call it"
             self._shell.journal.record("warning", "hook_missed", {"hook": "on_exit", "problem": problem})
 
     # -- what is due -------------------------------------------------------------------------------------

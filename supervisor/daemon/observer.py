@@ -29,7 +29,7 @@ from supervisor.control.views import (
     WorkerView,
 )
 from supervisor.control.wording import change
-from supervisor.daemon.changes import changes, shown
+from supervisor.daemon.changes import changes
 from supervisor.daemon.deadlines import DeadlineSensor
 from supervisor.daemon.journal import JournalSubscription
 from supervisor.daemon.ledger import Ledger
@@ -49,6 +49,7 @@ from supervisor.scoreboard.layout import (
 )
 from supervisor.scoreboard.reader import Counts
 from supervisor.settings import classes
+from supervisor.settings.render import shown
 from supervisor.settings.table import rows
 
 _HISTORY = 600

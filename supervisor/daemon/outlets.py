@@ -53,6 +53,7 @@ class Outlets:
         self._number = 0
         self._syslog: Syslog | None = None
         self._statsd: Statsd | None = None
+        self._measured_for: tuple[str | None, str, str] = None, "", ""
         self._backlog = False
         self._waiting: list[Callable[[], None]] = []
 
@@ -65,9 +66,13 @@ class Outlets:
 
     def follow(self, settings: Settings) -> None:
         """Know the settings of the generation that is the current one now."""
-        if self._statsd is not None:
-            self._statsd.close()
-        self._statsd = statsd_of(settings)
+        wanted = settings.statsd_host, settings.statsd_prefix, settings.dogstatsd_tags
+        if wanted != self._measured_for:
+            self._measured_for = wanted
+            if self._statsd is not None:
+                self._statsd.close()
+            # Not without need: it may ask a name server, and nobody looks after the fleet meanwhile.
+            self._statsd = statsd_of(settings)
         self._backlog = settings.enable_backlog_metric
 
     # -- lines -------------------------------------------------------------------------------------------

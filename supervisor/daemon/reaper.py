@@ -44,7 +44,7 @@ class Reaper:
     """Tells the shell's fleet of deaths.
 
     Attributes:
-        leaving: fork servers that a template took the place of, by pid.
+        leaving: fork servers that the fleet does not look after any more, by pid.
     """
 
     def __init__(self, shell: "Shell") -> None:
@@ -65,9 +65,7 @@ class Reaper:
             self.worker_ended(shell.workers[launch], dead.status, dead.peak_memory)
         elif (old := self.leaving.pop(dead.pid, None)) is not None:
             self._note_fork_server(old, dead, replaced=True)
-            shell.hang_up(old)
-            old.close()
-            shell.hooks.gone(old)
+            shell.left_over_ended(old)
         elif (callback := self._expected.pop(dead.pid, None)) is not None:
             callback(dead.status)
         else:

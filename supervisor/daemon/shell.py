@@ -274,7 +274,9 @@ class Shell:
         elif handle.ending or handle.retired:
             pass  # nobody wants it any more
         elif isinstance(message, messages.Configured):
-            self._configured(handle, message)
+            # Once, before it runs the app: that must not tell us what to bind.
+            if not handle.listener_keys:
+                self._configured(handle, message)
         elif isinstance(message, messages.AppLoaded):
             handle.takes_lines = message.loggers
             self.hooks.loaded(handle, handle.cause)
@@ -486,16 +488,23 @@ class Shell:
     # -- deaths -----------------------------------------------------------------------------------------
 
     def fork_server_ended(self, handle: ForkServerHandle, status: ExitStatus) -> None:
-        if handle.channel.fileno() >= 0:
-            self._on_fork_server(handle)
-        if handle.channel.fileno() >= 0:  # still: at its end that closes it
-            self.loop.remove_reader(handle.channel.fileno())
-        handle.close()
+        self._close_dead(handle)
         del self.fork_servers[handle.generation]
         self._forget_unforked(handle.generation)
         self.submit(events.ForkServerExited(handle.generation, status))
         self.hooks.gone(handle)
         self._settle()
+
+    def left_over_ended(self, handle: ForkServerHandle) -> None:
+        """The same of one that the fleet does not look after any more."""
+        self._close_dead(handle)
+        self.hooks.gone(handle)
+
+    def _close_dead(self, handle: ForkServerHandle) -> None:
+        if handle.channel.fileno() >= 0:
+            self._on_fork_server(handle)  # its last words
+        self._hang_up(handle)
+        handle.close()
 
     def _forget_unforked(self, generation: int) -> None:
         """What was asked of a fork server and never came will not come; the fleet gives it up by itself."""
@@ -563,7 +572,8 @@ class Shell:
                 self._tell(handle.channel, message)
 
     def tell_fork_servers(self, message: messages.ToForkServer) -> None:
-        for handle in self.fork_servers.values():
+        """Those that have retired, too."""
+        for handle in (*self.fork_servers.values(), *self.reaper.leaving.values()):
             if handle.channel.fileno() >= 0:
                 self._tell(handle.channel, message)
 

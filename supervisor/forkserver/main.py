@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,6 +89,8 @@ class Preparation:
                     return None
             elif isinstance(message, messages.Load):
                 return self._load(message, descriptors)
+            elif isinstance(message, messages.ReopenLogs) and self.outlets is not None:
+                self.outlets.reopen()
         return None
 
     def _configure(self, ask: messages.Configure) -> bool:
@@ -290,13 +292,19 @@ def _check_folder(folder: str | None) -> None:
 @contextmanager
 def _new_logs(settings: Settings, keep: bool) -> Iterator[None]:
     """Logs that come into being meanwhile stay if `keep`: who only checks may be another user."""
-    paths = [Path(path) for path in (settings.accesslog, settings.errorlog) if path and path != "-"]
-    new = [] if keep else [path for path in paths if not path.exists()]
-    try:
+    if keep:
         yield
+        return
+    paths = [Path(path) for path in (settings.accesslog, settings.errorlog) if path and path != "-"]
+    new = [path for path in paths if not path.exists()]
+    try:
+        with logconfig.noting_files() as made:
+            yield
     finally:
-        for path in new:
-            path.unlink(missing_ok=True)
+        for path in (*new, *made):
+            # With the workers' rights by now; one that root has made for them in its own folder stays.
+            with suppress(OSError):
+                path.unlink()
 
 
 def _check_logs(settings: Settings) -> str:

@@ -5,12 +5,11 @@ the app is imported; workers inherit that. The supervisor keeps its rights, so t
 logs anew, and start the next fork server.
 """
 
-import io
 import os
-import sys
 
 from supervisor.errors import SettingError
 from supervisor.logs.opening import share_with
+from supervisor.logs.streams import write_at_once
 from supervisor.osapi.account import Account, become
 from supervisor.osapi.process import silence
 from supervisor.settings.table import Settings
@@ -49,7 +48,5 @@ def leave_terminal(settings: Settings) -> None:
     """Let go of standard descriptors as `daemon` says; what is kept is written line by line."""
     kept = settings.enable_stdio_inheritance
     if kept:
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(line_buffering=True)
+        write_at_once()
     silence(outputs=not kept)

@@ -4,8 +4,11 @@ They are put into force in the fork server, once, before the app is imported; wo
 """
 
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from supervisor.errors import SettingError
@@ -78,6 +81,25 @@ def apply(settings: Settings, given: Mapping[str, Any] | None) -> None:
         _apply_dict("logconfig_json", found)
     elif settings.logconfig:
         _apply_file(settings.logconfig)
+
+
+@contextmanager
+def noting_files() -> Iterator[list[Path]]:
+    """Gives a list that gets the files which logging's handlers make meanwhile."""
+    made: list[Path] = []
+    open_file = logging.FileHandler._open
+
+    def note(handler: logging.FileHandler) -> Any:
+        path = Path(handler.baseFilename).resolve()
+        if not path.exists():
+            made.append(path)
+        return open_file(handler)
+
+    logging.FileHandler._open = note  # type: ignore[method-assign, assignment]
+    try:
+        yield made
+    finally:
+        logging.FileHandler._open = open_file  # type: ignore[method-assign]
 
 
 def _apply_dict(setting: str, given: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from supervisor.osapi.account import Account, files_as
 _FLAGS = os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 _MODE = 0o640
 _MOST_LINKS = 40  # as path_resolution(7)
+_ACCESS_LIST = "system.posix_acl_access"
 # Names of the descriptors that we have, as containers' settings use them.
 _STANDARD = {
     "/dev/stdout": 1,
@@ -127,12 +128,22 @@ def _resolved(path: str, account: Account) -> str:
 
 
 def _changes(account: Account, folder: Path, found: Path, last: bool) -> bool:
-    """Whether `account` can have `found`, which is in `folder`, be something else. `last`: it is the log."""
+    """Whether `account` can have `found`, which is in `folder`, be something else. `last`: it is the log.
+
+    Of a folder with an access control list (acl(5)) that is taken for granted.
+    """
     info = folder.lstat()
-    if info.st_uid == account.uid:
+    if info.st_uid == account.uid or _has_access_list(folder):
         return True
     groups = {account.gid, *(account.groups or ())}
     if not (info.st_mode & stat.S_IWOTH or (info.st_mode & stat.S_IWGRP and info.st_gid in groups)):
         return False
     # In /tmp and its like nobody can replace what is another's.
     return last or not info.st_mode & stat.S_ISVTX or found.lstat().st_uid == account.uid
+
+
+def _has_access_list(folder: Path) -> bool:
+    try:
+        return _ACCESS_LIST in os.listxattr(folder, follow_symlinks=False)
+    except OSError:
+        return False  # a file system without such

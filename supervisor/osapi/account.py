@@ -107,12 +107,13 @@ def become(account: Account) -> None:
 
 
 def _check_no_return() -> None:
-    """Raises PermissionError if the way back is open, as with SECBIT_KEEP_CAPS (capabilities(7))."""
+    """Raises OSError if the way back is open, as with SECBIT_KEEP_CAPS (capabilities(7))."""
     try:
         os.setuid(0)
     except OSError:
         return
-    raise PermissionError("it would not be for good")
+    # Not PermissionError: we may, and are root again; nothing must go on like this, a trial neither.
+    raise OSError("it would not be for good")
 
 
 @contextmanager

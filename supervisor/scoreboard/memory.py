@@ -1,5 +1,6 @@
 """The scoreboard's memory: made by the supervisor, mapped by whoever reads or writes it."""
 
+import fcntl
 import mmap
 import os
 
@@ -8,8 +9,10 @@ from supervisor.scoreboard import layout
 
 def create() -> int:
     """A new scoreboard, all zero; returns its descriptor (memfd_create(2), close-on-exec)."""
-    fd = os.memfd_create("ostler-scoreboard", os.MFD_CLOEXEC)
+    fd = os.memfd_create("ostler-scoreboard", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, layout.SIZE)
+    # Workers have the descriptor; what one of them cuts off would kill the supervisor when it looks (SIGBUS).
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return fd
 
 

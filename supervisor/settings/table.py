@@ -79,7 +79,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...],
         Setting(
             kinds.ADDRESSES,
-            "Address to listen on: HOST:PORT, [V6]:PORT, unix:PATH or fd://N. May be given several times.",
+            "Address to listen on: HOST:PORT, [V6]:PORT, unix:PATH or fd://N. May be given several times. "
+            "The environment's PORT means 0.0.0.0:PORT, which others can reach.",
             ("-b", "--bind"),
             env="PORT",
         ),

@@ -144,6 +144,7 @@ class WorkerProcess:
         self._template_wanted = False
         self._must_leave = False
         self._forced = False
+        self._development: Development | None = None
 
     def run(self) -> int:
         """Raises QuitWorker if a signal says so, wherever it is."""
@@ -174,6 +175,8 @@ class WorkerProcess:
         otherwise = self._must_leave or self._orphaned or self._quitting
         if engine is None or not self._template_wanted or otherwise:
             return None
+        if self._development is not None:
+            self._development.stop()
         deadline = time.monotonic() + _THREADS_END
         for thread in _engine_threads():
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -212,8 +215,9 @@ class WorkerProcess:
     def _wait_for_boot(self) -> bool:
         """Wait until the supervisor has taken note of this process; no user code runs before."""
         while (received := self._channel.receive()) is not None:
-            if not isinstance(received[0], messages.ReopenLogs):  # its logs are as new as can be
+            if not isinstance(received[0], messages.ReopenLogs):
                 return isinstance(received[0], messages.Boot)
+            self._reopen_logs()  # they may have been moved since the fork
         return False
 
     def _load(self) -> App | None:
@@ -221,7 +225,7 @@ class WorkerProcess:
         generation = self._generation
         settings = self._settings
         before = set(sys.modules)
-        development = self._development() if settings.reload else None
+        self._development = development = self._develops() if settings.reload else None
         try:
             self._hooks.forked()
             app = generation.app
@@ -261,7 +265,7 @@ class WorkerProcess:
         self._quit_if_told()
         self._tell(messages.BootFailed(error.reason, shorten(error.trace) if error.trace else None))
 
-    def _development(self) -> "Development":
+    def _develops(self) -> "Development":
         # Only now, as below: who does not ask for it need not have it in memory.
         from supervisor.workers.development import Development
 
@@ -464,7 +468,7 @@ class WorkerProcess:
 
 
 def _engine_threads() -> list[threading.Thread]:
-    """The engine's threads that live, but for the main thread."""
+    """Threads of ours that live, but for the main thread."""
     return [thread for thread in threading.enumerate() if thread.name.startswith("ostler-")]
 
 

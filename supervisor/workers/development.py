@@ -62,3 +62,7 @@ class Development:
         """In a worker: tell what requests make the app import, too."""
         self._telling.tell()
         self._telling.keep_telling()
+
+    def stop(self) -> None:
+        """Tell no more."""
+        self._telling.stop()

@@ -126,6 +126,7 @@ class Telling:
         self._told: set[str] = set()
         self._count = 0
         self._since = time.time()
+        self._going_on = real.Lock()  # held while it keeps telling
 
     def tell(self, more: Iterable[str] = ()) -> None:
         """Tell what is new.
@@ -145,12 +146,15 @@ class Telling:
             self._say(messages.Watch(files[start : start + _BATCH], [] if start else folders, since))
 
     def keep_telling(self) -> None:
-        """Look again whenever modules have been imported, in a thread that ends with the process."""
-        real.thread(self._keep, "watched-modules").start()
+        """Look again whenever modules have been imported, in a thread, until `stop` or the process's end."""
+        self._going_on.acquire()
+        real.thread(self._keep, "ostler-watched").start()
+
+    def stop(self) -> None:
+        self._going_on.release()
 
     def _keep(self) -> None:
-        while True:
-            real.sleep(_LOOK)
+        while not self._going_on.acquire(timeout=_LOOK):
             if len(sys.modules) == self._count:
                 self._since = time.time()
             else:

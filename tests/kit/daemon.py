@@ -4,6 +4,7 @@ A `Place` is a temporary folder with an app folder, a runtime directory and an e
 shares, so that tests can run side by side. It starts daemons (`python -m supervisor`), runs `ctl` against
 them, and at its end stops them and looks for what is left: anything in their sessions, with the place's mark
 in its environment, or with its folder open. What it finds is killed, and the test fails.
+Should the tests be killed themselves, their daemons get SIGTERM.
 
 Nothing sleeps to let time pass. `until` looks for a fact again and again up to a deadline, and gives up at
 once if the daemon it asks about is dead.
@@ -16,6 +17,7 @@ once if the daemon it asks about is dead.
         daemon.settled(3)
 """
 
+import ctypes
 import functools
 import http.client
 import itertools
@@ -48,6 +50,7 @@ PATIENCE = 15.0
 """Seconds for what usually takes some milliseconds; machines that run tests are busy."""
 _LOOK = 0.01
 _MARK = "OSTLER_TEST_PLACE"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # What the machine's own environment must not tell the daemon.
 _UNWANTED = (
     "OSTLER_",
@@ -288,6 +291,14 @@ class Done(NamedTuple):
         return lines[0]
 
 
+_libc = ctypes.CDLL(None)
+
+
+def _end_with_us() -> None:
+    """In what is to become a daemon: be told to end if the thread that has started it does (prctl(2))."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
 class Daemon:
     """A running daemon; made by `Place.start`.
 
@@ -310,7 +321,7 @@ class Daemon:
                 stdout=out,
                 stderr=log,
                 start_new_session=True,
-                **{"cwd": place.app_folder, "env": place.environ, **popen},
+                **{"preexec_fn": _end_with_us, "cwd": place.app_folder, "env": place.environ, **popen},
             )
         self.pid = self.process.pid
 

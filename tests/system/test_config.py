@@ -192,7 +192,7 @@ def test_print_config_of_another_machine(place: Place) -> None:
         (("-p", "/nowhere/a.pid"), "pidfile (command line): /nowhere: No such file or directory"),
         (("-u", "nobody-of-this-name"), "user (command line): there is no user 'nobody-of-this-name'"),
         (("-g", "nobody-of-this-name"), "group (command line): there is no group 'nobody-of-this-name'"),
-        (("-k", "shop.Worker"), "worker_class (command line): there is no 'shop.Worker'"),
+        (("-k", "shop.Worker"), "worker_class (command line): can't import shop.Worker"),
         (("-c", "conf.py"), "bind (conf.py line 1): no.such.host.invalid:80: "),
         (("--certfile", "none.pem"), "certfile (command line): "),
         (("--error-logfile", "/nowhere/x"), "errorlog (command line): can't open"),

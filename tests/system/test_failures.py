@@ -91,7 +91,6 @@ def test_unix_socket_taken(place: Place) -> None:
         (["-w", "0"], "workers"),
         (["-t", "soon"], "timeout"),
         (["-b", "nonsense:port"], "bind"),
-        (["-k", "magic"], "worker_class"),
         (["--log-level", "loud"], "loglevel"),
         (["-e", "novalue"], "raw_env"),
     ],

@@ -827,6 +827,35 @@ def test_what_a_start_has_begun_lasts(place: Place, how: str) -> None:
     )
 
 
+def test_what_lasts_has_new_logs(place: Place) -> None:
+    """USR1 reaches the retired fork server as well: what runs in it writes to the file that is there now."""
+    daemon, _ = start(
+        place, "-w", "1", "--error-logfile", "error.log", conf=f"{HOOKS}\n{LASTING}", serving=False
+    )
+    daemon.settled(1)
+    server = fork_server(daemon).pid
+    assert daemon.ctl("reload").code == 0
+    daemon.until(lambda: title(server).startswith("ostler: hooks"), "the first fork server has retired")
+    log = place.app_folder / "error.log"
+    old = log.rename(place.app_folder / "old.log")
+    daemon.send(signal.SIGUSR1)
+    daemon.until(lambda: str(old) not in descriptors(server), "the old file is let go")
+    assert str(log) in descriptors(server)
+
+
+def test_what_lasts_hangs_in_c_at_the_end(place: Place) -> None:
+    """A retired fork server whose on_exit hears no signal is not left behind."""
+    hangs = "def on_exit(server):\n    import itertools\n    all(itertools.repeat(True))\n"
+    daemon, _ = start(place, "-w", "1", conf=f"{HOOKS}\n{LASTING}\n{hangs}")
+    daemon.settled(1)
+    server = fork_server(daemon)
+    assert daemon.ctl("reload").code == 0
+    daemon.until(lambda: title(server.pid).startswith("ostler: hooks"), "the first fork server has retired")
+    daemon.send(signal.SIGTERM)
+    assert daemon.wait() == 0
+    assert server.ended()
+
+
 def listening(port: int) -> set[str]:
     """The sockets that listen on a port, as /proc shows descriptors."""
     found = set()

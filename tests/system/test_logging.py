@@ -138,7 +138,10 @@ def test_the_usual_configuration(place: Place) -> None:
     (failed,) = [json.loads(line) for line in error.splitlines() if "request_failed" in line]
     assert "the app's own mistake" in failed["trace"]
     assert failed["process"] == daemon.pids()[0]
-    assert (folder / "output.log").read_text() == "printed\nraw\nchild\n"
+    # What the file itself is warned of comes before it has loggers.
+    warning, *printed = (folder / "output.log").read_text().splitlines()
+    assert json.loads(warning)["event"] == "configuration"
+    assert printed == ["printed", "raw", "child"]
     daemon.send(signal.SIGHUP)
     wait_for(folder / "error.log", "reload_done")
     assert daemon.stop() == 0
@@ -189,6 +192,27 @@ def test_a_new_fork_server_has_the_same_loggers(place: Place) -> None:
     assert '"trace": "    Traceback' in wait_for(folder / "error.log", "request_failed")
     daemon.ctl("scale", "2")
     wait_for(folder / "error.log", "worker_ready slot=2")
+
+
+def test_an_upgrade_in_place(place: Place) -> None:
+    """The new program's first lines go to the loggers of the fork server that it has found."""
+    folder = place.app_folder
+    (folder / "gunicorn.py").write_text(CONFIG)
+    daemon = serve(place, "-c", "gunicorn.py")
+    daemon.send(signal.SIGUSR2)
+    wait_for(folder / "error.log", "upgraded version=")
+
+
+def test_only_checked(place: Place) -> None:
+    """A check leaves none of the logs that it has tried to make, and leaves alone those that are there."""
+    folder = place.app_folder
+    place.add("talks.py", TALKS)
+    (folder / "gunicorn.py").write_text(CONFIG)
+    (folder / "access.log").write_text("before\n")
+    before = {path.name for path in folder.iterdir()}
+    assert place.run("-c", "gunicorn.py", "--check-config", "talks:app").code == 0
+    assert {path.name for path in folder.iterdir()} - {"__pycache__"} == before
+    assert (folder / "access.log").read_text() == "before\n"
 
 
 def test_a_fork_server_that_hangs(place: Place) -> None:

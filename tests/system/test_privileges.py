@@ -232,6 +232,43 @@ def test_log_behind_a_link(open_place: Place) -> None:
     assert (victim.read_text(), victim.stat().st_uid) == ("root's\n", 0)
 
 
+def test_check_of_a_log_that_root_makes(open_place: Place) -> None:
+    """A log in a folder of root's that the user can't remove again is no reason to fail a check."""
+    log = open_place.folder / "access.log"
+    done = open_place.run(
+        *("who:app", "--check-config", "-u", "nobody", "--access-logfile", str(log)),
+        argv=[*shown(), *OSTLER],
+    )
+    assert (done.code, done.err) == (0, "")
+    assert log.stat().st_uid == UID
+
+
+FORGER = """\
+import gc
+from msgspec.structs import replace
+from supervisor.forkserver.main import Preparation
+from supervisor.ipc import messages
+
+(preparation,) = [found for found in gc.get_objects() if isinstance(found, Preparation)]
+loaded = preparation._loaded
+forged = replace(loaded, settings=replace(loaded.settings, bind=("unix:{}",)))
+preparation._channel.send(messages.Configured(forged, ["forged"]))
+
+from who import app
+"""
+
+
+def test_an_app_can_not_say_what_to_bind(open_place: Place) -> None:
+    """The app's process says what the configuration is, but not once the app runs in it."""
+    wanted = open_place.folder / "roots.sock"
+    open_place.add("forger.py", FORGER.format(wanted))
+    daemon = open_place.start("forger:app", "-u", "nobody", "--preload", argv=[*shown(), *OSTLER])
+    assert facts(daemon)[0] == UID
+    assert not wanted.exists()
+    assert "forged" not in daemon.log.read_text()
+    assert daemon.stop() == 0
+
+
 def test_standard_descriptors_by_name(open_place: Place) -> None:
     """/dev/stderr as a log works, though the pipe behind it is root's."""
     daemon = start(

@@ -241,3 +241,18 @@ def test_none_while_a_reload_runs(lazy: Place) -> None:
     daemon.event("reload")
     with pytest.raises(RefusedError, match="nothing can be reforked"):
         refork(daemon)
+
+
+def test_refork_with_reload(place: Place) -> None:
+    """The thread that tells which files a worker has loaded is no reason against it."""
+    daemon = place.start("--reload", "plain:app")
+    (worker,) = daemon.settled(1)
+    done = daemon.ctl("refork")
+    assert done.code == 0, done.err
+    assert fork_server(daemon).pid == worker.pid
+    daemon.settled(1)
+    place.add(
+        "plain.py",
+        "def app(environ, start_response):\n    start_response('200 OK', [])\n    return [b'new']\n",
+    )
+    daemon.until(lambda: daemon.get().text == "new", "what was edited is served")

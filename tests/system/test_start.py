@@ -98,14 +98,12 @@ def test_configuration_file(place: Place) -> None:
         "threads = 3\n"
         "timeout = 17\n"
         "wsgi_app = 'plain:app'\n"
-        "raw_env = ['FROM_OSTLER=it is']\n"
-        "def post_fork(server, worker): pass\n",
+        "raw_env = ['FROM_OSTLER=it is']\n",
     )
     daemon = place.start("-c", "conf.py", "--timeout", "18", bind=None)
     status = daemon.status()
     assert (status.wanted, status.threads, status.worker_class, status.timeout) == (2, 3, "gthread", 18.0)
     assert daemon.get("/raw-env").text == "it is"
-    assert "post_fork" in daemon.event("configuration")["problem"]
     settings = {row["name"]: row for row in json.loads(daemon.ctl("config", "--json").out)["settings"]}
     assert settings["workers"]["origin"] == "conf.py line 3"
     assert settings["timeout"]["origin"] == "command line"

@@ -191,7 +191,7 @@ def _reference() -> argparse.ArgumentParser:
     """A parser such as gunicorn has, with its flags."""
     parser = argparse.ArgumentParser(exit_on_error=False, add_help=False)
     for name, flags, follows, _ in SETTINGS:
-        if follows == "file" or name in ("check_config", "print_config"):
+        if follows == "file":
             continue
         if follows == "switch":
             value = "false" if name == "sendfile" else True
@@ -235,6 +235,8 @@ def test_read_as_by_gunicorns_parser(written: list[list[str]], app_at: int) -> N
         }
     except (argparse.ArgumentError, SystemExit):
         return  # cut too short
+    if expected.keys() & {"check_config", "print_config"}:
+        return  # they are not settings here
     assert expected.pop("apps") == ["a:a"]
     config = expected.pop("config", None)
     if "pythonpath" in expected:

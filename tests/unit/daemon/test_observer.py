@@ -82,7 +82,7 @@ def test_changes_between_two_configurations() -> None:
 def test_changed_secrets_stay_secret() -> None:
     """That the app's environment has changed is told, its values are not."""
     (found,) = changes(loaded(raw_env=["TOKEN=one"]), loaded(raw_env=["TOKEN=two"]))
-    assert (found.name, found.before, found.after) == ("raw_env", ["TOKEN=..."], ["TOKEN=..."])
+    assert (found.name, found.before, found.after) == ("raw_env", ("TOKEN=...",), ("TOKEN=...",))
 
 
 class Rig:

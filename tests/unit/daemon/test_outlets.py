@@ -131,3 +131,14 @@ def test_an_upgrade_in_place(rig: Rig) -> None:
     rig.take("sent")
     rig.outlets.give_up_waiting()
     assert rig.own == ["sent"]
+
+
+def test_a_reload_asks_no_name_server(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who measures is looked up anew only where the settings say something else: that may take its time."""
+    asked: list[str | None] = []
+    monkeypatch.setattr(
+        "supervisor.daemon.outlets.statsd_of", lambda settings: asked.append(settings.statsd_host)
+    )
+    for host in ("127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:2", None, None):
+        rig.outlets.follow(Settings(statsd_host=host))
+    assert asked == ["127.0.0.1:1", "127.0.0.1:2", None]

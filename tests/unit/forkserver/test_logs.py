@@ -10,6 +10,7 @@ import pytest
 
 from supervisor.ipc import messages
 from supervisor.ipc.channel import pair
+from tests.kit.daemon import descriptors, until
 from tests.unit.workers.keeper import Keeper, Peer
 
 APP = """\
@@ -94,8 +95,8 @@ def test_files_are_reopened(folder: Path) -> None:
 
 
 def test_asked_to_reopen_before_it_boots(folder: Path) -> None:
-    """USR1 in the moment between fork and boot is no reason to leave."""
-    with Keeper(folder, wsgi_app="app:app") as keeper:
+    """USR1 in the moment between fork and boot is no reason to leave; the log that was moved is let go."""
+    with Keeper(folder, wsgi_app="app:app", errorlog="error.log") as keeper:
         server = keeper.server()
         ours, theirs = pair()
         reading, writing = os.pipe()
@@ -104,11 +105,16 @@ def test_asked_to_reopen_before_it_boots(folder: Path) -> None:
         os.close(writing)
         worker = Peer(ours, messages.FromWorker)
         try:
-            worker.found(server.hear(messages.Forked).pid)
+            pid = server.hear(messages.Forked).pid
+            worker.found(pid)
+            until(lambda: str(folder / "error.log") in descriptors(pid), "its log")
+            (folder / "error.log").rename(folder / "old.log")
             worker.say(messages.ReopenLogs())
             worker.say(messages.Boot())
             worker.hear(messages.Ready)
             assert keeper.get() == ("200 OK", b"hi")
+            assert str(folder / "old.log") not in descriptors(pid)
+            assert str(folder / "error.log") in descriptors(pid)
         finally:
             worker.close()
             os.close(reading)

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -111,6 +112,26 @@ def test_where_all_may_write(folder: Path) -> None:
     (place / "below" / "root.log").touch(0o600)
     with pytest.raises(PermissionError):
         open_log(str(place / "theirs" / "root.log"))
+
+
+@needs_root
+def test_a_folder_with_an_access_list(folder: Path) -> None:
+    """Who may write there is not in its mode (acl(5)): a link in it may be the account's."""
+    place = folder / "listed"
+    place.mkdir()
+    # linux/posix_acl_xattr.h: version 2; the owner, one user more, the group, the mask, others.
+    entries = [(1, 7, -1), (2, 7, UID), (4, 0, -1), (16, 7, -1), (32, 5, -1)]
+    listed = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    try:
+        os.setxattr(place, "system.posix_acl_access", listed)
+    except OSError:
+        pytest.skip("this file system has no access control lists")
+    (folder / "victim").touch(0o600)
+    (place / "a.log").symlink_to(folder / "victim")
+    with pytest.raises(PermissionError):
+        open_log(str(place / "a.log"))
+    assert (folder / "victim").stat().st_uid == 0
+    assert opened(place / "new.log")[0] == UID
 
 
 @needs_root

@@ -338,3 +338,11 @@ def test_percentile_is_near_the_truth(durations: list[int], fraction: float) -> 
     found = percentile(counts, fraction)
     assert found is not None
     assert truth <= found * 1e9 <= max(truth * 1.25, truth + 1024) + 1e-3
+
+
+def test_nobody_can_cut_it_off(board: Scoreboard) -> None:
+    """A worker has the descriptor: what it took away would end the supervisor by SIGBUS."""
+    for size in (0, layout.SIZE + 1):
+        with pytest.raises(PermissionError):
+            os.ftruncate(board.fd, size)
+    assert board.counts(0).requests == 0

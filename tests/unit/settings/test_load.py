@@ -178,6 +178,25 @@ def test_print_config() -> None:
     assert line.split() == ["workers", "=", "2", "#", "command", "line"]
 
 
+def test_no_secrets_in_print_config() -> None:
+    """What an app's environment and a handler of `logging` are given is not shown; their names are."""
+    mail = {"class": "logging.handlers.SMTPHandler", "level": "ERROR", "credentials": ("me", "secret")}
+    own = {"()": "app.Filter", "key": "secret"}
+    config = {
+        "version": 1,
+        "handlers": {"mail": mail, "odd": "secret"},
+        "filters": {"own": own},
+        "root": {"handlers": ["mail"]},
+        "more": {"token": "secret"},
+    }
+    text = print_config(loaded({"logconfig_dict": config, "raw_env": ["A=secret"]}))
+    assert "secret" not in text
+    shown = "{'class': 'logging.handlers.SMTPHandler', 'level': 'ERROR', 'credentials': '...'}"
+    assert f"'mail': {shown}" in text
+    assert "'root': {'handlers': ['mail']}" in text
+    assert "('A=...',)" in text
+
+
 def test_the_port_of_a_platform() -> None:
     """PORT is the default address as in gunicorn, reachable from outside, and no more than a default."""
     result = loaded({}, {"PORT": "5000"})
