@@ -16,7 +16,7 @@ from supervisor.ipc.channel import Channel
 from supervisor.osapi.priority import step_back, step_forward
 from supervisor.osapi.process import INTERRUPT_SIGNAL, send_signal, signal_main_thread
 from supervisor.settings import classes
-from supervisor.settings.table import Settings
+from supervisor.settings.load import Loaded
 
 # Stack dumps of a worker that are kept until they are logged.
 _DUMP_LIMIT = 64 * 1024
@@ -269,7 +269,7 @@ class WorkerHandle(Child):
         self._child_ends: list[int] = []
 
     @classmethod
-    def new(cls, launch: int, slot: int, generation: int, cell: int, settings: Settings) -> "WorkerHandle":
+    def new(cls, launch: int, slot: int, generation: int, cell: int, loaded: Loaded) -> "WorkerHandle":
         """For a worker that is to be spawned.
 
         Raises:
@@ -281,8 +281,8 @@ class WorkerHandle(Child):
             stacks_fd, their_stacks_fd = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(stacks_fd, False)
             chan = Channel[messages.FromWorker].from_fd(ours.detach(), messages.FromWorker)
-            one_loop = classes.is_one_loop(settings.worker_class)
-            handle = cls(launch, slot, generation, cell, classes.threads(settings), one_loop, chan, stacks_fd)
+            threads = classes.threads(loaded.settings, loaded.one_loop)
+            handle = cls(launch, slot, generation, cell, threads, loaded.one_loop, chan, stacks_fd)
             handle._child_ends = [theirs.detach(), their_stacks_fd]
         return handle
 

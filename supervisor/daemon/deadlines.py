@@ -6,6 +6,7 @@ second and says so (HEARTBEAT); it is looked at about as often.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 
@@ -14,17 +15,16 @@ from supervisor.daemon.shell import Shell
 from supervisor.fleet import events
 from supervisor.fleet.model import WorkerState
 from supervisor.scoreboard.reader import InFlight
-from supervisor.settings.classes import has_hub
 
 _LOOK = 1.0
 # While something is overdue: how often to look whether it still is, and whether anything else is left.
 _WATCH = 0.1
 _LEAST = 0.01
-# How much longer than a request a hub may stand still: by then its exception has come.
+# How much longer than a request a loop that serves all may stand still: by then its exception has come.
 _GRACE = 2.0
-# A hub that has not run for so long while there are requests is blocked by one that computes or waits in C.
+# One that has not run for so long is blocked by what computes or waits in C.
 _BLOCKED = 1.0
-# A worker whose hub is blocked time and again is told of this often.
+# A worker whose loop is blocked time and again is told of this often.
 _BLOCKED_PAUSE = 10.0
 # The least that makes a standing loop: a machine that has too much to do also holds up those that are idle.
 _STILL = 5.0
@@ -41,7 +41,7 @@ class DeadlineSensor:
         # Loops that may stand still, by launch: what they had done, and since when that is known.
         self._still: dict[int, tuple[tuple[float, int], float]] = {}
         self._stalled: set[int] = set()
-        # When a blocked hub was told of, by launch.
+        # When a blocked loop was told of, by launch.
         self._blocked: dict[int, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -87,8 +87,8 @@ class DeadlineSensor:
                 overdue.add(handle.launch)
                 if late == len(in_flight):
                     self._report_only_overdue_left(handle.launch)
-            if self._has_hub(handle):
-                wait = min(wait, self._look_at_hub(handle, in_flight, timeout, now))
+            if handle.one_loop:
+                wait = min(wait, self._look_at_one_loop(handle, in_flight, timeout, now))
             else:
                 self._look_at_loop(handle, bool(in_flight), timeout, now)
         ended = self._overdue - overdue
@@ -143,17 +143,14 @@ class DeadlineSensor:
             self._stalled.add(handle.launch)
             self._shell.submit(events.LoopStalled(handle.launch, now - beat))
 
-    def _has_hub(self, handle: WorkerHandle) -> bool:
-        loaded = self._shell.loaded.get(handle.generation)
-        return loaded is not None and has_hub(loaded.settings.worker_class)
-
-    def _look_at_hub(
+    def _look_at_one_loop(
         self, handle: WorkerHandle, in_flight: Sequence[InFlight], timeout: float, now: float
     ) -> float:
-        """The same of a hub, whose requests are no reason to stand still; returns when it may be blocked.
+        """The same of a loop whose requests are no reason to stand still; returns when it may be blocked.
 
         The request that blocks it is overdue at the latest when this has lasted for the time-out, and gets
-        its exception. What does not let go after that is no request, or does not hear.
+        its exception. What does not let go after that is no request, or does not hear. Requests without any
+        deadline, as websockets are, must wait for others; those that have asked for time may be computing.
         """
         worker = self._shell.fleet.workers.get(handle.launch)
         ready = worker is not None and worker.state is WorkerState.READY
@@ -162,10 +159,12 @@ class DeadlineSensor:
         if not beat or age < _BLOCKED:
             self._stalled.discard(handle.launch)
             return _BLOCKED - age if beat else _LOOK
-        if now - self._blocked.get(handle.launch, -_BLOCKED_PAUSE) >= _BLOCKED_PAUSE:
+        # One that drains and has no requests any more has perhaps ended, and its process is about to.
+        told = self._blocked.get(handle.launch, -_BLOCKED_PAUSE)
+        if (ready or in_flight) and now - told >= _BLOCKED_PAUSE:
             self._blocked[handle.launch] = now
             self._shell.overdue.report_blocked(handle, age)
-        extended = any(request.extended_until > now for request in in_flight)
+        extended = any(now < request.extended_until < math.inf for request in in_flight)
         limit = max(timeout + _GRACE, _STILL)
         if timeout and ready and not extended and age >= limit and handle.launch not in self._stalled:
             self._stalled.add(handle.launch)

@@ -172,7 +172,7 @@ class Observer:
             draining=fleet.count(WorkerState.DRAINING) + fleet.count(WorkerState.STOPPING),
             generation=generation,
             worker_class=settings.worker_class if settings else "",
-            threads=classes.threads(settings) if settings else 0,
+            threads=classes.threads(loaded.settings, loaded.one_loop) if loaded else 0,
             timeout=settings.timeout if settings else 0.0,
             listeners=shell.listeners.urls(
                 fork_server.listener_keys if fork_server else [],

@@ -27,7 +27,7 @@ class Overdue:
         self._stacks.ask(handle, lambda dump: self._report_overdue(handle, action, ident, dump))
 
     def report_blocked(self, handle: WorkerHandle, seconds: float) -> None:
-        """Tell what keeps a hub from all its greenlets."""
+        """Tell what keeps a loop from all its requests."""
         self._stacks.ask(handle, lambda dump: self._report_blocked(handle, seconds, dump))
 
     def interrupt(self, action: actions.Interrupt) -> None:
@@ -69,4 +69,4 @@ class Overdue:
             "seconds": round(seconds, 1),
             "stack": self._stacks.of(handle, dump, 0),
         }
-        self._shell.journal.record("warning", "hub_blocked", fields)
+        self._shell.journal.record("warning", "loop_blocked", fields)

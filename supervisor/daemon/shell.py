@@ -364,14 +364,14 @@ class Shell:
 
     def _spawn(self, action: actions.Spawn) -> None:
         fork_server = self.fork_servers.get(action.generation)
-        settings = self.loaded[action.generation].settings
+        loaded = self.loaded[action.generation]
         try:
             cell = self.scoreboard.take_cell()
         except RuntimeError as error:
             self.submit(events.SpawnFailed(action.launch, str(error)))
             return
         try:
-            handle = WorkerHandle.new(action.launch, action.slot, action.generation, cell, settings)
+            handle = WorkerHandle.new(action.launch, action.slot, action.generation, cell, loaded)
         except OSError as error:
             self.scoreboard.give_back(cell)
             self.submit(events.SpawnFailed(action.launch, error.strerror or str(error)))

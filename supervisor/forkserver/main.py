@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 from setproctitle import setproctitle
 
 from supervisor.errors import OstlerError, SettingError
@@ -53,6 +54,10 @@ if TYPE_CHECKING:
 
     from supervisor.workers.development import Development
     from supervisor.workers.tls import Hook
+
+
+# Hooks that not every worker class can call.
+_OF_REQUESTS = ("pre_request", "post_request")
 
 
 class Preparation:
@@ -111,7 +116,15 @@ class Preparation:
                 warnings += remarks
             if hook is not None and self._tls is None and ask.known is None:
                 warnings.append("ssl_context: without effect, because certfile is not set")
-            called = {name: function for name, function in functions.items() if name != "ssl_context"}
+            loaded = msgspec.structs.replace(loaded, one_loop=self._worker_class.one_loop)
+            uncalled = (
+                [] if self._worker_class.calls_request_hooks else [n for n in _OF_REQUESTS if n in functions]
+            )
+            if uncalled and ask.known is None:
+                told = f"without effect in {loaded.settings.worker_class} workers"
+                warnings.append(f"{', '.join(uncalled)}: {told}")
+            without = {"ssl_context", *uncalled}
+            called = {name: function for name, function in functions.items() if name not in without}
             assert self.outlets is not None
             self._hooks = Hooks(called, loaded.settings, self.outlets.log.event, self._load_app, ask.cause)
             if loaded.settings.reload and ask.cause != "check":

@@ -74,9 +74,6 @@ _REFUSED = {
 
 # Requests that a worker of these classes may serve at once and tell of; the scoreboard has no more lanes.
 MOST_LANES = 256
-# Those whose hub says twice a second that it runs.
-_GREENLETS = frozenset(("gevent", "eventlet"))
-_ONE_LOOP = frozenset(("gevent", "eventlet", "asgi"))
 
 
 def canonical(value: Any) -> str:
@@ -102,26 +99,11 @@ def names() -> list[str]:
     return [*BUILT_IN, *(alias for alias in _ALIASES if "." not in alias and ":" not in alias)]
 
 
-def is_one_loop(worker_class: str) -> bool:
-    """Whether all requests of such a worker take turns in one thread.
-
-    A name with a dot that is no alias is a class made from uvicorn's worker: see `workers.asgi.subclass`.
-    """
-    return worker_class in _ONE_LOOP or "." in worker_class
+def threads(settings: "Settings", one_loop: bool) -> int:
+    """How many threads of a worker serve; `one_loop` as in `BaseWorker`."""
+    return 1 if one_loop else settings.threads
 
 
-def has_hub(worker_class: str) -> bool:
-    """Whether requests are served in greenlets, which one that computes keeps from everything."""
-    return worker_class in _GREENLETS
-
-
-def threads(settings: "Settings") -> int:
-    """How many threads of a worker serve."""
-    return 1 if is_one_loop(settings.worker_class) else settings.threads
-
-
-def lanes(settings: "Settings") -> int:
-    """How many requests at once a worker can tell the scoreboard of."""
-    if is_one_loop(settings.worker_class):
-        return min(settings.worker_connections, MOST_LANES)
-    return settings.threads
+def lanes(settings: "Settings", one_loop: bool) -> int:
+    """How many requests at once a worker can tell the scoreboard of; `one_loop` as in `BaseWorker`."""
+    return min(settings.worker_connections, MOST_LANES) if one_loop else settings.threads

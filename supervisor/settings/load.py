@@ -28,7 +28,8 @@ class Loaded(msgspec.Struct, frozen=True):
     """Settings and, by name, where each value came from.
 
     unused: what was given without effect here, with its value as text; warnings: lines for the log; hooks:
-    where each of the file's is defined, by name.
+    where each of the file's is defined, by name; one_loop: as `BaseWorker` of the worker class, once that was
+    found.
     """
 
     settings: Settings
@@ -36,6 +37,7 @@ class Loaded(msgspec.Struct, frozen=True):
     unused: dict[str, str] = {}
     warnings: list[str] = []
     hooks: dict[str, str] = {}
+    one_loop: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,10 +87,16 @@ class BaseWorker(ABC):
 
     Attributes:
         interface: what kind of app it calls, `wsgi` or `asgi`.
+        one_loop: all requests of a worker take turns in one thread, so that a request in the app is no reason
+            for the loop to stand still: it must write HEARTBEAT twice a second. There is a lane for each of
+            `worker_connections`, up to 256, and `threads` is without meaning.
+        calls_request_hooks: it serves by `context.exchange`, and so calls pre_request and post_request.
         draining: `drain` was called.
     """
 
     interface: ClassVar[str] = "wsgi"
+    one_loop: ClassVar[bool] = False
+    calls_request_hooks: ClassVar[bool] = False
     draining: bool = False
 
     @classmethod

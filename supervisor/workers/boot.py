@@ -156,6 +156,7 @@ class WorkerProcess:
             return 0
         on_hang_up(self._channel.fileno(), self._lose_supervisor, self._attend)
         app = self._load()
+        self._quit_if_told()
         if app is None:
             return 3
         return self._serve(app)
@@ -232,6 +233,7 @@ class WorkerProcess:
                 app = self._hooks.app.callable  # a hook has loaded it, in the fork server or just now
             if app is None:
                 generation.worker_class.prepare(settings)
+                self._quit_if_told()  # with a half-patched library the app could not be loaded
             if settings.spew:
                 self._spew()
             if app is None:
@@ -260,6 +262,7 @@ class WorkerProcess:
         return app
 
     def _tell_failure(self, error: AppLoadError | WarmupError | HookFailed) -> None:
+        self._quit_if_told()
         self._tell(messages.BootFailed(error.reason, shorten(error.trace) if error.trace else None))
 
     def _develops(self) -> "Development":
@@ -279,7 +282,10 @@ class WorkerProcess:
         if quota and settings.max_requests_jitter:
             quota += random.randint(0, settings.max_requests_jitter)  # noqa: S311 - spreads load, guards nothing
         generation = self._generation
-        self._cell = CellWriter(map_cell(generation.scoreboard_fd, self._got.cell), lanes(settings))
+        self._cell = CellWriter(
+            map_cell(generation.scoreboard_fd, self._got.cell),
+            lanes(settings, generation.worker_class.one_loop),
+        )
         context = Context(
             app,
             generation.listeners,
@@ -413,14 +419,20 @@ class WorkerProcess:
 
     def _quit(self, signum: int, _frame: FrameType | None) -> None:
         # Once: the supervisor and a terminal may both say it, and what unwinds must not be hit again. Should
-        # the exception be lost, in a destructor say, the loop ends by itself.
+        # the exception be lost, in a destructor or an `except` that takes all, the loop ends by itself, or is
+        # not begun.
         if not self._quitting:
-            self._quitting = True
+            self._quitting = self._leave_early = True
             self._tell_signal(signum)
             if self._engine is not None:
                 self._engine.stop()
             if signum != signal.SIGTERM and os.getpid() == self._pid:
                 self._hooks.interrupted()
+            raise QuitWorker
+
+    def _quit_if_told(self) -> None:
+        """Before the loop: raise once more what user code may have caught."""
+        if self._quitting:
             raise QuitWorker
 
     def _on_abort(self, _signum: int, _frame: FrameType | None) -> None:

@@ -18,7 +18,7 @@ import warnings
 from abc import abstractmethod
 from time import monotonic_ns
 from types import FrameType
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import msgspec
 from greenlet import getcurrent, greenlet
@@ -63,6 +63,7 @@ class GreenletEngine(Loop):
     Args: see Loop.
     """
 
+    one_loop: ClassVar[bool] = True
     _interleaves = True
     deadlines: GreenletDeadlines
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from email.utils import formatdate
 from time import monotonic_ns, time
 from types import FrameType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from supervisor.http1.errors import RequestTimeout
 from supervisor.logs.access import AccessLog
@@ -68,6 +68,8 @@ class Loop(Doors, BaseWorker):
         tls: what connections are wrapped with, or None.
         exchange: what serves one request.
     """
+
+    calls_request_hooks: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -191,10 +191,10 @@ class MeinheldWorker(BaseWorker):
 
     def _each_second(self) -> None:
         self._calls.settle()
+        self._calls.flush()
         self._renew_wake()
         self._look()
         if self._cut_idle and monotonic_ns() - self._drain_began > _DRAIN_IDLE:
-            self._calls.flush()
             for connection in self._connections():
                 if _is_idle(connection):
                     _shut(connection, socket.SHUT_RD)

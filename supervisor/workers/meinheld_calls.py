@@ -9,6 +9,7 @@ import ctypes
 import errno
 import fcntl
 import socket
+import sys
 import traceback
 from collections.abc import Callable, Iterable
 from threading import get_ident
@@ -30,8 +31,8 @@ _LATE = b"Gateway Timeout\n"
 _LATE_FIELDS = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(_LATE))))
 # What the kernel takes of answers at once, whatever its settings are, and what an answer's head may take.
 _ROOM, _HEAD = 8192, 1024
-# How the server learns that a client has gone.
-_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT)
+# How the server learns that a client has gone, or that `abandon` has taken its listeners away.
+_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENOTSOCK)
 # What RFC 3986 section 3.3 allows in a path.
 _PATH_SAFE = "/:@!$&'()*+,;=~"
 _OURS = "supervisor."
@@ -66,7 +67,7 @@ class Calls:
         words[layout.IDENT] = get_ident()
         STARTED, BYTES_SENT = layout.STARTED, layout.BYTES_SENT  # noqa: N806 - constants, but quicker
         STATUS_CLASSES, HISTOGRAM = layout.STATUS_CLASSES, layout.HISTOGRAM  # noqa: N806
-        extend = deadlines.extend
+        extend, errors = deadlines.extend, log.errors or sys.stderr
         # The request that was given to the app last and has not been answered; the request that the lane
         # names; answers given.
         serving: Environ | None = None
@@ -86,6 +87,7 @@ class Calls:
             environ["SERVER_NAME"] = name
             environ["SERVER_PORT"] = port
             environ["ostler.extend_deadline"] = extend
+            environ["wsgi.errors"] = errors
             if peer is not None and not peer(environ):
                 start_response("403 Forbidden", [("Content-Length", "0")])
                 return []

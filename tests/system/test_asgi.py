@@ -314,6 +314,36 @@ def test_a_request_is_ended_alone(place: Place, path: str) -> None:
     daemon.until(lambda: daemon.status().totals.errors == 1, "counted")
 
 
+def test_a_loop_that_stays_blocked(place: Place) -> None:
+    """A websocket has no deadline: if it keeps the loop from all others, the worker is replaced."""
+    source = """
+import waiter
+
+async def app(scope, receive, send):
+    if scope["type"] != "websocket":
+        return await waiter.app(scope, receive, send)
+    await receive()
+    await send({"type": "websocket.accept"})
+    await receive()
+    block()
+
+def block():
+    while True:
+        pass
+"""
+    place.add("blocks.py", source)
+    daemon = place.start("-t", "1", "--timeout-grace", "0.2", "-k", "asgi", "blocks:app")
+    victim = Process(daemon.pids()[0])
+    with websocket(daemon) as idle, websocket(daemon) as client:
+        assert idle.ping()
+        client.send("block")
+        assert "in block" in daemon.event("loop_blocked", level="warning")["stack"]
+        daemon.event("worker_stalled", within=30)
+        assert victim.ended()
+    daemon.settled(1, state="ready")
+    assert daemon.get().text == "one"
+
+
 def test_others_go_on(place: Place) -> None:
     """The requests beside the one that is ended do not notice."""
     daemon = place.start("-t", "1.5", "--timeout-grace", "30", *ASGI)

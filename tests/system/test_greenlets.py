@@ -294,7 +294,7 @@ def test_a_blocked_hub(green: Place, kind: str) -> None:
     daemon = start(green, kind, "-t", "3", "--timeout-grace", "30")
     (pid,) = daemon.pids()
     client = daemon.connect().asked("/compute")
-    event = daemon.event("hub_blocked", level="warning")
+    event = daemon.event("loop_blocked", level="warning")
     assert "in compute" in event["stack"]
     assert 1 <= event["seconds"] < 3
     assert daemon.events("request_overdue") == []
@@ -309,7 +309,7 @@ def test_a_hub_that_stays_blocked(green: Place, kind: str) -> None:
     daemon = start(green, kind, "-t", "1", "--timeout-grace", "0.2")
     victim = Process(daemon.pids()[0])
     daemon.get("/compute-behind")
-    assert "in compute" in daemon.event("hub_blocked")["stack"]
+    assert "in compute" in daemon.event("loop_blocked")["stack"]
     daemon.event("worker_stalled", within=30)
     assert victim.ended()
     daemon.settled(1, state="ready")

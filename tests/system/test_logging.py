@@ -432,6 +432,18 @@ def test_statsd(place: Place, udp: socket.socket) -> None:
     assert daemon.out.read_text() == ""
 
 
+@pytest.mark.parametrize("kind", ["gthread", "gevent", "eventlet", "asgi", "meinheld"])
+def test_statsd_hears_of_the_last_request(place: Place, udp: socket.socket, kind: str) -> None:
+    """What waits for more to send together is sent although no other request comes, in each worker class."""
+    if kind == "meinheld":
+        pytest.importorskip("meinheld.server", reason="meinheld is not installed", exc_type=ImportError)
+    host = f"127.0.0.1:{udp.getsockname()[1]}"
+    daemon = place.start("-k", kind, "--statsd-host", host, "waiter:app" if kind == "asgi" else "plain:app")
+    for _ in range(3):
+        assert daemon.get("/").status == 200
+    collect(udp, lambda got: sum(map(int, re.findall(r"status\.200:(\d+)", " ".join(got)))) == 3)
+
+
 def test_a_statsd_that_is_not_there(place: Place) -> None:
     """Nobody notices."""
     place.add("talks.py", TALKS)

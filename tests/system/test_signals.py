@@ -163,6 +163,20 @@ def test_second_signal_makes_it_quick(place: Place, second: int) -> None:
     slow.ended_by_server()
 
 
+def test_term_while_an_app_is_loaded_that_catches_all(place: Place) -> None:
+    """What ends a booting worker may be caught by the code that is being imported; it leaves all the same."""
+    place.add(
+        "deaf.py",
+        "import time\nfrom pathlib import Path\nfrom plain import app\n"
+        "Path('loading').touch()\ntry:\n    time.sleep(60)\nexcept BaseException:\n    pass\n",
+    )
+    daemon = place.start("--graceful-timeout", "60", "deaf:app", serving=False)
+    daemon.until((place.app_folder / "loading").exists, "the app being loaded")
+    daemon.send(signal.SIGTERM)
+    assert daemon.wait() == 0
+    assert not daemon.events("worker_ready")
+
+
 def test_winch_drains_all_and_ttin_brings_back(place: Place) -> None:
     """WINCH leaves the daemon and its socket without workers; who connects then is served after TTIN."""
     daemon = place.start("-w", "2", "plain:app")

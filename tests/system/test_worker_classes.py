@@ -123,6 +123,22 @@ def test_what_can_not_be_used(place: Place, name: str, words: str) -> None:
     assert "worker_class" in done.error
 
 
+@pytest.mark.parametrize("name", ["gthread", "gevent", "eventlet", "asgi", "reference.ReferenceWorker"])
+def test_hooks_that_a_class_does_not_call(place: Place, name: str) -> None:
+    """A file with hooks about requests is told so where they are never called, and only there."""
+    place.add("conf.py", "def pre_request(worker, req): ...\ndef post_request(worker, req): ...\n")
+    done = place.run("--check-config", "-c", "conf.py", "-k", name, "plain:app")
+    warned = f"pre_request, post_request: without effect in {name} workers" in done.out + done.err
+    assert warned == (name in ("asgi", "reference.ReferenceWorker"))
+
+
+def test_threads_of_a_class_by_its_path(place: Place) -> None:
+    """A class that serves in threads has as many lanes as it may have threads, whatever it is called."""
+    daemon = place.start(*REFERENCE, "--threads", "3", "plain:app")
+    assert daemon.status().threads == 3
+    assert daemon.get().text == "one"
+
+
 @pytest.mark.parametrize(
     ("name", "package", "words"),
     [

@@ -62,6 +62,7 @@ class AsgiWorker(BaseWorker):
     """
 
     interface: ClassVar[str] = "asgi"
+    one_loop: ClassVar[bool] = True
     config_kwargs: ClassVar[dict[str, Any]] = {}
 
     @classmethod
@@ -92,7 +93,7 @@ class AsgiWorker(BaseWorker):
             server.as_asgi3(context.app),
             settings,
             context.cell,
-            classes.lanes(settings),
+            classes.lanes(settings, self.one_loop),
             threading.get_ident(),
             loop,
             context.log,
@@ -265,13 +266,15 @@ class AsgiWorker(BaseWorker):
         return AppLoadError(f"the app's startup failed: {reason}", trace)
 
     def _tick(self) -> None:
-        """Once a second: the heartbeat, the date of answers, connections without a request."""
+        """Twice a second: the heartbeat, the date of answers, connections without a request, metrics."""
         self._context.cell.header[layout.HEARTBEAT] = time.monotonic_ns()
         date = [(b"date", formatdate(usegmt=True).encode())] if self._config.date_header else []
         self._state.default_headers = date + self._config.encoded_headers
         self._doors.close_late(self._state.connections)
-        # Just after the next second begins, for the date.
-        self._ticker = self._loop.call_later(1.001 - time.time() % 1, self._tick)
+        if self._context.access is not None:
+            self._context.access.flush()
+        # Just after the next second begins, for the date, and between.
+        self._ticker = self._loop.call_later(0.501 - time.time() % 0.5, self._tick)
 
     def _flush_soon(self) -> None:
         """Write the access log when this pass of the loop is done."""

@@ -40,16 +40,25 @@ class Stage:
             workers={},
             scoreboard=self.scoreboard,
             submit=self.said.append,
+            overdue=SimpleNamespace(
+                report_blocked=lambda handle, age: self.said.append((handle.launch, age))
+            ),
         )
         self.sensor = DeadlineSensor(self.shell)
 
     def worker(
-        self, launch: int = 1, threads: int = 2, state: WorkerState = WorkerState.READY
+        self,
+        launch: int = 1,
+        threads: int = 2,
+        state: WorkerState = WorkerState.READY,
+        one_loop: bool = False,
     ) -> "ActingWorker":
         cell = self.scoreboard.take_cell()
         worker = Worker(launch, launch, 1, state, since=self.now, spawned_at=self.now - 1)
         self.shell.fleet.workers[launch] = worker
-        self.shell.workers[launch] = SimpleNamespace(launch=launch, cell=cell, threads=threads, generation=1)
+        self.shell.workers[launch] = SimpleNamespace(
+            launch=launch, cell=cell, threads=threads, generation=1, one_loop=one_loop
+        )
         return ActingWorker(self, worker, CellWriter(memory.map_cell(self.scoreboard.fd, cell), threads))
 
     def bury(self, launch: int) -> None:
@@ -318,6 +327,44 @@ def test_a_short_timeout_is_none_for_loops(stage: Stage) -> None:
     assert stage.told() == []
     pass_time(stage, 5 + LATE)
     assert stage.told() == [stalled(1, 5)]
+
+
+@pytest.mark.parametrize("others", ["none", "no deadline"])
+def test_one_loop_is_kept_by_no_request(stage: Stage, others: str) -> None:
+    """Where requests take turns in one thread, what is in flight hides no loop that stands."""
+    actor = stage.worker(one_loop=True)
+    if others == "no deadline":
+        actor.begin(path=b"/socket")
+        words, _ = actor.cell.lane(0)
+        words[layout.EXTENDED_UNTIL], words[layout.EXTENDED_FOR] = layout.NEVER, words[layout.STARTED]
+    assert stage.look() <= 1.0
+    stage.look(after=1.5)
+    assert stage.told() == [(1, pytest.approx(1.5))]
+    stage.look(after=TIMEOUT)
+    assert stage.told() == [(1, pytest.approx(TIMEOUT + 1.5))]
+    stage.look(after=1.0)
+    assert stage.told() == [events.LoopStalled(1, pytest.approx(TIMEOUT + 2.5))]
+
+
+def test_one_loop_that_has_ended(stage: Stage) -> None:
+    """What drains is blocked only if it has requests: else its process is ending, which may take a while."""
+    actor = stage.worker(one_loop=True, state=WorkerState.DRAINING)
+    stage.look(after=5.0)
+    assert stage.told() == []
+    actor.begin()
+    stage.look(after=1.0)
+    assert stage.told() == [(1, pytest.approx(6.0))]
+
+
+def test_one_loop_whose_request_has_asked_for_time(stage: Stage) -> None:
+    """It may be the one that computes: it gets what it has asked for."""
+    actor = stage.worker(one_loop=True)
+    actor.begin()
+    actor.extend(TIMEOUT * 2)
+    stage.look(after=TIMEOUT + 5)
+    assert not [event for event in stage.told() if isinstance(event, events.LoopStalled)]
+    stage.look(after=TIMEOUT)
+    assert [event for event in stage.told() if isinstance(event, events.LoopStalled)]
 
 
 def test_dead_workers_are_forgotten(stage: Stage) -> None:
