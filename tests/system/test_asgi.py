@@ -398,7 +398,7 @@ def test_a_class_made_from_uvicorns(place: Place) -> None:
     place.add(
         "own.py",
         """
-from uvicorn_worker import UvicornWorker
+from uvicorn.workers import UvicornWorker
 
 class MyWorker(UvicornWorker):
     CONFIG_KWARGS = {"loop": "asyncio", "http": "h11", "lifespan": "off", "headers": [("X-Own", "yes")]}

@@ -121,15 +121,12 @@ def test_a_body_that_is_too_large(odd: Place) -> None:
 
 
 def test_slow_clients_get_whole_answers(odd: Place) -> None:
-    """Three clients that wait before they read get what was sent, and nothing behind it."""
-    daemon = odd.start(*MEINHELD, "-w", "3", "odd:app")
-    clients = [socket.create_connection(daemon.address, PATIENCE) for _ in range(3)]
-    for client in clients:
-        client.sendall(b"GET /large HTTP/1.0\r\n\r\n")
-    for client in clients:
-        assert client.recv(1, socket.MSG_PEEK)  # the answer has begun, and does not fit
-    for client in clients:
-        with client, client.makefile("rb") as answer:
+    """A client that waits before it reads gets what was sent, and nothing behind it; three in turn."""
+    daemon = odd.start(*MEINHELD, "odd:app")
+    for _ in range(3):
+        with socket.create_connection(daemon.address, PATIENCE) as client, client.makefile("rb") as answer:
+            client.sendall(b"GET /large HTTP/1.0\r\n\r\n")
+            assert client.recv(1, socket.MSG_PEEK)  # the answer has begun, and does not fit
             head, _, body = answer.read().partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.0 200")
         assert body == bytes(range(256)) * 40_000

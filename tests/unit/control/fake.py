@@ -57,7 +57,9 @@ def captured_log() -> tuple[Any, list[dict[str, Any]]]:
         records.append({"level": method, **event})
         raise structlog.DropEvent
 
-    return structlog.wrap_logger(CapturingLogger(), processors=[keep]), records
+    return structlog.wrap_logger(
+        CapturingLogger(), processors=[keep], wrapper_class=structlog.make_filtering_bound_logger(0)
+    ), records
 
 
 @dataclass

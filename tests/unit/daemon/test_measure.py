@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+import structlog
 
 from supervisor.daemon import measure
 from supervisor.daemon.measure import Measurer, MemoryReader
@@ -350,10 +351,11 @@ def test_a_process_that_is_gone_is_left_out(holder: Holder) -> None:
 
 
 def test_memory_that_may_not_be_read(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Workers of another user are measured without it, which is told once."""
     set_up("-", "json", "info")
+    request.addfinalizer(structlog.reset_defaults)
 
     def refuse(self: psutil.Process) -> None:
         raise psutil.AccessDenied(self.pid)

@@ -32,7 +32,7 @@ class Rig:
         self.served.setblocking(False)
         self.quotas: list[int] = []
         settings: Any = SimpleNamespace(access_log_format="")
-        log: Any = SimpleNamespace(error=lambda *_args, **fields: self.errors.append(fields))
+        log: Any = SimpleNamespace(error=lambda *_args, **fields: self.errors.append(fields), errors=None)
         self.errors: list[dict[str, Any]] = []
         context = Context(
             *(app, [self.listener], settings, self.cell, log, None, quota, self.quotas.append, None, None)
