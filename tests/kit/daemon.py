@@ -145,6 +145,7 @@ class Process:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self._fd = -1
         self._fd = os.pidfd_open(pid)
 
     def send(self, signum: int) -> None:
@@ -169,8 +170,11 @@ class Process:
 
 
 def title(pid: int) -> str:
-    """What ps shows."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    """What ps shows; nothing of a process that is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def children(pid: int) -> list[int]:
