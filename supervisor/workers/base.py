@@ -73,11 +73,11 @@ class Context:
     settings: Settings
     cell: CellWriter
     log: Log
-    access: AccessLog | None
-    quota: int
-    on_quota: Callable[[int], None]
-    relay: Relay | None
-    tls: "SSLContext | None"
+    access: AccessLog | None = None
+    quota: int = 0
+    on_quota: Callable[[int], None] = lambda _answers: None
+    relay: Relay | None = None
+    tls: "SSLContext | None" = None
     exchange: type[Exchange] = Exchange
     stacks_fd: int = -1
 

@@ -2,27 +2,18 @@
 
 import select
 import socket
-from collections.abc import Callable
 from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from supervisor.logs.access import AccessLog
-from supervisor.logs.lean import Log
 from supervisor.scoreboard import layout
-from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.networks import Networks
-from supervisor.settings.table import Settings
+from supervisor.workers.base import Context
 from supervisor.workers.connection import Connection, Limits
 from supervisor.workers.lane import Lane
-from supervisor.workers.relay import Relay
 from supervisor.workers.serving import Serving
 from supervisor.workers.wiring import host_of
 from supervisor.wsgi.environ import listener_environ
-from supervisor.wsgi.exchange import App, Exchange
-
-if TYPE_CHECKING:
-    from ssl import SSLContext
 
 # Of the workers that wait, the kernel wakes one, not all.
 _SHARED = select.EPOLLIN | select.EPOLLEXCLUSIVE
@@ -36,21 +27,9 @@ _LONGEST_GIFT_PAUSE = 250_000_000
 class Doors(Serving):
     """Accepts connections, takes them from siblings and gives them to siblings; a part of the engine."""
 
-    def __init__(
-        self,
-        app: App,
-        listeners: list[socket.socket],
-        settings: Settings,
-        cell: CellWriter,
-        log: Log,
-        access: AccessLog | None,
-        quota: int,
-        on_quota: Callable[[int], None],
-        relay: Relay | None,
-        tls: "SSLContext | None",
-        exchange: type[Exchange],
-    ) -> None:
-        super().__init__(app, settings, cell, log, access, quota, on_quota, tls, exchange)
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        settings, relay = context.settings, context.relay
         self._relay = relay
         self._relay_fd = relay.fileno() if relay is not None else -1
         self._most_connections = settings.worker_connections
@@ -58,7 +37,7 @@ class Doors(Serving):
         self._proxies = Networks.parse(settings.proxy_allow_ips)
         self._forwarders = Networks.parse(settings.forwarded_allow_ips)
         self._listeners: dict[int, tuple[socket.socket, str]] = {}
-        for listener in listeners:
+        for listener in context.listeners:
             address = listener.getsockname()
             self._listeners[listener.fileno()] = listener, str(address)
             self._environs[str(address)] = listener_environ(self._shared, address)

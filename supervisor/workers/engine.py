@@ -11,27 +11,18 @@ does not take of an answer is kept and sent when it does.
 import socket
 import sys
 import traceback
-from collections.abc import Callable
 from time import monotonic_ns
-from typing import TYPE_CHECKING
 
-from supervisor.logs.access import AccessLog
-from supervisor.logs.lean import Log
 from supervisor.osapi import real
 from supervisor.osapi.held import Held
 from supervisor.osapi.process import set_timer_slack
 from supervisor.scoreboard import layout
-from supervisor.scoreboard.writer import CellWriter
-from supervisor.settings.table import Settings
+from supervisor.workers.base import Context
 from supervisor.workers.connection import READ_SIZE, Connection
 from supervisor.workers.lane import Lane
 from supervisor.workers.lead import Lead
 from supervisor.workers.loop import BATCH, CROWD, IN, SECOND, SWEEP, SWEEP_DRAINING, Loop
-from supervisor.workers.relay import Relay
-from supervisor.wsgi.exchange import App, DeadlineExceeded, Exchange
-
-if TYPE_CHECKING:
-    from ssl import SSLContext
+from supervisor.wsgi.exchange import DeadlineExceeded
 
 # A pass of the loop that takes no longer than this (ns) makes nobody wait who came during it...
 _BRIEF = 250_000
@@ -51,27 +42,11 @@ _TIMER_SLACK = 1_000
 
 
 class Engine(Loop):
-    """Serves one app on inherited listeners, with `settings.threads` threads.
+    """Serves one app on inherited listeners, with `settings.threads` threads."""
 
-    Args: see Loop.
-    """
-
-    def __init__(
-        self,
-        app: App,
-        listeners: list[socket.socket],
-        settings: Settings,
-        cell: CellWriter,
-        log: Log,
-        access: AccessLog | None,
-        quota: int,
-        on_quota: Callable[[int], None],
-        relay: Relay | None = None,
-        tls: "SSLContext | None" = None,
-        exchange: type[Exchange] = Exchange,
-    ) -> None:
-        super().__init__(app, listeners, settings, cell, log, access, quota, on_quota, relay, tls, exchange)
-        self._lead = Lead(settings.threads, self._let_go, self._mind, self.wake)
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._lead = Lead(self._threads, self._let_go, self._mind, self.wake)
         if self._threads > 1:
             self._held = Held(READ_SIZE)
             self._read = self._read_in_a_crowd

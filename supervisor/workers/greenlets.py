@@ -16,9 +16,10 @@ import signal
 import sys
 import warnings
 from abc import abstractmethod
+from dataclasses import replace
 from time import monotonic_ns
 from types import FrameType
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import msgspec
 from greenlet import getcurrent, greenlet
@@ -67,10 +68,10 @@ class GreenletEngine(Loop):
     _interleaves = True
     deadlines: GreenletDeadlines
 
-    def __init__(self, hub: Hub, stacks_fd: int, *loop: Any) -> None:
-        super().__init__(*loop)
+    def __init__(self, hub: Hub, context: Context) -> None:
+        super().__init__(context)
         self._hub = hub
-        self._stacks_fd = stacks_fd
+        self._stacks_fd = context.stacks_fd
         self._wait_for = self._wait_for_client
         # Servers without a request; how many of them nobody has needed since the last sweep.
         self._parked: list[Server] = []
@@ -87,22 +88,9 @@ class GreenletEngine(Loop):
 
     @classmethod
     def create(cls, context: Context) -> Self:
-        return cls(
-            cls._make_hub(),
-            context.stacks_fd,
-            context.app,
-            context.listeners,
-            # All in one thread, whatever a file that was made for gthread says.
-            msgspec.structs.replace(context.settings, threads=1),
-            context.cell,
-            context.log,
-            context.access,
-            context.quota,
-            context.on_quota,
-            context.relay,
-            context.tls,
-            context.exchange,
-        )
+        # All in one thread, whatever a file that was made for gthread says.
+        settings = msgspec.structs.replace(context.settings, threads=1)
+        return cls(cls._make_hub(), replace(context, settings=settings))
 
     @classmethod
     @abstractmethod

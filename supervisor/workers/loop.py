@@ -7,29 +7,19 @@ greenlets (`greenlets`).
 
 import os
 import select
-import socket
 from collections import deque
 from collections.abc import Callable
 from email.utils import formatdate
 from time import monotonic_ns, time
 from types import FrameType
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 from supervisor.http1.errors import RequestTimeout
-from supervisor.logs.access import AccessLog
-from supervisor.logs.lean import Log
 from supervisor.osapi import real
-from supervisor.scoreboard.writer import CellWriter
-from supervisor.settings.table import Settings
 from supervisor.workers.base import BaseWorker, Context
 from supervisor.workers.connection import Connection
 from supervisor.workers.doors import GIFT_PAUSE, Doors, has_data
 from supervisor.workers.lane import Lane
-from supervisor.workers.relay import Relay
-from supervisor.wsgi.exchange import App, Exchange
-
-if TYPE_CHECKING:
-    from ssl import SSLContext
 
 IN = select.EPOLLIN
 # Times are CLOCK_MONOTONIC in nanoseconds throughout: the scoreboard's unit, and whole numbers are cheap.
@@ -53,40 +43,14 @@ _DRAIN_STALL = 5 * SECOND
 
 
 class Loop(Doors, BaseWorker):
-    """Keeps the connections of one app on inherited listeners; a part of the engines.
-
-    Args:
-        app: the WSGI app.
-        listeners: listening sockets, non-blocking.
-        settings: of this generation.
-        cell: the worker's scoreboard cell.
-        log: for the app's errors.
-        access: the access log, or None.
-        quota: answer this many requests, then call `on_quota` (0: never).
-        on_quota: asks for a successor.
-        relay: to sibling workers, or None.
-        tls: what connections are wrapped with, or None.
-        exchange: what serves one request.
-    """
+    """Keeps the connections of one app on inherited listeners; a part of the engines."""
 
     calls_request_hooks: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        app: App,
-        listeners: list[socket.socket],
-        settings: Settings,
-        cell: CellWriter,
-        log: Log,
-        access: AccessLog | None,
-        quota: int,
-        on_quota: Callable[[int], None],
-        relay: Relay | None = None,
-        tls: "SSLContext | None" = None,
-        exchange: type[Exchange] = Exchange,
-    ) -> None:
-        super().__init__(app, listeners, settings, cell, log, access, quota, on_quota, relay, tls, exchange)
-        self._cell = cell
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        settings = context.settings
+        self._cell = context.cell
         self._keepalive = int(settings.keepalive * SECOND)
         self._graceful_timeout = int(settings.graceful_timeout * SECOND)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -107,19 +71,7 @@ class Loop(Doors, BaseWorker):
 
     @classmethod
     def create(cls, context: Context) -> Self:
-        return cls(
-            context.app,
-            context.listeners,
-            context.settings,
-            context.cell,
-            context.log,
-            context.access,
-            context.quota,
-            context.on_quota,
-            context.relay,
-            context.tls,
-            context.exchange,
-        )
+        return cls(context)
 
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
         self.deadlines.interrupt(signum, frame)

@@ -18,6 +18,7 @@ from supervisor.osapi import real
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
+from supervisor.workers.base import Context
 from supervisor.workers.engine import Engine
 from supervisor.wsgi.environ import Environ
 
@@ -50,7 +51,7 @@ def _rehearse(settings: Settings, log: Log, times: int) -> None:
         listener.listen(1)
         listener.setblocking(False)
         client.settimeout(1.0)
-        engine = Engine(_app, [listener], settings, cell, log, None, 0, lambda _requests: None)
+        engine = Engine(Context(_app, [listener], settings, cell, log))
         try:
             client.connect(listener.getsockname())
             for _ in range(times):

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from supervisor.http1.request import BodySink, Head, Request, Rules
-from supervisor.logs.access import AccessLog
-from supervisor.logs.lean import Log
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
+from supervisor.workers.base import Context
 from supervisor.workers.connection import Connection
 from supervisor.workers.interrupt import LONG, Deadlines
 from supervisor.workers.lane import QUICK, QUICK_NS, Lane
@@ -18,9 +17,6 @@ from supervisor.workers.wiring import Wiring
 from supervisor.wsgi.body import Body, StreamedBody
 from supervisor.wsgi.environ import Environ, head_environ, listener_environ, request_environ, worker_environ
 from supervisor.wsgi.exchange import App, ClientGone, DeadlineExceeded, Exchange
-
-if TYPE_CHECKING:
-    from ssl import SSLContext
 
 # Names of this module are found quicker than another's, and these are read for every request.
 _STARTED, _STATUS_CLASSES, _BYTES_SENT, _HISTOGRAM = (
@@ -44,33 +40,23 @@ class Serving(Wiring):
     # Requests of one thread may be in the app at the same time.
     _interleaves = False
 
-    def __init__(
-        self,
-        app: App,
-        settings: Settings,
-        cell: CellWriter,
-        log: Log,
-        access: AccessLog | None,
-        quota: int,
-        on_quota: Callable[[int], None],
-        tls: "SSLContext | None",
-        exchange: type[Exchange],
-    ) -> None:
-        super().__init__(settings, log, access, tls)
-        self._app = app
-        self._new_exchange = exchange
-        self._quota = quota
-        self._on_quota = on_quota
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        settings = context.settings
+        self._app: App = context.app
+        self._new_exchange = context.exchange
+        self._quota = context.quota
+        self._on_quota = context.on_quota
         self._answered = 0
         self._keep_connections = settings.keepalive > 0
         self._rules, self._trusting_rules = _rules(settings)
         self._new_body = _body_factory(settings)
         self._queue_timeout = int(settings.queue_timeout * 1_000_000_000)
-        self.deadlines = self._new_deadlines(cell)
+        self.deadlines = self._new_deadlines(context.cell)
         threaded = self._threads > 1 or self._interleaves
-        shared = worker_environ(threaded, settings.sendfile, log.errors, settings.root_path)
+        shared = worker_environ(threaded, settings.sendfile, context.log.errors, settings.root_path)
         shared["ostler.extend_deadline"] = self.deadlines.extend
-        if tls is not None:
+        if context.tls is not None:
             shared |= {"wsgi.url_scheme": "https", "HTTPS": "on"}
         self._shared = shared
         self._environs: dict[str, Environ] = {}

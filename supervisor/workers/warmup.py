@@ -16,6 +16,7 @@ from supervisor.scoreboard import layout
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.kinds import WarmupRequest
 from supervisor.settings.table import Settings
+from supervisor.workers.base import Context
 from supervisor.workers.engine import Engine
 from supervisor.workers.lane import Lane
 from supervisor.wsgi.exchange import App
@@ -63,7 +64,7 @@ def warm_up(app: App, settings: Settings, log: Log, tls: "SSLContext | None", li
     listening = _Listening(log)
     # Lanes that nobody writes cost nothing, and so the app is told as many threads as there will be.
     cell = CellWriter(mmap.mmap(-1, layout.CELL_SIZE), settings.threads)
-    engine = _PrivateEngine(app, [], settings, cell, listening, None, 0, lambda _requests: None, None, tls)
+    engine = _PrivateEngine(Context(app, [], settings, cell, listening, tls=tls))
     facts = (
         {"SERVER_NAME": "localhost", "SERVER_PORT": str(listener[1])} if isinstance(listener, tuple) else {}
     )

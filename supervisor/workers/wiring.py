@@ -8,22 +8,17 @@ import select
 import socket
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from supervisor.http1 import response
 from supervisor.http1.errors import BodyNotStored, ProtocolViolation
 from supervisor.http1.proxy import read_proxy_header
-from supervisor.logs.access import AccessLog
-from supervisor.logs.lean import Log
 from supervisor.osapi import real
 from supervisor.scoreboard import layout
-from supervisor.settings.table import Settings
+from supervisor.workers.base import Context
 from supervisor.workers.connection import READ_SIZE, Connection
 from supervisor.workers.lane import Lane
 from supervisor.wsgi.exchange import ClientGone
-
-if TYPE_CHECKING:
-    from ssl import SSLContext
 
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 # Watched for nothing: what the kernel reports unasked, a hang-up, it reports once.
@@ -33,14 +28,12 @@ _DISARMED = select.EPOLLONESHOT
 class Wiring:
     """The epoll and the connections in it; a part of the engine."""
 
-    def __init__(
-        self, settings: Settings, log: Log, access: AccessLog | None, tls: "SSLContext | None"
-    ) -> None:
-        self._log = log
-        self._access = access
-        self._tls = tls
-        self._threads = settings.threads
-        self._proxy_mode = settings.proxy_protocol
+    def __init__(self, context: Context) -> None:
+        self._log = context.log
+        self._access = context.access
+        self._tls = context.tls
+        self._threads = context.settings.threads
+        self._proxy_mode = context.settings.proxy_protocol
         self._epoll = real.epoll()
         # Other ways to do these are for several threads.
         self._read: Callable[[int, int], bytes] = real.read

@@ -18,6 +18,7 @@ from supervisor.scoreboard.memory import map_cell
 from supervisor.scoreboard.reader import Counts, Scoreboard
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
+from supervisor.workers.base import Context
 from supervisor.workers.engine import Engine
 from supervisor.workers.relay import Relay
 from supervisor.wsgi.exchange import App, Exchange
@@ -176,7 +177,7 @@ class Rig:
         self.listener = Listener()
         self.address: tuple[str, int] = self.listener.getsockname()
         access_log = AccessLog(LogFile(str(folder / "access"), 1), "%(r)s %(s)s %(B)s") if access else None
-        self.engine: Any = make(
+        context = Context(
             app,
             [self.listener],
             Settings(**{"threads": threads, "graceful_timeout": PATIENCE} | settings),
@@ -189,6 +190,7 @@ class Rig:
             tls,
             exchange,
         )
+        self.engine: Any = make(context)
         self._hand_over = False
         self._clients: list[Client] = []
         self._pipe = os.pipe()

@@ -16,6 +16,7 @@ from supervisor.osapi.process import INTERRUPT_SIGNAL
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.reader import InFlight
 from supervisor.scoreboard.writer import CellWriter
+from supervisor.workers.base import Context
 from supervisor.workers.gevent_hub import GeventHub, GeventWorker
 from supervisor.workers.greenlet_deadlines import Berths
 from supervisor.wsgi.environ import Environ
@@ -25,8 +26,8 @@ from tests.unit.workers.rig import Rig
 SECOND = 1_000_000_000
 
 
-def engine(*loop: Any) -> GeventWorker:
-    return GeventWorker(GeventHub(), -1, *loop)
+def engine(context: Context) -> GeventWorker:
+    return GeventWorker(GeventHub(), context)
 
 
 class Shop:
