@@ -12,10 +12,10 @@ import random
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from setproctitle import setproctitle
@@ -24,7 +24,7 @@ from supervisor.errors import OstlerError, SettingError
 from supervisor.forkserver.forking import Asked, Forking, fields_of, take_over
 from supervisor.forkserver.rights import leave_terminal, take_rights
 from supervisor.hooks.calling import HookFailed
-from supervisor.hooks.generation import Hooks
+from supervisor.hooks.generation import Cause, Hooks
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs import bridge, logconfig
@@ -112,21 +112,10 @@ class Preparation:
                 self._set_up_logs(loaded.settings, file)
                 self._worker_class = worker_class(loaded.settings)
                 remarks = self._worker_class.check(loaded.settings)
+            loaded = msgspec.structs.replace(loaded, one_loop=self._worker_class.one_loop)
+            remarks += self._set_up_hooks(loaded.settings, functions, ask.cause)
             if ask.known is None:
                 warnings += remarks
-            if hook is not None and self._tls is None and ask.known is None:
-                warnings.append("ssl_context: without effect, because certfile is not set")
-            loaded = msgspec.structs.replace(loaded, one_loop=self._worker_class.one_loop)
-            uncalled = (
-                [] if self._worker_class.calls_request_hooks else [n for n in _OF_REQUESTS if n in functions]
-            )
-            if uncalled and ask.known is None:
-                told = f"without effect in {loaded.settings.worker_class} workers"
-                warnings.append(f"{', '.join(uncalled)}: {told}")
-            without = {"ssl_context", *uncalled}
-            called = {name: function for name, function in functions.items() if name not in without}
-            assert self.outlets is not None
-            self._hooks = Hooks(called, loaded.settings, self.outlets.log.event, self._load_app, ask.cause)
             if loaded.settings.reload and ask.cause != "check":
                 # Only now: who does not ask for it need not have it in memory.
                 from supervisor.workers.development import Development
@@ -167,6 +156,24 @@ class Preparation:
         self.outlets = Outlets(settings, self._log_format, fields_of(self._number))
         bridge.set_up(settings.loglevel, access=bool(settings.accesslog))
         logconfig.apply(settings, file.values.get("logconfig_dict") if file is not None else None)
+
+    def _set_up_hooks(
+        self, settings: Settings, functions: Mapping[str, Callable[..., Any]], cause: Cause
+    ) -> list[str]:
+        """Take those that will be called; returns what to warn of: those that will not."""
+        remarks = []
+        if "ssl_context" in functions and self._tls is None:
+            remarks.append("ssl_context: without effect, because certfile is not set")
+        uncalled: list[str] = []
+        if not self._worker_class.calls_request_hooks:
+            uncalled = [name for name in _OF_REQUESTS if name in functions]
+        if uncalled:
+            remarks.append(f"{', '.join(uncalled)}: without effect in {settings.worker_class} workers")
+        without = {"ssl_context", *uncalled}
+        called = {name: function for name, function in functions.items() if name not in without}
+        assert self.outlets is not None
+        self._hooks = Hooks(called, settings, self.outlets.log.event, self._load_app, cause)
+        return remarks
 
     def _load_app(self) -> App:
         assert self._loaded is not None
