@@ -1,27 +1,21 @@
 """Apps that run as somebody else than the supervisor: settings user, group, initgroups, umask.
 
-They need root, which plays both. What root alone can read (an interpreter in its home, say) is shown to the
-other users in a mount namespace of the daemon's own.
+They need root, which plays both.
 """
 
 import ast
 import os
-import pwd
 import signal
 import socket
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import supervisor
+from tests.kit.accounts import NOBODY, second_account, shown
 from tests.kit.daemon import OSTLER, Daemon, Place, Process, ask, children, fork_server, title, until
 from tests.system.conftest import furnished
-
-NOBODY = pwd.getpwnam("nobody")
 
 APP = """\
 import os
@@ -41,48 +35,9 @@ def app(environ, start_response):
 """
 
 
-def _hidden(path: Path) -> Path | None:
-    """The folder on the way to `path` that others than its owner may not pass, the outermost one."""
-    for folder in reversed((path, *path.parents)):
-        if not folder.stat().st_mode & stat.S_IXOTH:
-            return folder
-    return None
-
-
-def shown(*before: str) -> list[str]:
-    """The program, in a mount namespace where everybody reaches it; `before`: runs it."""
-    needed = dict.fromkeys(
-        Path(path).resolve() for path in (sys.base_prefix, sys.prefix, Path(supervisor.__file__).parents[1])
-    )
-    steps = []
-    for folder in {hidden for path in needed if (hidden := _hidden(path)) is not None}:
-        inside = [path for path in needed if path.is_relative_to(folder)]
-        steps += [
-            "d=$(mktemp -d)",
-            f'mount --bind "{folder}" "$d"',
-            f'mount -t tmpfs -o mode=755 tmpfs "{folder}"',
-        ]
-        for path in inside:
-            steps += [f'mkdir -p "{path}"', f'mount --bind "$d/{path.relative_to(folder)}" "{path}"']
-        steps += ['umount -l "$d"', 'rmdir "$d"']
-    script = "; ".join(["set -e", *steps, f'exec {" ".join(before)} "$@"'])
-    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
-
-
-def _possible() -> bool:
-    if os.geteuid() != 0:
-        return False
-    seen = f"setpriv --reuid {NOBODY.pw_uid} --clear-groups"
-    try:
-        subprocess.run([*shown(seen), sys.executable, "-c", "import json"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        return False
-    return True
-
-
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.skipif(not _possible(), reason="needs root, and the right to mount"),
+    pytest.mark.skipif(not second_account(), reason="needs root, and the right to mount"),
 ]
 
 

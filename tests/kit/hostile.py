@@ -1,0 +1,104 @@
+"""What attacks have in common: an app that says which process answers, and a look at how the daemon copes.
+
+daemon = place.start(*CLASSES["threads"], "attacked:app")
+with flood(...):
+    assert_unharmed(daemon)
+"""
+
+import os
+import signal
+import statistics
+import time
+from typing import NamedTuple
+
+import pytest
+
+from supervisor.control.client import Client
+from supervisor.control.routes import STATUS
+from tests.kit.daemon import Daemon, ask
+
+APP = '''\
+"""Answers with its process's pid, under WSGI and ASGI. Code in `attack.py`, if there, runs before that."""
+import os
+try:
+    import attack
+except ModuleNotFoundError:
+    attack = None
+
+def app(environ, start_response):
+    if attack is not None and hasattr(attack, "request"):
+        attack.request(environ["PATH_INFO"])
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str(os.getpid()).encode()]
+
+async def asgi(scope, receive, send):
+    if scope["type"] != "http":
+        raise RuntimeError("only http")
+    if attack is not None and hasattr(attack, "request"):
+        attack.request(scope["path"])
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": str(os.getpid()).encode()})
+'''
+
+CLASSES: dict[str, tuple[str, ...]] = {
+    "sync": ("attacked:app",),
+    "threads": ("--threads", "4", "attacked:app"),
+    "gevent": ("-k", "gevent", "attacked:app"),
+    "asgi": ("-k", "asgi", "attacked:asgi"),
+}
+"""Command lines for each kind of worker, to be used with `APP` as attacked.py."""
+
+each_class = pytest.mark.parametrize("words", CLASSES.values(), ids=CLASSES.keys())
+
+REPLACED_WITHIN = 0.1
+STATUS_WITHIN = 0.5
+"""Seconds: what users are promised while an attack runs. contrib/bench measures; tests allow for a machine
+that is slow and busy with other tests."""
+SLACK = 5.0
+ROUNDS = 5
+
+
+class Health(NamedTuple):
+    """replaced: from kill -9 of the worker that answers to an answer of another; status: of `GET /v1/status`
+    over the Unix socket on a connection of its own. Seconds, one figure a round."""
+
+    replaced: list[float]
+    status: list[float]
+
+
+def health(daemon: Daemon, rounds: int = ROUNDS) -> Health:
+    """Kill workers and ask for the status, in turn. The daemon serves `APP`."""
+    replaced, status = [], []
+    for _ in range(rounds):
+        status.append(_status_time(daemon))
+        victim = int(ask(daemon.url).text)
+        began = time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+        while _pid(daemon) in (None, victim):
+            assert time.monotonic() - began < 30, f"worker {victim} has no successor after 30 s"
+        replaced.append(time.monotonic() - began)
+    return Health(replaced, status)
+
+
+def assert_unharmed(daemon: Daemon, rounds: int = ROUNDS) -> None:
+    """While an attack runs: a killed worker is replaced and `ctl status` answers, as promised (median)."""
+    found = health(daemon, rounds)
+    assert statistics.median(found.replaced) < SLACK * REPLACED_WITHIN, found
+    assert statistics.median(found.status) < SLACK * STATUS_WITHIN, found
+
+
+def _pid(daemon: Daemon) -> int | None:
+    try:
+        return int(ask(daemon.url).text)
+    except (OSError, ValueError):
+        return None  # it died with the connection in hand
+
+
+def _status_time(daemon: Daemon) -> float:
+    began = time.monotonic()
+    client = Client.unix(daemon.socket)
+    try:
+        client.call(STATUS)
+    finally:
+        client.close()
+    return time.monotonic() - began
