@@ -117,7 +117,7 @@ class ControlServer:
         if inherited is not None:
             guard.take_over(inherited)
         app = build_app(guard, self._handlers, self._streams, self._log)
-        add_pages(app, self._static)
+        add_pages(app, guard.base_url, self._static)
         await _serve(await self._run(app), sock)
         self._tcp = sock
         self._logins.guard = guard
