@@ -186,6 +186,13 @@ async def test_a_cookie_gives_no_rights(rig: Rig) -> None:
     assert rig.backend.submitted == []
 
 
+async def test_cookies_of_any_size_are_no_obstacle(rig: Rig) -> None:
+    """Another port's pages can make browsers send some 700 KB of them with each request for the page."""
+    bomb = {"Cookie": "; ".join(f"c{number}={'x' * 4090}" for number in range(180))}
+    assert await status(rig, "GET", "/", bomb) == 200
+    assert await status(rig, "GET", "/v1/status", rig.bearer | bomb) == 200
+
+
 async def test_codes_and_sessions_expire(rig: Rig) -> None:
     """A code is good for ten minutes, a session for twelve hours, to the second."""
     late, in_time = code_of(rig), code_of(rig)
