@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+from supervisor.control.routes import LOGIN_LINK
 from tests.browser.test_dashboard import CHROMIUM, pytestmark
 from tests.kit.daemon import Daemon, Place, ask
 
@@ -93,7 +94,7 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 def dashboard(context: BrowserContext, daemon: Daemon) -> Page:
     """Logged in and live."""
     page = context.new_page()
-    page.goto(daemon.ctl("open").out.split()[-1])
+    page.goto(daemon.client.call(LOGIN_LINK).url)
     assert_live(page)
     return page
 
@@ -178,7 +179,7 @@ def test_a_cookie_bomb_locks_no_one_out(daemon: Daemon, dashboard: Page, app: Pa
     assert app.evaluate(BOMB) > 500_000
     assert_unharmed(daemon, dashboard)
     fresh = app.context.new_page()
-    fresh.goto(daemon.ctl("open").out.split()[-1])
+    fresh.goto(daemon.client.call(LOGIN_LINK).url)
     assert_live(fresh)
     for button, wanted in (("Add a worker", 2), ("Remove a worker", 1)):
         fresh.get_by_role("button", name=button).click()
@@ -189,7 +190,7 @@ def test_a_cookie_bomb_locks_no_one_out(daemon: Daemon, dashboard: Page, app: Pa
 def test_the_code_leaves_no_trace(context: BrowserContext, daemon: Daemon) -> None:
     """The login code is gone from the address bar, the history and the referrer; no cookie is left behind."""
     page = context.new_page()
-    link = daemon.ctl("open").out.split()[-1]
+    link = daemon.client.call(LOGIN_LINK).url
     page.goto(link)
     assert_live(page)
     assert page.url == f"{link.partition('#')[0]}"
