@@ -2,8 +2,8 @@
 """How a daemon copes while it is attacked: by its app, by local users at the control port, by slow clients.
 
 For each worker class and each attack a daemon is started afresh, with 1,024 descriptors at most. While the
-attack runs, workers are killed with SIGKILL and the status is asked for over the Unix socket, in turn. Printed
-are the medians and the longest times of each:
+attack runs, workers are killed with SIGKILL and the status is asked for over the Unix socket, in turn. Median
+and longest time are printed of each:
 
 - replaced: from the kill of the worker that answers to an answer of its successor;
 - status: one `GET /v1/status`, on a connection of its own;
@@ -13,8 +13,8 @@ are the medians and the longest times of each:
 The attacks of slow clients are about other clients, so there the time of a new client's request is printed
 instead of `replaced`, and no worker is killed.
 
-Exit status: 1 if one misses what is promised: a median of 0.1 s to replace a worker and of 0.5 s for the status,
-1 s for each new client.
+Exit status: 1 if a promise is missed: a median of 0.1 s to replace a worker and of 0.5 s for the status, 1 s
+for each new client.
 """
 
 import argparse
