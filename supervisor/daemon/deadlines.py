@@ -77,7 +77,7 @@ class DeadlineSensor:
         live: set[tuple[int, int, int]] = set()
         overdue: set[int] = set()
         for handle in list(self._shell.workers.values()):
-            reading = self._shell.scoreboard.read(handle.cell)
+            reading = self._shell.scoreboard.look(handle.cell)
             if not self._shell.scoreboard.trusted(handle.cell):
                 continue
             in_flight = reading.in_flight
@@ -148,7 +148,7 @@ class DeadlineSensor:
             self._still.pop(handle.launch, None)
             self._stalled.discard(handle.launch)
             return
-        done = beat, reading.counts.requests
+        done = beat, self._shell.scoreboard.counts(handle.cell).requests
         before, since = self._still.get(handle.launch, (None, now))
         if done != before:
             since = now

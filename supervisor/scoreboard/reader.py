@@ -120,7 +120,10 @@ class _Cell:
         marked: by lane, what STARTED was in the request that was found overdue.
     """
 
-    __slots__ = ("_lanes_read", "_looked", "_raw", "born", "fd", "lanes", "marked", "reading", "trusted")
+    __slots__ = (
+        *("_counted", "_lanes_read", "_looked", "_raw"),
+        *("born", "fd", "lanes", "marked", "reading", "trusted"),
+    )
 
     def __init__(self, fd: int, lanes: int, born: int) -> None:
         self.fd = fd
@@ -129,7 +132,9 @@ class _Cell:
         self.reading = Reading()
         self.trusted = True
         self.marked: dict[int, int] = {}
+        # What was read last, whether it was counted, and when that was done last.
         self._raw = b""
+        self._counted = False
         # Workers of greenlets take lanes into use as they need them, mostly few.
         self._lanes_read = min(lanes, 2)
 
@@ -146,18 +151,28 @@ class _Cell:
         cell.trusted = state.trusted
         return cell
 
-    def read(self, clock: Callable[[], int]) -> None:
+    def read(self, clock: Callable[[], int], count: bool) -> None:
         """Read what the worker has written.
+
+        count: also what it has counted, which takes longest.
 
         Raises:
             _Implausible: it can't be true; `reading` is as before.
         """
         raw = self._copy()
         now = clock()  # after the copy: what is in there was earlier
-        if raw != self._raw:
-            self.reading = self._decoded(raw, now)
-            self._raw = raw
-        self._looked = now
+        new = raw != self._raw
+        if new or (count and not self._counted):
+            words = memoryview(raw).cast("Q")
+            lanes, beat = words[layout.LANES_IN_USE], words[layout.HEARTBEAT]
+            _raise(doubt_time("the heartbeat", beat, self.born, now))
+            in_flight = self._in_flight(raw, words, lanes, now) if new else self.reading.in_flight
+            counts = self._counts(raw, words, lanes, now) if count else self.reading.counts
+            ident = words[_HEADER + layout.IDENT] if lanes else 0
+            self.reading = Reading(counts, in_flight, beat / 1e9, lanes, ident)
+            self._raw, self._counted = raw, count
+        if count:
+            self._looked = now
 
     def distrust(self) -> None:
         """What has been counted stays; nothing else is known any more."""
@@ -200,24 +215,14 @@ class _Cell:
             if enough:
                 return raw
 
-    def _decoded(self, raw: bytes, now: int) -> Reading:
-        words = memoryview(raw).cast("Q")
-        lanes, beat = words[layout.LANES_IN_USE], words[layout.HEARTBEAT]
-        _raise(doubt_time("the heartbeat", beat, self.born, now))
-        counts = self._counts(raw, words, lanes)
-        seconds, age = (now - self._looked) / 1e9, (now - self.born) / 1e9
-        _raise(doubt_counts(self.reading.counts, counts, seconds, age))
-        in_flight = self._in_flight(raw, words, lanes, now)
-        return Reading(counts, in_flight, beat / 1e9, lanes, words[_HEADER + layout.IDENT] if lanes else 0)
-
-    def _counts(self, raw: bytes, words: memoryview, lanes: int) -> Counts:
+    def _counts(self, raw: bytes, words: memoryview, lanes: int, now: int) -> Counts:
         numbers = words[_HEADER : _HEADER + _COUNTED].tolist() if lanes else [0] * _COUNTED
         for thread in range(1, lanes):
             start = _lane(thread)
             lane = raw[start * layout.WORD : (start + layout.HISTOGRAM) * layout.WORD]
             if any(lane[_CONNECTIONS]) or any(lane[_GIVEN_TO_TAKEN]):  # greenlets count in the first only
                 numbers = list(map(add, numbers, words[start : start + _COUNTED].tolist()))
-        return Counts(
+        counts = Counts(
             numbers[layout.BYTES_SENT],
             numbers[layout.OPENED],
             numbers[layout.CLOSED],
@@ -227,6 +232,9 @@ class _Cell:
             numbers[layout.HISTOGRAM : layout.HISTOGRAM + layout.BUCKETS],
             numbers[layout.QUEUED : layout.QUEUED + layout.BUCKETS],
         )
+        seconds, age = (now - self._looked) / 1e9, (now - self.born) / 1e9
+        _raise(doubt_counts(self.reading.counts, counts, seconds, age))
+        return counts
 
     def _in_flight(self, raw: bytes, words: memoryview, lanes: int, now: int) -> list[InFlight]:
         found = []
@@ -328,14 +336,21 @@ class Scoreboard:
 
     def read(self, cell: int) -> Reading:
         """What a cell says, as far as that can be true."""
+        return self._read(cell, count=True)
+
+    def look(self, cell: int) -> Reading:
+        """As `read`, but what is counted in it may be older."""
+        return self._read(cell, count=False)
+
+    def _read(self, cell: int, count: bool) -> Reading:
         found = self._cells[cell]
         if found.trusted:
             try:
                 try:
-                    found.read(self._clock)
+                    found.read(self._clock, count)
                 except _Implausible:
                     # Once more: that a word is copied whole is no more than usual.
-                    found.read(self._clock)
+                    found.read(self._clock, count)
             except _Implausible as doubt:
                 found.distrust()
                 self.on_implausible(cell, str(doubt))
@@ -350,27 +365,27 @@ class Scoreboard:
         return self._cells[cell].trusted
 
     def lanes(self, cell: int) -> int:
-        return self.read(cell).lanes
+        return self.look(cell).lanes
 
     def heartbeat(self, cell: int) -> float:
         """See `Reading`, as for those below."""
-        return self.read(cell).heartbeat
+        return self.look(cell).heartbeat
 
     def ident(self, cell: int) -> int:
-        return self.read(cell).ident
+        return self.look(cell).ident
 
     def counts(self, cell: int) -> Counts:
         return self.read(cell).counts
 
     def in_flight(self, cell: int) -> list[InFlight]:
-        return self.read(cell).in_flight
+        return self.look(cell).in_flight
 
     def last_requests(self, cell: int) -> list[str]:
         """What the worker did last, as lines like `GET /path`, at most five; also if it is dead.
 
         What it was still doing comes first, the longest first, then the last of each thread that was idle.
         """
-        self.read(cell)
+        self.look(cell)
         found = self._cells[cell]
         try:
             return found.last_requests()[:_LAST_REQUESTS] if found.trusted else []
