@@ -22,6 +22,7 @@ from supervisor.control.server import ControlServer
 from supervisor.daemon import upgrade
 from supervisor.daemon.deadlines import DeadlineSensor
 from supervisor.daemon.detach import SHOWN, Launch, detach, log_gets_lost, reason_to_stay
+from supervisor.daemon.doubts import Doubts
 from supervisor.daemon.journal import Journal
 from supervisor.daemon.ledger import Ledger
 from supervisor.daemon.listeners import Listeners, systemd_listeners
@@ -114,6 +115,7 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self._watcher = Watcher(self._shell.submit, self._journal)
         self._sensor = DeadlineSensor(self._shell)
+        self._doubts = Doubts(self._shell)
         self._measurer = Measurer(self._shell)
         self._observer = Observer(self._shell, self._sensor, self._ledger)
         self._control = ControlServer(self._observer, get_logger())
@@ -375,7 +377,7 @@ class Daemon:
         relay = shell.relay[0].fileno(), shell.relay[1].fileno()
         descriptors = [
             *relay,
-            scoreboard.fd,
+            *(cell.fd for cell in scoreboard.cells),
             *listeners.sockets.values(),
             *(fd for worker in workers for fd in (worker.channel, worker.stacks) if fd >= 0),
             *(server.channel for server in fork_servers if server.channel >= 0),
@@ -451,8 +453,10 @@ class Daemon:
             self._outlets.look()
             await self._control.ensure()
             try:
-                self._observer.take_sample()
-                self._shell.submit(self._measurer.take())
+                # Once for both. Nothing can come in between that would make or end a worker.
+                readings = self._shell.scoreboard.read_all()
+                self._observer.take_sample(readings)
+                self._shell.submit(self._measurer.take(readings))
                 self._outlets.measure()
             except (OSError, psutil.Error) as error:
                 # Out of descriptors, say; the next second may be better.
