@@ -30,7 +30,14 @@ if TYPE_CHECKING:
 BODY_LIMIT = 64 * 1024
 """Bytes of a request's body."""
 
-HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Server": "ostler"}
+HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    # A page of another origin can make no frame, script or image of an answer.
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Server": "ostler",
+}
 
 _Inner = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -41,7 +41,7 @@ class Caller:
     """`unix uid 1000` or `127.0.0.1`."""
     scope: Scope
     session: str | None = None
-    """The session cookie's value, None if the caller proved itself otherwise."""
+    """The session's secret, None if the caller proved itself otherwise."""
     valid: Callable[[], bool] = _always
     """Whether it would still be let in; long answers ask now and then."""
 

@@ -4,6 +4,7 @@ Each is started on its own and may fail on its own: the data plane comes first, 
 here into one warning.
 """
 
+import asyncio
 import errno
 import logging
 import socket
@@ -16,6 +17,7 @@ from aiohttp import web
 
 from supervisor.control.app import build_app
 from supervisor.control.backend import Backend
+from supervisor.control.cookies import WithoutCookies
 from supervisor.control.guard import (
     Clock,
     LoginHandlers,
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ControlServer", "candidate_dirs", "default_socket_path"]
 
+BACKLOG = 128
+"""Connections that wait to be accepted (listen(2))."""
 SHUTDOWN_SECONDS = 1.0
 """How long answers in the making may take at `close`."""
 
@@ -70,6 +74,7 @@ class ControlServer:
         self._runners: list[web.AppRunner] = []
         self._unix: _Unix | None = None
         self._tcp: socket.socket | None = None
+        self._tcp_server: asyncio.Server | None = None
         self._token_file: TokenFile | None = None
         self._problem = ""
 
@@ -117,8 +122,8 @@ class ControlServer:
         if inherited is not None:
             guard.take_over(inherited)
         app = build_app(guard, self._handlers, self._streams, self._log)
-        add_pages(app, self._static)
-        await _serve(await self._run(app), sock)
+        add_pages(app, guard.base_url, self._static)
+        self._tcp_server = await _serve_browsers(await self._run(app), sock)
         self._tcp = sock
         self._logins.guard = guard
         return guard.base_url
@@ -174,11 +179,13 @@ class ControlServer:
             self._unix.owned.remove()
         if self._token_file is not None:
             self._token_file.remove()
+        if self._tcp_server is not None:
+            self._tcp_server.close()
         while self._runners:
             await self._runners.pop().cleanup()
         if self._unix is not None:
             self._unix.owned.release()
-        self._unix = self._tcp = self._token_file = self._logins.guard = None
+        self._unix = self._tcp = self._tcp_server = self._token_file = self._logins.guard = None
 
     async def _run(self, app: web.Application) -> web.AppRunner:
         runner = web.AppRunner(
@@ -214,6 +221,15 @@ async def _serve(runner: web.AppRunner, sock: socket.socket) -> web.SockSite:
     site = web.SockSite(runner, sock)
     await site.start()
     return site
+
+
+async def _serve_browsers(runner: web.AppRunner, sock: socket.socket) -> asyncio.Server:
+    """As `_serve`, for requests that may bring any amount of cookies."""
+    connected = runner.server
+    assert connected is not None, "the runner is set up"
+    return await asyncio.get_running_loop().create_server(
+        lambda: WithoutCookies(connected()), sock=sock, backlog=BACKLOG
+    )
 
 
 class _ToStructlog(logging.Handler):
@@ -253,7 +269,7 @@ def _bind_tcp(address: str, port: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, port))
         # Now, not when aiohttp does: with SO_REUSEADDR a port in use is noticed only here.
-        sock.listen(128)
+        sock.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         sock.close()
         raise SettingError("control_bind", f"{url_host(address)}:{port}: {_reason(error)}") from error

@@ -1,8 +1,8 @@
 """`GET /v1/stream`: the fleet as server-sent events (WHATWG HTML, section 9.2).
 
 One task a stream; it alone writes. Nothing is queued for a reader beyond the transport's own buffer and the
-bounded subscription: a write that makes no progress for some seconds ends the stream, and the browser's
-EventSource comes back by itself and gets the whole picture again.
+bounded subscription: a write that makes no progress for some seconds ends the stream, and the
+dashboard opens another and gets the whole picture again.
 """
 
 import asyncio

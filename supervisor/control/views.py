@@ -268,6 +268,14 @@ class Login(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     code: str
 
 
+class SessionView(msgspec.Struct, frozen=True):
+    """A dashboard's session. It ends at logout, `seconds` after its beginning, or with the daemon."""
+
+    token: str
+    """A secret, to be sent as `Authorization: Bearer TOKEN`; with it one may read and operate."""
+    seconds: float
+
+
 class LoginLink(msgspec.Struct, frozen=True):
     """A dashboard address that logs in once, within ten minutes."""
 
