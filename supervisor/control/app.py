@@ -31,6 +31,7 @@ from supervisor.control.problems import (
     Refusal,
     SlowBody,
     TooLarge,
+    Unsized,
 )
 from supervisor.control.routes import ROUTES, SCOPES, STREAM, Route
 from supervisor.control.stream import Streams
@@ -101,6 +102,8 @@ def _entrance(guard: Guard, limited: LimitedLog, log: "FilteringBoundLogger") ->
     @web.middleware
     async def entrance(request: web.Request, handler: _Inner) -> web.StreamResponse:
         connection = connection_of(request)
+        if not await connection.turn():
+            return web.Response()  # to a client that has left
         with connection.answering():
             response = await answer(request, handler)
             early = not request.content.is_eof()
@@ -166,6 +169,9 @@ async def _send(request: web.Request, response: web.StreamResponse, connection: 
 
 def _refuse_body(request: web.Request) -> None:
     """Refuse what no route takes, before anything of it is read. Raises Refusal."""
+    if request.headers.get("Transfer-Encoding"):
+        # Chunks of a byte each cost more to parse than all else that can be sent.
+        raise Unsized("send the body with Content-Length")
     codings = request.headers.get("Content-Encoding", "identity")
     if codings.strip().lower() != "identity":
         raise Encoded("a body is taken as it is; send it without Content-Encoding")
@@ -204,8 +210,10 @@ def _stream(guard: Guard, streams: Streams) -> _Inner:
 def _admit(route: Route[object, object], guard: Guard, request: web.Request, who: str) -> Caller:
     if route.open:
         return Caller(who, "read")
-    caller = guard.authenticate(request, who)
-    connection_of(request).proven = True
+    connection = connection_of(request)
+    with connection.peer.measured():
+        caller = guard.authenticate(request, who)
+    connection.proven = True
     if SCOPES.index(caller.scope) < SCOPES.index(route.scope):
         what = route.name.replace("_", "-")
         if caller.session is not None:

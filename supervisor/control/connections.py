@@ -5,8 +5,8 @@ loop that serves them also replaces dead workers, so what they can make it do is
 
 * `ControlAcceptor` accepts a few connections a pass of the loop, and pauses between passes.
 * `ControlConnections` makes room for a new connection by ending the one that is idle for longest, closes what
-  is late, and hands received bytes to the HTTP parser in small pieces, taking turns between connections: for
-  a few milliseconds a pass of the loop, and for a peer within its allowance.
+  is late, and gives turns: to parse a small piece of what was received, or to answer a request. There are a
+  few turns a pass of the loop, and for a peer as many as its allowance has.
 * `ControlConnection` is aiohttp's protocol, which gets these pieces. It parses nothing while it answers: what
   a client sends ahead waits in the kernel.
 """
@@ -41,19 +41,21 @@ WRITE_SECONDS = 5.0
 LINGER_SECONDS = 1.0
 LINGER_BYTES = 256 * 1024
 """So long and so many: what a refused client still sends is dropped, so that it can read the answer."""
+TARGET_LIMIT = 1024
+"""Bytes of a request's target: the router's work grows with the square of the slashes."""
 HEAD_LIMIT = 64 * 1024
 """Bytes of a head, all lines together. aiohttp bounds the single line."""
 
-PIECE = 4096
-"""Bytes that are parsed at a time. Those that take longest are chunks of one byte: some 2 ms."""
-PIECES_PER_PASS = 8
-SECONDS_PER_PASS = 0.005
-REQUEST_SECONDS = 0.0004
-CONNECT_SECONDS = 0.0002
-"""What one is reckoned to cost the loop; what a handler uses is measured."""
+PIECE = 2048
+"""Bytes that are parsed in a turn. Those that take longest are chunks of one byte: some 0.8 ms."""
+TURNS_PER_PASS = 4
+SECONDS_PER_PASS = 0.003
+REQUEST_SECONDS = 0.0005
+CONNECT_SECONDS = 0.0004
+"""What one is reckoned to cost the loop; parsing, authentication and handlers are measured."""
 STRANGER = 0.05, 0.1
-STRANGERS = 0.15, 0.2
-TRUSTED = 0.25, 0.5
+STRANGERS = 0.1, 0.15
+TRUSTED = 0.1, 0.2
 """Rate and burst of allowances: one stranger, all of them together, the daemon's user and root over TCP."""
 UNKNOWN_SHARE = 0.1
 """Of a stranger's allowance, for each connection whose user is not known."""
@@ -80,6 +82,15 @@ class Peer:
         self.uid = uid
         self.trusted = trusted
         self._allowances = allowances
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Count what is done here for it; nothing that waits."""
+        before = time.thread_time()
+        try:
+            yield
+        finally:
+            self.use(time.thread_time() - before)
 
     def use(self, seconds: float) -> None:
         """Count what the loop has spent for it."""
@@ -164,7 +175,8 @@ class ControlConnection(web.RequestHandler):
         self.busy = False
         self.proven = False
         self.waits = False
-        """It is in the queue of those whose bytes are to be parsed, or will be put there."""
+        """It is in the queue for a turn, or will be put there."""
+        self._turn: asyncio.Future[bool] | None = None
         self._reading_body = False
         self._received = bytearray()
         self._parsed = 0
@@ -206,6 +218,9 @@ class ControlConnection(web.RequestHandler):
 
     def connection_lost(self, error: BaseException | None) -> None:
         self._received.clear()
+        if self._turn is not None and not self._turn.done():
+            # A client may leave once it has sent a wish; but not to have more done than is its share.
+            self._turn.set_result(self.peer.wait() == 0.0)
         self._stop_lingering()
         self._owner.lost(self)
         super().connection_lost(error)
@@ -213,10 +228,20 @@ class ControlConnection(web.RequestHandler):
     # -- what ControlConnections calls ------------------------------------------------------------------
 
     @property
-    def may_parse(self) -> bool:
+    def wants_turn(self) -> bool:
+        if self._turn is not None:
+            return not self._turn.done()
         return bool(self._received) and (self._reading_body or not self.busy) and self.transport is not None
 
-    def parse_piece(self) -> None:
+    def take_turn(self) -> None:
+        if self._turn is not None:
+            self.peer.use(REQUEST_SECONDS)
+            self._turn.set_result(True)
+        else:
+            with self.peer.measured():
+                self._parse_piece()
+
+    def _parse_piece(self) -> None:
         piece = bytes(self._received[:PIECE])
         del self._received[:PIECE]
         if not self.busy:
@@ -249,10 +274,18 @@ class ControlConnection(web.RequestHandler):
 
     # -- what handlers of requests call -----------------------------------------------------------------
 
+    async def turn(self) -> bool:
+        """Wait for a turn to answer a request; whether to do so. Nothing is parsed meanwhile."""
+        self._turn = asyncio.get_running_loop().create_future()
+        self._owner.ready(self)
+        try:
+            return await self._turn
+        finally:
+            self._turn = None
+
     @contextmanager
     def answering(self) -> Iterator[None]:
         """While a request is answered: nothing but its body is parsed, and the connection has no deadline."""
-        self.peer.use(REQUEST_SECONDS)
         self.busy = True
         self.deadline = math.inf
         try:
@@ -342,6 +375,7 @@ class ControlConnections:
             "auto_decompress": False,
             "lingering_time": 0.0,
             "keepalive_timeout": IDLE_SECONDS,
+            "max_line_size": TARGET_LIMIT,
         }
         if limits is None:
             limits = ConnectionLimits.for_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -385,10 +419,13 @@ class ControlConnections:
             self._sweep_timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def ready(self, connection: ControlConnection) -> None:
-        """It may have bytes to be parsed."""
-        if connection.may_parse and not connection.waits:
+        """It may want a turn."""
+        if connection.wants_turn and not connection.waits:
             connection.waits = True
-            self._queue.append(connection)
+            if connection.trusted:
+                self._queue.appendleft(connection)
+            else:
+                self._queue.append(connection)
             self._pass_soon()
 
     def lost(self, connection: ControlConnection) -> None:
@@ -412,26 +449,23 @@ class ControlConnections:
     def _pass_soon(self) -> None:
         if self._queue and not self._queued_pass:
             self._queued_pass = True
-            self._loop.call_soon(self._parse_some)
+            self._loop.call_soon(self._give_turns)
 
-    def _parse_some(self) -> None:
+    def _give_turns(self) -> None:
         self._queued_pass = False
-        began = before = time.monotonic()
-        for _ in range(min(len(self._queue), PIECES_PER_PASS)):
+        end = time.monotonic() + SECONDS_PER_PASS
+        for _ in range(min(len(self._queue), TURNS_PER_PASS)):
             connection = self._queue.popleft()
             connection.waits = False
-            if not connection.may_parse:
+            if not connection.wants_turn:
                 continue
             if wait := connection.peer.wait():
                 connection.waits = True
                 self._loop.call_later(wait, self._queue_again, connection)
                 continue
-            connection.parse_piece()
-            now = time.monotonic()
-            connection.peer.use(now - before)
-            before = now
+            connection.take_turn()
             self.ready(connection)
-            if now - began > SECONDS_PER_PASS:
+            if time.monotonic() > end:
                 break
         self._pass_soon()
 

@@ -6,7 +6,8 @@ bounded in seconds of the event loop for each second that passes.
 """
 
 from collections import Counter
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol, TypeVar
 
 MOST_CONNECTIONS = 128
@@ -130,35 +131,41 @@ class Allowance:
 
 
 class Quota:
-    """Of what is there `total` times, who may have one: untrusted keys only `per_key`, and together all but
-    `reserved`."""
+    """How many of something there may be: strangers have `per_key` each at most, and leave `reserved` to others.
 
-    def __init__(self, total: int, per_key: int, reserved: int) -> None:
+    Args:
+        what: a plural for messages, e.g. `streams`.
+    """
+
+    def __init__(self, what: str, total: int, per_key: int, reserved: int) -> None:
+        self._what = what
         self._total = total
         self._per_key = per_key
         self._reserved = reserved
         self._taken: Counter[tuple[Hashable, bool]] = Counter()
 
-    @property
-    def taken(self) -> int:
-        return self._taken.total()
-
     def refusal(self, key: Hashable, trusted: bool) -> str | None:
-        """Why `key` may not have one, in words like `8 are yours already`; None if it may."""
-        if self.taken >= self._total:
-            return f"{self._total} are open already"
-        if not trusted:
-            if self._taken[key, False] >= self._per_key:
-                return f"{self._per_key} of yours are open already"
-            strangers = sum(count for (_, known), count in self._taken.items() if not known)
-            if strangers >= self._total - self._reserved:
-                return f"{strangers} are open already, the rest is kept for the daemon's own user and root"
+        """Why there may be no more for `key`, in a sentence; None if there may."""
+        if self._taken.total() >= self._total:
+            return f"{self._total} {self._what} are open already"
+        if trusted:
+            return None
+        if self._taken[key, False] >= self._per_key:
+            return f"{self._per_key} of your {self._what} are open already"
+        strangers = sum(count for (_, known), count in self._taken.items() if not known)
+        if strangers >= self._total - self._reserved:
+            return (
+                f"{strangers} {self._what} are open already; the rest is kept for the daemon's user and root"
+            )
         return None
 
-    def take(self, key: Hashable, trusted: bool) -> None:
+    @contextmanager
+    def one(self, key: Hashable, trusted: bool) -> Iterator[None]:
+        """Count one for `key` while the context lasts."""
         self._taken[key, trusted] += 1
-
-    def give_back(self, key: Hashable, trusted: bool) -> None:
-        self._taken[key, trusted] -= 1
-        if self._taken[key, trusted] <= 0:
-            del self._taken[key, trusted]
+        try:
+            yield
+        finally:
+            self._taken[key, trusted] -= 1
+            if self._taken[key, trusted] <= 0:
+                del self._taken[key, trusted]

@@ -47,6 +47,11 @@ class SlowBody(Refusal):
     word = "slow_body"
 
 
+class Unsized(Refusal):
+    status = 411
+    word = "length_required"
+
+
 class TooLarge(Refusal):
     status = 413
     word = "body_too_large"

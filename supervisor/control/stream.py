@@ -79,7 +79,7 @@ class Streams:
     ) -> None:
         self._backend = backend
         self._log = log
-        self._quota = Quota(limit, STREAMS_PER_PEER, limit * RESERVED_STREAMS // MAX_STREAMS)
+        self._quota = Quota("streams", limit, STREAMS_PER_PEER, limit * RESERVED_STREAMS // MAX_STREAMS)
         self._numbers = Numbers(backend)
         self._tick = tick
         self._write_seconds = write_seconds
@@ -97,30 +97,35 @@ class Streams:
         Raises:
             TooManyStreams: before anything was sent.
         """
-        key, trusted = caller.session or caller.who, caller.scope == "admin"
+        key, trusted = caller.peer, caller.scope == "admin"
         if (refusal := self._quota.refusal(key, trusted)) is not None:
-            raise TooManyStreams(f"of the streams {refusal}; close a dashboard")
+            raise TooManyStreams(f"{refusal}; close a dashboard")
         response = web.StreamResponse(headers={**headers, "Content-Type": SSE, "X-Accel-Buffering": "no"})
-        self._quota.take(key, trusted)
-        # Before the snapshot is taken, so that nothing falls between the two.
-        subscription = self._backend.subscribe()
-        try:
-            await response.prepare(request)
-            stream = _Stream(
-                self._backend, self._numbers, subscription, response, caller, self._tick, self._write_seconds
-            )
-            await stream.run(self._closing)
-        except TimeoutError:
-            self._log.write(
-                "warning", "control_stream_dropped", caller.who, who=caller.who, cause="slow reader"
-            )
-            if request.transport is not None:
-                request.transport.abort()
-        except ConnectionError:
-            pass  # the reader has left, as readers do
-        finally:
-            subscription.close()
-            self._quota.give_back(key, trusted)
+        with self._quota.one(key, trusted):
+            # Before the snapshot is taken, so that nothing falls between the two.
+            subscription = self._backend.subscribe()
+            try:
+                await response.prepare(request)
+                stream = _Stream(
+                    self._backend,
+                    self._numbers,
+                    subscription,
+                    response,
+                    caller,
+                    self._tick,
+                    self._write_seconds,
+                )
+                await stream.run(self._closing)
+            except TimeoutError:
+                self._log.write(
+                    "warning", "control_stream_dropped", caller.who, who=caller.who, cause="slow reader"
+                )
+                if request.transport is not None:
+                    request.transport.abort()
+            except ConnectionError:
+                pass  # the reader has left, as readers do
+            finally:
+                subscription.close()
         response.force_close()
         return response
 
