@@ -131,7 +131,7 @@ class Allowance:
 
 
 class Quota:
-    """How many of something there may be: strangers have `per_key` each at most, and leave `reserved` to others.
+    """How many of something there may be: strangers have `per_key` each at most, and leave `reserved` free.
 
     Args:
         what: a plural for messages, e.g. `streams`.
