@@ -19,7 +19,7 @@ import resource
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -246,18 +246,18 @@ class ControlConnection(web.RequestHandler):
         del self._received[:PIECE]
         if not self.busy:
             self._parsed += len(piece)
-            if self._parsed > HEAD_LIMIT and self.transport is not None:
-                self.transport.write(_HEAD_TOO_LARGE)
-                self.close_soon()
+            if self._parsed > HEAD_LIMIT:
+                self._owner.start(self._refuse_head())
                 return
         super().data_received(piece)
         if not self._received:
             self._hold(False)
 
-    def close_soon(self) -> None:
-        """Close it after what is written; abort it if the client does not take that."""
-        self.deadline = min(self.deadline, time.monotonic() + LINGER_SECONDS)
-        self.force_close()
+    async def _refuse_head(self) -> None:
+        if self._wire is not None:
+            self._wire.write(_HEAD_TOO_LARGE)
+            await self.linger()
+            self.abort()
 
     def abort(self) -> None:
         """Close it at once, whatever it is at."""
@@ -412,9 +412,7 @@ class ControlConnections:
             return
         connection = ControlConnection(self, peer, **self._options)
         self._open.add(connection)
-        task = self._loop.create_task(self._connect(connection, sock))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.start(self._connect(connection, sock))
         if self._sweep_timer is None:
             self._sweep_timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
@@ -427,6 +425,11 @@ class ControlConnections:
             else:
                 self._queue.append(connection)
             self._pass_soon()
+
+    def start(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def lost(self, connection: ControlConnection) -> None:
         self._open.discard(connection)
