@@ -5,8 +5,6 @@ many (browsers keep some 700 KB a host) that the dashboard's page could not be a
 limit for a request's head is that large. So the fields go as they come in, without being kept.
 """
 
-import asyncio
-
 _COOKIE = b"cookie"
 _BODY = frozenset({b"content-length", b"transfer-encoding"})
 _LONGEST = max(map(len, (_COOKIE, *_BODY))) + 1
@@ -68,30 +66,3 @@ class CookieFilter:
             name, colon, _ = start.lower().partition(b":")
             self._dropped = bool(colon) and name == _COOKIE
             self._body_follows |= bool(colon) and name in _BODY
-
-
-class WithoutCookies(asyncio.Protocol):
-    """Passes a connection's events to `inner`, its bytes through a CookieFilter."""
-
-    def __init__(self, inner: asyncio.Protocol) -> None:
-        self._inner = inner
-        self._filter = CookieFilter()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._inner.connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        if passed := self._filter.feed(data):
-            self._inner.data_received(passed)
-
-    def eof_received(self) -> bool | None:
-        return self._inner.eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._inner.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        self._inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._inner.resume_writing()

@@ -83,6 +83,8 @@ class WorkerView(msgspec.Struct, frozen=True):
     uss: int | None
     deadline_in: float | None
     """The nearest deadline of its requests in flight."""
+    implausible: bool = False
+    """What it wrote into the scoreboard can't be true: it counts no more, and its requests are not seen."""
 
 
 class Totals(msgspec.Struct, frozen=True):

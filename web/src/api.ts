@@ -34,6 +34,7 @@ export interface WorkerView {
   rss: number | null;
   uss: number | null;
   deadline_in: number | null;
+  implausible: boolean;
 }
 
 export interface Totals {
