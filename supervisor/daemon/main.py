@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 from setproctitle import setproctitle
 
-from supervisor import __version__
+from supervisor import __version__, terminal
 from supervisor.control.handover import Handover
 from supervisor.control.server import ControlServer
 from supervisor.daemon import upgrade
@@ -155,8 +155,8 @@ class Daemon:
         # Not print: perhaps nobody reads it, and then the end must not wait for that, nor fail.
         last_words = LogFile("-", 2)
         if finish.traceback:
-            last_words.write(finish.traceback)
-        last_words.write(f"ostler: error: {finish.reason}")
+            last_words.write(terminal.lines(finish.traceback))
+        last_words.write(f"ostler: error: {terminal.one_line(str(finish.reason))}")
         return ExitCode.BOOT if finish.app_failed else ExitCode.FAILED
 
     async def _close(self) -> None:
