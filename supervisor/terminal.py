@@ -20,20 +20,20 @@ def one_line(text: str, longest: int | None = None) -> str:
     """`text` with what a terminal would act upon escaped as Python does it (`\\x1b`, `\\n`, `\\u202e`).
 
     Args:
-        longest: characters; of a longer text the beginning is shown, and how much is missing.
+        longest: characters to show; of a longer text the beginning is shown, and how long it is.
     """
-    text, rest = _cut(text, longest)
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else _escape(c) for c in text)
-    return text + rest
+    shown = text[:longest]
+    if not shown.isprintable():
+        shown = "".join(c if c.isprintable() else _escape(c) for c in shown)
+    return _cut(shown, text, longest)
 
 
 def lines(text: str, longest: int | None = None) -> str:
     """The same for a text of several lines: line feeds stay, tabs become blanks."""
-    text, rest = _cut(text, longest)
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() or c == "\n" else _escape(c) for c in text.expandtabs())
-    return text + rest
+    shown = text[:longest]
+    if not shown.isprintable():
+        shown = "".join(c if c.isprintable() or c == "\n" else _escape(c) for c in shown.expandtabs())
+    return _cut(shown, text, longest)
 
 
 def ascii_json(text: str) -> str:
@@ -51,11 +51,11 @@ def encode_anything(stream: object) -> None:
         stream.reconfigure(errors="backslashreplace")
 
 
-def _cut(text: str, longest: int | None) -> tuple[str, str]:
-    """Before it is escaped: a long text costs no more than what is shown of it."""
-    if longest is None or len(text) <= longest:
-        return text, ""
-    return text[:longest], f"... (and {len(text) - longest} characters more)"
+def _cut(shown: str, text: str, longest: int | None) -> str:
+    """Escaping makes a text longer; a long text costs no more than what is shown of it."""
+    if longest is None or len(text) <= longest >= len(shown):
+        return shown
+    return f"{shown[:longest]}... ({len(text)} characters in all)"
 
 
 def _escape(character: str) -> str:

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 UNBOUNDED = 100_000
 """Columns of an output that is no terminal: no line is broken for a program that reads it."""
 LONGEST_ON_A_TERMINAL = 1_000
-LONGEST = 10_000
-"""Characters of one value. An app that names a request with megabytes must not bury all other rows."""
+LONGEST = 5_000
+"""Characters of one value, and more than a request line has. One of megabytes must not bury all other rows,
+which a table makes as wide as the widest."""
 LONGEST_TEXT = 200_000
 """The same for what has lines of its own, such as a traceback."""
 _MOST_BYTES = 1 << 80

@@ -192,11 +192,12 @@ class Client:
             attempts -= 1
             try:
                 self._connection.request(method, url, body, headers)
-                answer = self._connection.getresponse()
-                data = answer.read(LARGEST_ANSWER)
-                if answer.read(1):
-                    raise http.client.HTTPException(f"its answer is larger than {LARGEST_ANSWER >> 20} MiB")
-                return answer.status, data
+                with self._connection.getresponse() as answer:
+                    data = answer.read(LARGEST_ANSWER)
+                    if answer.read(1):
+                        limit = f"{LARGEST_ANSWER >> 20} MiB"
+                        raise http.client.HTTPException(f"its answer is larger than {limit}")
+                    return answer.status, data
             except (OSError, http.client.HTTPException) as error:
                 self._connection.close()
                 if not attempts or isinstance(error, TimeoutError):
