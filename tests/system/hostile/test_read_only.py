@@ -57,7 +57,8 @@ def token_file(place: Place) -> Path:
     """As an orchestrator mounts a secret."""
     path = place.folder / "token"
     path.write_text("s3cret-and-long-enough\n")
-    path.chmod(0o444)
+    path.chmod(0o400)
+    os.chown(path, UID, UID)
     return path
 
 

@@ -256,6 +256,7 @@ def test_all_places_are_taken(place: Place, shared: Path) -> None:
         folder.chmod(0o755)
     token = place.folder / "token"
     token.write_text(TOKEN)
+    token.chmod(0o400)
     theirs(token)
     daemon = place.start(
         *("--control-bind", "127.0.0.1:0", "--control-token-file", str(token), "plain:app"),
