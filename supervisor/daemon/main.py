@@ -251,7 +251,7 @@ class Daemon:
         self._shell.submit(events.StopAsked("end of the launcher", "quick"))
 
     def _begin_looking(self) -> None:
-        setproctitle(f"ostler: supervisor [{self._shell.name}]")
+        setproctitle(f"ostler: supervisor [{terminal.one_line(self._shell.name)}]")
         sentence = health.sentence(self._shell.fleet)
         self._notifier.send("READY=1", f"MAINPID={os.getpid()}", f"STATUS={sentence}")
         self._sensor.start()
