@@ -9,7 +9,7 @@ import pwd
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -34,6 +34,7 @@ from supervisor.control.routes import (
     UPGRADE,
     WORKERS,
 )
+from supervisor.control.sockets import UntrustedFolder, trusted_owners
 from supervisor.control.views import Refork, ReloadView, Scale, Stop
 from supervisor.errors import ExitCode, OstlerError
 from supervisor.osapi.peers import account_name
@@ -94,6 +95,8 @@ class Aim:
 class Named:
     """Judges who serves a control socket that the user has named: it may be anybody's, but that is said.
 
+    Not of the user that root has given the socket's folder to: a service's account, mostly.
+
     Args:
         path: the socket's; owner: the uid that the user expects there, if that was said.
     """
@@ -104,13 +107,19 @@ class Named:
 
     def __call__(self, uid: int) -> None:
         """Raises StrangerError."""
-        if uid in _trusted(self._owner):
+        if uid in _trusted(self._owner) or (self._owner is None and uid in self._of_folder()):
             return
         served = f"{self._path} is served by a process of {account_name(uid)}"
         if self._owner is not None:
             raise StrangerError(f"{served}, not of {account_name(self._owner)}; nothing was sent to it")
         output.complain(f"ctl: warning: {served}, not yours or root's (--owner USER accepts it)")
         self._owner = uid  # and no other from now on
+
+    def _of_folder(self) -> Collection[int]:
+        try:
+            return trusted_owners(self._path.absolute().parent)
+        except (UntrustedFolder, OSError):
+            return ()
 
 
 def _trusted(owner: int | None) -> set[int]:

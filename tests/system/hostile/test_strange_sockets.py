@@ -201,7 +201,8 @@ def test_a_port_that_changed_hands(place: Place, shared: Path) -> None:
 
 
 def test_a_daemon_of_another_user_that_root_has_given_a_folder(place: Place, shared: Path) -> None:
-    """As systemd does with RuntimeDirectory=: root's `ctl` finds it without being told whose it is."""
+    """As systemd does with RuntimeDirectory=: root's `ctl` finds it without being told whose it is, and
+    takes it without a warning if it is named."""
     given = place.folder / "given"
     given.mkdir(mode=0o755)
     theirs(given)
@@ -209,8 +210,10 @@ def test_a_daemon_of_another_user_that_root_has_given_a_folder(place: Place, sha
         folder.chmod(0o755)
     daemon = place.start("plain:app", argv=[*as_nobody(), *OSTLER], RUNTIME_DIRECTORY=str(given))
     daemon.until(lambda: any(given.glob("*.sock")), "the control socket")
+    (path,) = given.glob("*.sock")
     done = ctl(place, shared, "scale", "2", RUNTIME_DIRECTORY=str(given))
     assert (done.code, done.err) == (0, "")
+    assert ctl(place, shared, "--socket", str(path), "status").err == ""
 
 
 # -- where the daemon would put its socket ---------------------------------------------------------------
