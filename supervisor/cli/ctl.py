@@ -5,9 +5,11 @@ API; `--json` prints its views unchanged and never loads rich.
 """
 
 import os
+import pwd
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -17,7 +19,7 @@ import click
 from supervisor import __version__
 from supervisor.cli import output, waiting
 from supervisor.cli.output import duration, print_json, print_line
-from supervisor.control.client import Client, Discovery, discover
+from supervisor.control.client import Client, Discovery, StrangerError, discover
 from supervisor.control.routes import (
     CONFIG,
     EVENTS,
@@ -32,13 +34,26 @@ from supervisor.control.routes import (
     UPGRADE,
     WORKERS,
 )
+from supervisor.control.sockets import UntrustedFolder, trusted_owners
 from supervisor.control.views import Refork, ReloadView, Scale, Stop
 from supervisor.errors import ExitCode, OstlerError
+from supervisor.osapi.peers import account_name
+from supervisor.terminal import encode_anything
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 _ALL = 1000
+_MOST_STRANGERS = 5
+_ADDRESS = re.compile(r"http://[!-~]{1,200}")
+
+
+class NotClear(OstlerError):
+    """Several daemons may be meant; each of `known` is a line for people."""
+
+    def __init__(self, message: str, known: list[str]) -> None:
+        super().__init__(message)
+        self.known = known
 
 
 @dataclass(slots=True)
@@ -48,6 +63,7 @@ class Aim:
     socket: str | None = None
     name: str | None = None
     url: str | None = None
+    owner: str | None = None
     json: bool = False
 
     def client(self) -> Client:
@@ -64,20 +80,70 @@ class Aim:
         socket, url = self.socket, self.url
         if not (socket or url or self.name):
             socket, url = os.environ.get("OSTLER_SOCKET"), os.environ.get("OSTLER_URL")
+        owner = _uid(self.owner or os.environ.get("OSTLER_OWNER"))
         if socket:
-            return Client.unix(Path(socket))
+            path = Path(socket)
+            return Client.unix(path, judge=Named(path, owner))
         if url:
             token = os.environ.get("OSTLER_TOKEN")
             if not token:
                 raise OstlerError("set OSTLER_TOKEN to the daemon's bearer token")
-            return Client.tcp(url, token)
-        return Client.unix(_the_one(discover(), self.name))
+            return Client.tcp(url, token, trusted=_trusted(owner))
+        return _the_one(discover(), self.name)
 
 
-def _the_one(discovery: Discovery, name: str | None) -> Path:
+class Named:
+    """Judges who serves a control socket that the user has named: it may be anybody's, but that is said.
+
+    Not of the user that root has given the socket's folder to: a service's account, mostly.
+
+    Args:
+        path: the socket's; owner: the uid that the user expects there, if that was said.
+    """
+
+    def __init__(self, path: Path, owner: int | None) -> None:
+        self._path = path
+        self._owner = owner
+
+    def __call__(self, uid: int) -> None:
+        """Raises StrangerError."""
+        if uid in _trusted(self._owner) or (self._owner is None and uid in self._of_folder()):
+            return
+        served = f"{self._path} is served by a process of {account_name(uid)}"
+        if self._owner is not None:
+            raise StrangerError(f"{served}, not of {account_name(self._owner)}; nothing was sent to it")
+        output.complain(f"ctl: warning: {served}, not yours or root's (--owner USER accepts it)")
+        self._owner = uid  # and no other from now on
+
+    def _of_folder(self) -> Collection[int]:
+        try:
+            return trusted_owners(self._path.absolute().parent)
+        except (UntrustedFolder, OSError):
+            return ()
+
+
+def _trusted(owner: int | None) -> set[int]:
+    return {0, os.geteuid()} if owner is None else {0, os.geteuid(), owner}
+
+
+def _uid(user: str | None) -> int | None:
+    """The number of a user by name or number. Raises OstlerError if there is no such user."""
+    if not user:
+        return None
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except (KeyError, ValueError):
+        if user.isascii() and user.isdecimal() and len(user) < 11:
+            return int(user)
+        raise OstlerError(f"--owner: there is no user {user!r}") from None
+
+
+def _the_one(discovery: Discovery, name: str | None) -> Client:
+    for stranger in discovery.strangers[:_MOST_STRANGERS]:
+        output.complain(f"ctl: warning: {stranger}; it is left alone")
     found = [one for one in discovery.found if name is None or name in (one.status.name, one.path.stem)]
     if len(found) == 1:
-        return found[0].path
+        return found[0].client()
     if found:
         known = [
             f"{one.status.name}: pid {one.status.pid}, {one.status.app}, "
@@ -85,7 +151,7 @@ def _the_one(discovery: Discovery, name: str | None) -> Path:
             for one in found
         ]
         option = "--name" if len({one.status.name for one in found}) == len(found) else "--socket"
-        raise OstlerError(f"{len(found)} instances run; choose one with {option}{output.lines(known)}")
+        raise NotClear(f"{len(found)} instances run; choose one with {option}", known)
     if name is not None and discovery.found:
         names = ", ".join(sorted(one.status.name for one in discovery.found))
         raise OstlerError(f"no instance is named {name!r}; there is {names}")
@@ -108,6 +174,11 @@ def _aimed(command: Command) -> Command:
     """Options that are understood before and after the command's name."""
     for decorate in (
         _option("--json", is_flag=True, help="Print the API's own JSON."),
+        _option(
+            "--owner",
+            metavar="USER",
+            help="With --url or --socket: the daemon's user, if neither you nor root. [OSTLER_OWNER]",
+        ),
         _option(
             "--url",
             metavar="URL",
@@ -296,7 +367,7 @@ def _check_reload(view: ReloadView, generation: int) -> None:
         raise OstlerError(f"the reload to generation {generation} was superseded by another")
     if view.phase in ("failed", "rolled back"):
         if view.traceback:
-            sys.stderr.write(view.traceback.rstrip("\n") + "\n")
+            output.show_traceback(view.traceback)
         reason = " ".join((view.reason or "no reason given").split())
         how = "the reload failed" if view.phase == "failed" else "the reload was rolled back"
         raise OstlerError(f"{how}, the old generation serves on: {reason}")
@@ -347,7 +418,7 @@ def refork(aim: Aim, slot: int | None, force: bool, timeout: float, no_wait: boo
             waiting.replaced(client, old, meter, patience)
     for event in client.call(EVENTS, after=asked.after):
         if event.name == "refork_warning" and event.id < outcome.id:
-            sys.stderr.write(f"ctl: warning: {event.fields.get('problem')}\n")
+            output.complain(f"ctl: warning: {event.fields.get('problem')}")
     if aim.json:
         print_json(outcome)
     if outcome.name == "refork_refused":
@@ -429,6 +500,9 @@ def open_dashboard(aim: Aim, no_browser: bool) -> None:
         return
     print_line(link.url)
     sys.stdout.flush()
+    if not _ADDRESS.fullmatch(link.url):
+        # A browser takes options, and opens files and programs as well.
+        raise OstlerError("what the daemon gave for an address is none")
     if not no_browser and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         import webbrowser
 
@@ -442,6 +516,7 @@ def main(argv: list[str] | None = None, prog: str = "ctl") -> None:
         argv: without the program's name; None for sys.argv's.
         prog: how the program calls itself: `ctl` or `ostler ctl`.
     """
+    encode_anything(sys.stdout)
     try:
         code = cli.main(argv, prog_name=prog, standalone_mode=False)
         sys.stdout.flush()
@@ -454,11 +529,14 @@ def main(argv: list[str] | None = None, prog: str = "ctl") -> None:
         sys.exit(ExitCode.USAGE)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else prog
-        _fail(prog, f"{error.format_message().rstrip('.')} (see `{command} --help`)", ExitCode.USAGE)
+        message = " ".join(error.format_message().split()).rstrip(".")
+        _fail(prog, f"{message} (see `{command} --help`)", ExitCode.USAGE)
     except click.ClickException as error:
         _fail(prog, error.format_message(), ExitCode.FAILED)
     except (KeyboardInterrupt, click.Abort):
         _fail(prog, "interrupted; what was asked for goes on", INTERRUPTED)
+    except NotClear as error:
+        _fail(prog, str(error), error.exit_code, error.known)
     except OstlerError as error:
         _fail(prog, str(error), error.exit_code)
     except OSError as error:
@@ -474,6 +552,6 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(prog: str, message: str, code: int) -> NoReturn:
-    sys.stderr.write(f"{prog}: error: {message}\n")
+def _fail(prog: str, message: str, code: int, more: Sequence[str] = ()) -> NoReturn:
+    output.complain(f"{prog}: error: {message}", *more)
     sys.exit(code)

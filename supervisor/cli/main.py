@@ -12,6 +12,7 @@ from supervisor import __version__
 from supervisor.cli.arguments import Given, command
 from supervisor.errors import ExitCode, OstlerError
 from supervisor.osapi.process import fill_standard_descriptors
+from supervisor.terminal import encode_anything, one_line
 
 
 def _command() -> click.Command:
@@ -88,13 +89,14 @@ def refuse_other_supervisor() -> None:
 
 
 def fail(error: OstlerError, prog: str = "ostler") -> NoReturn:
-    click.echo(f"{prog}: error: {error}", err=True)
+    click.echo(f"{prog}: error: {one_line(str(error))}", err=True)
     sys.exit(error.exit_code)
 
 
 def main() -> None:
     """Entry point of `ostler`."""
     fill_standard_descriptors()
+    encode_anything(sys.stdout)
     try:
         refuse_other_supervisor()
         if sys.argv[1:2] == ["ctl"]:
@@ -108,7 +110,7 @@ def main() -> None:
     except click.Abort:
         sys.exit(128 + 2)
     except click.ClickException as error:
-        message = " ".join(error.format_message().split())
+        message = one_line(" ".join(error.format_message().split()))
         click.echo(f"ostler: error: {message} (see ostler --help)", err=True)
         sys.exit(ExitCode.USAGE)
     except OstlerError as error:

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
@@ -17,6 +17,8 @@ from supervisor.control.views import (
     WorkerView,
 )
 from supervisor.control.wording import change, value
+from supervisor.errors import OstlerError
+from supervisor.terminal import ascii_json, lines, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +26,14 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 UNBOUNDED = 100_000
-"""Columns of an output that is no terminal: nothing is cut off for a program that reads it."""
+"""Columns of an output that is no terminal: no line is broken for a program that reads it."""
+LONGEST_ON_A_TERMINAL = 1_000
+LONGEST = 5_000
+"""Characters of one value, and more than a request line has. One of megabytes must not bury all other rows,
+which a table makes as wide as the widest."""
+LONGEST_TEXT = 200_000
+"""The same for what has lines of its own, such as a traceback."""
+_MOST_BYTES = 1 << 80
 
 STATE_STYLES = {
     "ready": "green",
@@ -39,18 +48,45 @@ STATE_STYLES = {
 
 
 def print_json(data: object) -> None:
-    """Print a view, or JSON that came from the API as bytes, with an indentation of two."""
-    body = data if isinstance(data, bytes) else msgspec.json.encode(data)
-    sys.stdout.write(msgspec.json.format(body, indent=2).decode() + "\n")
+    """Print a view, or JSON that came from the API as bytes, with an indentation of two and in ASCII.
+
+    Raises:
+        OstlerError: the bytes are no JSON.
+    """
+    try:
+        if isinstance(data, bytes):
+            msgspec.json.decode(data)  # `format` lets through what is no UTF-8
+            body = data
+        else:
+            body = msgspec.json.encode(data)
+        text = msgspec.json.format(body, indent=2).decode()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise OstlerError(f"what answers does not do so in Ostler's JSON: {error}") from error
+    sys.stdout.write(ascii_json(text) + "\n")
 
 
 def print_line(text: str) -> None:
-    sys.stdout.write(printable(text) + "\n")
+    sys.stdout.write(one_line(text, _longest(sys.stdout)) + "\n")
 
 
-def printable(text: str) -> str:
-    """`text` without what would steer a terminal: paths come from strangers."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def print_lines(text: str) -> None:
+    """Print what has lines of its own, but for blanks at its end."""
+    sys.stdout.write(lines(text.rstrip(), LONGEST_TEXT) + "\n")
+
+
+def complain(text: str, *more: str) -> None:
+    """Print a line to standard error; `more`: items that belong to it, on lines of their own."""
+    longest = _longest(sys.stderr)
+    sys.stderr.write(one_line(text, longest) + "\n" + "".join(f"  {one_line(m, longest)}\n" for m in more))
+
+
+def show_traceback(text: str) -> None:
+    """Print it to standard error."""
+    sys.stderr.write(lines(text.rstrip("\n"), LONGEST_TEXT) + "\n")
+
+
+def _longest(stream: TextIO) -> int:
+    return LONGEST_ON_A_TERMINAL if stream.isatty() else LONGEST
 
 
 def duration(seconds: float) -> str:
@@ -80,7 +116,7 @@ def size(count: int | None) -> str:
     """Bytes in binary units: `812 KiB`, `34.1 MiB`."""
     if count is None:
         return "-"
-    amount = float(count)
+    amount = float(min(count, _MOST_BYTES))
     for unit in ("B", "KiB", "MiB"):
         if amount < 1024:
             return f"{amount:.0f} {unit}" if unit != "MiB" else f"{amount:.1f} MiB"
@@ -114,9 +150,10 @@ def print_status(status: StatusView) -> None:
         progress = f"{reload.replaced} of {reload.of} replaced, {duration(reload.seconds)}"
         rows.append(("reload", f"to generation {reload.generation} {reload.phase} ({progress}){reason}"))
     table = _grid()
-    table.add_row("name", _cell(status.name, "bold"))
+    _add_row(table, "name", _cell(status.name, "bold"))
     for label, text in rows:
-        table.add_row(label, _cell(text, STATE_STYLES.get(status.state, "") if label == "state" else ""))
+        style = STATE_STYLES.get(status.state, "") if label == "state" else ""
+        _add_row(table, label, _cell(text, style))
     _console().print(table)
 
 
@@ -137,7 +174,8 @@ def print_workers(workers: Sequence[WorkerView]) -> None:
     )
     for worker in workers:
         state = f"{worker.state} ({worker.leaving})" if worker.leaving else worker.state
-        table.add_row(
+        _add_row(
+            table,
             str(worker.slot),
             "-" if worker.pid is None else str(worker.pid),
             str(worker.generation),
@@ -145,7 +183,7 @@ def print_workers(workers: Sequence[WorkerView]) -> None:
             age(worker.age),
             str(worker.requests),
             str(worker.connections),
-            _cell("\n".join(f"{r.method} {printable(r.path)} {age(r.age)}" for r in worker.in_flight)),
+            _cells(f"{r.method} {r.path} {age(r.age)}" for r in worker.in_flight),
             "-" if worker.cpu_percent is None else f"{worker.cpu_percent:.0f}%",
             size(worker.rss),
             size(worker.uss),
@@ -168,13 +206,14 @@ def print_requests(requests: Sequence[RequestView]) -> None:
         ("deadline", "right"),
     )
     for r in requests:
-        table.add_row(
+        _add_row(
+            table,
             age(r.age),
             str(r.slot),
             str(r.pid),
             str(r.thread),
-            _cell(printable(r.method)),
-            _cell(printable(r.path)),
+            r.method,
+            r.path,
             age(r.deadline_in),
         )
     _console().print(table)
@@ -183,8 +222,8 @@ def print_requests(requests: Sequence[RequestView]) -> None:
 def print_config(config: ConfigView) -> None:
     table = _table(("setting", "left"), ("value", "left"), ("origin", "left"), ("takes effect", "left"))
     for setting in config.settings:
-        shown = "-" if setting.value is None else printable(value(setting.value))
-        table.add_row(_cell(setting.name), _cell(shown), _cell(setting.origin), setting.takes_effect)
+        shown = "-" if setting.value is None else value(setting.value)
+        _add_row(table, setting.name, shown, setting.origin, setting.takes_effect)
     _console().print(table)
 
 
@@ -205,7 +244,8 @@ def print_exits(exits: Sequence[ExitView]) -> None:
         ("last request", "left"),
     )
     for view in exits:
-        table.add_row(
+        _add_row(
+            table,
             str(view.id),
             moment(view.at),
             _process(view),
@@ -215,7 +255,7 @@ def print_exits(exits: Sequence[ExitView]) -> None:
             view.status,
             str(view.requests),
             size(view.peak_memory),
-            _cell(printable(view.last_requests[0]) if view.last_requests else "-"),
+            view.last_requests[0] if view.last_requests else "-",
         )
     _console().print(table)
 
@@ -223,12 +263,12 @@ def print_exits(exits: Sequence[ExitView]) -> None:
 def print_events(events: Sequence[EventView]) -> None:
     """A line each, as the log has them, then what takes lines of its own."""
     for event in events:
-        fields = {name: printable(str(value)) for name, value in event.fields.items()}
-        long = {name: str(value) for name, value in event.fields.items() if "\n" in str(value)}
+        fields = {name: str(value) for name, value in event.fields.items()}
+        long = {name: value for name, value in fields.items() if "\n" in value}
         short = " ".join(f"{name}={value}" for name, value in fields.items() if name not in long)
         print_line(f"{moment(event.at)}  {event.name:<22} {short}".rstrip())
-        for line in (line for text in long.values() for line in text.rstrip().splitlines()):
-            print_line(f"    {printable(line)}")
+        for text in long.values():
+            print_lines("    " + text.rstrip().replace("\n", "\n    "))
 
 
 def print_exit(view: ExitView) -> None:
@@ -243,12 +283,12 @@ def print_exit(view: ExitView) -> None:
         ("age", age(view.age)),
         ("requests", str(view.requests)),
         ("peak memory", size(view.peak_memory)),
-        ("last requests", "\n".join(map(printable, view.last_requests)) or "-"),
     ):
-        grid.add_row(label, _cell(text, "red" if label == "cause" and not view.planned else ""))
+        _add_row(grid, label, _cell(text, "red" if label == "cause" and not view.planned else ""))
+    _add_row(grid, "last requests", _cells(view.last_requests or ["-"]))
     _console().print(grid)
-    for line in (view.stack or "").splitlines():
-        print_line(line)
+    if view.stack:
+        print_lines(view.stack)
 
 
 def print_reload(reload: ReloadView, before: StatusView, after: StatusView) -> None:
@@ -267,7 +307,10 @@ def print_reload(reload: ReloadView, before: StatusView, after: StatusView) -> N
 
 def moment(at: float) -> str:
     """Local time of day, with the date unless it is today's."""
-    then = time.localtime(at)
+    try:
+        then = time.localtime(at)
+    except (OverflowError, OSError, ValueError):
+        return "-"  # no such time
     today = time.localtime()[:3] == then[:3]
     return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S", then)
 
@@ -314,11 +357,19 @@ def _table(*columns: tuple[str, str]) -> "Table":
     return table
 
 
+def _add_row(table: "Table", *cells: "str | Text") -> None:
+    """All rows are made here: no text comes into a table but through `_cell`."""
+    table.add_row(*(_cell(cell) if isinstance(cell, str) else cell for cell in cells))
+
+
 def _cell(text: str, style: str = "") -> "Text":
     from rich.text import Text
 
-    return Text(text, style=style)
+    return Text(one_line(text, _longest(sys.stdout)), style=style)
 
 
-def lines(items: Iterable[str]) -> str:
-    return "".join(f"\n  {printable(item)}" for item in items)
+def _cells(texts: Iterable[str]) -> "Text":
+    """A cell of several lines."""
+    from rich.text import Text
+
+    return Text("\n".join(one_line(text, _longest(sys.stdout)) for text in texts))

@@ -28,6 +28,8 @@ FIRST_POLL_SECONDS = 0.004
 DEGRADED_SECONDS = 3.0
 """A fleet whose workers fail to boot may recover; one that stays so long is not waited for."""
 
+_MOST = 1_000_000
+
 T = TypeVar("T")
 
 
@@ -70,7 +72,13 @@ class Meter(_Display):
     def show(self, done: int, of: int, note: str = "") -> None:
         if self._progress is not None:
             title = f"{self._title} ({note})" if note else self._title
+            done, of = _bounded(done), _bounded(of)
             self._progress.update(self._task, completed=max(0, min(done, of)), total=of, description=title)
+
+
+def _bounded(number: int) -> int:
+    """A number that a bar can show, whatever the daemon says."""
+    return max(-_MOST, min(number, _MOST))
 
 
 class Step(NamedTuple):
@@ -148,7 +156,11 @@ class Roll(_Display):
         title = f"generation {reload.generation} ({reload.phase})"
         replaced = f"{reload.replaced} of {reload.of}"
         progress.update(
-            self._whole, description=title, completed=reload.replaced, total=reload.of or None, word=replaced
+            self._whole,
+            description=title,
+            completed=_bounded(reload.replaced),
+            total=_bounded(reload.of) or None,
+            word=replaced,
         )
         # Of a fleet that is larger than the terminal, those that something happens to right now.
         roomy = len(steps) <= progress.console.height - 3

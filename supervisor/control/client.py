@@ -7,28 +7,40 @@ Never imports aiohttp or asyncio.
 import http.client
 import os
 import socket
-import struct
+import stat
 import urllib.parse
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 import msgspec
 
 from supervisor.control.routes import STATUS, Ask, Route, View
-from supervisor.control.sockets import candidate_dirs
+from supervisor.control.sockets import UntrustedFolder, candidate_dirs, trusted_owners
 from supervisor.control.views import ErrorView, StatusView
 from supervisor.errors import OstlerError
+from supervisor.osapi.peers import account_name, is_local, tcp_owners, unix_peer
 
 SECONDS = 10.0
 """Time-out of one question; a waiting reload is polled, so none takes long."""
 DISCOVERY_SECONDS = 1.0
+LARGEST_ANSWER = 64 << 20
+"""Bytes; a daemon with 500 workers and 1,000 tracebacks stays far below."""
 
-_UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid (unix(7))
+Judge = Callable[[int], object]
+"""Called with the uid of the server before anything is sent to it; raises if it is not to be talked to."""
+
+_NO_API = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are no JSON, or not of the type."""
 
 
 class UnreachableError(OstlerError):
     """Nobody answers there, or the connection broke."""
+
+
+class StrangerError(OstlerError):
+    """What answers there is another user's process; nothing was sent to it."""
 
 
 class RefusedError(OstlerError):
@@ -41,18 +53,48 @@ class RefusedError(OstlerError):
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path, seconds: float) -> None:
+    def __init__(self, path: Path, seconds: float, judge: Judge | None) -> None:
         super().__init__("localhost", timeout=seconds)
         self._path = path
+        self._judge = judge
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.sock.settimeout(self.timeout)
             self.sock.connect(os.fspath(self._path))
+            if self._judge is not None:
+                self._judge(unix_peer(self.sock).uid)
         except BaseException:
             self.close()
             raise
+
+
+class _TcpConnection(http.client.HTTPConnection):
+    """What is sent holds the token, and any user may listen on a port that the daemon has left."""
+
+    def __init__(self, host: str, port: int, seconds: float, trusted: Collection[int]) -> None:
+        super().__init__(host, port, timeout=seconds)
+        self._trusted = trusted
+
+    def connect(self) -> None:
+        try:
+            super().connect()
+            if is_local(self.sock):
+                self._check(tcp_owners(self.sock))
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self, owners: set[int]) -> None:
+        where = f"http://{self.host}:{self.port}"
+        if not owners:
+            raise StrangerError(f"can't see whose process listens at {where}; the token was not sent")
+        for uid in owners.difference(self._trusted):
+            raise StrangerError(
+                f"at {where} a process of {account_name(uid)} listens, not yours or root's; the token was "
+                "not sent (--owner USER accepts that user's)"
+            )
 
 
 class Client:
@@ -64,12 +106,22 @@ class Client:
         self._token = token
 
     @classmethod
-    def unix(cls, path: Path, seconds: float = SECONDS) -> "Client":
-        return cls(_UnixConnection(path, seconds), str(path))
+    def unix(cls, path: Path, seconds: float = SECONDS, judge: Judge | None = None) -> "Client":
+        """`judge`: None for a path that is known to be the right one, whoever's it is."""
+        return cls(_UnixConnection(path, seconds, judge), str(path))
 
     @classmethod
-    def tcp(cls, url: str, token: str, seconds: float = SECONDS) -> "Client":
-        """Raises OstlerError if `url` is not like http://127.0.0.1:PORT."""
+    def tcp(
+        cls, url: str, token: str, seconds: float = SECONDS, trusted: Collection[int] | None = None
+    ) -> "Client":
+        """A daemon that is reached by a port.
+
+        Args:
+            trusted: uids whose processes on this machine may get the token; None: our own and root.
+
+        Raises:
+            OstlerError: `url` is not like http://127.0.0.1:PORT.
+        """
         parts = urllib.parse.urlsplit(url)
         try:
             port = parts.port
@@ -77,8 +129,8 @@ class Client:
             port = None
         if parts.scheme != "http" or not parts.hostname or port is None:
             raise OstlerError(f"{url!r} is no control address; it looks like http://127.0.0.1:PORT")
-        connection = http.client.HTTPConnection(parts.hostname, port, timeout=seconds)
-        return cls(connection, url, token)
+        trusted = {0, os.geteuid()} if trusted is None else trusted
+        return cls(_TcpConnection(parts.hostname, port, seconds, trusted), url, token)
 
     def call(self, route: Route[Ask, View], ask: Ask | None = None, **numbers: int) -> View:
         """Ask one thing.
@@ -88,14 +140,14 @@ class Client:
             numbers: those of the path's `{parameters}` and of its query.
 
         Raises:
-            RefusedError: an error answer. UnreachableError: no answer.
+            RefusedError: an error answer. UnreachableError: no answer. StrangerError: nothing was asked.
         """
         body = self.raw(route, ask, **numbers)
         if route.view is None:
             return cast("View", None)
         try:
             return msgspec.json.decode(body, type=route.view)
-        except msgspec.DecodeError as error:
+        except _NO_API as error:
             raise UnreachableError(f"{self.where} answers, but not as Ostler's API: {error}") from error
 
     def raw(self, route: Route[Ask, View], ask: Ask | None = None, **numbers: int) -> bytes:
@@ -115,7 +167,7 @@ class Client:
             return answer
         try:
             view = msgspec.json.decode(answer, type=ErrorView)
-        except msgspec.DecodeError:
+        except _NO_API:
             view = ErrorView(
                 "unknown", f"{self.where} answered {url} with status {status}, not as Ostler's API"
             )
@@ -126,8 +178,7 @@ class Client:
         sock = self._connection.sock
         if sock is None or sock.family != socket.AF_UNIX:
             return None
-        pid, _, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        return pid or None
+        return unix_peer(sock).pid or None
 
     def close(self) -> None:
         self._connection.close()
@@ -141,8 +192,12 @@ class Client:
             attempts -= 1
             try:
                 self._connection.request(method, url, body, headers)
-                answer = self._connection.getresponse()
-                return answer.status, answer.read()
+                with self._connection.getresponse() as answer:
+                    data = answer.read(LARGEST_ANSWER)
+                    if answer.read(1):
+                        limit = f"{LARGEST_ANSWER >> 20} MiB"
+                        raise http.client.HTTPException(f"its answer is larger than {limit}")
+                    return answer.status, data
             except (OSError, http.client.HTTPException) as error:
                 self._connection.close()
                 if not attempts or isinstance(error, TimeoutError):
@@ -163,24 +218,40 @@ class Found:
 
     path: Path
     status: StatusView
+    trusted: Collection[int]
+    """Users whose processes may answer there."""
+
+    def client(self) -> Client:
+        return Client.unix(self.path, judge=_only(self.trusted, self.path))
 
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
     found: list[Found]
     denied: list[Path]
-    """Sockets, or folders of them, that are another user's."""
+    """Sockets, or folders of them, that we may not use."""
     looked_in: list[Path]
+    strangers: list[str] = field(default_factory=list)
+    """What was left alone because anybody may have put it there: a line each."""
 
 
 def discover() -> Discovery:
-    """Ask every control socket in the usual folders who it is."""
+    """Ask every control socket in the usual folders who it is.
+
+    Nothing is sent to another user's process, unless root has given that user the folder: see
+    `trusted_owners`.
+    """
     found: list[Found] = []
     denied: list[Path] = []
+    strangers: list[str] = []
     folders = candidate_dirs()
     for folder in folders:
         try:
+            trusted = trusted_owners(folder)
             paths = sorted(folder.iterdir())
+        except UntrustedFolder as error:
+            strangers.append(str(error))
+            continue
         except PermissionError:
             denied.append(folder)
             continue
@@ -189,13 +260,35 @@ def discover() -> Discovery:
         for path in paths:
             if path.suffix != ".sock":
                 continue
-            client = Client.unix(path, DISCOVERY_SECONDS)
+            client = Client.unix(path, DISCOVERY_SECONDS, judge=_only(trusted, path))
             try:
-                found.append(Found(path, client.call(STATUS)))
+                if _is_socket_of(trusted, path):
+                    found.append(Found(path, client.call(STATUS), trusted))
+            except StrangerError as error:
+                strangers.append(str(error))
             except (UnreachableError, RefusedError) as error:
                 refused = isinstance(error, RefusedError) and error.status == 403
                 if refused or isinstance(error.__cause__, PermissionError):
                     denied.append(path)
             finally:
                 client.close()
-    return Discovery(found, denied, folders)
+    return Discovery(found, denied, folders, strangers)
+
+
+def _is_socket_of(trusted: Collection[int], path: Path) -> bool:
+    """Whether there is a socket; raises StrangerError if it is another user's."""
+    try:
+        info = path.lstat()
+    except OSError:
+        return False  # it ended just now
+    if info.st_uid not in trusted:
+        raise StrangerError(f"{path} belongs to {account_name(info.st_uid)}")
+    return stat.S_ISSOCK(info.st_mode)
+
+
+def _only(trusted: Collection[int], path: Path) -> Judge:
+    def judge(uid: int) -> None:
+        if uid not in trusted:
+            raise StrangerError(f"{path} is served by a process of {account_name(uid)}")
+
+    return judge

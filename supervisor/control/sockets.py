@@ -12,16 +12,19 @@ import os
 import re
 import socket
 import stat
-import tempfile
 from pathlib import Path
 
 from supervisor.errors import SettingError
+from supervisor.osapi.peers import account_name
 
 SETTING = "control_socket"
 OWN = 0o600
 """Mode of a socket for its owner alone."""
 SUN_PATH_MAX = 107
 """Bytes: sizeof(sun_path) is 108 with the terminating NUL (unix(7))."""
+
+_SYSTEM_DIR = Path("/run/ostler")
+_WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class SocketInUse(SettingError):
@@ -36,28 +39,68 @@ def safe_name(name: str) -> str:
 def default_socket_path(name: str, mode: int = OWN) -> Path:
     """The control socket of the instance `name`; its folder exists afterwards.
 
+    It lies in the first of the usual folders that can be used: a container may have no place but one, and in
+    a shared folder another user may have been there first.
+
     mode: the socket's; whom it lets in can pass the folder as well.
 
     Raises:
-        SettingError: the folder can't be made, or is not safely ours.
+        SettingError: none of them can be made or written to, or is safely ours.
     """
     file = f"{safe_name(name)}.sock"
     if folder := _service_dir():
         return folder / file  # systemd has made it; its mode is the unit's business
-    folder = _own_dir(_user_dir())
-    if mode & 0o077:
-        try:
-            # Passed, not listed. What else is in there says itself who may have it.
-            folder.chmod(0o711)
-        except OSError as error:
-            raise _explain(error, folder) from error
-    return folder / file
+    problems = []
+    for folder in _user_dirs():
+        problem = _make_own(folder, mode)
+        if problem is None:
+            return folder / file
+        problems.append(f"{folder} ({problem})")
+    raise SettingError(
+        SETTING,
+        f"there is no place for it: {', '.join(problems)}; give --control-socket PATH in a folder that only "
+        "you can write to",
+    )
 
 
 def candidate_dirs() -> list[Path]:
     """The folders where `default_socket_path` of this user, or of a service, may have put sockets."""
-    found = [_service_dir(), _user_dir(), Path("/run/ostler"), _temp_dir()]
-    return list(dict.fromkeys(folder for folder in found if folder is not None))
+    service = _service_dir()
+    found = [*([service] if service else []), *_user_dirs(), _SYSTEM_DIR, *_temp_dirs()]
+    return list(dict.fromkeys(found))
+
+
+class UntrustedFolder(Exception):
+    """A folder that another user may have made; `str()` is one line."""
+
+
+def trusted_owners(folder: Path) -> frozenset[int]:
+    """The users whose sockets in a folder of `candidate_dirs` may be talked to: root, we, perhaps one more.
+
+    In a place where anybody may make a folder, /tmp say, it has to be ours or root's. Where only root or we
+    could have made it, as in /run, its owner is the user that it was given to: a service's account.
+
+    This avoids what can be seen beforehand. Whose process really answers is known once connected.
+
+    Raises:
+        UntrustedFolder: another user's, a link, or others can write to it.
+        OSError: it can't be looked at; there is none, mostly.
+    """
+    ours = frozenset((0, os.geteuid()))
+    parent = folder.parent.stat()
+    if parent.st_uid in ours and not parent.st_mode & _WRITABLE:
+        info = folder.stat()  # may be a link: systemd makes some (systemd.exec(5), DynamicUser=)
+        trusted, unwanted = ours | {info.st_uid}, stat.S_IWOTH
+    else:
+        info = folder.lstat()
+        trusted, unwanted = ours, _WRITABLE
+    if not stat.S_ISDIR(info.st_mode):
+        raise UntrustedFolder(f"{folder} is no folder (a link is not followed)")
+    if info.st_uid not in trusted:
+        raise UntrustedFolder(f"{folder} belongs to {account_name(info.st_uid)}")
+    if info.st_mode & unwanted:
+        raise UntrustedFolder(f"others can write to {folder}")
+    return trusted
 
 
 def _service_dir() -> Path | None:
@@ -66,16 +109,24 @@ def _service_dir() -> Path | None:
     return Path(first) if first else None
 
 
-def _user_dir() -> Path:
+def _user_dirs() -> list[Path]:
+    """The best one first."""
+    found = []
     session = os.environ.get("XDG_RUNTIME_DIR", "")
     # After su or sudo the variable may still name somebody else's folder, or one that is gone.
     if session and _owner(Path(session)) == os.geteuid():
-        return Path(session, "ostler")
-    return Path("/run/ostler") if os.geteuid() == 0 else _temp_dir()
+        found.append(Path(session, "ostler"))
+    if os.geteuid() == 0:
+        found.append(_SYSTEM_DIR)
+    return [*found, *_temp_dirs()]
 
 
-def _temp_dir() -> Path:
-    return Path(tempfile.gettempdir(), f"ostler-{os.geteuid()}")
+def _temp_dirs() -> list[Path]:
+    """Not by tempfile.gettempdir: it takes the current folder at last, and raises if it can't be written."""
+    named = (os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP"))
+    # /dev/shm can be written in containers whose file system is read-only.
+    places = [*(name for name in named if name.startswith("/")), "/tmp", "/var/tmp", "/dev/shm"]  # noqa: S108
+    return [Path(place, f"ostler-{os.geteuid()}") for place in places]
 
 
 def _owner(folder: Path) -> int | None:
@@ -85,23 +136,31 @@ def _owner(folder: Path) -> int | None:
         return None
 
 
-def _own_dir(folder: Path) -> Path:
-    """Make `folder` with mode 0700, or check that nobody else can put things into the one that is there."""
+def _make_own(folder: Path, mode: int) -> str | None:
+    """Make `folder`, or check that nobody else can put things into the one that is there.
+
+    Returns what is wrong with it, None if it can be used.
+    """
     try:
         try:
             folder.mkdir(mode=0o700)
         except FileExistsError:
             pass
         info = folder.lstat()
+        if not stat.S_ISDIR(info.st_mode):
+            return "no folder; a link is not followed"
+        if info.st_uid != os.geteuid():
+            return f"belongs to uid {info.st_uid}, not to us"
+        if info.st_mode & _WRITABLE:
+            return f"others can write to it; run `chmod 700 {folder}`"
+        # One that is there may be on a read-only disk.
+        if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+            return "can't be written to"
+        if mode & 0o077:
+            folder.chmod(0o711)  # passed, not listed; what else is in there says itself who may have it
     except OSError as error:
-        raise _explain(error, folder) from error
-    if not stat.S_ISDIR(info.st_mode):
-        raise SettingError(SETTING, f"{folder} is no folder (a link is not followed); name another place")
-    if info.st_uid != os.geteuid():
-        raise SettingError(SETTING, f"{folder} belongs to uid {info.st_uid}, not to us; name another place")
-    if info.st_mode & 0o022:
-        raise SettingError(SETTING, f"others can write to {folder}; run `chmod 700 {folder}`")
-    return folder
+        return (error.strerror or str(error)).lower()
+    return None
 
 
 class OwnedSocket:
@@ -115,6 +174,7 @@ class OwnedSocket:
         # Its number is no other file's as long as the socket is open, deleted or not.
         self._identity = _identity(path)
         self._folder_mode = _mode(path.parent)
+        self._folder_owner = _owner(path.parent)
 
     @classmethod
     def claim(cls, path: Path, mode: int = OWN) -> "OwnedSocket":
@@ -167,6 +227,10 @@ class OwnedSocket:
             if self._folder_mode is not None and not self.path.parent.exists():
                 self.path.parent.mkdir(mode=0o700)
                 self.path.parent.chmod(self._folder_mode)
+            owner = _owner(self.path.parent)
+            if owner is not None and owner not in (self._folder_owner, os.geteuid(), 0):
+                # In /tmp another user may have been quicker.
+                raise SettingError(SETTING, f"{self.path.parent} belongs to {account_name(owner)} now")
             if not _names(_lock_path(self.path), self._lock):
                 new = _take_lock(self.path)
                 os.close(self._lock)
@@ -233,9 +297,15 @@ class TokenFile:
 
     def remove(self) -> None:
         try:
-            if self.path.read_text() == self._text:
+            # What others may have put there, a FIFO say, must not hold up our end.
+            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                text = os.read(fd, len(self._text) + 1)
+            finally:
+                os.close(fd)
+            if text == self._text.encode():
                 self.path.unlink()
-        except (OSError, ValueError):
+        except OSError:
             pass  # gone, or somebody else's by now
 
 
@@ -263,8 +333,10 @@ def _take_lock(path: Path) -> int:
     """A descriptor that holds the flock on a lock file which still has its name."""
     name = _lock_path(path)
     while True:
-        lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        lock = os.open(name, flags, 0o600)
         try:
+            _check_lock(name, lock)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _names(name, lock):
                 os.ftruncate(lock, 0)
@@ -278,6 +350,17 @@ def _take_lock(path: Path) -> int:
             os.close(lock)
             raise
         os.close(lock)  # its owner unlinked it between our open and our lock
+
+
+def _check_lock(name: Path, lock: int) -> None:
+    """What another user has put there would be locked by that user for ever, or be a file that we spoil.
+
+    Raises:
+        SettingError: it is no plain file of our own, or has another name as well (link(2)).
+    """
+    info = os.fstat(lock)
+    if not stat.S_ISREG(info.st_mode) or info.st_uid != os.geteuid() or info.st_nlink > 1:
+        raise SettingError(SETTING, f"{name} is no lock file of ours; remove it or name another place")
 
 
 def _drop_lock(path: Path, lock: int) -> None:

@@ -24,6 +24,7 @@ from supervisor.settings.address import parse_address
 from supervisor.settings.load import Loaded
 from supervisor.settings.render import print_config
 from supervisor.settings.table import Settings
+from supervisor.terminal import lines
 
 
 def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
@@ -129,6 +130,6 @@ def _receive(server: ForkServerHandle, failure: type[OstlerError] = OstlerError)
     message = received[0]
     if isinstance(message, messages.LoadFailed):
         if message.traceback:
-            print(message.traceback, file=sys.stderr)
+            print(lines(message.traceback), file=sys.stderr)
         raise failure(message.reason)
     return message

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 from setproctitle import setproctitle
 
-from supervisor import __version__
+from supervisor import __version__, terminal
 from supervisor.control.handover import Handover
 from supervisor.control.server import ControlServer
 from supervisor.daemon import upgrade
@@ -157,8 +157,8 @@ class Daemon:
         # Not print: perhaps nobody reads it, and then the end must not wait for that, nor fail.
         last_words = LogFile("-", 2)
         if finish.traceback:
-            last_words.write(finish.traceback)
-        last_words.write(f"ostler: error: {finish.reason}")
+            last_words.write(terminal.lines(finish.traceback))
+        last_words.write(f"ostler: error: {terminal.one_line(str(finish.reason))}")
         return ExitCode.BOOT if finish.app_failed else ExitCode.FAILED
 
     async def _close(self) -> None:
@@ -253,7 +253,7 @@ class Daemon:
         self._shell.submit(events.StopAsked("end of the launcher", "quick"))
 
     def _begin_looking(self) -> None:
-        setproctitle(f"ostler: supervisor [{self._shell.name}]")
+        setproctitle(f"ostler: supervisor [{terminal.one_line(self._shell.name)}]")
         sentence = health.sentence(self._shell.fleet)
         self._notifier.send("READY=1", f"MAINPID={os.getpid()}", f"STATUS={sentence}")
         self._sensor.start()

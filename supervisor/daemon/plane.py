@@ -35,13 +35,19 @@ class ControlPlane:
         if not settings.control_socket_disable:
             try:
                 socket_path = await self._start_socket(settings, name)
-            except OstlerError as error:
-                self._journal.record("warning", "control_unavailable", {"problem": str(error)})
+            except (OstlerError, OSError) as error:
+                hint = ""
+                if settings.control_bind and not settings.control_token_file:
+                    hint = "; --control-bind then needs --control-token-file too"
+                self._unavailable(f"{error}{hint}")
         if settings.control_bind:
             try:
                 await self._start_tcp(settings, socket_path)
-            except OstlerError as error:
-                self._journal.record("warning", "control_unavailable", {"problem": str(error)})
+            except (OstlerError, OSError) as error:
+                self._unavailable(str(error))
+
+    def _unavailable(self, problem: str) -> None:
+        self._journal.record("warning", "control_unavailable", {"problem": problem})
 
     async def _start_socket(self, settings: Settings, name: str) -> Path:
         mode = int(settings.control_socket_mode, 8)

@@ -19,8 +19,9 @@ from typing import Any
 
 from supervisor.logs.access import Answered, all_atoms
 from supervisor.logs.lean import Log, LogFile
-from supervisor.logs.render import LEVELS, indented, one_line, plain_text, traceback_of
+from supervisor.logs.render import LEVELS, indented, plain_text, traceback_of
 from supervisor.osapi import real
+from supervisor.terminal import one_line
 
 ERROR, ACCESS = "gunicorn.error", "gunicorn.access"
 

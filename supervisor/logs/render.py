@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from supervisor.terminal import lines, one_line
+
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
 _COLOURS = {"debug": "\x1b[2m", "info": "\x1b[32m", "warning": "\x1b[33m", "error": "\x1b[31m"}
@@ -25,20 +27,13 @@ def json_line(at: float, level: str, event: str, fields: Mapping[str, Any]) -> s
 def plain_text(event: str, fields: Mapping[str, Any]) -> str:
     """Event and fields without time and level, for who adds those; a traceback follows on its own lines."""
     event, more = _split(event, fields)
-    text = " ".join([event, *(f"{name}={_value(value)}" for name, value in _pairs(fields))])
+    text = " ".join([event, *(f"{one_line(name)}={_value(value)}" for name, value in _pairs(fields))])
     return f"{text}\n{more}" if more else text
 
 
 def traceback_of(fields: Mapping[str, Any]) -> str:
     """What goes onto lines of its own."""
     return str(fields.get("traceback") or fields.get("stack") or "")
-
-
-def one_line(text: str) -> str:
-    """A text that drives no terminal and begins no line."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _split(event: str, fields: Mapping[str, Any]) -> tuple[str, str]:
@@ -61,7 +56,7 @@ def console_line(at: float, level: str, event: str, fields: Mapping[str, Any], c
     stamp = datetime.fromtimestamp(at).strftime("%H:%M:%S.%f")[:-3]  # noqa: DTZ006 - people want local time
     event, more = _split(event, fields)
     pairs = " ".join(
-        f"{_DIM if colour else ''}{name}={_PLAIN if colour else ''}{_value(value)}"
+        f"{_DIM if colour else ''}{one_line(name)}={_PLAIN if colour else ''}{_value(value)}"
         for name, value in _pairs(fields)
     )
     if colour:
@@ -83,5 +78,4 @@ def _value(value: Any) -> str:
 
 def indented(text: str) -> str:
     """Lines that can't be taken for any of ours."""
-    safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text.expandtabs())
-    return "\n".join(f"    {line}" for line in safe.rstrip().split("\n"))
+    return "\n".join(f"    {line}" for line in lines(text).rstrip().split("\n"))

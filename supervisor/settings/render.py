@@ -5,6 +5,7 @@ from typing import Any
 from supervisor.settings.kinds import show_workers
 from supervisor.settings.load import Loaded
 from supervisor.settings.table import rows
+from supervisor.terminal import one_line
 
 # What is put into the app's environment is often a secret.
 _PAIRS = ("raw_env", "raw_paste_global_conf")
@@ -37,7 +38,7 @@ def print_config(loaded: Loaded) -> str:
 
 
 def _line(name: str, value: str, origin: str) -> str:
-    return f"{name:<24} = {value:<40} # {origin}"
+    return one_line(f"{name:<24} = {value:<40} # {origin}")
 
 
 def shown(name: str, value: Any) -> Any:

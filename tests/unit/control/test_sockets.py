@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from supervisor.control import sockets
-from supervisor.control.sockets import OwnedSocket, candidate_dirs, default_socket_path, safe_name
+from supervisor.control.sockets import (
+    OwnedSocket,
+    TokenFile,
+    UntrustedFolder,
+    candidate_dirs,
+    default_socket_path,
+    safe_name,
+    trusted_owners,
+)
 from supervisor.errors import SettingError
 
 
@@ -173,10 +181,15 @@ def test_a_path_too_long_for_the_kernel(tmp_path: Path) -> None:
 
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No folder of this machine is looked at."""
+    """Two folders like /tmp, `one` and `two`; no folder of this machine is looked at."""
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    both = [tmp_path / "one", tmp_path / "two"]
+    for place in both:
+        place.mkdir()
+        place.chmod(0o1777)
+    monkeypatch.setattr(sockets, "_SYSTEM_DIR", tmp_path / "none" / "ostler")
+    monkeypatch.setattr(sockets, "_temp_dirs", lambda: [place / f"ostler-{os.geteuid()}" for place in both])
     return tmp_path
 
 
@@ -206,15 +219,24 @@ def test_without_a_session_a_user_gets_a_temporary_folder(
 ) -> None:
     """Somebody else's or a vanished XDG_RUNTIME_DIR is passed over, as after `su`."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(places / "vanished"))
-    monkeypatch.setattr(sockets, "_user_dir", sockets._temp_dir)
     path = default_socket_path("shop")
-    assert path == places / f"ostler-{os.geteuid()}" / "shop.sock"
+    assert path == places / "one" / f"ostler-{os.geteuid()}" / "shop.sock"
     assert mode_of(path.parent) == 0o700
+
+
+def test_temporary_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one of the environment first; a relative one would be another for each process; never the current
+    folder, which tempfile takes if there is no other."""
+    monkeypatch.setenv("TMPDIR", "/scratch")
+    monkeypatch.setenv("TEMP", "here")
+    monkeypatch.delenv("TMP", raising=False)
+    me = f"ostler-{os.geteuid()}"
+    places = ("/scratch", "/tmp", "/var/tmp", "/dev/shm")
+    assert sockets._temp_dirs() == [Path(place, me) for place in places]
 
 
 def test_a_mode_that_lets_others_in(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The socket has it from the first moment on, also a second time, and its folder can be passed."""
-    monkeypatch.setattr(sockets, "_user_dir", sockets._temp_dir)
     assert mode_of(default_socket_path("shop").parent) == 0o700
     assert mode_of(default_socket_path("shop", 0o660).parent) == 0o711
     monkeypatch.setattr("os.chmod", None)
@@ -229,28 +251,136 @@ def test_a_mode_that_lets_others_in(places: Path, tmp_path: Path, monkeypatch: p
     assert places.exists()
 
 
-def test_a_folder_that_is_not_safely_ours_is_refused(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a shared temporary folder others may have been there first: link, file, loose mode, other owner."""
-    monkeypatch.setattr(sockets, "_user_dir", sockets._temp_dir)
-    folder = places / f"ostler-{os.geteuid()}"
-    (places / "real").mkdir(mode=0o700)
-    folder.symlink_to(places / "real")
-    with pytest.raises(SettingError, match=r"^control_socket: .*no folder"):
+def unfit(folder: Path, how: str) -> None:
+    """Make a folder that must not be used, as another user might have."""
+    match how:
+        case "link":
+            (folder.parent / "real").mkdir(mode=0o700)
+            folder.symlink_to(folder.parent / "real")
+        case "file":
+            folder.touch()
+        case "loose":
+            folder.mkdir()
+            folder.chmod(0o770)
+        case "read-only":
+            folder.mkdir(mode=0o500)
+
+
+PROBLEMS = {"link": "no folder", "file": "no folder", "loose": "others can write", "read-only": "can't be"}
+
+
+@pytest.mark.parametrize("how", PROBLEMS)
+def test_a_folder_that_is_not_safely_ours_is_passed_over(
+    places: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """In a shared folder others may have been there first; the next place is taken. Without any: one line."""
+    if how == "read-only":
+        monkeypatch.setattr("os.access", lambda *_, **__: False)
+    unfit(places / "one" / f"ostler-{os.geteuid()}", how)
+    if how != "read-only":
+        assert default_socket_path("shop") == places / "two" / f"ostler-{os.geteuid()}" / "shop.sock"
+        (places / "two" / f"ostler-{os.geteuid()}").rmdir()
+    unfit(places / "two" / f"ostler-{os.geteuid()}", how)
+    with pytest.raises(SettingError, match=r"^control_socket: there is no place for it: ") as caught:
         default_socket_path("shop")
-    folder.unlink()
-    folder.touch()
-    with pytest.raises(SettingError, match="no folder"):
-        default_socket_path("shop")
-    folder.unlink()
-    folder.mkdir()
-    folder.chmod(0o770)
-    with pytest.raises(SettingError, match="others can write"):
-        default_socket_path("shop")
-    folder.chmod(0o700)
+    said = str(caught.value)
+    assert said.count(PROBLEMS[how]) == 2
+    assert f"{places}/one/ostler-{os.geteuid()} (" in said
+    assert "--control-socket" in said
+    assert "\n" not in said
+
+
+def test_another_users_folder_is_passed_over(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It names whose it is."""
+    me = os.geteuid()
     monkeypatch.setattr("os.geteuid", lambda: 4321)
-    folder.rename(places / "ostler-4321")
-    with pytest.raises(SettingError, match="belongs to uid"):
+    for place in ("one", "two"):
+        (places / place / "ostler-4321").mkdir()
+    with pytest.raises(SettingError, match=f"belongs to uid {me}, not to us"):
         default_socket_path("shop")
+
+
+@pytest.mark.parametrize("how", ["link", "file", "loose"])
+def test_folders_that_ctl_does_not_look_into(places: Path, how: str) -> None:
+    """In a place where anybody may make a folder; the parent's mode decides about that."""
+    folder = places / "one" / f"ostler-{os.geteuid()}"
+    unfit(folder, how)
+    with pytest.raises(UntrustedFolder, match=PROBLEMS[how]) as caught:
+        trusted_owners(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_whose_sockets_are_trusted(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours and root's; in a folder that only root or we could have made, those of its owner as well."""
+    me = os.geteuid()
+    shared, given = places / "one" / "ostler-1", places / "ostler"
+    for folder in (shared, given):
+        folder.mkdir(mode=0o755)
+    assert trusted_owners(shared) == trusted_owners(given) == {0, me}
+    monkeypatch.setattr("os.geteuid", lambda: 4321)
+    if me == 0:
+        assert trusted_owners(shared) == {0, 4321}
+        os.chown(given, 1234, -1)
+        assert trusted_owners(given) == {0, 4321, 1234}
+        os.chown(shared, 1234, -1)
+    with pytest.raises(UntrustedFolder, match="belongs to "):
+        trusted_owners(shared)
+    with pytest.raises(FileNotFoundError):
+        trusted_owners(places / "one" / "none")
+
+
+def test_a_link_where_only_root_could_make_one(places: Path) -> None:
+    """systemd makes them for services with DynamicUser=."""
+    (places / "private").mkdir(mode=0o755)
+    (places / "ostler").symlink_to(places / "private")
+    assert os.geteuid() in trusted_owners(places / "ostler")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "hard link", "directory"])
+def test_a_lock_file_of_anothers_making(tmp_path: Path, kind: str) -> None:
+    """Where others can write they may have put something in its place: it is neither written to nor waited
+    for."""
+    lock, precious = tmp_path / "a.sock.lock", tmp_path / "precious"
+    precious.write_text("precious")
+    match kind:
+        case "fifo":
+            os.mkfifo(lock)
+        case "hard link":
+            lock.hardlink_to(precious)
+        case "directory":
+            lock.mkdir()
+    with pytest.raises(SettingError, match=r"^control_socket: .*a\.sock"):
+        OwnedSocket.claim(tmp_path / "a.sock")
+    assert precious.read_text() == "precious"
+    assert lock.exists()
+
+
+def test_a_folder_that_another_user_has_made_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours was deleted, as of old files in /tmp; what another has made in its place is not used."""
+    folder = tmp_path / "ostler"
+    folder.mkdir(mode=0o700)
+    owned = OwnedSocket.claim(folder / "a.sock")
+    for path in folder.iterdir():
+        path.unlink()
+    monkeypatch.setattr(sockets, "_owner", lambda _: 4321)
+    with pytest.raises(SettingError, match=r"belongs to uid 4321 now"):
+        owned.claim_again()
+    assert list(folder.iterdir()) == []
+    owned.release()
+
+
+def test_a_token_file_that_is_a_fifo_now(tmp_path: Path) -> None:
+    """Our end does not wait for a reader of it, and it stays."""
+    file = TokenFile(tmp_path / "a.token", "secret")
+    file.write()
+    file.path.unlink()
+    os.mkfifo(file.path)
+    writer = os.open(file.path, os.O_RDWR | os.O_NONBLOCK)
+    file.remove()
+    assert file.path.is_fifo()
+    os.close(writer)
 
 
 @pytest.mark.parametrize(
