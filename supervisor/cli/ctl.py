@@ -504,9 +504,14 @@ def open_dashboard(aim: Aim, no_browser: bool) -> None:
         # A browser takes options, and opens files and programs as well.
         raise OstlerError("what the daemon gave for an address is none")
     if not no_browser and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        import webbrowser
+        from supervisor.cli.browser import open_in_browser
 
-        webbrowser.open(link.url)
+        try:
+            open_in_browser(link.url)
+        except OSError as error:
+            raise OstlerError(
+                f"can't make a file for the browser: {error}; open the address yourself"
+            ) from None
 
 
 def main(argv: list[str] | None = None, prog: str = "ctl") -> None:

@@ -490,15 +490,25 @@ def test_open_prints_a_link_that_logs_in(place: Path, run: Ctl) -> None:
         assert "--control-bind" in done.err
 
 
-def test_open_uses_the_browser_of_a_display(place: Path, run: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a display the standard library's webbrowser gets the same address."""
+def test_open_uses_the_browser_of_a_display(
+    place: Path, tmp_path: Path, run: Ctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a display a browser opens the same address; other users find it in no process's arguments."""
     opened: list[str] = []
     monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setattr("webbrowser.open", opened.append)
     with served(place / "shop.sock", tcp=True):
-        assert run("open").out == f"{opened[0]}\n"
-        run("open", "--no-browser")
-    assert len(opened) == 1
+        first = run("open", "--socket", str(place / "shop.sock")).out.strip()
+        assert first not in opened[0]
+        page = Path(opened[0].removeprefix("file://"))
+        assert f"url={first}" in page.read_text()
+        assert page.stat().st_mode & 0o777 == 0o600
+        run("open", "--no-browser", "--socket", str(place / "shop.sock"))
+        assert len(opened) == 1
+        run("open", "--socket", str(place / "shop.sock"))
+    assert len(opened) == 2
+    assert not page.exists()
 
 
 # -- finding ---------------------------------------------------------------------------------------------
