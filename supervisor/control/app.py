@@ -257,8 +257,6 @@ async def _decode(route: Route[object, object], request: web.Request) -> object:
         raise Invalid(f"the body does not fit: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refusal(f"the body is no JSON: {error}") from error
-    except RecursionError:
-        raise Refusal("the body is nested too deeply") from None
 
 
 def _query(route: Route[object, object], request: web.Request) -> dict[str, int]:

@@ -179,23 +179,19 @@ def test_slow_heads_and_bodies(hostile_place: Place) -> None:
 
 def costly(kind: str, port: int) -> bytes:
     start = f"HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n".encode()
-    json = b"Content-Type: application/json\r\n"
     match kind:
         case "gzip":
             bomb = gzip.compress(bytes(60_000_000), 9)
             lines = b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb)
             return b"POST /v1/nothing " + start + lines + bomb
         case "chunks":
-            lines = json + b"Transfer-Encoding: chunked\r\n\r\n"
+            lines = b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
             return b"POST /v1/login " + start + lines + b"1\r\nx\r\n" * 20_000 + b"0\r\n\r\n"
-        case "slashes":
-            return b"GET " + b"/" * 7_900 + b" " + start + b"\r\n"
         case _:
-            body = b'{"code":' + b"[" * 4_000
-            return b"POST /v1/login " + start + json + b"Content-Length: %d\r\n\r\n" % len(body) + body
+            return b"GET " + b"/" * 7_900 + b" " + start + b"\r\n"
 
 
-@pytest.mark.parametrize("kind", ["gzip", "chunks", "slashes", "nested"])
+@pytest.mark.parametrize("kind", ["gzip", "chunks", "slashes"])
 def test_costly_requests(hostile_place: Place, kind: str) -> None:
     """A stranger's request costs the supervisor some milliseconds at most, and is refused."""
     daemon = hostile_place.start("--preload", *TCP, *CLASSES["sync"])
