@@ -112,7 +112,7 @@ def _entrance(guard: Guard, limited: LimitedLog, log: "FilteringBoundLogger") ->
         if not await connection.turn():
             return web.Response()  # to a client that has left
         with connection.answering():
-            response = await answer(request, handler)
+            response = await answer(request, handler, connection)
             early = not request.content.is_eof()
             if early:
                 response.force_close()
@@ -124,7 +124,9 @@ def _entrance(guard: Guard, limited: LimitedLog, log: "FilteringBoundLogger") ->
                 await connection.linger()
         return response
 
-    async def answer(request: web.Request, handler: _Inner) -> web.StreamResponse:
+    async def answer(
+        request: web.Request, handler: _Inner, connection: ControlConnection
+    ) -> web.StreamResponse:
         visit = _Visit("unknown", f"{request.method[:20]} {request.path[:200]}")
         _visit.set(visit)
         outcome, done = "cancelled", False
@@ -133,7 +135,7 @@ def _entrance(guard: Guard, limited: LimitedLog, log: "FilteringBoundLogger") ->
             guard.perimeter(request)
             _refuse_body(request)
             response = await handler(request)
-            outcome, done = str(response.status), response.status < 400
+            outcome, done = str(response.status), True
         except Refusal as refusal:
             outcome = f"{refusal.status} {refusal.word}"
             response = _render(refusal.status, refusal.word, refusal.message, refusal.headers)
@@ -144,7 +146,9 @@ def _entrance(guard: Guard, limited: LimitedLog, log: "FilteringBoundLogger") ->
             raise
         except Exception as error:  # noqa: BLE001 - the one place that turns a defect into an answer
             fields = {"who": visit.who, "what": visit.what}
-            limited.write("error", "control_request_failed", visit.who, exc_info=error, **fields)
+            limited.write(
+                "error", "control_request_failed", _peer(visit, connection), exc_info=error, **fields
+            )
             outcome = "500 internal"
             problem = "a defect of Ostler; see the daemon's log"
             response = _render(Internal.status, Internal.word, problem, {})
@@ -156,10 +160,15 @@ def _entrance(guard: Guard, limited: LimitedLog, log: "FilteringBoundLogger") ->
                     write = log.debug if visit.told else log.info
                     write("control_change", **fields)
                 else:
-                    limited.write("info", "control_change", visit.who, **fields)
+                    limited.write("info", "control_change", _peer(visit, connection), **fields)
         return response
 
     return entrance
+
+
+def _peer(visit: _Visit, connection: ControlConnection) -> str:
+    """By what lines are counted: over TCP the address is everybody's."""
+    return visit.who if visit.who.startswith("unix ") else f"{visit.who} {connection.peer}"
 
 
 async def _send(request: web.Request, response: web.StreamResponse, connection: ControlConnection) -> None:
@@ -255,8 +264,6 @@ async def _decode(route: Route[object, object], request: web.Request) -> object:
         raise Invalid(f"the body does not fit: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refusal(f"the body is no JSON: {error}") from error
-    except RecursionError:
-        raise Refusal("the body is nested too deeply") from None
 
 
 def _query(route: Route[object, object], request: web.Request) -> dict[str, int]:

@@ -86,6 +86,9 @@ class Peer:
         self.trusted = trusted
         self._allowances = allowances
 
+    def __str__(self) -> str:
+        return "unknown uid" if self.uid is None else f"uid {self.uid}"
+
     @contextmanager
     def measured(self) -> Iterator[None]:
         """Count what is done here for it; nothing that waits."""
@@ -451,9 +454,12 @@ class ControlConnections:
         self._open.discard(connection)
 
     def close(self) -> None:
-        """Nothing more is accepted or parsed; connections are the server's to close."""
+        """End what the server has not ended: connections that were made while it closed."""
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
+        for connection in list(self._open):
+            connection.abort()
+        self._open.clear()
         self._peers.close()
 
     async def _connect(self, connection: ControlConnection, sock: socket.socket) -> None:

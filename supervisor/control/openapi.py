@@ -19,9 +19,11 @@ _MEANING = {
     401: "Not authenticated",
     403: "Not allowed, or a foreign Host or Origin",
     404: "There is none",
+    408: "The body did not arrive in time",
     409: "The state does not allow it, or it failed",
+    411: "The body has no Content-Length",
     413: "The body is too large",
-    415: "The body is not declared as JSON",
+    415: "The body is not declared as JSON, or has a Content-Encoding",
     422: "The body or a parameter does not fit",
     429: "The code is not valid, nor were many others just now",
     500: "A defect; see the daemon's log",
@@ -98,7 +100,7 @@ def error_statuses(route: Route[object, object]) -> list[int]:
     if not route.open:
         statuses.add(401)
     if route.ask is not None:
-        statuses |= {400, 413, 415, 422}
+        statuses |= {400, 408, 411, 413, 415, 422}
     if route.query:
         statuses.add(422)
     return sorted(statuses)
