@@ -1,6 +1,6 @@
 """An app that writes into its worker's part of the scoreboard: what comes of it stays with that worker.
 
-A child of the worker, which has the memory in common with it, writes there some thousand times a second, from
+A child of the worker, which has the memory in common with it, writes there some hundred times a second, from
 the worker's first request on, until the worker is gone.
 """
 
@@ -49,7 +49,7 @@ def request(path):
     while os.getppid() == worker:
         rounds += 1
         stamp(start, (size - 4096) // LANE, rounds)
-        usleep(200)
+        usleep(2000)
     os._exit(0)
 
 """
@@ -137,12 +137,18 @@ def calm(daemon: Daemon) -> None:
             assert 0 <= request.age < 3600
 
 
+def attacked(place: Place, source: str, *words: str) -> Daemon:
+    """A daemon with two workers that attack from their first request on."""
+    place.add("attack.py", ATTACK + source)
+    daemon = place.start("--preload", "-w", "2", "--canary-time", "0", *words)
+    daemon.settled(2)
+    return daemon
+
+
 @each_class
 def test_random_words(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """Any words in any order: the API, replacement, totals and an upgrade are as without."""
-    hostile_place.add("attack.py", ATTACK + RANDOM)
-    daemon = hostile_place.start("-w", "2", "--canary-time", "0", *words)
-    daemon.settled(2)
+    """Any words in any order: the API, replacement and totals are as without, and each worker is one line."""
+    daemon = attacked(hostile_place, RANDOM, *words)
     before, totals = counters(daemon), sums(daemon.status().totals)
     assert daemon.get().status == 200
     assert daemon.event("scoreboard_implausible")["problem"]
@@ -156,18 +162,13 @@ def test_random_words(hostile_place: Place, words: tuple[str, ...]) -> None:
     assert_unharmed(daemon, rounds=3)
     reported = [event["pid"] for event in daemon.events("scoreboard_implausible")]
     assert len(reported) == len(set(reported))
-    assert daemon.ctl("upgrade", within=60).code == 0
-    daemon.event("upgraded")
-    daemon.settled(2, generation=2)
-    after = counters(daemon)
-    grown(before, after)
-    assert_unharmed(daemon, rounds=2)
+    grown(before, counters(daemon))
     assert lines(daemon) < LINES
     assert not daemon.events("internal_error")
     # Without the attack all is as it was, and counts.
     hostile_place.add("attack.py", "")
-    assert daemon.ctl("reload", within=60).code == 0
-    daemon.settled(2, generation=3)
+    assert daemon.ctl("reload", within=90).code == 0
+    daemon.settled(2, generation=2)
     answered = daemon.status().totals.requests
     for _ in range(7):
         assert daemon.get().status == 200
@@ -176,12 +177,24 @@ def test_random_words(hostile_place: Place, words: tuple[str, ...]) -> None:
     assert daemon.stop() == 0
 
 
+def test_an_upgrade_with_such_workers(hostile_place: Place) -> None:
+    """It goes through, and no total becomes less."""
+    daemon = attacked(hostile_place, RANDOM, *CLASSES["sync"])
+    assert daemon.get().status == 200
+    daemon.event("scoreboard_implausible")
+    before = counters(daemon)
+    assert daemon.ctl("upgrade", within=90).code == 0
+    daemon.event("upgraded")
+    daemon.settled(2, generation=2)
+    assert daemon.get().status == 200
+    grown(before, counters(daemon))
+    assert not daemon.events("internal_error")
+
+
 @pytest.mark.parametrize("name", ["threads", "gevent"])
 def test_requests_that_are_overdue_all_the_time(hostile_place: Place, name: str) -> None:
     """Of requests that nobody sees, a worker can cause so many lines and no more, and harms no one else."""
-    hostile_place.add("attack.py", ATTACK + OVERDUE)
-    daemon = hostile_place.start("-w", "2", "-t", "1", *CLASSES[name])
-    daemon.settled(2)
+    daemon = attacked(hostile_place, OVERDUE, "-t", "1", *CLASSES[name])
     assert daemon.get().status == 200
     daemon.event("request_overdue", path="/lie")
     began, before = time.monotonic(), lines(daemon)
@@ -189,10 +202,8 @@ def test_requests_that_are_overdue_all_the_time(hostile_place: Place, name: str)
     # A thousand at once, and then some a second.
     assert lines(daemon) - before < 1500 + 100 * (time.monotonic() - began)
     assert not daemon.events("internal_error")
-    assert daemon.ctl("upgrade", within=60).code == 0
-    daemon.event("upgraded")
     hostile_place.add("attack.py", "")
-    assert daemon.ctl("reload", within=60).code == 0
+    assert daemon.ctl("reload", within=90).code == 0
     assert daemon.get().status == 200
 
 
@@ -205,15 +216,14 @@ def limited() -> None:
 
 @each_class
 def test_little_address_space(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """300 MiB for each process are enough for all of it, a reload and an upgrade included."""
+    """300 MiB for each process are enough for all of it, a reload included."""
     daemon = hostile_place.start("-w", "2", "--canary-time", "0", *words, popen={"preexec_fn": limited})
     daemon.settled(2)
     assert daemon.get().status == 200
-    assert daemon.ctl("reload", within=60).code == 0
-    assert daemon.ctl("upgrade", within=60).code == 0
-    daemon.settled(2, generation=3)
+    assert daemon.ctl("reload", within=90).code == 0
+    daemon.settled(2, generation=2)
     assert daemon.get().status == 200
-    assert daemon.status().totals.requests == 2
+    daemon.until(lambda: daemon.status().totals.requests == 2, "both are counted")
     assert daemon.stop() == 0
 
 
@@ -246,7 +256,7 @@ def test_memfd_create_is_refused(hostile_place: Place, number: int) -> None:
     daemon.settled(2)
     assert daemon.get().status == 200
     daemon.until(lambda: daemon.status().totals.requests == 1, "it is counted")
-    assert daemon.ctl("upgrade", within=60).code == 0
+    assert daemon.ctl("upgrade", within=90).code == 0
     assert daemon.get().status == 200
     assert daemon.stop() == 0
 
