@@ -1,5 +1,6 @@
 """The supervisor's ends of its children: processes, channels, stack dumps."""
 
+import functools
 import os
 import sys
 import time
@@ -354,12 +355,18 @@ class WorkerHandle(Child):
 
 def stack_of(dump: str, ident: int) -> str:
     """One thread's part of a faulthandler dump; the whole dump if it is not in there."""
+    wanted = f"0x{ident:016x}"
+    # The newest dump stands last.
+    return next(("\n".join(block) for block in reversed(_blocks(dump)) if wanted in block[0]), dump)
+
+
+@functools.lru_cache(maxsize=1)  # hundreds of requests may be looked for in one dump
+def _blocks(dump: str) -> list[list[str]]:
+    """By thread, its lines."""
     blocks: list[list[str]] = []
     for line in dump.splitlines():
         if line.startswith(("Thread 0x", "Current thread 0x")):
             blocks.append([line])
         elif blocks and line.strip():
             blocks[-1].append(line)
-    wanted = f"0x{ident:016x}"
-    # The newest dump stands last.
-    return next(("\n".join(block) for block in reversed(blocks) if wanted in block[0]), dump)
+    return blocks

@@ -29,7 +29,8 @@ class Overdue:
 
     def dump_stack(self, action: actions.DumpStack) -> None:
         handle = self._shell.workers[action.launch]
-        found = self._shell.scoreboard.in_flight(handle.cell)
+        # The sensor has just read it, and there may be hundreds.
+        found = self._shell.scoreboard.last(handle.cell).in_flight
         ident = next((request.ident for request in found if request.thread == action.thread), 0)
         self._stacks.ask(handle, lambda dump: self._report_overdue(handle, action, ident, dump))
 
@@ -48,7 +49,7 @@ class Overdue:
         """Also more than once: one that comes just before a system call begins does not end it."""
         if handle.launch not in self._shell.workers:
             return
-        if any(r.overdue and r.thread == thread for r in self._shell.scoreboard.in_flight(handle.cell)):
+        if self._shell.scoreboard.is_overdue(handle.cell, thread):
             handle.interrupt()
             if times > 1:
                 self._shell.loop.call_later(DUMP_TIME, self._send_interrupt, handle, thread, times - 1)

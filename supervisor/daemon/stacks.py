@@ -37,7 +37,7 @@ class Stacks:
             return "(the process did not answer: it is stopped)"
         if f"0x{ident:016x}" not in dump and handle.launch in self._shell.workers:
             # A greenlet that C code keeps from telling where it is: what the main thread does says why.
-            ident = self._shell.scoreboard.ident(handle.cell)
+            ident = self._shell.scoreboard.last(handle.cell).ident
         # All of a dump is much, and there may be many that are not found in it.
         return shortened(stack_of(dump, ident))
 

@@ -193,6 +193,11 @@ class _Cell:
                     found.append(f"{method} {path}")
         return found
 
+    def is_overdue(self, thread: int) -> bool:
+        started = self.marked.get(thread)
+        where = (_lane(thread) + layout.STARTED) * layout.WORD
+        return bool(started) and int.from_bytes(os.pread(self.fd, layout.WORD, where), byteorder) == started
+
     def mark(self, thread: int, started_ns: int) -> None:
         self.marked[thread] = started_ns
         self._raw = b""  # the next reading shows it, whatever the worker has written there
@@ -342,6 +347,10 @@ class Scoreboard:
         """As `read`, but what is counted in it may be older."""
         return self._read(cell, count=False)
 
+    def last(self, cell: int) -> Reading:
+        """The newest of what is known of a cell, without reading it."""
+        return self._cells[cell].reading
+
     def _read(self, cell: int, count: bool) -> Reading:
         found = self._cells[cell]
         if found.trusted:
@@ -397,6 +406,11 @@ class Scoreboard:
     def mark_overdue(self, cell: int, thread: int, started_ns: int) -> None:
         """Let the worker know that a request is overdue, if that is still what the thread does."""
         self._cells[cell].mark(thread, started_ns)
+
+    def is_overdue(self, cell: int, thread: int) -> bool:
+        """Whether what the thread does is still what was marked last."""
+        found = self._cells[cell]
+        return found.trusted and found.is_overdue(thread)
 
     def totals(self, readings: Mapping[int, Reading] | None = None) -> Counts:
         """Everything since the start, workers that are gone included.

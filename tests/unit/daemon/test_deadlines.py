@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from supervisor.daemon import deadlines
 from supervisor.daemon.deadlines import DeadlineSensor
 from supervisor.fleet import events
 from supervisor.fleet.model import Worker, WorkerState
@@ -224,6 +225,40 @@ def test_only_overdue_left(stage: Stage) -> None:
     worker.end(1)
     stage.look(0.1)
     assert stage.told() == [events.OnlyOverdueLeft(1)]
+
+
+def test_very_many_overdue_requests(stage: Stage) -> None:
+    """They are reported some at a time, in the long run not more than the limit, and of none twice."""
+    worker = stage.worker(threads=256)
+    for thread in range(256):
+        worker.begin(thread)
+    stage.look(TIMEOUT)
+    assert len(stage.told()) == deadlines._REPORTS_IN_A_LOOK
+    for _ in range(4):
+        stage.look(0.1)
+    assert len(stage.told()) == 256 - deadlines._REPORTS_IN_A_LOOK
+    assert all(worker.marked(thread) for thread in range(256))
+    # It says so of other ones all the time.
+    words = [worker.cell.lane(thread)[0] for thread in range(256)]
+    for number in range(1, 100):
+        for flight in words:
+            flight[layout.STARTED] = int((stage.now - TIMEOUT) * 1e9) - number
+        stage.look(0.1)
+    assert len(stage.told()) <= deadlines._REPORTS + 12 * deadlines._REPORTS_RATE
+
+
+def test_who_is_not_trusted_has_no_deadlines(stage: Stage) -> None:
+    """What it says of its requests and of its loop is not listened to, also if it is overdue just now."""
+    worker = stage.worker()
+    worker.begin(0)
+    stage.look(TIMEOUT)
+    assert stage.told() == [overdue(1, TIMEOUT)]
+    worker.cell.header[layout.LANES_IN_USE] = 260
+    stage.look(0.1)
+    assert stage.told() == [events.OverdueEnded(1)]
+    worker.cell.header[layout.LANES_IN_USE] = 3
+    pass_time(stage, 3 * TIMEOUT)
+    assert stage.told() == []
 
 
 def test_no_timeout(stage: Stage) -> None:

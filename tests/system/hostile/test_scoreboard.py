@@ -1,0 +1,296 @@
+"""An app that writes into its worker's part of the scoreboard: what comes of it stays with that worker.
+
+A child of the worker, which has the memory in common with it, writes there some hundred times a second, from
+the worker's first request on, until the worker is gone.
+"""
+
+import errno
+import re
+import resource
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from supervisor.control.routes import METRICS
+from supervisor.control.views import Totals
+from tests.kit.daemon import Daemon, Place, ask
+from tests.kit.hostile import CLASSES, assert_unharmed, each_class
+
+pytestmark = pytest.mark.system
+
+# PAGE, LANE and the places are the layout's, written down: what is attacked is what is in memory.
+ATTACK = """\
+import ctypes, os, random, time
+usleep = ctypes.CDLL(None).usleep
+LANE, TEXT = 3072, 2048
+stamper = None
+
+def cell():
+    for line in open("/proc/self/maps"):
+        if "ostler-scoreboard" in line:
+            start, end = (int(part, 16) for part in line.split()[0].split("-"))
+            return start, end - start
+
+def put(where, value):
+    ctypes.c_uint64.from_address(where).value = value
+
+def request(path):
+    global stamper
+    if stamper == os.getpid() or path == "/quiet":
+        return
+    stamper = worker = os.getpid()
+    start, size = cell()
+    stamp(start, (size - 4096) // LANE, 0)
+    if os.fork():
+        return
+    born, rounds = time.monotonic_ns(), 0
+    while os.getppid() == worker:
+        rounds += 1
+        stamp(start, (size - 4096) // LANE, rounds)
+        usleep(2000)
+    os._exit(0)
+
+"""
+RANDOM = """\
+# A worker that adds to 2**64 - 1 dies of it: that is for words to which nothing is added.
+WORDS = [0, 1, 2**32, 2**63, 2**64 - 2**32]
+JUNK = b"\\x1b[2J\\x00\\x9b31m\\xff\\xe9 \\n"
+
+def stamp(start, lanes, rounds):
+    now = time.monotonic_ns()
+    put(start, random.choice([*WORDS, now, now + 10**12]))
+    put(start + 8, random.choice([260, lanes, 2**64 - 1]))
+    for lane in random.sample(range(lanes), min(lanes, 8)):
+        words = start + 4096 + lane * LANE
+        put(words + 8 * 3, random.choice([now, now - 10**12, *WORDS]))
+        for _ in range(30):
+            put(words + 8 * random.randrange(232), random.choice([*WORDS, now, random.getrandbits(64)]))
+        ctypes.memmove(words + TEXT, JUNK * 40, 400)
+    for word in (*range(0, 3), *range(8, 18)):
+        put(start + 4096 + (lanes - 1) * LANE + 8 * word, 2**64 - 1)
+"""
+# Nothing of this is impossible: all slots have requests that began a second ago, others all the time.
+OVERDUE = """\
+first = time.monotonic_ns()
+
+def stamp(start, lanes, rounds):
+    now = time.monotonic_ns()
+    if now - first < 1_200_000_000:
+        return
+    put(start + 8, lanes)
+    put(start, now)
+    for lane in range(lanes):
+        words = start + 4096 + lane * LANE
+        ctypes.memmove(words + TEXT, b"GET", 3)
+        ctypes.memmove(words + TEXT + 24, b"/lie", 4)
+        put(words + 8 * 5, 3)
+        put(words + 8 * 6, 4)
+        put(words + 8 * 4, random.getrandbits(47))
+        put(words + 8 * 3, now - 1_000_000_000 - rounds % 97 - lane)
+"""
+# What 300 MiB of address space are, for each process.
+ADDRESS_SPACE = 300 << 20
+# A line takes some time to come; more than this, and the app's user fills the disk.
+LINES = 400
+
+
+def lines(daemon: Daemon) -> int:
+    return daemon.log.read_text(errors="replace").count("\n")
+
+
+def sums(totals: Totals) -> list[int]:
+    return [totals.requests, totals.errors, totals.bytes_sent, totals.connections]
+
+
+def counters(daemon: Daemon) -> dict[str, float]:
+    """All counters of `/metrics`; histograms' too."""
+    text = daemon.client.raw(METRICS).decode()
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
+    found = {}
+    for name, labels, value in re.findall(r"^([a-z_]+)(\{.*\})? (\S+)$", text, re.MULTILINE):
+        family = re.sub(r"_(bucket|count|sum)$", "", name)
+        if "counter" in (kinds.get(name), kinds.get(name.removesuffix("_total"))) or (
+            kinds.get(family) == "histogram"
+        ):
+            found[name + labels] = float(value)
+    assert "ostler_sent_bytes_total" in found
+    return found
+
+
+def grown(before: dict[str, float], after: dict[str, float]) -> None:
+    """No counter has become less, and none is out of this world."""
+    assert [name for name, value in before.items() if after[name] < value] == []
+    assert [name for name, value in after.items() if value > 1e9 and "bytes" not in name] == []
+
+
+def calm(daemon: Daemon) -> None:
+    """What the API says is of this world, and printable."""
+    for worker in daemon.workers():
+        assert 0 <= worker.requests < 10**6
+        assert 0 <= worker.connections < 10**6
+        assert len(worker.in_flight) <= 257
+        for request in worker.in_flight:
+            assert (request.method + request.path).isascii()
+            assert (request.method + request.path).isprintable()
+            assert 0 <= request.age < 3600
+
+
+def attacked(place: Place, source: str, *words: str) -> Daemon:
+    """A daemon with two workers that attack from their first request on."""
+    place.add("attack.py", ATTACK + source)
+    daemon = place.start("--preload", "-w", "2", "--canary-time", "0", *words)
+    daemon.settled(2)
+    return daemon
+
+
+@each_class
+def test_random_words(hostile_place: Place, words: tuple[str, ...]) -> None:
+    """Any words in any order: the API, replacement and totals are as without, and each worker is one line."""
+    daemon = attacked(hostile_place, RANDOM, *words)
+    before, totals = counters(daemon), sums(daemon.status().totals)
+    assert daemon.get().status == 200
+    assert daemon.event("scoreboard_implausible")["problem"]
+    for _ in range(10):
+        assert daemon.get().status == 200
+        after, now = counters(daemon), sums(daemon.status().totals)
+        grown(before, after)
+        assert all(low <= high < 10**9 for low, high in zip(totals, now, strict=True))
+        before, totals = after, now
+        calm(daemon)
+    assert_unharmed(daemon, rounds=3)
+    reported = [event["pid"] for event in daemon.events("scoreboard_implausible")]
+    assert len(reported) == len(set(reported))
+    grown(before, counters(daemon))
+    assert lines(daemon) < LINES
+    assert not daemon.events("internal_error")
+    # Without the attack all is as it was, and counts.
+    hostile_place.add("attack.py", "")
+    assert daemon.ctl("reload", within=90).code == 0
+    daemon.settled(2, generation=2)
+    answered = daemon.status().totals.requests
+    for _ in range(7):
+        assert daemon.get().status == 200
+    daemon.until(lambda: daemon.status().totals.requests == answered + 7, "seven more are counted")
+    assert not any(worker.implausible for worker in daemon.workers())
+    assert daemon.stop() == 0
+
+
+def test_an_upgrade_with_such_workers(hostile_place: Place) -> None:
+    """It goes through, and no total becomes less."""
+    daemon = attacked(hostile_place, RANDOM, *CLASSES["sync"])
+    assert daemon.get().status == 200
+    daemon.event("scoreboard_implausible")
+    before = counters(daemon)
+    assert daemon.ctl("upgrade", within=90).code == 0
+    daemon.event("upgraded")
+    daemon.settled(2, generation=2)
+    assert daemon.get().status == 200
+    grown(before, counters(daemon))
+    assert not daemon.events("internal_error")
+
+
+@pytest.mark.parametrize("name", ["threads", "gevent"])
+def test_requests_that_are_overdue_all_the_time(hostile_place: Place, name: str) -> None:
+    """Of requests that nobody sees, a worker can cause so many lines and no more, and harms no one else."""
+    daemon = attacked(hostile_place, OVERDUE, "-t", "1", *CLASSES[name])
+    assert daemon.get().status == 200
+    daemon.event("request_overdue", path="/lie")
+    began, before = time.monotonic(), lines(daemon)
+    assert_unharmed(daemon, rounds=3)
+    # A thousand at once, and then some a second.
+    assert lines(daemon) - before < 1500 + 100 * (time.monotonic() - began)
+    assert not daemon.events("internal_error")
+    hostile_place.add("attack.py", "")
+    assert daemon.ctl("reload", within=90).code == 0
+    assert daemon.get().status == 200
+
+
+# -- what the system grants ------------------------------------------------------------------------------
+
+
+def limited() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+
+
+@each_class
+def test_little_address_space(hostile_place: Place, words: tuple[str, ...]) -> None:
+    """300 MiB for each process are enough for all of it, a reload included."""
+    daemon = hostile_place.start("-w", "2", "--canary-time", "0", *words, popen={"preexec_fn": limited})
+    daemon.settled(2)
+    assert daemon.get().status == 200
+    assert daemon.ctl("reload", within=90).code == 0
+    daemon.settled(2, generation=2)
+    assert daemon.get().status == 200
+    daemon.until(lambda: daemon.status().totals.requests == 2, "both are counted")
+    assert daemon.stop() == 0
+
+
+REFUSING = """\
+import os
+call, open_ = os.memfd_create, os.open
+def memfd_create(name, flags=0):
+    raise OSError({number}, os.strerror({number}))
+os.memfd_create = memfd_create
+if {shm}:
+    def open(path, flags, *more, **named):
+        if path == "/dev/shm":
+            raise OSError(13, os.strerror(13))
+        return open_(path, flags, *more, **named)
+    os.open = open
+import sys
+from supervisor.cli.main import main
+main()
+"""
+
+
+def refusing(number: int, shm: bool) -> dict[str, Any]:
+    return {"argv": (sys.executable, "-c", REFUSING.format(number=number, shm=shm))}
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
+def test_memfd_create_is_refused(hostile_place: Place, number: int) -> None:
+    """Then unnamed files in /dev/shm do, also for an upgrade."""
+    daemon = hostile_place.start("-w", "2", "attacked:app", **refusing(number, shm=False))
+    daemon.settled(2)
+    assert daemon.get().status == 200
+    daemon.until(lambda: daemon.status().totals.requests == 1, "it is counted")
+    assert daemon.ctl("upgrade", within=90).code == 0
+    assert daemon.get().status == 200
+    assert daemon.stop() == 0
+
+
+# Such a file can't be sealed.
+CUT = """\
+import os
+def request(path):
+    if path == "/cut":
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                if os.readlink(f"/proc/self/fd/{name}").startswith("/dev/shm/"):
+                    os.ftruncate(int(name), 0)
+            except OSError:
+                pass
+"""
+
+
+def test_memory_without_seals_is_cut_off(hostile_place: Place) -> None:
+    """A worker that cuts off its own memory dies of it, and the supervisor does not."""
+    hostile_place.add("attack.py", CUT)
+    daemon = hostile_place.start("-w", "2", "attacked:app", **refusing(errno.EPERM, shm=False))
+    daemon.settled(2)
+    try:
+        ask(daemon.url, "/cut")
+    except OSError:
+        pass
+    assert_unharmed(daemon, rounds=2)
+    assert daemon.stop() == 0
+
+
+def test_no_shared_memory_at_all(hostile_place: Place) -> None:
+    """One line says which calls were refused, and the daemon does not stay."""
+    done = hostile_place.run("-b", "127.0.0.1:0", "attacked:app", **refusing(errno.EPERM, shm=True))
+    assert done.code != 0
+    assert "memfd_create: Operation not permitted" in done.error
+    assert "/dev/shm: Permission denied" in done.error

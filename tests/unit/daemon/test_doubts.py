@@ -1,0 +1,94 @@
+"""Workers whose numbers can't be true, and the bucket that bounds what others cause."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from supervisor.daemon.bucket import Bucket
+from supervisor.daemon.doubts import Doubts
+from supervisor.fleet import events
+from supervisor.fleet.model import Cause, Worker, WorkerState
+
+
+class Stage:
+    """Two workers, with cells 11 and 12; `due`: what is to be called, and when."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.told: list[tuple[str, str, dict[str, Any]]] = []
+        self.submitted: list[Any] = []
+        self.due: list[tuple[float, Any, int]] = []
+        self.workers = {
+            n: Worker(n, n, 1, WorkerState.READY, since=0.0, spawned_at=0.0, pid=100 + n) for n in (1, 2)
+        }
+        self.shell: Any = SimpleNamespace(
+            scoreboard=SimpleNamespace(on_implausible=None),
+            workers={
+                n: SimpleNamespace(launch=n, slot=n, cell=10 + n, pid=100 + n, generation=1) for n in (1, 2)
+            },
+            fleet=SimpleNamespace(workers=self.workers, serving=self.workers.get),
+            journal=SimpleNamespace(record=lambda *what: self.told.append(what)),
+            loop=SimpleNamespace(call_later=lambda *what: self.due.append(what)),
+            submit=self.submitted.append,
+        )
+        Doubts(self.shell, lambda: self.now)
+
+    def doubt(self, cell: int) -> None:
+        self.shell.scoreboard.on_implausible(cell, "it can't be")
+
+    def pass_time(self) -> None:
+        for _, call, launch in self.due:
+            call(launch)
+
+
+def test_each_is_one_line() -> None:
+    """With what an operator needs to find it; of a cell that is given up there is nothing to say."""
+    stage = Stage()
+    stage.doubt(12)
+    stage.doubt(99)
+    fields = {"slot": 2, "pid": 102, "generation": 1, "problem": "it can't be"}
+    assert stage.told == [("warning", "scoreboard_implausible", fields)]
+
+
+def test_each_is_replaced_in_its_turn() -> None:
+    """The first at once, which is not within the reading, the next a minute later."""
+    stage = Stage()
+    stage.doubt(11)
+    stage.now += 10
+    stage.doubt(12)
+    assert stage.submitted == []
+    assert [(wait, launch) for wait, _, launch in stage.due] == [(0.0, 1), (50.0, 2)]
+    stage.pass_time()
+    assert stage.submitted == [
+        events.RecycleAsked("scoreboard", 1),
+        events.RecycleAsked("scoreboard", 2),
+    ]
+
+
+@pytest.mark.parametrize("how", ["gone", "leaving", "booting", "not serving"])
+def test_others_are_left_alone(how: str) -> None:
+    """One that must go anyway, or whose slot another one serves by now."""
+    stage = Stage()
+    stage.doubt(11)
+    if how == "gone":
+        del stage.workers[1]
+    elif how == "leaving":
+        stage.workers[1].leaving = Cause.AGE
+    elif how == "booting":
+        stage.workers[1].state = WorkerState.BOOTING
+    else:
+        stage.shell.fleet.serving = lambda _: stage.workers[2]
+    stage.pass_time()
+    assert stage.submitted == []
+
+
+def test_a_bucket() -> None:
+    """So much at once, and then as much as runs in; time that goes backwards gives nothing."""
+    bucket = Bucket(3, 2, now=100.0)
+    assert [bucket.take(100.0) for _ in range(4)] == [True, True, True, False]
+    assert [bucket.take(101.0) for _ in range(3)] == [True, True, False]
+    assert not bucket.take(50.0)
+    assert not bucket.take(101.4)
+    assert bucket.take(101.5)
+    assert [bucket.take(1000.0) for _ in range(4)] == [True, True, True, False]
