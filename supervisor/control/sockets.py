@@ -17,6 +17,9 @@ from pathlib import Path
 
 from supervisor.errors import SettingError
 
+# What flock(2) says where a file system has none, or the call is refused (ENOSYS, EPERM).
+_NO_LOCKS = (errno.ENOSYS, errno.EPERM, errno.ENOLCK, errno.EOPNOTSUPP)
+
 SETTING = "control_socket"
 OWN = 0o600
 """Mode of a socket for its owner alone."""
@@ -265,7 +268,7 @@ def _take_lock(path: Path) -> int:
     while True:
         lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock)
             if _names(name, lock):
                 os.ftruncate(lock, 0)
                 os.pwrite(lock, b"%d\n" % os.getpid(), 0)
@@ -278,6 +281,17 @@ def _take_lock(path: Path) -> int:
             os.close(lock)
             raise
         os.close(lock)  # its owner unlinked it between our open and our lock
+
+
+def _lock(lock: int) -> None:
+    """Raises BlockingIOError if another process has the lock. Where there are no locks each one gets it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
 
 
 def _drop_lock(path: Path, lock: int) -> None:
