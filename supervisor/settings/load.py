@@ -15,8 +15,9 @@ from supervisor.errors import SettingError
 from supervisor.settings import unused
 from supervisor.settings.classes import MOST_LANES
 from supervisor.settings.configfile import ConfigFile
-from supervisor.settings.kinds import TLS_VERSION
+from supervisor.settings.kinds import TLS_VERSION, shown
 from supervisor.settings.table import Setting, Settings, rows
+from supervisor.text import name_of
 
 COMMAND_LINE = "command line"
 
@@ -145,6 +146,9 @@ def _parsed(row: Setting, given: _Given) -> Any:
         if given.value is None:
             return row.default  # files say None where they have nothing to say
         raise SettingError(row.name, str(error), given.origin) from None
+    except Exception as error:  # noqa: BLE001 - an object of the file's own, whose methods fail
+        problem = f"{shown(given.value)} can't be read ({name_of(error)})"
+        raise SettingError(row.name, problem, given.origin) from None
 
 
 def _other_names(sources: _Sources, values: dict[str, Any], origins: dict[str, str]) -> dict[str, str]:
