@@ -21,6 +21,7 @@ from supervisor.logs.access import Answered, all_atoms
 from supervisor.logs.lean import Log, LogFile
 from supervisor.logs.render import LEVELS, indented, one_line, plain_text, traceback_of
 from supervisor.osapi import real
+from supervisor.text import trace_of
 
 ERROR, ACCESS = "gunicorn.error", "gunicorn.access"
 
@@ -231,7 +232,8 @@ def _as_event(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
     """A record of an app's as an event that is called like its message."""
     parts = []
     if record.exc_info:
-        parts.append("".join(traceback.format_exception(*record.exc_info)).rstrip())
+        error = record.exc_info[1]
+        parts.append(trace_of(error) if error is not None else "NoneType: None")
     elif record.exc_text:
         parts.append(record.exc_text)
     if record.stack_info:

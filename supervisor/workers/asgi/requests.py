@@ -25,6 +25,7 @@ from supervisor.logs.lean import Log
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
+from supervisor.text import trace_of
 from supervisor.workers.interrupt import LONGEST
 from supervisor.workers.lane import QUICK, QUICK_NS
 from supervisor.wsgi.exchange import DeadlineExceeded, QuitWorker
@@ -438,7 +439,7 @@ class Requests:
         if isinstance(error, asyncio.CancelledError):
             self.log.warning("request_cut", **request.name(), reason="the worker leaves")
         else:
-            trace = "".join(traceback.format_exception(error.with_traceback(_app_part(error)))).rstrip()
+            trace = trace_of(error, _app_part(error))
             self.log.error("request_failed", **request.name(), traceback=trace)
 
     # -- deadlines ---------------------------------------------------------------------------------------
