@@ -543,7 +543,12 @@ def _run_once(order: Order, carried: Carried | None) -> tuple[int, bool]:
     """One run of the supervisor; its exit code, and whether it has ended only to be run detached."""
 
     async def main() -> tuple[int, bool]:
-        daemon = Daemon(order, carried)
+        try:
+            daemon = Daemon(order, carried)
+        except OSError as error:
+            if carried is not None:
+                raise
+            raise refused("what a start opens", error) from None
         return await daemon.run(), daemon.must_detach
 
     return asyncio.run(main())

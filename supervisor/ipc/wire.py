@@ -40,9 +40,13 @@ def decoder(kind: Any) -> Callable[[bytes], Any]:
     plain = msgspec.msgpack.Decoder(kind).decode
 
     def decode(data: bytes) -> Any:
-        if data[:1] != _ESCAPED:
-            return plain(data)
-        return msgspec.convert(_each_text(_unpack(data[1:]), _unescaped), kind)
+        try:
+            if data[:1] != _ESCAPED:
+                return plain(data)
+            return msgspec.convert(_each_text(_unpack(data[1:]), _unescaped), kind)
+        except (UnicodeDecodeError, RecursionError, TypeError) as error:
+            # No UTF-8, nested too deep, or keys that can be none.
+            raise msgspec.DecodeError(str(error)) from None
 
     return decode
 

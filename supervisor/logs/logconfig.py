@@ -53,6 +53,10 @@ _NAMED: dict[str, dict[str, Any]] = {
 }
 
 
+# Of exceptions that caused each other, perhaps in a circle.
+_MOST_REASONS = 10
+
+
 def is_given(settings: Settings) -> bool:
     return bool(settings.logconfig_dict or settings.logconfig_json or settings.logconfig)
 
@@ -134,9 +138,9 @@ def _apply_file(path: str) -> None:
 
 def _reason(error: BaseException) -> str:
     """One line: `logging.config` only says which part failed, what it was caused by says why."""
-    reasons = []
+    reasons: list[str] = []
     found: BaseException | None = error
-    while found is not None:
+    while found is not None and len(reasons) < _MOST_REASONS:
         text = found.strerror if isinstance(found, OSError) and found.strerror else text_of(found)
         name = "" if isinstance(found, ValueError | OSError) else f"{name_of(found)}: "
         if isinstance(found, OSError) and found.filename:

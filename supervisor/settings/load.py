@@ -172,11 +172,11 @@ def _other_names(sources: _Sources, values: dict[str, Any], origins: dict[str, s
 
 def _least_tls(value: Any) -> str | None:
     """The oldest version that an `ssl_version` allows, if that is one we speak."""
-    if str(value).strip().lower() in _PROTOCOL_TLS_1_2:
-        return "TLSv1.2"
     try:
+        if str(value).strip().lower() in _PROTOCOL_TLS_1_2:
+            return "TLSv1.2"
         least: str = TLS_VERSION.parse(value)
-    except ValueError:
+    except Exception:  # noqa: BLE001 - no version, or an object of the file's own
         return None
     return least
 

@@ -1,6 +1,6 @@
 """System calls that a daemon is refused, as in a container with a strict profile: seccomp(2), in pure Python.
 
-place.start(*words, popen={"preexec_fn": refusing("memfd_create", errno.EPERM)})
+place.start(*words, popen={"preexec_fn": refusing("memfd_create")})
 
 The filter also holds in all that the process starts.
 """
@@ -78,31 +78,36 @@ def _program(call: str, number: int, argument: tuple[int, int] | None) -> bytes:
 
 
 def refusing(
-    call: str, number: int = errno.EPERM, argument: tuple[int, int] | None = None
+    *calls: str, number: int = errno.EPERM, argument: tuple[int, int] | None = None
 ) -> Callable[[], None]:
-    """For Popen's `preexec_fn`: what is executed gets the error `number` from `call`.
+    """For Popen's `preexec_fn`: what is executed gets the error `number` from these system calls.
 
     Args:
-        call: the system call's name.
+        calls: their names.
         argument: refuse only calls whose argument at this place (from 0 on) has this value.
     """
-    program = _program(call, number, argument)
+    programs = [_program(call, number, argument) for call in calls]
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
-    buffer = ctypes.create_string_buffer(program, len(program))
-    filters = _Program(len(program) // _INSTRUCTION.size, ctypes.addressof(buffer))
+    buffers = [ctypes.create_string_buffer(program, len(program)) for program in programs]
+    filters = [
+        _Program(len(program) // _INSTRUCTION.size, ctypes.addressof(buffer))
+        for program, buffer in zip(programs, buffers, strict=True)
+    ]
 
     def refuse() -> None:
         end_with_us()
-        for words in (
-            (_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
-            (_PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(filters), 0, 0),
-        ):
-            if libc.prctl(*words) != 0:
-                raise OSError(ctypes.get_errno(), "prctl")
-        _ = buffer  # lives until here
+        _set(libc, _PR_SET_NO_NEW_PRIVS, 1)
+        for one in filters:
+            _set(libc, _PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(one))
+        buffers.clear()  # they had to live until now
 
     return refuse
+
+
+def _set(libc: ctypes.CDLL, option: int, *words: int) -> None:
+    if libc.prctl(option, *words, *(0,) * (4 - len(words))) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
 
 
 @functools.cache
