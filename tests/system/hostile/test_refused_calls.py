@@ -1,4 +1,4 @@
-"""A daemon that is refused system calls, or has hardly any resources: it serves, or says in a line why not."""
+"""A daemon that is refused system calls, or has few resources: it serves, or says in a line why not."""
 
 import errno
 import re

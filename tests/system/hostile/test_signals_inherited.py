@@ -50,7 +50,7 @@ def request(path):
 
 @pytest.mark.parametrize("inherit", [blocked, ignored])
 def test_inherited_signals(hostile_place: Place, inherit: Callable[[], None]) -> None:
-    """All signals blocked, all ignored: dead workers are replaced, signals are heeded, after an upgrade too."""
+    """All blocked, or all ignored: dead workers are replaced, signals are heeded, after an upgrade too."""
     hostile_place.add("attack.py", CHILD)
     daemon = hostile_place.start("attacked:app", popen={"preexec_fn": inherit})
     assert ask(daemon.url, "/child").status == 200
