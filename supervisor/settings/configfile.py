@@ -205,7 +205,7 @@ def _hooks(namespace: Mapping[str, Any], file: str) -> dict[str, Callable[..., A
         hook = namespace.get(name)
         if hook is None:
             continue
-        if isinstance(hook, str):
+        if issubclass(type(hook), str):  # not isinstance, which asks an object of the file's own
             hook = _imported(hook, f"config: {file}: {name}")
         fits = next((number for number in arguments if _takes(hook, number)), None)
         if fits is None:
