@@ -88,6 +88,10 @@ class Aim:
             token = os.environ.get("OSTLER_TOKEN")
             if not token:
                 raise OstlerError("set OSTLER_TOKEN to the daemon's bearer token")
+            if not (token.isascii() and token.isprintable()) or " " in token:
+                raise OstlerError(
+                    "OSTLER_TOKEN is no bearer token: that is one word of printable ASCII characters"
+                )
             return Client.tcp(url, token, trusted=_trusted(owner))
         return _the_one(discover(), self.name)
 

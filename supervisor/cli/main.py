@@ -21,6 +21,10 @@ def _command() -> click.Command:
 
 
 def _run(given: Given) -> None:
+    from supervisor.daemon import upgrade
+    from supervisor.osapi.inherited import set_right
+
+    set_right(upgrade.HANDLED_BY_FLEET, upgrade.HANDLED if upgrade.is_successor() else ())
     command_line, app, demo = given.values, given.app, given.demo
     if demo:
         command_line = {"workers": "3", "log_format": "auto", "proc_name": "demo"} | command_line
@@ -65,7 +69,12 @@ def _run(given: Given) -> None:
 
 def _folder() -> str:
     """Where we were started, by the name it was entered by: that may be a link which a reload follows."""
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except OSError as error:
+        raise OstlerError(
+            f"can't find the working folder: {error.strerror}; it was removed, change to another one"
+        ) from None
     name = os.environ.get("PWD", "")
     try:
         return name if Path(name).is_absolute() and here.samefile(name) else str(here)

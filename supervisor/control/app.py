@@ -37,6 +37,7 @@ from supervisor.control.routes import ROUTES, SCOPES, STREAM, Route
 from supervisor.control.stream import Streams
 from supervisor.control.views import ErrorView
 from supervisor.logs.limiter import LimitedLog
+from supervisor.text import json_of
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Middleware
@@ -285,13 +286,13 @@ def _respond(route: Route[object, object], answer: Answer) -> web.Response:
         return web.Response(status=status, headers=answer.headers)
     if isinstance(answer.view, str):
         return web.Response(status=status, text=answer.view, content_type=route.media, headers=answer.headers)
-    body = msgspec.json.encode(answer.view)
+    body = json_of(answer.view)
     return web.Response(status=status, body=body, content_type=route.media, headers=answer.headers)
 
 
 def _render(status: int, word: str, message: str, headers: Mapping[str, str]) -> web.Response:
     """Every answer from 400 on is made here."""
-    body = msgspec.json.encode(ErrorView(word, message))
+    body = json_of(ErrorView(word, message))
     return web.Response(status=status, body=body, content_type="application/json", headers=headers)
 
 

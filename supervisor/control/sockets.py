@@ -17,6 +17,9 @@ from pathlib import Path
 from supervisor.errors import SettingError
 from supervisor.osapi.peers import account_name
 
+# What flock(2) says where a file system has none, or the call is refused (ENOSYS, EPERM).
+_NO_LOCKS = (errno.ENOSYS, errno.EPERM, errno.ENOLCK, errno.EOPNOTSUPP)
+
 SETTING = "control_socket"
 OWN = 0o600
 """Mode of a socket for its owner alone."""
@@ -337,7 +340,7 @@ def _take_lock(path: Path) -> int:
         lock = os.open(name, flags, 0o600)
         try:
             _check_lock(name, lock)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock)
             if _names(name, lock):
                 os.ftruncate(lock, 0)
                 os.pwrite(lock, b"%d\n" % os.getpid(), 0)
@@ -361,6 +364,17 @@ def _check_lock(name: Path, lock: int) -> None:
     info = os.fstat(lock)
     if not stat.S_ISREG(info.st_mode) or info.st_uid != os.geteuid() or info.st_nlink > 1:
         raise SettingError(SETTING, f"{name} is no lock file of ours; remove it or name another place")
+
+
+def _lock(lock: int) -> None:
+    """Raises BlockingIOError if another process has the lock. Where there are no locks each one gets it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
 
 
 def _drop_lock(path: Path, lock: int) -> None:

@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-import msgspec
 from aiohttp import web
 
 from supervisor.control.backend import Backend, Subscription
@@ -18,6 +17,7 @@ from supervisor.control.limits import Quota
 from supervisor.control.problems import TooManyStreams
 from supervisor.control.routes import SSE
 from supervisor.control.views import EventView, ExitView
+from supervisor.text import json_of
 
 if TYPE_CHECKING:
     from supervisor.logs.limiter import LimitedLog
@@ -41,7 +41,7 @@ EXITS_AT_START = 50
 def frame(name: str, data: object, number: int | None = None) -> bytes:
     """One event of the stream. JSON has no raw line ends, so one `data:` line holds it."""
     head = b"" if number is None else b"id: %d\n" % number
-    return b"%sevent: %s\ndata: %s\n\n" % (head, name.encode(), msgspec.json.encode(data))
+    return b"%sevent: %s\ndata: %s\n\n" % (head, name.encode(), json_of(data))
 
 
 class Numbers:

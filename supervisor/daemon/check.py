@@ -20,6 +20,7 @@ from supervisor.daemon.children import ForkServerHandle
 from supervisor.errors import BootError, ExitCode, OstlerError, SettingError
 from supervisor.ipc import messages
 from supervisor.logs.setup import get_logger, set_up
+from supervisor.osapi.needed import check_calls
 from supervisor.settings.address import parse_address
 from supervisor.settings.load import Loaded
 from supervisor.settings.render import print_config
@@ -34,6 +35,7 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
         OstlerError: something can't be used.
     """
     set_up("-", "auto", "info")
+    check_calls()
     if upgrade.check_readable():
         # Configuration and app don't need the control plane and its libraries, but the new program does.
         import_module("supervisor.daemon.main")
@@ -99,6 +101,8 @@ def _look_at_addresses(settings: Settings) -> None:
                 _look_into_folder(settings, address.path)
         except OSError as error:
             raise OSError(error.errno, error.strerror, text) from None
+        except UnicodeError:
+            raise OSError(errno.EINVAL, "this is no host name", text) from None
 
 
 def _look_at_pidfile(settings: Settings) -> None:

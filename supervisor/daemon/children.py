@@ -111,8 +111,13 @@ class Child:
         """Signal the process, if there is one."""
         self.sent.add(signum)
         if self.pidfd >= 0:
-            send_signal(self.pidfd, signum)
-        elif self.pid is not None and self.is_ours:
+            try:
+                send_signal(self.pidfd, signum)
+            except OSError:
+                pass  # the call is refused: its pid has to do
+            else:
+                return
+        if self.pid is not None and self.is_ours:
             os.kill(self.pid, signum)
 
     def let_go(self) -> None:
@@ -222,7 +227,11 @@ class ForkServerHandle(Child):
             try:
                 argv = [sys.executable, "-P", "-c", _FORK_SERVER, root, str(fd), str(lowered), *sys.argv]
                 pid = os.posix_spawn(
-                    sys.executable, argv, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, fd, fd)]
+                    sys.executable,
+                    argv,
+                    os.environ,
+                    file_actions=[(os.POSIX_SPAWN_DUP2, fd, fd)],
+                    setsigmask=(),
                 )
             finally:
                 step_forward(lowered)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from setproctitle import setproctitle
 
 from supervisor import __version__, terminal
 from supervisor.control.handover import Handover
@@ -43,7 +42,8 @@ from supervisor.logs.limiter import LimitedLog
 from supervisor.logs.opening import make_for_sharer, share_with
 from supervisor.logs.setup import get_logger, set_level, set_up, tap
 from supervisor.osapi.account import find_account
-from supervisor.osapi.process import become_subreaper, has_terminal, silence
+from supervisor.osapi.needed import check_calls, refused
+from supervisor.osapi.process import become_subreaper, has_terminal, set_title, silence
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings.kinds import WORKERS
 from supervisor.settings.load import Loaded
@@ -94,7 +94,7 @@ class Daemon:
         self._shell = Shell(
             order,
             Listeners(systemd_listeners() if carried is None else []),
-            Scoreboard(carried.scoreboard if carried else None),
+            _scoreboard(carried),
             self._journal,
             self._ledger,
             Callbacks(
@@ -131,7 +131,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._log_loop_error)
         become_subreaper()
-        setproctitle("ostler: supervisor")
+        set_title("ostler: supervisor")
         for signum, event in SIGNAL_EVENTS.items():
             loop.add_signal_handler(signum, self._shell.submit, event)
         loop.add_signal_handler(signal.SIGWINCH, self._pause_unless_resized)
@@ -140,6 +140,7 @@ class Daemon:
         if self._launch is not None:
             loop.add_reader(self._launch.fileno(), self._stop_unlaunched, self._launch)
         if self._carried is None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
             self._shell.submit(events.StartAsked())
         else:
             self._take_over(self._carried)
@@ -253,7 +254,7 @@ class Daemon:
         self._shell.submit(events.StopAsked("end of the launcher", "quick"))
 
     def _begin_looking(self) -> None:
-        setproctitle(f"ostler: supervisor [{terminal.one_line(self._shell.name)}]")
+        set_title(f"ostler: supervisor [{terminal.one_line(self._shell.name)}]")
         sentence = health.sentence(self._shell.fleet)
         self._notifier.send("READY=1", f"MAINPID={os.getpid()}", f"STATUS={sentence}")
         self._sensor.start()
@@ -485,6 +486,14 @@ class Daemon:
             get_logger().error("internal_error", exc_info=error)
 
 
+def _scoreboard(carried: Carried | None) -> Scoreboard:
+    """Raises OstlerError."""
+    try:
+        return Scoreboard(carried.scoreboard if carried else None)
+    except OSError as error:
+        raise refused("the scoreboard's memory (memfd_create(2), ftruncate(2), mmap(2))", error) from None
+
+
 def _first_log(command_line: dict[str, Any], launched: bool) -> LogFile:
     """The log until the configuration is known: standard error, in the form the command line asks for.
 
@@ -505,6 +514,8 @@ def run(order: Order) -> int:
         OstlerError: it could not start because of a mistake the user can mend.
     """
 
+    if not upgrade.is_successor():  # what is in use already stays in use
+        check_calls()
     stay = reason_to_stay()
     order = replace(order, stay=stay)
     wanted = rows()["daemon"].kind.parse(order.command_line.get("daemon", False))
@@ -537,7 +548,12 @@ def _run_once(order: Order, carried: Carried | None) -> tuple[int, bool]:
     """One run of the supervisor; its exit code, and whether it has ended only to be run detached."""
 
     async def main() -> tuple[int, bool]:
-        daemon = Daemon(order, carried)
+        try:
+            daemon = Daemon(order, carried)
+        except OSError as error:
+            if carried is not None:
+                raise
+            raise refused("what a start opens", error) from None
         return await daemon.run(), daemon.must_detach
 
     return asyncio.run(main())

@@ -3,6 +3,8 @@
 import os
 import socket
 
+from supervisor.text import readable
+
 
 class SystemdNotifier:
     """Sends state to the socket that systemd named, if it did; never fails and never blocks.
@@ -21,6 +23,6 @@ class SystemdNotifier:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
                 sock.setblocking(False)
-                sock.sendto("\n".join(assignments).encode(), address)
+                sock.sendto(readable("\n".join(assignments)).encode(), address)
         except (OSError, ValueError):
             pass  # whoever started us went away, we are out of descriptors, or that is no address of a socket

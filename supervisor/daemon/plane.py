@@ -1,6 +1,7 @@
 """Starts the control plane as the settings say. The data plane comes first: a failure here is one warning."""
 
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -10,8 +11,13 @@ from supervisor.control.sockets import SocketInUse, safe_name
 from supervisor.daemon.journal import Journal
 from supervisor.errors import OstlerError, SettingError
 from supervisor.osapi.account import find_account
+from supervisor.osapi.files import read_file
 from supervisor.settings.address import Address, parse_address
 from supervisor.settings.table import Settings
+
+_LONGEST_TOKEN = 4096  # bytes
+# As http.client and servers take it in a header: RFC 6750 section 2.1 (b68token), and what else is printed.
+_TOKEN = re.compile(rb"[!-~]+")
 
 
 class ControlPlane:
@@ -95,15 +101,29 @@ class ControlPlane:
             SettingError: the file can't be read, or the new one not be written.
         """
         if settings.control_token_file:
-            path = Path(settings.control_token_file)
-            try:
-                return path.read_text().strip()
-            except OSError as error:
-                raise SettingError("control_token_file", f"can't read {path}: {error.strerror}") from None
+            return self._read_token(settings.control_token_file)
         token = secrets.token_urlsafe(32)
         if socket_path is not None:  # else nobody could learn it, but one-time logins printed by us work
             self._server.write_token(socket_path.with_suffix(".token"), token)
         return token
+
+    def _read_token(self, path: str) -> str:
+        """Raises SettingError."""
+        setting = "control_token_file"
+        try:
+            text = read_file(path, _LONGEST_TOKEN).strip()
+            mode = Path(path).stat().st_mode
+        except OSError as error:
+            raise SettingError(setting, f"can't read {path}: {error.strerror}") from None
+        if not text:
+            raise SettingError(setting, f"{path} is empty; write the bearer token into it")
+        if not _TOKEN.fullmatch(text):
+            problem = "a bearer token is one word of printable ASCII characters"
+            raise SettingError(setting, f"{path} holds no token; {problem}")
+        if mode & 0o077:
+            problem = f"{setting}: {path} is open to other users (mode {mode & 0o777:04o}); chmod 600 it"
+            self._journal.record("warning", "configuration", {"problem": problem})
+        return text.decode("ascii")
 
 
 def _address(settings: Settings) -> Address:

@@ -2,7 +2,7 @@
 
 execve(2) keeps the pid, the children and all descriptors without close-on-exec. So what the supervisor holds
 (listeners, scoreboard, channels to workers and fork servers, control sockets) stays open, and what it knows
-is written into a memfd, which the new program reads: `Carried`.
+is written into a file without a name, which the new program reads: `Carried`.
 
 The old program can't come back, so the new one is tried before: a child loads configuration and app as
 `--check-config` does, and reads what it would be given. Should the real one fail to take over all the same,
@@ -28,7 +28,7 @@ from supervisor.daemon.observer import ObserverState
 from supervisor.errors import ExitCode, OstlerError
 from supervisor.fleet.model import ExitStatus
 from supervisor.fleet.state import State
-from supervisor.ipc import messages
+from supervisor.ipc import messages, wire
 from supervisor.logs.setup import get_logger, set_up
 from supervisor.osapi.memfile import memory_file
 from supervisor.scoreboard import layout
@@ -44,6 +44,9 @@ HANDLED = (
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCHLD),
 )
 
+
+# SIGCHLD has a meaning before its handler is there: if it is ignored, the status of a child is lost.
+HANDLED_BY_FLEET = frozenset(HANDLED) - {signal.SIGCHLD}
 
 # SCM_MAX_FD is 253 (linux/net/scm.h).
 _SENT_AT_ONCE = 250
@@ -80,7 +83,7 @@ class TakeOverFailed(Exception):
 
 
 def start_check(carried: Carried, folder: str) -> tuple[int, int]:
-    """Let a child try what the new program would do; returns its pid, and a memfd for `what_it_said`.
+    """Let a child try what the new program would do; returns its pid, and a file for `what_it_said`.
 
     Raises:
         OSError: no process could be made.
@@ -155,13 +158,18 @@ def _written(carried: Carried) -> int:
     fd = memory_file("ostler-upgrade")
     with os.fdopen(os.dup(fd), "wb") as file:
         file.write(_format())
-        file.write(msgspec.msgpack.encode(carried))
+        file.write(wire.encode(carried))
         file.flush()
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
 
 
 # -- the new program -------------------------------------------------------------------------------------
+
+
+def is_successor() -> bool:
+    """Whether an older program in this process has left something to this one; see `taking_over`."""
+    return _left_to(os.getpid(), os.environ.get(_STATE, "")) is not None
 
 
 def check_readable() -> bool:
@@ -212,8 +220,12 @@ def _left(variable: str, pid: int) -> int | None:
 
     A variable of that name that says something else is somebody's mistake and was not meant for us.
     """
-    owner, _, fd = os.environ.pop(variable, "").partition(":")
-    return int(fd) if owner == str(pid) and fd.isdecimal() else None
+    return _left_to(pid, os.environ.pop(variable, ""))
+
+
+def _left_to(pid: int, text: str) -> int | None:
+    owner, _, fd = text.partition(":")
+    return int(fd) if owner == str(pid) and fd.isascii() and fd.isdecimal() else None
 
 
 def _keep_open(descriptors: list[int]) -> None:
@@ -236,7 +248,8 @@ def _read(fd: int) -> Carried:
                 "to use it"
             )
         try:
-            return msgspec.msgpack.decode(file.read(), type=Carried)
+            found: Carried = wire.decoder(Carried)(file.read())
+            return found
         except msgspec.DecodeError as error:
             raise OstlerError(
                 f"the new version can't go on with what the one that runs knows ({error}); restart to use it"

@@ -35,6 +35,9 @@ _GONE = 0.1
 _SETTLED = 0.05
 # Folders looked through for templates or for `reload_extra_files`, at most.
 _MOST_FOLDERS = 2000
+# Files of a generation that are watched, folders that it may name, and the length of a path (PATH_MAX).
+_MOST_FILES, _MOST_ROOTS = 50_000, 1000
+_LONGEST = 4096
 # What template languages call their files; in a folder `templates` any file is one.
 _TEMPLATES = tuple(
     ".html .htm .xhtml .djhtml .jinja .jinja2 .j2 .mako .tmpl .tpl .pt .chameleon .mustache .hbs".split()
@@ -51,8 +54,8 @@ Signature = tuple[int, ...] | None
 def signature(path: str) -> Signature:
     try:
         found = os.stat(path)  # noqa: PTH116 - thousands of them
-    except OSError:
-        return None
+    except (OSError, ValueError):
+        return None  # not there, or no path
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
@@ -136,9 +139,10 @@ class Watcher:
                 fields = {"generation": generation, "reason": message.reason, "traceback": message.traceback}
                 self._journal.record("error", "app_broken", fields)
             return
-        self._files.setdefault(generation, set()).update(message.files)
-        self._folders.setdefault(generation, set()).update(message.folders)
-        self._add(message.files, message.since)
+        # Who reports may be anything: a name that is none, or more names than an app has files.
+        files = _added(self._files.setdefault(generation, set()), message.files, _MOST_FILES)
+        _added(self._folders.setdefault(generation, set()), message.folders, _MOST_ROOTS)
+        self._add(files, message.since)
 
     def forget_before(self, current: int) -> None:
         """Workers of this generation serve: what only those before it had loaded counts no more."""
@@ -203,7 +207,10 @@ class Watcher:
             self._ask(changed)
 
     def _ask(self, changed: list[str]) -> None:
-        here = f"{os.getcwd()}/"  # noqa: PTH109
+        try:
+            here = f"{os.getcwd()}/"  # noqa: PTH109
+        except OSError:
+            here = ""  # the working folder was removed
         first, *others = sorted(path.removeprefix(here) for path in changed)
         what = f"files {first} and {len(others)} more" if others else f"file {first}"
         self._submit(events.ReloadAsked(f"{what} changed"))
@@ -276,6 +283,14 @@ class Watcher:
                 self._warned.add(entry)
                 problem = f"reload_extra_files: {entry!r} is not there; it counts when it comes"
                 self._journal.record("warning", "configuration", {"problem": problem})
+
+
+def _added(known: set[str], paths: list[str], most: int) -> list[str]:
+    """Add the paths that can be some, as long as no more than `most` are known; returns what was added."""
+    good = [path for path in paths if path.startswith("/") and "\0" not in path and len(path) <= _LONGEST]
+    added = good[: max(0, most - len(known))]
+    known.update(added)
+    return added
 
 
 def _walk(root: str) -> Iterator[tuple[str, list[str]]]:

@@ -18,13 +18,13 @@ import time
 from pathlib import Path
 
 from msgspec import structs
-from setproctitle import setproctitle
 
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel
 from supervisor.logs import bridge
 from supervisor.logs.outlets import Outlets
 from supervisor.osapi import real
+from supervisor.osapi.process import set_title
 from supervisor.workers import boot
 
 _PID = struct.Struct("i")
@@ -54,7 +54,7 @@ class Forking:
         the supervisor takes it for a fork server has no children, and leaves like the worker that it was.
         """
         _tidy_up()
-        setproctitle(f"ostler: fork server gen {self._generation.number} [{self._generation.name}]")
+        set_title(f"ostler: fork server gen {self._generation.number} [{self._generation.name}]")
         try:
             self._channel.send(structs.replace(ready, loggers=bridge.diverted()))
             while (received := self._channel.receive()) is not None:
@@ -91,7 +91,7 @@ class Forking:
         generation = self._generation
         for sock in (*generation.listeners, *generation.relay):
             sock.close()
-        setproctitle(f"ostler: hooks gen {generation.number} [{generation.name}]")
+        set_title(f"ostler: hooks gen {generation.number} [{generation.name}]")
         children = Path("/proc/thread-self/children")
         return threading.active_count() > 1 or (children.exists() and bool(children.read_text().split()))
 

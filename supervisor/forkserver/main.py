@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from setproctitle import setproctitle
 
 from supervisor.errors import OstlerError, SettingError
 from supervisor.forkserver.forking import Asked, Forking, fields_of, take_over
@@ -37,6 +36,7 @@ from supervisor.osapi import real
 from supervisor.osapi.account import find_account
 from supervisor.osapi.cpus import usable_cpus
 from supervisor.osapi.priority import keep_way_forward, step_back
+from supervisor.osapi.process import set_title
 from supervisor.settings import configfile
 from supervisor.settings.load import Loaded, load
 from supervisor.settings.table import Settings
@@ -95,7 +95,7 @@ class Preparation:
 
     def _configure(self, ask: messages.Configure) -> bool:
         self._number = ask.generation
-        setproctitle(f"ostler: fork server gen {ask.generation} loading")
+        set_title(f"ostler: fork server gen {ask.generation} loading")
         loaded, problem = None, ""
         warnings: list[str] = []
         try:

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from supervisor.hooks.objects import Emit
+from supervisor.text import frames_of, name_and_text, trace_of
 from supervisor.wsgi.exchange import QuitWorker
 
 HOOK_TIME = 4.0
@@ -124,16 +125,15 @@ class Calls:
 
 def failure(name: str, error: BaseException) -> HookFailed:
     """An exception that left the hook `name`."""
-    frames = error.__traceback__
+    frames = frames_of(error)
     while (
         frames is not None and frames.tb_next is not None and frames.tb_frame.f_code.co_filename == __file__
     ):
         frames = frames.tb_next
-    places = [place for place in traceback.extract_tb(frames) if place.filename != __file__]
-    place = f" ({places[-1].filename} line {places[-1].lineno})" if places else ""
-    text = " ".join(str(error).split())
-    reason = f"{name}: {type(error).__name__}{f': {text}' if text else ''}{place}"
-    return HookFailed(reason, "".join(traceback.format_exception(type(error), error, frames)).rstrip())
+    places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(frames)]
+    places = [found for found in places if found[0] != __file__]
+    place = f" ({places[-1][0]} line {places[-1][1]})" if places else ""
+    return HookFailed(f"{name}: {name_and_text(error)}{place}", trace_of(error, frames))
 
 
 def _flush() -> None:

@@ -14,6 +14,7 @@ from supervisor.logs.render import LEVELS
 from supervisor.settings.address import Address, parse_address
 from supervisor.settings.table import Settings
 from supervisor.settings.unused import UNUSED
+from supervisor.text import trace_of
 
 if TYPE_CHECKING:
     import logging
@@ -106,12 +107,10 @@ def _filled(message: object, args: tuple[object, ...]) -> str:
 def _trace(exc_info: Any) -> str | None:
     if not exc_info:
         return None
-    import traceback
-
     if isinstance(exc_info, BaseException):
-        return "".join(traceback.format_exception(exc_info)).rstrip()
-    found = exc_info if isinstance(exc_info, tuple) else sys.exc_info()
-    return "".join(traceback.format_exception(*found)).rstrip() if found[1] is not None else None
+        return trace_of(exc_info)
+    found = exc_info[1] if isinstance(exc_info, tuple) else sys.exc_info()[1]
+    return trace_of(found) if found is not None else None
 
 
 def _logger(name: str) -> "logging.Logger":

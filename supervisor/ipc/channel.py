@@ -10,6 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import msgspec
 
+from supervisor.ipc import wire
 from supervisor.osapi import real
 
 Incoming = TypeVar("Incoming")
@@ -19,8 +20,6 @@ Incoming = TypeVar("Incoming")
 _MAX_MESSAGE = 160 * 1024
 TRACEBACK_LIMIT = 48 * 1024
 _MAX_DESCRIPTORS = 250  # SCM_MAX_FD is 253 (linux/net/scm.h)
-
-_encode = msgspec.msgpack.Encoder().encode
 
 
 class Channel(Generic[Incoming]):
@@ -33,7 +32,7 @@ class Channel(Generic[Incoming]):
 
     def __init__(self, sock: socket.socket, incoming: Any) -> None:
         self._sock = sock
-        self._decode = msgspec.msgpack.Decoder(incoming).decode
+        self._decode: Any = wire.decoder(incoming)
 
     @classmethod
     def from_fd(cls, fd: int, incoming: Any) -> Self:
@@ -63,7 +62,7 @@ class Channel(Generic[Incoming]):
         ancillary = (
             [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         )
-        self._sock.sendmsg([_encode(message)], ancillary, socket.MSG_NOSIGNAL)
+        self._sock.sendmsg([wire.encode(message)], ancillary, socket.MSG_NOSIGNAL)
 
     def receive(self) -> tuple[Incoming, list[int]] | None:
         """The next message with its descriptors (close-on-exec, owned by the caller); None at the end.

@@ -22,6 +22,7 @@ from supervisor.logs.lean import Log, LogFile
 from supervisor.logs.render import LEVELS, indented, plain_text, traceback_of
 from supervisor.osapi import real
 from supervisor.terminal import one_line
+from supervisor.text import trace_of
 
 ERROR, ACCESS = "gunicorn.error", "gunicorn.access"
 
@@ -232,7 +233,8 @@ def _as_event(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
     """A record of an app's as an event that is called like its message."""
     parts = []
     if record.exc_info:
-        parts.append("".join(traceback.format_exception(*record.exc_info)).rstrip())
+        error = record.exc_info[1]
+        parts.append(trace_of(error) if error is not None else "NoneType: None")
     elif record.exc_text:
         parts.append(record.exc_text)
     if record.stack_info:

@@ -13,8 +13,10 @@ from typing import Any
 
 from supervisor.errors import SettingError
 from supervisor.logs.bridge import ACCESS, ERROR
+from supervisor.osapi.files import check_file, read_file
 from supervisor.settings.plain import plain
 from supervisor.settings.table import Settings
+from supervisor.text import name_of, text_of
 
 # What gunicorn has in place of the parts that a dictionary leaves out (gunicorn.glogging.CONFIG_DEFAULTS).
 _PARTS: dict[str, Any] = {
@@ -51,6 +53,10 @@ _NAMED: dict[str, dict[str, Any]] = {
 }
 
 
+# Of exceptions that caused each other, perhaps in a circle.
+_MOST_REASONS = 10
+
+
 def is_given(settings: Settings) -> bool:
     return bool(settings.logconfig_dict or settings.logconfig_json or settings.logconfig)
 
@@ -72,8 +78,7 @@ def apply(settings: Settings, given: Mapping[str, Any] | None) -> None:
     elif settings.logconfig_json:
         path = settings.logconfig_json
         try:
-            with open(path, encoding="utf-8") as file:  # noqa: PTH123 - no pathlib needed for that
-                found = json.load(file)
+            found = json.loads(read_file(path).decode("utf-8"))
         except (OSError, ValueError) as error:
             raise SettingError("logconfig_json", f"can't read {path!r}: {_reason(error)}") from None
         if not isinstance(found, dict):
@@ -115,9 +120,13 @@ def _apply_dict(setting: str, given: Mapping[str, Any]) -> None:
 
 
 def _apply_file(path: str) -> None:
-    # Else it would be an empty configuration to fileConfig.
-    if not os.path.exists(path):  # noqa: PTH110 - as above
+    # Else it would be an empty configuration to fileConfig, which also waits for what writes into a FIFO.
+    if not os.path.exists(path):  # noqa: PTH110 - no pathlib needed for that
         raise SettingError("logconfig", f"there is no {path!r}")
+    try:
+        check_file(path)
+    except OSError as error:
+        raise SettingError("logconfig", f"can't read {path!r}: {error.strerror}") from None
     defaults = {"__file__": path, "here": os.path.dirname(path)}  # noqa: PTH120 - as above
     from logging.config import fileConfig  # as above
 
@@ -129,11 +138,11 @@ def _apply_file(path: str) -> None:
 
 def _reason(error: BaseException) -> str:
     """One line: `logging.config` only says which part failed, what it was caused by says why."""
-    reasons = []
+    reasons: list[str] = []
     found: BaseException | None = error
-    while found is not None:
-        text = found.strerror if isinstance(found, OSError) and found.strerror else str(found)
-        name = "" if isinstance(found, ValueError | OSError) else f"{type(found).__name__}: "
+    while found is not None and len(reasons) < _MOST_REASONS:
+        text = found.strerror if isinstance(found, OSError) and found.strerror else text_of(found)
+        name = "" if isinstance(found, ValueError | OSError) else f"{name_of(found)}: "
         if isinstance(found, OSError) and found.filename:
             text = f"{found.filename!r}: {text}"
         reasons.append(" ".join(f"{name}{text}".split()))

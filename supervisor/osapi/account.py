@@ -68,7 +68,7 @@ def _user(user: str) -> pwd.struct_passwd | None:
         raise SettingError("user", f"there is no user {user!r}")
     try:
         return pwd.getpwuid(int(user))
-    except (KeyError, OverflowError):
+    except KeyError:
         return None
 
 

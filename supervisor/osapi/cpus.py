@@ -9,7 +9,10 @@ from supervisor.osapi.cgroup import MEMBERSHIP, ROOT, binding_folders
 
 def usable_cpus(membership: Path = MEMBERSHIP, root: Path = ROOT) -> int:
     """CPUs by affinity (sched_getaffinity(2)), cut by cgroup v2 `cpu.max` or v1 CFS quotas; at least 1."""
-    affinity = len(os.sched_getaffinity(0))
+    try:
+        affinity = len(os.sched_getaffinity(0))
+    except OSError:  # refused
+        affinity = os.cpu_count() or 1
     folders = binding_folders("cpu", membership, root)
     quotas = [quota for folder in folders if (quota := _quota(folder)) is not None]
     return max(1, min([affinity, *(math.ceil(quota) for quota in quotas)]))

@@ -11,6 +11,7 @@ Two means, each used where it is to be had:
 import ctypes
 import os
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 # Weighs a third of a normal process: when all CPUs are busy, a successor still comes up in reasonable time.
@@ -39,10 +40,11 @@ class _SchedAttr(ctypes.Structure):
 def step_back() -> int:
     """Let others go first; returns what `step_forward` needs."""
     lowered = 0
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    if before + _LOWER_BY <= 19 and _may_return_to(before):
-        os.setpriority(os.PRIO_PROCESS, 0, before + _LOWER_BY)
-        lowered = _LOWER_BY
+    with suppress(OSError):  # a refusal (seccomp in a container) is no reason not to boot; here and below
+        before = os.getpriority(os.PRIO_PROCESS, 0)
+        if before + _LOWER_BY <= 19 and _may_return_to(before):
+            os.setpriority(os.PRIO_PROCESS, 0, before + _LOWER_BY)
+            lowered = _LOWER_BY
     _set_slice(_SHORT_SLICE)
     return lowered
 
@@ -64,36 +66,44 @@ def keep_way_forward(lowered: int) -> int:
     """
     if not lowered:
         return 0
-    nice = os.getpriority(os.PRIO_PROCESS, 0) - lowered
+    try:
+        nice = os.getpriority(os.PRIO_PROCESS, 0) - lowered
+    except OSError:
+        return 0
     soft, hard = resource.getrlimit(resource.RLIMIT_NICE)
     if soft == resource.RLIM_INFINITY or 20 - soft <= nice:
         return lowered
     try:
         resource.setrlimit(resource.RLIMIT_NICE, (20 - nice, max(hard, 20 - nice)))
     except (OSError, ValueError):  # no CAP_SYS_RESOURCE
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, nice)
         return 0
     return lowered
 
 
 def step_back_for_good() -> None:
     """Let all others go first, until the end of this process, which is near."""
-    os.setpriority(os.PRIO_PROCESS, 0, 19)
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, 19)
     _set_slice(_SHORT_SLICE)
 
 
 def _set_slice(nanoseconds: int) -> None:
     """Ask for a time slice, 0 for the usual one; kernels and policies that know no such wish ignore it."""
     number = _SCHED_SETATTR.get(os.uname().machine)
-    if number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
+    try:
+        if number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
+            return
+        nice = os.getpriority(os.PRIO_PROCESS, 0)
+    except OSError:
         return
     attributes = _SchedAttr(
         size=ctypes.sizeof(_SchedAttr),
         sched_policy=os.SCHED_OTHER,
-        sched_nice=os.getpriority(os.PRIO_PROCESS, 0),
+        sched_nice=nice,
         sched_runtime=nanoseconds,
     )
-    # A refusal (seccomp in a container) is no reason not to boot.
     ctypes.CDLL(None).syscall(number, 0, ctypes.byref(attributes), 0)
 
 

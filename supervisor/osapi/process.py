@@ -5,6 +5,11 @@ import mmap
 import os
 import signal
 
+from setproctitle import setproctitle
+
+from supervisor.osapi.needed import refused
+from supervisor.text import readable
+
 # Asks a worker's faulthandler for the stacks of all threads. A real-time signal: the usual ones are taken.
 DUMP_SIGNAL = signal.SIGRTMIN + 5
 # Lets a worker look which of its requests the supervisor has marked as overdue, to end just those.
@@ -20,13 +25,20 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 def become_subreaper() -> None:
     """Adopt orphaned descendants instead of leaving them to init (prctl(2), PR_SET_CHILD_SUBREAPER).
 
+    The first process of a container adopts them anyway.
+
     Raises:
-        OSError: the kernel refused.
+        OstlerError: the kernel refused.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0 and os.getpid() != 1:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise refused("prctl(PR_SET_CHILD_SUBREAPER)", OSError(number, os.strerror(number)))
+
+
+def set_title(title: str) -> None:
+    """What ps(1) shows of this process; a name in it may be an app's, or stand for bytes."""
+    setproctitle(readable(title).replace("\0", ""))
 
 
 def fill_standard_descriptors() -> None:
@@ -101,7 +113,11 @@ def signal_main_thread(pid: int, signum: int) -> None:
 
 
 def send_signal(pidfd: int, signum: int) -> bool:
-    """Signal the process behind a pidfd (pidfd_send_signal(2)); False if it is gone."""
+    """Signal the process behind a pidfd (pidfd_send_signal(2)); False if it is gone.
+
+    Raises:
+        OSError: the kernel refused.
+    """
     try:
         signal.pidfd_send_signal(pidfd, signum)
     except ProcessLookupError:

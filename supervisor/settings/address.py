@@ -1,5 +1,6 @@
 """Addresses that a server can listen on, in gunicorn's spelling."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,8 +47,8 @@ def parse_address(text: str) -> Address:
         if not path:
             raise ValueError("expected unix:PATH, the path is empty")
         # sun_path holds 108 bytes, the closing NUL included (unix(7)); '@' is the abstract name space.
-        if len(path.encode()) > 107:
-            raise ValueError(f"the path of a Unix socket has at most 107 bytes, got {len(path.encode())}")
+        if (size := len(os.fsencode(path))) > 107:
+            raise ValueError(f"the path of a Unix socket has at most 107 bytes, got {size}")
         return Address("unix", path=path)
     if text.startswith("fd://"):
         number = text.removeprefix("fd://")

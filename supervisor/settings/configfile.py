@@ -11,10 +11,13 @@ from types import ModuleType
 from typing import Any
 
 from supervisor.errors import ConfigFileError
+from supervisor.osapi.files import read_file
 from supervisor.settings import tomlfile, unknown
+from supervisor.settings.kinds import shown
 from supervisor.settings.own import OWN
 from supervisor.settings.table import rows
 from supervisor.settings.unused import UNUSED
+from supervisor.text import frames_of, name_and_text, name_of, text_of
 
 DEFAULT_FILES = ("ostler.conf.py", "ostler.toml", "gunicorn.conf.py")
 
@@ -93,7 +96,7 @@ def evaluate(config: str, folder: Path) -> ConfigFile:
     path = folder / config.removeprefix("file:")
     name = config.removeprefix("file:")
     try:
-        source = path.read_bytes()
+        source = read_file(path)
     except OSError as error:
         raise ConfigFileError(f"config: can't read {name!r}: {error.strerror}") from None
     if path.suffix == ".toml":
@@ -101,14 +104,14 @@ def evaluate(config: str, folder: Path) -> ConfigFile:
     try:
         tree = ast.parse(source, str(path))
         code = compile(tree, str(path), "exec")
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None)
         place = f"{name} line {line}" if line else name
         raise ConfigFileError(f"config: {place}: {getattr(error, 'msg', error)}") from None
     namespace: dict[str, Any] = {"__name__": "__config__", "__file__": str(path)}
     try:
         exec(code, namespace)  # noqa: S102 - this is what the format is
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise ConfigFileError(_one_line(error, name, str(path))) from error
     return ConfigFile(
         name,
@@ -134,7 +137,7 @@ def _toml(source: bytes, name: str) -> ConfigFile:
 def _module(name: str) -> ConfigFile:
     try:
         module = importlib.import_module(name)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise ConfigFileError(_one_line(error, f"python:{name}", "")) from error
     namespace = vars(module)
     tree = _source_tree(module)
@@ -166,12 +169,13 @@ def _known() -> set[str]:
 
 
 def _one_line(error: BaseException, name: str, path: str) -> str:
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    places = traceback.walk_tb(frames_of(error))
+    lines = [line for frame, line in places if frame.f_code.co_filename == path]
     place = f"{name} line {lines[-1]}" if lines else name
-    text = " ".join(str(error).split())
+    text = name_and_text(error)
     if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] == "gunicorn":
         text += "; install gunicorn beside Ostler, or remove the import"
-    return f"config: {place}: {type(error).__name__}{f': {text}' if text else ''}"
+    return f"config: {place}: {text}"
 
 
 def _assignment_lines(tree: ast.Module) -> dict[str, int]:
@@ -201,12 +205,12 @@ def _hooks(namespace: Mapping[str, Any], file: str) -> dict[str, Callable[..., A
         hook = namespace.get(name)
         if hook is None:
             continue
-        if isinstance(hook, str):
+        if issubclass(type(hook), str):  # not isinstance, which asks an object of the file's own
             hook = _imported(hook, f"config: {file}: {name}")
         fits = next((number for number in arguments if _takes(hook, number)), None)
         if fits is None:
             raise ConfigFileError(
-                f"config: {file}: {name}: expected a function of {arguments[0]} arguments, got {hook!r}"
+                f"config: {file}: {name}: expected a function of {arguments[0]} arguments, got {shown(hook)}"
             )
         hooks[name] = hook if fits == arguments[0] else _with_fewer(hook, fits)
     return hooks
@@ -215,7 +219,7 @@ def _hooks(namespace: Mapping[str, Any], file: str) -> dict[str, Callable[..., A
 def _takes(function: Any, arguments: int) -> bool:
     try:
         inspect.signature(function).bind(*[None] * arguments)
-    except (TypeError, ValueError):
+    except Exception:  # noqa: BLE001 - no function, or an object of the file's own whose methods fail
         return False
     return True
 
@@ -228,6 +232,6 @@ def _imported(dotted: str, place: str) -> Any:
     module, _, name = dotted.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
-    except (Exception, SystemExit) as error:
-        text = " ".join(str(error).split())
-        raise ConfigFileError(f"{place}: can't import {dotted!r}: {text or type(error).__name__}") from error
+    except BaseException as error:
+        text = text_of(error) or name_of(error)
+        raise ConfigFileError(f"{place}: can't import {dotted!r}: {text}") from error

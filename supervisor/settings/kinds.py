@@ -39,6 +39,19 @@ class Kind:
     blank: bool = False
 
 
+_LONGEST_SHOWN = 80
+_MOST_DIGITS = 100  # more than any number that we take
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it, which is one line and not long, whatever the value is."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a number of thousands of digits, or an object of the file's own
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
 def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[Any], int]:
     """Parser of an integer within [least, most]."""
 
@@ -46,11 +59,11 @@ def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[Any], int]:
         try:
             number = int(value, 10) if isinstance(value, str) else int(value)
         except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"expected a whole number, got {value!r}") from None
+            raise ValueError(f"expected a whole number, got {shown(value)}") from None
         if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-            raise ValueError(f"expected a whole number, got {value!r}")
+            raise ValueError(f"expected a whole number, got {shown(value)}")
         if not least <= number <= most:
-            raise ValueError(f"must be between {least} and {most}, got {number}")
+            raise ValueError(f"must be between {least} and {most}, got {shown(number)}")
         return number
 
     return parse
@@ -65,8 +78,8 @@ def _size(value: Any) -> int:
     if isinstance(value, str):
         match = _SIZE.fullmatch(value.strip())
         if match is None:
-            raise ValueError(f"expected a number of bytes such as 8190, 512K or 10M, got {value!r}")
-        value = int(match[1]) * _UNITS[(match[2] or "").upper()]
+            raise ValueError(f"expected a number of bytes such as 8190, 512K or 10M, got {shown(value)}")
+        value = _int(match[1]) * _UNITS[(match[2] or "").upper()]
     return whole_number(0, 2**63 - 1)(value)
 
 
@@ -78,13 +91,24 @@ def show_size(size: int) -> str:
     return str(size)
 
 
+def _int(digits: str) -> int:
+    """Of decimal digits, as many as there are: int() takes some thousands and says so in its own words."""
+    return int(digits[:_MOST_DIGITS]) if len(digits) > _MOST_DIGITS else int(digits)
+
+
+# What the system's calls take as a time at the least: 68 years.
+_LONGEST_TIME = 2**31 - 1
+
+
 def _seconds(value: Any) -> float:
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"expected a number of seconds, got {value!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"expected a number of seconds, got {shown(value)}") from None
     if isinstance(value, bool) or not math.isfinite(seconds) or seconds < 0:
-        raise ValueError(f"expected zero or more seconds, got {value!r}")
+        raise ValueError(f"expected zero or more seconds, got {shown(value)}")
+    if seconds > _LONGEST_TIME:
+        raise ValueError(f"must be {_LONGEST_TIME} seconds at most, got {shown(value)}")
     return seconds
 
 
@@ -92,7 +116,7 @@ def _text(value: Any) -> str:
     if isinstance(value, Path):
         return str(value)
     if not isinstance(value, str):
-        raise ValueError(f"expected text, got {value!r}")
+        raise ValueError(f"expected text, got {shown(value)}")
     if "\0" in value:
         raise ValueError("must not contain a NUL character")
     return value.strip()
@@ -111,7 +135,7 @@ def _switch(value: Any) -> bool:
         return bool(value)
     if isinstance(value, str) and value.strip().lower() in _YES | _NO:
         return value.strip().lower() in _YES
-    raise ValueError(f"expected true or false, got {value!r}")
+    raise ValueError(f"expected true or false, got {shown(value)}")
 
 
 def _several(one: Callable[[Any], str]) -> Callable[[Any], tuple[str, ...]]:
@@ -123,7 +147,7 @@ def _several(one: Callable[[Any], str]) -> Callable[[Any], tuple[str, ...]]:
         if isinstance(value, str):
             value = value.split(",")
         if not isinstance(value, Iterable):
-            raise ValueError(f"expected a list of texts, got {value!r}")
+            raise ValueError(f"expected a list of texts, got {shown(value)}")
         return tuple(one(part) for part in value if _text(part))
 
     return parse
@@ -158,9 +182,12 @@ def show_workers(workers: int | tuple[int, int]) -> str:
 def _surge(value: Any) -> str:
     text = str(value).strip()
     digits = text.removesuffix("%")
-    if isinstance(value, bool) or not (digits.isascii() and digits.isdigit()) or int(digits) < 1:
-        raise ValueError(f"expected a number of workers from 1 on, or a share such as 25%, got {value!r}")
-    return f"{int(digits)}%" if text.endswith("%") else str(int(digits))
+    count = _int(digits) if digits.isascii() and digits.isdigit() else 0
+    if isinstance(value, bool) or not 1 <= count < 2**31:
+        raise ValueError(
+            f"expected a number of workers from 1 on, or a share such as 25%, got {shown(value)}"
+        )
+    return f"{count}%" if text.endswith("%") else str(count)
 
 
 class WarmupRequest(msgspec.Struct, frozen=True):
@@ -182,7 +209,7 @@ def _warmup(value: Any) -> WarmupRequest:
         headers = {}
     method = method.strip() or "GET"
     if not _TOKEN.fullmatch(method) or not re.fullmatch(r"/[!-~]*", path):
-        raise ValueError(f"expected a path such as /health or 'HEAD /health', got {value!r}")
+        raise ValueError(f"expected a path such as /health or 'HEAD /health', got {shown(value)}")
     return WarmupRequest(path, method, _header_lines(headers))
 
 
@@ -190,7 +217,7 @@ def _header_lines(headers: Any) -> dict[str, str]:
     found = _header_values(headers)
     for name, text in found.items():
         if not re.fullmatch(r"[\t -~]*", text):
-            raise ValueError(f"the header {name} can't be {text!r}")
+            raise ValueError(f"the header {name} can't be {shown(text)}")
     return found
 
 
@@ -221,7 +248,7 @@ def _share(value: Any) -> float:
     except ValueError:
         share = -1.0
     if isinstance(value, bool) or not 0 <= share <= 1:
-        raise ValueError(f"expected a share from 0 to 1, or from 0% to 100%, got {value!r}")
+        raise ValueError(f"expected a share from 0 to 1, or from 0% to 100%, got {shown(value)}")
     return share
 
 
@@ -237,7 +264,7 @@ def _environment(value: Any) -> tuple[str, ...]:
         value = [f"{_text(name)}={text}" for name, text in value.items()]
     pairs = [value] if isinstance(value, str) else value
     if not isinstance(pairs, Iterable):
-        raise ValueError(f"expected a list of NAME=VALUE, got {value!r}")
+        raise ValueError(f"expected a list of NAME=VALUE, got {shown(value)}")
     return tuple(_environment_pair(pair) for pair in pairs)
 
 
@@ -245,7 +272,7 @@ def _environment_pair(value: Any) -> str:
     pair = _text(value)
     name, equals, _ = pair.partition("=")
     if not equals or not name:
-        raise ValueError(f"expected NAME=VALUE, got {pair!r}")
+        raise ValueError(f"expected NAME=VALUE, got {shown(pair)}")
     return pair
 
 
@@ -259,7 +286,7 @@ def _networks(value: Any) -> tuple[str, ...]:
         return ()
     if isinstance(value, Iterable) and not isinstance(value, bytes | Mapping):
         return normalized(value if isinstance(value, str) else [_text(part) for part in value])
-    raise ValueError(f"expected a list of addresses and networks, got {value!r}")
+    raise ValueError(f"expected a list of addresses and networks, got {shown(value)}")
 
 
 # RFC 9110 section 5.6.2.
@@ -269,13 +296,13 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 def _header_name(value: Any) -> str:
     name = _text(value)
     if not _TOKEN.fullmatch(name):
-        raise ValueError(f"expected the name of a header, got {name!r}")
+        raise ValueError(f"expected the name of a header, got {shown(name)}")
     return name.upper()
 
 
 def _header_values(value: Any) -> dict[str, str]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"expected a dictionary of header names and values, got {value!r}")
+        raise ValueError(f"expected a dictionary of header names and values, got {shown(value)}")
     return {_header_name(name): _text(text) for name, text in value.items()}
 
 
@@ -291,7 +318,7 @@ def _verification(value: Any) -> str:
     if text in ("0", "1", "2"):
         return _VERIFICATION[int(text)]
     if text not in _VERIFICATION:
-        raise ValueError(f"expected one of {', '.join(_VERIFICATION)} (or 0, 1, 2), got {value!r}")
+        raise ValueError(f"expected one of {', '.join(_VERIFICATION)} (or 0, 1, 2), got {shown(value)}")
     return text
 
 
@@ -305,7 +332,7 @@ def _tls_version(value: Any) -> str:
         text = text.removeprefix(prefix)
     version = _TLS_VERSIONS.get(text.replace("_", "."))
     if version is None:
-        raise ValueError(f"expected TLSv1.2 or TLSv1.3, got {value!r}")
+        raise ValueError(f"expected TLSv1.2 or TLSv1.3, got {shown(value)}")
     return version
 
 
@@ -325,7 +352,9 @@ def _mode(value: Any) -> str | None:
         number = value if isinstance(value, int) and not isinstance(value, bool) else -1
     if not 0 <= number <= 0o777:
         # 660 in a Python file is a slip for 0o660; as a number it is 0o1224.
-        raise ValueError(f"expected a mode in octal such as 0660 (in a file '0660' or 0o660), got {value!r}")
+        raise ValueError(
+            f"expected a mode in octal such as 0660 (in a file '0660' or 0o660), got {shown(value)}"
+        )
     return f"{number:04o}"
 
 
@@ -335,7 +364,7 @@ def _owner(value: Any) -> str | None:
         return None
     user, colon, group = text.partition(":")
     if not (user or group) or (colon and not group) or ":" in group:
-        raise ValueError(f"expected USER, USER:GROUP or :GROUP, got {text!r}")
+        raise ValueError(f"expected USER, USER:GROUP or :GROUP, got {shown(text)}")
     return text
 
 
@@ -346,7 +375,7 @@ def choice(*allowed: str, aliases: dict[str, str] | None = None) -> Kind:
     def parse(value: Any) -> str:
         word = _text(value).lower()
         if word not in spellings:
-            raise ValueError(f"expected one of {', '.join(allowed)}, got {value!r}")
+            raise ValueError(f"expected one of {', '.join(allowed)}, got {shown(value)}")
         return spellings[word]
 
     return Kind(parse, "|".join(allowed))
@@ -404,11 +433,21 @@ MODE = Kind(_mode, "MODE")
 OWNER = Kind(_owner, "USER:GROUP")
 
 
+# What is larger by one means "none" to the kernel (setresuid(2)).
+_LARGEST_ID = 2**32 - 2
+
+
 def _account(value: Any) -> str | None:
     """A user's or a group's name or number; gunicorn's files say None, a number or a text."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return str(value)
-    return _optional_text(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        number: int | None = value
+    else:
+        value = _optional_text(value)
+        digits = value.removeprefix("-") if value is not None else ""
+        number = _int(digits) * (-1 if digits != value else 1) if digits.isdecimal() else None
+    if number is not None and not 0 <= number <= _LARGEST_ID:
+        raise ValueError(f"a user's or group's number is from 0 to {_LARGEST_ID}, got {shown(value)}")
+    return None if value is None else str(value)
 
 
 def _threads(value: Any) -> int:
@@ -426,7 +465,7 @@ def _umask(value: Any) -> str:
         except ValueError:
             number = -1
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-        raise ValueError(f"expected a mask in octal such as 022 (in a file 0o022), got {value!r}")
+        raise ValueError(f"expected a mask in octal such as 022 (in a file 0o022), got {shown(value)}")
     return f"{number & 0o777:04o}"  # the kernel takes no other bits, umask(2)
 
 
@@ -446,7 +485,7 @@ def _plain_dict(value: Any) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise ValueError(f"expected a dictionary, got {value!r}")
+        raise ValueError(f"expected a dictionary, got {shown(value)}")
     copy: dict[str, Any] = plain(value)
     return copy
 
@@ -460,7 +499,7 @@ def _remote(schemes: tuple[str, ...], example: str) -> Callable[[Any], str | Non
             return None
         scheme, found, rest = text.rpartition("://")
         if (found and scheme not in schemes) or not rest:
-            raise ValueError(f"expected an address such as {example}, got {text!r}")
+            raise ValueError(f"expected an address such as {example}, got {shown(text)}")
         if scheme != "unix":
             host_and_port(rest, 0)
         return text

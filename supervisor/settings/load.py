@@ -15,8 +15,9 @@ from supervisor.errors import SettingError
 from supervisor.settings import unused
 from supervisor.settings.classes import MOST_LANES
 from supervisor.settings.configfile import ConfigFile
-from supervisor.settings.kinds import TLS_VERSION
+from supervisor.settings.kinds import TLS_VERSION, shown
 from supervisor.settings.table import Setting, Settings, rows
+from supervisor.text import name_of
 
 COMMAND_LINE = "command line"
 
@@ -145,6 +146,9 @@ def _parsed(row: Setting, given: _Given) -> Any:
         if given.value is None:
             return row.default  # files say None where they have nothing to say
         raise SettingError(row.name, str(error), given.origin) from None
+    except Exception as error:  # noqa: BLE001 - an object of the file's own, whose methods fail
+        problem = f"{shown(given.value)} can't be read ({name_of(error)})"
+        raise SettingError(row.name, problem, given.origin) from None
 
 
 def _other_names(sources: _Sources, values: dict[str, Any], origins: dict[str, str]) -> dict[str, str]:
@@ -168,11 +172,11 @@ def _other_names(sources: _Sources, values: dict[str, Any], origins: dict[str, s
 
 def _least_tls(value: Any) -> str | None:
     """The oldest version that an `ssl_version` allows, if that is one we speak."""
-    if str(value).strip().lower() in _PROTOCOL_TLS_1_2:
-        return "TLSv1.2"
     try:
+        if str(value).strip().lower() in _PROTOCOL_TLS_1_2:
+            return "TLSv1.2"
         least: str = TLS_VERSION.parse(value)
-    except ValueError:
+    except Exception:  # noqa: BLE001 - no version, or an object of the file's own
         return None
     return least
 

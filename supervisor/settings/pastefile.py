@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from supervisor.errors import SettingError
+from supervisor.osapi.files import read_file
 from supervisor.settings.configfile import ConfigFile
 from supervisor.settings.table import Settings, rows
 
@@ -103,7 +104,7 @@ def _parsed(path: Path, shown: str, settings: Settings) -> configparser.ConfigPa
     )
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     try:
-        parser.read_string(path.read_text("utf-8"), str(path))
+        parser.read_string(read_file(path).decode("utf-8"), str(path))
     except OSError as error:
         raise SettingError("paste", f"can't read {shown!r}: {error.strerror}") from None
     except (configparser.Error, UnicodeDecodeError) as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.errors import ConfigFileError
+from supervisor.osapi.files import read_file
 
 PROJECT = "pyproject.toml"
 _TABLE = ("tool", "ostler")
@@ -21,7 +22,7 @@ _QUOTES = ('"""', "'''")
 def is_project_with_settings(path: Path) -> bool:
     """Whether a pyproject.toml has our table. What else is wrong with it is not our business."""
     try:
-        source = path.read_bytes()
+        source = read_file(path)
     except OSError:
         return False
     if b"ostler" not in source:

@@ -57,7 +57,7 @@ def in_python(
     for name, line in _assigned(tree).items():
         if name in known or name in read or name.startswith("_"):
             continue
-        if not isinstance(namespace.get(name, ...), _DATA):
+        if not issubclass(type(namespace.get(name, ...)), _DATA):
             continue
         hint = advice(name, settings)
         # Names in capitals are a file's own constants, also when nobody uses them any more.

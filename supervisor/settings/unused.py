@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from supervisor.errors import SettingError
+from supervisor.settings.kinds import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,14 @@ class Unused:
 
 def _text(value: Any) -> str:
     """A value as one would write it on the command line, in lower case; classes by their dotted name."""
-    if isinstance(value, type):
-        value = f"{value.__module__}.{value.__qualname__}"
-    if isinstance(value, list | tuple):
-        value = ",".join(map(str, value))
-    return str(value).strip().lower()
+    try:
+        if isinstance(value, type):
+            value = f"{value.__module__}.{value.__qualname__}"
+        if isinstance(value, list | tuple):
+            value = ",".join(map(str, value))
+        return str(value).strip().lower()
+    except Exception:  # noqa: BLE001 - a number of thousands of digits, or an object of the file's own
+        return shown(value)
 
 
 def find(given: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, str]:
@@ -53,8 +57,8 @@ def find(given: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, str]
     for name, unused in UNUSED.items():
         if name in given and unused.matters(given[name]):
             if _text(given[name]) in unused.refused:
-                raise SettingError(name, f"{unused.advice}; got {given[name]!r}", origins.get(name, ""))
-            found[name] = repr(given[name])
+                raise SettingError(name, f"{unused.advice}; got {shown(given[name])}", origins.get(name, ""))
+            found[name] = shown(given[name])
     return found
 
 

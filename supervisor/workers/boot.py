@@ -26,8 +26,6 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, cast
 
-from setproctitle import setproctitle
-
 from supervisor.errors import SettingError
 from supervisor.hooks.calling import HookFailed
 from supervisor.hooks.generation import Hooks
@@ -38,12 +36,13 @@ from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs.outlets import Outlets
 from supervisor.osapi import real
 from supervisor.osapi.priority import step_back_for_good, step_forward
-from supervisor.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL, enlarge_signal_stack
+from supervisor.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL, enlarge_signal_stack, set_title
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.memory import map_cell
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.classes import lanes
 from supervisor.settings.table import Settings
+from supervisor.text import trace_of
 from supervisor.workers.audit import Audit, audit_drained, audit_serving
 from supervisor.workers.base import BaseWorker, Context
 from supervisor.workers.engine import Engine
@@ -60,6 +59,12 @@ if TYPE_CHECKING:
 
 # What ends a worker; blocked from its fork until its handlers are there.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+# What a worker has handlers for, and what user code may have blocked in the process that forks.
+_HANDLED = (
+    *(*ENDING, signal.SIGABRT, signal.SIGUSR1, signal.SIGIO, signal.SIGCHLD, DUMP_SIGNAL, INTERRUPT_SIGNAL),
+    *(signal.SIGHUP, signal.SIGWINCH, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU),
+)
 
 # How long after its graceful time-out a worker without supervisor may still be there.
 _ORPHAN_GRACE = 1.0
@@ -264,7 +269,7 @@ class WorkerProcess:
 
     def _tell_failure(self, error: AppLoadError | WarmupError | HookFailed) -> None:
         self._quit_if_told()
-        self._tell(messages.BootFailed(error.reason, shorten(error.trace) if error.trace else None))
+        self._tell(messages.BootFailed(shorten(error.reason), shorten(error.trace) if error.trace else None))
 
     def _develops(self) -> "Development":
         # Only now, as below: who does not ask for it need not have it in memory.
@@ -298,7 +303,12 @@ class WorkerProcess:
             self._hooks.exchange(),
             self._got.stacks_fd,
         )
-        self._engine = engine = generation.worker_class.create(context)
+        try:
+            self._engine = engine = generation.worker_class.create(context)
+        except OSError as error:
+            # No descriptors, or a call that is refused.
+            self._tell(messages.BootFailed(f"can't begin to serve: {error.strerror}", trace_of(error)))
+            return 3
         self._hooks.serving(self._cell, context.on_quota, engine.extend_deadline)
         signal.signal(INTERRUPT_SIGNAL, engine.interrupt)
         _note_forks()
@@ -348,8 +358,13 @@ class WorkerProcess:
         if self._hooks.wants_abort:
             # Before faulthandler, which goes on to it when it has written the stacks.
             signal.signal(signal.SIGABRT, self._on_abort)
-        faulthandler.enable(self._got.stacks_fd)
-        faulthandler.register(DUMP_SIGNAL, self._got.stacks_fd, all_threads=True)
+        try:
+            faulthandler.enable(self._got.stacks_fd)
+            faulthandler.register(DUMP_SIGNAL, self._got.stacks_fd, all_threads=True)
+        except OSError as error:
+            # Refused (sigaltstack(2), say). Without a handler the signal would end the process.
+            disregard(DUMP_SIGNAL)
+            self._log.warning("no_stack_dumps", reason=error.strerror)
         enlarge_signal_stack()
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGINT, self._quit)
@@ -359,7 +374,7 @@ class WorkerProcess:
         for signum in (signal.SIGHUP, signal.SIGWINCH, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):
             disregard(signum)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
 
     def _drain(self, hand_over: bool = False) -> None:
         if self._engine is None:
@@ -462,7 +477,7 @@ class WorkerProcess:
                 self._channel.send(messages.Signalled(signum))
 
     def _title(self, what: str) -> None:
-        setproctitle(f"ostler: {what} [{self._generation.name}]")
+        set_title(f"ostler: {what} [{self._generation.name}]")
 
 
 def _engine_threads() -> list[threading.Thread]:

@@ -77,7 +77,11 @@ class Failure:
 
     @classmethod
     def of(cls, error: AppLoadError) -> Self:
-        return cls(error.reason, error.trace, _excerpt(error.__cause__))
+        try:
+            excerpt = _excerpt(error.__cause__)
+        except Exception:  # noqa: BLE001 - an exception, or a file's name, of the app's own making
+            excerpt = None
+        return cls(error.reason, error.trace, excerpt)
 
 
 def _excerpt(error: BaseException | None) -> Excerpt | None:
@@ -103,8 +107,10 @@ def _lines(file: str, line: int) -> Excerpt | None:
 
 
 def _short(file: str) -> str:
-    here = f"{os.getcwd()}/"  # noqa: PTH109
-    return file.removeprefix(here)
+    try:
+        return file.removeprefix(f"{os.getcwd()}/")  # noqa: PTH109
+    except OSError:
+        return file  # the working folder was removed
 
 
 class ErrorPage:

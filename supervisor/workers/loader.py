@@ -4,12 +4,13 @@ import ast
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Set as AbstractSet
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 from supervisor.settings.table import Settings
+from supervisor.text import frames_of, name_and_text, trace_of
 from supervisor.workers.interface import is_factory, mismatch
 from supervisor.wsgi.exchange import App, QuitWorker
 
@@ -45,12 +46,22 @@ def prepare(settings: Settings) -> None:
     for pair in settings.raw_env:
         name, _, value = pair.partition("=")
         os.environ[name] = value
-    here = str(Path.cwd())
+    try:
+        here = str(Path.cwd())
+    except OSError as error:
+        raise AppLoadError(f"can't find the working folder: {error.strerror}; it was removed") from None
     for folder in (*reversed(settings.pythonpath), here):
         path = str(Path(folder).absolute())
         if path in sys.path:
             sys.path.remove(path)
         sys.path.insert(0, path)
+
+
+def _here() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return "the working folder, which was removed"
 
 
 def load(settings: Settings, interface: str = "wsgi") -> App:
@@ -82,9 +93,9 @@ def load_app(spec: str, interface: str = "wsgi") -> App:
         importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         # Without a traceback only if it is the very module that was asked for.
-        missing = error.name or ""
+        missing = error.name if isinstance(error.name, str) else ""
         if module_name == missing or module_name.startswith(f"{missing}."):
-            reason = f"no module named {missing!r} in {Path.cwd()} (see --chdir and --pythonpath)"
+            reason = f"no module named {missing!r} in {_here()} (see --chdir and --pythonpath)"
             raise AppLoadError(f"wsgi_app: can't load {spec!r}: {reason}") from None
         raise raised(spec, error) from error
     except QuitWorker:
@@ -145,17 +156,16 @@ def _made(spec: str, factory: Any, *args: Any, **kwargs: Any) -> Any:
 
 def raised(spec: str, error: BaseException) -> AppLoadError:
     """What to raise when loading `spec` raised `error`."""
-    text = " ".join(str(error)[:_LONGEST_REASON].split())
-    reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    reason = name_and_text(error, _LONGEST_REASON)
     return AppLoadError(f"can't load {spec!r}: {reason}", _app_traceback(error))
 
 
 def _app_traceback(error: BaseException) -> str:
     """The traceback from the app's first frame on: how we came to import it helps nobody."""
-    frames = error.__traceback__
+    frames = frames_of(error)
     while frames is not None and _is_ours(frames.tb_frame.f_code.co_filename):
         frames = frames.tb_next
-    return "".join(traceback.format_exception(type(error), error, frames)).rstrip()
+    return trace_of(error, frames)
 
 
 def _is_ours(filename: str) -> bool:
@@ -171,12 +181,21 @@ def standard_modules(before: AbstractSet[str]) -> list[str]:
     library = str(Path(os.__file__).parent)
     found = []
     for name, module in list(sys.modules.items()):
-        if name in before or name.partition(".")[0] not in sys.stdlib_module_names:
+        if type(name) is not str or name in before or name.partition(".")[0] not in sys.stdlib_module_names:
             continue
-        spec = getattr(module, "__spec__", None)
-        origin = getattr(spec, "origin", None) or ""
+        origin = getattr(attributes(module).get("__spec__"), "origin", None) or ""
+        if type(origin) is not str:
+            continue
         if origin in ("built-in", "frozen") or (
             origin.startswith(library) and "site-packages" not in origin and "dist-packages" not in origin
         ):
             found.append(name)
+    return found
+
+
+def attributes(module: object) -> dict[str, Any]:
+    """What a module has, without running code of its class: an app may put anything into `sys.modules`."""
+    if not issubclass(type(module), ModuleType):
+        return {}
+    found: dict[str, Any] = vars(ModuleType)["__dict__"].__get__(module)
     return found

@@ -5,7 +5,6 @@ it. Who waits at it, and in what the app runs, is the engine's own: threads that
 greenlets (`greenlets`).
 """
 
-import os
 import select
 from collections import deque
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from types import FrameType
 from typing import ClassVar, Self
 
 from supervisor.http1.errors import RequestTimeout
-from supervisor.osapi import real
+from supervisor.osapi.wake import Wake
 from supervisor.workers.base import BaseWorker, Context
 from supervisor.workers.connection import Connection
 from supervisor.workers.doors import GIFT_PAUSE, Doors, has_data
@@ -53,9 +52,9 @@ class Loop(Doors, BaseWorker):
         self._cell = context.cell
         self._keepalive = int(settings.keepalive * SECOND)
         self._graceful_timeout = int(settings.graceful_timeout * SECOND)
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._epoll.register(self._wake, IN)
-        self._readers: dict[int, Callable[[], None]] = {self._wake: self._drain_wake}
+        self._wake = Wake()
+        self._epoll.register(self._wake.fd, IN)
+        self._readers: dict[int, Callable[[], None]] = {self._wake.fd: self._wake.clear}
         self._events: deque[tuple[int, int]] = deque()
         # Whole requests that wait for somebody who serves them.
         self._ready: deque[Connection] = deque()
@@ -90,7 +89,7 @@ class Loop(Doors, BaseWorker):
 
     def wake(self) -> None:
         """Make the loop look around; may be called from a signal handler."""
-        os.eventfd_write(self._wake, 1)
+        self._wake.send()
 
     def drain(self, hand_over: bool = False) -> None:
         """Stop accepting; `run` returns when what is there has been answered or the time is over.
@@ -116,7 +115,7 @@ class Loop(Doors, BaseWorker):
 
     def descriptors(self) -> set[int]:
         """What `close` will close; called by the leader."""
-        return {self._epoll.fileno(), self._wake, *self._connections}
+        return {self._epoll.fileno(), *self._wake.descriptors(), *self._connections}
 
     def close(self) -> None:
         """Give back all descriptors but the listeners'."""
@@ -124,7 +123,7 @@ class Loop(Doors, BaseWorker):
         for connection in list(self._connections.values()):
             self._close(connection, lane)
         self._epoll.close()
-        real.close(self._wake)
+        self._wake.close()
 
     # -- a pass of the loop ------------------------------------------------------------------------------
 
@@ -147,12 +146,6 @@ class Loop(Doors, BaseWorker):
         if connection is not None and connection.armed and self._give_waiting(connection, lane):
             self._events.pop()
             self._gift_out = True
-
-    def _drain_wake(self) -> None:
-        try:
-            os.eventfd_read(self._wake)
-        except BlockingIOError:
-            pass  # another thread has read it
 
     def _other_event(self, fd: int) -> None:
         """An event of no connection and no listener."""

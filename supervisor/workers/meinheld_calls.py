@@ -10,7 +10,6 @@ import errno
 import fcntl
 import socket
 import sys
-import traceback
 from collections.abc import Callable, Iterable
 from threading import get_ident
 from time import monotonic_ns
@@ -21,6 +20,7 @@ from urllib.parse import quote
 from meinheld import server
 
 from supervisor.scoreboard import layout
+from supervisor.text import trace_of
 from supervisor.workers.base import Context
 from supervisor.workers.interrupt import Deadlines
 from supervisor.workers.lane import QUICK, QUICK_NS
@@ -226,7 +226,7 @@ class Calls:
             # We would not be here did the app not let others run: it does not hang.
             words[STARTED] = 0
 
-        def failed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        def failed(_kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
             if isinstance(error, (DeadlineExceeded, QuitWorker)):
                 return  # told elsewhere
             if isinstance(error, OSError) and trace is None:
@@ -241,7 +241,7 @@ class Calls:
                 "request_failed",
                 method=shown_method,
                 path=shown_path,
-                traceback="".join(traceback.format_exception(kind, error, trace)).rstrip(),
+                traceback=trace_of(error, trace),
             )
 
         _SERVE.add(serve.__code__)

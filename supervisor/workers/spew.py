@@ -41,7 +41,10 @@ def tracer(log: Log, package: str) -> Trace:
         own = bool(package) and (package in parts or f"{package}.py" in parts)
         if path.startswith("<") or is_foreign(path) or (is_installed(path) and not own):
             return None
-        return path.removeprefix(f"{os.getcwd()}/")  # noqa: PTH109
+        try:
+            return path.removeprefix(f"{os.getcwd()}/")  # noqa: PTH109
+        except OSError:
+            return path  # the working folder was removed
 
     def trace(frame: FrameType, event: str, _argument: Any) -> Trace | None:
         path = frame.f_code.co_filename

@@ -20,7 +20,9 @@ from typing import Any, cast
 
 from supervisor.errors import SettingError
 from supervisor.osapi import real
+from supervisor.osapi.files import check_file, read_file
 from supervisor.settings.table import Settings
+from supervisor.text import frames_of, name_and_text
 
 _VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 _VERSIONS = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
@@ -141,21 +143,18 @@ def _load_certificate(context: ssl.SSLContext, certfile: str, keyfile: str | Non
 
 def _check_readable(setting: str, path: str) -> None:
     try:
-        with Path(path).open("rb") as file:
-            file.read(1)
+        check_file(path)
     except OSError as error:
         raise SettingError(setting, f"can't read {path!r}: {error.strerror}") from None
 
 
 def _holds(path: str, what: str) -> bool:
-    return re.search(rf"-----BEGIN [A-Z ]*{what}-----".encode(), Path(path).read_bytes()) is not None
+    return re.search(rf"-----BEGIN [A-Z ]*{what}-----".encode(), read_file(path)) is not None
 
 
 def _describe(error: Exception) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    text = " ".join(str(error).split())
-    problem = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return f"{Path(frame.filename).name} line {frame.lineno}: {problem}"
+    frame, line = list(traceback.walk_tb(frames_of(error)))[-1]
+    return f"{Path(frame.f_code.co_filename).name} line {line}: {name_and_text(error)}"
 
 
 def _reason(error: OSError) -> str:

@@ -8,21 +8,27 @@ import os
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import cache_from_source
-from types import ModuleType
-from typing import NamedTuple
+from itertools import zip_longest
+from typing import NamedTuple, TypeGuard
 
 import supervisor
 from supervisor.ipc import messages
 from supervisor.osapi import real
+from supervisor.text import frames_of
+from supervisor.workers.loader import attributes
 
-# Paths in one message; some 20 KiB.
-_BATCH = 250
+# Characters of paths in one message, each up to four bytes there, and of one path (PATH_MAX).
+_BATCH = 16 * 1024
+_LONGEST = 4096
 # How often a worker looks for modules that were imported late (s).
 _LOOK = 1.0
 _OURS = f"{os.path.dirname(os.path.abspath(supervisor.__file__))}/"  # noqa: PTH100, PTH120
 _STANDARD = tuple({f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib")})
+
+
+_CAUSES = [BaseException.__dict__[name].__get__ for name in ("__cause__", "__context__")]
 
 
 class Sources(NamedTuple):
@@ -51,8 +57,8 @@ def sources(modules: Iterable[tuple[str, object]]) -> Sources:
     files, folders = [], set()
     for name, module in modules:
         # Not by getattr: modules that load others when they are looked at would do so.
-        path = module.__dict__.get("__file__") if isinstance(module, ModuleType) else None
-        if not isinstance(path, str) or path.startswith("<"):
+        path = attributes(module).get("__file__")
+        if type(name) is not str or not _is_path(path):
             continue
         path = os.path.abspath(path)  # noqa: PTH100 - a Path for each of thousands of files takes its time
         if is_foreign(path):
@@ -79,17 +85,22 @@ def of_failure(error: BaseException) -> list[str]:
         if found is None or id(found) in seen:
             continue
         seen.add(id(found))
-        waiting += [found.__cause__, found.__context__]
-        if isinstance(found, SyntaxError) and found.filename:
+        waiting += [get(found) for get in _CAUSES]
+        if isinstance(found, SyntaxError) and type(found.filename) is str:
             files[found.filename] = None
-        if isinstance(found, ModuleNotFoundError) and found.name:
+        if isinstance(found, ModuleNotFoundError) and type(found.name) is str:
             files.update(dict.fromkeys(_candidates(found.name)))
-        trace = found.__traceback__
+        trace = frames_of(found)
         while trace is not None:
             files[trace.tb_frame.f_code.co_filename] = None
             trace = trace.tb_next
-    paths = [os.path.abspath(file) for file in files if not file.startswith("<")]  # noqa: PTH100
+    paths = [os.path.abspath(file) for file in files if _is_path(file)]  # noqa: PTH100
     return [path for path in paths if not is_foreign(path)]
+
+
+def _is_path(path: object) -> TypeGuard[str]:
+    """Whether it can be a file's: an app may put anything there, and what was compiled from text has none."""
+    return type(path) is str and 0 < len(path) <= _LONGEST and path[0] != "<" and "\0" not in path
 
 
 def _candidates(name: str) -> list[str]:
@@ -112,6 +123,20 @@ def forget_bytecode(files: Iterable[str], since: float) -> None:
                     os.unlink(cache_from_source(path))  # noqa: PTH108
             except (OSError, NotImplementedError):
                 continue  # there is none, or it is not ours to remove
+
+
+def _batches(paths: Iterable[str]) -> Iterator[list[str]]:
+    """The paths in parts that fit a message."""
+    batch: list[str] = []
+    size = 0
+    for path in paths:
+        size += len(path)
+        if batch and size > _BATCH:
+            yield batch
+            batch, size = [], len(path)
+        batch.append(path)
+    if batch:
+        yield batch
 
 
 class Telling:
@@ -142,8 +167,8 @@ class Telling:
         files = [file for file in dict.fromkeys((*found.files, *more)) if file not in self._told]
         self._told.update(files, folders)
         forget_bytecode(files, since)
-        for start in range(0, max(len(files), bool(folders)), _BATCH):
-            self._say(messages.Watch(files[start : start + _BATCH], [] if start else folders, since))
+        for some_files, some_folders in zip_longest(_batches(files), _batches(folders)):
+            self._say(messages.Watch(some_files or [], some_folders or [], since))
 
     def keep_telling(self) -> None:
         """Look again whenever modules have been imported, in a thread, until `stop` or the process's end."""

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from supervisor.http1 import response
 from supervisor.http1.errors import ResponseError
 from supervisor.http1.request import Request
+from supervisor.text import trace_of
 from supervisor.wsgi.environ import Environ, FileWrapper
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
@@ -206,8 +207,8 @@ class Exchange:
             close()
         except QuitWorker:
             raise
-        except BaseException:  # noqa: BLE001 - the answer is out; all that is left is to tell
-            self.error = self.error or traceback.format_exc()
+        except BaseException as error:  # noqa: BLE001 - the answer is out; all that is left is to tell
+            self.error = self.error or trace_of(error)
 
     def _send_whole(self, body: bytes) -> None:
         """The usual answer: one block, known as a whole."""
@@ -356,7 +357,7 @@ class Exchange:
         self.keep_alive = False
         late = isinstance(error, DeadlineExceeded)
         if not late:  # else the supervisor has told, with the stack
-            self.error = traceback.format_exc()
+            self.error = trace_of(error)
         if self._head_sent:
             if late:
                 raise error

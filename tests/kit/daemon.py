@@ -313,7 +313,7 @@ class Done(NamedTuple):
 _libc = ctypes.CDLL(None)
 
 
-def _end_with_us() -> None:
+def end_with_us() -> None:
     """In what is to become a daemon: be told to end if the thread that has started it does (prctl(2))."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
@@ -340,7 +340,7 @@ class Daemon:
                 stdout=out,
                 stderr=log,
                 start_new_session=True,
-                **{"preexec_fn": _end_with_us, "cwd": place.app_folder, "env": place.environ, **popen},
+                **{"preexec_fn": end_with_us, "cwd": place.app_folder, "env": place.environ, **popen},
             )
         self.pid = self.process.pid
 

@@ -25,6 +25,7 @@ from supervisor.logs.lean import Log
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
+from supervisor.text import frames_of, trace_of
 from supervisor.workers.interrupt import LONGEST
 from supervisor.workers.lane import QUICK, QUICK_NS
 from supervisor.wsgi.exchange import DeadlineExceeded, QuitWorker
@@ -442,7 +443,7 @@ class Requests:
         if isinstance(error, asyncio.CancelledError):
             self.log.warning("request_cut", **request.name(), reason="the worker leaves")
         else:
-            trace = "".join(traceback.format_exception(error.with_traceback(_app_part(error)))).rstrip()
+            trace = trace_of(error, _app_part(error))
             self.log.error("request_failed", **request.name(), traceback=trace)
 
     # -- deadlines ---------------------------------------------------------------------------------------
@@ -534,10 +535,10 @@ def _first(thing: Any, *names: str) -> Any:
 
 def _app_part(error: BaseException) -> Any:
     """The traceback from the app's first frame on."""
-    frames = error.__traceback__
+    frames = frames_of(error)
     while frames is not None and frames.tb_frame.f_globals.get("__name__", "") == __name__:
         frames = frames.tb_next
-    return frames or error.__traceback__
+    return frames or frames_of(error)
 
 
 def _environ(scope: Scope) -> dict[str, Any]:

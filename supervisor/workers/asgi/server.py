@@ -1,7 +1,6 @@
 """uvicorn, set up from our settings, with what it says in our log."""
 
 import logging
-import traceback
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -17,6 +16,7 @@ try:
 except ImportError as error:
     raise SettingError("worker_class", f"asgi needs uvicorn: pip install 'ostler[asgi]' ({error})") from None
 
+from supervisor.text import trace_of
 from supervisor.workers import interface
 from supervisor.workers.asgi.requests import App, Requests
 
@@ -124,7 +124,7 @@ class Bridge(logging.Handler):
             if error is self._requests.told:
                 self._requests.told = None
                 return
-            fields["traceback"] = "".join(traceback.format_exception(error)).rstrip()
+            fields["traceback"] = trace_of(error)
         level = next((name for least, name in _LEVELS.items() if record.levelno >= least), "debug")
         self._log.event(level, "uvicorn", message=record.getMessage().strip(), **fields)
 

@@ -1,7 +1,6 @@
 """Warm-up requests of ASGI apps: the app is called as uvicorn would call it, after its startup."""
 
 import asyncio
-import traceback
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote
@@ -9,6 +8,7 @@ from urllib.parse import unquote
 from supervisor.logs.lean import Log
 from supervisor.settings.kinds import WarmupRequest
 from supervisor.settings.table import Settings
+from supervisor.text import trace_of
 from supervisor.workers.asgi.requests import EXTEND, App, Message, Scope
 from supervisor.workers.warmup import WarmupError, judge
 
@@ -44,7 +44,7 @@ async def warm_up(
         try:
             await app(_scope(request, settings, scheme, server, dict(state)), receive, send)
         except Exception as error:  # noqa: BLE001 - whatever the app raises is the reason
-            trace = "".join(traceback.format_exception(error)).rstrip()
+            trace = trace_of(error)
         if not statuses and trace is not None:
             raise WarmupError(f"warmup_request {request.method} {request.path} was not answered", trace)
         judge(request, _line(statuses[0]) if statuses else None, trace, log)

@@ -16,7 +16,6 @@ import os
 import socket
 import threading
 import time
-import traceback
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
 from types import FrameType
@@ -25,6 +24,7 @@ from typing import Any, ClassVar, Self
 from supervisor.scoreboard import layout
 from supervisor.settings import classes
 from supervisor.settings.table import Settings, rows
+from supervisor.text import name_and_text, trace_of
 from supervisor.workers.asgi import server
 from supervisor.workers.asgi.doors import Doors
 from supervisor.workers.asgi.requests import Requests, stack_under
@@ -258,11 +258,9 @@ class AsgiWorker(BaseWorker):
 
     def _startup_error(self) -> AppLoadError:
         error, message = self._requests.startup_error, self._requests.startup_message.strip()
-        trace = "".join(traceback.format_exception(error)).rstrip() if error is not None else message or None
-        if error is not None:
-            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
-        else:
-            reason = message.rpartition("\n")[2] or "it said so"
+        trace = trace_of(error) if error is not None else message or None
+        said = message.rpartition("\n")[2] or "it said so"
+        reason = name_and_text(error) if error is not None else said
         return AppLoadError(f"the app's startup failed: {reason}", trace)
 
     def _tick(self) -> None:

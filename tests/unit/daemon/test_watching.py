@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.daemon import watching
 from supervisor.daemon.journal import Journal
 from supervisor.daemon.watching import Watcher
 from supervisor.fleet import events
@@ -205,3 +206,17 @@ async def test_what_does_not_matter(rig: Rig) -> None:
         ("conf/x.yaml", True),
     ):
         assert rig.watcher.matters(None, path(name)) is matters, name  # type: ignore[arg-type]
+
+
+async def test_what_is_no_path(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app may report anything, and as much as it likes: what is a file's name still counts, to a limit."""
+    monkeypatch.setattr(watching, "_MOST_FILES", 3)
+    configured(rig, engine="poll")
+    write("app.py", "1")
+    odd = ["a\0b", "relative", "", "/a\0b", f"/{'x' * 5000}", "/\ud800"]
+    rig.watcher.hear(1, Watch([*odd, path("app.py")], ["/a\0b", "x", "/\udcff"], time.time() + 1))
+    for number in range(5):
+        rig.watcher.hear(1, Watch([path(f"more{number}")], [], time.time() + 1))
+    assert len(rig.watcher._files[1]) == 3
+    write("app.py", "changed")
+    assert await rig.asks(1) == ["file app.py changed"]

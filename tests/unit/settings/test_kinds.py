@@ -280,3 +280,25 @@ def test_sizes_are_shown_as_they_are_read(size: int, text: str) -> None:
 def test_values_as_gunicorn_takes_them(kind: Kind, given: Any, value: Any) -> None:
     """Forms that its files and command lines have, with the meaning that they have there."""
     assert kind.parse(given) == value
+
+
+@pytest.mark.parametrize("value", [-1, 2**32 - 1, "-1", "99999999999", "9" * 5000])
+def test_accounts_out_of_range(value: Any) -> None:
+    """Numbers that no user or group can have (setresuid(2)); the largest is 4294967294."""
+    with pytest.raises(ValueError, match="from 0 to 4294967294"):
+        kinds.ACCOUNT.parse(value)
+    assert kinds.ACCOUNT.parse("4294967294") == "4294967294"
+
+
+def test_times_out_of_range() -> None:
+    """What the system's calls don't take as a time is refused, in text and as an object."""
+    for value in ("1e300", 1e300, 2**40, 10**400, "1e400"):
+        with pytest.raises(ValueError, match="seconds"):
+            kinds.SECONDS.parse(value)
+
+
+def test_long_values_are_shown_short() -> None:
+    """A message is one line that can be read, whatever was given."""
+    with pytest.raises(ValueError, match=r"^expected a whole number, got ") as caught:
+        kinds.COUNT.parse("9" * 100_000)
+    assert len(str(caught.value)) < 200

@@ -7,6 +7,7 @@ import time
 from importlib.util import cache_from_source
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import msgspec
 import pytest
@@ -129,3 +130,51 @@ def test_bytecode_of_a_file_just_written(here: Path) -> None:
         cached.write_bytes(b"")
         forget_bytecode([str(source), str(here / "none.py")], since)
         assert cached.exists() is kept
+
+
+class Lazy(ModuleType):
+    """A module that fails when it is looked at."""
+
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("dict")
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("class")
+
+
+def test_modules_that_are_none(tmp_path: Path) -> None:
+    """`sys.modules` may hold anything; what is a module with a file is found all the same."""
+    good, lazy = ModuleType("good"), Lazy("lazy")
+    good.__file__ = str(tmp_path / "good.py")
+    odd = []
+    for path in ("a\0b", 7, "", "x" * 10_000, "<text>", None):
+        module = ModuleType("odd")
+        module.__file__ = path  # type: ignore[assignment]
+        odd.append(("odd", module))
+    found = sources([("lazy", lazy), ("object", object()), (5, good), *odd, ("good", good)])  # type: ignore[list-item]
+    assert found.files == [str(tmp_path / "good.py")]
+
+
+def test_failures_of_an_apps_own_making() -> None:
+    """Causes in a circle, names that are none."""
+    one, other = ValueError("one"), SyntaxError("other")
+    one.__cause__, other.__cause__ = other, one
+    other.filename = 5  # type: ignore[assignment]
+    missing = ModuleNotFoundError("missing")
+    missing.name = 7  # type: ignore[assignment]
+    one.__context__ = missing
+    assert of_failure(one) == []
+
+
+def test_many_long_paths(tmp_path: Path) -> None:
+    """Messages keep to a size, however long the paths are."""
+    said: list[Watch] = []
+    telling = Telling(said.append)
+    telling.tell()
+    said.clear()
+    files = [f"/{'x' * 4000}/{number}" for number in range(50)]
+    telling.tell(files)
+    assert [path for message in said for path in message.files] == files
+    assert all(len(msgspec.msgpack.encode(message)) < 64 * 1024 for message in said)

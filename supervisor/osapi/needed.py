@@ -1,0 +1,95 @@
+"""System calls that nothing works without, tried before the start.
+
+A strict seccomp(2) profile or a resource limit may refuse them. The place where that shows may be in a
+library, or in a worker that then boots and dies again and again; here it is one line that names the call.
+"""
+
+import errno
+import mmap
+import os
+import resource
+import select
+import socket
+from collections.abc import Callable
+
+from supervisor.errors import OstlerError
+from supervisor.osapi.memfile import memory_file
+
+# For a start with one worker; what more are needed is found out by and by.
+_FEWEST_DESCRIPTORS = 32
+
+
+def check_calls() -> None:
+    """Try each call.
+
+    Raises:
+        OstlerError: one is refused; names it.
+    """
+    try:
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except OSError:
+        descriptors = resource.RLIM_INFINITY  # refused; then it will be found out
+    if descriptors != resource.RLIM_INFINITY and descriptors < _FEWEST_DESCRIPTORS:
+        problem = f"this process may open {descriptors} files, and at least {_FEWEST_DESCRIPTORS} are needed"
+        raise OstlerError(f"{problem}; raise RLIMIT_NOFILE (ulimit -n)")
+    for name, attempt in _CALLS.items():
+        try:
+            attempt()
+        except OSError as error:
+            raise refused(name, error) from None
+
+
+def refused(call: str, error: OSError) -> OstlerError:
+    """What to raise for a call that failed and that Ostler can't do without."""
+    what = error.strerror or error
+    if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS):
+        return OstlerError(
+            f"the system refuses {call}: {what}; allow it (in a container: its seccomp profile)"
+        )
+    return OstlerError(f"{call} failed: {what}; see the limits of the process (ulimit -a)")
+
+
+def _socketpair() -> None:
+    for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+        for end in socket.socketpair(socket.AF_UNIX, kind):
+            end.close()
+
+
+def _pipe() -> None:
+    for fd in os.pipe2(os.O_CLOEXEC):
+        os.close(fd)
+
+
+def _accept() -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.accept()
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # it does not listen
+                raise
+
+
+def _waitid() -> None:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        pass
+
+
+def _memory() -> None:
+    fd = memory_file("ostler-check")
+    try:
+        os.ftruncate(fd, 4096)
+        mmap.mmap(fd, 4096, mmap.MAP_SHARED).close()
+    finally:
+        os.close(fd)
+
+
+_CALLS: dict[str, Callable[[], None]] = {
+    "socketpair(2)": _socketpair,
+    "pipe2(2)": _pipe,
+    "epoll_create1(2)": lambda: select.epoll().close(),
+    "accept4(2)": _accept,
+    "waitid(2)": _waitid,
+    "what the scoreboard needs (memfd_create(2), ftruncate(2), mmap(2))": _memory,
+}

@@ -1,0 +1,44 @@
+"""Messages whose text is no UTF-8."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervisor.ipc import messages, wire
+
+ANY_TEXT = st.text(st.characters(codec=None))
+FROM_WORKER = wire.decoder(messages.FromWorker)
+
+
+@given(ANY_TEXT, st.none() | ANY_TEXT)
+def test_any_text_arrives(reason: str, traceback: str | None) -> None:
+    """What is sent is what arrives, surrogates and NUL included."""
+    message = messages.BootFailed(reason, traceback)
+    assert FROM_WORKER(wire.encode(message)) == message
+
+
+@given(st.dictionaries(ANY_TEXT, st.none() | ANY_TEXT | st.lists(ANY_TEXT) | st.integers(0, 9)))
+def test_any_arguments_arrive(command_line: dict[str, object]) -> None:
+    """A command line in any bytes."""
+    message = messages.Configure(1, 2, command_line, "\udcff", "/caf\udce9")
+    assert wire.decoder(messages.ToForkServer)(wire.encode(message)) == message
+
+
+@given(st.binary())
+def test_garbage(data: bytes) -> None:
+    """What is no message is a DecodeError, also behind the mark of an escaped one."""
+    for attempt in (data, b"\xc1" + data):
+        try:
+            FROM_WORKER(attempt)
+        except msgspec.DecodeError:
+            pass
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xc1" + b"\x91" * 100_000 + b"\xc0", b"\xc1\x81\x90\xc0", b"\xc1\xa2\x00\xc4"]
+)
+def test_hostile_nesting(data: bytes) -> None:
+    """Neither depth nor strange keys nor half an escape is more than a DecodeError."""
+    with pytest.raises(msgspec.DecodeError):
+        FROM_WORKER(data)

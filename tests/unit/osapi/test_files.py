@@ -1,0 +1,41 @@
+"""Files that settings name, and are none."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from supervisor.osapi.files import check_file, read_file
+
+
+@pytest.mark.parametrize("look", [read_file, check_file])
+def test_what_is_no_file(tmp_path: Path, look: Callable[[str], object]) -> None:
+    """It is refused at once, and the error says what lies there."""
+    fifo, place = str(tmp_path / "fifo"), str(tmp_path / "socket")
+    os.mkfifo(fifo)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(place)
+        for path, problem in (
+            (fifo, "FIFO"),
+            (str(tmp_path), "Is a directory"),
+            (place, "No such device"),
+            ("/dev/zero", "more than|device"),
+            (str(tmp_path / "missing"), "No such file"),
+            ("a\0b", "NUL"),
+        ):
+            with pytest.raises(OSError, match=problem):
+                look(path)
+
+
+def test_reading(tmp_path: Path) -> None:
+    """All of it, up to a limit; /dev/null is as good as an empty file."""
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 3_000_000)
+    assert read_file(path) == b"x" * 3_000_000
+    with pytest.raises(OSError, match="more than 100 bytes"):
+        read_file(path, 100)
+    assert read_file("/dev/null") == b""
+    check_file("/dev/null")
+    check_file(path)

@@ -1,0 +1,31 @@
+"""Calls that are tried before a start."""
+
+import errno
+
+import pytest
+
+from supervisor.errors import OstlerError
+from supervisor.osapi import needed
+
+
+def test_all_are_allowed() -> None:
+    needed.check_calls()
+
+
+@pytest.mark.parametrize(("number", "advice"), [(errno.ENOSYS, "seccomp"), (errno.EMFILE, "ulimit")])
+def test_refused(monkeypatch: pytest.MonkeyPatch, number: int, advice: str) -> None:
+    """One line names the call, and says where to look."""
+
+    def refuse() -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setitem(needed._CALLS, "pipe2(2)", refuse)
+    with pytest.raises(OstlerError, match=rf"pipe2\(2\).*{advice}"):
+        needed.check_calls()
+
+
+def test_too_few_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit that no start fits into is named at once."""
+    monkeypatch.setattr(needed.resource, "getrlimit", lambda _which: (12, 12))
+    with pytest.raises(OstlerError, match="may open 12 files"):
+        needed.check_calls()

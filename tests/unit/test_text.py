@@ -1,0 +1,90 @@
+"""Texts of apps: whatever they hold, and whatever an exception makes of itself, they can be shown."""
+
+from typing import Any
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervisor.text import json_of, name_and_text, name_of, readable, text_of, trace_of
+
+ANY_TEXT = st.text(st.characters(codec=None))
+
+
+class Evil(Exception):
+    """All that a traceback looks at fails."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("str")
+
+    @property
+    def __cause__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("cause")
+
+    @property
+    def __traceback__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("traceback")
+
+
+def raised(error: BaseException) -> BaseException:
+    try:
+        raise error
+    except BaseException as found:
+        return found
+
+
+@given(ANY_TEXT)
+def test_readable(text: str) -> None:
+    """It is UTF-8 afterwards, and nothing else has changed."""
+    shown = readable(text)
+    shown.encode()
+    if not any("\ud800" <= character <= "\udfff" for character in text):
+        assert shown == text
+
+
+def test_bytes_are_named() -> None:
+    """Bytes of a path are told from other surrogates."""
+    assert readable("caf\udce9 \ud800") == r"caf\xe9 \ud800"
+
+
+def test_json() -> None:
+    """A view with such texts is JSON that others can read."""
+
+    class View(msgspec.Struct):
+        names: list[str]
+        fields: dict[str, str]
+
+    view = View(["caf\udce9"], {"\ud800": "\udfff", "plain": "\x00"})
+    assert msgspec.json.decode(json_of(view)) == {
+        "names": [r"caf\xe9"],
+        "fields": {r"\ud800": r"\udfff", "plain": "\x00"},
+    }
+
+
+def test_texts_of_exceptions() -> None:
+    """One line, not too long, and without running what fails."""
+    assert name_and_text(ValueError("two\nlines")) == "ValueError: two lines"
+    assert name_and_text(ValueError()) == "ValueError"
+    assert text_of(ValueError("x" * 5000), 10) == "x" * 10
+    assert name_and_text(Evil()) == "Evil: (its text can't be read)"
+
+    class Meta(type):
+        @property
+        def __name__(cls) -> str:  # type: ignore[override]
+            raise RuntimeError("name")
+
+    class Nameless(Exception, metaclass=Meta):
+        pass
+
+    assert name_of(Nameless()) == "Nameless"
+
+
+def test_traceback() -> None:
+    """As Python shows it; of one that can't be shown the frames are; a long one lacks its middle."""
+    assert trace_of(raised(ValueError("here"))).endswith("ValueError: here")
+    shown = trace_of(raised(Evil()))
+    assert "Evil: (its text can't be read)" in shown
+    assert f'File "{__file__}"' in shown
+    assert len(trace_of(raised(ValueError("x" * 10_000_000)))) < 200_000
+    group = ExceptionGroup("many", [ValueError("y" * 10_000)] * 15)
+    assert "[...]" in trace_of(raised(group))
