@@ -31,7 +31,7 @@ def is_project_with_settings(path: Path) -> bool:
     try:
         tool = tomllib.loads(source.decode()).get("tool")
         return isinstance(tool, dict) and "ostler" in tool
-    except ValueError:
+    except (ValueError, RecursionError):
         return b"[tool.ostler" in source
 
 
@@ -51,6 +51,8 @@ def parse(source: bytes, name: str) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         text = source.decode()
         table: Any = tomllib.loads(text)
+    except RecursionError:
+        raise ConfigFileError(f"config: {name}: it is nested too deep") from None
     except ValueError as error:
         match = _PLACE.fullmatch(str(error))
         place, problem = (f"{name} line {match[2]}", match[1]) if match else (name, str(error))

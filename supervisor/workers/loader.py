@@ -31,8 +31,8 @@ class AppLoadError(Exception):
         self.trace = trace
 
 
-def prepare(settings: Settings) -> None:
-    """Set up the process for the app: folder, environment, module search path.
+def enter(settings: Settings) -> None:
+    """Set up the process for the app: folder and environment.
 
     Raises:
         AppLoadError: the folder does not exist.
@@ -45,6 +45,10 @@ def prepare(settings: Settings) -> None:
     for pair in settings.raw_env:
         name, _, value = pair.partition("=")
         os.environ[name] = value
+
+
+def extend_path(settings: Settings) -> None:
+    """Let modules be found in the current folder and in those of `pythonpath`."""
     here = str(Path.cwd())
     for folder in (*reversed(settings.pythonpath), here):
         path = str(Path(folder).absolute())
