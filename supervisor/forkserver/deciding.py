@@ -110,6 +110,7 @@ def _with_fewer_rights(ask: messages.Configure, config: str | None, others: list
         initgroups = bool(given.get("initgroups", False))
     else:
         user, group, initgroups = *_sole_writer(name, others, why), False
+        group = _text("group", given) or group
     try:
         account = find_account(user, group, initgroups)
     except SettingError as error:

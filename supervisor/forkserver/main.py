@@ -138,7 +138,7 @@ class Preparation:
         hooks = self._hooks.names if self._hooks is not None else []
         self._channel.send(messages.Configured(loaded, warnings, hooks, problem))
         if self._development is not None:
-            self._development.tell_configuration(ask, loaded.settings)
+            self._development.tell_configuration(loaded.config, ask, loaded.settings)
         return True
 
     def _read(self, ask: messages.Configure) -> tuple[Loaded, list[str], configfile.ConfigFile | None]:

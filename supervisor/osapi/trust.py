@@ -120,7 +120,7 @@ def walk(path: str, read: bool = False) -> Walk:
             if stat.S_ISLNK(info.st_mode):
                 if sticky:
                     found.append(Writer("/".join(shown) or "/"))
-                if _is_magic(info):
+                if not names and _is_magic(info):
                     os.close(fd)
                     fd = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=folders[-1])
                     return _end(fd, here, found, False, read, "", folders[-1])

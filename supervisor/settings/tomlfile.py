@@ -15,12 +15,16 @@ _KEY = re.compile(
 )
 # tomllib says where in the text alone.
 _PLACE = re.compile(r"(.*) \(at line (\d+), column \d+\)", re.DOTALL)
+# Bytes of a project's file that may have our table: root looks for it, and others may have written the file.
+_LARGEST = 1024 * 1024
 _QUOTES = ('"""', "'''")
 
 
 def is_project_with_settings(path: Path) -> bool:
     """Whether a pyproject.toml has our table. What else is wrong with it is not our business."""
     try:
+        if not path.is_file() or path.stat().st_size > _LARGEST:
+            return False
         source = path.read_bytes()
     except OSError:
         return False
