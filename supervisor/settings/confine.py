@@ -29,6 +29,8 @@ ADMINISTRATORS = (
 OPENED = ("chdir", "bind", "pidfile", "errorlog", "accesslog")
 # These too, if they are Unix sockets.
 _PLACES = ("syslog_addr", "statsd_host")
+# Its type says all; it is not read twice.
+_TYPED = "warmup_request"
 _NO_DESCRIPTORS = "a file that others can write must not name descriptors; give them on the command line"
 
 
@@ -62,6 +64,11 @@ def confine(
         ):
             changes[name], origins[name] = row.default, "default"
             warnings.append(f"{name} ({origin}): without effect, because {why}; give it on the command line")
+        elif value != row.default and name != _TYPED:
+            try:
+                changes[name] = row.kind.parse(value)  # a forged one may be of the right type and no more
+            except ValueError as error:
+                raise SettingError(name, str(error), origin) from None
     settings = structs.replace(loaded.settings, **changes)
     given = [name for name in OPENED if name not in command_line and not trusted(name)]
     if "bind" in given and any(address.startswith("fd://") for address in settings.bind):

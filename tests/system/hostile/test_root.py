@@ -301,7 +301,8 @@ for found in gc.get_objects():
         said.append(found)
 for loaded in said[:1]:
     forged = replace(loaded, settings=replace(loaded.settings, pidfile={path!r}, user="root"))
-    preparation._channel.send(messages.Decided(None, forged))
+    if hasattr(messages, "Decided"):
+        preparation._channel.send(messages.Decided(None, forged))
     preparation._channel.send(messages.Configured(forged, ["forged"]))
 from supervisor.workers.engine import Engine as Worker
 """
