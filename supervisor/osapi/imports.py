@@ -37,6 +37,7 @@ _INSTALLATION = {
     *site.getsitepackages(),
     os.path.dirname(os.path.dirname(os.path.abspath(supervisor.__file__))),  # noqa: PTH100, PTH120
 }
+_TREES = tuple(f"{folder}/" for folder in _INSTALLATION)
 
 _guard: "_Guard | None" = None
 
@@ -132,6 +133,8 @@ class _Guard:
 
     def _problem(self, spec: ModuleSpec) -> str:
         """Why root may not import it, if so. Its bytecode is left aside if that is all that is wrong."""
+        if spec.has_location and spec.origin is not None and spec.origin.startswith(_TREES):
+            return ""  # most are
         if not spec.has_location or spec.origin is None:
             for place in spec.submodule_search_locations or ():  # of a namespace package
                 if not self._is_safe(place):
@@ -272,7 +275,7 @@ def _user_site() -> str | None:
 
 def is_installation(path: str) -> bool:
     """Whether it is part of the standard library, of site-packages, or lies where this package does."""
-    return path in _INSTALLATION or path.startswith(tuple(f"{folder}/" for folder in _INSTALLATION))
+    return path in _INSTALLATION or path.startswith(_TREES)
 
 
 def _is_safe(path: str) -> bool:
