@@ -2,10 +2,12 @@
 
 A request passes one entrance: the guard's perimeter, authentication, scope, decoding, the handler. There, and
 only there, refusals become ErrorViews, defects become a 500 with a traceback in the log, and changes are
-written to the audit log.
+written to the audit log. What is refused has cost the parsing of its head and little more: no body is read
+before all of that has passed.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,21 +18,47 @@ import msgspec
 from aiohttp import web
 from msgspec.structs import fields
 
+from supervisor.control.connections import WRITE_SECONDS, ControlConnection, connection_of
 from supervisor.control.guard import SAFE_METHODS, Guard
 from supervisor.control.handlers import Answer, Call, Caller, Handler
-from supervisor.control.problems import WORDS, Forbidden, Internal, Invalid, NotJson, Refusal
+from supervisor.control.problems import (
+    WORDS,
+    Encoded,
+    Forbidden,
+    Internal,
+    Invalid,
+    NotJson,
+    Refusal,
+    SlowBody,
+    TooLarge,
+    Unsized,
+)
 from supervisor.control.routes import ROUTES, SCOPES, STREAM, Route
 from supervisor.control.stream import Streams
 from supervisor.control.views import ErrorView
+from supervisor.logs.limiter import LimitedLog
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Middleware
     from structlog.typing import FilteringBoundLogger
 
-BODY_LIMIT = 64 * 1024
-"""Bytes of a request's body."""
+BODY_LIMIT = 4096
+"""Bytes of a request's body; the largest that a route takes has some 100."""
+BODY_SECONDS = 5.0
+"""How long a body may take to arrive."""
+STREAM_SECONDS = 0.003
+"""What the beginning of a stream is reckoned to cost the loop."""
+LONGEST_CHARGE = 0.02
+"""Seconds: a handler that takes longer waits for something, and uses the loop no more than this."""
 
-HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Server": "ostler"}
+HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    # A page of another origin can make no frame, script or image of an answer.
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Server": "ostler",
+}
 
 _Inner = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -49,71 +77,130 @@ _visit: ContextVar[_Visit] = ContextVar("visit")
 
 
 def build_app(
-    guard: Guard, handlers: Mapping[str, Handler], streams: Streams, log: "FilteringBoundLogger"
+    guard: Guard,
+    handlers: Mapping[str, Handler],
+    streams: Streams,
+    limited: LimitedLog,
+    log: "FilteringBoundLogger",
 ) -> web.Application:
-    """An application with all routes of the table; `handlers` has one for each but the stream."""
-    app = web.Application(middlewares=[_entrance(guard, log)], client_max_size=BODY_LIMIT)
+    """An application with all routes of the table; `handlers` has one for each but the stream.
+
+    Args:
+        limited: for what is refused, and for defects; log: for changes that are carried out.
+    """
+    app = web.Application(middlewares=[_entrance(guard, limited, log)], client_max_size=BODY_LIMIT)
     for route in ROUTES:
         if route.name == STREAM.name:
-            app.router.add_get(route.path, _stream(guard, streams), allow_head=False)
-        elif route.method == "GET":
-            app.router.add_get(route.path, _dispatch(route, guard, handlers[route.name]))
+            app.router.add_get(route.path, _stream(guard, streams), allow_head=False, expect_handler=_expect)
+            continue
+        handler = _dispatch(route, guard, handlers[route.name])
+        if route.method == "GET":
+            app.router.add_get(route.path, handler, expect_handler=_expect)
         else:
-            app.router.add_route(route.method, route.path, _dispatch(route, guard, handlers[route.name]))
+            app.router.add_route(route.method, route.path, handler, expect_handler=_expect)
     return app
 
 
-def _entrance(guard: Guard, log: "FilteringBoundLogger") -> "Middleware":
+async def _expect(_request: web.Request) -> None:
+    """Nothing is sent yet: `_decode` sends "100 Continue" once a body is wanted."""
+
+
+def _entrance(guard: Guard, limited: LimitedLog, log: "FilteringBoundLogger") -> "Middleware":
     @web.middleware
     async def entrance(request: web.Request, handler: _Inner) -> web.StreamResponse:
-        visit = _Visit("unknown", f"{request.method} {request.path[:200]}")
+        connection = connection_of(request)
+        if not await connection.turn():
+            return web.Response()  # to a client that has left
+        with connection.answering():
+            response = await answer(request, handler)
+            early = not request.content.is_eof()
+            if early:
+                response.force_close()
+            if not response.prepared:
+                for name, value in HEADERS.items():
+                    response.headers.setdefault(name, value)
+            await _send(request, response, connection)
+            if early:
+                await connection.linger()
+        return response
+
+    async def answer(request: web.Request, handler: _Inner) -> web.StreamResponse:
+        visit = _Visit("unknown", f"{request.method[:20]} {request.path[:200]}")
         _visit.set(visit)
-        outcome = "cancelled"
+        outcome, done = "cancelled", False
         try:
-            try:
-                visit.who = guard.identify(request)
-                guard.perimeter(request)
-                response = await handler(request)
-                outcome = str(response.status)
-            except Refusal as refusal:
-                outcome = f"{refusal.status} {refusal.word}"
-                response = _render(refusal.status, refusal.word, refusal.message, refusal.headers)
-            except web.HTTPException as error:  # aiohttp's own: 404, 405, 413
-                response = _render_aiohttp(request, error)
-                outcome = str(response.status)
-            except asyncio.CancelledError:
-                raise
-            except Exception:  # the one place that turns a defect into an answer
-                log.exception("control_request_failed", who=visit.who, what=visit.what)
-                outcome = "500 internal"
-                response = _render(
-                    Internal.status, Internal.word, "a defect of Ostler; see the daemon's log", {}
-                )
+            visit.who = guard.identify(request)
+            guard.perimeter(request)
+            _refuse_body(request)
+            response = await handler(request)
+            outcome, done = str(response.status), response.status < 400
+        except Refusal as refusal:
+            outcome = f"{refusal.status} {refusal.word}"
+            response = _render(refusal.status, refusal.word, refusal.message, refusal.headers)
+        except web.HTTPException as error:  # aiohttp's own: 404, 405, 413
+            response = _render_aiohttp(request, error)
+            outcome = str(response.status)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the one place that turns a defect into an answer
+            fields = {"who": visit.who, "what": visit.what}
+            limited.write("error", "control_request_failed", visit.who, exc_info=error, **fields)
+            outcome = "500 internal"
+            problem = "a defect of Ostler; see the daemon's log"
+            response = _render(Internal.status, Internal.word, problem, {})
         finally:
             if request.method not in SAFE_METHODS:
-                # What the fleet was told, it has logged with who asked: twice would be noise.
-                tell = log.debug if visit.told else log.info
-                tell("control_change", who=visit.who, what=visit.what, outcome=outcome)
-        if not response.prepared:
-            for name, value in HEADERS.items():
-                response.headers.setdefault(name, value)
+                fields = {"who": visit.who, "what": visit.what, "outcome": outcome}
+                if done:
+                    # What the fleet was told, it has logged with who asked: twice would be noise.
+                    write = log.debug if visit.told else log.info
+                    write("control_change", **fields)
+                else:
+                    limited.write("info", "control_change", visit.who, **fields)
         return response
 
     return entrance
 
 
+async def _send(request: web.Request, response: web.StreamResponse, connection: ControlConnection) -> None:
+    """Send all of it, or give up the connection if the client does not take it."""
+    try:
+        async with asyncio.timeout(WRITE_SECONDS):
+            await response.prepare(request)
+            await response.write_eof()
+    except TimeoutError:
+        connection.abort()
+    except ConnectionError:
+        pass  # the client has left
+
+
+def _refuse_body(request: web.Request) -> None:
+    """Refuse what no route takes, before anything of it is read. Raises Refusal."""
+    if request.headers.get("Transfer-Encoding"):
+        # Chunks of a byte each cost more to parse than all else that can be sent.
+        raise Unsized("send the body with Content-Length")
+    codings = request.headers.get("Content-Encoding", "identity")
+    if codings.strip().lower() != "identity":
+        raise Encoded("a body is taken as it is; send it without Content-Encoding")
+    if (request.content_length or 0) > BODY_LIMIT:
+        raise TooLarge(f"a body may have {BODY_LIMIT} bytes")
+
+
 def _dispatch(route: Route[object, object], guard: Guard, handler: Handler) -> _Inner:
     async def dispatch(request: web.Request) -> web.StreamResponse:
         visit = _visit.get()
-        visit.what = f"{route.name} {request.path}" if "{" in route.path else route.name
+        visit.what = f"{route.name} {request.path[:200]}" if "{" in route.path else route.name
         caller = _admit(route, guard, request, visit.who)
         ask = await _decode(route, request)
         if isinstance(ask, msgspec.Struct) and not route.open:  # a login's body is a secret
             given = ((field.name, getattr(ask, field.name), field.default) for field in fields(ask))
             visit.what += "".join(f" {name}={value}" for name, value, usual in given if value != usual)
+        began = time.monotonic()
         answer = await handler(Call(caller, ask, request.match_info, _query(route, request)))
+        response = _respond(route, answer)
+        connection_of(request).peer.use(min(time.monotonic() - began, LONGEST_CHARGE))
         visit.told = route.told
-        return _respond(route, answer)
+        return response
 
     return dispatch
 
@@ -121,6 +208,7 @@ def _dispatch(route: Route[object, object], guard: Guard, handler: Handler) -> _
 def _stream(guard: Guard, streams: Streams) -> _Inner:
     async def stream(request: web.Request) -> web.StreamResponse:
         caller = _admit(STREAM, guard, request, _visit.get().who)  # type: ignore[arg-type]
+        connection_of(request).peer.use(STREAM_SECONDS)
         return await streams.serve(request, caller, HEADERS)
 
     return stream
@@ -129,7 +217,10 @@ def _stream(guard: Guard, streams: Streams) -> _Inner:
 def _admit(route: Route[object, object], guard: Guard, request: web.Request, who: str) -> Caller:
     if route.open:
         return Caller(who, "read")
-    caller = guard.authenticate(request, who)
+    connection = connection_of(request)
+    with connection.peer.measured():
+        caller = guard.authenticate(request, who)
+    connection.proven = True
     if SCOPES.index(caller.scope) < SCOPES.index(route.scope):
         what = route.name.replace("_", "-")
         if caller.session is not None:
@@ -142,8 +233,15 @@ async def _decode(route: Route[object, object], request: web.Request) -> object:
     """The body as the route's type. Raises Refusal, or aiohttp's 413."""
     if route.ask is None:
         return None
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # of the answer proper
     try:
-        body = await request.read()
+        with connection_of(request).body():
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await request.read()
+    except TimeoutError as error:
+        raise SlowBody(f"the body did not arrive within {BODY_SECONDS:g} s") from error
     except (ConnectionError, web.RequestPayloadError) as error:
         raise Refusal("the body ended early") from error
     if not body:
@@ -157,6 +255,8 @@ async def _decode(route: Route[object, object], request: web.Request) -> object:
         raise Invalid(f"the body does not fit: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refusal(f"the body is no JSON: {error}") from error
+    except RecursionError:
+        raise Refusal("the body is nested too deeply") from None
 
 
 def _query(route: Route[object, object], request: web.Request) -> dict[str, int]:

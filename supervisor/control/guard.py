@@ -4,11 +4,17 @@ A Unix socket trusts the kernel: the peer's uid must be ours or root. Where the 
 connect they may operate, but for the user that the app runs as, who may only read: an app that was taken over
 must not steer what supervises it.
 
-Loopback TCP trusts nothing that a web page or another user on this machine could send: the `Host` must name
-this listener (or a rebound DNS name would make us same-origin with a stranger), the `Origin` of a change must
-be our own page, and each request carries the bearer token or a session cookie. A session begins with a
-one-time code, which travels in a URL's fragment and so never reaches a server's log. Secrets are kept as
-digests: looking one up takes no time that depends on it.
+Loopback TCP trusts nothing that a web page or another user on this machine could send. The `Host` must name
+this listener, or a rebound DNS name would make us same-origin with another site. Pages of other origins may
+link to us and nothing else, those on other ports of this host included: `Sec-Fetch-Site` and `Origin` show
+where a request comes from. And each request carries the bearer token or a session's secret in its
+`Authorization` header.
+
+No right follows from a cookie: browsers send cookies to every port of a host, so the app that is supervised
+would receive them. The dashboard's page keeps its secret in the storage of its origin, which includes the
+port, and no browser sends it by itself. A session begins with a one-time code, which travels in a URL's
+fragment and so never reaches a server's log. Secrets are kept as digests: looking one up takes no time that
+depends on it.
 """
 
 import hashlib
@@ -25,8 +31,7 @@ from typing import TYPE_CHECKING, Protocol
 from supervisor.control.handlers import Answer, Call, Caller
 from supervisor.control.handover import TcpHandover, Words
 from supervisor.control.problems import Conflict, Forbidden, TooManyLogins, Unauthorized
-from supervisor.control.routes import STREAM
-from supervisor.control.views import Login, LoginLink
+from supervisor.control.views import Login, LoginLink, SessionView
 from supervisor.errors import SettingError
 
 if TYPE_CHECKING:
@@ -40,10 +45,12 @@ SESSION_SECONDS = 12 * 3600.0
 MAX_CODES = 32
 MAX_SESSIONS = 64
 FAILED_LOGINS = 10
-"""So many failures within FAILURE_SECONDS, and further logins wait."""
+"""So many failures within FAILURE_SECONDS, and more are answered with 429. A valid code always logs in:
+it has 192 random bits, so guesses need no slowing down, and one user's failures must not lock out another."""
 FAILURE_SECONDS = 60.0
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+READ_METHODS = frozenset({"GET", "HEAD"})
 
 _UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid (unix(7))
 
@@ -131,7 +138,7 @@ class Secrets:
 
 
 class LoopbackGuard:
-    """Host, Origin, and a bearer token or a session.
+    """Host, Origin and Sec-Fetch-Site, and a bearer token or a session's secret.
 
     Args:
         host: the address as bound; port: as bound; token: the bearer token, not empty.
@@ -143,8 +150,6 @@ class LoopbackGuard:
         if port == 80:
             self._hosts |= names  # browsers leave the scheme's own port out
         self.base_url = f"http://{url_host(host)}:{port}"
-        # Cookies know no ports: without it, two instances on one machine would log each other out.
-        self.cookie = f"ostler-{port}"
         self._host, self._port = host, port
         self._word = token
         self._token = _digest(token)
@@ -161,37 +166,46 @@ class LoopbackGuard:
         if host not in self._hosts:
             raise Forbidden(f"Host {host[:80]!r} is not this listener's; use {self.base_url}")
         origin = request.headers.get("Origin")
-        guarded = request.method not in SAFE_METHODS or request.path == STREAM.path
-        if guarded and origin is not None and origin.lower() != f"http://{host}":
+        if origin is not None and origin.lower() != f"http://{host}":
             raise Forbidden(f"Origin {origin[:80]!r} is not this dashboard")
+        if not _from_here(request):
+            raise Forbidden("pages of other origins may link to this one, and nothing else")
 
     def authenticate(self, request: "web.Request", who: str) -> Caller:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme:
-            if scheme.lower() == "bearer" and hmac.compare_digest(_digest(token.strip()), self._token):
+        scheme, _, word = request.headers.get("Authorization", "").partition(" ")
+        if not scheme:
+            raise Unauthorized(
+                "send `Authorization: Bearer TOKEN`, or log in with the address that `ctl open` prints",
+                {"WWW-Authenticate": "Bearer"},
+            )
+        word = word.strip()
+        if scheme.lower() == "bearer":
+            if hmac.compare_digest(_digest(word), self._token):
                 return Caller(who, "admin")
-            raise Unauthorized("the bearer token is wrong", {"WWW-Authenticate": "Bearer"})
-        session = request.cookies.get(self.cookie)
-        if session is not None and self._sessions.knows(session):
-            return Caller(who, "operate", session, lambda: self._sessions.knows(session))
+            if self._sessions.knows(word):
+                return Caller(who, "operate", word, lambda: self._sessions.knows(word))
         raise Unauthorized(
-            "send `Authorization: Bearer TOKEN`, or log in with the address that `ctl open` prints",
-            {"WWW-Authenticate": "Bearer"},
+            "the bearer token is wrong, or the session has ended", {"WWW-Authenticate": "Bearer"}
         )
 
     def login_link(self) -> str:
         return f"{self.base_url}/#login={self._codes.issue()}"
 
     def login(self, code: str) -> str:
-        """Use up a one-time code; the new session's word. Raises TooManyLogins, Unauthorized."""
+        """Use up a one-time code; the new session's secret.
+
+        Raises:
+            Unauthorized: the code is not valid. TooManyLogins: nor were many others just now.
+        """
+        if self._codes.revoke(code):
+            return self._sessions.issue()
         now = self._clock()
+        problem = "the login code is unknown, used or expired; get another with `ctl open`"
         if len(self._failures) == FAILED_LOGINS and now - self._failures[0] < FAILURE_SECONDS:
             wait = int(FAILURE_SECONDS - (now - self._failures[0])) + 1
-            raise TooManyLogins(f"too many failed logins; wait {wait} s", {"Retry-After": str(wait)})
-        if not self._codes.revoke(code):
-            self._failures.append(now)
-            raise Unauthorized("the login code is unknown, used or expired; get another with `ctl open`")
-        return self._sessions.issue()
+            raise TooManyLogins(f"{problem} (too many logins have failed)", {"Retry-After": str(wait)})
+        self._failures.append(now)
+        raise Unauthorized(problem)
 
     def logout(self, session: str) -> None:
         self._sessions.revoke(session)
@@ -199,12 +213,12 @@ class LoopbackGuard:
     def hand_over(self, fd: int) -> TcpHandover:
         """What the next program needs; `fd` is the listener's."""
         codes, sessions = self._codes.hand_over(), self._sessions.hand_over()
-        return TcpHandover(self._host, self._port, fd, self._word, codes, sessions)
+        return TcpHandover(self._host, self._port, fd, self._word, codes, page_sessions=sessions)
 
     def take_over(self, before: TcpHandover) -> None:
         """Let in whom the program before us had let in."""
         self._codes.take_over(before.codes)
-        self._sessions.take_over(before.sessions)
+        self._sessions.take_over(before.page_sessions)
 
 
 class LoginHandlers:
@@ -217,14 +231,12 @@ class LoginHandlers:
         guard = self._tcp()
         if call.caller.who.startswith("unix "):
             raise Conflict("the Unix socket needs no login")
-        session = guard.login(call.ask.code)
-        return Answer(headers={"Set-Cookie": self._cookie(guard, session, int(SESSION_SECONDS))})
+        return Answer(SessionView(guard.login(call.ask.code), SESSION_SECONDS))
 
     async def logout(self, call: Call[None]) -> Answer:
-        if self.guard is None or call.caller.session is None:
-            return Answer()
-        self.guard.logout(call.caller.session)
-        return Answer(headers={"Set-Cookie": self._cookie(self.guard, "", 0)})
+        if self.guard is not None and call.caller.session is not None:
+            self.guard.logout(call.caller.session)
+        return Answer()
 
     async def login_link(self, _call: Call[None]) -> Answer:
         return Answer(LoginLink(self._tcp().login_link()))
@@ -234,10 +246,23 @@ class LoginHandlers:
             raise Conflict("the dashboard is off: start the daemon with --control-bind 127.0.0.1:PORT")
         return self.guard
 
-    @staticmethod
-    def _cookie(guard: LoopbackGuard, session: str, seconds: int) -> str:
-        # Path: other servers on this host see as little of it as cookies allow.
-        return f"{guard.cookie}={session}; Path=/v1; Max-Age={seconds}; HttpOnly; SameSite=Strict"
+
+def _from_here(request: "web.Request") -> bool:
+    """Whether a request comes from our own page, from the user, or from something that is no browser.
+
+    Browsers add Sec-Fetch-Site, -Mode and -Dest by themselves, no script can set them (Fetch Metadata Request
+    Headers, W3C). Another port of the same host is `same-site`. `none` is an address that the user typed in.
+    """
+    site = request.headers.get("Sec-Fetch-Site", "same-origin").lower()
+    if site == "same-origin":
+        return True
+    if request.method not in READ_METHODS:
+        return False
+    if site == "none":
+        return True
+    # A link from elsewhere: it carries no credentials and shows its answer to the user alone.
+    mode, target = request.headers.get("Sec-Fetch-Mode"), request.headers.get("Sec-Fetch-Dest")
+    return mode == "navigate" and target == "document"
 
 
 def _peer_uid(request: "web.Request") -> int | None:

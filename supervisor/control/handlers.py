@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Generic
 
 from supervisor.control.backend import Backend
+from supervisor.control.limits import Quota
 from supervisor.control.metrics import render
 from supervisor.control.openapi import document
 from supervisor.control.problems import Conflict, Invalid, NotFound
@@ -25,6 +26,9 @@ from supervisor.fleet.events import (
 )
 from supervisor.fleet.policies import MAX_WORKERS
 
+MOST_WAITING = 64
+WAITING_PER_PEER = 8
+"""Requests that wait for the end of a reload: in all, and of one stranger."""
 EXITS_SHOWN = 100
 """Unless a limit is asked for."""
 
@@ -41,9 +45,14 @@ class Caller:
     """`unix uid 1000` or `127.0.0.1`."""
     scope: Scope
     session: str | None = None
-    """The session cookie's value, None if the caller proved itself otherwise."""
+    """The session's secret, None if the caller proved itself otherwise."""
     valid: Callable[[], bool] = _always
     """Whether it would still be let in; long answers ask now and then."""
+
+    @property
+    def peer(self) -> str:
+        """What limits count by: a browser's session, else the user or address."""
+        return self.session or self.who
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +86,9 @@ class FleetHandlers:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._waiting = Quota(
+            "requests that wait for a reload", MOST_WAITING, WAITING_PER_PEER, MOST_WAITING // 4
+        )
 
     async def healthz(self, _call: Call[None]) -> Answer:
         return Answer("ok\n")
@@ -132,13 +144,17 @@ class FleetHandlers:
 
     async def reload(self, call: Call[Reload]) -> Answer:
         self._refuse_if_stopping()
+        key, trusted = call.caller.peer, call.caller.scope == "admin"
+        if call.ask.wait and (refusal := self._waiting.refusal(key, trusted)) is not None:
+            raise Conflict(f"{refusal}; ask without `wait`")
         self._backend.submit(ReloadAsked(by=call.by))
         started = self._backend.reload()
         if started is None:
             raise Conflict("the fleet can't be reloaded now; see the daemon's log")
         if not call.ask.wait:
             return Answer(started)
-        ended = await self._backend.reload_ended(started.generation)
+        with self._waiting.one(key, trusted):
+            ended = await self._backend.reload_ended(started.generation)
         return Answer(ended, 200 if ended.phase == "done" else 409)
 
     async def recycle(self, call: Call[None]) -> Answer:

@@ -26,7 +26,9 @@ class TcpHandover(msgspec.Struct, frozen=True):
     fd: int
     token: str
     codes: Words
-    sessions: Words
+    sessions: Words = []
+    """Those of older programs, which were cookies: every port of the host has seen them, so they end here."""
+    page_sessions: Words = []
 
 
 class Handover(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ _MEANING = {
     413: "The body is too large",
     415: "The body is not declared as JSON",
     422: "The body or a parameter does not fit",
-    429: "Too many failed logins",
+    429: "The code is not valid, nor were many others just now",
     500: "A defect; see the daemon's log",
     503: "Not now",
 }
@@ -47,8 +47,11 @@ def document() -> dict[str, Any]:
         "components": {
             "schemas": components,
             "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer"},
-                "session": {"type": "apiKey", "in": "cookie", "name": "ostler-PORT"},
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "The daemon's token, or a session's of `POST /v1/login`",
+                },
             },
         },
     }
@@ -63,7 +66,7 @@ def _operation(route: Route[object, object], schema_of: dict[str, Any]) -> dict[
         "summary": route.summary,
         "x-scope": route.scope,
         # An empty alternative would mean "optional"; an empty list means "none".
-        "security": [] if route.open else [{"bearer": []}, {"session": []}],
+        "security": [] if route.open else [{"bearer": []}],
     }
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "integer", "minimum": 1}}

@@ -18,6 +18,8 @@ PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
+    # A process of its own in the browser: without this, pages on other ports of the host may share it.
+    "Origin-Agent-Cluster": "?1",
 }
 IMMUTABLE = "public, max-age=31536000, immutable"
 
@@ -47,10 +49,15 @@ NOT_BUILT = """<!doctype html>
 """
 
 
-def add_pages(app: web.Application, folder: Path = STATIC) -> None:
+def add_pages(app: web.Application, base_url: str, folder: Path = STATIC) -> None:
     """Serve `folder`'s index.html at `/`, `assets/*`, and single files beside the index, e.g. an icon."""
 
-    async def index(_request: web.Request) -> web.Response:
+    async def index(request: web.Request) -> web.Response:
+        host = request.host.lower().partition(":")[0]
+        if host == "localhost" and base_url.startswith("http://127.0.0.1:"):
+            # The page keeps a secret in its origin's storage. `localhost` is ::1 as well, where any user of
+            # this machine may listen on the same port: its pages would have the same origin.
+            return web.Response(status=307, headers={"Location": f"{base_url}/"})
         body = _read(folder, "index.html")
         return _page(body if body is not None else NOT_BUILT.encode(), ".html", "no-store")
 

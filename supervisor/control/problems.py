@@ -42,6 +42,26 @@ class Conflict(Refusal):
     word = "conflict"
 
 
+class SlowBody(Refusal):
+    status = 408
+    word = "slow_body"
+
+
+class Unsized(Refusal):
+    status = 411
+    word = "length_required"
+
+
+class TooLarge(Refusal):
+    status = 413
+    word = "body_too_large"
+
+
+class Encoded(Refusal):
+    status = 415
+    word = "encoded"
+
+
 class NotJson(Refusal):
     status = 415
     word = "not_json"

@@ -19,6 +19,7 @@ from supervisor.control.views import (
     Reload,
     ReloadView,
     Scale,
+    SessionView,
     StatusView,
     Stop,
     WorkerView,
@@ -204,15 +205,15 @@ STOP: Route[Stop, StatusView] = Route(
     view=StatusView,
     status=202,
 )
-LOGIN: Route[Login, None] = Route(
+LOGIN: Route[Login, SessionView] = Route(
     "login",
     "POST",
     "/v1/login",
-    "Exchange a one-time code for a session cookie",
+    "Exchange a one-time code for a session's secret, which is then sent as the bearer token",
     ask=Login,
-    status=204,
+    view=SessionView,
     open=True,
-    errors=(409, 429),
+    errors=(401, 409, 429),
 )
 LOGOUT: Route[None, None] = Route("logout", "POST", "/v1/logout", "End this session", status=204)
 LOGIN_LINK: Route[None, LoginLink] = Route(

@@ -16,8 +16,10 @@ from aiohttp import web
 
 from supervisor.control.app import build_app
 from supervisor.control.backend import Backend
+from supervisor.control.connections import ControlAcceptor, ControlConnections
 from supervisor.control.guard import (
     Clock,
+    Guard,
     LoginHandlers,
     LoopbackGuard,
     UnixGuard,
@@ -31,12 +33,15 @@ from supervisor.control.routes import ROUTES, STREAM
 from supervisor.control.sockets import OWN, OwnedSocket, TokenFile, candidate_dirs, default_socket_path
 from supervisor.control.stream import Streams
 from supervisor.errors import SettingError
+from supervisor.logs.limiter import LimitedLog
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
 __all__ = ["ControlServer", "candidate_dirs", "default_socket_path"]
 
+BACKLOG = 128
+"""Connections that wait to be accepted (listen(2))."""
 SHUTDOWN_SECONDS = 1.0
 """How long answers in the making may take at `close`."""
 
@@ -46,7 +51,8 @@ class ControlServer:
 
     Args:
         backend: the daemon.
-        log: gets `control_change`, `control_request_failed`, `control_stream_dropped`.
+        log: gets `control_change`, `control_request_failed`, `control_stream_dropped`, `control_bad_http`,
+            and `log_suppressed` where strangers caused too many of them.
         clock: monotonic seconds, for codes and sessions.
         static: the folder of the dashboard's built files.
         streams: a factory for other limits than the usual ones.
@@ -59,15 +65,16 @@ class ControlServer:
         *,
         clock: Clock = time.monotonic,
         static: Path = STATIC,
-        streams: Callable[[Backend, "FilteringBoundLogger"], Streams] = Streams,
+        streams: Callable[[Backend, LimitedLog], Streams] = Streams,
     ) -> None:
         self._log = log
+        self._limited = LimitedLog(log, time.monotonic)
         self._clock = clock
         self._static = static
-        self._streams = streams(backend, log)
+        self._streams = streams(backend, self._limited)
         self._logins = LoginHandlers()
         self._handlers = bind_handlers(FleetHandlers(backend), self._logins)
-        self._runners: list[web.AppRunner] = []
+        self._runners: list[_Runner] = []
         self._unix: _Unix | None = None
         self._tcp: socket.socket | None = None
         self._token_file: TokenFile | None = None
@@ -94,8 +101,8 @@ class ControlServer:
         else:
             owned = OwnedSocket.adopt(Path(inherited.path), inherited.fd, inherited.lock_fd, mode)
         guard = UnixGuard(shared=bool(mode & 0o077), app_uid=app_uid)
-        runner = await self._run(build_app(guard, self._handlers, self._streams, self._log))
-        self._unix = _Unix(owned, runner, await _serve(runner, owned.socket))
+        runner = await self._run(guard, owned.socket)
+        self._unix = _Unix(owned, runner)
 
     async def start_tcp(self, host: str, port: int, token: str, inherited: TcpHandover | None = None) -> str:
         """Serve the API and the dashboard on loopback; the base URL as bound, without a slash at its end.
@@ -116,9 +123,7 @@ class ControlServer:
         guard = LoopbackGuard(address, sock.getsockname()[1], token, self._clock)
         if inherited is not None:
             guard.take_over(inherited)
-        app = build_app(guard, self._handlers, self._streams, self._log)
-        add_pages(app, self._static)
-        await _serve(await self._run(app), sock)
+        await self._run(guard, sock, pages=guard.base_url)
         self._tcp = sock
         self._logins.guard = guard
         return guard.base_url
@@ -140,11 +145,13 @@ class ControlServer:
     async def ensure(self) -> None:
         """Make the socket and the token file anew if somebody deleted them, or their folder; call it often.
 
-        What others have put in their place is left alone. Open connections stay.
+        What others have put in their place is left alone. Open connections stay. Also says how many log lines
+        were left out.
         """
+        self._limited.report()
         try:
             if self._unix is not None and not self._unix.owned.is_there:
-                await self._unix.bind_again()
+                self._unix.bind_again()
                 self._log.warning("control_socket_restored", path=str(self._unix.owned.path))
             # Not before the socket: whoever has that now may have put a token there.
             if self._token_file is not None and not self._token_file.is_there:
@@ -175,59 +182,74 @@ class ControlServer:
         if self._token_file is not None:
             self._token_file.remove()
         while self._runners:
-            await self._runners.pop().cleanup()
+            await self._runners.pop().close()
         if self._unix is not None:
             self._unix.owned.release()
+        if self._tcp is not None:
+            self._tcp.close()
         self._unix = self._tcp = self._token_file = self._logins.guard = None
 
-    async def _run(self, app: web.Application) -> web.AppRunner:
-        runner = web.AppRunner(
-            app,
-            handle_signals=False,
-            access_log=None,
-            logger=_protocol_logger(self._log),
-            shutdown_timeout=SHUTDOWN_SECONDS,
-        )
-        self._runners.append(runner)
+    async def _run(self, guard: Guard, sock: socket.socket, pages: str = "") -> "_Runner":
+        """Serve on `sock`; `pages`: the base URL at which the dashboard is served, too."""
+        app = build_app(guard, self._handlers, self._streams, self._limited, self._log)
+        if pages:
+            add_pages(app, pages, self._static)
+        runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()
-        return runner
+        running = _Runner(runner, sock, self._limited)
+        self._runners.append(running)
+        return running
+
+
+class _Runner:
+    """Serves one application on a listening socket, which stays the caller's."""
+
+    def __init__(self, runner: web.AppRunner, sock: socket.socket, log: LimitedLog) -> None:
+        self._runner = runner
+        self._log = log
+        assert runner.server is not None  # since its setup
+        self._connections = ControlConnections(runner.server, sock.family, log, _protocol_logger(log))
+        self._acceptor = ControlAcceptor(sock, self._connections.admit, log)
+
+    def accept_from(self, sock: socket.socket) -> None:
+        """Accept from another socket in place of the one before; connections stay."""
+        self._acceptor.close()
+        self._acceptor = ControlAcceptor(sock, self._connections.admit, self._log)
+
+    async def close(self) -> None:
+        """Accept nothing more, finish answers in the making, close all connections."""
+        self._acceptor.close()
+        await self._runner.cleanup()
+        self._connections.close()
 
 
 class _Unix:
     """The Unix socket and what serves on it."""
 
-    def __init__(self, owned: OwnedSocket, runner: web.AppRunner, site: web.SockSite) -> None:
+    def __init__(self, owned: OwnedSocket, runner: _Runner) -> None:
         self.owned = owned
         self._runner = runner
-        self._site = site
 
-    async def bind_again(self) -> None:
+    def bind_again(self) -> None:
         """Raises SettingError."""
-        before = self._site
-        self.owned = self.owned.claim_again()
-        self._site = await _serve(self._runner, self.owned.socket)
-        # It can't be reached any more; its connections are the runner's and go on.
-        await before.stop()
-
-
-async def _serve(runner: web.AppRunner, sock: socket.socket) -> web.SockSite:
-    site = web.SockSite(runner, sock)
-    await site.start()
-    return site
+        before = self.owned
+        self.owned = before.claim_again()
+        self._runner.accept_from(self.owned.socket)
+        before.socket.close()
 
 
 class _ToStructlog(logging.Handler):
-    def __init__(self, log: "FilteringBoundLogger") -> None:
+    def __init__(self, log: LimitedLog) -> None:
         super().__init__()
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         problem = " ".join(str(error).split()) if error else record.getMessage()
-        self._log.debug("control_bad_http", problem=problem[:200])
+        self._log.write("debug", "control_bad_http", "", problem=problem[:200])
 
 
-def _protocol_logger(log: "FilteringBoundLogger") -> logging.Logger:
+def _protocol_logger(log: LimitedLog) -> logging.Logger:
     """Takes what aiohttp's protocol layer logs: bytes that are no HTTP, for which it would print tracebacks.
 
     Errors in handlers do not come this way; the entrance logs them.
@@ -253,7 +275,7 @@ def _bind_tcp(address: str, port: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, port))
         # Now, not when aiohttp does: with SO_REUSEADDR a port in use is noticed only here.
-        sock.listen(128)
+        sock.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         sock.close()
         raise SettingError("control_bind", f"{url_host(address)}:{port}: {_reason(error)}") from error

@@ -1,8 +1,8 @@
 """`GET /v1/stream`: the fleet as server-sent events (WHATWG HTML, section 9.2).
 
 One task a stream; it alone writes. Nothing is queued for a reader beyond the transport's own buffer and the
-bounded subscription: a write that makes no progress for some seconds ends the stream, and the browser's
-EventSource comes back by itself and gets the whole picture again.
+bounded subscription: a write that makes no progress for some seconds ends the stream, and the
+dashboard opens another and gets the whole picture again.
 """
 
 import asyncio
@@ -14,12 +14,13 @@ from aiohttp import web
 
 from supervisor.control.backend import Backend, Subscription
 from supervisor.control.handlers import Caller
+from supervisor.control.limits import Quota
 from supervisor.control.problems import TooManyStreams
 from supervisor.control.routes import SSE
 from supervisor.control.views import EventView, ExitView
 
 if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger
+    from supervisor.logs.limiter import LimitedLog
 
 TICK = 1.0
 EVENT_DELAY = 0.1
@@ -27,6 +28,12 @@ EVENT_DELAY = 0.1
 KEEP_ALIVE_TICKS = 15
 WRITE_SECONDS = 5.0
 MAX_STREAMS = 32
+STREAMS_PER_PEER = 8
+"""Of one stranger on the Unix socket, or of one session. A browser has six connections to a host."""
+RESERVED_STREAMS = 8
+"""For the daemon's own user, root, and the bearer token."""
+SHARED_SECONDS = 0.05
+"""Seconds for which the same numbers go to all streams; less than EVENT_DELAY: none precede an event."""
 EVENTS_AT_START = 200
 EXITS_AT_START = 50
 
@@ -37,13 +44,34 @@ def frame(name: str, data: object, number: int | None = None) -> bytes:
     return b"%sevent: %s\ndata: %s\n\n" % (head, name.encode(), msgspec.json.encode(data))
 
 
+class Numbers:
+    """The fleet's status and workers as frames, made once for all streams that send them at a time."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._at = float("-inf")
+        self._frames: tuple[bytes, bytes] = b"", b""
+
+    def make(self) -> tuple[bytes, bytes]:
+        """As they are now."""
+        self._frames = frame("status", self._backend.status()), frame("workers", self._backend.workers())
+        self._at = asyncio.get_running_loop().time()
+        return self._frames
+
+    def recent(self) -> tuple[bytes, bytes]:
+        """As they are, or were SHARED_SECONDS ago at most."""
+        if asyncio.get_running_loop().time() - self._at < SHARED_SECONDS:
+            return self._frames
+        return self.make()
+
+
 class Streams:
     """All open streams of all listeners."""
 
     def __init__(
         self,
         backend: Backend,
-        log: "FilteringBoundLogger",
+        log: "LimitedLog",
         *,
         limit: int = MAX_STREAMS,
         tick: float = TICK,
@@ -51,11 +79,11 @@ class Streams:
     ) -> None:
         self._backend = backend
         self._log = log
-        self._limit = limit
+        self._quota = Quota("streams", limit, STREAMS_PER_PEER, limit * RESERVED_STREAMS // MAX_STREAMS)
+        self._numbers = Numbers(backend)
         self._tick = tick
         self._write_seconds = write_seconds
         self._closing = asyncio.Event()
-        self.open = 0
 
     def close(self) -> None:
         """End all streams soon."""
@@ -69,26 +97,35 @@ class Streams:
         Raises:
             TooManyStreams: before anything was sent.
         """
-        if self.open >= self._limit:
-            raise TooManyStreams(f"{self._limit} streams are open already; close a dashboard")
+        key, trusted = caller.peer, caller.scope == "admin"
+        if (refusal := self._quota.refusal(key, trusted)) is not None:
+            raise TooManyStreams(f"{refusal}; close a dashboard")
         response = web.StreamResponse(headers={**headers, "Content-Type": SSE, "X-Accel-Buffering": "no"})
-        self.open += 1
-        # Before the snapshot is taken, so that nothing falls between the two.
-        subscription = self._backend.subscribe()
-        try:
-            await response.prepare(request)
-            await _Stream(self._backend, subscription, response, caller, self._tick, self._write_seconds).run(
-                self._closing
-            )
-        except TimeoutError:
-            self._log.warning("control_stream_dropped", who=caller.who, cause="slow reader")
-            if request.transport is not None:
-                request.transport.abort()
-        except ConnectionError:
-            pass  # the reader has left, as readers do
-        finally:
-            subscription.close()
-            self.open -= 1
+        with self._quota.one(key, trusted):
+            # Before the snapshot is taken, so that nothing falls between the two.
+            subscription = self._backend.subscribe()
+            try:
+                await response.prepare(request)
+                stream = _Stream(
+                    self._backend,
+                    self._numbers,
+                    subscription,
+                    response,
+                    caller,
+                    self._tick,
+                    self._write_seconds,
+                )
+                await stream.run(self._closing)
+            except TimeoutError:
+                self._log.write(
+                    "warning", "control_stream_dropped", caller.who, who=caller.who, cause="slow reader"
+                )
+                if request.transport is not None:
+                    request.transport.abort()
+            except ConnectionError:
+                pass  # the reader has left, as readers do
+            finally:
+                subscription.close()
         response.force_close()
         return response
 
@@ -99,6 +136,7 @@ class _Stream:
     def __init__(
         self,
         backend: Backend,
+        numbers: Numbers,
         subscription: Subscription,
         response: web.StreamResponse,
         caller: Caller,
@@ -106,6 +144,7 @@ class _Stream:
         write_seconds: float,
     ) -> None:
         self._backend = backend
+        self._fleet = numbers
         self._subscription = subscription
         self._response = response
         self._caller = caller
@@ -158,13 +197,11 @@ class _Stream:
         self._last_sample = samples[-1].at if samples else 0.0
         self._last_event = events[-1].id if events else 0
         first = [frame("history", samples), frame("events", events), frame("exits", self._new_exits())]
-        return [b"retry: 1000\n", *first, *self._status()]
+        # Not older than the events before them.
+        return [b"retry: 1000\n", *first, *self._fleet.make()]
 
     def _numbers(self) -> Iterable[bytes]:
-        return [*(frame("exit", view) for view in reversed(self._new_exits())), *self._status()]
-
-    def _status(self) -> Iterable[bytes]:
-        return [frame("status", self._backend.status()), frame("workers", self._backend.workers())]
+        return [*(frame("exit", view) for view in reversed(self._new_exits())), *self._fleet.recent()]
 
     def _new_exits(self) -> list[ExitView]:
         """Those that were not told yet, newest first."""

@@ -83,6 +83,8 @@ class WorkerView(msgspec.Struct, frozen=True):
     uss: int | None
     deadline_in: float | None
     """The nearest deadline of its requests in flight."""
+    implausible: bool = False
+    """What it wrote into the scoreboard can't be true: it counts no more, and its requests are not seen."""
 
 
 class Totals(msgspec.Struct, frozen=True):
@@ -264,6 +266,14 @@ class Stop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Login(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     code: str
+
+
+class SessionView(msgspec.Struct, frozen=True):
+    """A dashboard's session. It ends at logout, `seconds` after its beginning, or with the daemon."""
+
+    token: str
+    """A secret, to be sent as `Authorization: Bearer TOKEN`; with it one may read and operate."""
+    seconds: float
 
 
 class LoginLink(msgspec.Struct, frozen=True):

@@ -20,7 +20,6 @@ from supervisor.daemon.children import ForkServerHandle
 from supervisor.errors import BootError, ExitCode, OstlerError, SettingError
 from supervisor.ipc import messages
 from supervisor.logs.setup import get_logger, set_up
-from supervisor.scoreboard import memory
 from supervisor.settings.address import parse_address
 from supervisor.settings.load import Loaded
 from supervisor.settings.render import print_config
@@ -53,12 +52,10 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
             raise OstlerError(configured.problem)
         if load_app:
             look_ahead(configured.loaded)
-            board = memory.create()
             giving, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with giving, taking:
-                descriptors = [board, giving.fileno(), taking.fileno()]
+                descriptors = [giving.fileno(), taking.fileno()]
                 server.channel.send(messages.Load([], "check"), descriptors)
-            os.close(board)
             _receive(server, BootError)
     finally:
         server.close()

@@ -8,15 +8,18 @@ second and says so (HEARTBEAT); it is looked at about as often.
 import asyncio
 import math
 import time
-from collections.abc import Sequence
 
+from supervisor.daemon.bucket import Bucket
 from supervisor.daemon.children import WorkerHandle
 from supervisor.daemon.shell import Shell
 from supervisor.fleet import events
 from supervisor.fleet.model import WorkerState
-from supervisor.scoreboard.reader import InFlight
+from supervisor.scoreboard.reader import InFlight, Reading
 
 _LOOK = 1.0
+# Of one worker's overdue requests: how many are reported at once, in a look, and a second in the long run.
+# Others wait: they are still overdue at a later look. A worker can say what it likes of its requests.
+_REPORTS, _REPORTS_IN_A_LOOK, _REPORTS_RATE = 512, 64, 50
 # While something is overdue: how often to look whether it still is, and whether anything else is left.
 _WATCH = 0.1
 _LEAST = 0.01
@@ -43,6 +46,8 @@ class DeadlineSensor:
         self._stalled: set[int] = set()
         # When a blocked loop was told of, by launch.
         self._blocked: dict[int, float] = {}
+        # How many overdue requests may be reported, by launch.
+        self._buckets: dict[int, Bucket] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def timeout(self) -> float:
@@ -72,8 +77,12 @@ class DeadlineSensor:
         live: set[tuple[int, int, int]] = set()
         overdue: set[int] = set()
         for handle in list(self._shell.workers.values()):
-            in_flight = self._shell.scoreboard.in_flight(handle.cell)
+            reading = self._shell.scoreboard.look(handle.cell)
+            if not self._shell.scoreboard.trusted(handle.cell):
+                continue
+            in_flight = reading.in_flight
             late = 0
+            reported = len(self._reported)
             for request in in_flight:
                 deadline = request.deadline(timeout)
                 if deadline is None or deadline > now:
@@ -81,16 +90,17 @@ class DeadlineSensor:
                     continue
                 late += 1
                 live.add((handle.launch, request.thread, request.started_ns))
-                self._report_overdue(handle, request, now)
+                if len(self._reported) - reported < _REPORTS_IN_A_LOOK:
+                    self._report_overdue(handle, request, now)
             if late:
                 wait = min(wait, _WATCH)
                 overdue.add(handle.launch)
                 if late == len(in_flight):
                     self._report_only_overdue_left(handle.launch)
             if handle.one_loop:
-                wait = min(wait, self._look_at_one_loop(handle, in_flight, timeout, now))
+                wait = min(wait, self._look_at_one_loop(handle, reading, timeout, now))
             else:
-                self._look_at_loop(handle, bool(in_flight), timeout, now)
+                self._look_at_loop(handle, reading, timeout, now)
         ended = self._overdue - overdue
         self._reported &= live
         self._overdue = overdue
@@ -102,6 +112,11 @@ class DeadlineSensor:
     def _report_overdue(self, handle: WorkerHandle, request: InFlight, now: float) -> None:
         key = (handle.launch, request.thread, request.started_ns)
         if key in self._reported:
+            return
+        bucket = self._buckets.get(handle.launch)
+        if bucket is None:
+            bucket = self._buckets[handle.launch] = Bucket(_REPORTS, _REPORTS_RATE, now)
+        if not bucket.take(now):
             return
         self._reported.add(key)
         # Here, where it is known which request is meant: its thread may serve another one by the time that
@@ -118,7 +133,7 @@ class DeadlineSensor:
         if worker is not None and worker.state is WorkerState.DRAINING:
             self._shell.submit(events.OnlyOverdueLeft(launch))
 
-    def _look_at_loop(self, handle: WorkerHandle, busy: bool, timeout: float, now: float) -> None:
+    def _look_at_loop(self, handle: WorkerHandle, reading: Reading, timeout: float, now: float) -> None:
         """Report a loop that stands still although no request keeps it.
 
         Its age alone says nothing: the loop may have been busy with requests until a moment ago. So what
@@ -128,8 +143,8 @@ class DeadlineSensor:
         if worker is None or worker.state is not WorkerState.READY:
             self._still.pop(handle.launch, None)
             return
-        beat = self._shell.scoreboard.heartbeat(handle.cell) or worker.since
-        if not timeout or busy or now - beat < 2 * _LOOK:
+        beat = reading.heartbeat or worker.since
+        if not timeout or reading.in_flight or now - beat < 2 * _LOOK:
             self._still.pop(handle.launch, None)
             self._stalled.discard(handle.launch)
             return
@@ -143,9 +158,7 @@ class DeadlineSensor:
             self._stalled.add(handle.launch)
             self._shell.submit(events.LoopStalled(handle.launch, now - beat))
 
-    def _look_at_one_loop(
-        self, handle: WorkerHandle, in_flight: Sequence[InFlight], timeout: float, now: float
-    ) -> float:
+    def _look_at_one_loop(self, handle: WorkerHandle, reading: Reading, timeout: float, now: float) -> float:
         """The same of a loop whose requests are no reason to stand still; returns when it may be blocked.
 
         The request that blocks it is overdue at the latest when this has lasted for the time-out, and gets
@@ -154,7 +167,8 @@ class DeadlineSensor:
         """
         worker = self._shell.fleet.workers.get(handle.launch)
         ready = worker is not None and worker.state is WorkerState.READY
-        beat = self._shell.scoreboard.heartbeat(handle.cell) or (worker.since if worker and ready else 0.0)
+        in_flight = reading.in_flight
+        beat = reading.heartbeat or (worker.since if worker and ready else 0.0)
         age = now - beat
         if not beat or age < _BLOCKED:
             self._stalled.discard(handle.launch)
@@ -174,6 +188,6 @@ class DeadlineSensor:
     def _forget_the_dead(self) -> None:
         live = self._shell.workers.keys()
         self._stalled &= live
-        for known in (self._still, self._blocked):
+        for known in (self._still, self._blocked, self._buckets):
             for launch in known.keys() - live:
                 del known[launch]

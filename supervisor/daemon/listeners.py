@@ -285,8 +285,12 @@ def _give(path: str, mode: int, user: int, group: int) -> None:
     """
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        info = os.fstat(fd)
+        if not stat.S_ISSOCK(info.st_mode):
             raise OSError(errno.ENOTSOCK, "it was replaced by something that is no socket")
+        if info.st_nlink != 1:
+            # A second name for it lies elsewhere: a socket of another program, linked to this name (link(2)).
+            raise OSError(errno.EMLINK, "it was replaced by a link to another socket")
         handle = f"/proc/self/fd/{fd}"
         if (user, group) != (-1, -1):
             os.chown(handle, user, group)

@@ -1,7 +1,6 @@
 """The composition root: puts the daemon together and runs it."""
 
 import asyncio
-import errno
 import gc
 import os
 import signal
@@ -22,6 +21,7 @@ from supervisor.control.server import ControlServer
 from supervisor.daemon import upgrade
 from supervisor.daemon.deadlines import DeadlineSensor
 from supervisor.daemon.detach import SHOWN, Launch, detach, log_gets_lost, reason_to_stay
+from supervisor.daemon.doubts import Doubts
 from supervisor.daemon.journal import Journal
 from supervisor.daemon.ledger import Ledger
 from supervisor.daemon.listeners import Listeners, systemd_listeners
@@ -40,6 +40,7 @@ from supervisor.fleet import actions, events, health
 from supervisor.fleet.model import ExitStatus
 from supervisor.ipc import messages
 from supervisor.logs.lean import LogFile
+from supervisor.logs.limiter import LimitedLog
 from supervisor.logs.opening import make_for_sharer, share_with
 from supervisor.logs.setup import get_logger, set_level, set_up, tap
 from supervisor.osapi.account import find_account
@@ -50,7 +51,6 @@ from supervisor.settings.load import Loaded
 from supervisor.settings.table import Settings, rows
 
 _FOREVER = 3600.0
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 # What each signal wishes. The rest (CHLD, USR1, and WINCH from a terminal) is no wish to the fleet.
 SIGNAL_EVENTS: dict[signal.Signals, events.Event] = {
@@ -88,6 +88,7 @@ class Daemon:
         self.must_detach = False
         self._log_file = _first_log(order.command_line, order.launch is not None)
         self._journal = Journal(get_logger())
+        self._limited = LimitedLog(get_logger(), time.monotonic)
         self._ledger = Ledger()
         self._notifier = SystemdNotifier()
         self._finished: asyncio.Future[actions.Finish] = asyncio.get_running_loop().create_future()
@@ -115,6 +116,7 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self._watcher = Watcher(self._shell.submit, self._journal)
         self._sensor = DeadlineSensor(self._shell)
+        self._doubts = Doubts(self._shell)
         self._measurer = Measurer(self._shell)
         self._observer = Observer(self._shell, self._sensor, self._ledger)
         self._control = ControlServer(self._observer, get_logger())
@@ -128,7 +130,7 @@ class Daemon:
     async def run(self) -> int:
         """Serve until stopped; returns the exit code."""
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(_log_loop_error)
+        loop.set_exception_handler(self._log_loop_error)
         become_subreaper()
         setproctitle("ostler: supervisor")
         for signum, event in SIGNAL_EVENTS.items():
@@ -381,7 +383,7 @@ class Daemon:
         relay = shell.relay[0].fileno(), shell.relay[1].fileno()
         descriptors = [
             *relay,
-            scoreboard.fd,
+            *(cell.fd for cell in scoreboard.cells),
             *listeners.sockets.values(),
             *(fd for worker in workers for fd in (worker.channel, worker.stacks) if fd >= 0),
             *(server.channel for server in fork_servers if server.channel >= 0),
@@ -456,14 +458,28 @@ class Daemon:
             await asyncio.sleep(1.0 - time.time() % 1.0)
             self._log_file.flush()
             self._outlets.look()
+            self._limited.report()
             await self._control.ensure()
             try:
-                self._observer.take_sample()
-                self._shell.submit(self._measurer.take())
+                # Once for both. Nothing can come in between that would make or end a worker.
+                readings = self._shell.scoreboard.read_all()
+                self._observer.take_sample(readings)
+                self._shell.submit(self._measurer.take(readings))
                 self._outlets.measure()
             except (OSError, psutil.Error) as error:
                 # Out of descriptors, say; the next second may be better.
                 get_logger().debug("sample_missed", problem=str(error))
+
+    def _log_loop_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        # What fails once may fail with each event that a stranger causes.
+        error = context.get("exception")
+        self._limited.write(
+            "error",
+            "internal_error",
+            type(error).__name__,
+            problem=context.get("message"),
+            exc_info=error or False,
+        )
 
     def _start_task(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -487,17 +503,6 @@ def _first_log(command_line: dict[str, Any], launched: bool) -> LogFile:
         for name in ("log_format", "loglevel")
     }
     return set_up("-", given["log_format"], given["loglevel"], SHOWN if launched else "debug")
-
-
-def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    error = context.get("exception")
-    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
-        # From accept(2); asyncio tries again after a second.
-        get_logger().warning("control_unavailable", problem=f"can't accept connections: {error.strerror}")
-        return
-    get_logger().error(
-        "internal_error", problem=context.get("message"), exc_info=context.get("exception") or False
-    )
 
 
 def run(order: Order) -> int:

@@ -23,7 +23,8 @@ from supervisor.fleet.model import FleetPolicy, Load, WorkerState
 from supervisor.logs.setup import get_logger
 from supervisor.osapi.memory import memory_free
 from supervisor.scoreboard import layout
-from supervisor.scoreboard.reader import Counts
+from supervisor.scoreboard.counts import Counts
+from supervisor.scoreboard.reader import Reading
 
 if TYPE_CHECKING:
     from supervisor.daemon.children import WorkerHandle
@@ -73,8 +74,12 @@ class Measurer:
         self._looked: dict[int, _Looked] = {}
         self._memory = MemoryReader(clock)
 
-    def take(self) -> events.Measured:
-        """Measure; to be called about once a second."""
+    def take(self, readings: Mapping[int, Reading] | None = None) -> events.Measured:
+        """Measure; to be called about once a second.
+
+        readings: what all cells say just now; without it they are read.
+        """
+        read = self._shell.scoreboard.read if readings is None else readings.__getitem__
         fleet, handles = self._shell.fleet, self._shell.workers
         policy = fleet.policy or FleetPolicy()
         autoscaled = policy.workers_most is not None
@@ -82,14 +87,12 @@ class Measurer:
         self._looked = {n: self._looked.get(n) or _Looked(at=w.since) for n, w in serving.items()}
         pids = {n: w.pid for n, w in serving.items() if w.pid is not None}
         memory = self._memory.read(pids, policy.max_memory, autoscaled)
-        loads = {n: self._load(handles[n], memory.get(n)) for n in serving}
+        loads = {n: self._load(handles[n], read(handles[n].cell), memory.get(n)) for n in serving}
         return events.Measured(loads, self._free() if autoscaled else None)
 
-    def _load(self, handle: "WorkerHandle", memory: int | None) -> Load:
-        scoreboard, looked = self._shell.scoreboard, self._looked[handle.launch]
-        # In this order a request that ends in between is counted twice, and the next time so much less.
-        in_flight, now = scoreboard.in_flight(handle.cell), self._clock()
-        counts, before = scoreboard.counts(handle.cell), looked.counts
+    def _load(self, handle: "WorkerHandle", reading: Reading, memory: int | None) -> Load:
+        looked, now = self._looked[handle.launch], self._clock()
+        in_flight, counts, before = reading.in_flight, reading.counts, looked.counts
         answered = counts.requests - before.requests
         if handle.one_loop:
             spent = cpu_seconds(handle.pid)

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -39,6 +39,7 @@ from supervisor.fleet.events import Event
 from supervisor.fleet.model import Reload, Worker, WorkerState
 from supervisor.fleet.model import ReloadPhase as Phase
 from supervisor.osapi.backlog import accept_queue
+from supervisor.scoreboard.counts import Counts
 from supervisor.scoreboard.layout import (
     BUCKETS,
     LEAST_QUEUED,
@@ -47,7 +48,7 @@ from supervisor.scoreboard.layout import (
     bucket_of,
     percentile,
 )
-from supervisor.scoreboard.reader import Counts
+from supervisor.scoreboard.reader import Reading
 from supervisor.settings import classes
 from supervisor.settings.render import shown
 from supervisor.settings.table import rows
@@ -152,12 +153,15 @@ class Observer:
         self._shell.submit(event)
 
     def status(self) -> StatusView:
+        return self._status(self._shell.scoreboard.read_all())
+
+    def _status(self, readings: Mapping[int, Reading]) -> StatusView:
         fleet, shell = self._shell.fleet, self._shell
         generation = fleet.current
         loaded = shell.loaded.get(generation)
         settings = loaded.settings if loaded else None
         fork_server = shell.fork_servers.get(generation)
-        totals = shell.scoreboard.totals()
+        totals = shell.scoreboard.totals(readings)
         return StatusView(
             name=shell.name,
             version=__version__,
@@ -180,7 +184,7 @@ class Observer:
             ),
             started_at=self._started_at,
             uptime=time.monotonic() - self._started,
-            in_flight=self._in_flight(),
+            in_flight=_in_flight(readings),
             totals=Totals(
                 requests=totals.requests,
                 errors=totals.errors,
@@ -198,8 +202,11 @@ class Observer:
         )
 
     def workers(self) -> list[WorkerView]:
+        return self._workers(self._shell.scoreboard.read_all())
+
+    def _workers(self, readings: Mapping[int, Reading]) -> list[WorkerView]:
         known = sorted(self._shell.fleet.workers.values(), key=lambda w: (w.slot, _ORDER[w.state], -w.launch))
-        views = [self._worker(worker) for worker in known]
+        views = [self._worker(worker, readings) for worker in known]
         for launch in self._usage.keys() - self._shell.fleet.workers.keys():
             del self._usage[launch]
         return views
@@ -262,7 +269,8 @@ class Observer:
         return self._ledger.newest_first(limit)
 
     def figures(self) -> Figures:
-        totals, status = self._shell.scoreboard.totals(), self.status()
+        readings = self._shell.scoreboard.read_all()
+        totals, status = self._shell.scoreboard.totals(readings), self._status(readings)
         fork_server = self._shell.fork_servers.get(status.generation)
         listening = self._shell.listeners.sockets(fork_server.listener_keys) if fork_server else []
         # A wait is counted before its request is: without this, the rest would shrink for a moment, and
@@ -271,7 +279,7 @@ class Observer:
         queues = {url: accept_queue(sock) for url, sock in zip(status.listeners, listening, strict=True)}
         return Figures(
             status=status,
-            workers=self.workers(),
+            workers=self._workers(readings),
             statuses=totals.statuses,
             open_connections=totals.connections,
             durations=_histogram(totals.histogram),
@@ -301,11 +309,11 @@ class Observer:
             if view is not None and not waiter.done():
                 waiter.set_result(view)
 
-    def take_sample(self) -> None:
-        """Add the second that has passed to the history."""
+    def take_sample(self, readings: Mapping[int, Reading]) -> None:
+        """Add the second that has passed to the history. `readings`: what all cells say just now."""
         self._ledger.look()
         self._follow_reload()
-        totals, now = self._shell.scoreboard.totals(), time.monotonic()
+        totals, now = self._shell.scoreboard.totals(readings), time.monotonic()
         before, seconds = self._last_totals, max(now - self._last_sample, 1e-3)
         self._last_totals, self._last_sample = totals, now
         histogram = [a - b for a, b in zip(totals.histogram, before.histogram, strict=True)]
@@ -321,7 +329,7 @@ class Observer:
                 p50=percentile(histogram, 0.5),
                 p95=percentile(histogram, 0.95),
                 p99=percentile(histogram, 0.99),
-                in_flight=self._in_flight(),
+                in_flight=_in_flight(readings),
                 ready=fleet.ready,
                 wanted=fleet.wanted,
             )
@@ -353,10 +361,6 @@ class Observer:
 
     # -- views ------------------------------------------------------------------------------------------
 
-    def _in_flight(self) -> int:
-        shell = self._shell
-        return sum(len(shell.scoreboard.in_flight(handle.cell)) for handle in shell.workers.values())
-
     def _follow_reload(self) -> None:
         """See which generation it is that a reload replaces, and whether one was undone after its end."""
         fleet = self._shell.fleet
@@ -387,10 +391,10 @@ class Observer:
         after = self._shell.loaded.get(reload.generation)
         return changes(before, after) if before is not None and after is not None else []
 
-    def _worker(self, worker: Worker) -> WorkerView:
+    def _worker(self, worker: Worker, readings: Mapping[int, Reading]) -> WorkerView:
         now = time.monotonic()
         handle = self._shell.workers.get(worker.launch)
-        counts = self._shell.scoreboard.counts(handle.cell) if handle else Counts()
+        reading = readings[handle.cell] if handle else Reading()
         timeout = self._sensor.timeout()
         in_flight = [
             RequestView(
@@ -402,7 +406,7 @@ class Observer:
                 age=round(max(0.0, now - request.started), 3),
                 deadline_in=None if (due := request.deadline(timeout)) is None else round(due - now, 3),
             )
-            for request in (self._shell.scoreboard.in_flight(handle.cell) if handle else [])
+            for request in reading.in_flight
         ]
         if usage := self._usage_of(worker):
             usage.read_memory(now)
@@ -414,14 +418,15 @@ class Observer:
             leaving=worker.leaving.value if worker.leaving else None,
             age=round(now - worker.spawned_at, 3),
             threads=handle.threads if handle else 0,
-            connections=counts.connections,
-            requests=counts.requests,
-            errors=counts.errors,
+            connections=reading.counts.connections,
+            requests=reading.counts.requests,
+            errors=reading.counts.errors,
             in_flight=in_flight,
             cpu_percent=usage.cpu_percent if usage else None,
             rss=usage.rss if usage else None,
             uss=usage.uss if usage else None,
             deadline_in=min((r.deadline_in for r in in_flight if r.deadline_in is not None), default=None),
+            implausible=handle is not None and not self._shell.scoreboard.trusted(handle.cell),
         )
 
     def _usage_of(self, worker: Worker) -> _Usage | None:
@@ -431,6 +436,10 @@ class Observer:
         if usage is None:
             usage = self._usage[worker.launch] = _Usage(worker.pid)
         return usage
+
+
+def _in_flight(readings: Mapping[int, Reading]) -> int:
+    return sum(len(reading.in_flight) for reading in readings.values())
 
 
 # Every doubling from 33 µs to 69 s: a fourth of the scoreboard's buckets is fine enough to keep for years.

@@ -1,7 +1,9 @@
 """Requests that hang: their stacks go to the log, and an exception to their threads or greenlets."""
 
+import time
 from typing import TYPE_CHECKING
 
+from supervisor.daemon.bucket import Bucket
 from supervisor.daemon.children import WorkerHandle
 from supervisor.daemon.stacks import DUMP_TIME, Stacks
 from supervisor.fleet import actions
@@ -9,6 +11,9 @@ from supervisor.fleet import actions
 if TYPE_CHECKING:
     from supervisor.daemon.shell import Shell
 
+# How many lines are written of overdue requests at once, and a second in the long run, for all workers: each
+# has a stack, and what is overdue their workers say.
+_LINES, _LINES_RATE = 1000, 10
 # How often a request is told to end.
 _INTERRUPTS = 5
 
@@ -19,6 +24,8 @@ class Overdue:
     def __init__(self, shell: "Shell") -> None:
         self._shell = shell
         self._stacks = Stacks(shell)
+        self._lines = Bucket(_LINES, _LINES_RATE, time.monotonic())
+        self._left_out = 0
 
     def dump_stack(self, action: actions.DumpStack) -> None:
         handle = self._shell.workers[action.launch]
@@ -47,6 +54,9 @@ class Overdue:
                 self._shell.loop.call_later(DUMP_TIME, self._send_interrupt, handle, thread, times - 1)
 
     def _report_overdue(self, handle: WorkerHandle, action: actions.DumpStack, ident: int, dump: str) -> None:
+        if not self._lines.take(time.monotonic()):
+            self._left_out += 1  # the next line says so
+            return
         fields = {
             "slot": handle.slot,
             "pid": handle.pid,
@@ -57,6 +67,8 @@ class Overdue:
             "age": action.age,
             "stack": self._stacks.of(handle, dump, ident),
         }
+        if self._left_out:
+            fields["left_out"], self._left_out = self._left_out, 0
         self._shell.journal.record("error", "request_overdue", fields)
 
     def _report_blocked(self, handle: WorkerHandle, seconds: float, dump: str) -> None:

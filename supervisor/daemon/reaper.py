@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from supervisor.daemon.bucket import Bucket
 from supervisor.daemon.children import ForkServerHandle, WorkerHandle
 from supervisor.daemon.ledger import ExitFacts, fork_server_leaving
 from supervisor.fleet import events
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from supervisor.daemon.shell import Shell
 
 _STRANGERS = 64
+# How many requests that were lost are named at once, and a second in the long run: what a worker had in hand
+# it says itself, and its app's user may end it time and again.
+_LOST, _LOST_RATE = 512, 20
 
 
 class Dead(NamedTuple):
@@ -53,6 +57,7 @@ class Reaper:
         self._expected: dict[int, Callable[[ExitStatus], None]] = {}
         # The newest of those that nobody knew: a worker among them may be told of later.
         self._strangers: deque[Dead] = deque(maxlen=_STRANGERS)
+        self._lost = Bucket(_LOST, _LOST_RATE, time.monotonic())
 
     def reap(self) -> None:
         for dead in dead_children():
@@ -145,7 +150,12 @@ class Reaper:
     def report_lost(self, handle: WorkerHandle) -> None:
         """Name the requests that end with the process."""
         now = time.monotonic()
-        for request in self._shell.scoreboard.in_flight(handle.cell):
+        found = self._shell.scoreboard.in_flight(handle.cell)
+        for number, request in enumerate(found):
+            if not self._lost.take(now):
+                left = {"slot": handle.slot, "pid": handle.pid, "requests": len(found) - number}
+                self._shell.journal.record("warning", "requests_lost", left)
+                return
             fields = {
                 "slot": handle.slot,
                 "pid": handle.pid,

@@ -40,6 +40,7 @@ from supervisor.fleet.state import State
 from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel
 from supervisor.scoreboard.reader import Scoreboard
+from supervisor.settings import classes
 from supervisor.settings.confine import confine
 from supervisor.settings.load import Loaded
 
@@ -362,7 +363,7 @@ class Shell:
         handle = self.fork_servers[action.generation]
         relay = [end.fileno() for end in self.relay]
         listeners = map(self.listeners.fileno, handle.listener_keys)
-        descriptors = [self.scoreboard.fd, *relay, *listeners]
+        descriptors = [*relay, *listeners]
         self._tell(handle.channel, messages.Load(handle.listener_keys, self.name), descriptors)
 
     def _stop_fork_server(self, action: actions.StopForkServer) -> None:
@@ -406,9 +407,9 @@ class Shell:
         fork_server = self.fork_servers.get(action.generation)
         loaded = self.loaded[action.generation]
         try:
-            cell = self.scoreboard.take_cell()
-        except RuntimeError as error:
-            self.submit(events.SpawnFailed(action.launch, str(error)))
+            cell = self.scoreboard.take_cell(classes.lanes(loaded.settings, loaded.one_loop) + 1)
+        except OSError as error:
+            self.submit(events.SpawnFailed(action.launch, error.strerror or str(error)))
             return
         try:
             handle = WorkerHandle.new(action.launch, action.slot, action.generation, cell, loaded)
@@ -421,8 +422,8 @@ class Shell:
         if fork_server is not None:
             self._tell(
                 fork_server.channel,
-                messages.Spawn(action.launch, action.slot, cell, action.urgent),
-                handle.descriptors_for_child(),
+                messages.Spawn(action.launch, action.slot, action.urgent),
+                [*handle.descriptors_for_child(), self.scoreboard.fileno(cell)],
             )
         handle.close_child_ends()
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from supervisor.daemon.children import WorkerHandle, stack_of
+from supervisor.daemon.journal import shortened
 from supervisor.osapi.process import DUMP_SIGNAL
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class Stacks:
         if f"0x{ident:016x}" not in dump and handle.launch in self._shell.workers:
             # A greenlet that C code keeps from telling where it is: what the main thread does says why.
             ident = self._shell.scoreboard.ident(handle.cell)
-        return stack_of(dump, ident)
+        # All of a dump is much, and there may be many that are not found in it.
+        return shortened(stack_of(dump, ident))
 
     def ask(self, handle: WorkerHandle, then: Then) -> None:
         """Call back with a dump that begins after now; with an empty one if the worker is gone or stopped."""

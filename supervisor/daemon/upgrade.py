@@ -33,6 +33,7 @@ from supervisor.fleet.state import State
 from supervisor.ipc import messages
 from supervisor.logs.setup import get_logger, set_up
 from supervisor.osapi import imports
+from supervisor.osapi.memfile import memory_file
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.reader import ScoreboardState
 from supervisor.settings.load import Loaded
@@ -87,7 +88,7 @@ def start_check(carried: Carried, folder: str) -> tuple[int, int]:
     Raises:
         OSError: no process could be made.
     """
-    state, said = _written(carried), os.memfd_create("ostler-check", os.MFD_CLOEXEC)
+    state, said = _written(carried), memory_file("ostler-check")
     try:
         prefix = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]
         argv = [sys.executable, *prefix, "--check-config", *sys.argv[1:]]
@@ -165,7 +166,7 @@ def _format() -> bytes:
 
 
 def _written(carried: Carried) -> int:
-    fd = os.memfd_create("ostler-upgrade", os.MFD_CLOEXEC)
+    fd = memory_file("ostler-upgrade")
     with os.fdopen(os.dup(fd), "wb") as file:
         file.write(_format())
         file.write(msgspec.msgpack.encode(carried))

@@ -91,14 +91,13 @@ class Forking:
         generation = self._generation
         for sock in (*generation.listeners, *generation.relay):
             sock.close()
-        os.close(generation.scoreboard_fd)
         setproctitle(f"ostler: hooks gen {generation.number} [{generation.name}]")
         children = Path("/proc/thread-self/children")
         return threading.active_count() > 1 or (children.exists() and bool(children.read_text().split()))
 
     def _spawn(self, ask: messages.Spawn, descriptors: list[int]) -> boot.Inheritance | None:
         """Fork a worker; in the worker, returns what it inherits."""
-        channel_fd, stacks_fd = descriptors
+        channel_fd, stacks_fd, cell_fd = descriptors
         hook_worker = self._generation.hooks.about_to_fork(ask)
         read_fd, write_fd = os.pipe()
         gc.freeze()  # what came since the last time; see `_tidy_up`
@@ -108,7 +107,7 @@ class Forking:
             intermediate = real.fork()
         except OSError as error:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
-            for fd in (read_fd, write_fd, channel_fd, stacks_fd):
+            for fd in (read_fd, write_fd, *descriptors):
                 real.close(fd)
             self._channel.send(messages.ForkFailed(ask.launch, error.strerror or str(error)))
             return None
@@ -123,14 +122,15 @@ class Forking:
                 real.close(write_fd)
                 self._channel.close()
                 self._outlets.drop()
-                place = ask.launch, ask.urgent, ask.slot, ask.cell
-                return boot.Inheritance(self._generation, *place, channel_fd, stacks_fd, hook_worker)
+                place = ask.launch, ask.urgent, ask.slot
+                ends = channel_fd, stacks_fd, cell_fd
+                return boot.Inheritance(self._generation, *place, *ends, hook_worker)
             real.write(write_fd, _PID.pack(worker))
             os._exit(0)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
         real.close(write_fd)
-        real.close(channel_fd)
-        real.close(stacks_fd)
+        for fd in descriptors:
+            real.close(fd)
         answer = real.read(read_fd, _PID.size)
         real.close(read_fd)
         real.waitpid(intermediate, 0)

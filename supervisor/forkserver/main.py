@@ -253,7 +253,7 @@ class Preparation:
         assert self._loaded is not None
         assert self._hooks is not None
         settings = self._loaded.settings
-        scoreboard_fd, giving_fd, taking_fd, *listener_fds = descriptors
+        giving_fd, taking_fd, *listener_fds = descriptors
         listeners: list[socket.socket] = [real.Socket(fileno=fd) for fd in listener_fds]
         app = self._hooks.server.app
         try:
@@ -283,7 +283,6 @@ class Preparation:
             tls=self._tls,
             relay=(real.Socket(fileno=giving_fd), real.Socket(fileno=taking_fd)),
             listeners=listeners,
-            scoreboard_fd=scoreboard_fd,
             hooks=self._hooks,
         )
 

@@ -65,7 +65,7 @@ class WorkerHooks:
         self, cell: CellWriter, retire: Callable[[int], object], extend: Callable[[float], object]
     ) -> None:
         """The worker is about to serve."""
-        lanes = [cell.lane(number)[0] for number in range(cell.threads)]
+        lanes = [cell.lane(number)[0] for number in range(cell.threads + 1)]
         classes = range(layout.STATUS_CLASSES, layout.STATUS_CLASSES + 10)
 
         def answered() -> int:

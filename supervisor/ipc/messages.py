@@ -10,7 +10,7 @@ import msgspec
 
 from supervisor.settings.load import Loaded
 
-VERSION = 7
+VERSION = 8
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True):
@@ -45,7 +45,7 @@ class Configure(_Message, frozen=True):
 class Load(_Message, frozen=True):
     """Get ready to spawn.
 
-    Descriptors: the scoreboard, the relay's two ends, then the listeners in the order of `addresses`.
+    Descriptors: the relay's two ends, then the listeners in the order of `addresses`.
     """
 
     addresses: list[str]
@@ -53,14 +53,13 @@ class Load(_Message, frozen=True):
 
 
 class Spawn(_Message, frozen=True):
-    """Fork a worker. Descriptors: its channel, the pipe that takes its stack dumps.
+    """Fork a worker. Descriptors: its channel, the pipe that takes its stack dumps, its scoreboard cell.
 
     urgent: it boots at normal priority, because nobody serves in its slot.
     """
 
     launch: int
     slot: int
-    cell: int
     urgent: bool = False
 
 

@@ -1,10 +1,10 @@
 """Where each number stands in the scoreboard.
 
-The scoreboard is one memfd (not a file: a full disk must not look like a hang), an array of cells, one for
-each worker process. A cell is a header page, then one lane for each thread of the worker. All numbers are
-unsigned 64-bit words in native order, each with one writer: the header's are written by who leads the
+The scoreboard is one memfd for each worker process (not a file: a full disk must not look like a hang), its
+cell. A cell is a header page, then one lane for each request that the worker can show at once. All numbers
+are unsigned 64-bit words in native order, each with one writer: the header's are written by who leads the
 worker's loop, a lane's by its thread, but for OVERDUE, which is the supervisor's. Pages that nobody writes
-cost no memory, so the limits are generous.
+cost no memory.
 
 A reader needs no lock: a word is read whole, and a request's text is valid if the word STARTED is the same
 before and after it was read, because the text is only written while STARTED is 0.
@@ -14,13 +14,7 @@ from collections.abc import Sequence
 
 WORD = 8
 PAGE = 4096
-CELLS = 1024
-LANES = (
-    260  # four lanes are three pages, and a cell is whole pages. One is the watcher's, which serves nothing.
-)
 LANE_SIZE = 3072
-CELL_SIZE = PAGE + LANES * LANE_SIZE
-SIZE = CELLS * CELL_SIZE
 
 # The header's words.
 HEARTBEAT = 0  # CLOCK_MONOTONIC ns of the serving loop's last pass

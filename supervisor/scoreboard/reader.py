@@ -1,15 +1,39 @@
-"""The supervisor's side of the scoreboard: what workers do right now, and totals that never go backwards."""
+"""The supervisor's side of the scoreboard: what workers do right now, and totals that never go backwards.
+
+A cell is read as a whole, and that copy is looked at: is what it says possible (`plausible`)? If not, what
+its worker has counted before stays, what it says from then on is not even read, and `on_implausible` is
+called, once.
+"""
 
 import math
+import os
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import add
+from sys import byteorder
 
 import msgspec
 
 from supervisor.scoreboard import layout, memory
+from supervisor.scoreboard.counts import Counts
+from supervisor.scoreboard.plausible import (
+    doubt_counts,
+    doubt_time,
+    extended_until,
+    shown_method,
+    shown_path,
+)
 
 _LAST_REQUESTS = 5
-# What a lane has counted, as far as it tells whether it has counted at all; the rest comes with these.
-_GIVEN_TO_TAKEN = slice(layout.GIVEN, layout.TAKEN + 1)  # and all answers in between
+
+# In words.
+_HEADER = layout.PAGE // layout.WORD
+_LANE = layout.LANE_SIZE // layout.WORD
+_COUNTED = layout.QUEUED + layout.BUCKETS
+# What of a lane says whether anything was counted there, in bytes; the rest comes with these.
+_CONNECTIONS = slice(layout.OPENED * layout.WORD, (layout.CLOSED + 1) * layout.WORD)
+_GIVEN_TO_TAKEN = slice(layout.GIVEN * layout.WORD, (layout.TAKEN + 1) * layout.WORD)  # answers in between
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +42,7 @@ class InFlight:
 
     Times are CLOCK_MONOTONIC in seconds; started_ns: `started` as the worker wrote it, in nanoseconds, which
     tells the request from others of its lane.
+    method, path: printable ASCII, see `plausible`.
     ident: the thread as faulthandler names it.
     extended_until: up to when the app wants to be given time for it, 0.0 if it has not asked, inf: forever.
     overdue: it was marked as that (`Scoreboard.mark_overdue`).
@@ -42,189 +67,359 @@ class InFlight:
         return max(self.started + timeout, self.extended_until)
 
 
-@dataclass(slots=True)
-class Counts:
-    """Sums over threads; over workers too, in the fleet's totals."""
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a cell said when it was read.
 
-    bytes_sent: int = 0
-    opened: int = 0
-    closed: int = 0
-    given: int = 0
-    taken: int = 0
-    statuses: list[int] = field(default_factory=lambda: [0] * 10)
-    """Answers by the status's first digit."""
-    histogram: list[int] = field(default_factory=lambda: [0] * layout.BUCKETS)
-    """Times in the app."""
-    queued: list[int] = field(default_factory=lambda: [0] * layout.BUCKETS)
-    """Times from a request's arrival to the call of the app, without those below layout.LEAST_QUEUED."""
+    lanes: how many of them the worker uses; heartbeat: when its loop passed last (CLOCK_MONOTONIC, seconds),
+    0.0 before the first time; ident: the main thread as faulthandler names it, 0 before it has a lane;
+    in_flight: the requests in the app, by thread.
+    """
 
-    @property
-    def requests(self) -> int:
-        return sum(self.statuses)
+    counts: Counts = field(default_factory=Counts)
+    in_flight: list[InFlight] = field(default_factory=list)
+    heartbeat: float = 0.0
+    lanes: int = 0
+    ident: int = 0
 
-    @property
-    def errors(self) -> int:
-        """Answers with a status of 500 and above."""
-        return sum(self.statuses[5:])
 
-    @property
-    def connections(self) -> int:
-        """Open right now."""
-        return self.opened + self.taken - self.given - self.closed
+class CellState(msgspec.Struct, frozen=True):
+    """What a cell is made from again after an upgrade in place. fd: its descriptor."""
 
-    def queue_wait(self, fraction: float) -> float | None:
-        """How long (seconds) `fraction` of the requests waited at most; None without requests.
-
-        Also for the difference of two counts: it takes no more than `statuses` and `queued`.
-        """
-        return layout.percentile(self.queued, fraction, max(0, self.requests - sum(self.queued)))
-
-    def add(self, other: "Counts") -> None:
-        self.bytes_sent += other.bytes_sent
-        self.opened += other.opened
-        self.closed += other.closed
-        self.given += other.given
-        self.taken += other.taken
-        self.statuses = [a + b for a, b in zip(self.statuses, other.statuses, strict=True)]
-        self.histogram = [a + b for a, b in zip(self.histogram, other.histogram, strict=True)]
-        self.queued = [a + b for a, b in zip(self.queued, other.queued, strict=True)]
+    number: int
+    fd: int
+    lanes: int
+    born: int
+    looked: int
+    counts: Counts
+    trusted: bool
 
 
 class ScoreboardState(msgspec.Struct, frozen=True):
-    """What it is made from again after an upgrade in place: its descriptor, cells in use, the counts of those
-    that were given back."""
+    """The same for all of it. gone: the counts of cells that were given back; newest: the last number."""
 
-    fd: int
-    in_use: list[int]
+    cells: list[CellState]
     gone: Counts
+    newest: int
+
+
+class _Implausible(Exception):
+    """A cell says what can't be true; the text says what."""
+
+
+class _Cell:
+    """One worker's cell.
+
+    Args:
+        lanes: how many it has, whatever is written there.
+        born: CLOCK_MONOTONIC in ns when it was made, which is before the worker's fork.
+
+    Attributes:
+        reading: the newest one that is plausible.
+        trusted: so far all was.
+        marked: by lane, what STARTED was in the request that was found overdue.
+    """
+
+    __slots__ = (
+        *("_counted", "_lanes_read", "_looked", "_raw"),
+        *("born", "fd", "lanes", "marked", "reading", "trusted"),
+    )
+
+    def __init__(self, fd: int, lanes: int, born: int) -> None:
+        self.fd = fd
+        self.lanes = lanes
+        self.born = self._looked = born
+        self.reading = Reading()
+        self.trusted = True
+        self.marked: dict[int, int] = {}
+        # What was read last, whether it was counted, and when that was done last.
+        self._raw = b""
+        self._counted = False
+        # Workers of greenlets take lanes into use as they need them, mostly few.
+        self._lanes_read = min(lanes, 2)
+
+    def carried(self, number: int) -> CellState:
+        return CellState(
+            number, self.fd, self.lanes, self.born, self._looked, self.reading.counts, self.trusted
+        )
+
+    @classmethod
+    def taken_over(cls, state: CellState) -> "_Cell":
+        cell = cls(state.fd, state.lanes, state.born)
+        cell._looked = state.looked
+        cell.reading = Reading(state.counts)
+        cell.trusted = state.trusted
+        return cell
+
+    def read(self, clock: Callable[[], int], count: bool) -> None:
+        """Read what the worker has written.
+
+        count: also what it has counted, which takes longest.
+
+        Raises:
+            _Implausible: it can't be true; `reading` is as before.
+        """
+        raw = self._copy()
+        now = clock()  # after the copy: what is in there was earlier
+        new = raw != self._raw
+        if new or (count and not self._counted):
+            words = memoryview(raw).cast("Q")
+            lanes, beat = words[layout.LANES_IN_USE], words[layout.HEARTBEAT]
+            _raise(doubt_time("the heartbeat", beat, self.born, now))
+            in_flight = self._in_flight(raw, words, lanes, now) if new else self.reading.in_flight
+            counts = self._counts(raw, words, lanes, now) if count else self.reading.counts
+            ident = words[_HEADER + layout.IDENT] if lanes else 0
+            self.reading = Reading(counts, in_flight, beat / 1e9, lanes, ident)
+            self._raw, self._counted = raw, count
+        if count:
+            self._looked = now
+
+    def distrust(self) -> None:
+        """What has been counted stays; nothing else is known any more."""
+        self.trusted = False
+        self.reading = Reading(self.reading.counts)
+        self._raw = b""
+
+    def last_requests(self) -> list[str]:
+        """As lines like `GET /path`; what is in flight first, the longest before others."""
+        busy = sorted(self.reading.in_flight, key=lambda request: request.started_ns)
+        found = [f"{request.method} {request.path}" for request in busy]
+        shown = {request.thread for request in busy}
+        words = memoryview(self._raw).cast("Q")
+        for thread in range(self.reading.lanes):
+            if thread not in shown:
+                method, path = self._text(self._raw, words, thread)
+                if method:
+                    found.append(f"{method} {path}")
+        return found
+
+    def mark(self, thread: int, started_ns: int) -> None:
+        self.marked[thread] = started_ns
+        self._raw = b""  # the next reading shows it, whatever the worker has written there
+        word = started_ns.to_bytes(layout.WORD, byteorder)
+        os.pwrite(self.fd, word, _lane(thread) * layout.WORD + layout.OVERDUE * layout.WORD)
+
+    def _copy(self) -> bytes:
+        """Header and lanes in use, all of one moment or nearly so."""
+        while True:
+            size = layout.PAGE + self._lanes_read * layout.LANE_SIZE
+            raw = os.pread(self.fd, size, 0)
+            if len(raw) < size:
+                raise _Implausible("its memory is cut off")
+            start = layout.LANES_IN_USE * layout.WORD
+            in_use = int.from_bytes(raw[start : start + layout.WORD], byteorder)
+            if in_use > self.lanes:
+                raise _Implausible(f"{in_use} request slots are in use, of {self.lanes}")
+            enough = in_use <= self._lanes_read
+            self._lanes_read = max(in_use, 1)
+            if enough:
+                return raw
+
+    def _counts(self, raw: bytes, words: memoryview, lanes: int, now: int) -> Counts:
+        numbers = words[_HEADER : _HEADER + _COUNTED].tolist() if lanes else [0] * _COUNTED
+        for thread in range(1, lanes):
+            start = _lane(thread)
+            lane = raw[start * layout.WORD : (start + layout.HISTOGRAM) * layout.WORD]
+            if any(lane[_CONNECTIONS]) or any(lane[_GIVEN_TO_TAKEN]):  # greenlets count in the first only
+                numbers = list(map(add, numbers, words[start : start + _COUNTED].tolist()))
+        counts = Counts(
+            numbers[layout.BYTES_SENT],
+            numbers[layout.OPENED],
+            numbers[layout.CLOSED],
+            numbers[layout.GIVEN],
+            numbers[layout.TAKEN],
+            numbers[layout.STATUS_CLASSES : layout.STATUS_CLASSES + 10],
+            numbers[layout.HISTOGRAM : layout.HISTOGRAM + layout.BUCKETS],
+            numbers[layout.QUEUED : layout.QUEUED + layout.BUCKETS],
+        )
+        seconds, age = (now - self._looked) / 1e9, (now - self.born) / 1e9
+        _raise(doubt_counts(self.reading.counts, counts, seconds, age))
+        return counts
+
+    def _in_flight(self, raw: bytes, words: memoryview, lanes: int, now: int) -> list[InFlight]:
+        found = []
+        for thread, started in enumerate(_started(words, lanes)):
+            if not started:
+                continue
+            _raise(doubt_time("a request's start", started, self.born, now))
+            start = _lane(thread)
+            method, path = self._text(raw, words, thread)
+            # In this order: the worker writes them the other way round.
+            extended = words[start + layout.EXTENDED_FOR] == started
+            until = extended_until(words[start + layout.EXTENDED_UNTIL], now) if extended else 0.0
+            ident = words[start + layout.IDENT]
+            marked = self.marked.get(thread) == started
+            found.append(InFlight(thread, method, path, started, ident, until, marked))
+        if not found:
+            return found
+        again = memoryview(os.pread(self.fd, len(raw), 0))
+        if len(again) < len(raw):
+            raise _Implausible("its memory is cut off")
+        now_started = _started(again.cast("Q"), lanes)
+        # Those that ended while they were read may have the next one's text.
+        return [request for request in found if now_started[request.thread] == request.started_ns]
+
+    def _text(self, raw: bytes, words: memoryview, thread: int) -> tuple[str, str]:
+        """Method and path in a lane's text."""
+        start = _lane(thread)
+        method_length, path_length = (
+            words[start + layout.METHOD_LENGTH],
+            words[start + layout.PATH_LENGTH],
+        )
+        if method_length > layout.METHOD_SIZE or path_length > layout.PATH_SIZE:
+            raise _Implausible("a request's text is longer than there is room for")
+        text = start * layout.WORD + layout.TEXT
+        method = raw[text : text + method_length]
+        target = raw[text + layout.METHOD_SIZE : text + layout.METHOD_SIZE + path_length]
+        # Queries hold tokens and personal data; the path says enough.
+        return shown_method(method), shown_path(target.partition(b"?")[0])
 
 
 class Scoreboard:
-    """All cells; hands them out to workers and takes them back. `state`: of the one to go on with."""
+    """All cells; makes them for workers and takes them back.
 
-    def __init__(self, state: ScoreboardState | None = None) -> None:
-        self.fd = memory.create() if state is None else state.fd
-        self._map = memory.map_whole(self.fd)
-        self._words = memoryview(self._map).cast("Q")
-        self._in_use: set[int] = set(state.in_use) if state else set()
+    Args:
+        state: of the one to go on with.
+        clock: CLOCK_MONOTONIC in ns, as the workers' time stamps are.
+
+    Attributes:
+        on_implausible: called with a cell and what in it can't be true; once for each cell.
+    """
+
+    def __init__(
+        self, state: ScoreboardState | None = None, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self._clock = clock
+        self._cells: dict[int, _Cell] = {}
         self._gone = state.gone if state else Counts()
-        self._free = [cell for cell in range(layout.CELLS - 1, -1, -1) if cell not in self._in_use]
+        self._newest = state.newest if state else 0
+        for cell in state.cells if state else ():
+            self._cells[cell.number] = _Cell.taken_over(cell)
+        self.on_implausible: Callable[[int, str], object] = lambda _cell, _problem: None
 
     def snapshot(self) -> ScoreboardState:
-        return ScoreboardState(self.fd, sorted(self._in_use), self._gone)
+        cells = [cell.carried(number) for number, cell in self._cells.items()]
+        return ScoreboardState(cells, self._gone, self._newest)
 
-    def take_cell(self) -> int:
-        """A cleared cell for a new worker.
+    def close(self) -> None:
+        """Let go of all memory."""
+        for cell in self._cells.values():
+            os.close(cell.fd)
+        self._cells.clear()
+
+    def take_cell(self, lanes: int) -> int:
+        """A cell for a new worker: its number.
+
+        Args:
+            lanes: how many it has.
 
         Raises:
-            RuntimeError: more workers than cells.
+            OSError: as `memory.create`.
         """
-        if not self._free:
-            raise RuntimeError(f"the scoreboard has room for {layout.CELLS} workers")
-        cell = self._free.pop()
-        self._in_use.add(cell)
-        return cell
+        fd = memory.create(lanes)
+        self._newest += 1
+        self._cells[self._newest] = _Cell(fd, lanes, self._clock())
+        return self._newest
+
+    def fileno(self, cell: int) -> int:
+        """What the worker is to map."""
+        return self._cells[cell].fd
 
     def give_back(self, cell: int) -> Counts:
-        """Fold a dead worker's counts into the totals and free its cell; returns its last counts."""
-        counts = self.counts(cell)
+        """Fold a dead worker's counts into the totals and let go of its cell; returns its last counts."""
+        counts = self.read(cell).counts
         # What was open ended with the process.
         counts.closed += counts.connections
         self._gone.add(counts)
-        start = cell * layout.CELL_SIZE
-        used = layout.PAGE + self.lanes(cell) * layout.LANE_SIZE
-        self._map[start : start + used] = bytes(used)
-        self._in_use.remove(cell)
-        self._free.append(cell)
+        os.close(self._cells.pop(cell).fd)
         return counts
+
+    def read(self, cell: int) -> Reading:
+        """What a cell says, as far as that can be true."""
+        return self._read(cell, count=True)
+
+    def look(self, cell: int) -> Reading:
+        """As `read`, but what is counted in it may be older."""
+        return self._read(cell, count=False)
+
+    def _read(self, cell: int, count: bool) -> Reading:
+        found = self._cells[cell]
+        if found.trusted:
+            try:
+                try:
+                    found.read(self._clock, count)
+                except _Implausible:
+                    # Once more: that a word is copied whole is no more than usual.
+                    found.read(self._clock, count)
+            except _Implausible as doubt:
+                found.distrust()
+                self.on_implausible(cell, str(doubt))
+        return found.reading
+
+    def read_all(self) -> dict[int, Reading]:
+        """What all cells say."""
+        return {cell: self.read(cell) for cell in list(self._cells)}
+
+    def trusted(self, cell: int) -> bool:
+        """Whether all that was read of a cell can be true."""
+        return self._cells[cell].trusted
 
     def lanes(self, cell: int) -> int:
-        return min(self._words[cell * layout.CELL_SIZE // layout.WORD + layout.LANES_IN_USE], layout.LANES)
+        return self.look(cell).lanes
 
     def heartbeat(self, cell: int) -> float:
-        """When the worker's loop passed last (CLOCK_MONOTONIC, seconds); 0.0 before the first time."""
-        return self._words[cell * layout.CELL_SIZE // layout.WORD + layout.HEARTBEAT] / 1e9
+        """See `Reading`, as for those below."""
+        return self.look(cell).heartbeat
 
     def ident(self, cell: int) -> int:
-        """The main thread as faulthandler names it; 0 before it has a lane."""
-        return self._lane(cell, 0)[layout.IDENT]
+        return self.look(cell).ident
 
     def counts(self, cell: int) -> Counts:
-        counts = Counts()
-        for thread in range(self.lanes(cell)):
-            lane = self._lane(cell, thread)
-            if thread and not (lane[layout.OPENED] or lane[layout.CLOSED] or any(lane[_GIVEN_TO_TAKEN])):
-                continue  # greenlets count in the first lane only
-            counts.add(
-                Counts(
-                    lane[layout.BYTES_SENT],
-                    lane[layout.OPENED],
-                    lane[layout.CLOSED],
-                    lane[layout.GIVEN],
-                    lane[layout.TAKEN],
-                    lane[layout.STATUS_CLASSES : layout.STATUS_CLASSES + 10].tolist(),
-                    lane[layout.HISTOGRAM : layout.HISTOGRAM + layout.BUCKETS].tolist(),
-                    lane[layout.QUEUED : layout.QUEUED + layout.BUCKETS].tolist(),
-                )
-            )
-        return counts
+        return self.read(cell).counts
 
     def in_flight(self, cell: int) -> list[InFlight]:
-        """The requests in the app, by thread."""
-        found = []
-        for thread in range(self.lanes(cell)):
-            lane = self._lane(cell, thread)
-            started = lane[layout.STARTED]
-            if not started:
-                continue
-            ident = lane[layout.IDENT]
-            method, path = self._shown(cell, thread)
-            # In this order: the worker writes them the other way round.
-            extended = lane[layout.EXTENDED_FOR] == started
-            until_ns = lane[layout.EXTENDED_UNTIL] if extended else 0
-            until = math.inf if until_ns == layout.NEVER else until_ns / 1e9
-            if lane[layout.STARTED] != started:
-                continue  # ended while we read
-            marked = lane[layout.OVERDUE] == started
-            found.append(InFlight(thread, method, path, started, ident, until, marked))
-        return found
+        return self.look(cell).in_flight
 
     def last_requests(self, cell: int) -> list[str]:
         """What the worker did last, as lines like `GET /path`, at most five; also if it is dead.
 
         What it was still doing comes first, the longest first, then the last of each thread that was idle.
         """
-        busy = sorted(self.in_flight(cell), key=lambda request: request.started_ns)
-        found = [f"{request.method} {request.path}" for request in busy]
-        for thread in range(self.lanes(cell)):
-            method, path = self._shown(cell, thread)
-            if method and not self._lane(cell, thread)[layout.STARTED]:
-                found.append(f"{method} {path}")
-        return found[:_LAST_REQUESTS]
+        self.look(cell)
+        found = self._cells[cell]
+        try:
+            return found.last_requests()[:_LAST_REQUESTS] if found.trusted else []
+        except _Implausible as doubt:
+            found.distrust()
+            self.on_implausible(cell, str(doubt))
+            return []
 
     def mark_overdue(self, cell: int, thread: int, started_ns: int) -> None:
         """Let the worker know that a request is overdue, if that is still what the thread does."""
-        self._lane(cell, thread)[layout.OVERDUE] = started_ns
+        self._cells[cell].mark(thread, started_ns)
 
-    def _shown(self, cell: int, thread: int) -> tuple[str, str]:
-        """Method and path in a lane's text."""
-        lane = self._lane(cell, thread)
-        method_length = min(lane[layout.METHOD_LENGTH], layout.METHOD_SIZE)
-        path_length = min(lane[layout.PATH_LENGTH], layout.PATH_SIZE)
-        text = cell * layout.CELL_SIZE + layout.PAGE + thread * layout.LANE_SIZE + layout.TEXT
-        method = self._map[text : text + method_length]
-        target = self._map[text + layout.METHOD_SIZE : text + layout.METHOD_SIZE + path_length]
-        # Queries hold tokens and personal data; the path says enough.
-        return method.decode("latin-1"), target.partition(b"?")[0].decode("latin-1")
+    def totals(self, readings: Mapping[int, Reading] | None = None) -> Counts:
+        """Everything since the start, workers that are gone included.
 
-    def totals(self) -> Counts:
-        """Everything since the start, workers that are gone included."""
+        readings: what all cells say just now; without it they are read.
+        """
         counts = Counts()
         counts.add(self._gone)
-        for cell in self._in_use:
-            counts.add(self.counts(cell))
+        for reading in (self.read_all() if readings is None else readings).values():
+            counts.add(reading.counts)
         return counts
 
-    def _lane(self, cell: int, thread: int) -> memoryview:
-        start = (cell * layout.CELL_SIZE + layout.PAGE + thread * layout.LANE_SIZE) // layout.WORD
-        return self._words[start : start + layout.TEXT // layout.WORD]
+
+def _lane(thread: int) -> int:
+    """Its first word."""
+    return _HEADER + thread * _LANE
+
+
+def _started(words: memoryview, lanes: int) -> list[int]:
+    """STARTED of the first lanes."""
+    return words[_HEADER + layout.STARTED : _HEADER + lanes * _LANE : _LANE].tolist()
+
+
+def _raise(problem: str | None) -> None:
+    if problem is not None:
+        raise _Implausible(problem)

@@ -89,7 +89,6 @@ class Generation:
     tls: "SSLContext | None"
     relay: tuple[socket.socket, socket.socket]
     listeners: list[socket.socket]
-    scoreboard_fd: int
     hooks: Hooks
 
 
@@ -98,16 +97,16 @@ class Inheritance:
     """What a worker gets from its fork server.
 
     urgent: clients wait for it; channel_fd: its end of the channel; stacks_fd: takes faulthandler's dumps;
-    cell: its scoreboard cell; hook_worker: what hooks know it as.
+    cell_fd: its scoreboard cell; hook_worker: what hooks know it as.
     """
 
     generation: Generation
     launch: int
     urgent: bool
     slot: int
-    cell: int
     channel_fd: int
     stacks_fd: int
+    cell_fd: int
     hook_worker: Worker
 
 
@@ -133,6 +132,8 @@ class WorkerProcess:
         fields = {"slot": inheritance.slot, "pid": self._pid, "generation": generation.number}
         self._outlets = Outlets(self._settings, generation.log_format, fields)
         self._log = self._outlets.log
+        self._memory = map_cell(inheritance.cell_fd)
+        real.close(inheritance.cell_fd)
         self._hooks = WorkerHooks(generation.hooks, inheritance.hook_worker, self._log)
         self._engine: BaseWorker | None = None
         self._leave_early = False
@@ -282,10 +283,7 @@ class WorkerProcess:
         if quota and settings.max_requests_jitter:
             quota += random.randint(0, settings.max_requests_jitter)  # noqa: S311 - spreads load, guards nothing
         generation = self._generation
-        self._cell = CellWriter(
-            map_cell(generation.scoreboard_fd, self._got.cell),
-            lanes(settings, generation.worker_class.one_loop),
-        )
+        self._cell = CellWriter(self._memory, lanes(settings, generation.worker_class.one_loop))
         context = Context(
             app,
             generation.listeners,
@@ -383,7 +381,7 @@ class WorkerProcess:
         assert self._engine is not None
         assert self._cell is not None
         self._forced = force
-        busy = any(self._cell.lane(lane)[0][layout.STARTED] for lane in range(self._cell.threads))
+        busy = any(self._cell.lane(lane)[0][layout.STARTED] for lane in range(self._cell.threads + 1))
         try:
             found = audit_serving(self._own_descriptors() | self._engine.descriptors(), busy)
         except OSError as error:

@@ -118,6 +118,8 @@ class GreenletEngine(Loop):
         self._dump_greenlets_too()
         self._stop_watching = self._hub.watch(self._epoll.fileno(), self._turn)
         self._stop_ticking = self._hub.every(_TICK, self._turn)
+        # The first pass begins to accept; without it that would have to wait for the first tick.
+        self._hub.soon(self._turn)
         try:
             self._hub.run()
         finally:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor.logs.lean import Log
 from supervisor.osapi import real
-from supervisor.scoreboard import layout
+from supervisor.scoreboard.memory import size
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.kinds import WarmupRequest
 from supervisor.settings.table import Settings
@@ -63,7 +63,7 @@ def warm_up(app: App, settings: Settings, log: Log, tls: "SSLContext | None", li
         return
     listening = _Listening(log)
     # Lanes that nobody writes cost nothing, and so the app is told as many threads as there will be.
-    cell = CellWriter(mmap.mmap(-1, layout.CELL_SIZE), settings.threads)
+    cell = CellWriter(mmap.mmap(-1, size(settings.threads + 1)), settings.threads)
     engine = _PrivateEngine(Context(app, [], settings, cell, listening, tls=tls))
     facts = (
         {"SERVER_NAME": "localhost", "SERVER_PORT": str(listener[1])} if isinstance(listener, tuple) else {}

@@ -26,6 +26,7 @@ from supervisor.control.views import (
     ReloadView,
     RequestView,
     SampleView,
+    SessionView,
     StatusView,
     Totals,
     WorkerView,
@@ -229,7 +230,7 @@ class FakeApi:
 
     async def __aenter__(self) -> Self:
         app = web.Application(middlewares=[self._guard])
-        add_pages(app)
+        add_pages(app, "")
         app.router.add_post("/v1/login", self._login)
         app.router.add_get("/v1/status", self._status)
         app.router.add_get("/v1/stream", self._stream)
@@ -282,7 +283,7 @@ class FakeApi:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
         public = not request.path.startswith("/v1/") or request.path == "/v1/login"
-        if not public and request.cookies.get("ostler") != SESSION:
+        if not public and request.headers.get("Authorization") != f"Bearer {SESSION}":
             return _json(ErrorView("not_logged_in", "Log in first: `ctl open` gives a link."), 401)
         if request.method == "POST":
             self.asked.append((request.path, await request.json() if request.can_read_body else None))
@@ -298,9 +299,7 @@ class FakeApi:
             return _json(
                 ErrorView("bad_code", "This login code is used up or wrong: run `ctl open` again."), 401
             )
-        answer = web.Response(status=204)
-        answer.set_cookie("ostler", SESSION, httponly=True, samesite="Strict")
-        return answer
+        return _json(SessionView(SESSION, 3600.0))
 
     async def _status(self, request: web.Request) -> web.Response:
         return _json(self.status)

@@ -70,7 +70,7 @@ def health(daemon: Daemon, rounds: int = ROUNDS) -> Health:
     """Kill workers and ask for the status, in turn. The daemon serves `APP`."""
     replaced, status = [], []
     for _ in range(rounds):
-        status.append(_status_time(daemon))
+        status.append(status_time(daemon))
         victim = int(ask(daemon.url).text)
         began = time.monotonic()
         os.kill(victim, signal.SIGKILL)
@@ -94,7 +94,15 @@ def _pid(daemon: Daemon) -> int | None:
         return None  # it died with the connection in hand
 
 
-def _status_time(daemon: Daemon) -> float:
+def client_time(daemon: Daemon) -> float:
+    """Seconds that a new client's request takes."""
+    began = time.monotonic()
+    ask(daemon.url)
+    return time.monotonic() - began
+
+
+def status_time(daemon: Daemon) -> float:
+    """Seconds that the status takes, asked for over the Unix socket on a connection of its own."""
     began = time.monotonic()
     client = Client.unix(daemon.socket)
     try:

@@ -1,6 +1,9 @@
 // The public API as the dashboard uses it. The types mirror supervisor/control/views.py by name; units are
 // its units: seconds for ages and durations, bytes for sizes, unix time for instants.
 
+import { currentSecret, forgetSecret, keepSecret } from "./secret";
+import { readEvents } from "./sse";
+
 export type WorkerState = "booting" | "ready" | "draining" | "stopping";
 export type FleetState = "starting" | "ready" | "degraded" | "reloading" | "paused" | "stopping";
 export type ReloadPhase = "loading" | "canary" | "rolling" | "done" | "failed" | "superseded" | "rolled back";
@@ -31,6 +34,7 @@ export interface WorkerView {
   rss: number | null;
   uss: number | null;
   deadline_in: number | null;
+  implausible: boolean;
 }
 
 export interface Totals {
@@ -148,6 +152,12 @@ export interface StreamEvents {
   exit: ExitView;
 }
 
+/** A session: `token` is its secret, `seconds` how long it lasts. */
+export interface SessionView {
+  token: string;
+  seconds: number;
+}
+
 /** The supervisor answered, and the answer is no. */
 export class Refused extends Error {
   constructor(
@@ -167,23 +177,32 @@ export class Unreachable extends Error {
 
 const PATIENCE_MS = 10_000;
 
+/** What every request has. Cookies are never sent: the supervisor takes none, and other ports' may be many. */
+function options(secret: string | null): RequestInit & { headers: Record<string, string> } {
+  const headers: Record<string, string> = secret === null ? {} : { authorization: `Bearer ${secret}` };
+  return { cache: "no-store", credentials: "omit", redirect: "error", headers };
+}
+
 async function call(method: "GET" | "POST", path: string, body?: object): Promise<unknown> {
+  const secret = currentSecret();
+  const init = options(secret);
+  init.method = method;
+  init.signal = AbortSignal.timeout(PATIENCE_MS);
+  if (body) {
+    init.body = JSON.stringify(body);
+    init.headers["content-type"] = "application/json";
+  }
   let answer: Response;
   let text: string;
   try {
-    answer = await fetch(path, {
-      method,
-      cache: "no-store",
-      credentials: "same-origin",
-      signal: AbortSignal.timeout(PATIENCE_MS),
-      ...(body && { body: JSON.stringify(body), headers: { "content-type": "application/json" } }),
-    });
+    answer = await fetch(path, init);
     text = await answer.text();
   } catch {
     throw new Unreachable();
   }
   const content = parse(text);
   if (answer.ok) return content;
+  if (answer.status === 401 && secret !== null) forgetSecret(secret);
   if (isErrorView(content)) throw new Refused(answer.status, content);
   // A proxy or a tunnel speaks for a supervisor that is gone.
   if (answer.status >= 500) throw new Unreachable();
@@ -202,10 +221,19 @@ function isErrorView(content: unknown): content is ErrorView {
   return typeof content === "object" && content !== null && "error" in content && "message" in content;
 }
 
+/** Opens the stream; resolves when it ends. Rejects if there is no connection or `signal` aborts it. */
+async function stream(signal: AbortSignal, take: (name: string, data: string) => void): Promise<void> {
+  const answer = await fetch("/v1/stream", { ...options(currentSecret()), signal });
+  if (answer.ok && answer.body) await readEvents(answer.body, take);
+}
+
 export const api = {
-  stream: "/v1/stream",
+  stream,
   status: () => call("GET", "/v1/status") as Promise<StatusView>,
-  login: (code: string) => call("POST", "/v1/login", { code }),
+  login: async (code: string) => {
+    const view = (await call("POST", "/v1/login", { code })) as SessionView;
+    keepSecret(view.token);
+  },
   scale: (delta: number) => call("POST", "/v1/scale", { delta }),
   reload: () => call("POST", "/v1/reload", {}) as Promise<ReloadView>,
   recycle: (slot: number) => call("POST", `/v1/workers/${slot}/recycle`),

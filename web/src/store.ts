@@ -1,7 +1,16 @@
 // All the page knows. `stream` and `actions` write here, components read; nothing else is shared.
 
 import { batch, computed, signal } from "@preact/signals";
-import type { EventView, ExitView, FleetState, ReloadView, SampleView, StatusView, WorkerView } from "./api";
+import type {
+  EventView,
+  ExitView,
+  FleetState,
+  ReloadView,
+  SampleView,
+  StatusView,
+  StreamEvents,
+  WorkerView,
+} from "./api";
 
 /** `live`: data arrives. `lost`: the stream broke or went silent. `gone`: asked again, and nobody answered. */
 export type Link = "connecting" | "live" | "lost" | "gone";
@@ -70,7 +79,7 @@ function seen(): number {
 }
 
 /** One function per server-sent event. */
-export const accept = {
+export const accept: { [Name in keyof StreamEvents]: (data: StreamEvents[Name]) => void } = {
   history(views: SampleView[]): void {
     seen();
     samples.value = views.slice(-SAMPLES_KEPT);

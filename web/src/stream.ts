@@ -1,8 +1,7 @@
 // The connection: log in, open the stream, notice when it breaks, come back.
 //
-// EventSource's own reconnection can't tell a supervisor that is gone from a session that has ended, and never
-// notices a tunnel that swallows bytes. So: any error or silence closes the stream, then `GET /v1/status` is
-// asked until it answers: 200 opens a new stream, 401 shows the login page, anything else is tried again.
+// Any end, error or silence of the stream (a tunnel may swallow bytes) closes it, then `GET /v1/status` is asked
+// until it answers: 200 opens a new stream, 401 shows the login page, anything else is tried again.
 
 import { api, Refused, type StreamEvents } from "./api";
 import { accept, lastDataAt, link, loginError, session } from "./store";
@@ -11,7 +10,8 @@ import { accept, lastDataAt, link, loginError, session } from "./store";
 const SILENCE_MS = 5_000;
 const RETRY_MS = [250, 1_000, 2_000, 3_000, 5_000];
 
-let source: EventSource | null = null;
+/** Of the open stream. */
+let source: AbortController | null = null;
 let attempts = 0;
 let retry: number | undefined;
 /** Counts logins and probes, so that an answer that comes late changes nothing. */
@@ -80,29 +80,23 @@ async function probe(): Promise<void> {
 }
 
 function open(): void {
-  const opened = new EventSource(api.stream);
+  const opened = new AbortController();
   source = opened;
-  const on = <K extends keyof StreamEvents>(name: K, take: (data: StreamEvents[K]) => void): void => {
-    opened.addEventListener(name, (message) => {
-      if (opened !== source) return;
-      take(JSON.parse((message as MessageEvent<string>).data) as StreamEvents[K]);
-      link.value = "live";
-      attempts = 0;
-    });
+  const take = (name: string, data: string): void => {
+    // A newer supervisor may send more kinds of events.
+    if (opened !== source || !Object.hasOwn(accept, name)) return;
+    (accept[name as keyof StreamEvents] as (view: unknown) => void)(JSON.parse(data));
+    link.value = "live";
+    attempts = 0;
   };
-  on("history", accept.history);
-  on("sample", accept.sample);
-  on("events", accept.events);
-  on("event", accept.event);
-  on("exits", accept.exits);
-  on("exit", accept.exit);
-  on("status", accept.status);
-  on("workers", accept.workers);
-  opened.onerror = () => opened === source && lose();
+  const ended = (): void => {
+    if (opened === source) lose();
+  };
+  api.stream(opened.signal, take).then(ended, ended);
 }
 
 function close(): void {
-  source?.close();
+  source?.abort();
   source = null;
 }
 

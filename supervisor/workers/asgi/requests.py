@@ -58,7 +58,7 @@ _current: ContextVar[int] = ContextVar("ostler.request", default=0)
 
 
 class Lane:
-    """One lane of the scoreboard: a request in flight. `hidden`: it only counts."""
+    """One lane of the scoreboard: a request in flight. `hidden`: it only counts, in another's lane."""
 
     __slots__ = ("hidden", "method", "path", "request", "text", "words")
 
@@ -73,6 +73,8 @@ class Lane:
     def show(self, method: str, path: bytes) -> None:
         """Put a request's name into the scoreboard; only while nothing is in flight in the lane."""
         self.method, self.path = method, path
+        if self.hidden:
+            return
         name = method.encode("latin-1")[: layout.METHOD_SIZE]
         shown = path[: layout.PATH_SIZE]
         self.text[: len(name)] = name
@@ -264,7 +266,7 @@ class Requests:
     Args:
         app: an ASGI 3 app.
         cell: the worker's cell of the scoreboard.
-        lanes: how many of its lanes are for requests; one more counts those that find none free.
+        lanes: how many of its lanes are for requests; those that find none free are counted in the first.
         ident: the loop's thread; loop: what they are served in.
         flush_soon: called when there are lines in the access log's buffer.
 
@@ -297,7 +299,9 @@ class Requests:
         self._ident = ident
         self._lanes: list[Lane] = []
         self._free: list[Lane] = []
-        self._overflow = Lane(cell, lanes, ident, hidden=True)
+        self._overflow = Lane(cell, 0, ident, hidden=True)
+        # The others are taken into use as they are needed: so the supervisor reads no more than that.
+        cell.header[layout.LANES_IN_USE] = 1
         self._access = access
         self._quota = quota
         self._on_quota = on_quota
@@ -494,6 +498,7 @@ class Requests:
             return self._overflow
         lane = Lane(self._cell, len(self._lanes), self._ident)
         self._lanes.append(lane)
+        self._cell.header[layout.LANES_IN_USE] = len(self._lanes)
         return lane
 
 

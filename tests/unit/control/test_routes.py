@@ -146,7 +146,7 @@ async def test_recycle_names_the_slot(rig: Rig) -> None:
     assert event.slot == 2
 
 
-@pytest.mark.parametrize("slot", ["9", "0", "x", "-1", "²", "9" * 5000])
+@pytest.mark.parametrize("slot", ["9", "0", "x", "-1", "²", "9" * 900])
 async def test_a_slot_that_is_not_there_is_404(rig: Rig, slot: str) -> None:
     """Unknown numbers and things that are no numbers get the same clear answer, never a 500."""
     for method, path in (("GET", f"/v1/workers/{slot}"), ("POST", f"/v1/workers/{slot}/recycle")):

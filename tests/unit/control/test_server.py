@@ -211,6 +211,7 @@ async def test_handing_over(tmp_path: Path) -> None:
     first.write_token(tmp_path / "a.token", TOKEN)
     link = first.login_link()
     assert link is not None
+    session = await logged_in(first, url)
     before = msgspec.json.decode(msgspec.json.encode(first.hand_over()), type=Handover)
     # An exec would close all descriptors but these.
     kept = {fd: os.dup(fd) for fd in before.descriptors()}
@@ -223,8 +224,11 @@ async def test_handing_over(tmp_path: Path) -> None:
     assert await second.start_tcp(tcp.host, tcp.port, tcp.token, tcp) == url
     second.write_token(Path(before.token_file or ""), tcp.token)
     code = {"code": link.partition("#login=")[2]}
-    async with aiohttp.ClientSession(url) as session, session.post("/v1/login", json=code) as answer:
-        assert answer.status in (200, 204)
+    async with aiohttp.ClientSession(url) as client:
+        async with client.post("/v1/login", json=code) as answer:
+            assert answer.status == 200
+        async with client.get("/v1/status", headers=session) as answer:
+            assert answer.status == 200
     assert await is_served(path)
     with pytest.raises(SettingError, match="in use by another instance"):
         await server().start_unix(path)
@@ -234,6 +238,28 @@ async def test_handing_over(tmp_path: Path) -> None:
     await second.close()
     assert names(tmp_path) == set()
     await first.close()
+
+
+async def test_sessions_that_were_cookies_end_with_their_program() -> None:
+    """An older program's sessions were cookies, which every port of the host has seen."""
+    first, second = server(), server()
+    url = await first.start_tcp("127.0.0.1", 0, TOKEN)
+    session = await logged_in(first, url)
+    tcp = first.hand_over().tcp
+    assert tcp is not None
+    older = msgspec.structs.replace(tcp, fd=os.dup(tcp.fd), sessions=tcp.page_sessions, page_sessions=[])
+    await first.close()
+    await second.start_tcp(tcp.host, tcp.port, TOKEN, older)
+    async with aiohttp.ClientSession(url) as client, client.get("/v1/status", headers=session) as answer:
+        assert answer.status == 401
+    await second.close()
+
+
+async def logged_in(control: ControlServer, url: str) -> dict[str, str]:
+    """A session's header."""
+    code = {"code": str(control.login_link()).partition("#login=")[2]}
+    async with aiohttp.ClientSession(url) as client, client.post("/v1/login", json=code) as answer:
+        return {"Authorization": f"Bearer {(await answer.json())['token']}"}
 
 
 async def test_the_page_says_how_to_build_it(rig: Rig) -> None:

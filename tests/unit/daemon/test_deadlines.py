@@ -1,7 +1,6 @@
 """The sensor: what it says of requests and loops, look by look, by a clock of the test's."""
 
 import asyncio
-import os
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +31,7 @@ class Stage:
     def __init__(self) -> None:
         self.said: list[Any] = []
         self.now = START
-        self.scoreboard = Scoreboard()
+        self.scoreboard = Scoreboard(clock=lambda: int(self.now * 1e9))
         self.settings = SimpleNamespace(timeout=TIMEOUT, worker_class="sync")
         self.shell: Any = SimpleNamespace(
             loaded={1: SimpleNamespace(settings=self.settings)},
@@ -53,13 +52,14 @@ class Stage:
         state: WorkerState = WorkerState.READY,
         one_loop: bool = False,
     ) -> "ActingWorker":
-        cell = self.scoreboard.take_cell()
+        cell = self.scoreboard.take_cell(threads + 1)
         worker = Worker(launch, launch, 1, state, since=self.now, spawned_at=self.now - 1)
         self.shell.fleet.workers[launch] = worker
         self.shell.workers[launch] = SimpleNamespace(
             launch=launch, cell=cell, threads=threads, generation=1, one_loop=one_loop
         )
-        return ActingWorker(self, worker, CellWriter(memory.map_cell(self.scoreboard.fd, cell), threads))
+        mapped = memory.map_cell(self.scoreboard.fileno(cell))
+        return ActingWorker(self, worker, CellWriter(mapped, threads))
 
     def bury(self, launch: int) -> None:
         del self.shell.fleet.workers[launch]
@@ -112,7 +112,7 @@ class ActingWorker:
 def stage() -> Iterator[Stage]:
     stage = Stage()
     yield stage
-    os.close(stage.scoreboard.fd)
+    stage.scoreboard.close()
 
 
 def overdue(launch: int, age: float, thread: int = 0, path: str = "/x") -> events.RequestOverdue:

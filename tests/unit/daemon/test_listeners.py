@@ -131,6 +131,27 @@ def test_replaced_by_a_link(listeners: Listeners, tmp_path: Path, monkeypatch: p
     assert mode_of(victim) == "0600"
 
 
+def test_replaced_by_another_socket(
+    listeners: Listeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor a second name of another program's socket."""
+    path, victim = tmp_path / "app.sock", tmp_path / "victim"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(victim))
+        victim.chmod(0o600)
+
+        class Swapped(socket.socket):
+            def bind(self, address: Any) -> None:
+                super().bind(address)
+                path.unlink()
+                path.hardlink_to(victim)
+
+        monkeypatch.setattr(module.socket, "socket", Swapped)
+        problem = problem_of(listeners.bind, (f"unix:{path}",), 10, Access("0666", f"{os.getuid()}"))
+    assert "it was replaced by a link to another socket" in problem
+    assert mode_of(victim) == "0600"
+
+
 def test_change_of_a_bound_socket(listeners: Listeners, tmp_path: Path) -> None:
     """A reload with another mode changes it; one with the same leaves alone what was done by hand."""
     path = tmp_path / "app.sock"

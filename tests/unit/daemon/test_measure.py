@@ -35,7 +35,7 @@ class Stage:
         self.now = 100.0
         self.free: int | None = 7 * MIB
         self.asked = 0
-        self.scoreboard = Scoreboard()
+        self.scoreboard = Scoreboard(clock=lambda: int(self.now * 1e9))
         self.workers: dict[int, Worker] = {}
         self.handles: dict[int, Any] = {}
         self.writers: dict[int, CellWriter] = {}
@@ -48,8 +48,9 @@ class Stage:
         return self.free
 
     def add(self, launch: int, threads: int = 1, state: WorkerState = WorkerState.READY) -> None:
-        cell = self.scoreboard.take_cell()
-        self.writers[launch] = CellWriter(memory.map_cell(self.scoreboard.fd, cell), threads)
+        cell = self.scoreboard.take_cell(threads + 1)
+        mapped = memory.map_cell(self.scoreboard.fileno(cell))
+        self.writers[launch] = CellWriter(mapped, threads)
         self.workers[launch] = Worker(launch, launch, 1, state, self.now, self.now, pid=os.getpid())
         self.handles[launch] = SimpleNamespace(
             launch=launch, cell=cell, threads=threads, one_loop=False, pid=os.getpid()
@@ -86,7 +87,7 @@ class Stage:
 def stage() -> Iterator[Stage]:
     stage = Stage()
     yield stage
-    os.close(stage.scoreboard.fd)
+    stage.scoreboard.close()
 
 
 def test_counts_and_rate(stage: Stage) -> None:

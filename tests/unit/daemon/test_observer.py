@@ -14,8 +14,8 @@ from supervisor.daemon.observer import Observer, ObserverState, _histogram
 from supervisor.fleet import events
 from supervisor.fleet.machine import Fleet
 from supervisor.fleet.model import ExitStatus, FleetPolicy
+from supervisor.scoreboard.counts import Counts
 from supervisor.scoreboard.layout import BUCKETS, LEAST_QUEUED, bucket_of
-from supervisor.scoreboard.reader import Counts
 from supervisor.settings.load import Loaded, load
 
 
@@ -59,7 +59,7 @@ def test_waits_never_shrink() -> None:
     def told(answered: int, queued: int) -> list[int]:
         counts = Counts(statuses=[0, 0, answered] + [0] * 7)
         counts.queued[bucket_of(10_000_000)] = queued
-        rig.shell.scoreboard = SimpleNamespace(totals=lambda: counts)
+        rig.shell.scoreboard = SimpleNamespace(read_all=dict, totals=lambda _: counts)
         waits = rig.observer.figures().queue_waits
         assert waits is not None
         return list(itertools.accumulate(waits.counts))

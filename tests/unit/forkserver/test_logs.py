@@ -10,6 +10,7 @@ import pytest
 
 from supervisor.ipc import messages
 from supervisor.ipc.channel import pair
+from supervisor.scoreboard import memory
 from tests.kit.daemon import descriptors, until
 from tests.unit.workers.keeper import Keeper, Peer
 
@@ -100,9 +101,11 @@ def test_asked_to_reopen_before_it_boots(folder: Path) -> None:
         server = keeper.server()
         ours, theirs = pair()
         reading, writing = os.pipe()
+        cell = memory.create(2)
         with theirs:
-            server.say(messages.Spawn(1, 1, 1, True), [theirs.fileno(), writing])
+            server.say(messages.Spawn(1, 1, True), [theirs.fileno(), writing, cell])
         os.close(writing)
+        os.close(cell)
         worker = Peer(ours, messages.FromWorker)
         try:
             pid = server.hear(messages.Forked).pid

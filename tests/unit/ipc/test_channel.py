@@ -76,7 +76,7 @@ def test_order_and_boundaries(ends: Ends) -> None:
     """Messages stay apart and in order."""
     supervisor, fork_server = ends
     for launch in range(1, 6):
-        supervisor.send(messages.Spawn(launch, launch, 0))
+        supervisor.send(messages.Spawn(launch, launch))
     got = [fork_server.receive() for _ in range(5)]
     assert [message[0].launch for message in got if message] == [1, 2, 3, 4, 5]
 
@@ -85,13 +85,13 @@ def test_descriptors_travel(ends: Ends) -> None:
     """Descriptors arrive in order, open, close-on-exec, and as the receiver's own."""
     supervisor, fork_server = ends
     reading, writing = os.pipe()
-    supervisor.send(messages.Spawn(1, 1, 0), [reading, writing])
+    supervisor.send(messages.Spawn(1, 1), [reading, writing])
     os.close(reading)
     os.close(writing)
     received = fork_server.receive()
     assert received is not None
     message, (reading, writing) = received
-    assert message == messages.Spawn(1, 1, 0)
+    assert message == messages.Spawn(1, 1)
     assert not os.get_inheritable(reading)
     os.write(writing, b"x")
     assert os.read(reading, 1) == b"x"
@@ -124,7 +124,7 @@ def test_end_of_file(ends: Ends) -> None:
 def test_end_with_unread_messages(ends: Ends) -> None:
     """A process that died before it read its mail is gone like any other."""
     supervisor, fork_server = ends
-    supervisor.send(messages.Spawn(1, 1, 0))
+    supervisor.send(messages.Spawn(1, 1))
     fork_server.close()
     assert supervisor.receive() is None
 
@@ -134,7 +134,7 @@ def test_send_to_nobody(ends: Ends) -> None:
     supervisor, fork_server = ends
     fork_server.close()
     with pytest.raises(OSError, match=r"Broken pipe|Connection reset"):
-        supervisor.send(messages.Spawn(1, 1, 0))
+        supervisor.send(messages.Spawn(1, 1))
 
 
 def test_nothing_there(ends: Ends) -> None:
@@ -154,7 +154,7 @@ def test_full_channel(ends: Ends) -> None:
     def send_for_ever() -> None:
         nonlocal sent
         while True:
-            supervisor.send(messages.Spawn(sent, 1, 0))
+            supervisor.send(messages.Spawn(sent, 1))
             sent += 1
 
     with pytest.raises(BlockingIOError):
@@ -186,8 +186,8 @@ def test_garbage(data: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
         channel.receive()
     assert descriptors_open() == before
-    Channel[Any](left, messages.FromForkServer).send(messages.Spawn(1, 1, 1))
-    assert channel.receive() == (messages.Spawn(1, 1, 1), [])
+    Channel[Any](left, messages.FromForkServer).send(messages.Spawn(1, 1))
+    assert channel.receive() == (messages.Spawn(1, 1), [])
     channel.close()
     left.close()
 

@@ -2,30 +2,59 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import given, settings
 
 from supervisor.scoreboard import layout, memory
+from supervisor.scoreboard.counts import MOST, Counts
 from supervisor.scoreboard.layout import bucket_limit, bucket_of, percentile
-from supervisor.scoreboard.reader import Counts, InFlight, Scoreboard
+from supervisor.scoreboard.reader import InFlight, Scoreboard, ScoreboardState
 from supervisor.scoreboard.writer import CellWriter
 
 # What the histogram can tell apart ends here: 2**37 ns, 137 s.
 LONGEST = 2**37 - 1
 
 
+# Where the tests' clock stands when a worker is born, and later, when it is looked at; ns.
+BORN, NOW = 1_000_000_000_000, 1_060_000_000_000
+
+
+class Board(Scoreboard):
+    """A scoreboard with a clock in the test's hand.
+
+    Attributes:
+        now: the clock, CLOCK_MONOTONIC in ns; workers are born at BORN.
+        doubts: what was implausible, by cell.
+    """
+
+    def __init__(self, state: ScoreboardState | None = None) -> None:
+        self.now = BORN
+        self.doubts: list[tuple[int, str]] = []
+        super().__init__(state, clock=lambda: self.now)
+        self.on_implausible = lambda *what: self.doubts.append(what)
+
+    def born(self, threads: int = 1) -> int:
+        """A cell for a worker that has been there for a minute."""
+        self.now = BORN
+        cell = self.take_cell(threads + 1)
+        self.now = NOW
+        return cell
+
+
 @pytest.fixture
-def board() -> Iterator[Scoreboard]:
-    board = Scoreboard()
+def board() -> Iterator[Board]:
+    board = Board()
     yield board
-    os.close(board.fd)
+    board.close()
 
 
 def writer(board: Scoreboard, cell: int, threads: int = 1) -> CellWriter:
-    """A worker's side, mapped anew from the descriptor as in another process."""
-    return CellWriter(memory.map_cell(board.fd, cell), threads)
+    """A worker's side, mapped from the descriptor as in another process."""
+    return CellWriter(memory.map_cell(board.fileno(cell)), threads)
 
 
 def serve(worker: CellWriter, thread: int, status: int, size: int, nanoseconds: int) -> None:
@@ -56,15 +85,16 @@ def test_layout_fits() -> None:
     assert max(single) < layout.HISTOGRAM
     assert layout.HISTOGRAM + layout.BUCKETS <= layout.QUEUED
     assert (layout.QUEUED + layout.BUCKETS) * layout.WORD <= layout.TEXT
-    assert layout.CELL_SIZE % layout.PAGE == 0
+    assert all(memory.size(lanes) % layout.PAGE == 0 for lanes in (1, 2, 3, 257))
+    assert memory.size(2) == 3 * layout.PAGE
     assert layout.PATH_SIZE > 0
 
 
-def test_counts_round_trip(board: Scoreboard) -> None:
+def test_counts_round_trip(board: Board) -> None:
     """Counters of all threads are summed."""
-    cell = board.take_cell()
+    cell = board.born(threads=3)
     worker = writer(board, cell, threads=3)
-    worker.header[layout.HEARTBEAT] = 5_500_000_000
+    worker.header[layout.HEARTBEAT] = 1_005_500_000_000
     serve(worker, 0, 200, 100, 2_000_000)
     serve(worker, 2, 503, 20, 3_000)
     words, _ = worker.lane(2)
@@ -77,95 +107,122 @@ def test_counts_round_trip(board: Scoreboard) -> None:
     assert [n for n in range(10) if counts.statuses[n]] == [2, 5]
     assert sum(counts.histogram) == sum(counts.queued) == 2
     assert board.lanes(cell) == 3 + 1  # and the watcher's
-    assert board.heartbeat(cell) == 5.5
+    assert board.heartbeat(cell) == 1005.5
 
 
-def test_cells_are_apart(board: Scoreboard) -> None:
-    """A worker reaches its own cell and no other."""
-    cells = [board.take_cell() for _ in range(3)]
+def test_cells_are_apart(board: Board) -> None:
+    """Each worker has memory of its own, as large as its lanes need, and no descriptor leads elsewhere."""
+    cells = [board.born() for _ in range(3)]
     serve(writer(board, cells[1]), 0, 200, 1, 1)
     assert [board.counts(cell).requests for cell in cells] == [0, 1, 0]
+    assert len({os.fstat(board.fileno(cell)).st_ino for cell in cells}) == 3
+    assert os.fstat(board.fileno(cells[0])).st_size == memory.size(2)
 
 
-def test_in_flight(board: Scoreboard) -> None:
+def test_in_flight(board: Board) -> None:
     """A request is seen from its start to its end, with its thread, method and path."""
-    cell = board.take_cell()
+    cell = board.born(threads=2)
     worker = writer(board, cell, threads=2)
     assert board.in_flight(cell) == []
-    begin(worker, 1, b"GET", b"/slow", 3_000_000_000)
-    assert board.in_flight(cell) == [InFlight(1, "GET", "/slow", 3_000_000_000, 4711)]
+    begin(worker, 1, b"GET", b"/slow", BORN + 3)
+    assert board.in_flight(cell) == [InFlight(1, "GET", "/slow", BORN + 3, 4711)]
     words, _ = worker.lane(1)
     words[layout.STARTED] = 0
     assert board.in_flight(cell) == []
 
 
-def test_deadlines(board: Scoreboard) -> None:
+def test_deadlines(board: Board) -> None:
     """A request may take `timeout`, or as long as it has asked for if that is longer; 0 is never."""
-    cell = board.take_cell()
+    cell = board.born()
     worker = writer(board, cell)
     words, _ = worker.lane(0)
-    begin(worker, 0, b"GET", b"/", 3_000_000_000)
-    words[layout.EXTENDED_FOR], words[layout.EXTENDED_UNTIL] = 3_000_000_000, 50_000_000_000
+    started = 1_003_000_000_000
+    begin(worker, 0, b"GET", b"/", started)
+    words[layout.EXTENDED_FOR], words[layout.EXTENDED_UNTIL] = started, started + 47_000_000_000
     (request,) = board.in_flight(cell)
-    assert (request.deadline(10.0), request.deadline(100.0), request.deadline(0.0)) == (50.0, 103.0, None)
+    assert [request.deadline(timeout) for timeout in (10.0, 100.0, 0.0)] == [1050.0, 1103.0, None]
     # It was the request before that had asked.
-    words[layout.STARTED] = 4_000_000_000
+    words[layout.STARTED] = started + 1_000_000_000
     (request,) = board.in_flight(cell)
-    assert request.deadline(10.0) == 14.0
+    assert request.deadline(10.0) == 1014.0
 
 
-def test_marking_an_overdue_request(board: Scoreboard) -> None:
+@pytest.mark.parametrize("until", [layout.NEVER, layout.NEVER - 1, NOW + 2 * 10**18])
+def test_more_time_than_can_be_asked_for(board: Board, until: int) -> None:
+    """That is forever, as 0 is never."""
+    cell = board.born()
+    worker = writer(board, cell)
+    words, _ = worker.lane(0)
+    begin(worker, 0, b"GET", b"/", BORN)
+    words[layout.EXTENDED_FOR], words[layout.EXTENDED_UNTIL] = BORN, until
+    (request,) = board.in_flight(cell)
+    assert request.deadline(10.0) is None
+    assert board.trusted(cell)
+
+
+def test_marking_an_overdue_request(board: Board) -> None:
     """Its lane is told its start, and no other lane anything."""
-    cell = board.take_cell()
+    cell = board.born(threads=3)
     worker = writer(board, cell, threads=3)
-    board.mark_overdue(cell, 1, 4711)
-    assert [worker.lane(thread)[0][layout.OVERDUE] for thread in range(3)] == [0, 4711, 0]
-    begin(worker, 0, b"GET", b"/", 4711)
-    begin(worker, 1, b"GET", b"/", 4711)
+    started = BORN + 4711
+    board.mark_overdue(cell, 1, started)
+    assert [worker.lane(thread)[0][layout.OVERDUE] for thread in range(3)] == [0, started, 0]
+    begin(worker, 0, b"GET", b"/", started)
+    begin(worker, 1, b"GET", b"/", started)
     assert [request.overdue for request in board.in_flight(cell)] == [False, True]
-    begin(worker, 1, b"GET", b"/", 4712)
+    begin(worker, 1, b"GET", b"/", started + 1)
     assert [request.overdue for request in board.in_flight(cell)] == [False, False]
 
 
-def test_last_requests(board: Scoreboard) -> None:
+def test_a_worker_marks_nothing(board: Board) -> None:
+    """Which request is overdue the supervisor knows by itself; what the worker writes there is its own."""
+    cell = board.born()
+    worker = writer(board, cell)
+    begin(worker, 0, b"GET", b"/", BORN)
+    words, _ = worker.lane(0)
+    words[layout.OVERDUE] = BORN
+    assert [request.overdue for request in board.in_flight(cell)] == [False]
+    board.mark_overdue(cell, 0, BORN)
+    assert [request.overdue for request in board.in_flight(cell)] == [True]
+    words[layout.OVERDUE] = 0
+    assert [request.overdue for request in board.in_flight(cell)] == [True]
+
+
+def test_last_requests(board: Board) -> None:
     """In flight first, the longest before others, then what idle threads did last; five at most."""
-    cell = board.take_cell()
+    cell = board.born(threads=8)
     worker = writer(board, cell, threads=8)
     assert board.last_requests(cell) == []
-    begin(worker, 1, b"GET", b"/was?secret", 1)
+    begin(worker, 1, b"GET", b"/was?secret", BORN + 1)
     worker.lane(1)[0][layout.STARTED] = 0
-    begin(worker, 2, b"POST", b"/late?secret", 3_000)
-    begin(worker, 4, b"GET", b"/long", 2_000)
+    begin(worker, 2, b"POST", b"/late?secret", BORN + 3_000)
+    begin(worker, 4, b"GET", b"/long", BORN + 2_000)
     assert board.last_requests(cell) == ["GET /long", "POST /late", "GET /was"]
     for thread in (5, 6, 7):
-        begin(worker, thread, b"PUT", b"/more", 4_000)
+        begin(worker, thread, b"PUT", b"/more", BORN + 4_000)
     assert board.last_requests(cell) == ["GET /long", "POST /late", "PUT /more", "PUT /more", "PUT /more"]
 
 
-def test_in_flight_keeps_no_query(board: Scoreboard) -> None:
+def test_in_flight_keeps_no_query(board: Board) -> None:
     """Queries hold secrets: they are not shown."""
-    cell = board.take_cell()
-    begin(writer(board, cell), 0, b"GET", b"/a?token=x", 1)
+    cell = board.born()
+    begin(writer(board, cell), 0, b"GET", b"/a?token=x", BORN)
     assert board.in_flight(cell)[0].path == "/a"
 
 
-def test_in_flight_takes_any_bytes(board: Scoreboard) -> None:
-    """A path that is no UTF-8, and lengths that are no truth, harm nobody."""
-    cell = board.take_cell()
+def test_in_flight_takes_any_bytes(board: Board) -> None:
+    """What is no printable ASCII in a path is percent-encoded, and what is no token is no method."""
+    cell = board.born()
     worker = writer(board, cell)
-    begin(worker, 0, b"GET", b"/\xff\xfe", 1)
-    assert board.in_flight(cell)[0].path == "/\xff\xfe"
-    words, _ = worker.lane(0)
-    words[layout.METHOD_LENGTH] = words[layout.PATH_LENGTH] = 2**64 - 1
-    (found,) = board.in_flight(cell)
-    assert (len(found.method), len(found.path)) == (layout.METHOD_SIZE, layout.PATH_SIZE)
-    worker.header[layout.LANES_IN_USE] = 2**64 - 1
-    assert board.lanes(cell) == layout.LANES
+    begin(worker, 0, b"GET", b"/\xff a\x1b[2J\x00", BORN)
+    assert board.in_flight(cell)[0].path == "/%FF%20a%1B[2J%00"
+    begin(worker, 0, b"G\x9b1m", b"/", BORN)
+    assert board.in_flight(cell)[0].method == "?"
 
 
-def test_give_back_returns_the_last_counts(board: Scoreboard) -> None:
+def test_give_back_returns_the_last_counts(board: Board) -> None:
     """Connections that were open when the process died are closed with it."""
-    cell = board.take_cell()
+    cell = board.born()
     worker = writer(board, cell)
     serve(worker, 0, 200, 10, 1)
     words, _ = worker.lane(0)
@@ -175,29 +232,204 @@ def test_give_back_returns_the_last_counts(board: Scoreboard) -> None:
     assert board.totals().requests == 1
 
 
-def test_cell_is_clean_for_the_next(board: Scoreboard) -> None:
-    """Nothing of a dead worker is seen in its successor's cell."""
-    cell = board.take_cell()
-    worker = writer(board, cell, threads=5)
-    begin(worker, 4, b"GET", b"/", 1)
-    serve(worker, 4, 500, 10, 1)
-    worker.header[layout.HEARTBEAT] = 1
-    board.give_back(cell)
-    assert board.take_cell() == cell
-    writer(board, cell, threads=5)
-    assert board.counts(cell) == Counts()
+def test_another_program_goes_on(board: Board) -> None:
+    """Totals, what each worker had counted and which are not trusted survive an upgrade, as msgpack."""
+    good, bad, gone = (board.born() for _ in range(3))
+    for cell in (good, bad, gone):
+        serve(writer(board, cell), 0, 200, 10, 1)
+    board.read_all()
+    board.give_back(gone)
+    spoil(board, bad)
+    carried = msgspec.msgpack.decode(msgspec.msgpack.encode(board.snapshot()), type=ScoreboardState)
+    other = Board(carried)
+    other.now = NOW
+    assert other.totals() == board.totals()
+    assert other.totals().requests == 3
+    assert (other.trusted(good), other.trusted(bad)) == (True, False)
+    serve(writer(board, good), 0, 200, 10, 1)
+    assert other.counts(good).requests == 2
+    assert other.take_cell(2) not in (good, bad, gone)
+    assert other.doubts == []
+
+
+# -- what can't be true ---------------------------------------------------------------------------------
+
+
+def spoil(board: Board, cell: int) -> None:
+    """Write what makes the worker implausible."""
+    words, _ = writer(board, cell).lane(0)
+    words[layout.STATUS_CLASSES + 2] = 2**64 - 1
+    board.read(cell)
+
+
+HEADER_LIES = {
+    "heartbeat in the future": (layout.HEARTBEAT, NOW + 2 * 10**9),
+    "heartbeat before birth": (layout.HEARTBEAT, BORN - 1),
+    "heartbeat": (layout.HEARTBEAT, 2**64 - 1),
+    "lanes": (layout.LANES_IN_USE, 260),
+    "more lanes": (layout.LANES_IN_USE, 2**64 - 1),
+}
+LANE_LIES = {
+    "start in the future": (layout.STARTED, NOW + 2 * 10**9),
+    "start before birth": (layout.STARTED, BORN - 1),
+    "bytes": (layout.BYTES_SENT, 10**14),
+    "connections opened": (layout.OPENED, 10**10),
+    "more connections than can be": (layout.OPENED, 2**23),
+    "more closed than opened": (layout.CLOSED, 10**6),
+    "less requests than before": (layout.STATUS_CLASSES + 2, 6),
+    "requests": (layout.STATUS_CLASSES + 2, 2**63),
+    "errors": (layout.STATUS_CLASSES + 5, 10**10),
+    "more durations than requests": (layout.HISTOGRAM + 5, 10**6),
+    "more waits than requests": (layout.QUEUED + 50, 10**6),
+}
+
+
+def distrusted(board: Board, cell: int) -> None:
+    """Its numbers are as before, nothing is in flight, and one doubt was reported."""
+    for _ in range(2):
+        reading = board.read(cell)
+        assert (reading.counts.requests, reading.counts.bytes_sent) == (7, 700)
+        assert (reading.in_flight, reading.heartbeat) == ([], 0.0)
+    assert board.last_requests(cell) == []
+    assert board.totals().requests == 7
+    assert [what for what, _ in board.doubts] == [cell]
+    assert not board.trusted(cell)
+
+
+@pytest.mark.parametrize(("word", "value"), HEADER_LIES.values(), ids=HEADER_LIES.keys())
+def test_lies_in_the_header(board: Board, word: int, value: int) -> None:
+    """They end the trust in a worker; what it has counted before stays."""
+    cell = board.born()
+    worker = writer(board, cell)
+    for _ in range(7):
+        serve(worker, 0, 200, 100, 1)
+    board.read(cell)
+    worker.header[word] = value
+    distrusted(board, cell)
+
+
+@pytest.mark.parametrize(("word", "value"), LANE_LIES.values(), ids=LANE_LIES.keys())
+def test_lies_in_a_lane(board: Board, word: int, value: int) -> None:
+    """The same for each of its words."""
+    cell = board.born()
+    worker = writer(board, cell)
+    for _ in range(7):
+        serve(worker, 0, 200, 100, 1)
+    board.read(cell)
+    words, _ = worker.lane(0)
+    words[word] = value
+    distrusted(board, cell)
+    # Also of one that tells the truth afterwards.
+    words[word] = 7
+    distrusted(board, cell)
+
+
+def test_lies_about_the_length_of_a_text(board: Board) -> None:
+    """Also of a lane that is idle, which is looked at when its worker has died."""
+    for started in (BORN, 0):
+        cell = board.born()
+        words, _ = writer(board, cell).lane(0)
+        words[layout.PATH_LENGTH] = layout.PATH_SIZE + 1
+        words[layout.STARTED] = started
+        board.read(cell)
+        assert board.trusted(cell) is (started == 0)
+        assert board.last_requests(cell) == []
+        assert not board.trusted(cell)
+
+
+def test_memory_that_is_cut_off(board: Board, tmp_path: Path) -> None:
+    """A file that is no memfd can't be sealed: what its worker cuts off is missed, and nothing else fails."""
+    cell = board.born()
+    path = tmp_path / "cell"
+    path.write_bytes(bytes(100))
+    fd = os.open(path, os.O_RDWR)
+    os.dup2(fd, board.fileno(cell))
+    os.close(fd)
     assert board.in_flight(cell) == []
-    assert board.heartbeat(cell) == 0.0
+    assert not board.trusted(cell)
+    board.give_back(cell)
 
 
-def test_cells_run_out(board: Scoreboard) -> None:
-    """The last cell is the last; one given back can be taken again."""
-    cells = [board.take_cell() for _ in range(layout.CELLS)]
-    assert len(set(cells)) == layout.CELLS
-    with pytest.raises(RuntimeError, match=f"room for {layout.CELLS} workers"):
-        board.take_cell()
-    board.give_back(cells[0])
-    assert board.take_cell() == cells[0]
+def test_what_is_much_but_true(board: Board) -> None:
+    """Quick workers, long downloads and many threads are none of this."""
+    cell = board.born(threads=256)
+    worker = writer(board, cell, threads=256)
+    worker.header[layout.HEARTBEAT] = NOW
+    for thread in range(256):
+        words, _ = worker.lane(thread)
+        words[layout.STATUS_CLASSES + 2] = words[layout.HISTOGRAM + 3] = words[layout.QUEUED + 60] = 20_000
+        words[layout.OPENED], words[layout.CLOSED] = 20_000, 19_000
+        words[layout.STARTED] = NOW
+        words[layout.BYTES_SENT] = 20_000_000_000
+    reading = board.read(cell)
+    assert board.trusted(cell)
+    assert reading.counts.requests == 256 * 20_000
+    assert len(reading.in_flight) == 256
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=200)
+@given(st.data())
+def test_any_words_at_all(data: st.DataObject) -> None:
+    """Whatever is in a cell: reading never fails, all numbers are bounded, texts are printable, totals never
+    shrink, an honest worker's numbers are as they were, and all of it can be carried over an upgrade."""
+    word = st.one_of(
+        st.sampled_from(
+            [0, 1, 2, 3, 255, 2**32, 2**63 - 1, 2**63, 2**64 - 1, BORN, NOW, NOW + 1, NOW - 10**9]
+        ),
+        st.integers(0, 2**64 - 1),
+        st.integers(BORN, NOW),
+        st.integers(0, 5000),
+    )
+    place = st.one_of(
+        st.sampled_from([layout.HEARTBEAT, layout.LANES_IN_USE]),
+        st.tuples(st.integers(0, 2), st.one_of(st.integers(0, 23), st.integers(0, layout.TEXT // 8 - 1))),
+    )
+    board = Board()
+    honest, hostile = board.born(), board.born(threads=2)
+    serve(writer(board, honest), 0, 200, 10, 1)
+    worker = writer(board, hostile, threads=2)
+    before = _sums(board.totals())
+    try:
+        for _ in range(data.draw(st.integers(1, 4))):
+            for where, value in data.draw(st.lists(st.tuples(place, word), max_size=12)):
+                if isinstance(where, int):
+                    worker.header[where] = value
+                else:
+                    worker.lane(where[0])[0][where[1]] = value
+            worker.lane(data.draw(st.integers(0, 2)))[1][:30] = data.draw(st.binary(min_size=30, max_size=30))
+            readings = board.read_all()
+            reading = readings[hostile]
+            assert reading.lanes <= 3
+            assert reading.heartbeat <= NOW / 1e9 + 1
+            for request in reading.in_flight:
+                text = request.method + request.path
+                assert text.isascii()
+                assert text.isprintable() or not text
+                assert BORN <= request.started_ns <= NOW + 10**9
+            assert all(text.isprintable() and text.isascii() for text in board.last_requests(hostile))
+            totals = board.totals(readings)
+            sums = _sums(totals)
+            assert all(low <= high <= MOST for low, high in zip(before, sums, strict=True))
+            assert 0 <= totals.connections <= MOST
+            assert readings[honest].counts.requests == 1
+            assert board.trusted(hostile) is (board.doubts == [])
+            assert len(board.doubts) <= 1
+            msgspec.msgpack.encode(board.snapshot())
+            before = sums
+        board.give_back(hostile)
+        assert all(low <= high <= MOST for low, high in zip(before, _sums(board.totals()), strict=True))
+    finally:
+        board.close()
+
+
+def test_totals_are_full_once() -> None:
+    """Sums stay within what others can read."""
+    counts = Counts()
+    most = Counts(MOST, MOST, MOST, MOST, MOST, [MOST] * 10, [MOST] * layout.BUCKETS, [MOST] * layout.BUCKETS)
+    counts.add(most)
+    counts.add(most)
+    assert all(number <= MOST for number in _sums(counts))
+    assert counts.requests <= MOST
 
 
 def _sums(counts: Counts) -> list[int]:
@@ -232,14 +464,14 @@ def _sums(counts: Counts) -> list[int]:
 )
 def test_totals_never_go_backwards(steps: list[tuple[object, ...]]) -> None:
     """Whatever workers come, serve and go, no total ever shrinks and no request is lost."""
-    board = Scoreboard()
+    board = Board()
     workers: dict[int, CellWriter] = {}
     before, served = _sums(board.totals()), 0
     try:
         for step in steps:
             match step:
                 case ("start",):
-                    cell = board.take_cell()
+                    cell = board.born(threads=2)
                     workers[cell] = writer(board, cell, threads=2)
                 case ("end", int(pick)) if workers:
                     cell = list(workers)[pick % len(workers)]
@@ -256,7 +488,7 @@ def test_totals_never_go_backwards(steps: list[tuple[object, ...]]) -> None:
             assert after[0] == served
             before = after
     finally:
-        os.close(board.fd)
+        board.close()
 
 
 # -- histogram ------------------------------------------------------------------------------------------
@@ -340,9 +572,10 @@ def test_percentile_is_near_the_truth(durations: list[int], fraction: float) -> 
     assert truth <= found * 1e9 <= max(truth * 1.25, truth + 1024) + 1e-3
 
 
-def test_nobody_can_cut_it_off(board: Scoreboard) -> None:
-    """A worker has the descriptor: what it took away would end the supervisor by SIGBUS."""
-    for size in (0, layout.SIZE + 1):
+def test_nobody_can_cut_it_off(board: Board) -> None:
+    """A worker has the descriptor: it can neither take memory away nor fill the machine's with it."""
+    cell = board.born()
+    for size in (0, memory.size(2) + 1):
         with pytest.raises(PermissionError):
-            os.ftruncate(board.fd, size)
-    assert board.counts(0).requests == 0
+            os.ftruncate(board.fileno(cell), size)
+    assert board.counts(cell).requests == 0

@@ -32,6 +32,9 @@ from supervisor.settings.load import Loaded
 PATIENCE = 20.0
 M = TypeVar("M", bound=msgspec.Struct)
 
+# Lanes of a cell: as many as a worker may ask for with its settings, and more does no harm.
+_LANES = 257
+
 _START = "import sys; from supervisor.forkserver.main import main; main(int(sys.argv[1]), 0)"
 
 
@@ -126,8 +129,6 @@ class Keeper:
         self._servers: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
-        self._scoreboard = memory.create()
-        self._stack.callback(os.close, self._scoreboard)
         self._relay = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener = socket.create_server(("127.0.0.1", 0))
         for sock in (*self._relay, self._listener):
@@ -183,7 +184,7 @@ class Keeper:
         peer.hear(messages.AppLoaded)
 
     def ask_to_load(self, peer: Peer) -> None:
-        fds = [self._scoreboard, *(end.fileno() for end in self._relay), self._listener.fileno()]
+        fds = [*(end.fileno() for end in self._relay), self._listener.fileno()]
         peer.say(messages.Load(["127.0.0.1:0"], "shop"), fds)
 
     # -- workers ------------------------------------------------------------------------------------------
@@ -194,15 +195,17 @@ class Keeper:
         launch = self._launches
         ours, theirs = pair()
         reading, writing = os.pipe()
-        self._stack.callback(os.close, reading)
+        cell = memory.create(_LANES)
+        for fd in (reading, cell):
+            self._stack.callback(os.close, fd)
         with theirs:
-            server.say(messages.Spawn(launch, slot, launch, True), [theirs.fileno(), writing])
+            server.say(messages.Spawn(launch, slot, True), [theirs.fileno(), writing, cell])
         os.close(writing)
         forked = server.hear(messages.Forked)
         assert forked.launch == launch
         peer = Peer(ours, messages.FromWorker | messages.FromForkServer)
         peer.found(forked.pid)
-        peer.cell, peer.stacks = launch, reading
+        peer.cell, peer.stacks = cell, reading
         self._peers.append(peer)
         peer.say(messages.Boot())
         return peer
@@ -229,10 +232,9 @@ class Keeper:
 
     def _words(self, worker: Peer, number: int) -> list[int]:
         """One word of each lane."""
-        with memory.map_whole(self._scoreboard) as board:
-            starts = (layout.CELL_SIZE * worker.cell + layout.PAGE + n * layout.LANE_SIZE for n in range(8))
-            words = (start + number * layout.WORD for start in starts)
-            return [int.from_bytes(board[word : word + layout.WORD], sys.byteorder) for word in words]
+        starts = (layout.PAGE + lane * layout.LANE_SIZE for lane in range(8))
+        words = (start + number * layout.WORD for start in starts)
+        return [int.from_bytes(os.pread(worker.cell, layout.WORD, word), sys.byteorder) for word in words]
 
     def get(self, target: str = "/") -> tuple[str, bytes]:
         """A request that whoever is there answers, on a connection of its own."""

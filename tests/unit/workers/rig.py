@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from supervisor.logs.access import AccessLog
 from supervisor.logs.lean import Log, LogFile
+from supervisor.scoreboard.counts import Counts
 from supervisor.scoreboard.memory import map_cell
-from supervisor.scoreboard.reader import Counts, Scoreboard
+from supervisor.scoreboard.reader import Scoreboard
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
 from supervisor.workers.base import Context
@@ -173,7 +174,7 @@ class Rig:
         self.quotas: list[int] = []
         self.failure: BaseException | None = None
         self.scoreboard = Scoreboard()
-        self.cell = self.scoreboard.take_cell()
+        self.cell = self.scoreboard.take_cell(threads + 1)
         self.listener = Listener()
         self.address: tuple[str, int] = self.listener.getsockname()
         access_log = AccessLog(LogFile(str(folder / "access"), 1), "%(r)s %(s)s %(B)s") if access else None
@@ -181,7 +182,7 @@ class Rig:
             app,
             [self.listener],
             Settings(**{"threads": threads, "graceful_timeout": PATIENCE} | settings),
-            CellWriter(map_cell(self.scoreboard.fd, self.cell), threads),
+            CellWriter(map_cell(self.scoreboard.fileno(self.cell)), threads),
             Log(LogFile(str(folder / "log"), 2), "json", "debug", {}),
             access_log,
             quota,
@@ -241,7 +242,8 @@ class Rig:
             self.engine.close()
         for sock in (self.listener, *self.listener.accepted):
             sock.close()
-        for fd in (*self._pipe, self.scoreboard.fd):
+        self.scoreboard.close()
+        for fd in self._pipe:
             os.close(fd)
         if error is None:
             assert not self._thread.is_alive(), "the engine does not end"

@@ -16,6 +16,7 @@ from supervisor.osapi.process import INTERRUPT_SIGNAL
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.reader import InFlight
 from supervisor.scoreboard.writer import CellWriter
+from supervisor.workers import greenlets
 from supervisor.workers.base import Context
 from supervisor.workers.gevent_hub import GeventHub, GeventWorker
 from supervisor.workers.greenlet_deadlines import Berths
@@ -98,6 +99,14 @@ def test_one_greenlet_after_the_other_is_the_same(serve: Callable[..., Rig], sho
 
     serve(play)
     assert len(set(shop.greenlets)) == 1
+
+
+def test_a_new_worker_accepts_before_the_first_tick(
+    serve: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first request to a worker does not wait for a timer: here that would never come."""
+    monkeypatch.setattr(greenlets, "_TICK", 3600.0)
+    serve(lambda rig: rig.client().get("/"))
 
 
 def test_a_greenlet_that_is_held_is_not_used_again(serve: Callable[..., Rig], shop: Shop) -> None:

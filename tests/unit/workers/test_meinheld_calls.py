@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("meinheld.server", reason="meinheld is not installed", exc_type=ImportError)
 
 from supervisor.scoreboard import layout
+from supervisor.scoreboard.memory import size
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.workers.base import Context
 from supervisor.workers.interrupt import Deadlines
@@ -24,7 +25,7 @@ class Rig:
     """The functions, and the server's part played by hand."""
 
     def __init__(self, app: Any, host: str = "127.0.0.1", quota: int = 0) -> None:
-        self.cell = CellWriter(mmap.mmap(-1, layout.CELL_SIZE), 1)
+        self.cell = CellWriter(mmap.mmap(-1, size(2)), 1)
         self.words = self.cell.lane(0)[0]
         self.listener = socket.create_server((host, 0))
         self.client = socket.create_connection(("127.0.0.1", self.listener.getsockname()[1]))

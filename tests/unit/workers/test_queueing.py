@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from supervisor.scoreboard import layout
-from supervisor.scoreboard.reader import Counts
+from supervisor.scoreboard.counts import Counts
 from supervisor.workers import queueing
 from supervisor.workers.queueing import waiting_time
 from supervisor.workers.relay import Relay

@@ -1,0 +1,213 @@
+"""What strangers can do to a control server, with real sockets: little."""
+
+import asyncio
+import errno
+import socket
+from pathlib import Path
+
+import pytest
+
+from supervisor.control import connections
+from supervisor.control.connections import ControlAcceptor
+from supervisor.logs.limiter import LimitedLog
+from tests.unit.control.conftest import Rig
+from tests.unit.control.fake import captured_log
+
+GZIP = b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nabcde"
+
+
+async def exchange(rig: Rig, sent: bytes) -> bytes:
+    """All that the server sends until it closes; a reset ends it as well."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    received = b""
+    try:
+        writer.write(sent)
+        async with asyncio.timeout(10):
+            while data := await reader.read(65536):
+                received += data
+    except ConnectionResetError:
+        pass
+    finally:
+        writer.close()
+    return received
+
+
+def request(rig: Rig, line: str, *headers: str) -> bytes:
+    return "\r\n".join([f"{line} HTTP/1.1", f"Host: 127.0.0.1:{rig.port}", *headers, "", ""]).encode()
+
+
+@pytest.mark.parametrize(
+    ("line", "headers", "status"),
+    [
+        ("POST /v1/login", ["Content-Encoding: gzip", "Content-Length: 100"], 415),
+        ("POST /v1/nothing", ["Content-Encoding: br", "Content-Length: 100"], 415),
+        ("POST /v1/login", ["Content-Length: 100000000"], 413),
+        ("POST /v1/login", ["Transfer-Encoding: chunked"], 411),
+        ("POST /v1/scale", ["Content-Length: 100"], 401),
+        ("POST /v1/nothing", ["Content-Length: 100"], 404),
+        ("PUT /v1/status", ["Content-Length: 100"], 405),
+    ],
+)
+async def test_a_refusal_reads_no_body(rig: Rig, line: str, headers: list[str], status: int) -> None:
+    """The answer comes at once though no byte of the body does, and then the connection closes."""
+    answer = await exchange(rig, request(rig, line, *headers))
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert b"\r\nConnection: close\r\n" in answer
+
+
+async def test_a_refused_client_that_goes_on_sending_reads_the_answer(rig: Rig) -> None:
+    """What it still sends is dropped for a while: a reset could take the answer from it."""
+    body = b"x" * 100_000
+    sent = request(rig, "POST /v1/login", f"Content-Length: {len(body)}") + body
+    assert (await exchange(rig, sent)).startswith(b"HTTP/1.1 413 ")
+
+
+async def test_no_client_sends_without_end(rig: Rig) -> None:
+    """It is cut off after some hundred KB."""
+    _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    writer.write(request(rig, "POST /v1/login", "Content-Length: 100000000"))
+    sent = 0
+    try:
+        async with asyncio.timeout(10):
+            while True:
+                writer.write(bytes(65536))
+                await writer.drain()
+                sent += 65536
+    except ConnectionError:
+        pass
+    # The kernel's buffers on loopback take some MB by themselves.
+    assert sent < 50_000_000
+    writer.close()
+
+
+async def test_100_continue_comes_when_the_body_is_wanted(rig: Rig) -> None:
+    """Not before authentication (RFC 9110, section 10.1.1)."""
+    expect = ["Expect: 100-continue", "Content-Type: application/json", "Content-Length: 2"]
+    refused = await exchange(rig, request(rig, "POST /v1/scale", *expect))
+    assert refused.startswith(b"HTTP/1.1 401 ")
+    reader, writer = await asyncio.open_unix_connection(rig.path)
+    writer.write(request(rig, "POST /v1/stop", *expect))
+    assert await asyncio.wait_for(reader.readline(), 10) == b"HTTP/1.1 100 Continue\r\n"
+    writer.write(b"{}")
+    assert await asyncio.wait_for(reader.readline(), 10) == b"\r\n"
+    assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.1 202 ")
+    writer.close()
+
+
+async def test_a_slow_head_is_closed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that come one by one do not keep a connection open; nor does silence."""
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    for sent in (b"", b"GET / HTTP/1.1\r\nHost: "):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(sent)
+
+        async def drip(writer: asyncio.StreamWriter = writer) -> None:
+            while True:
+                writer.write(b"x")
+                await asyncio.sleep(0.02)
+
+        dripping = asyncio.create_task(drip()) if sent else None
+        async with asyncio.timeout(10):
+            try:
+                assert await reader.read(-1) == b""
+            except ConnectionResetError:
+                pass
+        if dripping is not None:
+            dripping.cancel()
+        writer.close()
+
+
+async def test_a_slow_body_is_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that does not arrive in time is a 408, and the connection closes."""
+    monkeypatch.setattr("supervisor.control.app.BODY_SECONDS", 0.2)
+    headers = ["Content-Type: application/json", "Content-Length: 100"]
+    answer = await exchange(rig, request(rig, "POST /v1/login", *headers) + b'{"co')
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"slow_body" in answer
+
+
+async def test_a_body_that_is_nested_deeply(rig: Rig) -> None:
+    """No defect in the log: the decoder's recursion limit is the client's mistake."""
+    body = b'{"code": "x", "more": ' + b"[" * 4000
+    headers = ["Content-Type: application/json", f"Content-Length: {len(body)}", "Connection: close"]
+    answer = await exchange(rig, request(rig, "POST /v1/login", *headers) + body)
+    assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 422 "))
+    assert not [record for record in rig.records if record["event"] == "control_request_failed"]
+
+
+@pytest.mark.parametrize(
+    "head", ["\r\n".join(f"x{number}: {'y' * 8000}" for number in range(40)), f"Cookie: {'c' * 1_100_000}"]
+)
+async def test_a_large_head_is_refused(rig: Rig, head: str) -> None:
+    """Not kept in memory while its client sends more."""
+    answer = await exchange(rig, request(rig, "GET /", head))
+    assert answer[9:12] in (b"431", b"400"), answer[:80]
+
+
+async def test_a_target_of_many_slashes_is_refused(rig: Rig) -> None:
+    """The router's work would grow with their square."""
+    assert b" 400 " in (await exchange(rig, request(rig, f"GET {'/' * 7000}")))[:16]
+
+
+async def test_pipelined_requests_are_answered_in_turn(rig: Rig) -> None:
+    """All of them, though only so many are parsed ahead."""
+    sent = request(rig, "GET /healthz") * 99 + request(rig, "GET /healthz", "Connection: close")
+    assert (await exchange(rig, sent)).count(b"HTTP/1.1 200 OK") == 100
+
+
+async def test_a_client_that_ends_its_side_is_answered(rig: Rig) -> None:
+    """As `nc -N` does: what it sent before is parsed all the same."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    writer.write(request(rig, "GET /healthz"))
+    assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.1 200 ")
+    writer.write_eof()
+    await asyncio.wait_for(reader.read(-1), 10)
+    writer.close()
+
+
+async def test_idle_connections_make_room(rig: Rig) -> None:
+    """However many are opened, the newest is served, and the log says nothing."""
+    idle = [await asyncio.open_connection("127.0.0.1", rig.port) for _ in range(300)]
+    async with rig.tcp.get("/v1/status", headers=rig.bearer) as answer:
+        assert answer.status == 200
+    for reader, writer in idle[:100]:
+        try:
+            assert await asyncio.wait_for(reader.read(-1), 10) == b""
+        except ConnectionResetError:
+            pass
+        writer.close()
+    for _, writer in idle[100:]:
+        writer.close()
+    assert rig.records == []
+
+
+async def test_refusals_are_logged_at_a_bounded_rate(rig: Rig) -> None:
+    """The first ones of a peer stand in the log; changes that are carried out always do."""
+    for _ in range(40):
+        await rig.unix.post("/v1/workers/9/recycle")
+        await rig.unix.post("/v1/scale", json={"delta": 0})
+    outcomes = [record["outcome"] for record in rig.changes()]
+    assert outcomes.count("200") == 40
+    assert outcomes.count("404 not_found") == 10
+
+
+async def test_out_of_descriptors_is_one_line(tmp_path: Path) -> None:
+    """accept(2) fails for a while: it is tried again after a second, and said once."""
+    log, records = captured_log()
+    tries = asyncio.Event()
+
+    class Exhausted(socket.socket):
+        def accept(self) -> tuple[socket.socket, object]:
+            tries.set()
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    with Exhausted(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "a.sock"))
+        acceptor = ControlAcceptor(listener, lambda sock: sock.close(), LimitedLog(log, lambda: 0.0))
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "a.sock"))
+            await asyncio.wait_for(tries.wait(), 10)
+            await asyncio.sleep(0)
+        acceptor.close()
+        acceptor.close()
+    assert [record["event"] for record in records] == ["control_unavailable"]

@@ -1,0 +1,107 @@
+"""Who may have a connection, a share of the loop, one of few streams."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from supervisor.control.limits import Allowance, ConnectionLimits, Quota, make_room
+
+LIMITS = ConnectionLimits(total=8, per_peer=4, reserved=2)
+
+
+@dataclass
+class Seat:
+    uid: int | None
+    since: float = 0.0
+    trusted: bool = False
+    busy: bool = False
+    proven: bool = False
+
+
+@pytest.mark.parametrize(("descriptors", "total"), [(64, 8), (256, 32), (1024, 128), (1 << 20, 128)])
+def test_limits_follow_the_descriptors(descriptors: int, total: int) -> None:
+    """Connections take an eighth at most, but there are always some; strangers can't have all of them."""
+    limits = ConnectionLimits.for_descriptors(descriptors)
+    assert limits.total == total
+    assert 0 < limits.per_peer < limits.strangers < limits.total
+
+
+def test_room_for_the_first() -> None:
+    """Nothing has to leave as long as there is room."""
+    assert make_room(7, False, [Seat(7), Seat(8)], LIMITS) == (True, None)
+
+
+def test_a_peer_at_its_limit_makes_room_itself() -> None:
+    """Its own connection that is idle for longest leaves, not another peer's older one."""
+    seats = [Seat(8, 0.0), *(Seat(7, float(at)) for at in (5, 3, 4, 6))]
+    assert make_room(7, False, seats, LIMITS) == (True, seats[2])
+
+
+def test_strangers_together_leave_the_reserve() -> None:
+    """At their common limit the peer with most connections makes room."""
+    seats = [Seat(6, 0.0), Seat(7, 1.0), Seat(7, 2.0), Seat(7, 3.0), Seat(8, 0.5), Seat(8, 0.6)]
+    assert make_room(9, False, seats, LIMITS) == (True, seats[1])
+    assert make_room(0, True, seats, LIMITS) == (True, None)
+
+
+def test_the_reserve_is_for_trusted_users() -> None:
+    """A full table makes room for them, and a stranger's new connection takes none of theirs."""
+    seats = [*(Seat(0, 0.0, trusted=True) for _ in range(6)), Seat(7, 5.0), Seat(8, 6.0)]
+    assert make_room(0, True, seats, LIMITS) == (True, seats[0])
+    admitted, leaves = make_room(9, False, seats, LIMITS)
+    assert admitted
+    assert leaves in seats[6:]
+
+
+def test_unknown_users_share_what_strangers_have() -> None:
+    """Without a single one may have all but the reserve; the oldest makes room."""
+    seats = [Seat(None, float(at)) for at in range(6)]
+    assert make_room(None, False, seats[:5], LIMITS) == (True, None)
+    assert make_room(None, False, seats, LIMITS) == (True, seats[0])
+
+
+def test_who_has_proved_itself_stays_longest() -> None:
+    """A flood of idle connections ends the others before one that has shown a token."""
+    seats = [Seat(7, 0.0, proven=True), *(Seat(7, float(at)) for at in (1, 2, 3))]
+    assert make_room(7, False, seats, LIMITS) == (True, seats[1])
+
+
+def test_requests_are_not_ended() -> None:
+    """If all that could make room are answering, the new connection is refused."""
+    seats = [Seat(7, busy=True) for _ in range(4)]
+    assert make_room(7, False, seats, LIMITS) == (False, None)
+
+
+def test_an_allowance_is_a_share_of_time() -> None:
+    """A burst at first; then, to use 1 ms, 20 ms have to pass at a rate of 0.05."""
+    allowance = Allowance(rate=0.05, burst=0.1, now=0.0)
+    assert allowance.wait(0.0) == 0.0
+    allowance.use(0.1, 0.0)
+    assert allowance.wait(0.0) == 0.0
+    allowance.use(0.001, 0.0)
+    assert allowance.wait(0.0) == pytest.approx(0.02)
+    assert allowance.wait(0.02) == pytest.approx(0.0)
+    assert not allowance.is_full(1.0)
+    assert allowance.is_full(10.0)
+
+
+def test_debts_are_bounded() -> None:
+    """Whatever was used: it goes on after twice the time that a burst takes, at most."""
+    allowance = Allowance(rate=0.05, burst=0.1, now=0.0)
+    for _ in range(100):
+        allowance.use(1.0, 0.0)
+    assert allowance.wait(0.0) == pytest.approx(2.0)
+
+
+def test_a_quota_keeps_some_for_trusted_users() -> None:
+    """One stranger has its own limit, all together leave the reserve, and trusted users have that."""
+    quota = Quota("streams", total=4, per_key=2, reserved=1)
+    with quota.one("a", False), quota.one("a", False):
+        assert quota.refusal("a", False) == "2 of your streams are open already"
+        assert quota.refusal("b", False) is None
+        with quota.one("b", False):
+            assert "the rest is kept for" in (quota.refusal("c", False) or "")
+            assert quota.refusal("root", True) is None
+            with quota.one("root", True):
+                assert quota.refusal("root", True) == "4 streams are open already"
+    assert quota.refusal("a", False) is None
