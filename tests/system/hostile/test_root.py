@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.accounts import NOBODY, second_account, shown
+from tests.kit.certificates import Authority
 from tests.kit.daemon import OSTLER, Daemon, Place, fork_server
 from tests.system.conftest import furnished
 
@@ -367,3 +368,53 @@ def test_safe_file_is_as_before(field: Field) -> None:
     assert field.ran() == {"safe-0-0"}
     assert daemon.events("configuration") == []
     assert daemon.stop() == 0
+
+
+INI = """\
+[app:main]
+paste.app_factory = pasted:factory
+[server:main]
+use = egg:ostler#main
+control_socket = {control}
+"""
+
+
+@pytest.mark.parametrize("kind", ["toml", "module", "paste", "named by root's file"])
+def test_other_forms(field: Field, kind: str) -> None:
+    """TOML with hooks, `python:MODULE` and a PasteDeploy file of the app's user, named by root."""
+    control = field.folder / "own.sock"
+    hook = f"{field.code('hooking').partition('if __name__')[0]}def begin(server): ...\n"
+    field.plant(field.folder / "hooking.py", hook)
+    field.plant(field.folder / "pasted.py", "from who import app\ndef factory(conf): return app\n")
+    field.plant(field.folder / "site.ini", INI.format(control=control))
+    field.plant(field.folder / "x.toml", f'on_starting = "hooking.begin"\ncontrol_socket = "{control}"\n')
+    safe = field.place.folder / "safe.conf.py"
+    safe.write_text("paste = 'site.ini'\non_starting = 'hooking.begin'\nuser = 'nobody'\n")
+    hooking = f"hooking-{UID}-{UID}"
+    words, ran = {
+        "toml": (("who:app", "-u", "nobody", "-c", "x.toml"), {hooking}),
+        "module": (("who:app", "-u", "nobody", "-c", "python:hooking"), {hooking}),
+        "paste": (("--paste", "site.ini", "-u", "nobody"), set()),
+        "named by root's file": (("-c", str(safe)), {hooking}),
+    }[kind]
+    daemon = field.place.start(*words, argv=[*shown(), *OSTLER])
+    assert daemon.get("/").text == str(UID)
+    assert field.ran() == ran
+    assert not control.exists()
+    assert any("can write" in event["problem"] for event in daemon.events("configuration"))
+    assert daemon.stop() == 0
+
+
+def test_key_behind_a_link(field: Field) -> None:
+    """A link in the app's folder does not have root read a private key of root's for the app."""
+    certificate = Authority(field.place.folder).issue("localhost")
+    Path(certificate.key).chmod(0o600)
+    (field.folder / "key.pem").symlink_to(certificate.key)
+    (field.folder / "cert.pem").symlink_to(certificate.cert)
+    done = field.place.run(
+        *("who:app", "-b", "127.0.0.1:0", "-u", "nobody", "--certfile", "cert.pem", "--keyfile", "key.pem"),
+        argv=[*shown(), *OSTLER],
+    )
+    assert done.code == 1
+    assert "keyfile" in done.err
+    assert "Permission denied" in done.err
