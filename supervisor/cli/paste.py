@@ -35,7 +35,8 @@ def serve(app: object, global_conf: Mapping[str, str] | None, **settings: str) -
 
 def become(argv: list[str]) -> NoReturn:
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "supervisor", *argv])  # noqa: S606
+    # -P: what is called `supervisor` in the current folder is not ours.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "supervisor", *argv])  # noqa: S606
 
 
 def command(global_conf: Mapping[str, str], settings: Mapping[str, str]) -> list[str]:

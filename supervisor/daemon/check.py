@@ -132,6 +132,10 @@ def _receive(server: ForkServerHandle, failure: type[OstlerError] = OstlerError)
     if received is None:
         raise BootError("the fork server ended while it loaded the configuration or the app")
     message = received[0]
+    if isinstance(message, messages.Decided):
+        for warning in message.warnings:
+            get_logger().warning("configuration", problem=warning)
+        return _receive(server, failure)
     if isinstance(message, messages.LoadFailed):
         if message.traceback:
             print(lines(message.traceback), file=sys.stderr)

@@ -14,6 +14,7 @@ import supervisor
 from supervisor.control.views import ExitCause
 from supervisor.ipc import channel, messages
 from supervisor.ipc.channel import Channel
+from supervisor.osapi import imports
 from supervisor.osapi.priority import step_back, step_forward
 from supervisor.osapi.process import INTERRUPT_SIGNAL, send_signal, signal_main_thread
 from supervisor.settings import classes
@@ -23,11 +24,16 @@ from supervisor.settings.load import Loaded
 _DUMP_LIMIT = 64 * 1024
 
 # -P keeps the current folder off the module path: a package `supervisor` that lies in the app's folder must
-# not be taken for ours. Ours is put in front just for the import; all its modules are loaded by then.
+# not be taken for ours. Ours is put in front just for the import; all its modules are loaded by then. Root's
+# imports are watched before the first that could come from elsewhere.
 _FORK_SERVER = """\
 import sys
 root, fd, lowered = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 sys.argv[:] = sys.argv[4:]
+sys.path.insert(0, root)
+from supervisor.osapi.imports import guard
+sys.path.remove(root)
+guard()
 sys.path.insert(0, root)
 from supervisor.forkserver.main import main
 sys.path.remove(root)
@@ -134,6 +140,8 @@ class ForkServerHandle(Child):
         warmed: it has been told what modules its workers need.
         takes_lines: it wants the supervisor's log lines, for loggers of its own.
         cause: why it was started.
+        decided: what it said before it ran anything that the app's user can write; later words of that kind
+            count for nothing.
         hooks: names of those that its configuration file has; calls: it can be told what is due; due: what it
             was told and has not done yet; workers_told: the number of workers that it knows.
         begun: it is at the first of these.
@@ -155,6 +163,7 @@ class ForkServerHandle(Child):
         self.warmed = False
         self.takes_lines = False
         self.cause: Literal["start", "reload", "upgrade", "restart"] = "restart"
+        self.decided: messages.Decided | None = None
         self.hooks: list[str] = []
         self.calls = False
         self.workers_told: int | None = None
@@ -226,10 +235,11 @@ class ForkServerHandle(Child):
             lowered = step_back()
             try:
                 argv = [sys.executable, "-P", "-c", _FORK_SERVER, root, str(fd), str(lowered), *sys.argv]
+                environ = imports.environment()
                 pid = os.posix_spawn(
                     sys.executable,
                     argv,
-                    os.environ,
+                    environ,
                     file_actions=[(os.POSIX_SPAWN_DUP2, fd, fd)],
                     setsigmask=(),
                 )

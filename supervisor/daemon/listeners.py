@@ -6,6 +6,7 @@ import os
 import pwd
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -177,8 +178,8 @@ class Listeners:
         try:
             # Not what somebody else has put there, a second instance say. While the socket is open, nobody
             # takes its file for a dead one and replaces it.
-            if file is not None and file == _file(sock):
-                Path(sock.getsockname()).unlink(missing_ok=True)
+            if file is not None:
+                _unlink(sock.getsockname(), lambda info: (info.st_dev, info.st_ino) == file)
         except OSError:
             pass  # the disk became read-only: a dead socket is replaced at the next start
         sock.close()
@@ -319,7 +320,8 @@ def _ids(owner: str | None) -> tuple[int, int]:
 def _remove_dead(path: str) -> None:
     """Unlink a socket nobody listens on; a live one stays, and bind will say that it is in use."""
     try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        found = os.lstat(path)
+        if not stat.S_ISSOCK(found.st_mode):
             return
     except OSError:
         return
@@ -328,9 +330,25 @@ def _remove_dead(path: str) -> None:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            Path(path).unlink(missing_ok=True)
+            _unlink(path, lambda info: os.path.samestat(info, found))
         except OSError:
             return
+
+
+def _unlink(path: str, is_it: Callable[[os.stat_result], bool]) -> None:
+    """Remove a file if it is the one that is meant.
+
+    In a folder that is held: others may be able to put another in its place between the look and the removal.
+    """
+    folder, name = os.path.split(path)
+    fd = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if is_it(os.stat(name, dir_fd=fd, follow_symlinks=False)):
+            os.unlink(name, dir_fd=fd)
+    except FileNotFoundError:
+        pass
+    finally:
+        os.close(fd)
 
 
 def _adopt(fd: int) -> socket.socket:

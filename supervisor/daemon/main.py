@@ -30,6 +30,7 @@ from supervisor.daemon.observer import Observer
 from supervisor.daemon.outlets import Outlets
 from supervisor.daemon.pidfile import PidFile
 from supervisor.daemon.plane import ControlPlane
+from supervisor.daemon.rights import account_for, rights_for
 from supervisor.daemon.shell import Callbacks, Shell, Start
 from supervisor.daemon.upgrade import Carried
 from supervisor.daemon.watching import Watcher
@@ -178,10 +179,11 @@ class Daemon:
         """A generation's settings are known; the first one's also say how the daemon itself is to be."""
         settings = loaded.settings
         if not self._shell.loaded:
-            self._begin(settings)
+            self._begin(loaded)
         self._watcher.configure(settings)
 
-    def _begin(self, settings: Settings) -> None:
+    def _begin(self, loaded: Loaded) -> None:
+        settings = loaded.settings
         if settings.daemon and self._launch is None:
             if self._order.stay is None:
                 # The file says so, not the command line. Nothing was bound or written yet.
@@ -189,26 +191,30 @@ class Daemon:
                 raise SettingError("daemon", "this process is to be the launcher")
             problem = f"daemon: stays in the foreground, because {self._order.stay}"
             self._journal.record("warning", "configuration", {"problem": problem})
-        self._settle(settings)
+        self._settle(loaded)
         if self._launch is not None and log_gets_lost(settings):
             problem = "errorlog: the log ends here; --error-logfile FILE keeps it"
             self._journal.record("warning", "configuration", {"problem": problem})
         if settings.pidfile:
-            pidfile = PidFile(settings.pidfile)
+            pidfile = PidFile(settings.pidfile, account=account_for(loaded, "pidfile"))
             pidfile.write()
             self._pidfile = pidfile
         # Before the app is loaded: whoever waits for a slow start wants to see it.
         self._start_task(self._start_control(settings))
 
-    def _settle(self, settings: Settings) -> None:
+    def _settle(self, loaded: Loaded) -> None:
         """Where the daemon is, and where its log goes."""
+        settings = loaded.settings
         if settings.chdir:
             # As in gunicorn, relative paths of logs, pid file and sockets count from there, in every process.
             try:
-                os.chdir(Path(self._order.folder, settings.chdir))
+                with rights_for(loaded, "chdir"):
+                    os.chdir(Path(self._order.folder, settings.chdir))
             except OSError as error:
                 raise SettingError("chdir", f"can't enter {settings.chdir!r}: {error.strerror}") from None
-        share_with(find_account(settings.user, settings.group, settings.initgroups))
+        logs = {name: getattr(settings, name) for name in ("errorlog", "accesslog")}
+        unmade = [path for name, path in logs.items() if path and name in loaded.confined]
+        share_with(find_account(settings.user, settings.group, settings.initgroups), unmade)
         only_terminal = settings.errorlog == "-" and not settings.enable_stdio_inheritance
         shown = SHOWN if self._launch is not None and only_terminal else "debug"
         self._log_file = set_up(settings.errorlog, settings.log_format, settings.loglevel, shown)
@@ -415,15 +421,16 @@ class Daemon:
             shell.name = carried.name
             self._observer.restore(carried.observer)
             self._sensor.resume()
-            settings = shell.loaded[shell.fleet.current].settings
+            loaded = shell.loaded[shell.fleet.current]
+            settings = loaded.settings
             try:
-                self._settle(settings)
+                self._settle(loaded)
             except SettingError as error:
                 # Its log's folder is gone, say. The configuration that comes next may know better, and what
                 # it says there counts: the fleet must not be left alone for that.
                 self._journal.record("warning", "configuration", {"problem": str(error)})
             if carried.pidfile is not None:
-                self._pidfile = PidFile(*carried.pidfile)
+                self._pidfile = PidFile(*carried.pidfile, account_for(loaded, "pidfile"))
             self._start_task(self._start_control(settings))
             self._begin_looking()
         except Exception as error:

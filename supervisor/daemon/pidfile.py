@@ -9,10 +9,12 @@ import fcntl
 import os
 import stat
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from supervisor.errors import SettingError
 from supervisor.logs.setup import get_logger
+from supervisor.osapi.account import Account, files_as
 
 # Seconds that the times of a process and of a file may differ by: each is only so exact.
 _TOLERANCE = 1.0
@@ -20,11 +22,15 @@ _LONGEST = 32  # bytes; the largest pid has seven digits
 
 
 class PidFile:
-    """A pid file that is ours from `write` to `remove`."""
+    """A pid file that is ours from `write` to `remove`.
 
-    def __init__(self, path: str, fd: int = -1) -> None:
+    account: with whose rights the file is reached; None: with our own.
+    """
+
+    def __init__(self, path: str, fd: int = -1, account: Account | None = None) -> None:
         self._path = Path(path).absolute()
         self._fd = fd
+        self._account = account
 
     def hand_over(self) -> tuple[str, int]:
         """What `PidFile` is made from by the next program in this process: path and descriptor."""
@@ -36,6 +42,13 @@ class PidFile:
         Raises:
             SettingError: another live process has the file, or it can't be written.
         """
+        with self._rights():
+            self._write()
+
+    def _rights(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._account is None else files_as(self._account)
+
+    def _write(self) -> None:
         owner, stale = self._owner()
         if owner is not None:
             raise SettingError(
@@ -61,8 +74,9 @@ class PidFile:
     def remove(self) -> None:
         """Remove the file if it is still ours."""
         try:
-            if self._fd >= 0 and os.path.samestat(os.fstat(self._fd), self._path.lstat()):
-                self._path.unlink()
+            with self._rights():
+                if self._fd >= 0 and os.path.samestat(os.fstat(self._fd), self._path.lstat()):
+                    self._path.unlink()
         except OSError:
             pass  # gone or somebody else's by now: not ours to remove
         if self._fd >= 0:

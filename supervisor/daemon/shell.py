@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+import msgspec
+
 from supervisor.daemon.children import (
     CarriedForkServer,
     CarriedWorker,
@@ -29,6 +31,7 @@ from supervisor.daemon.listeners import Listeners, access_of
 from supervisor.daemon.overdue import Overdue
 from supervisor.daemon.policy import fleet_policy
 from supervisor.daemon.reaper import Reaper
+from supervisor.daemon.rights import rights_for
 from supervisor.errors import SettingError
 from supervisor.fleet import actions, events
 from supervisor.fleet.machine import Fleet
@@ -38,6 +41,7 @@ from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings import classes
+from supervisor.settings.confine import confine
 from supervisor.settings.load import Loaded
 
 Message = TypeVar("Message")
@@ -78,6 +82,11 @@ class Callbacks:
     upgrade: Callable[[], None]
     log_taken: Callable[[int], None]
     when_lines_taken: Callable[[Callable[[], None]], None]
+
+
+def _is_decided(setting: str) -> bool:
+    """Whether a setting is what the fork server said while it was to be believed."""
+    return setting in ("user", "group", "initgroups")
 
 
 class Shell:
@@ -274,6 +283,11 @@ class Shell:
             self._callbacks.log_taken(message.number)
         elif handle.ending or handle.retired:
             pass  # nobody wants it any more
+        elif isinstance(message, messages.Decided):
+            if handle.decided is None and not handle.listener_keys:
+                handle.decided = message
+                for warning in message.warnings:
+                    self.journal.record("warning", "configuration", {"problem": warning})
         elif isinstance(message, messages.Configured):
             # Once, before it runs the app: that must not tell us what to bind.
             if not handle.listener_keys:
@@ -294,11 +308,12 @@ class Shell:
             self._callbacks.watch(generation, message)
 
     def _configured(self, handle: ForkServerHandle, message: messages.Configured) -> None:
-        generation, loaded = handle.generation, message.loaded
-        settings = loaded.settings
+        generation = handle.generation
         try:
+            loaded, warnings = self._believed(handle, message.loaded)
+            settings = loaded.settings
             self._callbacks.configured(loaded)
-            for warning in message.warnings:
+            for warning in (*message.warnings, *warnings):
                 self.journal.record("warning", "configuration", {"problem": warning})
             handle.listener_keys = self._bind(loaded)
         except SettingError as error:
@@ -314,10 +329,35 @@ class Shell:
         closes = current is not None and not set(current.listener_keys) <= set(handle.listener_keys)
         self.submit(events.ForkServerConfigured(generation, fleet_policy(loaded, message.hooks), closes))
 
+    def _believed(self, handle: ForkServerHandle, said: Loaded) -> tuple[Loaded, list[str]]:
+        """The settings of a generation, and what to warn of.
+
+        What a fork server says counts if only root could write what it had run by then.
+
+        Raises:
+            SettingError: they can't be used.
+        """
+        if (known := self.loaded.get(handle.generation)) is not None:
+            return known, []
+        decided = handle.decided
+        if decided is None:
+            raise SettingError("config", "the fork server has not said which file it is; this is a defect")
+        if decided.loaded is not None:
+            return msgspec.structs.replace(decided.loaded, one_loop=said.one_loop), []
+        settings = msgspec.structs.replace(
+            said.settings, user=decided.user, group=decided.group, initgroups=decided.initgroups
+        )
+        said = msgspec.structs.replace(said, settings=settings, config=decided.config)
+        why = f"{decided.user!r} can write {decided.config or 'the PasteDeploy file'}"
+        return confine(said, _is_decided, self._start.command_line, why)
+
     def _bind(self, loaded: Loaded) -> list[str]:
         """Raises SettingError."""
         settings = loaded.settings
-        return self.listeners.bind(settings.bind, settings.backlog, access_of(settings), settings.reuse_port)
+        with rights_for(loaded, "bind"):
+            return self.listeners.bind(
+                settings.bind, settings.backlog, access_of(settings), settings.reuse_port
+            )
 
     def _load_app(self, action: actions.LoadApp) -> None:
         handle = self.fork_servers[action.generation]

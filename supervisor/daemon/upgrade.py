@@ -14,11 +14,13 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import msgspec
 import psutil
 
+import supervisor
 from supervisor.control.handover import Handover
 from supervisor.daemon.children import CarriedForkServer, CarriedWorker
 from supervisor.daemon.journal import JournalState
@@ -30,6 +32,7 @@ from supervisor.fleet.model import ExitStatus
 from supervisor.fleet.state import State
 from supervisor.ipc import messages, wire
 from supervisor.logs.setup import get_logger, set_up
+from supervisor.osapi import imports
 from supervisor.osapi.memfile import memory_file
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.reader import ScoreboardState
@@ -93,7 +96,7 @@ def start_check(carried: Carried, folder: str) -> tuple[int, int]:
         prefix = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]
         argv = [sys.executable, *prefix, "--check-config", *sys.argv[1:]]
         # It starts where we were started, by that folder's name: it may lead to a new release now.
-        environment = os.environ | {_CHECK: f"{os.getpid()}:{state}"}
+        environment = imports.environment(_first_on_path(folder)) | {_CHECK: f"{os.getpid()}:{state}"}
         actions = [(os.POSIX_SPAWN_DUP2, said, 1), (os.POSIX_SPAWN_DUP2, said, 2)]
         actions.append((os.POSIX_SPAWN_DUP2, state, state))  # onto itself: clears close-on-exec
         here = os.open(".", os.O_PATH | os.O_CLOEXEC)
@@ -138,7 +141,8 @@ def replace_program(carried: Carried, folder: str, notify: str) -> NoReturn:
         os.chdir(folder)
         argv = [sys.executable, *sys.orig_argv[1:]]
         notify_socket = {"NOTIFY_SOCKET": notify} if notify else {}
-        environment = os.environ | {_STATE: f"{os.getpid()}:{state}"} | notify_socket
+        path = imports.environment(_first_on_path(folder))
+        environment = path | {_STATE: f"{os.getpid()}:{state}"} | notify_socket
         os.execve(sys.executable, argv, environment)  # noqa: S606 - no shell is what is wanted
     except BaseException:
         for fd in kept:
@@ -146,6 +150,16 @@ def replace_program(carried: Carried, folder: str, notify: str) -> NoReturn:
         os.close(state)
         raise
     raise AssertionError("execve does not return")
+
+
+def _first_on_path(folder: str) -> str | None:
+    """The folder that comes first on the new program's module search path, if that is `folder`.
+
+    One that the package itself lies in can't be done without.
+    """
+    by_name = len(sys.orig_argv) > 1 and "-m" in sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]
+    home = Path(supervisor.__file__).resolve().parents[1]
+    return folder if by_name and not sys.flags.safe_path and Path(folder).resolve() != home else None
 
 
 def _format() -> bytes:

@@ -20,8 +20,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from supervisor.errors import OstlerError, SettingError
+from supervisor.forkserver.deciding import (
+    Decision,
+    decide,
+    folder_warning,
+    installation_warning,
+    override,
+    refuse_other_account,
+)
 from supervisor.forkserver.forking import Asked, Forking, fields_of, take_over
-from supervisor.forkserver.rights import leave_terminal, take_rights
+from supervisor.forkserver.rights import become_account, leave_terminal, set_umask
 from supervisor.hooks.calling import HookFailed
 from supervisor.hooks.generation import Cause, Hooks
 from supervisor.ipc import messages
@@ -29,11 +37,11 @@ from supervisor.ipc.channel import Channel, shorten
 from supervisor.logs import bridge, logconfig
 from supervisor.logs.access import compile_format, unknown_atoms
 from supervisor.logs.lean import resolve_format
-from supervisor.logs.opening import open_log, share_with
+from supervisor.logs.opening import make_for_sharer, open_log, share_with
 from supervisor.logs.outlets import Outlets
 from supervisor.logs.streams import forgive, write_at_once
-from supervisor.osapi import real
-from supervisor.osapi.account import find_account
+from supervisor.osapi import imports, real, trust
+from supervisor.osapi.account import Account, find_account
 from supervisor.osapi.cpus import usable_cpus
 from supervisor.osapi.priority import keep_way_forward, step_back
 from supervisor.osapi.process import set_title
@@ -44,7 +52,7 @@ from supervisor.workers import boot
 from supervisor.workers.base import BaseWorker
 from supervisor.workers.classes import worker_class
 from supervisor.workers.engine import Engine
-from supervisor.workers.loader import AppLoadError, prepare
+from supervisor.workers.loader import AppLoadError, enter, extend_path
 from supervisor.workers.loader import load as load_app
 from supervisor.workers.rehearsal import LONG, rehearse
 from supervisor.wsgi.exchange import App
@@ -53,7 +61,6 @@ if TYPE_CHECKING:
     from ssl import SSLContext
 
     from supervisor.workers.development import Development
-    from supervisor.workers.tls import Hook
 
 
 # Hooks that not every worker class can call.
@@ -72,6 +79,8 @@ class Preparation:
         self.lowered = lowered
         self._number = 0
         self._loaded: Loaded | None = None
+        # Before the configuration was evaluated.
+        self._given_up = False
         self._log_format = ""
         self._tls: SSLContext | None = None
         self._worker_class: type[BaseWorker] = Engine
@@ -101,14 +110,13 @@ class Preparation:
         try:
             if ask.version != messages.VERSION:
                 raise OstlerError("Ostler was changed on disk while it runs; restart it to use the new one")
-            loaded, warnings, file = _configure(ask)
-            functions = file.hooks if file is not None else {}
-            hook = functions.get("ssl_context")
+            loaded, warnings, file = self._read(ask)
             if ask.detached and loaded.settings.daemon:
                 leave_terminal(loaded.settings)
-            prepare(loaded.settings)
+            enter(loaded.settings)
             with _telling_where(loaded), _new_logs(loaded.settings, keep=ask.cause != "check"):
-                warnings += self._set_up(loaded.settings, hook, ask.cause == "check")
+                warnings += self._set_up(loaded.settings, file, ask)
+                functions = configfile.imported_hooks(file) if file is not None else {}
                 self._set_up_logs(loaded.settings, file)
                 self._worker_class = worker_class(loaded.settings)
                 remarks = self._worker_class.check(loaded.settings)
@@ -130,18 +138,76 @@ class Preparation:
         hooks = self._hooks.names if self._hooks is not None else []
         self._channel.send(messages.Configured(loaded, warnings, hooks, problem))
         if self._development is not None:
-            self._development.tell_configuration(ask, loaded.settings)
+            self._development.tell_configuration(loaded.config, ask, loaded.settings)
         return True
 
-    def _set_up(self, settings: Settings, hook: "Hook | None", trial: bool) -> list[str]:
+    def _read(self, ask: messages.Configure) -> tuple[Loaded, list[str], configfile.ConfigFile | None]:
+        """The settings, what to warn of, and the configuration file.
+
+        What others can write is evaluated with fewer rights than root's. Before any of that, or of the app,
+        runs, the supervisor knows all that it believes: from then on this process may say anything.
+        """
+        folder = Path(ask.folder)
+        try:
+            # By its name: where that is a link to the newest release, a reload follows it.
+            os.chdir(folder)
+        except OSError as error:
+            raise OstlerError(f"can't enter {folder}, where Ostler was started: {error.strerror}") from None
+        decision = decide(ask, folder)
+        config, warnings = decision.config, list(decision.warnings)
+        if decision.account is None:
+            loaded, more, file = _configure(ask, folder, decision)
+            self._channel.send(messages.Decided(config, loaded, warnings=warnings))
+            return loaded, more, file
+        user, group = decision.user, decision.group
+        self._channel.send(messages.Decided(config, None, user, group, decision.initgroups, warnings))
+        more = installation_warning(decision.account) if ask.known is None else []
+        _make_logs(ask, folder, decision.account)
+        more += self._give_up_rights(decision.account, user, group)
+        self._given_up = True
+        loaded, others, file = _configure(ask, folder, decision)
+        if ask.known is None:
+            refuse_other_account(decision, file)
+        return loaded, more + others, file
+
+    def _give_up_rights(
+        self, account: Account, user: str | None, group: str | None, trial: bool = False
+    ) -> list[str]:
+        """For good; returns what to warn of. Raises SettingError if we may not."""
+        self.lowered = keep_way_forward(self.lowered)
+        warnings = become_account(account, user, group, trial)
+        imports.release()
+        return warnings
+
+    def _set_up(
+        self, settings: Settings, file: configfile.ConfigFile | None, ask: messages.Configure
+    ) -> list[str]:
         """Do what needs the supervisor's rights, then take the workers'; returns what to warn of."""
-        account = find_account(settings.user, settings.group, settings.initgroups)
+        account = None
+        if not self._given_up:
+            account = find_account(settings.user, settings.group, settings.initgroups)
         share_with(account)
         self._log_format = _check_logs(settings)
-        self._tls = _tls_context(settings, hook)
+        # What the workers' account can have a path lead to is read with its rights.
+        early = account is None or not _others_write_certificates(settings)
+        if early:
+            self._tls = _tls_context(settings, file)
+        warnings: list[str] = []
+        set_umask(settings)
         if account is not None:
-            self.lowered = keep_way_forward(self.lowered)
-        warnings = take_rights(settings, account, trial)
+            if ask.known is None and os.geteuid() == 0:
+                warnings += installation_warning(account)
+            trial = ask.cause == "check"
+            warnings += self._give_up_rights(account, settings.user, settings.group, trial)
+        else:
+            if ask.known is None and settings.user is None:
+                warnings += folder_warning()
+            imports.release()
+        if file is not None and ask.folder not in sys.path:
+            sys.path.insert(0, ask.folder)  # for what the file imports later
+        extend_path(settings)
+        if not early:
+            self._tls = _tls_context(settings, file)
         _check_folder(settings.tmp_upload_dir)
         return warnings
 
@@ -221,36 +287,34 @@ class Preparation:
         )
 
 
-def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], configfile.ConfigFile | None]:
+def _configure(
+    ask: messages.Configure, folder: Path, decision: Decision
+) -> tuple[Loaded, list[str], configfile.ConfigFile | None]:
     """The settings, what to warn of, and the configuration file.
 
     With `ask.known` the file is evaluated for what else it does: workers of a generation have one
     configuration, whatever has been written into its file meanwhile.
     """
-    folder = Path(ask.folder)
-    try:
-        # By its name: where that is a link to the newest release, a reload follows it.
-        os.chdir(folder)
-    except OSError as error:
-        raise OstlerError(f"can't enter {folder}, where Ostler was started: {error.strerror}") from None
     warnings = list(ask.remarks)
-    name = configfile.find(ask.config, folder)
+    name = decision.config
     file = None
-    if name is not None:
-        # As in gunicorn, a configuration file may import what lies beside it.
+    # As in gunicorn, a configuration file may import what lies beside it.
+    beside = name is not None and imports.may_come_from(str(folder))
+    if beside:
         sys.path.insert(0, str(folder))
-        file = configfile.evaluate(name, folder)
+    if name is not None and not decision.skipped:
+        file = configfile.evaluate(name, folder, decision.source)
         if file.unknown:
             warnings.append(f"{file.name}: no settings, and without effect: {'; '.join(file.unknown)}")
     if ask.known is not None:
         return ask.known, [], file
-    loaded = load(ask.command_line, os.environ, file, usable_cpus, ask.variables)
+    given, variables = override(ask, decision)
+    loaded = load(given, os.environ, file, usable_cpus, variables)
     if loaded.settings.paste:
         # Only now: few have such a file.
-        from supervisor.settings.pastefile import with_paste
+        from supervisor.forkserver.pasting import read_paste
 
-        file = with_paste(file, loaded.settings, folder, warnings)
-        loaded = load(ask.command_line, os.environ, file, usable_cpus, ask.variables)
+        loaded, file = read_paste(loaded, given, variables, file, folder, warnings)
     elif not loaded.settings.wsgi_app:
         raise SettingError("wsgi_app", "no app given; write ostler MODULE:APP, or try ostler --demo")
     warnings += loaded.warnings
@@ -261,17 +325,32 @@ def _configure(ask: messages.Configure) -> tuple[Loaded, list[str], configfile.C
     compile_format(loaded.settings.access_log_format)
     if unknown := unknown_atoms(loaded.settings.access_log_format):
         warnings.append(f"access_log_format: there is no {', '.join(unknown)}; it is always -")
-    return loaded, warnings, file
+    return msgspec.structs.replace(loaded, config=name), warnings, file
 
 
-def _tls_context(settings: Settings, hook: "Hook | None") -> "SSLContext | None":
-    """As `tls.make_context`. Raises SettingError."""
+def _tls_context(settings: Settings, file: configfile.ConfigFile | None) -> "SSLContext | None":
+    """As `tls.make_context`. Raises SettingError, or ConfigFileError."""
+    hook = configfile.imported_hooks(file, ("ssl_context",)).get("ssl_context") if file is not None else None
     if settings.certfile is None and hook is None:
         return None
     # Only now: it brings OpenSSL along, some megabytes which plain HTTP does without.
     from supervisor.workers import tls
 
     return tls.make_context(settings, hook)
+
+
+def _others_write_certificates(settings: Settings) -> bool:
+    paths = (settings.certfile, settings.keyfile, settings.ca_certs)
+    return os.geteuid() == 0 and any(trust.writers(path) for path in paths if path)
+
+
+def _make_logs(ask: messages.Configure, folder: Path, account: Account) -> None:
+    """Those that the command line names, where only root can make them: later we have no such rights."""
+    share_with(account)
+    for name in ("errorlog", "accesslog"):
+        path = ask.command_line.get(name)
+        if isinstance(path, str) and path != "-":
+            make_for_sharer(str(folder / (ask.command_line.get("chdir") or "") / path))
 
 
 @contextmanager

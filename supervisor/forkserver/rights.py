@@ -1,8 +1,8 @@
 """With which rights the app runs, and on which terminal: `user`, `group`, `initgroups`, `umask`, `daemon`.
 
 The fork server gives up what it has once the configuration was evaluated and certificates were read, before
-the app is imported; workers inherit that. The supervisor keeps its rights, so that it can bind ports, make
-logs anew, and start the next fork server.
+the app is imported (or before even that: see `deciding`); workers inherit that. The supervisor keeps its
+rights, so that it can bind ports, make logs again, and start the next fork server.
 """
 
 import os
@@ -15,32 +15,34 @@ from supervisor.osapi.process import silence
 from supervisor.settings.table import Settings
 
 
-def take_rights(settings: Settings, account: Account | None, trial: bool = False) -> list[str]:
-    """Become `account`, if it is not None, and set the umask; returns what to warn of.
+def set_umask(settings: Settings) -> None:
+    """0 is gunicorn's default, which there is about sockets alone: files that everybody may write to are
+    nobody's wish."""
+    if umask := int(settings.umask, 8):
+        os.umask(umask)
 
-    trial: the configuration is only checked, perhaps by somebody who may do less than who will start it.
+
+def become_account(account: Account, user: str | None, group: str | None, trial: bool = False) -> list[str]:
+    """Give up what rights we have for those of `account`; returns what to warn of.
+
+    user, group: the settings that name it; trial: the configuration is only checked, perhaps by an account
+    that may do less than the one that will start it.
 
     Raises:
         SettingError: we may not.
     """
-    # 0 is gunicorn's default, which there is about sockets alone: files that everybody may write to are
-    # nobody's wish.
-    if umask := int(settings.umask, 8):
-        os.umask(umask)
-    if account is None:
-        return []
     share_with(None)
-    name = "group" if settings.user is None else "user"
+    name = "group" if user is None else "user"
     try:
         become(account)
     except OSError as error:
-        wanted = settings.group if settings.user is None else settings.user
+        wanted = group if user is None else user
         if trial and isinstance(error, PermissionError):
             return [f"{name}: only root can become {wanted!r}; the rest was checked without"]
         problem = f"can't become {wanted!r} ({error.strerror or error}); that needs root's rights"
         raise SettingError(name, problem) from None
-    if account.gid is None and settings.user is not None:
-        return [f"user: {settings.user} has no account and so no group; it stays in group {os.getegid()}"]
+    if account.gid is None and user is not None:
+        return [f"user: {user} has no account and so no group; it stays in group {os.getegid()}"]
     return []
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from supervisor.settings.load import Loaded
 
-VERSION = 7
+VERSION = 8
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True):
@@ -24,10 +24,10 @@ class Configure(_Message, frozen=True):
     """Evaluate the configuration.
 
     command_line: raw values by setting name; folder: where the daemon was started; known: the generation's
-    settings if it is not new: then the file is evaluated for what else it does, and these hold; cause: why
-    there is a new generation, which says what hooks are called; detached: with `daemon` let go of the
-    standard descriptors; variables: of the values in `command_line` that are from a variable with arguments,
-    which; remarks: what the command line deserves a warning for.
+    settings if it is not new: then the file that they are from is evaluated for what else it does, no other
+    is looked for, and these hold; cause: why there is a new generation, which says what hooks are called;
+    detached: with `daemon` let go of the standard descriptors; variables: of the values in `command_line`
+    that are from a variable with arguments, which; remarks: what the command line deserves a warning for.
     """
 
     version: int
@@ -111,6 +111,22 @@ ToForkServer = Configure | Load | Spawn | Warm | HookDue | LogLine | ReopenLogs
 # -- fork server -> supervisor ---------------------------------------------------------------------------
 
 
+class Decided(_Message, frozen=True):
+    """Which file is the configuration. Sent once, before any code runs that the app's user can write.
+
+    config: as in `Configure`, None if there is none; loaded: the settings, if they were read with the
+    supervisor's own rights; else user, group and initgroups say with whose rights the file is evaluated,
+    because others can write it, and what they are for the whole generation; warnings: what to warn of.
+    """
+
+    config: str | None
+    loaded: Loaded | None = None
+    user: str | None = None
+    group: str | None = None
+    initgroups: bool = False
+    warnings: list[str] = []
+
+
 class Configured(_Message, frozen=True):
     """The configuration is good; what deserves a warning all the same.
 
@@ -186,7 +202,8 @@ class AppBroken(_Message, frozen=True):
 
 
 FromForkServer = (
-    Configured
+    Decided
+    | Configured
     | AppLoaded
     | LoadFailed
     | LogTaken

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from supervisor.osapi.account import Account, files_as
@@ -29,12 +30,17 @@ _STANDARD = {
 }
 
 _sharer: Account | None = None
+_unmade: frozenset[str] = frozenset()
 
 
-def share_with(account: Account | None) -> None:
-    """Logs that this process opens from now on can be opened by `account` as well; None: by us."""
-    global _sharer
+def share_with(account: Account | None, unmade: Iterable[str] = ()) -> None:
+    """Logs that this process opens from now on can be opened by `account` as well; None: by us.
+
+    unmade: paths of logs that root does not make for it where it can't, because others have named them.
+    """
+    global _sharer, _unmade
     _sharer = account if account is not None and os.geteuid() == 0 and account.uid != 0 else None
+    _unmade = frozenset(unmade)
 
 
 def make_for_sharer(path: str | None) -> None:
@@ -68,6 +74,8 @@ def _open_shared(path: str) -> int:
         with files_as(_sharer):
             return _open(path)
     except PermissionError:
+        if path in _unmade:
+            raise
         _make_for(_resolved(path, _sharer), _sharer)
     with files_as(_sharer):
         return _open(path)

@@ -19,6 +19,18 @@ def read_file(path: str | os.PathLike[str], most: int = _MOST) -> bytes:
         raise OSError(errno.EINVAL, "a path can't have a NUL character", name)
     fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:
+        return read_opened(fd, name, most)
+    finally:
+        os.close(fd)
+
+
+def read_opened(fd: int, name: str, most: int = _MOST) -> bytes:
+    """The same of what is open already, with O_NONBLOCK; it stays open.
+
+    Args:
+        name: what it was opened by, for messages.
+    """
+    try:
         _check_kind(os.fstat(fd).st_mode, name)
         parts = []
         size = 0
@@ -30,8 +42,6 @@ def read_file(path: str | os.PathLike[str], most: int = _MOST) -> bytes:
         return b"".join(parts)
     except BlockingIOError:
         raise OSError(errno.EAGAIN, "it is no file, and nothing is there to be read", name) from None
-    finally:
-        os.close(fd)
 
 
 def check_file(path: str | os.PathLike[str]) -> None:

@@ -4,7 +4,7 @@ import ast
 import importlib
 import inspect
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -54,7 +54,7 @@ class ConfigFile:
         name: how to call it in messages.
         values: its settings, raw, by name.
         lines: the line where each, and each hook, has its value from, as far as the source tells.
-        hooks: its functions that we call, by name; they stay in this process.
+        hooks: its functions that we call, by name, or texts `MODULE.NAME`; they stay in this process.
         unknown: names that seem to be meant for settings and are none, each with its line and advice.
         helpers: names of settings that gunicorn does not have, and that the file itself looks at.
     """
@@ -62,7 +62,7 @@ class ConfigFile:
     name: str
     values: Mapping[str, Any]
     lines: Mapping[str, int] = field(default_factory=dict)
-    hooks: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    hooks: Mapping[str, Any] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
     helpers: frozenset[str] = frozenset()
 
@@ -82,11 +82,19 @@ def find(config: str | None, folder: Path) -> str | None:
     return tomlfile.PROJECT if tomlfile.is_project_with_settings(folder / tomlfile.PROJECT) else None
 
 
-def evaluate(config: str, folder: Path) -> ConfigFile:
+def path_of(config: str, folder: Path) -> Path | None:
+    """The file that a configuration is read from; None if it is a module."""
+    return None if config.startswith("python:") else folder / config.removeprefix("file:")
+
+
+def evaluate(config: str, folder: Path, source: bytes | None = None) -> ConfigFile:
     """Run a configuration file, or read it if it is TOML.
+
+    Hooks that are given as texts are not imported: see `imported_hooks`.
 
     Args:
         config: a path (relative to `folder`), `file:PATH` or `python:MODULE`; TOML is told by its ending.
+        source: what the file holds, if that was read.
 
     Raises:
         ConfigFileError: one line that names the file, the line and the mistake.
@@ -96,9 +104,9 @@ def evaluate(config: str, folder: Path) -> ConfigFile:
     path = folder / config.removeprefix("file:")
     name = config.removeprefix("file:")
     try:
-        source = read_file(path)
+        source = read_file(path) if source is None else source
     except OSError as error:
-        raise ConfigFileError(f"config: can't read {name!r}: {error.strerror}") from None
+        raise cant_read(config, error) from None
     if path.suffix == ".toml":
         return _toml(source, name)
     try:
@@ -121,6 +129,10 @@ def evaluate(config: str, folder: Path) -> ConfigFile:
         unknown=tuple(unknown.in_python(tree, namespace, _known(), set(HOOKS))),
         helpers=OWN & unknown.names_read(tree),
     )
+
+
+def cant_read(config: str, error: OSError) -> ConfigFileError:
+    return ConfigFileError(f"config: can't read {config.removeprefix('file:')!r}: {error.strerror}")
 
 
 def _toml(source: bytes, name: str) -> ConfigFile:
@@ -194,26 +206,42 @@ def _assignment_lines(tree: ast.Module) -> dict[str, int]:
     return lines
 
 
-def _hooks(namespace: Mapping[str, Any], file: str) -> dict[str, Callable[..., Any]]:
-    """The hooks that a file defines: functions, or texts `MODULE.NAME` that name one.
+def _hooks(namespace: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """The hooks that a file defines: functions, and texts `MODULE.NAME` that name one.
 
     Raises:
-        ConfigFileError: it can't be called as it will be.
+        ConfigFileError: one can't be called as it will be.
     """
-    hooks = {}
-    for name, arguments in HOOKS.items():
-        hook = namespace.get(name)
-        if hook is None:
-            continue
-        if issubclass(type(hook), str):  # not isinstance, which asks an object of the file's own
-            hook = _imported(hook, f"config: {file}: {name}")
-        fits = next((number for number in arguments if _takes(hook, number)), None)
-        if fits is None:
-            raise ConfigFileError(
-                f"config: {file}: {name}: expected a function of {arguments[0]} arguments, got {shown(hook)}"
-            )
-        hooks[name] = hook if fits == arguments[0] else _with_fewer(hook, fits)
-    return hooks
+    found = {name: hook for name in HOOKS if (hook := namespace.get(name)) is not None}
+    return {name: hook if _is_text(hook) else _fitting(hook, name, file) for name, hook in found.items()}
+
+
+def imported_hooks(file: ConfigFile, names: Collection[str] = tuple(HOOKS)) -> dict[str, Callable[..., Any]]:
+    """Those of a file's hooks that are in `names`, as functions; what a text names is imported now.
+
+    Raises:
+        ConfigFileError: one can't be imported, or not be called as it will be.
+    """
+    found = {name: hook for name, hook in file.hooks.items() if name in names}
+    for name, hook in found.items():
+        if _is_text(hook):
+            found[name] = _fitting(_imported(hook, f"config: {file.name}: {name}"), name, file.name)
+    return found
+
+
+def _is_text(hook: Any) -> bool:
+    return issubclass(type(hook), str)  # not isinstance, which asks an object of the file's own
+
+
+def _fitting(hook: Any, name: str, file: str) -> Any:
+    """The hook as it will be called. Raises ConfigFileError if it can't be."""
+    arguments = HOOKS[name]
+    fits = next((number for number in arguments if _takes(hook, number)), None)
+    if fits is None:
+        raise ConfigFileError(
+            f"config: {file}: {name}: expected a function of {arguments[0]} arguments, got {shown(hook)}"
+        )
+    return hook if fits == arguments[0] else _with_fewer(hook, fits)
 
 
 def _takes(function: Any, arguments: int) -> bool:

@@ -30,7 +30,9 @@ class Loaded(msgspec.Struct, frozen=True):
 
     unused: what was given without effect here, with its value as text; warnings: lines for the log; hooks:
     where each of the file's is defined, by name; one_loop: as `BaseWorker` of the worker class, once that was
-    found.
+    found; config: the configuration file, as `messages.Configure` names it, None if there is none; confined:
+    of the settings that name what the supervisor opens, those that it opens with the rights of the workers'
+    account, because others than root can write where they are from.
     """
 
     settings: Settings
@@ -39,6 +41,8 @@ class Loaded(msgspec.Struct, frozen=True):
     warnings: list[str] = []
     hooks: dict[str, str] = {}
     one_loop: bool = False
+    config: str | None = None
+    confined: list[str] = []
 
 
 @dataclass(frozen=True, slots=True)

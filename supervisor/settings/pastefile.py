@@ -52,7 +52,7 @@ def bind_to_host(section: dict[str, str]) -> None:
         section["bind"] = f"{f'[{host}]' if ':' in host else host or '127.0.0.1'}:{port or 8000}"
 
 
-def with_paste(file: ConfigFile | None, settings: Settings, folder: Path, warnings: list[str]) -> ConfigFile:
+def with_paste(file: ConfigFile | None, settings: Settings, folder: Path, warnings: list[str]) -> WithPaste:
     """What the PasteDeploy file says about the server, beneath what the configuration file says.
 
     Args:

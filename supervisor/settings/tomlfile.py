@@ -16,13 +16,15 @@ _KEY = re.compile(
 )
 # tomllib says where in the text alone.
 _PLACE = re.compile(r"(.*) \(at line (\d+), column \d+\)", re.DOTALL)
+# Bytes of a project's file that may have our table: root looks for it, and others may have written the file.
+_LARGEST = 1024 * 1024
 _QUOTES = ('"""', "'''")
 
 
 def is_project_with_settings(path: Path) -> bool:
     """Whether a pyproject.toml has our table. What else is wrong with it is not our business."""
     try:
-        source = read_file(path)
+        source = read_file(path, _LARGEST)
     except OSError:
         return False
     if b"ostler" not in source:
@@ -32,7 +34,7 @@ def is_project_with_settings(path: Path) -> bool:
     try:
         tool = tomllib.loads(source.decode()).get("tool")
         return isinstance(tool, dict) and "ostler" in tool
-    except ValueError:
+    except (ValueError, RecursionError):
         return b"[tool.ostler" in source
 
 
@@ -52,6 +54,8 @@ def parse(source: bytes, name: str) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         text = source.decode()
         table: Any = tomllib.loads(text)
+    except RecursionError:
+        raise ConfigFileError(f"config: {name}: it is nested too deep") from None
     except ValueError as error:
         match = _PLACE.fullmatch(str(error))
         place, problem = (f"{name} line {match[2]}", match[1]) if match else (name, str(error))

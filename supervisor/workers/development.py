@@ -6,12 +6,10 @@ supervisor, which watches them, begins the next generation.
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import cast
 
 from supervisor.ipc import messages
 from supervisor.ipc.channel import shorten
-from supervisor.settings import configfile
 from supervisor.settings.pastefile import file_name
 from supervisor.settings.table import Settings
 from supervisor.workers.base import BaseWorker
@@ -32,9 +30,8 @@ class Development:
         self._say = say
         self._telling = Telling(say)
 
-    def tell_configuration(self, ask: messages.Configure, settings: Settings) -> None:
-        """Tell where the configuration is, with what it has imported."""
-        name = configfile.find(ask.config, Path(ask.folder))
+    def tell_configuration(self, name: str | None, ask: messages.Configure, settings: Settings) -> None:
+        """Tell where the configuration `name` is, with what it has imported."""
         files = [] if name is None or name.startswith("python:") else [name.removeprefix("file:")]
         files = [os.path.join(ask.folder, file) for file in files]  # noqa: PTH118 - may be absolute
         if settings.paste:

@@ -32,8 +32,8 @@ class AppLoadError(Exception):
         self.trace = trace
 
 
-def prepare(settings: Settings) -> None:
-    """Set up the process for the app: folder, environment, module search path.
+def enter(settings: Settings) -> None:
+    """Set up the process for the app: folder and environment.
 
     Raises:
         AppLoadError: the folder does not exist.
@@ -46,6 +46,14 @@ def prepare(settings: Settings) -> None:
     for pair in settings.raw_env:
         name, _, value = pair.partition("=")
         os.environ[name] = value
+
+
+def extend_path(settings: Settings) -> None:
+    """Let modules be found in the current folder and in those of `pythonpath`.
+
+    Raises:
+        AppLoadError: the folder was removed.
+    """
     try:
         here = str(Path.cwd())
     except OSError as error:

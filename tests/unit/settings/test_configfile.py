@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.errors import ConfigFileError
-from supervisor.settings.configfile import HOOKS, ConfigFile, evaluate, find
+from supervisor.settings.configfile import HOOKS, ConfigFile, evaluate, find, imported_hooks
 
 Write = Callable[[str], ConfigFile]
 
@@ -57,7 +57,9 @@ def test_hooks(evaluated: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert file.values == {}
     (tmp_path / "ostler_test_hooks.py").write_text("def make(config, factory): return 'made'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert evaluated("ssl_context = 'ostler_test_hooks.make'\n").hooks["ssl_context"](1, 2) == "made"
+    assert (
+        imported_hooks(evaluated("ssl_context = 'ostler_test_hooks.make'\n"))["ssl_context"](1, 2) == "made"
+    )
     assert evaluated("ssl_context = None\n").hooks == {}
     (tmp_path / "ostler_test_hooking.py").write_text("def ssl_context(config, factory): return 'module'\n")
     assert evaluate("python:ostler_test_hooking", tmp_path).hooks["ssl_context"](1, 2) == "module"
@@ -105,7 +107,7 @@ def test_hooks_of_another_shape(evaluated: Write) -> None:
 def test_hooks_that_cannot_be_called(evaluated: Write, value: str, problem: str) -> None:
     """A hook that would fail when it is called is refused when it is read."""
     with pytest.raises(ConfigFileError) as caught:
-        evaluated(f"ssl_context = {value}\n")
+        imported_hooks(evaluated(f"ssl_context = {value}\n"))
     assert str(caught.value).startswith(f"config: app.conf.py: {problem}")
     assert "\n" not in str(caught.value)
 

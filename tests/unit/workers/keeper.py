@@ -58,8 +58,10 @@ class Peer:
         self.channel.send(message, descriptors)
 
     def hear(self, kind: type[M]) -> M:
-        """The next message, which must be of this kind."""
+        """The next message, which must be of this kind; what was decided before is left out."""
         received = self.channel.receive()
+        if received is not None and isinstance(received[0], messages.Decided):
+            received = self.channel.receive()
         assert received is not None, f"gone before {kind.__name__}"
         assert isinstance(received[0], kind), received[0]
         return received[0]

@@ -1,0 +1,422 @@
+"""Root evaluates and imports nothing that the app's user can write.
+
+The app's folder belongs to the app's user. What is planted there leaves a file that names its uid.
+"""
+
+import os
+import py_compile
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kit.accounts import NOBODY, second_account, shown
+from tests.kit.certificates import Authority
+from tests.kit.daemon import OSTLER, Daemon, Place, fork_server
+from tests.system.conftest import furnished
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(not second_account(), reason="needs root, and the right to mount"),
+]
+
+APP = """\
+import os
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str(os.getuid()).encode()]
+"""
+
+# Leaves its proof, then makes way for the module whose name it has taken.
+PLANTED = """\
+import os, sys
+open(f"{proof}/{name}-{{os.getuid()}}-{{os.geteuid()}}", "a").close()
+if __name__ not in ("__config__", "__main__"):
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [entry for entry in sys.path if entry and os.path.abspath(entry) != here]
+    sys.path_importer_cache.clear()
+    del sys.modules[__name__]
+    import importlib
+    try:
+        sys.modules[__name__] = importlib.import_module(__name__)
+    except ModuleNotFoundError:
+        sys.modules[__name__] = type(sys)(__name__)
+    sys.path.insert(0, here)
+"""
+
+# Modules that the supervisor or a fork server imports, early or late, and those that Python looks for itself.
+MODULES = (
+    *(
+        "ssl",
+        "json",
+        "typing",
+        "tempfile",
+        "random",
+        "logging",
+        "socket",
+        "tomllib",
+        "configparser",
+        "pwd",
+        "grp",
+    ),
+    *("aiohttp", "psutil", "click", "msgspec", "structlog", "setproctitle", "supervisor"),
+    *("sitecustomize", "usercustomize"),
+)
+
+UPGRADED_WITHIN = 60.0
+"""Seconds: the new program is loaded three times, which takes a busy machine more than the usual patience."""
+UID = NOBODY.pw_uid
+ROOTS = "0-0"
+
+
+class Field:
+    """The app's folder, and what the app's user plants there."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.folder = place.app_folder
+        self.proof = place.folder / "proof"
+        self.proof.mkdir()
+        self.proof.chmod(0o1777)
+
+    def start(self, *args: str, **more: object) -> Daemon:
+        words = ("-u", "nobody", *args) if "-u" not in args else args
+        return self.place.start("who:app", *words, argv=[*shown(), *OSTLER], **more)  # type: ignore[arg-type]
+
+    def ctl(self, daemon: Daemon, *words: str) -> None:
+        """As root, elsewhere: `python -m`, which tests use, takes a `supervisor` from where it runs."""
+        done = self.place.run("ctl", *words, cwd=self.place.folder, OSTLER_SOCKET=str(daemon.socket))
+        assert done.code == 0, done
+
+    def code(self, name: str) -> str:
+        return PLANTED.format(proof=self.proof, name=name)
+
+    def plant(self, path: Path, source: str) -> Path:
+        """As the app's user would: the file is its own."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+        for made in (path, path.parent):
+            if made.is_relative_to(self.folder):
+                os.chown(made, UID, NOBODY.pw_gid)
+        return path
+
+    def plant_all(self) -> None:
+        for name in MODULES:
+            self.plant(self.folder / f"{name}.py", self.code(name))
+        self.plant(self.folder / "gunicorn.conf.py", self.code("gunicorn.conf"))
+        self.plant(self.folder / "ostler.conf.py", self.code("ostler.conf"))
+        hook = "def ssl_context(config, factory): ...\n"
+        self.plant(self.folder / "hooking.py", self.code("hooking") + hook)
+        self.plant(self.folder / "ostler.toml", 'ssl_context = "hooking.ssl_context"\n')
+
+    def ran(self) -> set[str]:
+        return {path.name for path in self.proof.iterdir()}
+
+    def assert_no_root(self) -> None:
+        assert [name for name in self.ran() if name.endswith(ROOTS)] == []
+
+
+@pytest.fixture
+def field() -> Iterator[Field]:
+    with furnished() as place:
+        place.folder.chmod(0o755)
+        place.app_folder.chmod(0o755)
+        place.add("who.py", APP)
+        os.chown(place.app_folder, UID, NOBODY.pw_gid)
+        yield Field(place)
+
+
+def kill_fork_server(daemon: Daemon) -> None:
+    """As the app can: it has the same user."""
+    server = fork_server(daemon)
+    server.send(signal.SIGKILL)
+    assert server.ended()
+    server.close()
+
+
+def restarted(daemon: Daemon) -> None:
+    """Kill the fork server, and have the next one fork: a worker that was killed is replaced by it."""
+    before = len(daemon.events("worker_ready"))
+    kill_fork_server(daemon)
+    for pid in daemon.pids():
+        os.kill(pid, signal.SIGKILL)
+    daemon.event("worker_ready", after=before)
+    daemon.settled(1)
+
+
+def test_killed_fork_server(field: Field) -> None:
+    """Its successor does not look for a configuration, and imports nothing of the app's folder as root."""
+    daemon = field.start()
+    field.plant_all()
+    restarted(daemon)
+    assert daemon.get("/").text == str(UID)
+    assert not any(name.startswith(("gunicorn.conf", "ostler.conf", "hooking")) for name in field.ran())
+    field.assert_no_root()
+    assert daemon.stop() == 0
+
+
+def test_all_that_the_administrator_does(field: Field) -> None:
+    """Reload, refork, log rotation and an upgrade in place: what is found there runs as the app's user."""
+    daemon = field.start("--preload")
+    field.plant_all()
+    field.ctl(daemon, "reload")
+    assert f"ostler.conf-{UID}-{UID}" in field.ran()
+    assert "not of root" in daemon.event("configuration")["problem"]
+    daemon.settled(1)
+    for signum, name, after in ((signal.SIGUSR1, "logs_reopened", 0), (signal.SIGUSR2, "reload_done", 1)):
+        daemon.send(signum)
+        daemon.event(name, UPGRADED_WITHIN, after=after)
+        daemon.settled(1)
+    field.ctl(daemon, "refork")
+    restarted(daemon)
+    assert daemon.get("/").text == str(UID)
+    field.assert_no_root()
+    assert daemon.stop() == 0
+
+
+def test_commands_of_the_administrator(field: Field) -> None:
+    """--check-config, --print-config and ctl, run by root in the app's folder, import nothing from there."""
+    daemon = field.start("--preload")
+    field.plant_all()
+    # What `python -m`, which tests use, takes from where it runs by itself; the installed command does not.
+    (field.folder / "supervisor.py").unlink()
+    for name in ("sitecustomize", "usercustomize"):
+        (field.folder / f"{name}.py").unlink()
+    argv = [*shown(), *OSTLER]
+    check = field.place.run("who:app", "-u", "nobody", "--check-config", argv=argv)
+    assert check.code == 0, check
+    assert field.place.run("who:app", "-u", "nobody", "--print-config", argv=argv).code == 0
+    done = field.place.run("ctl", "workers", OSTLER_SOCKET=str(daemon.socket))
+    assert done.code == 0, done
+    field.assert_no_root()
+    assert f"ostler.conf-{UID}-{UID}" in field.ran()
+    assert daemon.stop() == 0
+
+
+def test_module_path_of_the_administrator(field: Field) -> None:
+    """PYTHONPATH may lead to the app's folder: it does for the app, and not for root's processes."""
+    daemon = field.start(PYTHONPATH=str(field.folder))
+    field.plant_all()
+    restarted(daemon)
+    field.ctl(daemon, "reload")
+    daemon.send(signal.SIGUSR2)
+    daemon.event("upgraded", UPGRADED_WITHIN)
+    daemon.settled(1)
+    field.assert_no_root()
+    assert f"sitecustomize-{UID}-{UID}" in field.ran()
+    assert daemon.stop() == 0
+
+
+def test_replaced_configuration(field: Field) -> None:
+    """A file of root's in a folder of the app's user is not root's: the folder says what its name means."""
+    conf = field.place.add("gunicorn.conf.py", "workers = 1\n")
+    daemon = field.start()
+    assert "can write" in daemon.event("configuration")["problem"]
+    conf.rename(conf.with_suffix(".old"))
+    field.plant(conf, field.code("replaced"))
+    restarted(daemon)
+    field.ctl(daemon, "reload")
+    assert field.ran() == {f"replaced-{UID}-{UID}"}
+    assert daemon.stop() == 0
+
+
+def test_swapped_link(field: Field) -> None:
+    """A link that led to a safe file at the start, and to the app's own afterwards."""
+    safe = field.place.folder / "safe.conf.py"
+    safe.write_text("workers = 1\n")
+    link = field.folder / "conf.py"
+    link.symlink_to(safe)
+    daemon = field.start("-c", "conf.py")
+    mine = field.plant(field.folder / "mine.py", field.code("swapped"))
+    link.unlink()
+    link.symlink_to(mine)
+    restarted(daemon)
+    field.ctl(daemon, "reload")
+    assert field.ran() == {f"swapped-{UID}-{UID}"}
+    assert daemon.stop() == 0
+
+
+def test_configuration_of_roots_imports_nothing_of_others(field: Field) -> None:
+    """A safe file that imports what lies in the app's folder fails with one line, which says why."""
+    field.plant(field.folder / "common.py", field.code("common"))
+    safe = field.place.folder / "safe.conf.py"
+    safe.write_text("import common\n")
+    done = field.place.run(
+        *("who:app", "-b", "127.0.0.1:0", "-u", "nobody", "-c", str(safe)), argv=[*shown(), *OSTLER]
+    )
+    assert done.code == 1
+    assert "No module named 'common' that root may import: 'nobody' can write" in done.error
+    assert field.ran() == set()
+
+
+def test_planted_bytecode(field: Field) -> None:
+    """Bytecode in a folder that others can write is not read, though the source beside it is root's."""
+    folder = field.place.folder / "safe"
+    folder.mkdir()
+    source = folder / "common.py"
+    source.write_text(field.code("bytecode"))
+    compiled = Path(py_compile.compile(str(source), doraise=True))
+    stamp = source.stat()
+    source.write_text("#".ljust(stamp.st_size))
+    os.utime(source, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    for path in (compiled, compiled.parent):
+        os.chown(path, UID, NOBODY.pw_gid)
+    (folder / "conf.py").write_text(f"import sys; sys.path.insert(0, {str(folder)!r})\nimport common\n")
+    daemon = field.start("-c", str(folder / "conf.py"))
+    assert field.ran() == set()
+    assert daemon.stop() == 0
+
+
+def test_settings_of_others_have_no_rights_of_roots(field: Field) -> None:
+    """What such a file names is opened as the app's user; the control plane is not its business."""
+    target = field.place.folder / "roots.pid"
+    field.plant(field.folder / "gunicorn.conf.py", f"pidfile = {str(target)!r}\n")
+    done = field.place.run("who:app", "-b", "127.0.0.1:0", "-u", "nobody", argv=[*shown(), *OSTLER])
+    assert (done.code, target.exists()) == (1, False)
+    assert f"pidfile: can't write {target}: Permission denied" in done.err
+    for text in (f"errorlog = {str(target)!r}\n", f"bind = 'unix:{target}'\n"):
+        field.plant(field.folder / "gunicorn.conf.py", text)
+        done = field.place.run("who:app", "-u", "nobody", argv=[*shown(), *OSTLER])
+        assert (done.code, target.exists()) == (1, False), done
+    mine = field.folder / "own.pid"
+    text = f"pidfile = {str(mine)!r}\ncontrol_socket = {str(field.folder / 'own.sock')!r}\nuser = 'nobody'\n"
+    field.plant(field.folder / "gunicorn.conf.py", text)
+    daemon = field.start()
+    assert mine.stat().st_uid == UID
+    assert not (field.folder / "own.sock").exists()
+    assert any("control_socket" in event["problem"] for event in daemon.events("configuration"))
+    assert daemon.stop() == 0
+    assert not mine.exists()
+
+
+FORGER = """\
+import gc
+from msgspec.structs import replace
+from supervisor.forkserver.main import Preparation
+from supervisor.ipc import messages
+
+(preparation,) = [found for found in gc.get_objects() if isinstance(found, Preparation)]
+said = []
+for found in gc.get_objects():
+    if type(found).__name__ == "Loaded":
+        said.append(found)
+for loaded in said[:1]:
+    forged = replace(loaded, settings=replace(loaded.settings, pidfile={path!r}, user="root"))
+    if hasattr(messages, "Decided"):
+        preparation._channel.send(messages.Decided(None, forged))
+    preparation._channel.send(messages.Configured(forged, ["forged"]))
+from supervisor.workers.engine import Engine as Worker
+"""
+
+
+def test_forged_settings(field: Field) -> None:
+    """A worker class of the app's own runs before the settings are all told; it can't change them."""
+    target = field.place.folder / "forged.pid"
+    field.plant(field.folder / "forging.py", FORGER.format(path=str(target)))
+    daemon = field.start("-k", "forging.Worker")
+    assert daemon.get("/").text == str(UID)
+    assert not target.exists()
+    assert daemon.stop() == 0
+
+
+def test_owner_without_user(field: Field) -> None:
+    """Root gives no user: what one other account can write is evaluated as that account, as is the app."""
+    field.plant(field.folder / "gunicorn.conf.py", field.code("own"))
+    daemon = field.place.start("who:app", argv=[*shown(), *OSTLER])
+    assert daemon.get("/").text == str(UID)
+    assert field.ran() == {f"own-{UID}-{UID}"}
+    assert "--user says otherwise" in daemon.event("configuration")["problem"]
+    assert daemon.stop() == 0
+
+
+def test_refusals(field: Field) -> None:
+    """Several accounts can write it, or it wants another account than its writer: one line each."""
+    conf = field.plant(field.folder / "gunicorn.conf.py", field.code("several"))
+    argv = [*shown(), *OSTLER]
+    conf.chmod(0o666)
+    done = field.place.run("who:app", argv=argv)
+    assert (done.code, "root does not evaluate gunicorn.conf.py" in done.error) == (1, True), done
+    conf.chmod(0o644)
+    field.plant(conf, "user = 'daemon'\n")
+    done = field.place.run("who:app", argv=argv)
+    assert done.code == 1
+    assert "user (gunicorn.conf.py line 1): can't become 'daemon'" in done.err
+    assert field.ran() == set()
+    for line in (done.err, done.out):
+        assert "Traceback" not in line
+
+
+def test_by_the_administrators_word(field: Field) -> None:
+    """--user root says that all of it may run as root, which is warned of."""
+    field.plant(field.folder / "gunicorn.conf.py", "workers = 1\n")
+    daemon = field.start("-u", "root")
+    assert daemon.get("/").text == "0"
+    (warned,) = (event["problem"] for event in daemon.events("configuration"))
+    why = f"though 'nobody' can write {field.folder}"
+    assert warned == f"config: gunicorn.conf.py is evaluated with root's rights, as user says, {why}"
+    assert daemon.stop() == 0
+
+
+def test_safe_file_is_as_before(field: Field) -> None:
+    """A file of root's in folders of root's is evaluated as root and may say everything."""
+    os.chown(field.folder, 0, 0)
+    field.place.add("helper.py", "USER = 'nobody'\n")
+    text = f"from helper import USER as user\npidfile = {str(field.place.folder / 'x.pid')!r}\n"
+    field.place.add("gunicorn.conf.py", text + field.code("safe"))
+    daemon = field.place.start("who:app", argv=[*shown(), *OSTLER])
+    assert daemon.get("/").text == str(UID)
+    assert field.ran() == {"safe-0-0"}
+    assert daemon.events("configuration") == []
+    assert daemon.stop() == 0
+
+
+INI = """\
+[app:main]
+paste.app_factory = pasted:factory
+[server:main]
+use = egg:ostler#main
+control_socket = {control}
+"""
+
+
+@pytest.mark.parametrize("kind", ["toml", "module", "paste", "named by root's file"])
+def test_other_forms(field: Field, kind: str) -> None:
+    """TOML with hooks, `python:MODULE` and a PasteDeploy file of the app's user, named by root."""
+    control = field.folder / "own.sock"
+    hook = f"{field.code('hooking').partition('if __name__')[0]}def begin(server): ...\n"
+    field.plant(field.folder / "hooking.py", hook)
+    field.plant(field.folder / "pasted.py", "from who import app\ndef factory(conf): return app\n")
+    field.plant(field.folder / "site.ini", INI.format(control=control))
+    field.plant(field.folder / "x.toml", f'on_starting = "hooking.begin"\ncontrol_socket = "{control}"\n')
+    safe = field.place.folder / "safe.conf.py"
+    safe.write_text("paste = 'site.ini'\non_starting = 'hooking.begin'\nuser = 'nobody'\n")
+    hooking = f"hooking-{UID}-{UID}"
+    words, ran = {
+        "toml": (("who:app", "-u", "nobody", "-c", "x.toml"), {hooking}),
+        "module": (("who:app", "-u", "nobody", "-c", "python:hooking"), {hooking}),
+        "paste": (("--paste", "site.ini", "-u", "nobody"), set()),
+        "named by root's file": (("-c", str(safe)), {hooking}),
+    }[kind]
+    daemon = field.place.start(*words, argv=[*shown(), *OSTLER])
+    assert daemon.get("/").text == str(UID)
+    assert field.ran() == ran
+    assert not control.exists()
+    assert any("can write" in event["problem"] for event in daemon.events("configuration"))
+    assert daemon.stop() == 0
+
+
+def test_key_behind_a_link(field: Field) -> None:
+    """A link in the app's folder does not have root read a private key of root's for the app."""
+    certificate = Authority(field.place.folder).issue("localhost")
+    Path(certificate.key).chmod(0o600)
+    (field.folder / "key.pem").symlink_to(certificate.key)
+    (field.folder / "cert.pem").symlink_to(certificate.cert)
+    done = field.place.run(
+        *("who:app", "-b", "127.0.0.1:0", "-u", "nobody", "--certfile", "cert.pem", "--keyfile", "key.pem"),
+        argv=[*shown(), *OSTLER],
+    )
+    assert done.code == 1
+    assert "keyfile" in done.err
+    assert "Permission denied" in done.err

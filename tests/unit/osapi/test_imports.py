@@ -1,0 +1,130 @@
+"""Root's imports: each in a process of its own, which is root and plants as another account."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import supervisor
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to others")
+
+UID = 12345
+PACKAGES = str(Path(supervisor.__file__).parents[1])
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """A folder of another account with a module and a package in it."""
+    tmp_path.chmod(0o755)
+    folder = tmp_path / "theirs"
+    (folder / "ostler_pack").mkdir(parents=True)
+    (folder / "ostler_theirs.py").write_text("FROM = __file__\n")
+    (folder / "ostler_pack/__init__.py").touch()
+    os.chown(folder, UID, UID)
+    return folder
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Path:
+    tmp_path.chmod(0o755)
+    folder = tmp_path / "ours"
+    folder.mkdir()
+    return folder
+
+
+def run(source: str, *path: Path, **environ: str) -> str:
+    """What a process prints that is careful; `path`: its PYTHONPATH."""
+    more = {"PYTHONPATH": os.pathsep.join([*map(str, path), PACKAGES]), **environ}
+    prelude = "import sys\nfrom supervisor.osapi import imports\nimports.guard()\n"
+    argv = [sys.executable, "-P", "-c", prelude + source]
+    done = subprocess.run(argv, env=os.environ | more, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+TRY = """
+def tried(name):
+    try:
+        return __import__(name).__name__
+    except ModuleNotFoundError as error:
+        return str(error)
+"""
+
+
+def test_others_modules(theirs: Path) -> None:
+    """They are not found, and the message says why; once the rights are given up they are."""
+    source = "print(tried('ostler_theirs')); imports.release(); print(tried('ostler_theirs'), sys.path[0])"
+    refused, found = run(TRY + source, theirs).splitlines()
+    assert refused.startswith("No module named 'ostler_theirs' that root may import: uid 12345 can write")
+    assert found == f"ostler_theirs {theirs}"
+
+
+def test_ours_behind_theirs(ours: Path, theirs: Path) -> None:
+    """A module of others does not hide ours of the same name."""
+    (ours / "ostler_theirs.py").write_text("")
+    source = "import ostler_theirs; print(ostler_theirs.__file__)"
+    assert run(source, theirs, ours) == str(ours / "ostler_theirs.py")
+
+
+def test_part_of_a_package(ours: Path) -> None:
+    """A package of ours with a folder, or a link, of others in it."""
+    (ours / "ostler_mixed/theirs").mkdir(parents=True)
+    (ours / "ostler_mixed/__init__.py").touch()
+    (ours / "ostler_mixed/theirs/__init__.py").touch()
+    os.chown(ours / "ostler_mixed/theirs", UID, UID)
+    assert "may import" in run(TRY + "print(tried('ostler_mixed.theirs'))", ours)
+
+
+def test_bytecode_of_others(ours: Path) -> None:
+    """It is not read where others can write it, however well it fits the source."""
+    source = ours / "ostler_cached.py"
+    source.write_text("print('source')  \n")
+    (ours / "evil.py").write_text("print('planted') \n")
+    stamp = source.stat()
+    os.utime(ours / "evil.py", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    script = f"import py_compile; py_compile.compile({str(ours / 'evil.py')!r}, cfile=sys.argv[1])"
+    cached = ours / "__pycache__" / f"ostler_cached.{sys.implementation.cache_tag}.pyc"
+    subprocess.run([sys.executable, "-c", f"import sys; {script}", str(cached)], check=True)
+    assert run("import ostler_cached", ours) == "planted"  # nobody else can write it: a cache as any other
+    os.chown(cached.parent, UID, UID)
+    assert run("import ostler_cached", ours) == "source"
+
+
+def test_environment(ours: Path, theirs: Path) -> None:
+    """An interpreter that root starts does not look there before its rights are given up."""
+    (theirs / "sitecustomize.py").write_text("import os; print('custom', os.environ.get('LATE'), end=' ')\n")
+    child = (
+        "import os, sys; from supervisor.osapi import imports; imports.guard(); os.environ['LATE'] = 'late'; "
+        "imports.release(); print(os.environ['PYTHONPATH'], [p for p in sys.path if p.endswith('theirs')])"
+    )
+    source = (
+        "import os, subprocess\n"
+        f"os.environ['PYTHONPATH'] = {os.pathsep.join([str(theirs), str(ours), PACKAGES])!r}\n"
+        "environ = imports.environment()\n"
+        "assert str(sys.argv) and environ['PYTHONPATH'].startswith({!r}), environ\n".format(str(ours))
+        + f"subprocess.run([sys.executable, '-P', '-c', {child!r}], env=environ, check=True)\n"
+    )
+    path = os.pathsep.join([str(theirs), str(ours), PACKAGES])
+    assert run(source) == f"custom late {path} {[str(theirs)]}"
+
+
+def test_folder_of_the_program(theirs: Path, ours: Path) -> None:
+    """`python -m` puts the current folder first: not if others can write it."""
+    source = (
+        f"print([imports.environment(f).get('PYTHONSAFEPATH') for f in ({str(theirs)!r}, {str(ours)!r})])"
+    )
+    assert run(source) == "['1', None]"
+
+
+def test_metadata(theirs: Path) -> None:
+    """Distributions are looked for where modules are."""
+    (theirs / "planted-1.0.dist-info").mkdir()
+    (theirs / "planted-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: planted\n")
+    source = (
+        "from importlib import metadata\n"
+        "print(len(list(metadata.distributions(name='planted'))), len(list(metadata.distributions())) > 3)"
+    )
+    assert run(source, theirs) == "0 True"

@@ -1,0 +1,174 @@
+"""Who else can write a path: by owners, groups, everybody, sticky folders, links and what is not there."""
+
+import os
+import socket
+import struct
+from pathlib import Path
+
+import pytest
+
+from supervisor.osapi import trust
+from supervisor.osapi.trust import Writer
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to others")
+
+UID, GID = 12345, 23456
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """One that only root can write, with a file of root's."""
+    for path in (tmp_path, *tmp_path.parents):
+        if path.stat().st_mode & 0o022 and not path.stat().st_mode & 0o1000:
+            path.chmod(0o755)
+    safe = tmp_path / "safe"
+    safe.mkdir(0o755)
+    (safe / "file").write_text("text")
+    return safe
+
+
+def of(path: Path) -> list[Writer]:
+    """The same for reading and for looking."""
+    looked = trust.writers(str(path))
+    found = trust.open_to_read(str(path))
+    os.close(found.fd)
+    assert found.writers == looked
+    return looked
+
+
+def test_safe(folder: Path) -> None:
+    """What root alone can write, directly and by links, by `..` and from the current folder."""
+    (folder / "link").symlink_to("../safe/file")
+    (folder / "far").symlink_to(folder / "link")
+    for name in ("file", "link", "far", "../safe/./file"):
+        assert of(folder / name) == []
+    assert trust.writers(str(folder)) == []
+    assert trust.writers("/") == []
+
+
+def test_owner(folder: Path) -> None:
+    """The owner of the file, of its folder, or of one further up can change what the path means."""
+    os.chown(folder / "file", UID, GID)
+    assert of(folder / "file") == [Writer(str(folder / "file"), uid=UID, owner_gid=GID)]
+    os.chown(folder / "file", 0, 0)
+    (folder / "in").mkdir()
+    (folder / "in/file").touch()
+    os.chown(folder, UID, GID)
+    assert of(folder / "in/file") == [Writer(str(folder), uid=UID, owner_gid=GID)]
+
+
+def test_modes(folder: Path) -> None:
+    """Everybody, and a group that is not root's, if it may write."""
+    (folder / "file").chmod(0o646)
+    assert of(folder / "file") == [Writer(str(folder / "file"))]
+    os.chown(folder / "file", 0, GID)
+    (folder / "file").chmod(0o664)
+    assert of(folder / "file") == [Writer(str(folder / "file"), gid=GID)]
+    (folder / "file").chmod(0o644)
+    assert of(folder / "file") == []
+    os.chown(folder / "file", 0, 0)
+    (folder / "file").chmod(0o664)
+    assert of(folder / "file") == []
+
+
+def test_sticky(folder: Path) -> None:
+    """As in /tmp: a folder of root's in there is safe; a file, a link and what is not there are not."""
+    folder.chmod(0o1777)
+    (folder / "own").mkdir()
+    (folder / "own/file").touch()
+    (folder / "link").symlink_to("own/file")
+    assert of(folder / "own/file") == []
+    assert [writer.uid for writer in of(folder / "file")] == [None]
+    assert of(folder / "link") == [Writer(str(folder))]
+    assert trust.writers(str(folder / "missing")) == [Writer(str(folder))]
+    assert trust.writers(str(folder)) == [Writer(str(folder))]
+    os.chown(folder / "own", UID, GID)
+    assert of(folder / "own/file") == [Writer(str(folder / "own"), uid=UID, owner_gid=GID)]
+    assert of(folder / "own/../own/file") == [Writer(str(folder / "own"), uid=UID, owner_gid=GID)] * 2
+
+
+def test_links(folder: Path) -> None:
+    """A link counts by where it lies, and then by where it leads."""
+    other = folder / "other"
+    other.mkdir()
+    os.chown(other, UID, GID)
+    (other / "link").symlink_to(folder / "file")
+    (other / "file").touch()
+    (folder / "link").symlink_to("other/file")
+    by_other = Writer(str(other), uid=UID, owner_gid=GID)
+    assert of(other / "link") == [by_other]
+    assert of(folder / "link") == [by_other]
+    (folder / "round").symlink_to("round")
+    with pytest.raises(OSError, match="symbolic links"):
+        trust.open_to_read(str(folder / "round"))
+    assert trust.writers(str(folder / "round")) == [Writer(str(folder / "round"))]
+
+
+def test_missing(folder: Path) -> None:
+    """Nothing there: the answer is who could make it; opening it is the usual error."""
+    assert trust.writers(str(folder / "no/file")) == []
+    with pytest.raises(FileNotFoundError):
+        trust.open_to_read(str(folder / "no"))
+    with pytest.raises(NotADirectoryError):
+        trust.open_to_read(str(folder / "file/more"))
+
+
+def test_descriptor(folder: Path) -> None:
+    """Links of /proc lead to what is open, and are judged by that."""
+    with (folder / "file").open() as file:
+        found = trust.open_to_read(f"/dev/fd/{file.fileno()}")
+    assert found.writers == []
+    assert os.read(found.fd, 10) == b"text"
+    os.close(found.fd)
+
+
+def test_access_list(folder: Path) -> None:
+    """An access control list that lets somebody write shows in the group's bits (acl(5))."""
+    # linux/posix_acl_xattr.h: version 2, then tag, permissions and id of owner, UID, group, mask and others.
+    entries = [(0x01, 6, -1), (0x02, 6, UID), (0x04, 4, -1), (0x10, 6, -1), (0x20, 4, -1)]
+    packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    try:
+        os.setxattr(folder / "file", "system.posix_acl_access", packed)
+    except OSError:
+        pytest.skip("a file system without access control lists")
+    assert of(folder / "file") == [Writer(str(folder / "file"))]
+
+
+def test_the_very_file_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is put in its place between the look and the opening is refused."""
+    real_open = os.open
+
+    def swap(path: str, flags: int, *args: int, **more: int) -> int:
+        if path == "file" and not flags & os.O_PATH:
+            (folder / "file").unlink()
+            (folder / "file").write_text("another")
+        return real_open(path, flags, *args, **more)
+
+    monkeypatch.setattr(os, "open", swap)
+    with pytest.raises(OSError, match="replaced"):
+        trust.open_to_read(str(folder / "file"))
+
+
+def test_no_socket_is_opened(folder: Path) -> None:
+    """What can't be opened is an error as ever, and no descriptor stays open."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(folder / "sock"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(OSError, match="No such device"):
+        trust.open_to_read(str(folder / "sock"))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_sole(folder: Path) -> None:
+    """One account, by its own files and its own group; several are none."""
+    nobody = 65534
+    own = Writer("a", uid=nobody, owner_gid=nobody)
+    assert trust.sole([own, own]) == (nobody, nobody)
+    assert trust.sole([own, Writer("b")]) is None
+    assert trust.sole([own, Writer("b", uid=1, owner_gid=1)]) is None
+    # Without names, as in a container: a group is its account's by its number.
+    assert trust.sole([Writer("a", uid=UID, owner_gid=UID), Writer("a", gid=UID)]) == (UID, UID)
+    assert trust.sole([Writer("a", uid=UID, owner_gid=0)]) == (UID, UID)
+    assert trust.sole([Writer("a", gid=1)]) == (1, 1)  # daemon's own group
+    assert "'nobody' can write a" in trust.shown([own])
+    assert "everybody can write b" in trust.shown([Writer("b")])
