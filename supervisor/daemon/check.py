@@ -7,11 +7,14 @@ import errno
 import grp
 import os
 import pwd
+import select
+import signal
 import socket
 import stat
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -19,12 +22,18 @@ from supervisor.daemon import upgrade
 from supervisor.daemon.children import ForkServerHandle
 from supervisor.errors import BootError, ExitCode, OstlerError, SettingError
 from supervisor.ipc import messages
+from supervisor.ipc.channel import BadMessage
 from supervisor.logs.setup import get_logger, set_up
 from supervisor.scoreboard import memory
 from supervisor.settings.address import parse_address
 from supervisor.settings.load import Loaded
 from supervisor.settings.render import print_config
 from supervisor.settings.table import Settings
+
+Message = TypeVar("Message", bound=msgspec.Struct)
+
+# Seconds that a fork server has to leave in.
+_END_TIME = 5.0
 
 
 def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
@@ -34,6 +43,8 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
         OstlerError: something can't be used.
     """
     set_up("-", "auto", "info")
+    # As in the daemon: an app must not speak for a service.
+    os.environ.pop("NOTIFY_SOCKET", None)
     if upgrade.check_readable():
         # Configuration and app don't need the control plane and its libraries, but the new program does.
         import_module("supervisor.daemon.main")
@@ -43,8 +54,7 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
         if load_app:
             ask = msgspec.structs.replace(ask, command_line={**ask.command_line, "preload_app": True})
         server.channel.send(ask)
-        configured = _receive(server)
-        assert isinstance(configured, messages.Configured)
+        configured = _receive(server, messages.Configured)
         for warning in configured.warnings:
             get_logger().warning("configuration", problem=warning)
         if show:
@@ -59,10 +69,10 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
                 descriptors = [board, giving.fileno(), taking.fileno()]
                 server.channel.send(messages.Load([], "check"), descriptors)
             os.close(board)
-            _receive(server, BootError)
+            _receive(server, messages.AppLoaded, BootError)
     finally:
         server.close()
-        os.waitpid(server.pid, 0)
+        _wait_for_end(server)
     return ExitCode.OK
 
 
@@ -125,8 +135,14 @@ def _is_account(kind: str, name: str) -> bool:
         return False
 
 
-def _receive(server: ForkServerHandle, failure: type[OstlerError] = OstlerError) -> messages.FromForkServer:
-    received = server.channel.receive()
+def _receive(
+    server: ForkServerHandle, kind: type[Message], failure: type[OstlerError] = OstlerError
+) -> Message:
+    """The next message, which is to be of one kind."""
+    try:
+        received = server.channel.receive_unvouched()
+    except BadMessage as error:
+        raise BootError(f"the configuration or the app broke the fork server: it sent {error}") from None
     if received is None:
         raise BootError("the fork server ended while it loaded the configuration or the app")
     message = received[0]
@@ -134,4 +150,20 @@ def _receive(server: ForkServerHandle, failure: type[OstlerError] = OstlerError)
         if message.traceback:
             print(message.traceback, file=sys.stderr)
         raise failure(message.reason)
+    if not isinstance(message, kind):
+        what = type(message).__name__
+        raise BootError(f"the configuration or the app broke the fork server: it sent {what} too early")
     return message
+
+
+def _wait_for_end(server: ForkServerHandle) -> None:
+    """It leaves when its channel ends, unless the app keeps it from that."""
+    poll = select.poll()
+    fd = os.pidfd_open(server.pid)
+    try:
+        poll.register(fd, select.POLLIN)
+        if not poll.poll(_END_TIME * 1000):
+            os.kill(server.pid, signal.SIGKILL)
+    finally:
+        os.close(fd)
+    os.waitpid(server.pid, 0)

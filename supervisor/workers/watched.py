@@ -5,6 +5,7 @@ templates an app reads nobody can tell; where they may lie follows from where it
 """
 
 import os
+import re
 import sys
 import sysconfig
 import time
@@ -18,7 +19,10 @@ from supervisor.ipc import messages
 from supervisor.osapi import real
 
 # Paths in one message; some 20 KiB.
-_BATCH = 250
+_BATCH = messages.MOST_PATHS
+_PATH_MAX = 4096
+# A name that is no UTF-8, as Python decodes it (PEP 383).
+_UNENCODABLE = re.compile("[\ud800-\udfff]")
 # How often a worker looks for modules that were imported late (s).
 _LOOK = 1.0
 _OURS = f"{os.path.dirname(os.path.abspath(supervisor.__file__))}/"  # noqa: PTH100, PTH120
@@ -99,6 +103,13 @@ def _candidates(name: str) -> list[str]:
     return [f"{folder}/{parts}{end}" for folder in folders for end in (".py", "/__init__.py")]
 
 
+def is_path(text: str) -> bool:
+    """Whether a file may be called so, and a message can carry it: an app may say anything of its modules."""
+    return (
+        text.startswith("/") and len(text) < _PATH_MAX and "\0" not in text and not _UNENCODABLE.search(text)
+    )
+
+
 def forget_bytecode(files: Iterable[str], since: float) -> None:
     """Remove the cached bytecode of files that were written in the second that `since` is in, or later.
 
@@ -140,6 +151,8 @@ class Telling:
         found = sources(modules)
         folders = [folder for folder in found.folders if folder not in self._told]
         files = [file for file in dict.fromkeys((*found.files, *more)) if file not in self._told]
+        files = list(filter(is_path, files))
+        folders = list(filter(is_path, folders))[:_BATCH]
         self._told.update(files, folders)
         forget_bytecode(files, since)
         for start in range(0, max(len(files), bool(folders)), _BATCH):
