@@ -3,12 +3,14 @@
 It is copied into the app's folder as attack.py; see `tests.kit.hostile.APP`.
 """
 
+import _thread
 import array
 import fcntl
 import os
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 
@@ -196,13 +198,21 @@ ATTACKS = {
 ENDLESS = {"flood", "relay_flood", "write_forever", "relay_shut"}
 
 
+def in_thread(attack):
+    """A thread of the kernel's: as a greenlet it would only keep its own worker from serving."""
+    start = _thread.start_new_thread
+    if "gevent" in sys.modules:
+        start = sys.modules["gevent"].monkey.get_original("_thread", "start_new_thread")
+    start(attack, ())
+
+
 def request(path):
     """`/NAME` attacks; `/NAME/die` dies at once after it; what has no end goes on in a thread."""
     name, _, then = path.strip("/").partition("/")
     if name not in ATTACKS:
         return
     if name in ENDLESS:
-        threading.Thread(target=ATTACKS[name], daemon=True).start()
+        in_thread(ATTACKS[name])
         return
     ATTACKS[name]()
     if then == "die":
