@@ -28,6 +28,8 @@ ExitCause = Literal[
     "boot timeout",
     "paused",
     "stopped",
+    # It had to be killed, because it sent something that a worker or a fork server never sends:
+    "protocol error",
     # Nobody here wanted it:
     "crashed",
     "killed by the kernel for memory",
@@ -41,6 +43,7 @@ UNPLANNED: frozenset[ExitCause] = frozenset(
         "stalled",
         "boot failed",
         "boot timeout",
+        "protocol error",
         "crashed",
         "killed by the kernel for memory",
         "killed by an outsider",
@@ -206,7 +209,7 @@ class ExitView(msgspec.Struct, frozen=True):
     peak_memory: int | None
     """The most that was ever resident."""
     stack: str | None
-    """Its last stack dump or traceback. Only the newest ends keep theirs."""
+    """Its last stack dump or traceback, behind its protocol error. Only the newest ends keep theirs."""
     planned: bool = True
     """Whether it ended for a reason that is nobody's worry."""
 

@@ -7,11 +7,14 @@ import errno
 import grp
 import os
 import pwd
+import select
+import signal
 import socket
 import stat
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -19,6 +22,7 @@ from supervisor.daemon import upgrade
 from supervisor.daemon.children import ForkServerHandle
 from supervisor.errors import BootError, ExitCode, OstlerError, SettingError
 from supervisor.ipc import messages
+from supervisor.ipc.channel import BadMessage
 from supervisor.logs.setup import get_logger, set_up
 from supervisor.osapi.needed import check_calls
 from supervisor.settings.address import parse_address
@@ -26,6 +30,11 @@ from supervisor.settings.load import Loaded
 from supervisor.settings.render import print_config
 from supervisor.settings.table import Settings
 from supervisor.terminal import lines
+
+Message = TypeVar("Message", bound=msgspec.Struct)
+
+# Seconds that a fork server has to leave in.
+_END_TIME = 5.0
 
 
 def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
@@ -36,6 +45,8 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
     """
     set_up("-", "auto", "info")
     check_calls()
+    # As in the daemon: an app must not speak for a service.
+    os.environ.pop("NOTIFY_SOCKET", None)
     if upgrade.check_readable():
         # Configuration and app don't need the control plane and its libraries, but the new program does.
         import_module("supervisor.daemon.main")
@@ -45,8 +56,7 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
         if load_app:
             ask = msgspec.structs.replace(ask, command_line={**ask.command_line, "preload_app": True})
         server.channel.send(ask)
-        configured = _receive(server)
-        assert isinstance(configured, messages.Configured)
+        configured = _receive(server, messages.Configured)
         for warning in configured.warnings:
             get_logger().warning("configuration", problem=warning)
         if show:
@@ -59,10 +69,10 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
             with giving, taking:
                 descriptors = [giving.fileno(), taking.fileno()]
                 server.channel.send(messages.Load([], "check"), descriptors)
-            _receive(server, BootError)
+            _receive(server, messages.AppLoaded, BootError)
     finally:
         server.close()
-        os.waitpid(server.pid, 0)
+        _wait_for_end(server)
     return ExitCode.OK
 
 
@@ -127,17 +137,39 @@ def _is_account(kind: str, name: str) -> bool:
         return False
 
 
-def _receive(server: ForkServerHandle, failure: type[OstlerError] = OstlerError) -> messages.FromForkServer:
-    received = server.channel.receive()
+def _receive(
+    server: ForkServerHandle, kind: type[Message], failure: type[OstlerError] = OstlerError
+) -> Message:
+    """The next message, which is to be of one kind."""
+    try:
+        received = server.channel.receive_unvouched()
+    except BadMessage as error:
+        raise BootError(f"the configuration or the app broke the fork server: it sent {error}") from None
     if received is None:
         raise BootError("the fork server ended while it loaded the configuration or the app")
     message = received[0]
     if isinstance(message, messages.Decided):
         for warning in message.warnings:
             get_logger().warning("configuration", problem=warning)
-        return _receive(server, failure)
+        return _receive(server, kind, failure)
     if isinstance(message, messages.LoadFailed):
         if message.traceback:
             print(lines(message.traceback), file=sys.stderr)
         raise failure(message.reason)
+    if not isinstance(message, kind):
+        what = type(message).__name__
+        raise BootError(f"the configuration or the app broke the fork server: it sent {what} too early")
     return message
+
+
+def _wait_for_end(server: ForkServerHandle) -> None:
+    """It leaves when its channel ends, unless the app keeps it from that."""
+    poll = select.poll()
+    fd = os.pidfd_open(server.pid)
+    try:
+        poll.register(fd, select.POLLIN)
+        if not poll.poll(_END_TIME * 1000):
+            os.kill(server.pid, signal.SIGKILL)
+    finally:
+        os.close(fd)
+    os.waitpid(server.pid, 0)

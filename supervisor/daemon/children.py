@@ -12,6 +12,9 @@ import msgspec
 
 import supervisor
 from supervisor.control.views import ExitCause
+from supervisor.daemon import disposal
+from supervisor.daemon.allowance import Allowance
+from supervisor.daemon.rules import Phase
 from supervisor.ipc import channel, messages
 from supervisor.ipc.channel import Channel
 from supervisor.osapi import imports
@@ -22,6 +25,8 @@ from supervisor.settings.load import Loaded
 
 # Stack dumps of a worker that are kept until they are logged.
 _DUMP_LIMIT = 64 * 1024
+# What is read of them at once, and how often in a row: more than a pipe holds (pipe(7), pipe-max-size).
+_DUMP_PART, _DUMP_PARTS = 64 * 1024, 17
 
 # -P keeps the current folder off the module path: a package `supervisor` that lies in the app's folder must
 # not be taken for ours. Ours is put in front just for the import; all its modules are loaded by then. Root's
@@ -84,14 +89,19 @@ class Child:
         is_ours: the process with this pid is our child, as far as we know.
         spawned_at: CLOCK_MONOTONIC, seconds.
         sent: the signals that it was sent.
+        phase: what it may say; allowance: how much.
+        problem: what it did that a child may not, which is why it was killed, or an empty text.
     """
 
-    def __init__(self, spawned_at: float) -> None:
+    def __init__(self, spawned_at: float, phase: Phase = Phase.UNKNOWN) -> None:
         self.pid: int | None = None
         self.pidfd = -1
         self.is_ours = True
         self.spawned_at = spawned_at
         self.sent: set[int] = set()
+        self.phase = phase
+        self.allowance = Allowance(time.monotonic())
+        self.problem = ""
 
     def forked(self, pid: int) -> bool:
         """Take note of the process; False if it is gone already, or was never a child of ours.
@@ -126,6 +136,10 @@ class Child:
         if self.pid is not None and self.is_ours:
             os.kill(self.pid, signum)
 
+    def reaped(self) -> None:
+        """It is dead, and its number may be another process's."""
+        self.is_ours = False
+
     def let_go(self) -> None:
         """Close the pidfd."""
         if self.pidfd >= 0:
@@ -155,7 +169,7 @@ class ForkServerHandle(Child):
     def __init__(
         self, generation: int, pid: int, chan: Channel[messages.FromForkServer], spawned_at: float
     ) -> None:
-        super().__init__(spawned_at)
+        super().__init__(spawned_at, Phase.CONFIGURING)
         self.forked(pid)
         self.generation = generation
         self.channel = chan
@@ -215,6 +229,7 @@ class ForkServerHandle(Child):
         )
         # It has all that the app's workers import.
         handle.warmed = True
+        handle.phase = Phase.FORKING
         os.close(worker.stacks_fd)
         worker.let_go()
         return handle
@@ -249,7 +264,7 @@ class ForkServerHandle(Child):
         return cls(generation, pid, Channel(ours, messages.FromForkServer), time.monotonic())
 
     def close(self) -> None:
-        self.channel.close()
+        disposal.close(self.channel)
         self.let_go()
 
 
@@ -259,6 +274,8 @@ class WorkerHandle(Child):
     Attributes:
         signalled: the signal that it says it leaves for.
         takes_lines: as a fork server, which it may become.
+        audits: how often it was asked whether it could; template_asked: it was asked to.
+        recycles: it has said that it is due to be recycled.
         dumps: what faulthandler wrote and nobody has logged yet; last_dump: what was taken last.
     """
 
@@ -286,6 +303,9 @@ class WorkerHandle(Child):
         self.dumps = bytearray()
         self.last_dump = ""
         self.takes_lines = False
+        self.audits = 0
+        self.template_asked = False
+        self.recycles = False
         self._child_ends: list[int] = []
 
     @classmethod
@@ -347,19 +367,27 @@ class WorkerHandle(Child):
         if self.pid is not None and self.is_ours:
             signal_main_thread(self.pid, INTERRUPT_SIGNAL)
 
-    def read_dumps(self) -> None:
-        while True:
+    def read_dumps(self, parts: int = 1) -> bool:
+        """Read some of what has been written; False if there is no more."""
+        for _ in range(parts):
             try:
-                data = os.read(self.stacks_fd, 65536)
+                data = os.read(self.stacks_fd, _DUMP_PART)
             except OSError:
-                return
+                return False
             if not data:
-                return
+                return False
             self.dumps += data
             del self.dumps[: max(0, len(self.dumps) - _DUMP_LIMIT)]
+        return True
+
+    def drop_dumps(self) -> None:
+        """Forget what has been written so far."""
+        self.read_dumps(_DUMP_PARTS)
+        self.dumps.clear()
 
     def take_dumps(self) -> str:
-        self.read_dumps()
+        """All that has been written, and is to be read now whatever else is written meanwhile."""
+        self.read_dumps(_DUMP_PARTS)
         text = self.dumps.decode("utf-8", "replace")
         self.dumps.clear()
         self.last_dump = text or self.last_dump
@@ -367,7 +395,7 @@ class WorkerHandle(Child):
 
     def close(self) -> None:
         self.close_child_ends()
-        self.channel.close()
+        disposal.close(self.channel)
         os.close(self.stacks_fd)
         self.let_go()
 

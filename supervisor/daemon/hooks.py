@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 PRE_EXEC_TIME = 5.0
 """Seconds that an upgrade waits for `pre_exec`; its fork server gives it less."""
-# Ends of workers that are kept for a fork server to come; beyond it the oldest are forgotten.
+# Ends of workers that are kept for a fork server to come, beyond which the oldest are forgotten; and what one
+# may have due.
 _MOST_WAITING = 1000
 # What may begin something that lasts.
 _BEGINNING = frozenset(("on_starting", "when_ready"))
@@ -170,6 +171,8 @@ class HookCaller:
     # -- telling -----------------------------------------------------------------------------------------
 
     def _tell(self, handle: ForkServerHandle, due: messages.HookDue) -> bool:
+        if len(handle.due) >= _MOST_WAITING:
+            return False  # it reads, but does not do what is due
         try:
             handle.channel.send(due)
         except OSError:

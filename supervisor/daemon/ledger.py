@@ -59,6 +59,7 @@ class ExitFacts:
         last_requests: as the scoreboard's `last_requests` tells.
         peak_memory: bytes (getrusage(2), ru_maxrss).
         dump: its last stack dump or an empty text.
+        problem: what it did that a child may not, or an empty text.
     """
 
     kind: ExitKind
@@ -75,6 +76,7 @@ class ExitFacts:
     last_requests: Sequence[str] = ()
     peak_memory: int | None = None
     dump: str = ""
+    problem: str = ""
 
 
 def cause_of(facts: ExitFacts, oom_killed: bool) -> ExitCause:
@@ -82,6 +84,8 @@ def cause_of(facts: ExitFacts, oom_killed: bool) -> ExitCause:
 
     oom_killed: the kernel has killed a process for memory lately; looked at only for SIGKILLs not ours.
     """
+    if facts.problem:
+        return "protocol error"
     signum = facts.status.signal
     if signum is not None and signum not in facts.sent:
         if signum not in _ENDING:
@@ -175,7 +179,8 @@ class Ledger:
         suspicious = facts.status.signal == signal.SIGKILL and signal.SIGKILL not in facts.sent
         cause = cause_of(facts, suspicious and self._oom.grew())
         traceback = facts.worker.boot_error[1] if facts.worker and facts.worker.boot_error else None
-        stack = facts.dump or traceback
+        problem = f"protocol error: {facts.problem}" if facts.problem else ""
+        stack = "\n".join(filter(None, (problem, facts.dump or traceback)))
         self._newest += 1
         view = ExitView(
             id=self._newest,
@@ -192,7 +197,7 @@ class Ledger:
             requests=facts.requests,
             last_requests=list(facts.last_requests[:_LAST_REQUESTS]),
             peak_memory=facts.peak_memory,
-            stack=shortened(stack) if stack else None,
+            stack=shortened(stack) or None,
             planned=cause not in UNPLANNED,
         )
         self._exits.append(view)

@@ -457,6 +457,8 @@ class Daemon:
     async def _sample_forever(self) -> None:
         while True:
             await asyncio.sleep(1.0 - time.time() % 1.0)
+            # Should a SIGCHLD have been lost: of many signals at once asyncio may drop some.
+            self._shell.reaper.reap()
             self._log_file.flush()
             self._outlets.look()
             self._limited.report()

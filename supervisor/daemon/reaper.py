@@ -5,8 +5,10 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from supervisor.control.views import ExitView
 from supervisor.daemon.bucket import Bucket
 from supervisor.daemon.children import ForkServerHandle, WorkerHandle
 from supervisor.daemon.ledger import ExitFacts, fork_server_leaving
@@ -55,53 +57,91 @@ class Reaper:
         self._shell = shell
         self.leaving: dict[int, ForkServerHandle] = {}
         self._expected: dict[int, Callable[[ExitStatus], None]] = {}
-        # The newest of those that nobody knew: a worker among them may be told of later.
+        # The newest of those that were unknown: the pid of a worker among them may be reported later.
         self._strangers: deque[Dead] = deque(maxlen=_STRANGERS)
         self._lost = Bucket(_LOST, _LOST_RATE, time.monotonic())
 
     def reap(self) -> None:
+        """Book all deaths that there are; a defect of ours in one must not lose the others."""
         for dead in dead_children():
-            self._ended(dead)
+            self._shell.attempt(f"booking the death of process {dead.pid}", partial(self._ended, dead))
 
     def _ended(self, dead: Dead) -> None:
         shell = self._shell
         launch = shell.launch_of.pop(dead.pid, None)
-        if launch is not None:
-            self.worker_ended(shell.workers[launch], dead.status, dead.peak_memory)
+        worker = shell.workers.get(launch) if launch is not None else None
+        if worker is not None:
+            self.worker_ended(worker, dead.status, dead.peak_memory)
         elif (old := self.leaving.pop(dead.pid, None)) is not None:
-            self._note_fork_server(old, dead, replaced=True)
-            shell.left_over_ended(old)
+            self._fork_server_ended(old, dead, replaced=True)
         elif (callback := self._expected.pop(dead.pid, None)) is not None:
             callback(dead.status)
         else:
             self._strangers.append(dead)
             for handle in list(shell.fork_servers.values()):
                 if handle.pid == dead.pid:
-                    self._note_fork_server(handle, dead)
-                    shell.fork_server_ended(handle, dead.status)
+                    self._fork_server_ended(handle, dead)
 
     def expect(self, pid: int, callback: Callable[[ExitStatus], None]) -> None:
         """Call back when a child ends that is neither a worker nor a fork server."""
         self._expected[pid] = callback
 
+    def expects(self, pid: int) -> bool:
+        """Whether a process is such a child."""
+        return pid in self._expected
+
     def ended_before_known(self, handle: WorkerHandle) -> None:
-        """A worker was dead before its fork server could tell us its pid."""
+        """A worker was dead before its fork server could report its pid."""
         found = [dead for dead in self._strangers if dead.pid == handle.pid]
         status, memory = (found[-1].status, found[-1].peak_memory) if found else (ExitStatus(), None)
         self.worker_ended(handle, status, memory)
 
     def worker_ended(self, handle: WorkerHandle, status: ExitStatus, peak_memory: int | None = None) -> None:
-        """A worker is dead; its handle is given up."""
-        shell = self._shell
-        shell.hear_last_words(handle)
-        worker = shell.fleet.workers.get(handle.launch)
+        """A worker is dead; its handle is given up.
+
+        The fleet always hears of it. What else is to be found out and done are steps of which each may fail.
+        """
+        attempt = self._shell.attempt
+        handle.reaped()
+        attempt("a dead worker's last messages", lambda: self._shell.inbox.read_last(handle))
+        attempt("requests lost with a worker", lambda: self._report_lost_with(handle))
+        dump = attempt("a dead worker's stacks", lambda: self._take_dump(handle, status)) or ""
+        end = attempt("an entry of the ledger", lambda: self._record(handle, status, peak_memory, dump))
+        attempt("hooks of a worker's end", lambda: self._shell.hooks.worker_ended(handle, status))
+        attempt("giving up a worker", lambda: self._shell.forget(handle.launch))
+        self._shell.submit(
+            events.WorkerExited(
+                handle.launch,
+                status,
+                outsider=end is not None and end.cause == "killed by an outsider",
+                request=next(iter(end.last_requests), "") if end is not None else "",
+                traceback=end.stack if end is not None else None,
+                problem=handle.problem,
+            )
+        )
+
+    def _report_lost_with(self, handle: WorkerHandle) -> None:
+        worker = self._shell.fleet.workers.get(handle.launch)
         if worker is not None and worker.state is not WorkerState.STOPPING:
             self.report_lost(handle)
+
+    def _take_dump(self, handle: WorkerHandle, status: ExitStatus) -> str:
+        """What faulthandler wrote last; in the log if it was because of the worker's end."""
         dump = handle.take_dumps()
         if dump and status.signal is not None:
             fields = {"slot": handle.slot, "pid": handle.pid, "status": str(status), "stack": dump}
             name = "worker_aborted" if status.signal == signal.SIGABRT else "worker_crashed"
-            shell.journal.record("error", name, fields)
+            self._shell.journal.record("error", name, fields)
+        return dump
+
+    def _record(
+        self, handle: WorkerHandle, status: ExitStatus, peak_memory: int | None, dump: str
+    ) -> ExitView:
+        shell = self._shell
+        counts = shell.attempt("a dead worker's counts", lambda: shell.scoreboard.counts(handle.cell))
+        last = shell.attempt(
+            "a dead worker's last requests", lambda: shell.scoreboard.last_requests(handle.cell)
+        )
         facts = ExitFacts(
             "worker",
             handle.pid or 0,
@@ -109,28 +149,26 @@ class Reaper:
             status,
             time.monotonic() - handle.spawned_at,
             handle.slot,
-            worker,
+            shell.fleet.workers.get(handle.launch),
             sent=handle.sent,
             signalled=handle.signalled,
-            requests=shell.scoreboard.counts(handle.cell).requests,
-            last_requests=shell.scoreboard.last_requests(handle.cell),
+            requests=counts.requests if counts is not None else 0,
+            last_requests=last or (),
             peak_memory=peak_memory,
             dump=dump or handle.last_dump,
+            problem=handle.problem,
         )
-        end = shell.ledger.record(facts)
-        shell.hooks.worker_ended(handle, status)
-        shell.forget(handle.launch)
-        shell.submit(
-            events.WorkerExited(
-                handle.launch,
-                status,
-                outsider=end.cause == "killed by an outsider",
-                request=next(iter(end.last_requests), ""),
-                traceback=end.stack,
-            )
-        )
+        return shell.ledger.record(facts)
 
-    def _note_fork_server(self, handle: ForkServerHandle, dead: Dead, replaced: bool = False) -> None:
+    def _fork_server_ended(self, handle: ForkServerHandle, dead: Dead, replaced: bool = False) -> None:
+        """The same of a fork server, also of one that is no generation's any more."""
+        attempt = self._shell.attempt
+        handle.reaped()
+        attempt("a dead fork server's last messages", lambda: self._shell.inbox.read_last(handle))
+        attempt("an entry of the ledger", lambda: self._note_fork_server(handle, dead, replaced))
+        self._shell.fork_server_ended(handle, dead.status)
+
+    def _note_fork_server(self, handle: ForkServerHandle, dead: Dead, replaced: bool) -> None:
         fleet = self._shell.fleet
         leaving = handle.left_for or fork_server_leaving(fleet, handle.generation, replaced)
         tried = fleet.reload if leaving == "boot failed" else None
@@ -143,6 +181,7 @@ class Reaper:
             leaving=leaving,
             sent=handle.sent,
             dump=tried.traceback or "" if tried and tried.generation == handle.generation else "",
+            problem=handle.problem,
             # Not its peak memory: what exec replaced counts there, and that was our own size.
         )
         self._shell.ledger.record(facts)

@@ -5,19 +5,19 @@ action brings about, and sets the one timer that the fleet asks for.
 """
 
 import asyncio
-import os
 import random
 import signal
 import socket
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from supervisor.daemon import disposal
 from supervisor.daemon.children import (
     CarriedForkServer,
     CarriedWorker,
@@ -25,6 +25,7 @@ from supervisor.daemon.children import (
     WorkerHandle,
 )
 from supervisor.daemon.hooks import HookCaller
+from supervisor.daemon.inbox import Inbox
 from supervisor.daemon.journal import Journal
 from supervisor.daemon.ledger import Ledger, fork_server_leaving
 from supervisor.daemon.listeners import Listeners, access_of
@@ -32,19 +33,23 @@ from supervisor.daemon.overdue import Overdue
 from supervisor.daemon.policy import fleet_policy
 from supervisor.daemon.reaper import Reaper
 from supervisor.daemon.rights import rights_for
+from supervisor.daemon.rules import Phase, check_fork_server, check_worker
 from supervisor.errors import SettingError
 from supervisor.fleet import actions, events
 from supervisor.fleet.machine import Fleet
-from supervisor.fleet.model import ExitStatus
+from supervisor.fleet.model import ExitStatus, GenerationState, WorkerState
 from supervisor.fleet.state import State
 from supervisor.ipc import messages
-from supervisor.ipc.channel import Channel
+from supervisor.ipc.channel import BadMessage, Channel
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings import classes
 from supervisor.settings.confine import confine
 from supervisor.settings.load import Loaded
 
-Message = TypeVar("Message")
+Result = TypeVar("Result")
+
+# Seconds between two looks at the stack dumps of a worker, which may write for ever.
+_DUMP_PAUSE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +132,7 @@ class Shell:
         self.workers: dict[int, WorkerHandle] = {}
         self.fork_servers: dict[int, ForkServerHandle] = {}
         self.reaper = Reaper(self)
+        self.inbox = Inbox(self)
         self.hooks = HookCaller(self)
         self.overdue = Overdue(self)
         self.loaded: dict[int, Loaded] = {}
@@ -179,13 +185,31 @@ class Shell:
             self.workers[worker.launch] = worker
             if worker.pid is not None:
                 self.launch_of[worker.pid] = worker.launch
+                worker.phase = self._phase_of_worker(worker)
             self._listen_to(worker)
         for server in fork_servers:
             handle = ForkServerHandle.taken_over(server)
             self.fork_servers[handle.generation] = handle
+            handle.phase = self._phase_of_fork_server(handle)
             if handle.channel.fileno() >= 0:
-                self.loop.add_reader(handle.channel.fileno(), self._on_fork_server, handle)
+                self.loop.add_reader(handle.channel.fileno(), self.inbox.read, handle)
         self.hooks.restored()
+
+    def _phase_of_worker(self, handle: WorkerHandle) -> Phase:
+        worker = self.fleet.workers.get(handle.launch)
+        refork, generation = self.fleet.refork, self.fleet.generations.get(handle.generation)
+        if refork is not None and refork.launch == handle.launch:
+            handle.audits = 0 if refork.audited else 1
+            handle.template_asked = refork.audited
+        handle.template_asked |= generation is not None and generation.standby == handle.launch
+        serves = worker is not None and worker.state in (WorkerState.READY, WorkerState.DRAINING)
+        return Phase.SERVING if serves else Phase.BOOTING
+
+    def _phase_of_fork_server(self, handle: ForkServerHandle) -> Phase:
+        generation = self.fleet.generations.get(handle.generation)
+        state = generation.state if generation is not None else GenerationState.UP
+        phases = {GenerationState.CONFIGURING: Phase.CONFIGURING, GenerationState.LOADING: Phase.LOADING}
+        return phases.get(state, Phase.FORKING)
 
     def submit(self, event: events.Event) -> None:
         """Let the fleet know, and do what it wants done."""
@@ -196,7 +220,8 @@ class Shell:
         try:
             while self._waiting:
                 found = self.fleet.handle(self._waiting.popleft(), time.monotonic())
-                self.hooks.look()  # first: whoever hears of more workers hears of their forks afterwards
+                # First: what hears of more workers hears of their forks afterwards.
+                self.attempt("hooks", self.hooks.look)
                 for action in found:
                     self._perform_safely(action)
         finally:
@@ -211,6 +236,18 @@ class Shell:
                 "error", "internal_error", {"action": repr(action), "traceback": traceback.format_exc()}
             )
             self._give_up(action)
+
+    def attempt(self, what: str, step: Callable[[], Result]) -> Result | None:
+        """Do one of several things that do not depend on each other; if it fails that is logged.
+
+        Returns what `step` returns, or None if it has failed.
+        """
+        try:
+            return step()
+        except Exception:  # noqa: BLE001 - whatever it is, the others are to be done
+            fields = {"problem": f"failed: {what}", "traceback": traceback.format_exc()}
+            self.journal.record("error", "internal_error", fields)
+            return None
 
     def _give_up(self, action: actions.Action) -> None:
         """The fleet must not wait for a process that there never was."""
@@ -245,7 +282,7 @@ class Shell:
             return
         self.fork_servers[action.generation] = handle
         handle.cause = self._cause(action.generation)
-        self.loop.add_reader(handle.channel.fileno(), self._on_fork_server, handle)
+        self.loop.add_reader(handle.channel.fileno(), self.inbox.read, handle)
         self._tell(
             handle.channel,
             messages.Configure(
@@ -269,11 +306,9 @@ class Shell:
             return "start"
         return "upgrade" if self.fleet.reload.asked_by == "upgrade" else "reload"
 
-    def _on_fork_server(self, handle: ForkServerHandle) -> None:
-        for message in self._arrived(handle.channel):
-            self._hear_fork_server(handle, message)
-
-    def _hear_fork_server(self, handle: ForkServerHandle, message: messages.FromForkServer) -> None:
+    def hear_fork_server(self, handle: ForkServerHandle, message: messages.FromForkServer) -> None:
+        """Raises BadMessage if that is nothing that it may say now."""
+        check_fork_server(handle, message, self.loaded.get(handle.generation))
         generation = handle.generation
         if isinstance(message, messages.HookBegun):
             handle.begun = True
@@ -282,16 +317,14 @@ class Shell:
         elif isinstance(message, messages.LogTaken):
             self._callbacks.log_taken(message.number)
         elif handle.ending or handle.retired:
-            pass  # nobody wants it any more
+            pass  # it is not wanted any more
         elif isinstance(message, messages.Decided):
             if handle.decided is None and not handle.listener_keys:
                 handle.decided = message
                 for warning in message.warnings:
                     self.journal.record("warning", "configuration", {"problem": warning})
         elif isinstance(message, messages.Configured):
-            # Once, before it runs the app: that must not tell us what to bind.
-            if not handle.listener_keys:
-                self._configured(handle, message)
+            self._configured(handle, message)
         elif isinstance(message, messages.AppLoaded):
             handle.takes_lines = message.loggers
             self.hooks.loaded(handle, handle.cause)
@@ -300,10 +333,11 @@ class Shell:
             app_failed = generation in self.loaded
             self.submit(events.GenerationFailed(generation, message.reason, message.traceback, app_failed))
         elif isinstance(message, messages.ForkFailed):
-            self.forget(message.launch)
-            self.submit(events.SpawnFailed(message.launch, message.reason))
+            if self._asked_for(handle, message.launch) is not None:
+                self.forget(message.launch)
+                self.submit(events.SpawnFailed(message.launch, message.reason))
         elif isinstance(message, messages.Forked):
-            self._forked(message)
+            self._forked(handle, message)
         elif isinstance(message, messages.Watch | messages.AppBroken):
             self._callbacks.watch(generation, message)
 
@@ -364,6 +398,7 @@ class Shell:
         relay = [end.fileno() for end in self.relay]
         listeners = map(self.listeners.fileno, handle.listener_keys)
         descriptors = [*relay, *listeners]
+        handle.phase = Phase.LOADING
         self._tell(handle.channel, messages.Load(handle.listener_keys, self.name), descriptors)
 
     def _stop_fork_server(self, action: actions.StopForkServer) -> None:
@@ -395,7 +430,7 @@ class Shell:
     def _hang_up(self, handle: ForkServerHandle) -> None:
         if handle.channel.fileno() >= 0:
             self.loop.remove_reader(handle.channel.fileno())
-            handle.channel.close()
+            disposal.close(handle.channel)
 
     def _kill_fork_server(self, action: actions.KillForkServer) -> None:
         if handle := self.fork_servers.get(action.generation):
@@ -429,13 +464,46 @@ class Shell:
 
     def _listen_to(self, handle: WorkerHandle) -> None:
         if handle.channel.fileno() >= 0:
-            self.loop.add_reader(handle.channel.fileno(), self._on_worker, handle)
-        self.loop.add_reader(handle.stacks_fd, handle.read_dumps)
+            self.loop.add_reader(handle.channel.fileno(), self.inbox.read, handle)
+        self.loop.add_reader(handle.stacks_fd, self._on_dumps, handle)
 
-    def _forked(self, message: messages.Forked) -> None:
-        handle = self.workers.get(message.launch)
+    def _on_dumps(self, handle: WorkerHandle) -> None:
+        self.loop.remove_reader(handle.stacks_fd)
+        if handle.read_dumps():
+            self.loop.call_later(_DUMP_PAUSE, self._read_dumps_again, handle)
+
+    def _read_dumps_again(self, handle: WorkerHandle) -> None:
+        if self.workers.get(handle.launch) is handle:
+            self.loop.add_reader(handle.stacks_fd, self._on_dumps, handle)
+
+    def _asked_for(self, fork_server: ForkServerHandle, launch: int) -> WorkerHandle | None:
+        """The worker that a fork server was asked for; None if that is not wanted any more.
+
+        Raises:
+            BadMessage: it was never asked for that one, or has answered already.
+        """
+        handle = self.workers.get(launch)
+        if handle is None:
+            if 0 < launch <= self.fleet.spawned:
+                return None
+            raise BadMessage(f"what became of worker {launch}, which was never asked for")
+        if handle.generation != fork_server.generation or handle.pid is not None:
+            raise BadMessage(f"what became of worker {launch}, which is not its to fork")
+        return handle
+
+    def _is_known(self, pid: int) -> bool:
+        """Whether a process is a child with another part."""
+        servers = (*self.fork_servers.values(), *self.reaper.leaving.values())
+        known = pid in self.launch_of or self.reaper.expects(pid)
+        return known or any(pid == server.pid for server in servers)
+
+    def _forked(self, fork_server: ForkServerHandle, message: messages.Forked) -> None:
+        handle = self._asked_for(fork_server, message.launch)
         if handle is None or message.launch not in self.fleet.workers:
-            return  # nobody wants it any more; the end of its channel tells it so
+            return  # it is not wanted any more; the end of its channel says so to it
+        if self._is_known(message.pid):
+            raise BadMessage(f"that process {message.pid} is a worker, which is something else")
+        handle.phase = Phase.BOOTING
         alive = handle.forked(message.pid)
         self.submit(events.WorkerForked(message.launch, message.pid))
         if alive:
@@ -444,25 +512,29 @@ class Shell:
         else:
             self.reaper.ended_before_known(handle)
 
-    def _on_worker(self, handle: WorkerHandle) -> None:
-        for message in self._arrived(handle.channel):
-            if isinstance(message, messages.Ready):
-                self.submit(events.WorkerReady(handle.launch))
-                self._warm(handle.generation, message.modules)
-            elif isinstance(message, messages.BootFailed):
-                self.submit(events.WorkerBootFailed(handle.launch, message.reason, message.traceback))
-            elif isinstance(message, messages.TemplateAudited):
-                problems, warnings = tuple(message.problems), tuple(message.warnings)
-                self.submit(events.TemplateAudited(handle.launch, problems, warnings))
-            elif isinstance(message, messages.TemplateReady):
+    def hear_worker(self, handle: WorkerHandle, message: messages.FromWorker) -> None:
+        """Raises BadMessage if that is nothing that it may say now."""
+        check_worker(handle, message, self.loaded.get(handle.generation))
+        if isinstance(message, messages.Ready):
+            self.submit(events.WorkerReady(handle.launch))
+            self._warm(handle.generation, message.modules)
+        elif isinstance(message, messages.BootFailed):
+            self.submit(events.WorkerBootFailed(handle.launch, message.reason, message.traceback))
+        elif isinstance(message, messages.TemplateAudited):
+            problems, warnings = tuple(message.problems), tuple(message.warnings)
+            self.submit(events.TemplateAudited(handle.launch, problems, warnings))
+        elif isinstance(message, messages.TemplateReady):
+            # A process that is dead can't be a fork server.
+            if handle.launch in self.launch_of.values():
                 handle.takes_lines = message.loggers
                 self.submit(events.TemplateReady(handle.launch))
-            elif isinstance(message, messages.Signalled):
-                handle.signalled = message.signum
-            elif isinstance(message, messages.Watch | messages.AppBroken):
-                self._callbacks.watch(handle.generation, message)
-            elif isinstance(message, messages.RecycleDue):
-                self.submit(events.RecycleDue(handle.launch, message.requests))
+        elif isinstance(message, messages.Signalled):
+            handle.signalled = message.signum
+        elif isinstance(message, messages.Watch | messages.AppBroken):
+            self._callbacks.watch(handle.generation, message)
+        elif isinstance(message, messages.RecycleDue) and not handle.recycles:
+            handle.recycles = True
+            self.submit(events.RecycleDue(handle.launch, message.requests))
 
     def _warm(self, generation: int, modules: list[str]) -> None:
         """Let the fork server learn once from the first worker what the app needs of the standard library."""
@@ -471,13 +543,9 @@ class Shell:
             fork_server.warmed = True
             self._tell(fork_server.channel, messages.Warm(modules))
 
-    def hear_last_words(self, handle: WorkerHandle) -> None:
-        """What a worker said before its death."""
-        if handle.channel.fileno() >= 0:
-            self._on_worker(handle)
-
     def _drain(self, action: actions.Drain) -> None:
         handle = self.workers[action.launch]
+        handle.template_asked |= action.template
         if not self._tell(handle.channel, messages.Drain(action.hand_over, action.template)):
             # It has not read its channel for long, or closed it: SIGTERM says the same.
             self._signal(action.launch, signal.SIGTERM)
@@ -498,12 +566,14 @@ class Shell:
         elif handle.channel.fileno() >= 0:
             # Not forked yet: with its channel gone it leaves before it runs a line of the app.
             self.loop.remove_reader(handle.channel.fileno())
-            handle.channel.close()
+            disposal.close(handle.channel)
 
     # -- templates --------------------------------------------------------------------------------------
 
     def _audit_template(self, action: actions.AuditTemplate) -> None:
-        self._tell(self.workers[action.launch].channel, messages.AuditTemplate(action.force))
+        handle = self.workers[action.launch]
+        handle.audits += 1
+        self._tell(handle.channel, messages.AuditTemplate(action.force))
 
     def _use_template(self, action: actions.UseTemplate) -> None:
         """A worker serves no more and forks instead: its channel now carries a fork server's messages."""
@@ -523,27 +593,27 @@ class Shell:
         if old is not None:
             self.reaper.leaving[old.pid] = old
         self.hooks.template(old, template, worker)
-        self.loop.add_reader(template.channel.fileno(), self._on_fork_server, template)
+        self.loop.add_reader(template.channel.fileno(), self.inbox.read, template)
         self._forget_unforked(action.generation)
 
     # -- deaths -----------------------------------------------------------------------------------------
 
     def fork_server_ended(self, handle: ForkServerHandle, status: ExitStatus) -> None:
-        self._close_dead(handle)
-        del self.fork_servers[handle.generation]
-        self._forget_unforked(handle.generation)
-        self.submit(events.ForkServerExited(handle.generation, status))
-        self.hooks.gone(handle)
-        self._settle()
-
-    def left_over_ended(self, handle: ForkServerHandle) -> None:
-        """The same of one that the fleet does not look after any more."""
-        self._close_dead(handle)
-        self.hooks.gone(handle)
+        """A fork server is dead; its handle is given up."""
+        current = self.fork_servers.get(handle.generation) is handle
+        if current:
+            del self.fork_servers[handle.generation]
+            self.attempt(
+                "giving up workers that were not forked", lambda: self._forget_unforked(handle.generation)
+            )
+        self.attempt("closing a fork server's channel", lambda: self._close_dead(handle))
+        if current:
+            self.submit(events.ForkServerExited(handle.generation, status, handle.problem))
+        self.attempt("hooks of a fork server that ended", lambda: self.hooks.gone(handle))
+        if current:
+            self.attempt("settling listeners", self._settle)
 
     def _close_dead(self, handle: ForkServerHandle) -> None:
-        if handle.channel.fileno() >= 0:
-            self._on_fork_server(handle)  # its last words
         self._hang_up(handle)
         handle.close()
 
@@ -561,8 +631,8 @@ class Shell:
         if handle.channel.fileno() >= 0:
             self.loop.remove_reader(handle.channel.fileno())
         self.loop.remove_reader(handle.stacks_fd)
-        self.scoreboard.give_back(handle.cell)
         handle.close()
+        self.attempt("freeing a cell of the scoreboard", lambda: self.scoreboard.give_back(handle.cell))
 
     def _reload_ended(self, action: actions.ReloadEnded) -> None:
         self._settle_listeners()
@@ -592,20 +662,6 @@ class Shell:
         if used:
             for key in self.listeners.keep_only(used):
                 self.journal.record("info", "listener_closed", {"address": key})
-
-    def _arrived(self, chan: Channel[Message]) -> Iterator[Message]:
-        """The messages that wait in a channel. Its end is not reported: the kernel reports the death."""
-        while chan.fileno() >= 0:  # what a message brings about may close it
-            try:
-                received = chan.receive()
-            except BlockingIOError:
-                return
-            if received is None:
-                self.loop.remove_reader(chan.fileno())
-                return
-            for fd in received[1]:
-                os.close(fd)  # children have no descriptors to give
-            yield received[0]
 
     def tell_workers(self, message: messages.ToWorker) -> None:
         for handle in self.workers.values():

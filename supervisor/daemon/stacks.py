@@ -56,8 +56,7 @@ class Stacks:
         if handle.launch not in self._shell.workers:
             self._answer(handle, asked)
             return
-        handle.read_dumps()
-        handle.dumps.clear()
+        handle.drop_dumps()
         handle.send_signal(DUMP_SIGNAL)
         self._shell.loop.call_later(DUMP_TIME, self._answer, handle, asked)
 

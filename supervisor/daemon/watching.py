@@ -13,7 +13,8 @@ import asyncio
 import glob
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,11 +34,14 @@ _POLL = 0.5
 _GONE = 0.1
 # Until the watch is set up for sure (s); changes before it are found by a look of our own.
 _SETTLED = 0.05
-# Folders looked through for templates or for `reload_extra_files`, at most.
-_MOST_FOLDERS = 2000
-# Files of a generation that are watched, folders that it may name, and the length of a path (PATH_MAX).
-_MOST_FILES, _MOST_ROOTS = 50_000, 1000
-_LONGEST = 4096
+# Folders looked through for templates or for `reload_extra_files`, and what is in them, at most in one look;
+# files and folders that the processes of a generation may name. An app decides on all of this, and while they
+# are looked at nothing else is done.
+_MOST_FOLDERS, _MOST_ENTRIES = 2000, 20_000
+_MOST_FILES, _MOST_ROOTS = 20_000, 250
+# The share of the time that looks may take, and how many seconds of pauses they may leave out before there is
+# one.
+_SHARE, _CREDIT = 0.1, 0.2
 # What template languages call their files; in a folder `templates` any file is one.
 _TEMPLATES = tuple(
     ".html .htm .xhtml .djhtml .jinja .jinja2 .j2 .mako .tmpl .tpl .pt .chameleon .mustache .hbs".split()
@@ -95,6 +99,12 @@ class Watcher:
         self._broken: set[int] = set()
         self._task: asyncio.Task[None] | None = None
         self._confirming: asyncio.TimerHandle | None = None
+        # What was named and not looked at yet, with the time of its reading.
+        self._named: dict[str, float] = {}
+        self._gathering: asyncio.TimerHandle | None = None
+        # When looks will have taken no more than their share of the time.
+        self._paid = 0.0
+        self._late: asyncio.TimerHandle | None = None
         self._again = asyncio.Event()
         # The folders that are watched, with the inode of each: one that is replaced is another.
         self._places: dict[str, int] = {}
@@ -112,7 +122,7 @@ class Watcher:
         if settings.reload_extra_files != self._extra:
             self._extra = settings.reload_extra_files
             self._warn_of_missing()
-            self._add((), time.time())
+            self._add({})
         if settings.reload_engine != self._engine:
             self._engine = settings.reload_engine
             self._polls = self._engine == "poll"
@@ -124,6 +134,12 @@ class Watcher:
         self._on = False
         if self._confirming is not None:
             self._confirming.cancel()
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
         if self._task is not None:
             self._again.set()
             self._task.cancel()
@@ -139,10 +155,33 @@ class Watcher:
                 fields = {"generation": generation, "reason": message.reason, "traceback": message.traceback}
                 self._journal.record("error", "app_broken", fields)
             return
-        # Who reports may be anything: a name that is none, or more names than an app has files.
-        files = _added(self._files.setdefault(generation, set()), message.files, _MOST_FILES)
-        _added(self._folders.setdefault(generation, set()), message.folders, _MOST_ROOTS)
-        self._add(files, message.since)
+        files, folders = (
+            self._files.setdefault(generation, set()),
+            self._folders.setdefault(generation, set()),
+        )
+        fresh = [path for path in message.files if path not in files]
+        if len(files) + len(fresh) > _MOST_FILES or len(folders.union(message.folders)) > _MOST_ROOTS:
+            self._warn("reload: not all of the app's files are watched: there are too many")
+            return
+        files.update(fresh)
+        folders.update(message.folders)
+        for path in message.files:
+            self._named[path] = min(message.since, self._named.get(path, message.since))
+        if self._gathering is None:
+            self._take_named()
+
+    def _take_named(self) -> None:
+        self._gathering = None
+        if (wait := self._wait(time.monotonic())) > 0:
+            self._gathering = asyncio.get_running_loop().call_later(wait, self._take_named)
+            return
+        named, self._named = self._named, {}
+        self._add(named)
+
+    def _warn(self, problem: str) -> None:
+        if problem not in self._warned:
+            self._warned.add(problem)
+            self._journal.record("warning", "configuration", {"problem": problem})
 
     def forget_before(self, current: int) -> None:
         """Workers of this generation serve: what only those before it had loaded counts no more."""
@@ -156,16 +195,20 @@ class Watcher:
 
     # -- looking ----------------------------------------------------------------------------------------
 
-    def _add(self, files: Iterable[str], since: float) -> None:
-        """Take note of files; one that was written since it was read counts as changed."""
+    def _add(self, files: Mapping[str, float]) -> None:
+        """Take note of files and when each was read; one that was written since then counts as changed."""
+        began = time.monotonic()
+        # What was found rather than named is as old as the oldest of those.
+        oldest = min(files.values(), default=time.time())
         late = []
         survey = self._survey()
         for path in (*files, *survey.files):
             if path not in self._known:
                 found = self._known[path] = signature(path)
-                if found is not None and found[2] > since * 1e9:
+                if found is not None and found[2] > files.get(path, oldest) * 1e9:
                     late.append(path)
         self._keep_up(survey)
+        self._pay(began)
         if late:
             self._ask(late)
 
@@ -173,8 +216,9 @@ class Watcher:
         """What counts now: files by what was told, by what lies in folders, by `reload_extra_files`."""
         files: set[str] = set().union(*self._files.values())
         folders: set[str] = set()
+        walk = _Walk()
         for root in self._all_folders():
-            for folder, found in _walk(root):
+            for folder, found in walk.through(root):
                 folders.add(folder)
                 files.update(filter(is_template, found))
         for entry in self._extra:
@@ -183,7 +227,7 @@ class Watcher:
                 files.update(glob.glob(path, recursive=True))  # noqa: PTH207
                 folders.update(_folders_of(path))
             elif os.path.isdir(path):  # noqa: PTH112
-                for folder, found in _walk(path):
+                for folder, found in walk.through(path):
                     folders.add(folder)
                     files.update(found)
             else:
@@ -194,17 +238,37 @@ class Watcher:
         """Look at all files, and ask for a reload if one has changed."""
         if not self._on:
             return
+        began = time.monotonic()
+        if (wait := self._wait(began)) > 0:
+            if self._late is None:
+                self._late = asyncio.get_running_loop().call_later(wait, self._look_late, confirmed)
+            return
         survey = self._survey()
         now = {path: signature(path) for path in survey.files}
         changed = [path for path in now.keys() | self._known.keys() if now.get(path) != self._known.get(path)]
         if changed and not confirmed and not any(now.get(path) for path in changed):
             if self._confirming is None or self._confirming.when() < asyncio.get_running_loop().time():
                 self._confirming = asyncio.get_running_loop().call_later(_GONE, self.look, True)
+            self._pay(began)
             return
         self._known = now
         self._keep_up(survey)
+        self._pay(began)
         if changed:
             self._ask(changed)
+
+    def _look_late(self, confirmed: bool) -> None:
+        self._late = None
+        self.look(confirmed)
+
+    def _wait(self, now: float) -> float:
+        """Seconds until there may be a look."""
+        return self._paid - _CREDIT - now
+
+    def _pay(self, began: float) -> None:
+        """A look is over."""
+        now = time.monotonic()
+        self._paid = max(self._paid, now) + (now - began) / _SHARE
 
     def _ask(self, changed: list[str]) -> None:
         try:
@@ -285,30 +349,40 @@ class Watcher:
                 self._journal.record("warning", "configuration", {"problem": problem})
 
 
-def _added(known: set[str], paths: list[str], most: int) -> list[str]:
-    """Add the paths that can be some, as long as no more than `most` are known; returns what was added."""
-    good = [path for path in paths if path.startswith("/") and "\0" not in path and len(path) <= _LONGEST]
-    added = good[: max(0, most - len(known))]
-    known.update(added)
-    return added
+class _Walk:
+    """Goes through folders, through no more of them than one look may."""
 
+    def __init__(self) -> None:
+        self._folders, self._entries = _MOST_FOLDERS, _MOST_ENTRIES
 
-def _walk(root: str) -> Iterator[tuple[str, list[str]]]:
-    """A folder and those in it, each with its files; absolute paths. What tools leave is not among them."""
-    left = _MOST_FOLDERS
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if name[0] != "." and name not in _NO_SOURCES]
-        yield folder, [f"{folder}/{name}" for name in files if name[0] != "." and not name.endswith(_LEFT)]
-        left -= 1
-        if not left:
-            return
+    def through(self, root: str) -> Iterator[tuple[str, list[str]]]:
+        """A folder and those in it, each with its files; absolute paths. What tools leave is left out."""
+        waiting = [root]
+        while waiting and self._folders > 0 and self._entries > 0:
+            folder = waiting.pop()
+            self._folders -= 1
+            files = []
+            try:
+                with os.scandir(folder) as entries:
+                    for entry in islice(entries, self._entries):
+                        self._entries -= 1
+                        if entry.name[0] == ".":
+                            continue
+                        if entry.is_dir():
+                            if entry.name not in _NO_SOURCES and not entry.is_symlink():
+                                waiting.append(entry.path)
+                        elif not entry.name.endswith(_LEFT):
+                            files.append(entry.path)
+            except OSError:
+                continue  # not there, or not for us to read
+            yield folder, files
 
 
 def _folders_of(pattern: str) -> set[str]:
     """Existing folders in which files of a pattern may be, or folders that lead there."""
     fixed = _fixed_part(pattern)
     if "**" in pattern:
-        return {folder for folder, _ in _walk(fixed)}
+        return {folder for folder, _ in _Walk().through(fixed)}
     found, pattern = {fixed}, os.path.dirname(pattern)  # noqa: PTH120
     while pattern != fixed and glob.has_magic(pattern):
         found.update(glob.glob(pattern))  # noqa: PTH207

@@ -48,10 +48,14 @@ class GenerationFailed:
 
 @dataclass(frozen=True, slots=True)
 class ForkServerExited:
-    """The kernel reported the death of a generation's fork server."""
+    """The kernel reported the death of a generation's fork server.
+
+    problem: what it did that a fork server may not, for which it was killed, or an empty text.
+    """
 
     generation: int
     status: ExitStatus
+    problem: str = ""
 
 
 # -- facts: workers -----------------------------------------------------------------------------------
@@ -94,7 +98,8 @@ class WorkerExited:
     """The kernel reported a death; seen exactly once per process.
 
     outsider: somebody else than the fleet, the kernel or the app ended it; request: what it served last,
-    e.g. `GET /path`; traceback: the stacks at its end, if it crashed.
+    e.g. `GET /path`; traceback: the stacks at its end, if it crashed; problem: what it did that a worker may
+    not, for which it was killed, or an empty text.
     """
 
     launch: int
@@ -102,6 +107,7 @@ class WorkerExited:
     outsider: bool = False
     request: str = ""
     traceback: str | None = None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)

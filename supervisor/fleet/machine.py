@@ -152,7 +152,10 @@ class Fleet(Upkeep):
             return
         # What was asked of it and never forked will not come.
         self._give_up_unforked(event.generation)
-        self._fork_server_gone(generation, f"the fork server ended with {event.status}", now)
+        reason = f"ended with {event.status}"
+        if event.problem:
+            reason = f"was killed for a protocol error: {event.problem}"
+        self._fork_server_gone(generation, f"the fork server {reason}", now)
 
     def _on_forked(self, event: events.WorkerForked, now: float) -> None:
         if worker := self.workers.get(event.launch):
@@ -196,8 +199,11 @@ class Fleet(Upkeep):
         if worker is None:
             return
         self._no_standby(worker)
+        how = f"ended with {event.status}"
+        if event.problem:
+            how = f"was killed for a protocol error: {event.problem}"
         if worker.state is BOOTING:
-            died = f"ended with {event.status} while booting", event.traceback
+            died = f"{how} while booting" if not event.problem else how, event.traceback
             self._boot_failed(worker, *(worker.boot_error or died), now)
             return
         expected = worker.leaving is not None and worker.state is not READY
@@ -217,7 +223,7 @@ class Fleet(Upkeep):
             self.reload.canary_launch = self.reload.canary_until = None
         elif not (expected or event.outsider or self.stopping):
             last = f" (last request: {event.request})" if event.request else ""
-            self._crashed(worker, f"ended with {event.status}{last}", event.traceback, now)
+            self._crashed(worker, f"{how}{last}", event.traceback, now)
 
     def _on_recycle_due(self, event: events.RecycleDue, now: float) -> None:
         worker = self.workers.get(event.launch)

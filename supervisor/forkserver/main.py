@@ -33,7 +33,7 @@ from supervisor.forkserver.rights import become_account, leave_terminal, set_uma
 from supervisor.hooks.calling import HookFailed
 from supervisor.hooks.generation import Cause, Hooks
 from supervisor.ipc import messages
-from supervisor.ipc.channel import Channel, shorten
+from supervisor.ipc.channel import Channel, line, lines, shorten
 from supervisor.logs import bridge, logconfig
 from supervisor.logs.access import compile_format, unknown_atoms
 from supervisor.logs.lean import resolve_format
@@ -132,11 +132,12 @@ class Preparation:
         except (OstlerError, AppLoadError) as error:
             problem = str(error)
             if loaded is None or ask.cause != "check":
-                self._channel.send(messages.LoadFailed(problem, None))
+                self._channel.send(messages.LoadFailed(line(problem), None))
                 return False
         self._loaded = loaded
         hooks = self._hooks.names if self._hooks is not None else []
-        self._channel.send(messages.Configured(loaded, warnings, hooks, problem))
+        warnings = lines(warnings, messages.MOST_LINES)
+        self._channel.send(messages.Configured(loaded, warnings, hooks, line(problem)))
         if self._development is not None:
             self._development.tell_configuration(loaded.config, ask, loaded.settings)
         return True
@@ -263,11 +264,11 @@ class Preparation:
                 app.wsgi()
             self._hooks.listening(listeners)
         except SettingError as error:
-            self._channel.send(messages.LoadFailed(str(error), None))
+            self._channel.send(messages.LoadFailed(line(str(error)), None))
             return None
         except (AppLoadError, HookFailed) as error:
             self._channel.send(
-                messages.LoadFailed(error.reason, shorten(error.trace) if error.trace else None)
+                messages.LoadFailed(line(error.reason), shorten(error.trace) if error.trace else None)
             )
             return None
         assert self.outlets is not None

@@ -2,16 +2,20 @@
 
 The kernel keeps message boundaries and order, and end of file means that the other process is gone, however
 it went. No framing, no threads, no locks.
+
+In a child runs an app that may be hostile. So the supervisor reads with `receive_unvouched`, which takes no
+descriptors and says what is wrong with a message; children, which the supervisor talks to, with `receive`.
 """
 
 import array
+import select
 import socket
 from typing import Any, Generic, Self, TypeVar
 
 import msgspec
 
 from supervisor.ipc import wire
-from supervisor.osapi import real
+from supervisor.osapi import real, received
 
 Incoming = TypeVar("Incoming")
 
@@ -19,7 +23,13 @@ Incoming = TypeVar("Incoming")
 # for a socket buffer.
 _MAX_MESSAGE = 160 * 1024
 TRACEBACK_LIMIT = 48 * 1024
-_MAX_DESCRIPTORS = 250  # SCM_MAX_FD is 253 (linux/net/scm.h)
+LINE_LIMIT = 2000
+"""Characters of a reason, a warning and the like."""
+_SAID = 200
+
+
+class BadMessage(Exception):
+    """What came is no message that the other side may send; the text goes on after "it sent"."""
 
 
 class Channel(Generic[Incoming]):
@@ -28,10 +38,14 @@ class Channel(Generic[Incoming]):
     Args:
         sock: a SOCK_SEQPACKET socket; owned from now on.
         incoming: the union of message types that the other side may send.
+
+    Attributes:
+        sent: how many messages were sent.
     """
 
     def __init__(self, sock: socket.socket, incoming: Any) -> None:
         self._sock = sock
+        self.sent = 0
         self._decode: Any = wire.decoder(incoming)
 
     @classmethod
@@ -63,6 +77,7 @@ class Channel(Generic[Incoming]):
             [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         )
         self._sock.sendmsg([wire.encode(message)], ancillary, socket.MSG_NOSIGNAL)
+        self.sent += 1
 
     def receive(self) -> tuple[Incoming, list[int]] | None:
         """The next message with its descriptors (close-on-exec, owned by the caller); None at the end.
@@ -71,23 +86,60 @@ class Channel(Generic[Incoming]):
             BlockingIOError: nothing there and the socket does not block.
         """
         try:
-            data, ancillary, _, _ = self._sock.recvmsg(
-                _MAX_MESSAGE, socket.CMSG_SPACE(4 * _MAX_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
-            )
+            data, ancillary, _, _ = self._sock.recvmsg(_MAX_MESSAGE, received.SPACE, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             return None
         if not data:
             return None
-        descriptors = array.array("i")
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
+        descriptors = received.descriptors(ancillary)
         try:
-            return self._decode(data), list(descriptors)
+            return self._decode(data), descriptors
         except msgspec.DecodeError:
             for fd in descriptors:
                 real.close(fd)
             raise
+
+    def receive_unvouched(self) -> tuple[Incoming, int] | None:
+        """The next message of a side that may send anything, and its size in bytes; None at the end.
+
+        Descriptors are not received: those that nobody receives the kernel closes, and that can block for as
+        long as their sender likes (see `received.discard`). A message with some stays where it is.
+
+        Raises:
+            BadMessage: what came is none.
+            BlockingIOError: nothing there and the socket does not block.
+        """
+        try:
+            if self._sock.recvmsg(0, 0, socket.MSG_PEEK)[2] & socket.MSG_CTRUNC:
+                raise BadMessage("descriptors, which it never has to give")
+            data, _, flags, _ = self._sock.recvmsg(_MAX_MESSAGE)
+        except ConnectionResetError:
+            return None
+        if flags & socket.MSG_TRUNC:
+            raise BadMessage(f"a message of more than {_MAX_MESSAGE} bytes")
+        if not data:
+            if self._has_ended():
+                return None
+            raise BadMessage("an empty message")
+        try:
+            return self._decode(data), len(data)
+        except (ValueError, RecursionError) as error:  # also of text that is no UTF-8: no msgspec.DecodeError
+            said = ascii(str(error)[:_SAID])[1:-1]
+            raise BadMessage(f"{len(data)} bytes that are no message ({said})") from None
+
+    def _has_ended(self) -> bool:
+        """Whether no more comes: an empty message looks like the end."""
+        poll = real.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    def hang_up(self) -> int:
+        """Let the other side see the end, and give the descriptor away, which is to be closed."""
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it is not connected any more
+        return self._sock.detach()
 
     def close(self) -> None:
         self._sock.close()
@@ -107,7 +159,25 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 def shorten(traceback: str) -> str:
     """Cut a traceback so that it fits a message; the end says most, so the middle goes."""
+    traceback = _encodable(traceback)
     if len(traceback) <= TRACEBACK_LIMIT // 4:
         return traceback
     half = TRACEBACK_LIMIT // 8
     return f"{traceback[:half]}\n  [...]\n{traceback[-half:]}"
+
+
+def line(text: str) -> str:
+    """Cut a reason or a warning so that it fits a message."""
+    text = _encodable(text)
+    return text if len(text) <= LINE_LIMIT else f"{text[: LINE_LIMIT - 3]}..."
+
+
+def lines(texts: list[str], most: int) -> list[str]:
+    """The same of several, at most so many."""
+    found = [line(text) for text in texts]
+    return found if len(found) <= most else [*found[: most - 1], f"{len(found) - most + 1} more"]
+
+
+def _encodable(text: str) -> str:
+    """An app may put half of a surrogate pair into an exception, which UTF-8 can't express."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,16 +1,37 @@
 """What the supervisor and its children say to each other: small msgpack structs, tagged by their name.
 
+What children say has bounds, which the types tell; a message beyond them is none. Senders keep within them
+(`channel.line`, `channel.lines`, `channel.shorten`).
+
 Both ends are normally of one installation. `VERSION` guards the exception, a supervisor that runs on while
 the package under it is replaced: a fork server of another version refuses to be configured.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from supervisor.ipc.channel import LINE_LIMIT, TRACEBACK_LIMIT
 from supervisor.settings.load import Loaded
 
 VERSION = 8
+
+MOST_LINES = 100
+MOST_NAMES = 2000
+MOST_PATHS = 250
+Line = Annotated[str, msgspec.Meta(max_length=LINE_LIMIT)]
+Lines = Annotated[list[Line], msgspec.Meta(max_length=MOST_LINES)]
+Trace = Annotated[str, msgspec.Meta(max_length=TRACEBACK_LIMIT)]
+Name = Annotated[str, msgspec.Meta(max_length=200)]
+Names = Annotated[list[Name], msgspec.Meta(max_length=MOST_NAMES)]
+# PATH_MAX (linux/limits.h) with the NUL at the end.
+# Surrogates that stand for bytes are part of names (PEP 383), others can't be.
+Path = Annotated[str, msgspec.Meta(max_length=4095, pattern="^/[^\0\ud800-\udc7f\udd00-\udfff]*\\Z")]
+Paths = Annotated[list[Path], msgspec.Meta(max_length=MOST_PATHS)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Pid = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Signum = Annotated[int, msgspec.Meta(ge=1, le=64)]
+Time = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True):
@@ -135,9 +156,9 @@ class Configured(_Message, frozen=True):
     """
 
     loaded: Loaded
-    warnings: list[str]
-    hooks: list[str] = []
-    problem: str = ""
+    warnings: Lines
+    hooks: Names = []
+    problem: Line = ""
 
 
 class AppLoaded(_Message, frozen=True):
@@ -149,24 +170,24 @@ class AppLoaded(_Message, frozen=True):
 class LoadFailed(_Message, frozen=True):
     """The configuration or the app can't be used. `traceback` only for what is the app's own fault."""
 
-    reason: str
-    traceback: str | None
+    reason: Line
+    traceback: Trace | None
 
 
 class LogTaken(_Message, frozen=True):
     """The loggers have the `LogLine` of this number."""
 
-    number: int
+    number: Number
 
 
 class Forked(_Message, frozen=True):
-    launch: int
-    pid: int
+    launch: Number
+    pid: Pid
 
 
 class ForkFailed(_Message, frozen=True):
-    launch: int
-    reason: str
+    launch: Number
+    reason: Line
 
 
 class HookBegun(_Message, frozen=True):
@@ -176,7 +197,7 @@ class HookBegun(_Message, frozen=True):
 class HookDone(_Message, frozen=True):
     """A hook that was due has been called, or there is none, or it failed: that is in the log."""
 
-    name: str
+    name: Name
 
 
 # -- of both, with `reload` ------------------------------------------------------------------------------
@@ -189,16 +210,16 @@ class Watch(_Message, frozen=True):
     (time.time()): what was written later may be newer than what is in force.
     """
 
-    files: list[str]
-    folders: list[str] = []
-    since: float = 0.0
+    files: Paths
+    folders: Paths = []
+    since: Time = 0.0
 
 
 class AppBroken(_Message, frozen=True):
     """The app can't be loaded; an error page stands in for it until the next edit."""
 
-    reason: str
-    traceback: str | None
+    reason: Line
+    traceback: Trace | None
 
 
 FromForkServer = (
@@ -247,29 +268,29 @@ ToWorker = Boot | Drain | AuditTemplate | ReopenLogs
 class Ready(_Message, frozen=True):
     """The app is loaded and connections are accepted. `modules`: standard modules that it imported."""
 
-    modules: list[str]
+    modules: Names
 
 
 class BootFailed(_Message, frozen=True):
-    reason: str
-    traceback: str | None
+    reason: Line
+    traceback: Trace | None
 
 
 class RecycleDue(_Message, frozen=True):
-    requests: int
+    requests: Number
 
 
 class Signalled(_Message, frozen=True):
     """It leaves because of a signal; whether that was the supervisor's, the supervisor knows."""
 
-    signum: int
+    signum: Signum
 
 
 class TemplateAudited(_Message, frozen=True):
     """problems: why this process can't be forked from; warnings: what deserves a look all the same."""
 
-    problems: list[str]
-    warnings: list[str]
+    problems: Lines
+    warnings: Lines
 
 
 class TemplateReady(_Message, frozen=True):

@@ -32,7 +32,7 @@ from supervisor.hooks.generation import Hooks
 from supervisor.hooks.objects import Worker
 from supervisor.hooks.worker import WorkerHooks
 from supervisor.ipc import messages
-from supervisor.ipc.channel import Channel, shorten
+from supervisor.ipc.channel import Channel, line, lines, shorten
 from supervisor.logs.outlets import Outlets
 from supervisor.osapi import real
 from supervisor.osapi.priority import step_back_for_good, step_forward
@@ -257,7 +257,7 @@ class WorkerProcess:
             self._tell_failure(error)
             return None
         except SettingError as error:
-            self._tell(messages.BootFailed(str(error), None))
+            self._tell(messages.BootFailed(line(str(error)), None))
             return None
         if development is not None:
             development.keep_telling()
@@ -269,7 +269,7 @@ class WorkerProcess:
 
     def _tell_failure(self, error: AppLoadError | WarmupError | HookFailed) -> None:
         self._quit_if_told()
-        self._tell(messages.BootFailed(shorten(error.reason), shorten(error.trace) if error.trace else None))
+        self._tell(messages.BootFailed(line(error.reason), shorten(error.trace) if error.trace else None))
 
     def _develops(self) -> "Development":
         # Only now, as below: who does not ask for it need not have it in memory.
@@ -327,7 +327,7 @@ class WorkerProcess:
         self._title(f"worker {self._got.slot} gen {self._generation.number}")
         if not self._got.urgent:
             step_forward(self._lowered)
-        self._tell(messages.Ready(self._standard_modules))
+        self._tell(messages.Ready(self._standard_modules[: messages.MOST_NAMES]))
         engine.run()
         return 0
 
@@ -403,7 +403,8 @@ class WorkerProcess:
             found = Audit([f"it can't be looked at: {error}"])
         if force:
             found = found.forced()
-        self._tell(messages.TemplateAudited(found.problems, found.warnings))
+        problems, warnings = (lines(texts, messages.MOST_LINES) for texts in (found.problems, found.warnings))
+        self._tell(messages.TemplateAudited(problems, warnings))
 
     def _own_descriptors(self) -> set[int]:
         generation = self._generation

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import cast
 
 from supervisor.ipc import messages
-from supervisor.ipc.channel import shorten
+from supervisor.ipc.channel import line, shorten
 from supervisor.settings.pastefile import file_name
 from supervisor.settings.table import Settings
 from supervisor.workers.base import BaseWorker
@@ -44,7 +44,7 @@ class Development:
             app = load(settings, worker_class.interface)
         except AppLoadError as error:
             trace = shorten(error.trace) if error.trace else None
-            self._say(messages.AppBroken(error.reason, trace))
+            self._say(messages.AppBroken(line(error.reason), trace))
             self._telling.tell(of_failure(error))
             page = AsgiErrorPage if worker_class.interface == "asgi" else ErrorPage
             return cast("App", page(Failure.of(error), generation))

@@ -19,6 +19,8 @@ from supervisor.wsgi.environ import listener_environ
 _SHARED = select.EPOLLIN | select.EPOLLEXCLUSIVE
 # Out of descriptors or memory: accepting pauses this long instead of spinning on a listener that stays ready.
 _ACCEPT_PAUSE = 1_000_000_000
+# What siblings give away is not looked at for so long after much that was no connection.
+_RELAY_PAUSE = 1_000_000_000
 # How often a crowded worker gives a connection away (ns), and how seldom if it comes back each time.
 GIFT_PAUSE = 10_000_000
 _LONGEST_GIFT_PAUSE = 250_000_000
@@ -45,6 +47,7 @@ class Doors(Serving):
         self._doors = (*([self._relay_fd] if relay is not None else []), *self._listeners)
         self._accepting = False
         self._resume_accepting: int | None = None
+        self._resume_relay: int | None = None
         self._gift_pause = GIFT_PAUSE
         self._gift_out = False
         self._hand_over = False
@@ -83,6 +86,21 @@ class Doors(Serving):
             self._resume_accepting = None
         self._accept_on()
 
+    def _relay_off(self) -> None:
+        """Disregard siblings for a while: they send what is no connection."""
+        if self._resume_relay is None:
+            self._log.warning("hand_off_paused", reason="what sibling workers hand over is no connection")
+        self._resume_relay = monotonic_ns() + _RELAY_PAUSE
+        self._doors = tuple(self._listeners)
+        if self._accepting:
+            self._epoll_remove(self._relay_fd)
+
+    def _relay_on_again(self, now: int) -> None:
+        if self._resume_relay is not None and now >= self._resume_relay and self._relay_fd not in self._doors:
+            self._doors = (self._relay_fd, *self._listeners)
+            if self._accepting:
+                self._epoll_add(self._relay_fd)
+
     def _accept(self, listener_fd: int, lane: Lane, now: int) -> Connection | None:
         """Take one connection: taking all would leave siblings idle that were woken for the same."""
         if not self._accepting:
@@ -118,7 +136,11 @@ class Doors(Serving):
     def _take(self, lane: Lane) -> Connection | None:
         """Take one connection that a sibling gives away; its next request is probably there."""
         assert self._relay is not None
-        if not (self._accepting or self.draining) or (taken := self._relay.take()) is None:
+        if not (self._accepting or self.draining) or self._relay_fd not in self._doors:
+            return None
+        if (taken := self._relay.take()) is None:
+            if self._relay.useless:
+                self._relay_off()
             return None
         if self._tls is not None:
             # From a generation before, which did without TLS: it can't go on here.

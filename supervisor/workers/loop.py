@@ -30,6 +30,8 @@ SWEEP_DRAINING = 0.1
 CROWD = 8
 # Connections looked at between two waits, so that ten thousand idle ones stop nobody.
 _SWEEP_SLICE = 256
+# Connections taken at once from siblings that leave as well.
+_MOST_LEFT = 256
 # When draining begins, an idle connection is given this long to send a request that may be on its way.
 _DRAIN_IDLE = SECOND // 2
 _LINGER = 2 * SECOND
@@ -161,6 +163,7 @@ class Loop(Doors, BaseWorker):
         if not self._sweeping:
             self._sweeping = list(self._connections.values())
             self._next_sweep = now + int((SWEEP_DRAINING if self.draining else SWEEP) * SECOND)
+            self._relay_on_again(now)
         size = len(self._sweeping) if self.draining else _SWEEP_SLICE
         batch = self._sweeping[-size:]
         del self._sweeping[-size:]
@@ -183,8 +186,11 @@ class Loop(Doors, BaseWorker):
             self._drain_began = monotonic_ns()
             self._drain_deadline = self._drain_began + self._graceful_timeout
         if self._relay is not None and not self._hand_over:
-            # All workers leave: what one of them gave away just before is nobody else's.
-            while (connection := self._take(lane)) is not None:
+            # All workers leave: what one of them gave away just before is nobody else's. There may be no end
+            # of it: the rest waits for the next sweep.
+            for _ in range(_MOST_LEFT):
+                if (connection := self._take(lane)) is None:
+                    break
                 self._watch(connection)
 
     def _look_at(self, connection: Connection, now: int, lane: Lane) -> None:

@@ -5,6 +5,7 @@ templates an app reads nobody can tell; where they may lie follows from where it
 """
 
 import os
+import re
 import sys
 import sysconfig
 import time
@@ -21,7 +22,9 @@ from supervisor.workers.loader import attributes
 
 # Characters of paths in one message, each up to four bytes there, and of one path (PATH_MAX).
 _BATCH = 16 * 1024
-_LONGEST = 4096
+_LONGEST = 4095
+# Surrogates that stand for bytes are part of names (PEP 383), others can't be.
+_NOT_IN_PATHS = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 # How often a worker looks for modules that were imported late (s).
 _LOOK = 1.0
 _OURS = f"{os.path.dirname(os.path.abspath(supervisor.__file__))}/"  # noqa: PTH100, PTH120
@@ -100,7 +103,9 @@ def of_failure(error: BaseException) -> list[str]:
 
 def _is_path(path: object) -> TypeGuard[str]:
     """Whether it can be a file's: an app may put anything there, and what was compiled from text has none."""
-    return type(path) is str and 0 < len(path) <= _LONGEST and path[0] != "<" and "\0" not in path
+    return (
+        type(path) is str and 0 < len(path) <= _LONGEST and path[0] != "<" and not _NOT_IN_PATHS.search(path)
+    )
 
 
 def _candidates(name: str) -> list[str]:
@@ -108,6 +113,11 @@ def _candidates(name: str) -> list[str]:
     parts = name.replace(".", "/")
     folders = [folder for folder in sys.path if os.path.isdir(folder)]  # noqa: PTH112
     return [f"{folder}/{parts}{end}" for folder in folders for end in (".py", "/__init__.py")]
+
+
+def is_path(text: str) -> bool:
+    """Whether a message can carry it."""
+    return text.startswith("/") and _is_path(text)
 
 
 def forget_bytecode(files: Iterable[str], since: float) -> None:
@@ -131,7 +141,7 @@ def _batches(paths: Iterable[str]) -> Iterator[list[str]]:
     size = 0
     for path in paths:
         size += len(path)
-        if batch and size > _BATCH:
+        if batch and (size > _BATCH or len(batch) == messages.MOST_PATHS):
             yield batch
             batch, size = [], len(path)
         batch.append(path)
@@ -165,6 +175,8 @@ class Telling:
         found = sources(modules)
         folders = [folder for folder in found.folders if folder not in self._told]
         files = [file for file in dict.fromkeys((*found.files, *more)) if file not in self._told]
+        files = list(filter(is_path, files))
+        folders = list(filter(is_path, folders))
         self._told.update(files, folders)
         forget_bytecode(files, since)
         for some_files, some_folders in zip_longest(_batches(files), _batches(folders)):

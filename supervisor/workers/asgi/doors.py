@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Seconds without accepting when there are no descriptors left.
 _ACCEPT_PAUSE = 1.0
+# The same for what siblings give away, after much that was no connection.
+_RELAY_PAUSE = 1.0
 
 
 @dataclass(slots=True)
@@ -79,6 +81,7 @@ class Doors:
         self._fresh: list[tuple[float, int, weakref.ref[Any]]] = []
         self._order = itertools.count()
         self._given: set[Any] = set()
+        self._relay_paused = False
 
     def open(self) -> None:
         """Begin to accept."""
@@ -125,6 +128,8 @@ class Doors:
         """Take a connection that a sibling gives away; its next request is probably there."""
         assert self._relay is not None
         if (taken := self._relay.take()) is None:
+            if self._relay.useless:
+                self._pause_relay()
             return
         if self._tls is not None or taken.facts:
             # From workers that were set up otherwise: it can't go on here.
@@ -132,6 +137,19 @@ class Doors:
             return
         self._words[layout.TAKEN] += 1
         self._adopt(taken.sock, self._keepalive)
+
+    def _pause_relay(self) -> None:
+        """Disregard siblings for a while: they send what is no connection."""
+        assert self._relay is not None
+        if not self._relay_paused:
+            self._log.warning("hand_off_paused", reason="what sibling workers hand over is no connection")
+            self._relay_paused = True
+        self._loop.remove_reader(self._relay.fileno())
+        self._loop.call_later(_RELAY_PAUSE, self._resume_relay)
+
+    def _resume_relay(self) -> None:
+        if self._open and self._relay is not None:
+            self._loop.add_reader(self._relay.fileno(), self._take)
 
     def _adopt(self, sock: socket.socket, patience: float) -> None:
         self.count += 1

@@ -63,6 +63,16 @@ def killed(signum: int) -> ExitStatus:
 FAILED_BOOT = a_worker(BOOTING, boot_error=("no such module", None))
 
 
+def test_protocol_error() -> None:
+    """Whatever else is known of an end: what a child sent that it may not is its cause, and said first."""
+    for status in (killed(KILL), killed(SEGV), code(0)):
+        end = Ledger().record(
+            facts(status, worker=a_worker(READY), sent=[KILL], dump="a stack", problem="it sent x")
+        )
+        assert (end.cause, end.planned) == ("protocol error", False)
+        assert end.stack == "protocol error: it sent x\na stack"
+
+
 @pytest.mark.parametrize(
     ("worker", "sent", "cause"),
     [

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -208,15 +209,42 @@ async def test_what_does_not_matter(rig: Rig) -> None:
         assert rig.watcher.matters(None, path(name)) is matters, name  # type: ignore[arg-type]
 
 
-async def test_what_is_no_path(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An app may report anything, and as much as it likes: what is a file's name still counts, to a limit."""
-    monkeypatch.setattr(watching, "_MOST_FILES", 3)
-    configured(rig, engine="poll")
-    write("app.py", "1")
-    odd = ["a\0b", "relative", "", "/a\0b", f"/{'x' * 5000}", "/\ud800"]
-    rig.watcher.hear(1, Watch([*odd, path("app.py")], ["/a\0b", "x", "/\udcff"], time.time() + 1))
-    for number in range(5):
-        rig.watcher.hear(1, Watch([path(f"more{number}")], [], time.time() + 1))
-    assert len(rig.watcher._files[1]) == 3
-    write("app.py", "changed")
-    assert await rig.asks(1) == ["file app.py changed"]
+def make_pages(number: int) -> None:
+    for name in map(str, range(number)):
+        Path("deep", name).mkdir(parents=True)
+        Path("deep", name, "page.html").touch()
+
+
+async def test_a_flood_of_folders(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often an app names folders, and however much is in them, looks take little of the time."""
+    monkeypatch.setattr(watching, "_MOST_ENTRIES", 50)
+    make_pages(100)
+    configured(rig)
+    walks = []
+    survey = rig.watcher._survey
+
+    def slow() -> Any:
+        walks.append(time.monotonic())
+        found = survey()
+        assert len(found.files) <= 60
+        while time.monotonic() < walks[-1] + 0.02:
+            pass
+        return found
+
+    monkeypatch.setattr(rig.watcher, "_survey", slow)
+    began = time.monotonic()
+    for number in range(1000):
+        rig.watcher.hear(1, Watch([path(f"file{number}")], [path("deep")], began))
+    assert len(walks) <= 5
+    assert len(rig.watcher._files[1]) == 1000
+
+
+async def test_too_many_files(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a number files are left out, which is said once."""
+    monkeypatch.setattr(watching, "_MOST_FILES", 100)
+    configured(rig)
+    for start in range(0, 300, 50):
+        rig.told(*(f"file{start + number}" for number in range(50)))
+    assert len(rig.watcher._files[1]) == 100
+    problems = [event.fields["problem"] for event in rig.journal.recent if event.name == "configuration"]
+    assert problems == ["reload: not all of the app's files are watched: there are too many"]

@@ -9,15 +9,20 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from supervisor.workers.relay import Relay
 from supervisor.wsgi.environ import Environ
 from tests.kit.daemon import until
+from tests.unit.osapi.test_received import lingering
 from tests.unit.workers.rig import PATIENCE, Client, Rig, Serve
 
 Start = Callable[..., Any]
@@ -455,3 +460,110 @@ def test_a_crowded_worker_shares(serve: Serve, relay: Relay) -> None:
 
     until(shared, "the second worker has taken a connection")
     assert first.counts().given > 0
+
+
+# -- a sibling whose app is hostile ------------------------------------------------------------------------
+
+
+def parcel(*fields: object) -> bytes:
+    return msgspec.msgpack.encode(fields or [os.getpid(), "x", {}, 0])
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Relay, socket.socket]]:
+    """A relay, and the end that a sibling sends into."""
+    giving, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with giving, taking:
+        yield Relay(giving, taking), giving
+
+
+def test_what_is_no_connection(ends: tuple[Relay, socket.socket]) -> None:
+    """Whatever else comes is closed, and what comes behind it is taken."""
+    relay, sibling = ends
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as client,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+    ):
+        datagrams.connect(("127.0.0.1", 9))
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        sent = (
+            (b"\xff", [client.fileno()]),
+            (b"", [client.fileno()]),
+            (b"", []),
+            (b"\x91" * 4000, [client.fileno()]),
+            (b"x" * 60000, [client.fileno()]),
+            (parcel(), []),
+            (parcel(), [0]),
+            (parcel(), [listener.fileno()]),
+            (parcel(), [datagrams.fileno()]),
+            (parcel(), [client.fileno()] * 253),
+            (parcel(1, "x", {"wsgi.input": "y"}, 0), [client.fileno()]),
+            (parcel(1, "x", {"REMOTE_ADDR": "1\r\n"}, 0), [client.fileno()]),
+            (parcel(1, "x", {}, -1), [client.fileno()]),
+            (parcel(1, "\ud800".encode("utf-8", "surrogatepass"), {}, 0), [client.fileno()]),
+        )
+        for data, descriptors in sent:
+            if descriptors:
+                socket.send_fds(sibling, [data], descriptors)
+            else:
+                sibling.send(data)
+        socket.send_fds(sibling, [parcel(1, "x", {}, 2**64 - 1)], [client.fileno()])
+        taken = relay.take()
+        assert taken is not None
+        assert taken.peer == listener.getsockname()
+        assert taken.served < 2**63
+        taken.sock.close()
+        assert relay.take() is None
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_garbage_without_end(ends: tuple[Relay, socket.socket]) -> None:
+    """Not all of it is looked at, and it is said that there is no use in looking."""
+    relay, sibling = ends
+    for _ in range(100):
+        sibling.send(b"x")
+    assert relay.take() is None
+    assert relay.useless
+
+
+def test_a_pair_that_was_shut_down(ends: tuple[Relay, socket.socket]) -> None:
+    """It can be read from for ever, and there is no use in that."""
+    relay, sibling = ends
+    sibling.shutdown(socket.SHUT_RDWR)
+    assert relay.take() is None
+    assert relay.useless
+
+
+@dataclass
+class Idle:
+    fd: int
+    tls: bool = False
+    listener: str = "x"
+    facts: dict[str, str] | None = None
+    served: int = 0
+
+
+def test_a_pair_that_blocks(ends: tuple[Relay, socket.socket]) -> None:
+    """A sibling can fill the shared sockets and make them block: then nothing is given, and nobody waits."""
+    relay, sibling = ends
+    sibling.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            sibling.send(b"x" * 1000)
+    sibling.setblocking(True)
+    assert not relay.give(Idle(0))
+
+
+def test_close_that_would_wait(ends: tuple[Relay, socket.socket]) -> None:
+    """A connection with SO_LINGER does not make the one that takes it wait when it closes it."""
+    relay, sibling = ends
+    ours, theirs = lingering()
+    socket.send_fds(sibling, [parcel()], [ours.fileno()])
+    ours.detach()
+    taken = relay.take()
+    assert taken is not None
+    began = time.monotonic()
+    taken.sock.close()
+    assert time.monotonic() - began < 30
+    theirs.close()

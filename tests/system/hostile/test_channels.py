@@ -1,0 +1,285 @@
+"""What a child sends over its channel, or into the pair between workers, is at worst its own end.
+
+The attacks themselves are in attack_channels.py, which is the app's code.
+"""
+
+import http.client
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from supervisor.control.routes import EXITS
+from supervisor.control.views import ExitView
+from tests.kit.daemon import Connection, Daemon, Place, Process, fork_server, until
+from tests.kit.hostile import CLASSES, assert_unharmed, each_class
+
+pytestmark = pytest.mark.system
+ATTACKS = Path(__file__).with_name("attack_channels.py").read_text()
+
+
+@pytest.fixture
+def place(hostile_place: Place) -> Iterator[Place]:
+    """Its app attacks; it may connect to a port where nothing is read."""
+    hostile_place.add("attack.py", ATTACKS)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        (hostile_place.app_folder / "port").write_text(str(listener.getsockname()[1]))
+        yield hostile_place
+
+
+def attack(daemon: Daemon, name: str, times: int = 1) -> None:
+    """Ask for an attack, of which the worker may die. The answer does not matter."""
+    for _ in range(times):
+        connection = Connection(daemon.url, 5.0)
+        try:
+            connection.asked(f"/{name}").answer()
+        except (OSError, http.client.HTTPException):
+            pass
+        finally:
+            connection.close()
+
+
+def exits(daemon: Daemon) -> list[ExitView]:
+    return daemon.client.call(EXITS)
+
+
+def killed_for(daemon: Daemon, words: str) -> ExitView:
+    """The end of a process whose protocol error has these words, once it is in the ledger."""
+
+    def look() -> ExitView | None:
+        found = (e for e in exits(daemon) if e.cause == "protocol error" and words in (e.stack or ""))
+        return next(found, None)
+
+    return daemon.until(look, f"an end because of {words!r}")
+
+
+def is_well(daemon: Daemon, workers: int) -> None:
+    """The daemon does all that it has to do: it has its workers, reloads and ends."""
+    daemon.settled(workers)
+    assert daemon.ctl("reload").code == 0
+    daemon.settled(workers)
+    assert "Healthy" in daemon.status().health
+    assert daemon.stop() == 0
+
+
+@each_class
+def test_all_die_after_garbage(place: Place, words: Sequence[str]) -> None:
+    """Each worker sends what can't be decoded and dies at once: each death is booked, each is replaced."""
+    daemon = place.start("--preload", "-w", "3", *words)
+    before = set(daemon.pids())
+    for _ in range(3):
+        attack(daemon, "garbage/die")
+    daemon.until(lambda: len([e for e in exits(daemon) if e.pid in before]) == 3, "three ends")
+    assert {e.cause for e in exits(daemon)} == {"protocol error"}
+    assert before.isdisjoint(daemon.pids())
+    is_well(daemon, 3)
+
+
+WORDS = {
+    "garbage": "no message",
+    "no_utf8": "no message",
+    "deep": "no message",
+    "wrong_type": "no message",
+    "huge_number": "no message",
+    "unknown": "no message",
+    "empty": "an empty message",
+    "large": "more than",
+    "descriptors": "descriptors",
+    "reload_files": "without --reload",
+    "twice_ready": "Ready while it is",
+    "not_booted": "BootFailed while it is",
+    "template": "without having been asked",
+    "audited": "without having been asked",
+    "odd_signal": "no message",
+    "flood": "more than any worker",
+}
+
+
+def test_each_is_the_end_of_its_worker(place: Place) -> None:
+    """A worker that sends what it may not is killed, with the reason in ledger and log; no other is."""
+    # So many that none of their ends in a row makes the daemon wait with the next one.
+    count = len(WORDS)
+    daemon = place.start("--preload", "-w", str(count), *CLASSES["sync"])
+    daemon.settled(count)
+    for name in WORDS:
+        attack(daemon, name)
+    for words in WORDS.values():
+        killed_for(daemon, words)
+    daemon.until(lambda: len(exits(daemon)) == count, "as many ends as attacks")
+    events = daemon.events("protocol_error")
+    assert len(events) == count
+    assert {e["pid"] for e in events} == {e.pid for e in exits(daemon)}
+    is_well(daemon, count)
+
+
+@each_class
+def test_a_descriptor_whose_close_waits(place: Place, words: Sequence[str]) -> None:
+    """A connection with SO_LINGER that nobody receives does not stop the supervisor when it is closed."""
+    daemon = place.start("--preload", "-w", "2", *words)
+    attack(daemon, "lingering")
+    killed_for(daemon, "descriptors")
+    assert_unharmed(daemon)
+    is_well(daemon, 2)
+
+
+@pytest.mark.parametrize("attackers", [1, 3])
+def test_flood(place: Place, attackers: int) -> None:
+    """Workers that send without end are soon killed; meanwhile replacing and the API go on."""
+    daemon = place.start("--preload", "-w", "5", *CLASSES["threads"])
+    daemon.settled(5)
+    attack(daemon, "flood")
+    killed_for(daemon, "more than any worker")
+    attack(daemon, "flood", attackers)
+    assert_unharmed(daemon)
+    is_well(daemon, 5)
+
+
+@contextmanager
+def going_on(daemon: Daemon, name: str, workers: int) -> Iterator[None]:
+    """An attack that goes on in some of the workers, also in successors of those that are killed."""
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.wait(0.05):
+            attack(daemon, name)
+
+    asking = threading.Thread(target=ask)
+    for _ in range(workers):
+        attack(daemon, name)
+    asking.start()
+    try:
+        yield
+    finally:
+        over.set()
+        asking.join()
+
+
+@each_class
+def test_what_goes_on(place: Place, words: Sequence[str]) -> None:
+    """Stack dumps without end, and garbage between workers, harm neither supervisor nor siblings."""
+    daemon = place.start("--preload", "-w", "3", *words)
+    for name in ("write_forever", "relay_garbage", "relay_flood"):
+        with going_on(daemon, name, 2):
+            assert_unharmed(daemon, 3)
+    # All that died did so by the measuring.
+    assert {e.cause for e in exits(daemon)} == {"killed by an outsider"}
+    is_well(daemon, 3)
+
+
+@each_class
+def test_between_workers(place: Place, words: Sequence[str]) -> None:
+    """A worker that lets closing wait, or shuts the pair down, does not hurt its siblings."""
+    daemon = place.start("--preload", "-w", "3", *words)
+    before = daemon.pids()
+    for name in ("relay_lingering", "relay_shut"):
+        attack(daemon, name)
+        answers = {daemon.get().text for _ in range(30)}
+        assert answers <= set(map(str, before))
+        assert daemon.pids() == before
+    is_well(daemon, 3)
+
+
+def leave(place: Place, name: str) -> None:
+    (place.app_folder / name).touch()
+
+
+FORK_SERVER_WORDS = {
+    "garbage": "no message",
+    "descriptors": "descriptors",
+    "lingering": "descriptors",
+    "flood": "no message",
+    "forked_other": "never asked for",
+    "hook_done": "which is not the next",
+    "configured": "LoadFailed while it is forking",
+}
+
+
+@pytest.mark.parametrize(("name", "words"), FORK_SERVER_WORDS.items())
+def test_fork_server(place: Place, name: str, words: str) -> None:
+    """A fork server that sends what it may not is killed and replaced; workers serve on."""
+    leave(place, "waits")
+    daemon = place.start("--preload", "-w", "2", *CLASSES["sync"])
+    before = daemon.pids()
+    leave(place, f"{name}.fork_server")
+    found = killed_for(daemon, words)
+    assert found.kind == "fork server"
+    assert daemon.pids() == before
+    assert_unharmed(daemon, 3)
+    is_well(daemon, 2)
+
+
+def test_fork_server_that_attacks_while_it_loads(place: Place) -> None:
+    """At the start that is the end of the daemon, in a line; in a reload it is the end of the reload."""
+    leave(place, "garbage.import")
+    done = place.run("-b", "127.0.0.1:0", "--preload", *CLASSES["sync"])
+    assert done.code == 3
+    assert "protocol error" in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err
+    (place.app_folder / "garbage.import").unlink()
+    daemon = place.start("--preload", "-w", "2", *CLASSES["sync"])
+    before = daemon.pids()
+    leave(place, "garbage.import")
+    reload = daemon.ctl("reload")
+    assert reload.code == 1
+    assert "protocol error" in reload.err
+    assert daemon.pids() == before
+    (place.app_folder / "garbage.import").unlink()
+    is_well(daemon, 2)
+
+
+def test_fork_server_that_is_stopped(place: Place) -> None:
+    """A fork server that does nothing any more is killed when it has not forked in time."""
+    leave(place, "waits")
+    daemon = place.start("--preload", "-w", "2", "--boot-timeout", "2", *CLASSES["sync"])
+    stopped = fork_server(daemon)
+    leave(place, "stop.fork_server")
+    victim = daemon.pids()[0]
+    os.kill(victim, signal.SIGKILL)
+    assert stopped.ended()
+    daemon.settled(2)
+    is_well(daemon, 2)
+
+
+@pytest.mark.parametrize("name", ["garbage", "flood"])
+def test_template(place: Place, name: str) -> None:
+    """The same of a worker that has become the fork server: an app's hook attacks when it forks."""
+    daemon = place.start("--preload", "-w", "2", *CLASSES["sync"])
+    daemon.settled(2)
+    assert daemon.ctl("refork").code == 0
+    daemon.settled(2)
+    leave(place, f"{name}.zygote")
+    os.kill(daemon.pids()[0], signal.SIGKILL)
+    found = killed_for(daemon, "no message")
+    assert found.kind == "fork server"
+    (place.app_folder / f"{name}.zygote").unlink()
+    is_well(daemon, 2)
+
+
+def test_worker_that_reads_nothing(place: Place) -> None:
+    """A stopped worker can't be asked for anything, and is ended all the same."""
+    daemon = place.start("--preload", "-w", "2", "--graceful-timeout", "1", *CLASSES["sync"])
+    stopped = Process(daemon.pids()[0])
+    stopped.send(signal.SIGSTOP)
+    for _ in range(3):
+        daemon.send(signal.SIGUSR1)
+    assert daemon.ctl("reload").code == 0
+    assert stopped.ended()
+    is_well(daemon, 2)
+
+
+def test_upgrade_with_garbage_pending(place: Place) -> None:
+    """What a worker has sent before an upgrade is the same to the new program."""
+    daemon = place.start("--preload", "-w", "2", *CLASSES["sync"])
+    daemon.settled(2)
+    before = daemon.pids()
+    daemon.send(signal.SIGUSR2)
+    attack(daemon, "garbage")
+    daemon.event("upgraded")
+    killed_for(daemon, "no message")
+    until(lambda: not set(before) & set(daemon.pids()), "successors")
+    is_well(daemon, 2)
