@@ -287,8 +287,8 @@ class Connection:
         try:
             parser.feed(data)
         except ProtocolViolation as violation:
-            self.violation = violation
-            raise ClientGone(str(violation)) from violation
+            self.violation = violation.without_traceback()
+            raise ClientGone(str(violation)) from None
         self.pulled = monotonic_ns()
         self.note_progress(self.pulled)
 

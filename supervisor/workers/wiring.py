@@ -61,7 +61,7 @@ class Wiring:
                 try:
                     parser.feed(data)
                 except ProtocolViolation as violation:
-                    connection.violation = violation
+                    connection.violation = violation.without_traceback()
                 # Nearly always this is all: one read, one request, and no less.
                 if parser.requests and not (parser.receiving or connection.began):
                     return True
@@ -84,7 +84,7 @@ class Wiring:
             try:
                 connection.parser.feed(data)
             except ProtocolViolation as violation:
-                connection.violation = violation
+                connection.violation = violation.without_traceback()
             if self._consider(connection, lane, now, data):
                 return True
             # What OpenSSL has decrypted already makes no event.

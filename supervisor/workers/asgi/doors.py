@@ -9,6 +9,7 @@ import asyncio
 import heapq
 import itertools
 import socket
+import traceback
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -146,10 +147,13 @@ class Doors:
         handshake = {"ssl_handshake_timeout": self._header_timeout or None} if self._tls is not None else {}
         try:
             await self._loop.connect_accepted_socket(lambda: protocol, sock, ssl=self._tls, **handshake)
-        except (OSError, asyncio.CancelledError):
+        except (OSError, asyncio.CancelledError) as error:
             # Gone before it was there, or no TLS (ssl.SSLError is an OSError).
+            # asyncio's frames refer to what the exception is stored in: a cycle, with TLS buffers of 256 KiB.
+            traceback.clear_frames(error.__traceback__)
             if protocol.transport is None:
                 sock.close()
+                protocol.drop_parser()
                 self.lost(protocol)
             return
         if patience:

@@ -88,6 +88,7 @@ class AsgiWorker(BaseWorker):
         before = _descriptors()
         self._loop = loop = _new_loop(settings, self.config_kwargs)
         self._descriptors = _descriptors() - before
+        server.drop_cycles_of_asyncio()
         asyncio.set_event_loop(loop)
         self._requests = Requests(
             server.as_asgi3(context.app),
