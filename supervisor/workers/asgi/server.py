@@ -4,7 +4,7 @@ import asyncio.selector_events
 import logging
 import traceback
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 from supervisor.errors import SettingError
 from supervisor.logs.lean import Log
@@ -104,8 +104,6 @@ def count_ends(protocol: type[Any], lost: Callable[[Any], None]) -> type[Any]:
     """
 
     class Counted(protocol):  # type: ignore[misc]
-        __slots__: ClassVar[tuple[str, ...]] = ()
-
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             # uvicorn cancels the timer of a connection that has ended cleanly, but not of one that was reset.
