@@ -1,10 +1,22 @@
 """What a client can do wrong, each with its answer."""
 
+from typing import Self
+
 
 class ProtocolViolation(Exception):
     """The client's bytes can't be served; it is answered with `status` and the connection closes."""
 
     status = "400 Bad Request"
+
+    def without_traceback(self) -> Self:
+        """The exception itself, to be stored in an object that its traceback leads to.
+
+        A traceback holds frames and their local variables: the connection, its parser, the last 64 KiB read.
+        Stored with it, both would stay in memory until the next run of Python's garbage collector, and for
+        ever where an app has turned that off.
+        """
+        self.__traceback__ = self.__context__ = self.__cause__ = None
+        return self
 
 
 class RequestTimeout(ProtocolViolation):

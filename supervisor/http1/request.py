@@ -135,6 +135,11 @@ class RequestParser:
         """Bytes of the body being received so far."""
         return 0 if self._body is None else self._body.length
 
+    @property
+    def gathered(self) -> int:
+        """Bytes of a head that has begun and not ended."""
+        return 0 if self._part is None else len(self._part)
+
     def forget(self) -> None:
         """Drop what only saves time."""
         self._head = None

@@ -338,10 +338,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Setting(
             kinds.POSITIVE,
-            "How many connections a worker keeps open at most; others wait to be accepted.",
+            "How many connections a worker keeps open at most. Idle ones, then those that send or read "
+            "slowest, make room for others.",
             ("--worker-connections",),
         ),
     ] = 1000
+    limit_connections_per_address: Annotated[
+        int,
+        Setting(
+            kinds.COUNT,
+            "How many connections a worker keeps open from one client address, or from one /64 network of "
+            "IPv6; more are closed at once. It counts the address that a PROXY header gives; clients behind "
+            "another proxy share the proxy's address. 0 is no limit. Not in meinheld workers.",
+            ("--limit-connections-per-address",),
+        ),
+    ] = 0
     limit_request_line: Annotated[
         int,
         Setting(
@@ -386,8 +397,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Setting(
             kinds.SECONDS,
-            "How long a client may take to send a body, besides a second per body_min_rate bytes that came; "
-            "0 is forever.",
+            "How long a client that sends a body may pause, having sent more than body_min_rate before; with "
+            "body_min_rate 0, how long it may take to send all of it. 0 is forever.",
             ("--body-timeout",),
         ),
     ] = 30.0
@@ -395,8 +406,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Setting(
             kinds.SIZE,
-            "Bytes per second at which a client may send a body as long as it is; 0: body_timeout is all "
-            "it gets.",
+            "Bytes per second at which a client must send a body, on average and from its third second on; "
+            "0: body_timeout is all it gets.",
             ("--body-min-rate",),
         ),
     ] = 500

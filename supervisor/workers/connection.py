@@ -5,6 +5,7 @@ import select
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from struct import Struct, error
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
 
 READ_SIZE = 64 * 1024
 _plain_send = socket.socket.send
+# struct tcp_info up to tcpi_bytes_acked (linux/tcp.h).
+_BYTES_ACKED = Struct("=120xQ")
 # How long an app waits for a client that takes nothing at all of an answer of which too much is kept already.
 _SECOND = 1_000_000_000
 _STALL_LIMIT = 60 * _SECOND
+# From this time on a body must have come at `body_min_rate`. One lost packet costs a client a second or two.
+_EARLY = 3 * _SECOND
 # Exceptions for a thread that waits reach it when the wait ends.
 _LONGEST_WAIT = _SECOND // 2
 
@@ -61,7 +66,10 @@ class Connection:
         facts: what a proxy says of the client, for the environ; None: nothing.
         template: what all requests with the head `template_head` share; None: to be made.
         idle_since: when the last bytes came or went (CLOCK_MONOTONIC, ns).
+        address: what it counts as for `limit_connections_per_address`; None: as nothing.
         began: when the part that is being received began, a head or a body; 0: nothing is.
+        body_deadline: when the body that is being received is too late, unless more of it comes.
+        credited: bytes of it that have put that time off already.
         pulled: when the app last got bytes of a body that it reads while it comes.
         served: when the last answer on it was given (CLOCK_MONOTONIC, ns); 0: none was.
         outbox: bytes of answers the client has not taken yet; None or empty: it has all.
@@ -80,10 +88,13 @@ class Connection:
 
     __slots__ = (
         "_limits",
+        "address",
         "armed",
         "began",
+        "body_deadline",
         "closed",
         "closing",
+        "credited",
         "facts",
         "fd",
         "idle_since",
@@ -130,7 +141,9 @@ class Connection:
         self.send_now: Callable[[Any, bytes], int] = _plain_send
         self.wait_for: Callable[[int, int, int], bool] = _wait_for
         self.idle_since = now
+        self.address: str | None = None
         self.began = 0
+        self.body_deadline = self.credited = 0
         self.pulled = 0
         self.in_body = False
         self.facts: dict[str, str] | None = None
@@ -185,8 +198,8 @@ class Connection:
                 sent = self.send_now(self.sock, data)
             except BlockingIOError:
                 sent = 0
-            except OSError as error:
-                raise ClientGone from error
+            except OSError as problem:
+                raise ClientGone from problem
             if sent == len(data):
                 return
             outbox = self._open_outbox()
@@ -217,13 +230,19 @@ class Connection:
             return True
         try:
             return self.outbox.flush(self.sock)
-        except OSError as error:
-            raise ClientGone from error
+        except OSError as problem:
+            raise ClientGone from problem
 
     def _open_outbox(self) -> Outbox:
         if self.outbox is None:
             limits = self._limits
-            self.outbox = Outbox(limits.buffer_response, limits.buffer_response_file, limits.folder)
+            self.outbox = Outbox(
+                limits.buffer_response,
+                limits.buffer_response_file,
+                limits.folder,
+                monotonic_ns(),
+                bytes_acked(self.sock),
+            )
         return self.outbox
 
     def _wait_for_room(self, outbox: Outbox) -> None:
@@ -242,12 +261,22 @@ class Connection:
         if not parser.receiving:
             self.began = 0
             self.in_body = False
-        elif self.began == 0 or parser.in_body != self.in_body:
+            return
+        if self.began == 0 or parser.in_body != self.in_body:
             self.began = now
             self.in_body = parser.in_body
+            self.body_deadline = now + min(self._limits.body_timeout, _EARLY)
+            self.credited = 0
+        limits = self._limits
+        if self.in_body and limits.body_min_rate:
+            received = parser.received
+            earned = (received - self.credited) * _SECOND // limits.body_min_rate
+            self.credited = received
+            # What came fast allows for a pause, but not for one of hours.
+            self.body_deadline = min(self.body_deadline + earned, now + limits.body_timeout)
 
     def receive_deadline(self) -> int:
-        """When the head or body that is being received must be whole (CLOCK_MONOTONIC, ns); 0: never."""
+        """When the head or body that is being received is too late (CLOCK_MONOTONIC, ns); 0: never."""
         limits = self._limits
         if not self.in_body:
             # What comes before requests, a handshake say, began with the connection.
@@ -255,8 +284,7 @@ class Connection:
             return began + limits.header_timeout if limits.header_timeout else 0
         if not limits.body_timeout:
             return 0
-        earned = self.parser.received * _SECOND // limits.body_min_rate if limits.body_min_rate else 0
-        return self.began + limits.body_timeout + earned
+        return self.body_deadline if limits.body_min_rate else self.began + limits.body_timeout
 
     def pull(self) -> None:
         """Receive more of a request that is handed out while it comes; called by the app's thread.
@@ -271,7 +299,9 @@ class Connection:
             parser.wants_continue = False
             self.send(response.CONTINUE)
         if self.began:
-            self.began += monotonic_ns() - self.pulled  # the app's own time is not the client's
+            apps_own = monotonic_ns() - self.pulled  # is not the client's
+            self.began += apps_own
+            self.body_deadline += apps_own
         deadline = self.receive_deadline()
         while True:
             try:
@@ -280,17 +310,27 @@ class Connection:
             except BlockingIOError:
                 if not self.wait_for(self.fd, select.POLLIN, deadline):
                     raise ClientGone("it sends too slowly") from None
-            except OSError as error:
-                raise ClientGone from error
+            except OSError as problem:
+                raise ClientGone from problem
         if not data:
             raise ClientGone("it went away within its request")
         try:
             parser.feed(data)
         except ProtocolViolation as violation:
-            self.violation = violation
-            raise ClientGone(str(violation)) from violation
+            self.violation = violation.without_traceback()
+            raise ClientGone(str(violation)) from None
         self.pulled = monotonic_ns()
         self.note_progress(self.pulled)
+
+
+def bytes_acked(sock: Any) -> int:
+    """How many bytes the client's kernel has taken so far (tcp(7), TCP_INFO); 0 if that is not known."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+        acked: int = _BYTES_ACKED.unpack(info)[0]
+    except (OSError, error):
+        return 0
+    return acked
 
 
 def _wait_for(fd: int, event: int, deadline: int) -> bool:

@@ -6,11 +6,15 @@ from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from time import monotonic_ns
 from typing import Any
 
+from supervisor.http1.errors import RequestTimeout
+from supervisor.osapi import real
 from supervisor.scoreboard import layout
 from supervisor.settings.networks import Networks
+from supervisor.workers import eviction
 from supervisor.workers.base import Context
 from supervisor.workers.connection import Connection, Limits
 from supervisor.workers.lane import Lane
+from supervisor.workers.limits import most_connections
 from supervisor.workers.serving import Serving
 from supervisor.workers.wiring import host_of
 from supervisor.wsgi.environ import listener_environ
@@ -24,6 +28,15 @@ _RELAY_PAUSE = 1_000_000_000
 # How often a crowded worker gives a connection away (ns), and how seldom if it comes back each time.
 GIFT_PAUSE = 10_000_000
 _LONGEST_GIFT_PAUSE = 250_000_000
+# A full worker looks this often (s) for clients that wait. Only those that no sibling has accepted by the
+# next look are a reason to close a connection whose request is incomplete.
+ROOM_LOOK = 0.02
+# Once that was necessary, the next ones need not wait for a second look, for this long (ns).
+_PRESSED = 1_000_000_000
+# So many connections are accepted in one pass then: who is no attacker waits behind those that are.
+_PRESSED_ARRIVALS = 16
+_FULL = "worker_connections is reached"
+_REPORT_PAUSE = 10_000_000_000
 
 
 class Doors(Serving):
@@ -34,7 +47,7 @@ class Doors(Serving):
         settings, relay = context.settings, context.relay
         self._relay = relay
         self._relay_fd = relay.fileno() if relay is not None else -1
-        self._most_connections = settings.worker_connections
+        self._most_connections = most_connections(settings.worker_connections)
         self._limits = Limits.of(settings)
         self._proxies = Networks.parse(settings.proxy_allow_ips)
         self._forwarders = Networks.parse(settings.forwarded_allow_ips)
@@ -48,6 +61,11 @@ class Doors(Serving):
         self._accepting = False
         self._resume_accepting: int | None = None
         self._resume_relay: int | None = None
+        self._backlog = real.poll()
+        for fd in self._listeners:
+            self._backlog.register(fd, select.POLLIN)
+        self._waiting_since = self._pressed_until = self._next_room_look = 0
+        self._evicted = self._next_report = 0
         self._gift_pause = GIFT_PAUSE
         self._gift_out = False
         self._hand_over = False
@@ -76,14 +94,15 @@ class Doors(Serving):
         except OSError:
             pass  # as above
 
-    def _accept_on_again(self, now: int) -> None:
+    def _accept_on_again(self, lane: Lane, now: int) -> None:
         """Accept, unless the reason not to is still there."""
-        if self.draining or len(self._connections) >= self._most_connections:
+        if self.draining or (self._is_full and not self._make_room_for_waiting(lane, now)):
             return
         if self._resume_accepting is not None:
             if now < self._resume_accepting:
                 return
             self._resume_accepting = None
+        self._waiting_since = 0
         self._accept_on()
 
     def _relay_off(self) -> None:
@@ -101,6 +120,32 @@ class Doors(Serving):
             if self._accepting:
                 self._epoll_add(self._relay_fd)
 
+    @property
+    def _is_full(self) -> bool:
+        return len(self._connections) >= self._most_connections
+
+    def _clients_wait(self) -> bool:
+        """Whether a listener has a connection that no worker has accepted."""
+        return any(event & select.POLLIN for _, event in self._backlog.poll(0))
+
+    def _make_room_for_waiting(self, lane: Lane, now: int) -> bool:
+        """Close slow connections if others wait that no sibling takes; True if there is room now."""
+        if now < self._next_room_look:
+            return False
+        self._next_room_look = now + int(ROOM_LOOK * 1_000_000_000)
+        if not self._clients_wait():
+            self._waiting_since = 0
+            return False
+        if not self._waiting_since:
+            self._waiting_since = now
+            if now >= self._pressed_until:
+                return False
+        if not self._evict(lane, now, eviction.MOVING, _FULL):
+            return False
+        self._pressed_until = now + _PRESSED
+        self._next_room_look = 0
+        return True
+
     def _accept(self, listener_fd: int, lane: Lane, now: int) -> Connection | None:
         """Take one connection: taking all would leave siblings idle that were woken for the same."""
         if not self._accepting:
@@ -110,6 +155,8 @@ class Doors(Serving):
             sock, peer = listener.accept()
         except OSError as error:
             if error.errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
+                if self._evict(lane, now, eviction.MOVING, error.strerror or "no descriptors"):
+                    return None  # there is room now; the listener is still ready
                 self._accept_off()
                 self._resume_accepting = now + _ACCEPT_PAUSE
                 self._log.error(
@@ -122,6 +169,8 @@ class Doors(Serving):
         self._epoll_add(listener_fd)
         lane.words[layout.OPENED] += 1
         connection = self._adopt(sock, name, peer, lane)
+        if connection.closed:
+            return None
         if self._proxy_mode != "off" and host_of(peer) in self._proxies:
             connection.preface = b""
             connection.odd = True
@@ -132,6 +181,10 @@ class Doors(Serving):
                 self._close(connection, lane)  # the client has gone already
                 return None
         return connection
+
+    def _arrivals_in_a_pass(self, usual: int, now: int) -> int:
+        """How many connections to accept from one listener in a pass."""
+        return _PRESSED_ARRIVALS if now < self._pressed_until else usual
 
     def _take(self, lane: Lane) -> Connection | None:
         """Take one connection that a sibling gives away; its next request is probably there."""
@@ -154,7 +207,7 @@ class Doors(Serving):
         connection = self._adopt(taken.sock, taken.listener, taken.peer, lane)
         connection.facts = taken.facts
         connection.served = taken.served
-        return connection
+        return None if connection.closed else connection
 
     def _adopt(self, sock: socket.socket, listener: str, peer: Any, lane: Lane) -> Connection:
         rules = self._trusting_rules if host_of(peer) in self._forwarders else self._rules
@@ -164,19 +217,47 @@ class Doors(Serving):
         if self._wait_for is not None:
             connection.wait_for = self._wait_for
         self._connections[connection.fd] = connection
-        if len(self._connections) >= self._most_connections:
-            self._make_room(lane)
+        if self._addresses.most and not self._count_address(connection, host_of(peer)):
+            self._close(connection, lane)
+            return connection
+        if self._is_full:
+            now = connection.idle_since
+            pressed = now < self._pressed_until and self._clients_wait()
+            if self._evict(lane, now, eviction.MOVING if pressed else eviction.IDLE, _FULL):
+                if pressed:
+                    self._pressed_until = now + _PRESSED
+            else:
+                self._accept_off()
         return connection
 
-    def _make_room(self, lane: Lane) -> None:
-        """No more connections may be than there are: the longest idle go, or none is accepted."""
-        idle = [c for c in list(self._connections.values()) if c.armed and c.served and c.is_idle]
-        idle.sort(key=lambda connection: connection.idle_since)
-        idle = [c for c in idle[: len(idle) // 16 + 1] if not has_data(c)]
-        for connection in idle:
-            self._close(connection, lane)
-        if not idle:
-            self._accept_off()
+    def _evict(self, lane: Lane, now: int, worst: int, reason: str = "") -> bool:
+        """Close the connections that are worth least, up to rank `worst`; True if any was.
+
+        `reason`: for the log, where it is a reason to warn.
+        """
+        rank, least = eviction.least_worth(
+            list(self._connections.values()), now, self._limits.body_min_rate, worst
+        )
+        before = len(self._connections)
+        for connection in least:
+            if connection.lingering or connection.outbox:
+                self._close(connection, lane)
+            elif has_data(connection):
+                continue  # bytes came that were not looked at yet
+            elif connection.parser.receiving and connection.violation is None:
+                # Not left to linger: that would make no room.
+                self._refuse(connection, RequestTimeout("it makes room for others"), lane)
+                self._close(connection, lane)
+            else:
+                self._close(connection, lane)
+        closed = before - len(self._connections)
+        if closed and rank >= eviction.SLOW:
+            self._evicted += closed
+            if now >= self._next_report:
+                self._next_report = now + _REPORT_PAUSE
+                self._log.warning("connections_evicted", count=self._evicted, reason=reason)
+                self._evicted = 0
+        return closed > 0
 
     def _give_waiting(self, connection: Connection, lane: Lane) -> bool:
         """Hand over a connection whose request would have to wait here, if anybody may be free."""
@@ -188,6 +269,7 @@ class Doors(Serving):
             return False
         connection.closed = True
         del self._connections[connection.fd]
+        self._uncount_address(connection)
         lane.words[layout.GIVEN] += 1
         if connection.mask:
             self._epoll_remove(connection.fd)

@@ -19,6 +19,7 @@ from supervisor.osapi.process import set_timer_slack
 from supervisor.scoreboard import layout
 from supervisor.workers.base import Context
 from supervisor.workers.connection import READ_SIZE, Connection
+from supervisor.workers.doors import ROOM_LOOK
 from supervisor.workers.lane import Lane
 from supervisor.workers.lead import Lead
 from supervisor.workers.loop import BATCH, CROWD, IN, SECOND, SWEEP, SWEEP_DRAINING, Loop
@@ -152,7 +153,9 @@ class Engine(Loop):
     def _patience(self) -> float:
         if self._done or self._ready or self._sweeping:
             return 0.0
-        return SWEEP_DRAINING if self.draining else SWEEP
+        if self.draining:
+            return SWEEP_DRAINING
+        return ROOM_LOOK if self._is_full and not self._accepting else SWEEP
 
     def _wait(self, lane: Lane, patience: float) -> None:
         """Wait for events, as the leader, and put them into the queue."""
@@ -160,7 +163,7 @@ class Engine(Loop):
             # As of the last look at the sockets: what came while the app was busy is not late.
             self._sweep(self._now, lane)
         if not self._accepting:
-            self._accept_on_again(monotonic_ns())
+            self._accept_on_again(lane, monotonic_ns())
         if self._access is not None:
             self._access.flush()
         unseen = self._worked_until - self._now
@@ -213,11 +216,14 @@ class Engine(Loop):
             lane.quick_until = 0
         # Last: a connection that came while the app was busy has gone to a sibling that was not.
         for fd in arrivals:
-            newcomer = self._take(lane) if fd == self._relay_fd else self._accept(fd, lane, now)
-            if newcomer is not None and self._receive(newcomer, lane, now):
-                if not self._serve_next(newcomer, lane):
-                    return False
-                now = newcomer.idle_since
+            for _ in range(self._arrivals_in_a_pass(1, now)):
+                newcomer = self._take(lane) if fd == self._relay_fd else self._accept(fd, lane, now)
+                if newcomer is None:
+                    break
+                if self._receive(newcomer, lane, now):
+                    if not self._serve_next(newcomer, lane):
+                        return False
+                    now = newcomer.idle_since
         # Requests say when they ended. Of other events only many matter.
         self._worked_until = monotonic_ns() if crowd else now
         return True

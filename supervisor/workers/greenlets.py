@@ -32,6 +32,7 @@ from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
 from supervisor.workers.base import Context
 from supervisor.workers.connection import Connection
+from supervisor.workers.doors import ROOM_LOOK
 from supervisor.workers.greenlet_deadlines import Berths, GreenletDeadlines
 from supervisor.workers.hubs import Callback, Hub, Server
 from supervisor.workers.loop import BATCH, CROWD, IN, SWEEP_DRAINING, Loop
@@ -211,7 +212,7 @@ class GreenletEngine(Loop):
         if now >= self._next_sweep or self._sweeping or self.draining:
             self._look_after(now)
         if not self._accepting:
-            self._accept_on_again(now)
+            self._accept_on_again(house, now)
         if self.deadlines.late:
             self.deadlines.end_late()
         if len(events) >= CROWD and now >= self._next_gift and self._relay is not None and self._accepting:
@@ -245,13 +246,14 @@ class GreenletEngine(Loop):
             arrivals = list(self._doors)
         for fd in arrivals:
             self._let_in(fd, now)
+        self._tick_every(ROOM_LOOK if self._is_full and not self._accepting else _TICK)
         if self._access is not None:
             self._access.flush()
 
     def _let_in(self, fd: int, now: int) -> None:
         """Take some of the connections that wait at a listener; the others are for siblings, too."""
         house = self._berths.house
-        for _ in range(_ARRIVALS):
+        for _ in range(self._arrivals_in_a_pass(_ARRIVALS, now)):
             newcomer = self._take(house) if fd == self._relay_fd else self._accept(fd, house, now)
             if newcomer is None:
                 return
@@ -270,10 +272,16 @@ class GreenletEngine(Loop):
         self._sweep(now, self._berths.house)
         if self._sweeping:
             self._hub.soon(self._turn)
-        if self.draining and self._ticking > SWEEP_DRAINING:
-            self._ticking = SWEEP_DRAINING
+        if self.draining:
+            self._tick_every(SWEEP_DRAINING)
+
+    def _tick_every(self, seconds: float) -> None:
+        """Pass so often if nothing happens; more often while draining, whatever else is asked for."""
+        seconds = min(seconds, SWEEP_DRAINING) if self.draining else seconds
+        if seconds != self._ticking:
+            self._ticking = seconds
             self._stop_ticking()
-            self._stop_ticking = self._hub.every(SWEEP_DRAINING, self._turn)
+            self._stop_ticking = self._hub.every(seconds, self._turn)
 
     def _flush_access(self) -> None:
         """When the pass is over; for a greenlet that the hub has switched to, soon."""

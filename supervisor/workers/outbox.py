@@ -74,11 +74,28 @@ class Outbox:
 
     Attributes:
         size: bytes in memory; stored: bytes in temporary files.
+        began: when the client first did not take all (CLOCK_MONOTONIC, ns).
+        taken: bytes of its connection that the client had taken by then.
     """
 
-    __slots__ = ("_folder", "_in_file", "_in_memory", "_may_store", "_parts", "_spill", "size", "stored")
+    __slots__ = (
+        "_folder",
+        "_in_file",
+        "_in_memory",
+        "_may_store",
+        "_parts",
+        "_spill",
+        "began",
+        "size",
+        "stored",
+        "taken",
+    )
 
-    def __init__(self, in_memory: int, in_file: int, folder: str | None) -> None:
+    def __init__(
+        self, in_memory: int, in_file: int, folder: str | None, began: int = 0, taken: int = 0
+    ) -> None:
+        self.began = began
+        self.taken = taken
         self._in_memory = in_memory
         self._in_file = in_file
         self._folder = folder

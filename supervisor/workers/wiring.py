@@ -8,6 +8,7 @@ import select
 import socket
 import traceback
 from collections.abc import Callable
+from time import monotonic_ns
 from typing import Any
 
 from supervisor.http1 import response
@@ -18,11 +19,14 @@ from supervisor.scoreboard import layout
 from supervisor.workers.base import Context
 from supervisor.workers.connection import READ_SIZE, Connection
 from supervisor.workers.lane import Lane
+from supervisor.workers.limits import AddressCounts, network_of
 from supervisor.wsgi.exchange import ClientGone
 
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 # Watched for nothing: what the kernel reports unasked, a hang-up, it reports once.
 _DISARMED = select.EPOLLONESHOT
+# How often (ns) the log says that an address has too many connections.
+_ADDRESS_REPORT_PAUSE = 10_000_000_000
 
 
 class Wiring:
@@ -42,6 +46,9 @@ class Wiring:
         # Another way to wait for a client is for greenlets.
         self._wait_for: Callable[[int, int, int], bool] | None = None
         self._connections: dict[int, Connection] = {}
+        # Open connections by address, where these are limited.
+        self._addresses = AddressCounts(context.settings.limit_connections_per_address)
+        self._next_address_report = 0
         self._date_server = b""
         # When the current pass of the loop began (CLOCK_MONOTONIC, ns).
         self._now = 0
@@ -61,7 +68,7 @@ class Wiring:
                 try:
                     parser.feed(data)
                 except ProtocolViolation as violation:
-                    connection.violation = violation
+                    connection.violation = violation.without_traceback()
                 # Nearly always this is all: one read, one request, and no less.
                 if parser.requests and not (parser.receiving or connection.began):
                     return True
@@ -84,7 +91,7 @@ class Wiring:
             try:
                 connection.parser.feed(data)
             except ProtocolViolation as violation:
-                connection.violation = violation
+                connection.violation = violation.without_traceback()
             if self._consider(connection, lane, now, data):
                 return True
             # What OpenSSL has decrypted already makes no event.
@@ -165,9 +172,36 @@ class Wiring:
                 "PROXY_ADDR": addresses.destination,
                 "PROXY_PORT": str(addresses.destination_port),
             }
+            if self._addresses.most and not self._count_address(connection, addresses.source):
+                raise ConnectionResetError
         if self._tls is not None:
             connection.wrap(self._tls)
         return True
+
+    # -- connections of one address ----------------------------------------------------------------------
+
+    def _count_address(self, connection: Connection, host: str) -> bool:
+        """Count a connection as `host`'s, and no longer as its proxy's; False if it has too many.
+
+        One that has no address, by a Unix socket, is not counted.
+        """
+        self._uncount_address(connection)
+        if not host:
+            return True
+        connection.address = self._addresses.add(host)
+        if connection.address is not None:
+            return True
+        now = monotonic_ns()
+        if now >= self._next_address_report:
+            self._next_address_report = now + _ADDRESS_REPORT_PAUSE
+            limit = self._addresses.most
+            self._log.warning("too_many_connections", address=network_of(host), limit=limit)
+        return False
+
+    def _uncount_address(self, connection: Connection) -> None:
+        if connection.address is not None:
+            self._addresses.remove(connection.address)
+            connection.address = None
 
     # -- sending -----------------------------------------------------------------------------------------
 
@@ -245,6 +279,8 @@ class Wiring:
             return
         connection.closed = True
         self._connections.pop(connection.fd, None)
+        if connection.address is not None:
+            self._uncount_address(connection)
         lane.words[layout.CLOSED] += 1
         # Not left to close(): a process that the app forked may hold the same socket. It would stay in the
         # epoll then, and the client would not see the end.

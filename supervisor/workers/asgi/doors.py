@@ -8,7 +8,9 @@ notice nothing (see `workers.relay`); websockets, and connections under TLS, can
 import asyncio
 import heapq
 import itertools
+import select
 import socket
+import traceback
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +21,10 @@ from supervisor.logs.lean import Log
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.writer import Words
 from supervisor.settings.table import Settings
+from supervisor.workers.asgi import pace
+from supervisor.workers.doors import ROOM_LOOK
+from supervisor.workers.eviction import IDLE, MOVING, ONE_IN, SLOW, YOUTH
+from supervisor.workers.limits import AddressCounts, most_connections, network_of
 from supervisor.workers.relay import Relay
 
 if TYPE_CHECKING:
@@ -28,6 +34,13 @@ if TYPE_CHECKING:
 _ACCEPT_PAUSE = 1.0
 # The same for what siblings give away, after much that was no connection.
 _RELAY_PAUSE = 1.0
+# As in the engines, in seconds: see `workers.doors`.
+_PRESSED, _PRESSED_ARRIVALS, _REPORT_PAUSE = 1.0, 16, 10.0
+_TOO_SLOW = (
+    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+    b"Content-Length: 16\r\n\r\n"
+    b"Request Timeout\n"
+)
 
 
 @dataclass(slots=True)
@@ -47,6 +60,7 @@ class Doors:
     Args:
         words: of the scoreboard's lane that counts connections.
         protocol: makes the protocol of one connection.
+        connections: uvicorn's, those that are open.
 
     Attributes:
         listeners: what is accepted from.
@@ -63,6 +77,7 @@ class Doors:
         words: Words,
         log: Log,
         protocol: Callable[[], Any],
+        connections: set[Any],
     ) -> None:
         self.listeners = listeners
         self.count = 0
@@ -72,10 +87,21 @@ class Doors:
         self._words = words
         self._log = log
         self._protocol = protocol
-        self._most = settings.worker_connections
+        self._most = most_connections(settings.worker_connections)
+        self._settings = settings
+        self._backlog = select.poll()
+        for listener in listeners:
+            self._backlog.register(listener.fileno(), select.POLLIN)
+        self._connections = connections
+        self._waiting = False
+        self._pressed_until = 0.0
+        self._evicted, self._next_report = 0, 0.0
+        self._addresses = AddressCounts(settings.limit_connections_per_address)
+        self._next_address_report = 0.0
         self._header_timeout = settings.header_timeout
         self._wanted = self._open = False
-        self._arriving: set[asyncio.Task[None]] = set()
+        # Connections that are not open yet, such as those in a TLS handshake; the oldest come first.
+        self._arriving: dict[asyncio.Task[None], float] = {}
         self._keepalive = settings.keepalive
         # A heap of connections by the time by which a request must have come. Most are gone by then.
         self._fresh: list[tuple[float, int, weakref.ref[Any]]] = []
@@ -112,17 +138,22 @@ class Doors:
     # -- in ----------------------------------------------------------------------------------------------
 
     def _accept(self, listener: socket.socket) -> None:
-        try:
-            sock, _ = listener.accept()
-        except OSError as error:
-            if error.errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
-                self._shut()
-                self._loop.call_later(_ACCEPT_PAUSE, self._open_if_room)
-                self._log.error("accept_paused", reason=error.strerror, seconds=_ACCEPT_PAUSE)
-            return  # or a sibling was quicker, or the client went away again
-        sock.setblocking(False)
-        self._words[layout.OPENED] += 1
-        self._adopt(sock, self._header_timeout)
+        arrivals = _PRESSED_ARRIVALS if self._loop.time() < self._pressed_until else 1
+        while arrivals and self._open:
+            arrivals -= 1
+            try:
+                sock, peer = listener.accept()
+            except OSError as error:
+                if error.errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM) and not self._evict(
+                    MOVING, error.strerror or "no descriptors"
+                ):
+                    self._shut()
+                    self._loop.call_later(_ACCEPT_PAUSE, self._open_if_room)
+                    self._log.error("accept_paused", reason=error.strerror, seconds=_ACCEPT_PAUSE)
+                return  # or a sibling was quicker, or the client went away again
+            sock.setblocking(False)
+            self._words[layout.OPENED] += 1
+            self._adopt(sock, peer, self._header_timeout)
 
     def _take(self) -> None:
         """Take a connection that a sibling gives away; its next request is probably there."""
@@ -136,7 +167,7 @@ class Doors:
             taken.sock.close()
             return
         self._words[layout.TAKEN] += 1
-        self._adopt(taken.sock, self._keepalive)
+        self._adopt(taken.sock, taken.peer, self._keepalive)
 
     def _pause_relay(self) -> None:
         """Disregard siblings for a while: they send what is no connection."""
@@ -151,23 +182,106 @@ class Doors:
         if self._open and self._relay is not None:
             self._loop.add_reader(self._relay.fileno(), self._take)
 
-    def _adopt(self, sock: socket.socket, patience: float) -> None:
+    def _adopt(self, sock: socket.socket, peer: Any, patience: float) -> None:
+        address = None
+        if self._addresses.most and isinstance(peer, tuple):
+            address = self._addresses.add(peer[0])
+            if address is None:
+                sock.close()
+                self._words[layout.CLOSED] += 1
+                self._report_address(peer[0])
+                return
         self.count += 1
+        task = self._loop.create_task(self._connect(sock, address, patience))
+        self._arriving[task] = self._loop.time()
+        task.add_done_callback(self._arriving.pop)
         if self.count >= self._most:
+            pressed = self._loop.time() < self._pressed_until and self._clients_wait()
+            self._evict(MOVING if pressed else IDLE, "worker_connections is reached")
             self._shut()
-        task = self._loop.create_task(self._connect(sock, patience))
-        self._arriving.add(task)
-        task.add_done_callback(self._arriving.discard)
+            self._loop.call_soon(self._look_for_room)
 
-    async def _connect(self, sock: socket.socket, patience: float) -> None:
+    def _report_address(self, host: str) -> None:
+        now = self._loop.time()
+        if now >= self._next_address_report:
+            self._next_address_report = now + _REPORT_PAUSE
+            limit = self._addresses.most
+            self._log.warning("too_many_connections", address=network_of(host), limit=limit)
+
+    # -- making room -------------------------------------------------------------------------------------
+
+    def _clients_wait(self) -> bool:
+        """Whether a listener has a connection that no worker has accepted."""
+        return any(event & select.POLLIN for _, event in self._backlog.poll(0))
+
+    def _look_for_room(self) -> None:
+        """While full: close slow connections if others wait that no sibling takes."""
+        self._open_if_room()
+        if self._open or not self._wanted:
+            return
+        now = self._loop.time()
+        if not self._clients_wait():
+            self._waiting = False
+        elif not self._waiting and now >= self._pressed_until:
+            self._waiting = True
+        elif self._evict(MOVING, "worker_connections is reached"):
+            self._pressed_until = now + _PRESSED
+        self._loop.call_later(ROOM_LOOK, self._look_for_room)
+
+    def _evict(self, worst: int, reason: str = "") -> int:
+        """Have the connections that are worth least closed, as `workers.eviction` says; how many they are."""
+        now, rate = self._loop.time(), self._settings.body_min_rate
+        number, least = pace.least_worth(list(self._connections), now, rate, worst)
+        for protocol in least:
+            self.refuse(protocol)
+        closed = len(least)
+        if worst >= SLOW:
+            # Handshakes, the oldest first, unless all have only just begun.
+            old = [task for task, began in self._arriving.items() if now - began > YOUTH / 1e9]
+            for task in old[: len(old) // ONE_IN[SLOW] + 1]:
+                task.cancel()
+                closed += 1
+                number = SLOW
+        if closed and number >= SLOW:
+            self._evicted += closed
+            if now >= self._next_report:
+                self._next_report = now + _REPORT_PAUSE
+                self._log.warning("connections_evicted", count=self._evicted, reason=reason)
+                self._evicted = 0
+        return closed
+
+    def refuse(self, protocol: Any) -> None:
+        """End a connection at once, with 408 if a request has begun that is not answered."""
+        cycle = protocol.cycle
+        begun = protocol.got or (cycle is not None and not cycle.response_complete)
+        if begun and protocol.stalled is None and (cycle is None or not cycle.response_started):
+            protocol.transport.write(_TOO_SLOW)
+            self._words[layout.STATUS_CLASSES + 4] += 1
+        if protocol.transport.get_write_buffer_size():
+            protocol.transport.abort()
+        else:
+            protocol.transport.close()
+
+    def close_slow(self, connections: set[Any]) -> None:
+        """Close those of `connections` that take too long for a head or a body, or to read."""
+        now, settings = self._loop.time(), self._settings
+        for protocol in list(connections):
+            if hasattr(protocol, "began") and pace.is_late(protocol, now, settings):
+                self.refuse(protocol)
+
+    async def _connect(self, sock: socket.socket, address: str | None, patience: float) -> None:
         protocol = self._protocol()
+        protocol.address = address
         handshake = {"ssl_handshake_timeout": self._header_timeout or None} if self._tls is not None else {}
         try:
             await self._loop.connect_accepted_socket(lambda: protocol, sock, ssl=self._tls, **handshake)
-        except (OSError, asyncio.CancelledError):
+        except (OSError, asyncio.CancelledError) as error:
             # Gone before it was there, or no TLS (ssl.SSLError is an OSError).
+            # asyncio's frames refer to what the exception is stored in: a cycle, with TLS buffers of 256 KiB.
+            traceback.clear_frames(error.__traceback__)
             if protocol.transport is None:
                 sock.close()
+                protocol.drop_parser()
                 self.lost(protocol)
             return
         if patience:
@@ -177,6 +291,8 @@ class Doors:
     def lost(self, protocol: Any) -> None:
         """A connection has ended here."""
         self.count -= 1
+        if (address := getattr(protocol, "address", None)) is not None:
+            self._addresses.remove(address)
         if protocol in self._given:
             self._given.remove(protocol)
         else:

@@ -333,8 +333,9 @@ class Requests:
             _current.set(request.started)
             try:
                 await self.app(scope, receive, request.send)
-            except BaseException as error:  # noqa: BLE001 - raised again, where it is not the answer
-                await self._failed(request, error)
+            except BaseException as error:
+                if await self._failed(request, error):
+                    raise
             else:
                 if not request.answered:
                     self._left_unanswered(request)
@@ -416,25 +417,24 @@ class Requests:
                 )
         self.end(request)
 
-    async def _failed(self, request: Request, error: BaseException) -> None:
-        """The app raised.
+    async def _failed(self, request: Request, error: BaseException) -> bool:
+        """The app raised; True if uvicorn is to answer with 500 or to end the connection.
 
-        Raises:
-            BaseException: the same, for uvicorn to answer with 500 or to end the connection.
+        The caller raises it again, not this: its traceback would lead to the frame that refers to it.
         """
         if not request.overdue:
             self._tell_of(request, error)
             if not request.answered:
                 request.status = request.status or 500
                 self.end(request)
-            raise error
+            return True
         if not request.status:
             await request.give_up()
-            return
+            return False
         self.told = error
         if not request.answered:
             self.end(request)
-        raise error
+        return True
 
     def _tell_of(self, request: Request, error: BaseException) -> None:
         self.told = error

@@ -1,8 +1,10 @@
 """uvicorn, set up from our settings, with what it says in our log."""
 
+import asyncio.selector_events
 import logging
+import traceback
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 from supervisor.errors import SettingError
 from supervisor.logs.lean import Log
@@ -96,16 +98,59 @@ class _Trusted:
 
 
 def count_ends(protocol: type[Any], lost: Callable[[Any], None]) -> type[Any]:
-    """A protocol of uvicorn's that tells of its connection's end."""
+    """A protocol of uvicorn's that calls `lost` with itself at its connection's end.
+
+    It also drops what refers back to it then, and which only the garbage collector would find otherwise: each
+    connection would leave some kilobytes behind until that runs, and for good where an app has turned it off.
+    """
 
     class Counted(protocol):  # type: ignore[misc]
-        __slots__: ClassVar[tuple[str, ...]] = ()
-
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
+            # uvicorn cancels the timer of a connection that has ended cleanly, but not of one that was reset.
+            timer = getattr(self, "timeout_keep_alive_task", None)
+            if timer is not None:
+                timer.cancel()
+                self.timeout_keep_alive_task = None
+            # websockets keeps why it has refused a handshake, with the frames that refer to what keeps it.
+            error = getattr(getattr(self, "conn", None), "handshake_exc", None)
+            while error is not None:
+                traceback.clear_frames(error.__traceback__)
+                before, error.__traceback__ = error.__context__, None
+                error.__context__ = error.__cause__ = None
+                error = before
             lost(self)
 
+        def handle_websocket_upgrade(self, *args: Any) -> None:
+            super().handle_websocket_upgrade(*args)
+            self.drop_parser()  # another protocol has the connection now, and is told of its end
+
+        def drop_parser(self) -> None:
+            """httptools' parser refers back; for protocols that hear of no connection's end."""
+            if hasattr(self, "parser"):
+                self.parser = None
+
     return Counted
+
+
+def drop_cycles_of_asyncio() -> None:
+    """Have asyncio's transports drop the method of their own that they keep for what comes.
+
+    After the end of a connection it is called no more; but by it each transport refers to itself.
+    """
+    transport: Any = asyncio.selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
+    original = transport._call_connection_lost
+    if hasattr(original, "drops_cycle"):
+        return
+
+    def call_connection_lost(self: Any, exc: Exception | None) -> None:
+        try:
+            original(self, exc)
+        finally:
+            self._read_ready_cb = None
+
+    call_connection_lost.drops_cycle = True  # type: ignore[attr-defined]
+    transport._call_connection_lost = call_connection_lost
 
 
 class Bridge(logging.Handler):

@@ -25,7 +25,7 @@ from supervisor.scoreboard import layout
 from supervisor.settings import classes
 from supervisor.settings.table import Settings, rows
 from supervisor.text import name_and_text, trace_of
-from supervisor.workers.asgi import server
+from supervisor.workers.asgi import pace, server
 from supervisor.workers.asgi.doors import Doors
 from supervisor.workers.asgi.requests import Requests, stack_under
 from supervisor.workers.asgi.warmup import warm_up
@@ -46,7 +46,7 @@ _WEBSOCKET = object()
 # What uvicorn has no counterpart for.
 _WITHOUT_EFFECT = (
     *("limit_request_line", "limit_request_fields", "limit_request_field_size", "limit_request_body"),
-    *("body_timeout", "body_min_rate", "buffer_request", "stream_request", "buffer_response"),
+    *("buffer_request", "stream_request", "buffer_response"),
     *("buffer_response_file", "queue_timeout", "header_map", "forwarder_headers", "strip_header_spaces"),
     *("permit_obsolete_folding", "permit_unconventional_http_method", "casefold_http_method"),
     *("permit_unconventional_http_version", "secure_scheme_headers", "proxy_protocol", "proxy_allow_ips"),
@@ -88,6 +88,7 @@ class AsgiWorker(BaseWorker):
         before = _descriptors()
         self._loop = loop = _new_loop(settings, self.config_kwargs)
         self._descriptors = _descriptors() - before
+        server.drop_cycles_of_asyncio()
         asyncio.set_event_loop(loop)
         self._requests = Requests(
             server.as_asgi3(context.app),
@@ -115,9 +116,10 @@ class AsgiWorker(BaseWorker):
             self._requests.count,
             context.log,
             self._protocol,
+            self._state.connections,
         )
         http = self._config.http_protocol_class
-        self._http = server.count_ends(http, self._doors.lost)
+        self._http = pace.measured(server.count_ends(http, self._doors.lost), settings)
         if self._config.ws_protocol_class is not None:
             self._config.ws_protocol_class = server.count_ends(
                 self._config.ws_protocol_class, self._doors.lost
@@ -269,6 +271,7 @@ class AsgiWorker(BaseWorker):
         date = [(b"date", formatdate(usegmt=True).encode())] if self._config.date_header else []
         self._state.default_headers = date + self._config.encoded_headers
         self._doors.close_late(self._state.connections)
+        self._doors.close_slow(self._state.connections)
         if self._context.access is not None:
             self._context.access.flush()
         # Just after the next second begins, for the date, and between.

@@ -177,15 +177,31 @@ def test_a_head_begins_with_its_first_byte(times: Callable[..., Times]) -> None:
 
 
 def test_a_body_has_its_own_time(times: Callable[..., Times]) -> None:
-    """It begins when the head is whole; every `body_min_rate` bytes are worth a second."""
+    """It begins when the head is whole; from its third second on it must have come at `body_min_rate`."""
     connection = times(header_timeout=15.0, body_timeout=30.0, body_min_rate=100)
     connection.feed(POST, at=110)
     connection.feed(b"Content-Length: 100000\r\n\r\n", at=120)
+    assert connection.deadline == 123
+    connection.feed(b"x" * 500, at=122)
+    assert connection.deadline == 128
+    connection.feed(b"x" * 50, at=125)
+    assert connection.deadline == 128.5
+
+
+def test_a_body_may_pause(times: Callable[..., Times]) -> None:
+    """What came fast allows for a pause of `body_timeout`, and for no longer one."""
+    connection = times(body_timeout=30.0, body_min_rate=100)
+    connection.feed(POST + b"Content-Length: 100000\r\n\r\n", at=120)
+    connection.feed(b"x" * 50_000, at=121)
+    assert connection.deadline == 151
+
+
+def test_a_body_without_a_rate(times: Callable[..., Times]) -> None:
+    """`body_timeout` is all that it gets."""
+    connection = times(body_timeout=30.0, body_min_rate=0)
+    connection.feed(POST + b"Content-Length: 100000\r\n\r\n", at=120)
+    connection.feed(b"x" * 50_000, at=121)
     assert connection.deadline == 150
-    connection.feed(b"x" * 500, at=130)
-    assert connection.deadline == 155
-    connection.feed(b"x" * 50, at=140)
-    assert connection.deadline == 155.5
 
 
 def test_no_limits_on_time(times: Callable[..., Times]) -> None:
@@ -291,20 +307,37 @@ def test_the_longest_idle_make_room(serve: Serve, threads: int) -> None:
 
 
 @BOTH
-def test_without_room_clients_wait(serve: Serve, threads: int) -> None:
-    """All connections are in use: the next one is served as soon as one of them has ended."""
-    rig = serve(echo, threads=threads, worker_connections=2, keepalive=600)
-    used = [rig.client() for _ in range(2)]
-    for client in used:
-        client.send(b"GET /half HTTP/1.1\r\nHo")
+def test_slow_senders_make_room(serve: Serve, threads: int) -> None:
+    """All connections are in incomplete requests: who has sent least for longest is told so, and let go."""
+    rig = serve(echo, threads=threads, worker_connections=2, keepalive=600, access=True)
+    slowest = rig.client()
+    slowest.send(b"GET /half HTTP/1.1\r\nHo")
+    until(lambda: rig.counts().opened == 1, "it is accepted")
+    faster = rig.client()
+    faster.send(b"GET /half HTTP/1.1\r\nX: " + b"x" * 1000)
     until(lambda: rig.counts().opened == 2, "both are accepted")
     waiting = rig.client()
-    waiting.ask("/waiting")
-    used[0].send(b"st: x\r\nConnection: close\r\n\r\n")
-    assert used[0].answer().body == b"/half"
-    assert waiting.answer().body == b"/waiting"
-    used[1].send(b"st: x\r\n\r\n")
-    assert used[1].answer().body == b"/half"
+    assert waiting.get("/waiting").body == b"/waiting"
+    assert slowest.answer().status == "408 Request Timeout"
+    waiting.close()
+    faster.send(b"\r\nHost: x\r\n\r\n")
+    assert faster.answer().body == b"/half"
+    assert rig.log().count("connections_evicted") == 1
+    until(lambda: len(rig.access_log()) == 3, "all are in the access log")
+
+
+@BOTH
+def test_connections_of_one_address(serve: Serve, threads: int) -> None:
+    """More than `limit_connections_per_address` are closed at once; one that has ended makes room."""
+    rig = serve(echo, threads=threads, limit_connections_per_address=2, keepalive=600)
+    first, second, third = rig.client(), rig.client(), rig.client()
+    assert first.get("/1").body == b"/1"
+    assert second.get("/2").body == b"/2"
+    assert third.rest() == b""
+    first.close()
+    until(lambda: rig.counts().connections == 1, "one has ended")
+    assert rig.client().get("/4").body == b"/4"
+    assert rig.log().count("too_many_connections") == 1
 
 
 def reset(address: tuple[str, int]) -> None:

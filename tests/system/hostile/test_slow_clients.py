@@ -1,0 +1,245 @@
+"""Clients that open many connections and send as little as they can: others are served meanwhile."""
+
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.kit.certificates import Authority
+from tests.kit.daemon import OSTLER, Daemon, Place, until
+from tests.kit.hostile import CLASSES, SLACK, each_class
+
+pytestmark = pytest.mark.system
+
+CONNECTIONS = 50
+ATTACKERS = 300
+"""Sockets against one worker that keeps `CONNECTIONS`; each that is cut is opened again at once."""
+ANSWERED_WITHIN = 1.0
+PROBES = 5
+LIMITS = ("-w", "1", "--worker-connections", str(CONNECTIONS))
+READS = """
+async def asgi(scope, receive, send):
+    if scope["type"] != "http":
+        raise RuntimeError("only http")
+    while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+"""
+ATTACKS = {
+    "nothing": b"",
+    "heads": b"GET / HTTP/1.1\r\nHost: x\r\nX: ",
+    "bodies": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n",
+    "chunks": b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffff\r\n",
+}
+
+
+@pytest.fixture(autouse=True)
+def reads(hostile_place: Place) -> None:
+    """Under ASGI too the app waits for the request's body; under WSGI it is not called before."""
+    hostile_place.add("reads.py", READS)
+
+
+def reading(words: tuple[str, ...]) -> list[str]:
+    return [word.replace("attacked:asgi", "reads:asgi") for word in words]
+
+
+def hello() -> bytes:
+    """The first half of a TLS client's first message."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    data = outgoing.read()
+    return data[: len(data) // 2]
+
+
+class Siege:
+    """Keeps `ATTACKERS` connections, in a thread; each sends `first`, and a byte now and then."""
+
+    def __init__(self, address: tuple[str, int], first: bytes) -> None:
+        self._address, self._first = address, first
+        self._sockets: dict[int, socket.socket] = {}
+        self._epoll = select.epoll()
+        self._over = threading.Event()
+        self.cut = 0
+        self.all_there = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        trickle_at = time.monotonic() + 0.2
+        while not self._over.is_set():
+            while len(self._sockets) < ATTACKERS:
+                self._open()
+            self.all_there.set()
+            for fd, event in self._epoll.poll(0.01):
+                sock = self._sockets[fd]
+                try:
+                    if event & select.EPOLLOUT:
+                        sock.send(self._first)
+                        self._epoll.modify(fd, select.EPOLLIN)
+                        continue
+                    ended = not sock.recv(4096)
+                except OSError:
+                    ended = True
+                if ended:
+                    self._drop(fd)
+            if time.monotonic() > trickle_at and self._first:
+                trickle_at = time.monotonic() + 0.2
+                for fd, sock in list(self._sockets.items()):
+                    try:
+                        sock.send(b"x")
+                    except BlockingIOError:
+                        pass
+                    except OSError:
+                        self._drop(fd)
+
+    def _open(self) -> None:
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.connect_ex(self._address)
+        self._sockets[sock.fileno()] = sock
+        self._epoll.register(sock.fileno(), select.EPOLLOUT if self._first else select.EPOLLIN)
+
+    def _drop(self, fd: int) -> None:
+        self.cut += 1
+        self._epoll.unregister(fd)
+        self._sockets.pop(fd).close()
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+        for sock in self._sockets.values():
+            sock.close()
+        self._epoll.close()
+
+
+@contextmanager
+def siege(daemon: Daemon, first: bytes) -> Iterator[Siege]:
+    attack = Siege(daemon.address, first)
+    try:
+        assert attack.all_there.wait(SLACK * 2)
+        yield attack
+    finally:
+        attack.close()
+
+
+def answered(daemon: Daemon, context: ssl.SSLContext | None = None) -> float:
+    """Seconds to the answer that a new client gets."""
+    began = time.monotonic()
+
+    def ask() -> bool:
+        with ExitStack() as stack:
+            sock = stack.enter_context(
+                socket.create_connection(daemon.address, timeout=ANSWERED_WITHIN * SLACK)
+            )
+            if context is not None:
+                sock = stack.enter_context(context.wrap_socket(sock, server_hostname="localhost"))
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            return sock.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+    assert ask(), "no answer"
+    return time.monotonic() - began
+
+
+def assert_open(daemon: Daemon, first: bytes, context: ssl.SSLContext | None = None) -> None:
+    """While the attack goes on each new client is answered in time, and the log says that room was made."""
+    with siege(daemon, first) as attack:
+        took = [answered(daemon, context) for _ in range(PROBES)]
+        until(lambda: attack.cut > 0, "attackers are cut")
+    assert max(took) < ANSWERED_WITHIN * SLACK, took
+    assert daemon.events("connections_evicted")
+    assert daemon.events("worker_died") == []
+    assert daemon.events("internal_error") == []
+
+
+@each_class
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_new_clients_are_answered(hostile_place: Place, words: tuple[str, ...], attack: str) -> None:
+    """Six times as many slow connections as the worker keeps: the slowest make room."""
+    daemon = hostile_place.start(*LIMITS, *reading(words))
+    assert_open(daemon, ATTACKS[attack])
+
+
+@each_class
+@pytest.mark.parametrize("first", [lambda: b"", hello], ids=["nothing", "half a ClientHello"])
+def test_slow_handshakes(
+    hostile_place: Place, words: tuple[str, ...], first: Callable[[], bytes], tmp_path: Path
+) -> None:
+    """The same for TLS handshakes that do not go on."""
+    authority = Authority(tmp_path)
+    server = authority.issue("localhost")
+    daemon = hostile_place.start(*LIMITS, "--certfile", server.cert, "--keyfile", server.key, *reading(words))
+    assert_open(daemon, first(), authority.client_context())
+
+
+@pytest.mark.parametrize("words", [CLASSES[name] for name in ("sync", "threads", "gevent")])
+def test_slow_proxy_headers(hostile_place: Place, words: tuple[str, ...]) -> None:
+    """The same for PROXY headers that do not end."""
+    daemon = hostile_place.start(*LIMITS, "--proxy-protocol", "auto", *reading(words))
+    assert_open(daemon, b"PROXY TCP4 192.0.2.1 ")
+
+
+@each_class
+def test_few_descriptors(hostile_place: Place, words: tuple[str, ...]) -> None:
+    """The limit is that of descriptors, not of connections: the same, and some stay free for the app."""
+    argv = ("prlimit", "--nofile=200:200", *OSTLER)
+    daemon = hostile_place.start("-w", "1", *reading(words), argv=argv)
+    assert_open(daemon, ATTACKS["heads"])
+    assert daemon.events("accept_paused") == []
+
+
+@each_class
+def test_a_slow_upload_outlives_the_attack(hostile_place: Place, words: tuple[str, ...]) -> None:
+    """A client that sends at more than `body_min_rate` is no attacker: its upload is answered."""
+    daemon = hostile_place.start(*LIMITS, "--body-min-rate", "100", *reading(words))
+    with socket.create_connection(daemon.address, timeout=30) as upload:
+        upload.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n" + b"x" * 500)
+        with siege(daemon, ATTACKS["bodies"]) as attack:
+            for _ in range(3):
+                cut = attack.cut
+                until(lambda cut=cut: attack.cut > cut, "attackers are cut")  # type: ignore[misc]
+                upload.sendall(b"x" * 500)
+            assert upload.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+@each_class
+def test_a_slow_body_is_cut_early(hostile_place: Place, words: tuple[str, ...]) -> None:
+    """Without any pressure, long before `body_timeout`: a body that does not come is refused."""
+    daemon = hostile_place.start("-w", "1", *reading(words))
+    began = time.monotonic()
+    with socket.create_connection(daemon.address, timeout=30) as sock:
+        sock.sendall(ATTACKS["bodies"])
+        assert sock.recv(4096).startswith(b"HTTP/1.1 408 ")
+    assert time.monotonic() - began < 3 + SLACK
+
+
+@each_class
+def test_connections_of_one_address(hostile_place: Place, words: tuple[str, ...]) -> None:
+    """`limit_connections_per_address`: what is beyond it is closed at once, and others are not."""
+    daemon = hostile_place.start("-w", "1", "--limit-connections-per-address", "3", *reading(words))
+    held = [socket.create_connection(daemon.address, timeout=30) for _ in range(3)]
+    try:
+        for sock in held:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX: ")
+        beyond = socket.create_connection(daemon.address, timeout=30)
+        held.append(beyond)
+        try:
+            assert beyond.recv(1) == b""
+        except ConnectionResetError:
+            pass
+        elsewhere = socket.create_connection(daemon.address, timeout=30, source_address=("127.0.0.2", 0))
+        held.append(elsewhere)
+        elsewhere.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert elsewhere.recv(4096).startswith(b"HTTP/1.1 200 ")
+    finally:
+        for sock in held:
+            sock.close()
+    assert daemon.events("too_many_connections")
