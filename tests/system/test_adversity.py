@@ -258,7 +258,7 @@ def test_read_only_machine(place: Place) -> None:
         "control_unavailable",
         "body_not_stored",
     ]
-    assert "read-only disk" in daemon.events("control_unavailable")[0]["problem"]
+    assert "read-only file system" in daemon.events("control_unavailable")[0]["problem"]
     assert "Traceback" not in daemon.log.read_text()
     assert daemon.stop() == 0
 

@@ -219,11 +219,17 @@ def test_control_socket_path_too_long(place: Place) -> None:
 
 
 def test_runtime_directory_unsafe(place: Place) -> None:
-    """A runtime folder that others can write to is not used."""
+    """A runtime folder that others can write to is not used: the next place is, where `ctl` looks, too."""
     folder = place.runtime / "ostler"
     folder.mkdir()
     folder.chmod(0o777)
-    serves_with_warning(place.start("plain:app"), f"others can write to {folder}")
+    daemon = place.start("--name", place.folder.name, "plain:app")
+    assert daemon.get().text == "one"
+    daemon.until(
+        lambda: place.run("ctl", "--name", place.folder.name, "status").code == 0, "ctl finds the daemon"
+    )
+    assert list(folder.iterdir()) == []
+    assert daemon.stop() == 0
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
