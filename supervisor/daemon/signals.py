@@ -1,9 +1,9 @@
 """Signals for the event loop, however many come.
 
 asyncio lets Python's handler, which is in C, write each signal's number into a socket. An app that leaves
-us orphans by the thousand fills it with SIGCHLD. Then other signals are lost, and what would report that can wait
-for a lock that the interrupted code holds (CPython's trip_signal and _PyEval_AddPendingCall): for ever. So
-nothing is written in C. What the interpreter calls between two instructions wakes the loop.
+us orphans by the thousand fills it with SIGCHLD. Then other signals are lost, and what would report that can
+wait for a lock that the interrupted code holds (CPython's trip_signal and _PyEval_AddPendingCall), without
+end. So nothing is written in C: a handler in Python wakes the loop.
 """
 
 import asyncio
