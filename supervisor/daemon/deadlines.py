@@ -23,6 +23,8 @@ _REPORTS, _REPORTS_IN_A_LOOK, _REPORTS_RATE = 512, 64, 50
 # While something is overdue: how often to look whether it still is, and whether anything else is left.
 _WATCH = 0.1
 _LEAST = 0.01
+# After a look comes a pause of so many times what it took of the processor: when to look workers say.
+_PAUSES = 9
 # How much longer than a request a loop that serves all may stand still: by then its exception has come.
 _GRACE = 2.0
 # One that has not run for so long is blocked by what computes or waits in C.
@@ -64,9 +66,9 @@ class DeadlineSensor:
         """Begin to look; also when the time-out may have changed."""
         if self._timer is not None:
             self._timer.cancel()
-        wait = _LOOK
+        wait, began = _LOOK, time.thread_time()
         try:
-            wait = self.look(time.monotonic())
+            wait = max(self.look(time.monotonic()), _PAUSES * (time.thread_time() - began))
         finally:
             self._timer = asyncio.get_running_loop().call_later(wait, self.start)
 

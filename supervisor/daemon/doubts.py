@@ -31,8 +31,10 @@ class Doubts:
     def __init__(self, shell: "Shell", clock: Callable[[], float] = time.monotonic) -> None:
         self._shell = shell
         self._clock = clock
-        # Before that no further one is replaced.
+        # Those that wait to be replaced, by launch; and before when no further one is.
+        self._due: list[int] = []
         self._next = 0.0
+        self._waits = False
         shell.scoreboard.on_implausible = self.report
 
     def report(self, cell: int, problem: str) -> None:
@@ -47,16 +49,32 @@ class Doubts:
             "problem": problem,
         }
         self._shell.journal.record("warning", "scoreboard_implausible", fields)
-        now = self._clock()
-        wait = max(0.0, self._next - now)
-        self._next = now + wait + _PAUSE
-        self._shell.loop.call_later(wait, self._replace, handle.launch)
+        # Without those that are gone: an app can end such workers again and again.
+        self._due = [launch for launch in self._due if launch in self._shell.workers]
+        self._due.append(handle.launch)
+        self._look_later()
 
-    def _replace(self, launch: int) -> None:
-        fleet = self._shell.fleet
-        worker = fleet.workers.get(launch)
-        if worker is None or worker.leaving is not None:
-            return
-        # One that boots will be in trouble with its boot deadline, or not; one that leaves has one as well.
-        if worker.state is WorkerState.READY and fleet.serving(worker.slot) is worker:
-            self._shell.submit(events.RecycleAsked("scoreboard", worker.slot))
+    def _look_later(self) -> None:
+        if self._due and not self._waits:
+            self._waits = True
+            self._shell.loop.call_later(max(0.0, self._next - self._clock()), self._look)
+
+    def _look(self) -> None:
+        """Replace the first of those that wait, if it is still there."""
+        self._waits = False
+        due, self._due = self._due, []
+        for place, launch in enumerate(due):
+            worker = self._shell.fleet.workers.get(launch)
+            if worker is None or worker.leaving is not None:
+                continue  # one that leaves has a deadline for that
+            if worker.state is WorkerState.BOOTING:
+                self._due.append(launch)
+            elif worker.state is WorkerState.READY and self._shell.fleet.serving(worker.slot) is worker:
+                self._due += due[place + 1 :]
+                self._shell.submit(events.RecycleAsked("scoreboard", worker.slot))
+                self._next = self._clock() + _PAUSE
+                break
+        else:
+            # One that boots is looked at again, and not all the time.
+            self._next = self._clock() + _PAUSE if self._due else self._next
+        self._look_later()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from supervisor.daemon.pidfile import PidFile
 from supervisor.daemon.plane import ControlPlane
 from supervisor.daemon.rights import account_for, rights_for
 from supervisor.daemon.shell import Callbacks, Shell, Start
+from supervisor.daemon.signals import on_signal, release
 from supervisor.daemon.upgrade import Carried
 from supervisor.daemon.watching import Watcher
 from supervisor.errors import ExitCode, OstlerError, SettingError
@@ -134,10 +136,10 @@ class Daemon:
         become_subreaper()
         set_title("ostler: supervisor")
         for signum, event in SIGNAL_EVENTS.items():
-            loop.add_signal_handler(signum, self._shell.submit, event)
-        loop.add_signal_handler(signal.SIGWINCH, self._pause_unless_resized)
-        loop.add_signal_handler(signal.SIGCHLD, self._shell.reaper.reap)
-        loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
+            on_signal(loop, signum, partial(self._shell.submit, event))
+        on_signal(loop, signal.SIGWINCH, self._pause_unless_resized)
+        on_signal(loop, signal.SIGCHLD, self._shell.reaper.reap, once=True)
+        on_signal(loop, signal.SIGUSR1, self._reopen_logs)
         if self._launch is not None:
             loop.add_reader(self._launch.fileno(), self._stop_unlaunched, self._launch)
         if self._carried is None:
@@ -344,8 +346,7 @@ class Daemon:
     async def _upgrade(self) -> None:
         await self._shell.hooks.pre_exec()
         # A signal whose handler has not run yet would be lost with this program. Those that come from now on
-        # wait for the next one, and the loop hears of those that came before within three turns: it reads its
-        # pipe, finds the handler, calls it.
+        # wait for the next one, and what those that came before ask for is done within three turns.
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, upgrade.HANDLED)
         try:
             for _ in range(3):
@@ -457,7 +458,7 @@ class Daemon:
     async def _sample_forever(self) -> None:
         while True:
             await asyncio.sleep(1.0 - time.time() % 1.0)
-            # Should a SIGCHLD have been lost: of many signals at once asyncio may drop some.
+            # Should a SIGCHLD have been lost.
             self._shell.reaper.reap()
             self._log_file.flush()
             self._outlets.look()
@@ -565,4 +566,7 @@ def _run_once(order: Order, carried: Carried | None) -> tuple[int, bool]:
             raise refused("what a start opens", error) from None
         return await daemon.run(), daemon.must_detach
 
-    return asyncio.run(main())
+    try:
+        return asyncio.run(main())
+    finally:
+        release()

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from supervisor.control.views import ExitView
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from supervisor.daemon.shell import Shell
 
 _STRANGERS = 64
+# Deaths that are booked in one pass of the loop: an app can leave us orphans faster than we can reap them.
+_DEATHS_A_PASS = 64
 # How many requests that were lost are named at once, and a second in the long run: what a worker had in hand
 # it says itself, and its app's user may end it time and again.
 _LOST, _LOST_RATE = 512, 20
@@ -60,11 +63,24 @@ class Reaper:
         # The newest of those that were unknown: the pid of a worker among them may be reported later.
         self._strangers: deque[Dead] = deque(maxlen=_STRANGERS)
         self._lost = Bucket(_LOST, _LOST_RATE, time.monotonic())
+        self._is_due = False
 
     def reap(self) -> None:
-        """Book all deaths that there are; a defect of ours in one must not lose the others."""
-        for dead in dead_children():
+        """Book the deaths that there are, many of them in several passes of the loop.
+
+        A defect of ours in one must not lose the others.
+        """
+        booked = 0
+        for dead in islice(dead_children(), _DEATHS_A_PASS):
             self._shell.attempt(f"booking the death of process {dead.pid}", partial(self._ended, dead))
+            booked += 1
+        if booked == _DEATHS_A_PASS and not self._is_due:
+            self._is_due = True
+            self._shell.loop.call_soon(self._reap_due)
+
+    def _reap_due(self) -> None:
+        self._is_due = False
+        self.reap()
 
     def _ended(self, dead: Dead) -> None:
         shell = self._shell

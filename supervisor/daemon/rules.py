@@ -37,7 +37,8 @@ class Phase(enum.Enum):
 _Table = dict[Phase, dict[type, Phase]]
 
 WORKER: _Table = {
-    Phase.UNKNOWN: {},  # it waits for `Boot`
+    # It waits for `Boot`. A signal that all processes of the daemon got may be what ends it.
+    Phase.UNKNOWN: {messages.Signalled: Phase.UNKNOWN},
     Phase.BOOTING: {
         messages.Ready: Phase.SERVING,
         messages.BootFailed: Phase.FAILED,

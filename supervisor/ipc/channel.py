@@ -23,6 +23,9 @@ Incoming = TypeVar("Incoming")
 # for a socket buffer.
 _MAX_MESSAGE = 160 * 1024
 TRACEBACK_LIMIT = 48 * 1024
+# The same where decoding takes Python (`wire.is_escaped`): more than settings, or a batch of paths, have. And
+# for how many bytes one of these counts.
+_MAX_ESCAPED, _ESCAPED_COST = 72 * 1024, 8
 LINE_LIMIT = 2000
 """Characters of a reason, a warning and the like."""
 _SAID = 200
@@ -100,7 +103,9 @@ class Channel(Generic[Incoming]):
             raise
 
     def receive_unvouched(self) -> tuple[Incoming, int] | None:
-        """The next message of a side that may send anything, and its size in bytes; None at the end.
+        """The next message of a side that may send anything, and its size; None at the end.
+
+        The size is in bytes, or a multiple of that where they are costly to decode.
 
         Descriptors are not received: those that nobody receives the kernel closes, and that can block for as
         long as their sender likes (see `received.discard`). A message with some stays where it is.
@@ -121,8 +126,13 @@ class Channel(Generic[Incoming]):
             if self._has_ended():
                 return None
             raise BadMessage("an empty message")
+        size = len(data)
+        if wire.is_escaped(data):
+            if size > _MAX_ESCAPED:
+                raise BadMessage(f"an escaped message of more than {_MAX_ESCAPED} bytes")
+            size *= _ESCAPED_COST
         try:
-            return self._decode(data), len(data)
+            return self._decode(data), size
         except (ValueError, RecursionError) as error:  # also of text that is no UTF-8: no msgspec.DecodeError
             said = ascii(str(error)[:_SAID])[1:-1]
             raise BadMessage(f"{len(data)} bytes that are no message ({said})") from None

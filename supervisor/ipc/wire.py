@@ -32,6 +32,11 @@ def encode(message: msgspec.Struct) -> bytes:
         return _ESCAPED + _pack(_each_text(msgspec.to_builtins(message, builtin_types=(bytes,)), _escaped))
 
 
+def is_escaped(data: bytes) -> bool:
+    """Whether it is in the form that takes Python, and so far longer, to decode."""
+    return data[:1] == _ESCAPED
+
+
 def decoder(kind: Any) -> Callable[[bytes], Any]:
     """What makes messages of a type, or a union of types, from bytes.
 
@@ -41,7 +46,7 @@ def decoder(kind: Any) -> Callable[[bytes], Any]:
 
     def decode(data: bytes) -> Any:
         try:
-            if data[:1] != _ESCAPED:
+            if not is_escaped(data):
                 return plain(data)
             return msgspec.convert(_each_text(_unpack(data[1:]), _unescaped), kind)
         except (UnicodeDecodeError, RecursionError, TypeError) as error:

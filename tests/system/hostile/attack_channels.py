@@ -5,6 +5,7 @@ It is copied into the app's folder as attack.py; see `tests.kit.hostile.APP`.
 
 import _thread
 import array
+import ctypes
 import fcntl
 import os
 import signal
@@ -160,6 +161,23 @@ def shut_between_workers():
         sock.shutdown(socket.SHUT_RDWR)
 
 
+def orphans():
+    """Children that end at once, and that are the supervisor's: thousands in a second (clone(2))."""
+    libc = ctypes.CDLL(None)
+    stack = ctypes.create_string_buffer(1 << 16)
+    top = ctypes.c_void_p(ctypes.addressof(stack) + (1 << 16) - 64 & ~15)
+    flags = 0x100 | 0x4000 | 0x8000 | signal.SIGCHLD  # CLONE_VM, CLONE_VFORK, CLONE_PARENT (linux/sched.h)
+    until = time.monotonic() + 3
+    for _ in range(6000):
+        if libc.clone(libc._exit, top, flags, None) < 0 or time.monotonic() > until:
+            return
+
+
+def escaped(value):
+    """A message in the form for text that is no UTF-8, which takes long to decode."""
+    return b"\xc1" + message("Signalled", signum=15, more=value)
+
+
 PATH = "/" + "x" * 300
 ATTACKS = {
     # From a worker or a fork server.
@@ -178,12 +196,16 @@ ATTACKS = {
     "lingering": lambda: give_lingering(channel()),
     "reload_files": lambda: send(message("Watch", files=[PATH] * 10, folders=["/"], since=0.0)),
     "flood": lambda: endless(message("Signalled", signum=15)),
+    "escaped_large": lambda: send(escaped("\0\0" * 75_000)),
+    "escaped_marks": lambda: endless(escaped("\0\0" * 35_000)),
+    "escaped_items": lambda: endless(escaped([""] * 70_000)),
     # From a worker.
     "twice_ready": lambda: send(message("Ready", modules=[])),
     "not_booted": lambda: send(message("BootFailed", reason="x\x1b[31m\n" * 200, traceback=None)),
     "template": lambda: send(message("TemplateReady")),
     "audited": lambda: send(message("TemplateAudited", problems=[], warnings=[])),
     "odd_signal": lambda: send(message("Signalled", signum=-1)),
+    "orphans": orphans,
     "write_forever": write_forever,
     "relay_garbage": garbage_between_workers,
     "relay_flood": flood_between_workers,
@@ -195,7 +217,7 @@ ATTACKS = {
     "hook_done": lambda: send(message("HookDone", name="on_exit")),
     "configured": lambda: send(message("LoadFailed", reason="x", traceback=None)),
 }
-ENDLESS = {"flood", "relay_flood", "write_forever", "relay_shut"}
+ENDLESS = {"flood", "escaped_marks", "escaped_items", "orphans", "relay_flood", "write_forever", "relay_shut"}
 
 
 def in_thread(attack):

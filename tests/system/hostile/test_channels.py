@@ -16,7 +16,7 @@ import pytest
 
 from supervisor.control.routes import EXITS
 from supervisor.control.views import ExitView
-from tests.kit.daemon import Connection, Daemon, Place, Process, fork_server, until
+from tests.kit.daemon import Connection, Daemon, Place, Process, fork_server, until, zombies
 from tests.kit.hostile import CLASSES, assert_unharmed, each_class
 
 pytestmark = pytest.mark.system
@@ -97,6 +97,7 @@ WORDS = {
     "audited": "without having been asked",
     "odd_signal": "no message",
     "flood": "more than any worker",
+    "escaped_large": "an escaped message of more than",
 }
 
 
@@ -139,6 +140,21 @@ def test_flood(place: Place, attackers: int) -> None:
     is_well(daemon, 5)
 
 
+def test_orphans(place: Place) -> None:
+    """Thousands of dead children that an app leaves the supervisor: it books deaths and hears signals.
+
+    Their SIGCHLDs once filled the socket that asyncio reads signals from; that stopped the supervisor.
+    """
+    daemon = place.start("--preload", "-w", "3", *CLASSES["sync"])
+    daemon.settled(3)
+    for _ in range(3):
+        for _ in range(3):
+            attack(daemon, "orphans")
+        assert_unharmed(daemon, 1)
+    daemon.until(lambda: not zombies(daemon.pid), "all are reaped")
+    is_well(daemon, 3)
+
+
 @contextmanager
 def going_on(daemon: Daemon, name: str, workers: int) -> Iterator[None]:
     """An attack that goes on in some of the workers, also in successors of those that are killed."""
@@ -157,6 +173,16 @@ def going_on(daemon: Daemon, name: str, workers: int) -> Iterator[None]:
     finally:
         over.set()
         asking.join()
+
+
+@pytest.mark.parametrize("name", ["escaped_marks", "escaped_items"])
+def test_messages_that_take_long_to_decode(place: Place, name: str) -> None:
+    """The form for text that is no UTF-8 takes Python: of that a child may send less."""
+    daemon = place.start("--preload", "-w", "5", *CLASSES["threads"])
+    with going_on(daemon, name, 2):
+        killed_for(daemon, "more than any worker")
+        assert_unharmed(daemon, 3)
+    is_well(daemon, 5)
 
 
 @each_class

@@ -1,6 +1,7 @@
 """The sensor: what it says of requests and loops, look by look, by a clock of the test's."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -437,3 +438,26 @@ async def test_it_looks_by_itself(stage: Stage, monkeypatch: pytest.MonkeyPatch)
     assert stage.sensor._timer is not None
     stage.sensor._timer.cancel()
     assert [str(error) for error in heard] == ["a defect"]
+
+
+async def test_looks_take_a_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers say when their deadlines are: however near, pauses are nine times what a look takes."""
+    sensor = DeadlineSensor(SimpleNamespace())  # type: ignore[arg-type]
+    looks = 0
+
+    def look(_now: float) -> float:
+        nonlocal looks
+        looks += 1
+        end = time.thread_time() + 0.02
+        while time.thread_time() < end:
+            pass
+        return 0.0
+
+    monkeypatch.setattr(sensor, "look", look)
+    began = time.monotonic()
+    sensor.start()
+    while looks < 3:  # noqa: ASYNC110 - it is the time that is measured
+        await asyncio.sleep(0.01)
+    assert sensor._timer is not None
+    sensor._timer.cancel()
+    assert time.monotonic() - began >= 2 * 9 * 0.02

@@ -12,20 +12,21 @@ from supervisor.fleet.model import Cause, Worker, WorkerState
 
 
 class Stage:
-    """Two workers, with cells 11 and 12; `due`: what is to be called, and when."""
+    """Three workers, with cells from 11 on; `due`: what is to be called, and when."""
 
     def __init__(self) -> None:
         self.now = 1000.0
         self.told: list[tuple[str, str, dict[str, Any]]] = []
         self.submitted: list[Any] = []
-        self.due: list[tuple[float, Any, int]] = []
+        self.due: list[tuple[float, Any]] = []
         self.workers = {
-            n: Worker(n, n, 1, WorkerState.READY, since=0.0, spawned_at=0.0, pid=100 + n) for n in (1, 2)
+            n: Worker(n, n, 1, WorkerState.READY, since=0.0, spawned_at=0.0, pid=100 + n) for n in (1, 2, 3)
         }
         self.shell: Any = SimpleNamespace(
             scoreboard=SimpleNamespace(on_implausible=None),
             workers={
-                n: SimpleNamespace(launch=n, slot=n, cell=10 + n, pid=100 + n, generation=1) for n in (1, 2)
+                n: SimpleNamespace(launch=n, slot=n, cell=10 + n, pid=100 + n, generation=1)
+                for n in (1, 2, 3)
             },
             fleet=SimpleNamespace(workers=self.workers, serving=self.workers.get),
             journal=SimpleNamespace(record=lambda *what: self.told.append(what)),
@@ -37,9 +38,17 @@ class Stage:
     def doubt(self, cell: int) -> None:
         self.shell.scoreboard.on_implausible(cell, "it can't be")
 
-    def pass_time(self) -> None:
-        for _, call, launch in self.due:
-            call(launch)
+    def pass_time(self) -> float:
+        """Do what is due next; how long it had to wait."""
+        wait, call = self.due.pop(0)
+        self.now += wait
+        call()
+        return wait
+
+    def recycled(self) -> list[int]:
+        return [
+            event.slot for event in self.submitted if event == events.RecycleAsked("scoreboard", event.slot)
+        ]
 
 
 def test_each_is_one_line() -> None:
@@ -55,15 +64,43 @@ def test_each_is_replaced_in_its_turn() -> None:
     """The first at once, which is not within the reading, the next a minute later."""
     stage = Stage()
     stage.doubt(11)
+    assert stage.submitted == []
+    assert stage.pass_time() == 0.0
+    assert stage.recycled() == [1]
     stage.now += 10
     stage.doubt(12)
-    assert stage.submitted == []
-    assert [(wait, launch) for wait, _, launch in stage.due] == [(0.0, 1), (50.0, 2)]
+    stage.doubt(13)
+    assert [stage.pass_time(), stage.pass_time()] == [50.0, 60.0]
+    assert stage.recycled() == [1, 2, 3]
+    assert stage.due == []
+
+
+def test_those_that_are_gone_keep_no_other_waiting() -> None:
+    """Such workers that end again and again make no queue: only what is there waits."""
+    stage = Stage()
+    stage.doubt(11)
     stage.pass_time()
-    assert stage.submitted == [
-        events.RecycleAsked("scoreboard", 1),
-        events.RecycleAsked("scoreboard", 2),
-    ]
+    for launch in range(100, 1100):
+        stage.shell.workers[launch] = SimpleNamespace(launch=launch, slot=1, cell=launch, pid=1, generation=1)
+        stage.doubt(launch)
+        del stage.shell.workers[launch]
+    stage.doubt(12)
+    assert len(stage.due) == 1
+    assert stage.pass_time() == 60.0
+    assert stage.recycled() == [1, 2]
+
+
+def test_one_that_boots_has_its_turn_later() -> None:
+    """When it is ready; others do not wait for that."""
+    stage = Stage()
+    stage.workers[1].state = WorkerState.BOOTING
+    stage.doubt(11)
+    stage.doubt(12)
+    stage.pass_time()
+    assert stage.recycled() == [2]
+    stage.workers[1].state = WorkerState.READY
+    assert stage.pass_time() == 60.0
+    assert stage.recycled() == [2, 1]
 
 
 @pytest.mark.parametrize("how", ["gone", "leaving", "booting", "not serving"])

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -149,6 +150,52 @@ async def test_a_worker_that_speaks_before_it_is_known() -> None:
         assert spawn.launch not in theatre.shell.workers
         assert "Ready while it is not forked yet" in theatre.shell.fleet.generations[1].last_failure
         assert len(theatre.events("protocol_error")) == 1
+
+
+async def test_a_signal_before_it_is_known() -> None:
+    """A worker may leave for a signal (from a terminal, say) before its fork server has reported its pid."""
+    with Theatre() as theatre:
+        await theatre.start().play()
+        fork_server = theatre.fork_server
+        theatre.shell.submit(events.ResizeAsked("a test", workers=3))
+        data, descriptors = fork_server.receive()
+        spawn = msgspec.msgpack.decode(data, type=messages.ToForkServer)
+        assert isinstance(spawn, messages.Spawn)
+        with socket.socket(fileno=descriptors[0]) as channel:
+            channel.send(msgspec.msgpack.encode(messages.Signalled(2)))
+            await theatre.turn()
+            assert theatre.shell.workers[spawn.launch].signalled == 2
+        os.close(descriptors[1])
+        assert theatre.events("protocol_error") == []
+
+
+def dead_children(number: int) -> list[int]:
+    pids = [os.posix_spawn("/bin/true", ["true"], {}) for _ in range(number)]
+    for pid in pids:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return pids
+
+
+def waiting(pids: list[int]) -> list[int]:
+    """Those that are not reaped yet."""
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+async def test_many_deaths_are_booked_in_parts() -> None:
+    """One pass of the loop books some, and the loop goes on to the others by itself."""
+    with Theatre() as theatre:
+        await theatre.start().play()
+        one = theatre.workers[0]
+        pids = dead_children(150)
+        one.die()
+        reaper = theatre.shell.reaper
+        reaper.reap()
+        reaper.reap()
+        assert 0 < len(waiting(pids)) < 150
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert waiting(pids) == []
+        assert one.launch not in theatre.shell.fleet.workers
 
 
 async def test_all_die_with_garbage_unread() -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from supervisor.ipc import messages
-from supervisor.ipc.channel import TRACEBACK_LIMIT, Channel, line, pair, shorten
+from supervisor.ipc.channel import TRACEBACK_LIMIT, BadMessage, Channel, line, pair, shorten
 from supervisor.settings import Loaded, load
 
 Ends = tuple[Channel[Any], Channel[Any]]
@@ -233,3 +233,20 @@ def test_short_traceback_is_whole() -> None:
     """Nothing is cut that need not be."""
     text = "x" * (TRACEBACK_LIMIT // 4)
     assert shorten(text) == text
+
+
+def test_escaped_messages_are_small_and_count_for_more() -> None:
+    """Decoding them takes Python, so a child may send little of it; the longest batch of paths is no more."""
+    left, right = pair()
+    worker, supervisor = Channel[Any](left, messages.ToWorker), Channel[Any](right, messages.FromWorker)
+    worker.send(messages.Watch(["/" + "\udce9" * 4094] * 4))
+    worker.send(messages.Watch(["/" + "\U0001f40d" * 4093 + "\udce9"] * 4))
+    for _ in range(2):
+        received = supervisor.receive_unvouched()
+        assert received is not None
+        assert received[1] > 8 * 40_000
+    worker.send(messages.BootFailed("x", "\udce9" * 40_000))
+    with pytest.raises(BadMessage, match="an escaped message of more than"):
+        supervisor.receive_unvouched()
+    for channel in (worker, supervisor):
+        channel.close()
