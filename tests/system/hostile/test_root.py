@@ -315,10 +315,12 @@ def test_forged_settings(field: Field) -> None:
     """A worker class of the app's own runs before the settings are all told; it can't change them."""
     target = field.place.folder / "forged.pid"
     field.plant(field.folder / "forging.py", FORGER.format(path=str(target)))
-    daemon = field.start("-k", "forging.Worker")
-    assert daemon.get("/").text == str(UID)
+    done = field.place.run(
+        *("who:app", "-u", "nobody", "-b", "127.0.0.1:0", "-k", "forging.Worker"), argv=[*shown(), *OSTLER]
+    )
+    assert done.code == 3, done
+    assert "it sent Decided" in done.err
     assert not target.exists()
-    assert daemon.stop() == 0
 
 
 def test_owner_without_user(field: Field) -> None:
