@@ -138,7 +138,7 @@ def _sole_writer(name: str, others: list[trust.Writer], why: str) -> tuple[str, 
     if found is None:
         raise ConfigFileError(
             f"config: root does not evaluate {name}, because {why}; let only root write it and its folders, "
-            "or say with --user whose rights it is to have"
+            "or say with --user whose rights it is to have (--user root: all of root's)"
         )
     uid, gid = found
     # Only now: few need it.

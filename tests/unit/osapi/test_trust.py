@@ -4,10 +4,13 @@ import os
 import pwd
 import socket
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import supervisor
 from supervisor.osapi import trust
 from supervisor.osapi.trust import Writer
 
@@ -219,3 +222,21 @@ def test_sole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert trust.sole([Writer("a", gid=1)]) is None  # daemon's group is another's first one as well
     assert "'nobody' can write a" in trust.shown([own])
     assert "everybody can write b" in trust.shown([Writer("b")])
+
+
+def test_alone_in_a_user_namespace(folder: Path) -> None:
+    """Root of a namespace with one account is an ordinary user, to whom the system's root shows as nobody."""
+    alone = ["unshare", "--user", "--map-root-user", sys.executable, "-c"]
+    if subprocess.run([*alone, ""], check=False, capture_output=True).returncode != 0:
+        pytest.skip("no user namespaces here")
+    os.chown(folder, UID, GID)
+    folder.chmod(0o777)
+    root = str(Path(supervisor.__file__).parents[1])
+    source = (
+        f"import sys; sys.path.insert(0, {root!r})\n"
+        "from supervisor.osapi import trust\n"
+        f"print(trust.writers({str(folder / 'file')!r}))"
+    )
+    done = subprocess.run([*alone, source], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+    assert len(of(folder / "file")) == 2
