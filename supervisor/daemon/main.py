@@ -31,7 +31,6 @@ from supervisor.daemon.observer import Observer
 from supervisor.daemon.outlets import Outlets
 from supervisor.daemon.pidfile import PidFile
 from supervisor.daemon.plane import ControlPlane
-from supervisor.daemon.rights import account_for, rights_for
 from supervisor.daemon.shell import Callbacks, Shell, Start
 from supervisor.daemon.signals import on_signal, release
 from supervisor.daemon.upgrade import Carried
@@ -50,6 +49,7 @@ from supervisor.osapi.process import become_subreaper, has_terminal, set_title, 
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings.kinds import WORKERS
 from supervisor.settings.load import Loaded
+from supervisor.settings.rights import account_for, others_logs, rights_for
 from supervisor.settings.table import Settings, rows
 
 _FOREVER = 3600.0
@@ -214,9 +214,7 @@ class Daemon:
                     os.chdir(Path(self._order.folder, settings.chdir))
             except OSError as error:
                 raise SettingError("chdir", f"can't enter {settings.chdir!r}: {error.strerror}") from None
-        logs = {name: getattr(settings, name) for name in ("errorlog", "accesslog")}
-        unmade = [path for name, path in logs.items() if path and name in loaded.confined]
-        share_with(find_account(settings.user, settings.group, settings.initgroups), unmade)
+        share_with(find_account(settings.user, settings.group, settings.initgroups), others_logs(loaded))
         only_terminal = settings.errorlog == "-" and not settings.enable_stdio_inheritance
         shown = SHOWN if self._launch is not None and only_terminal else "debug"
         self._log_file = set_up(settings.errorlog, settings.log_format, settings.loglevel, shown)
@@ -298,7 +296,8 @@ class Daemon:
 
     def _reopen_logs(self) -> None:
         self._log_file.reopen()
-        if loaded := self._shell.loaded.get(self._shell.fleet.current):
+        loaded = self._shell.loaded.get(self._shell.fleet.current)
+        if loaded is not None and "accesslog" not in loaded.confined:
             make_for_sharer(loaded.settings.accesslog)
         self._shell.tell_fork_servers(messages.ReopenLogs())
         self._shell.tell_workers(messages.ReopenLogs())

@@ -32,7 +32,6 @@ from supervisor.daemon.listeners import Listeners, access_of
 from supervisor.daemon.overdue import Overdue
 from supervisor.daemon.policy import fleet_policy
 from supervisor.daemon.reaper import Reaper
-from supervisor.daemon.rights import rights_for
 from supervisor.daemon.rules import Phase, check_fork_server, check_worker
 from supervisor.errors import SettingError
 from supervisor.fleet import actions, events
@@ -45,6 +44,7 @@ from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings import classes
 from supervisor.settings.confine import confine
 from supervisor.settings.load import Loaded
+from supervisor.settings.rights import rights_for
 
 Result = TypeVar("Result")
 

@@ -82,8 +82,10 @@ def _writers(config: str | None, folder: Path) -> tuple[list[trust.Writer], byte
         return [other for place in places for other in imports.writers(place)], None
     try:
         found = trust.open_to_read(str(path))
+        if found.writers:
+            return found.writers, None
         try:
-            return (found.writers, None) if found.writers else ([], read_opened(found.fd, str(path)))
+            return [], read_opened(found.fd, str(path))
         finally:
             os.close(found.fd)
     except OSError as error:
@@ -136,7 +138,7 @@ def _sole_writer(name: str, others: list[trust.Writer], why: str) -> tuple[str, 
     if found is None:
         raise ConfigFileError(
             f"config: root does not evaluate {name}, because {why}; let only root write it and its folders, "
-            "or say with --user whose rights it is to have"
+            "or say with --user whose rights it is to have (--user root: all of root's)"
         )
     uid, gid = found
     # Only now: few need it.

@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,16 +43,19 @@ from supervisor.logs.streams import forgive, write_at_once
 from supervisor.osapi import imports, real, trust
 from supervisor.osapi.account import Account, find_account
 from supervisor.osapi.cpus import usable_cpus
+from supervisor.osapi.files import read_file
+from supervisor.osapi.memfile import memory_file
 from supervisor.osapi.priority import keep_way_forward, step_back
 from supervisor.osapi.process import set_title
 from supervisor.settings import configfile
 from supervisor.settings.load import Loaded, load
+from supervisor.settings.rights import others_logs, rights_for
 from supervisor.settings.table import Settings
 from supervisor.workers import boot
 from supervisor.workers.base import BaseWorker
 from supervisor.workers.classes import worker_class
 from supervisor.workers.engine import Engine
-from supervisor.workers.loader import AppLoadError, enter, extend_path
+from supervisor.workers.loader import AppLoadError, enter, extend_path, set_environment
 from supervisor.workers.loader import load as load_app
 from supervisor.workers.rehearsal import LONG, rehearse
 from supervisor.wsgi.exchange import App
@@ -83,6 +86,7 @@ class Preparation:
         self._given_up = False
         self._log_format = ""
         self._tls: SSLContext | None = None
+        self._certificates: dict[str, int] = {}
         self._worker_class: type[BaseWorker] = Engine
         self.outlets: Outlets | None = None
         # With `reload`, and not when all that is asked is whether the app can be loaded.
@@ -113,9 +117,10 @@ class Preparation:
             loaded, warnings, file = self._read(ask)
             if ask.detached and loaded.settings.daemon:
                 leave_terminal(loaded.settings)
-            enter(loaded.settings)
+            with _telling_where(loaded), self._rights_for(loaded, "chdir"):
+                enter(loaded.settings)
             with _telling_where(loaded), _new_logs(loaded.settings, keep=ask.cause != "check"):
-                warnings += self._set_up(loaded.settings, file, ask)
+                warnings += self._set_up(loaded, file, ask)
                 functions = configfile.imported_hooks(file) if file is not None else {}
                 self._set_up_logs(loaded.settings, file)
                 self._worker_class = worker_class(loaded.settings)
@@ -164,6 +169,7 @@ class Preparation:
         self._channel.send(messages.Decided(config, None, user, group, decision.initgroups, warnings))
         more = installation_warning(decision.account) if ask.known is None else []
         _make_logs(ask, folder, decision.account)
+        self._certificates = _certificates(ask, decision.account)
         more += self._give_up_rights(decision.account, user, group)
         self._given_up = True
         loaded, others, file = _configure(ask, folder, decision)
@@ -180,19 +186,26 @@ class Preparation:
         imports.release()
         return warnings
 
+    def _rights_for(self, loaded: Loaded, setting: str) -> AbstractContextManager[None]:
+        return nullcontext() if self._given_up else rights_for(loaded, setting)
+
     def _set_up(
-        self, settings: Settings, file: configfile.ConfigFile | None, ask: messages.Configure
+        self, loaded: Loaded, file: configfile.ConfigFile | None, ask: messages.Configure
     ) -> list[str]:
         """Do what needs the supervisor's rights, then take the workers'; returns what to warn of."""
+        settings = loaded.settings
         account = None
         if not self._given_up:
             account = find_account(settings.user, settings.group, settings.initgroups)
-        share_with(account)
+        share_with(account, others_logs(loaded))
         self._log_format = _check_logs(settings)
-        # What the workers' account can have a path lead to is read with its rights.
-        early = account is None or not _others_write_certificates(settings)
+        # What others have a path lead to, or have said, is read and obeyed with the rights of the account.
+        others = account is not None and "raw_env" in loaded.confined
+        if not others:
+            set_environment(settings)
+        early = account is None or not _others_name_certificates(loaded)
         if early:
-            self._tls = _tls_context(settings, file)
+            self._tls = self._tls_context(settings, file)
         warnings: list[str] = []
         set_umask(settings)
         if account is not None:
@@ -204,13 +217,31 @@ class Preparation:
             if ask.known is None and settings.user is None:
                 warnings += folder_warning()
             imports.release()
+        if others:
+            set_environment(settings)
         if file is not None and ask.folder not in sys.path:
             sys.path.insert(0, ask.folder)  # for what the file imports later
         extend_path(settings)
         if not early:
-            self._tls = _tls_context(settings, file)
+            self._tls = self._tls_context(settings, file)
         _check_folder(settings.tmp_upload_dir)
         return warnings
+
+    def _tls_context(self, settings: Settings, file: configfile.ConfigFile | None) -> "SSLContext | None":
+        """As `tls.make_context`. Raises SettingError, or ConfigFileError."""
+        try:
+            functions = configfile.imported_hooks(file, ("ssl_context",)) if file is not None else {}
+            hook = functions.get("ssl_context")
+            if settings.certfile is None and hook is None:
+                return None
+            # Only now: it brings OpenSSL along, some megabytes which plain HTTP does without.
+            from supervisor.workers import tls
+
+            copies = {path: f"/proc/self/fd/{fd}" for path, fd in self._certificates.items()}
+            return tls.make_context(settings, hook, copies)
+        finally:
+            while self._certificates:
+                os.close(self._certificates.popitem()[1])
 
     def _set_up_logs(self, settings: Settings, file: configfile.ConfigFile | None) -> None:
         """With the workers' rights: what user code opens is to be openable for them.
@@ -329,20 +360,13 @@ def _configure(
     return msgspec.structs.replace(loaded, config=name), warnings, file
 
 
-def _tls_context(settings: Settings, file: configfile.ConfigFile | None) -> "SSLContext | None":
-    """As `tls.make_context`. Raises SettingError, or ConfigFileError."""
-    hook = configfile.imported_hooks(file, ("ssl_context",)).get("ssl_context") if file is not None else None
-    if settings.certfile is None and hook is None:
-        return None
-    # Only now: it brings OpenSSL along, some megabytes which plain HTTP does without.
-    from supervisor.workers import tls
-
-    return tls.make_context(settings, hook)
-
-
-def _others_write_certificates(settings: Settings) -> bool:
-    paths = (settings.certfile, settings.keyfile, settings.ca_certs)
-    return os.geteuid() == 0 and any(trust.writers(path) for path in paths if path)
+def _others_name_certificates(loaded: Loaded) -> bool:
+    """Whether others than root have named one of these files, or can write it."""
+    paths = {name: getattr(loaded.settings, name) for name in ("certfile", "keyfile", "ca_certs")}
+    named = {name: path for name, path in paths.items() if path}
+    return os.geteuid() == 0 and any(
+        name in loaded.confined or trust.writers(path) for name, path in named.items()
+    )
 
 
 def _make_logs(ask: messages.Configure, folder: Path, account: Account) -> None:
@@ -352,6 +376,28 @@ def _make_logs(ask: messages.Configure, folder: Path, account: Account) -> None:
         path = ask.command_line.get(name)
         if isinstance(path, str) and path != "-":
             make_for_sharer(str(folder / (ask.command_line.get("chdir") or "") / path))
+
+
+def _certificates(ask: messages.Configure, account: Account) -> dict[str, int]:
+    """Copies, in memory, of the files with certificates and keys that only root can read and write.
+
+    The command line names them; the configuration, which says how they are used, is evaluated when we have
+    no right to read them any more. By their paths; what can't be read is reported when it is missed.
+    """
+    copies: dict[str, int] = {}
+    for name in ("certfile", "keyfile", "ca_certs"):
+        path = ask.command_line.get(name)
+        # A relative one counts from a folder that the configuration may choose.
+        if not isinstance(path, str) or not path.startswith("/") or path in copies or trust.writers(path):
+            continue
+        with suppress(OSError):
+            content = read_file(path)
+            fd = memory_file("ostler-certificate")
+            copies[path] = fd
+            with os.fdopen(os.dup(fd), "wb") as file:
+                file.write(content)
+            os.fchown(fd, -1 if account.uid is None else account.uid, -1)
+    return copies
 
 
 @contextmanager

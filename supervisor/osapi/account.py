@@ -4,7 +4,7 @@ import ctypes
 import grp
 import os
 import pwd
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
@@ -118,11 +118,17 @@ def _check_no_return() -> None:
 
 @contextmanager
 def files_as(account: Account) -> Iterator[None]:
-    """Reach files as `account` does, in this thread alone (setfsuid(2)); the groups we are in stay."""
+    """Reach files as `account` does, in this thread alone (setfsuid(2)).
+
+    Meanwhile we are in the account's groups, in all threads: root may be in some that the account is not in
+    (disk, on several systems). Other threads of root's lose no right by that.
+    """
     libc = ctypes.CDLL(None)
     libc.setfsuid.argtypes = libc.setfsgid.argtypes = (ctypes.c_uint32,)
     gid = os.getegid() if account.gid is None else account.gid
     uid = os.geteuid() if account.uid is None else account.uid
+    before = os.getgroups()
+    other = account.groups is not None and set(account.groups) != set(before) and _set_groups(account.groups)
     libc.setfsgid(gid)
     libc.setfsuid(uid)
     try:
@@ -130,3 +136,14 @@ def files_as(account: Account) -> Iterator[None]:
     finally:
         libc.setfsuid(os.geteuid())
         libc.setfsgid(os.getegid())
+        if other:
+            os.setgroups(before)
+
+
+def _set_groups(groups: Sequence[int]) -> bool:
+    """False if we may not; then we can't become the account either."""
+    try:
+        os.setgroups(groups)
+    except PermissionError:
+        return False
+    return True

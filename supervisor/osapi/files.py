@@ -6,18 +6,18 @@ import stat
 
 _MOST = 16 << 20
 _PIECE = 1 << 20
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 def read_file(path: str | os.PathLike[str], most: int = _MOST) -> bytes:
-    """All of a file that has `most` bytes at most. Never waits: a FIFO is refused, a device read as far.
+    """All of a file that has `most` bytes at most. Never waits, and opens nothing but a file and /dev/null.
 
     Raises:
-        OSError: it can't be read, is a folder, a FIFO or a socket, or is larger; `strerror` says which.
+        OSError: it can't be read, is a folder, a FIFO, a socket or a device, or is larger; `strerror` says
+            which.
     """
     name = os.fspath(path)
-    if "\0" in name:
-        raise OSError(errno.EINVAL, "a path can't have a NUL character", name)
-    fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    fd = _open(name)
     try:
         return read_opened(fd, name, most)
     finally:
@@ -31,7 +31,7 @@ def read_opened(fd: int, name: str, most: int = _MOST) -> bytes:
         name: what it was opened by, for messages.
     """
     try:
-        _check_kind(os.fstat(fd).st_mode, name)
+        _check_kind(os.fstat(fd), name)
         parts = []
         size = 0
         while part := os.read(fd, min(_PIECE, most + 1 - size)):
@@ -48,23 +48,34 @@ def check_file(path: str | os.PathLike[str]) -> None:
     """Look whether a file can be read, for what is going to read it by its name.
 
     Raises:
-        OSError: as `read_file`, but for the size; a device is no file either, but /dev/null.
+        OSError: as `read_file`, but for the size.
     """
-    name = os.fspath(path)
+    os.close(_open(os.fspath(path)))
+
+
+def _open(name: str) -> int:
+    """Looked at before it is opened: to open a device is to use it (a watchdog, a tape)."""
     if "\0" in name:
         raise OSError(errno.EINVAL, "a path can't have a NUL character", name)
-    fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    held = os.open(name, os.O_PATH | os.O_CLOEXEC)
     try:
-        info = os.fstat(fd)
-        _check_kind(info.st_mode, name)
-        if not stat.S_ISREG(info.st_mode) and info.st_rdev != os.makedev(1, 3):  # null(4)
-            raise OSError(errno.EINVAL, "it is a device, not a file", name)
+        _check_kind(os.fstat(held), name)
+        return os.open(f"/proc/self/fd/{held}", _READ)
+    except FileNotFoundError:
+        return os.open(name, _READ)  # without /proc, as in a chroot
+    except OSError as error:
+        error.filename = name
+        raise
     finally:
-        os.close(fd)
+        os.close(held)
 
 
-def _check_kind(mode: int, name: str) -> None:
+def _check_kind(info: os.stat_result, name: str) -> None:
+    mode = info.st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
     if stat.S_ISFIFO(mode):
         raise OSError(errno.EINVAL, "it is a FIFO, not a file", name)
+    device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+    if device and (stat.S_ISBLK(mode) or info.st_rdev != os.makedev(1, 3)):  # null(4)
+        raise OSError(errno.EINVAL, "it is a device, not a file", name)

@@ -38,6 +38,8 @@ _INSTALLATION = {
     os.path.dirname(os.path.dirname(os.path.abspath(supervisor.__file__))),  # noqa: PTH100, PTH120
 }
 _TREES = tuple(f"{folder}/" for folder in _INSTALLATION)
+_REAL_TREES = tuple(f"{os.path.realpath(folder)}/" for folder in _INSTALLATION)
+_real: dict[str, str] = {}
 
 _guard: "_Guard | None" = None
 
@@ -75,8 +77,9 @@ class _Guard:
             sys.pycache_prefix = None
 
     def remove(self) -> None:
-        place = sys.meta_path.index(self)
-        sys.meta_path[place : place + 1] = self.finders
+        # A configuration may have made its own list.
+        place = sys.meta_path.index(self) if self in sys.meta_path else len(sys.meta_path)
+        sys.meta_path[place : place + 1] = [found for found in self.finders if found not in sys.meta_path]
         new = [entry for entry in sys.path if entry not in self.kept]
         old = [entry for entry in self.before if entry not in self.kept or entry in sys.path]
         withheld = [entry for entry in _entries(self.withheld.get("PYTHONPATH")) if entry not in old]
@@ -133,16 +136,18 @@ class _Guard:
 
     def _problem(self, spec: ModuleSpec) -> str:
         """Why root may not import it, if so. Its bytecode is left aside if that is all that is wrong."""
-        if spec.has_location and spec.origin is not None and spec.origin.startswith(_TREES):
-            return ""  # most are
         if not spec.has_location or spec.origin is None:
-            for place in spec.submodule_search_locations or ():  # of a namespace package
-                if not self._is_safe(place):
-                    return trust.shown(trust.writers(place))
+            for folder in spec.submodule_search_locations or ():  # of a namespace package
+                if not self._is_safe(folder):
+                    return trust.shown(trust.writers(folder))
             return ""
-        if not self._is_safe(spec.origin):
-            return trust.shown(trust.writers(spec.origin))
-        if spec.cached is not None and not self._is_safe(spec.cached):
+        place = _outside(spec.origin)
+        if place is None:
+            return ""  # most are
+        if not self._is_safe(place):
+            return trust.shown(trust.writers(place))
+        cached = _outside(spec.cached) if spec.cached is not None else None
+        if cached is not None and not self._is_safe(cached):
             if isinstance(spec.loader, SourceFileLoader):
                 spec.loader = _SourceLoader(spec.loader.name, spec.loader.path)
             spec.cached = None
@@ -236,7 +241,8 @@ def environment(folder: str | None = None) -> dict[str, str]:
 
 def writers(path: str) -> list[trust.Writer]:
     """As `trust.writers`; of the installation: none."""
-    return [] if is_installation(path) else trust.writers(path)
+    place = _outside(path)
+    return [] if place is None else trust.writers(place)
 
 
 def installation() -> list[str]:
@@ -276,6 +282,19 @@ def _user_site() -> str | None:
 def is_installation(path: str) -> bool:
     """Whether it is part of the standard library, of site-packages, or lies where this package does."""
     return path in _INSTALLATION or path.startswith(_TREES)
+
+
+def _outside(path: str) -> str | None:
+    """Where it is if not in the installation, or if a link in there leads out of it."""
+    if not is_installation(path):
+        return path
+    folder, name = os.path.split(path)
+    if folder not in _real:
+        _real[folder] = os.path.realpath(folder)
+    real = f"{_real[folder]}/{name}"
+    if os.path.islink(real):  # noqa: PTH114
+        real = os.path.realpath(real)
+    return None if f"{real}/".startswith(_REAL_TREES) else real
 
 
 def _is_safe(path: str) -> bool:

@@ -18,6 +18,7 @@ See `imports` for what may be imported here, and when.
 
 import os
 import stat
+from functools import cache
 from typing import NamedTuple
 
 _MOST_LINKS = 40  # as path_resolution(7)
@@ -47,7 +48,8 @@ class Walk(NamedTuple):
     """What a path leads to.
 
     Attributes:
-        fd: open for reading, or held by O_PATH if that was asked for; -1 if there is nothing.
+        fd: open for reading, or held by O_PATH if that was asked for; -1 if there is nothing, or others can
+            write what was to be read.
         writers: in the order of the path; empty if only root and we can write it.
         missing: there is nothing of that name.
     """
@@ -60,7 +62,8 @@ class Walk(NamedTuple):
 def writers(path: str) -> list[Writer]:
     """Who besides root and us can write the file or folder `path`, or have the path mean another one.
 
-    Of what does not exist: who could make it. Of what we can't look at: taken for everybody's.
+    Of a path that goes on behind a file (a module in an archive): who can write that file. Of what does not
+    exist: who could make it. Of what we can't look at: taken for everybody's.
     """
     try:
         found = walk(path)
@@ -73,6 +76,9 @@ def writers(path: str) -> list[Writer]:
 
 def open_to_read(path: str) -> Walk:
     """As `walk`, for reading; the writers are those of the very file that is open.
+
+    What others can write is not opened: to open a device is to use it (a watchdog, a tape), and a link may
+    lead to one.
 
     Raises:
         OSError: it can't be opened, or there is nothing.
@@ -109,7 +115,7 @@ def walk(path: str, read: bool = False) -> Walk:
                 if len(folders) > 1:
                     os.close(folders.pop())
                     shown.pop()
-                sticky = _is_sticky(os.fstat(folders[-1]))
+                sticky = _is_sticky(folders[-1], os.fstat(folders[-1]))
                 continue
             here = f"{'/'.join(shown)}/{name}"
             try:
@@ -136,12 +142,13 @@ def walk(path: str, read: bool = False) -> Walk:
                         os.close(folders.pop())
                         shown.pop()
                 names += [part for part in reversed(target.split("/")) if part not in ("", ".")]
-                sticky = _is_sticky(os.fstat(folders[-1]))
+                sticky = _is_sticky(folders[-1], os.fstat(folders[-1]))
                 continue
             if not stat.S_ISDIR(info.st_mode) or (not names and not read):
-                if names:
+                if names and read:
                     os.close(fd)
                     raise NotADirectoryError(20, os.strerror(20), here)
+                # With names left it is an archive, perhaps: who can write it can write all that is in it.
                 return _end(fd, here, found, sticky, read, name, folders[-1])
             if names or read:
                 sticky = _look(fd, here, found)
@@ -162,6 +169,10 @@ def _end(fd: int, here: str, found: list[Writer], sticky: bool, read: bool, name
             if _look(fd, here, found):
                 found.append(Writer(here))  # others can make names in it
             return Walk(fd, found)
+        _look(fd, here, found)
+        if found:
+            os.close(fd)
+            return Walk(-1, found)
         held = os.fstat(fd)
         if name:
             opened = os.open(name, _READ | os.O_NOFOLLOW, dir_fd=folder)
@@ -174,7 +185,6 @@ def _end(fd: int, here: str, found: list[Writer], sticky: bool, read: bool, name
     try:
         if not os.path.samestat(held, os.fstat(opened)):
             raise OSError(116, "it was replaced while it was opened", here)
-        _look(opened, here, found)
     except BaseException:
         os.close(opened)
         raise
@@ -184,12 +194,14 @@ def _end(fd: int, here: str, found: list[Writer], sticky: bool, read: bool, name
 def _look(fd: int, here: str, found: list[Writer]) -> bool:
     """Note who can write what is open; whether it is a folder in which others can make names, and no more."""
     info = os.fstat(fd)
+    if is_alone():
+        return False
     if not is_trusted(info.st_uid):
         found.append(Writer(here, uid=info.st_uid, owner_gid=info.st_gid))
     mode = info.st_mode
     if not mode & _GROUP_OR_ALL or (info.st_uid == 0 and _is_read_only(fd)):
         return False
-    if _is_sticky(info):
+    if _is_sticky(fd, info):
         return True
     if mode & stat.S_IWOTH or _has_access_list(fd):
         found.append(Writer(here))
@@ -198,13 +210,31 @@ def _look(fd: int, here: str, found: list[Writer]) -> bool:
     return False
 
 
+@cache
+def is_alone() -> bool:
+    """Whether root is the only account of our user namespace (user_namespaces(7)).
+
+    It then is an ordinary user outside, has that one's rights, and can become nobody else; what belongs to
+    the system's root shows as nobody's. So there is nobody to be careful about.
+    """
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as file:  # noqa: PTH123 - no pathlib here
+            return sum(int(line.split()[2]) for line in file) == 1
+    except (OSError, ValueError, IndexError):
+        return False
+
+
 def is_trusted(uid: int) -> bool:
     """Root, and the account that we are."""
     return uid in (0, os.geteuid())
 
 
-def _is_sticky(info: os.stat_result) -> bool:
-    return bool(stat.S_ISDIR(info.st_mode) and info.st_mode & stat.S_ISVTX and info.st_mode & _GROUP_OR_ALL)
+def _is_sticky(fd: int, info: os.stat_result) -> bool:
+    """Whether it is a folder in which others can make names, and change none but their own."""
+    mode = info.st_mode
+    if not (stat.S_ISDIR(mode) and mode & stat.S_ISVTX and mode & _GROUP_OR_ALL) or is_alone():
+        return False
+    return info.st_uid != 0 or not _is_read_only(fd)
 
 
 def _is_magic(link: os.stat_result) -> bool:
@@ -254,7 +284,8 @@ def sole(found: list[Writer]) -> tuple[int, int] | None:
             account = pwd.getpwnam(group.gr_name)
         except KeyError:
             return None
-        if account.pw_gid != writer.gid or set(group.gr_mem) - {group.gr_name}:
+        others = set(group.gr_mem) - {group.gr_name}
+        if account.pw_gid != writer.gid or others or _have_group(writer.gid, account.pw_uid):
             return None
         uids.add(account.pw_uid)
     if len(uids) != 1:
@@ -265,6 +296,13 @@ def sole(found: list[Writer]) -> tuple[int, int] | None:
     except KeyError:
         gid = next((gid for _, gid in owners if gid > 0), uid)
         return uid, gid
+
+
+def _have_group(gid: int, besides: int) -> bool:
+    """Whether it is the first group of another account, which does not show among its members."""
+    import pwd
+
+    return any(entry.pw_gid == gid and entry.pw_uid != besides for entry in pwd.getpwall())
 
 
 def shown(found: list[Writer]) -> str:

@@ -3,7 +3,8 @@
 What such a file (or the process that evaluated it, which has run its code) says is data to the supervisor:
 
 - it says nothing about the control plane, and where to log by a Unix socket: that is the administrator's;
-- files and Unix sockets that it names are opened with the rights of the workers' account (`Loaded.confined`);
+- files and Unix sockets that it names are opened with the rights of the workers' account (`Loaded.confined`),
+  and variables that it sets are set when root's rights are given up: libraries obey some (OPENSSL_CONF);
 - it can't hand out the supervisor's descriptors (`bind = "fd://3"`).
 
 What the command line says is read from there.
@@ -25,8 +26,11 @@ ADMINISTRATORS = (
     "control_bind",
     "control_token_file",
 )
-# What the supervisor opens, makes, or enters.
-OPENED = ("chdir", "bind", "pidfile", "errorlog", "accesslog")
+# What the supervisor or a fork server with its rights opens, makes, enters, or has its libraries obey.
+OPENED = (
+    *("chdir", "bind", "pidfile", "errorlog", "accesslog"),
+    *("certfile", "keyfile", "ca_certs", "raw_env"),
+)
 # These too, if they are Unix sockets.
 _PLACES = ("syslog_addr", "statsd_host")
 # Its type says all; it is not read twice.

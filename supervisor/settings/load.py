@@ -31,8 +31,8 @@ class Loaded(msgspec.Struct, frozen=True):
     unused: what was given without effect here, with its value as text; warnings: lines for the log; hooks:
     where each of the file's is defined, by name; one_loop: as `BaseWorker` of the worker class, once that was
     found; config: the configuration file, as `messages.Configure` names it, None if there is none; confined:
-    of the settings that name what the supervisor opens, those that it opens with the rights of the workers'
-    account, because others than root can write where they are from.
+    of the settings that name what the supervisor or a fork server opens (`confine.OPENED`), those that count
+    with the rights of the workers' account alone, because others than root can write where they are from.
     """
 
     settings: Settings

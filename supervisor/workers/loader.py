@@ -33,7 +33,7 @@ class AppLoadError(Exception):
 
 
 def enter(settings: Settings) -> None:
-    """Set up the process for the app: folder and environment.
+    """Go to the app's folder.
 
     Raises:
         AppLoadError: the folder does not exist.
@@ -43,6 +43,9 @@ def enter(settings: Settings) -> None:
             os.chdir(settings.chdir)
         except OSError as error:
             raise AppLoadError(f"chdir: can't enter {settings.chdir!r}: {error.strerror}") from None
+
+
+def set_environment(settings: Settings) -> None:
     for pair in settings.raw_env:
         name, _, value = pair.partition("=")
         os.environ[name] = value

@@ -14,8 +14,9 @@ import re
 import socket
 import ssl
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 from supervisor.errors import SettingError
@@ -53,12 +54,17 @@ class _NoCertificate(Exception):
     """The default context was asked for, but no certificate is set."""
 
 
-def make_context(settings: Settings, hook: Hook | None) -> ssl.SSLContext | None:
+def make_context(
+    settings: Settings, hook: Hook | None, copies: Mapping[str, str] = MappingProxyType({})
+) -> ssl.SSLContext | None:
     """The TLS context of a generation, or None if it serves plain HTTP.
 
     That is so without `certfile`, unless the hook makes a context without the help of the default one. A hook
     that asks for the default one then has no effect: gunicorn calls the hook only if there is a certificate,
     and a file may well define the one always and the other only in production.
+
+    Args:
+        copies: by the path of a file that this process may not read any more, that of a copy.
 
     Raises:
         SettingError: it can't be made; the text says which file is to blame.
@@ -67,7 +73,7 @@ def make_context(settings: Settings, hook: Hook | None) -> ssl.SSLContext | None
     def factory() -> ssl.SSLContext:
         if settings.certfile is None:
             raise _NoCertificate
-        return _default_context(settings, settings.certfile)
+        return _default_context(settings, settings.certfile, copies)
 
     if hook is None:
         return factory() if settings.certfile is not None else None
@@ -88,20 +94,20 @@ def make_context(settings: Settings, hook: Hook | None) -> ssl.SSLContext | None
     return context
 
 
-def _default_context(settings: Settings, certfile: str) -> ssl.SSLContext:
-    _check_readable("certfile", certfile)
+def _default_context(settings: Settings, certfile: str, copies: Mapping[str, str]) -> ssl.SSLContext:
+    _check_readable("certfile", certfile, copies)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     # OpenSSL before 3 lets clients renegotiate, which costs us much and them little.
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.minimum_version = _VERSIONS[settings.ssl_minimum_version]
     context.set_alpn_protocols(["http/1.1"])
     if settings.keyfile is not None:
-        _check_readable("keyfile", settings.keyfile)
-    _load_certificate(context, certfile, settings.keyfile)
+        _check_readable("keyfile", settings.keyfile, copies)
+    _load_certificate(context, certfile, settings.keyfile, copies)
     if settings.ca_certs is not None:
-        _check_readable("ca_certs", settings.ca_certs)
+        _check_readable("ca_certs", settings.ca_certs, copies)
         try:
-            context.load_verify_locations(settings.ca_certs)
+            context.load_verify_locations(copies.get(settings.ca_certs, settings.ca_certs))
         except ssl.SSLError:
             raise SettingError(
                 "ca_certs", f"{settings.ca_certs!r} holds no certificate in PEM form"
@@ -117,21 +123,24 @@ def _default_context(settings: Settings, certfile: str) -> ssl.SSLContext:
     return context
 
 
-def _load_certificate(context: ssl.SSLContext, certfile: str, keyfile: str | None) -> None:
+def _load_certificate(
+    context: ssl.SSLContext, certfile: str, keyfile: str | None, copies: Mapping[str, str]
+) -> None:
     setting, path = ("keyfile", keyfile) if keyfile is not None else ("certfile", certfile)
+    certificate, key = copies.get(certfile, certfile), copies.get(path, path)
 
     def no_password() -> str:
         # Without this OpenSSL asks the terminal, and a daemon waits there forever.
         raise SettingError(setting, f"the key in {path!r} is encrypted; give one without a passphrase")
 
     try:
-        context.load_cert_chain(certfile, keyfile, no_password)
+        context.load_cert_chain(certificate, key, no_password)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             problem = f"the key in {path!r} does not belong to the certificate in {certfile!r}"
-        elif not _holds(certfile, "CERTIFICATE"):
+        elif not _holds(certificate, "CERTIFICATE"):
             setting, problem = "certfile", f"{certfile!r} holds no certificate in PEM form"
-        elif not _holds(path or certfile, "PRIVATE KEY"):
+        elif not _holds(key, "PRIVATE KEY"):
             problem = f"{path!r} holds no private key in PEM form"
             if keyfile is None:
                 problem += "; name the file that does with keyfile"
@@ -141,9 +150,9 @@ def _load_certificate(context: ssl.SSLContext, certfile: str, keyfile: str | Non
         raise SettingError(setting, problem) from None
 
 
-def _check_readable(setting: str, path: str) -> None:
+def _check_readable(setting: str, path: str, copies: Mapping[str, str]) -> None:
     try:
-        check_file(path)
+        check_file(copies.get(path, path))
     except OSError as error:
         raise SettingError(setting, f"can't read {path!r}: {error.strerror}") from None
 

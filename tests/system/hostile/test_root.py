@@ -13,7 +13,7 @@ import pytest
 
 from tests.kit.accounts import NOBODY, second_account, shown
 from tests.kit.certificates import Authority
-from tests.kit.daemon import OSTLER, Daemon, Place, fork_server
+from tests.kit.daemon import OSTLER, Daemon, Place, descriptors, fork_server
 from tests.system.conftest import furnished
 
 pytestmark = [
@@ -315,10 +315,12 @@ def test_forged_settings(field: Field) -> None:
     """A worker class of the app's own runs before the settings are all told; it can't change them."""
     target = field.place.folder / "forged.pid"
     field.plant(field.folder / "forging.py", FORGER.format(path=str(target)))
-    daemon = field.start("-k", "forging.Worker")
-    assert daemon.get("/").text == str(UID)
+    done = field.place.run(
+        *("who:app", "-u", "nobody", "-b", "127.0.0.1:0", "-k", "forging.Worker"), argv=[*shown(), *OSTLER]
+    )
+    assert done.code == 3, done
+    assert "it sent Decided" in done.err
     assert not target.exists()
-    assert daemon.stop() == 0
 
 
 def test_owner_without_user(field: Field) -> None:
@@ -404,6 +406,83 @@ def test_other_forms(field: Field, kind: str) -> None:
     assert field.ran() == ran
     assert not control.exists()
     assert any("can write" in event["problem"] for event in daemon.events("configuration"))
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("named", ["key", "log", "variable"])
+def test_paste_file_of_others_named_by_roots_file(field: Field, named: str) -> None:
+    """What it says has no effect as long as the fork server has root's rights."""
+    pair = Authority(field.place.folder).issue("localhost")
+    Path(pair.key).chmod(0o600)
+    target = field.place.folder / "roots.log"
+    said = {
+        "key": f"certfile = {pair.cert}\nkeyfile = {pair.key}\n",
+        "log": f"errorlog = {target}\n",
+        "variable": "raw_env = OSTLER_TEST=obeyed\n",
+    }
+    field.plant(field.folder / "pasted.py", "from who import app\ndef factory(conf): return app\n")
+    field.plant(field.folder / "site.ini", INI.format(control="") + said[named])
+    safe = field.place.folder / "safe.conf.py"
+    hook = (
+        "import os\n"
+        f"certfile, keyfile = {pair.cert!r}, {pair.key!r}\n"
+        "def ssl_context(config, factory):\n"
+        f"    open(f'{field.proof}/{{os.environ.get(\"OSTLER_TEST\")}}-{{os.geteuid()}}', 'w').close()\n"
+        "    return factory()\n"
+    )
+    safe.write_text("paste = 'site.ini'\nuser = 'nobody'\n" + (hook if named == "variable" else ""))
+    words = ("-c", str(safe), "-b", "127.0.0.1:0")
+    if named == "variable":
+        daemon = field.place.start(*words, argv=[*shown(), *OSTLER])
+        assert daemon.stop() == 0
+        assert field.ran() == {"None-0"}
+        return
+    done = field.place.run(*words, argv=[*shown(), *OSTLER])
+    assert done.code == 1, done
+    assert "Permission denied" in done.err
+    assert not target.exists()
+
+
+FORGED_LOG = """\
+from msgspec.structs import replace
+from supervisor.ipc import channel, messages
+
+def send(self, message, *more, send=channel.Channel.send):
+    if isinstance(message, messages.Configured):
+        settings = replace(message.loaded.settings, accesslog={path!r})
+        message = replace(message, loaded=replace(message.loaded, settings=settings))
+    return send(self, message, *more)
+
+channel.Channel.send = send
+"""
+
+
+def test_log_that_a_reload_names(field: Field) -> None:
+    """Rotating logs, root makes none that the app's own configuration has named, which was forged here."""
+    target = field.place.folder / "roots.log"
+    daemon = field.start()
+    field.plant(field.folder / "gunicorn.conf.py", FORGED_LOG.format(path=str(target)))
+    field.ctl(daemon, "reload")
+    daemon.send(signal.SIGUSR1)
+    daemon.event("logs_reopened")
+    assert daemon.get("/").text == str(UID)
+    assert not target.exists()
+    assert daemon.stop() == 0
+
+
+def test_roots_key_and_a_configuration_of_others(field: Field) -> None:
+    """The command line names a key that only root can read: it is used, as ever."""
+    pair = Authority(field.place.folder).issue("localhost")
+    Path(pair.key).chmod(0o600)
+    field.plant(field.folder / "gunicorn.conf.py", field.code("conf"))
+    daemon = field.start("--certfile", pair.cert, "--keyfile", pair.key)
+    assert daemon.get("/").text == str(UID)
+    restarted(daemon)
+    field.ctl(daemon, "reload")
+    assert daemon.get("/").text == str(UID)
+    assert field.ran() == {f"conf-{UID}-{UID}"}
+    held = [link for pid in [*daemon.pids(), fork_server(daemon).pid] for link in descriptors(pid)]
+    assert not [link for link in held if "certificate" in link]
     assert daemon.stop() == 0
 
 

@@ -2,11 +2,12 @@
 
 import os
 import pwd
+from pathlib import Path
 
 import pytest
 
 from supervisor.errors import SettingError
-from supervisor.osapi.account import Account, find_account
+from supervisor.osapi.account import Account, files_as, find_account
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may be somebody else")
 NOBODY = pwd.getpwnam("nobody")
@@ -64,3 +65,24 @@ def test_groups_that_stay() -> None:
     """Root as itself is still somebody else if it is in groups that it is not to be in."""
     assert not Account(0, os.getegid(), ()).is_ours or set(os.getgroups()) <= {os.getegid()}
     assert Account(0, os.getegid(), tuple(os.getgroups())).is_ours
+
+
+@ROOT
+def test_files_as_another(tmp_path: Path) -> None:
+    """Neither root's rights nor its groups reach a file; afterwards all is as before."""
+    before = os.getgroups()
+    path = tmp_path / "file"
+    path.touch(0o640)
+    os.chown(path, 0, 34567)
+    tmp_path.chmod(0o755)
+    try:
+        os.setgroups([34567])
+        with (
+            pytest.raises(PermissionError),
+            files_as(Account(NOBODY.pw_uid, NOBODY.pw_gid, (NOBODY.pw_gid,))),
+        ):
+            path.open()
+        assert os.getgroups() == [34567]
+        assert path.read_text() == ""
+    finally:
+        os.setgroups(before)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,42 @@ def test_metadata(theirs: Path) -> None:
         "print(len(list(metadata.distributions(name='planted'))), len(list(metadata.distributions())) > 3)"
     )
     assert run(source, theirs) == "0 True"
+
+
+def test_archive(ours: Path, theirs: Path) -> None:
+    """A module in an archive is of those who can write the archive."""
+    for folder, name in ((ours, "ostler_packed"), (theirs, "ostler_packed_theirs")):
+        with zipfile.ZipFile(folder / "x.zip", "w") as archive:
+            archive.writestr(f"{name}/__init__.py", "")
+            archive.writestr(f"{name}/part.py", "")
+    source = "print(tried('ostler_packed.part')); print(tried('ostler_packed_theirs'))"
+    found, refused = run(TRY + source, ours / "x.zip", theirs / "x.zip").splitlines()
+    assert found == "ostler_packed"
+    assert "that root may import: uid 12345 can write" in refused
+
+
+def test_link_in_the_installation(ours: Path, theirs: Path) -> None:
+    """One that leads out of it, as of an app that is being developed, is judged by where it leads."""
+    (ours / "ostler_linked").symlink_to(theirs / "ostler_pack")
+    (ours / "ostler_link.py").symlink_to(theirs / "ostler_theirs.py")
+    (ours / "ostler_own").mkdir()
+    (ours / "ostler_own/__init__.py").touch()
+    os.chown(ours / "ostler_own", UID, UID)  # of the installation; that is warned of elsewhere
+    added = (
+        "import os.path\n"
+        f"imports._INSTALLATION.add({str(ours)!r}); imports._TREES += ({str(ours)!r} + '/',)\n"
+        f"imports._REAL_TREES += (os.path.realpath({str(ours)!r}) + '/',)\n"
+    )
+    for name, found in (("ostler_linked", False), ("ostler_link", False), ("ostler_own", True)):
+        said = run(f"{added}{TRY}print(tried({name!r}))", ours)
+        assert (said == name) == found, said
+
+
+def test_another_list_of_finders(theirs: Path) -> None:
+    """A configuration that replaces the list has its finders, and imports work afterwards."""
+    source = (
+        "own = type('Own', (), {'find_spec': lambda *_: None})()\n"
+        "sys.meta_path = [own]\n"
+        "imports.release(); import ostler_theirs; print(sys.meta_path[0] is own, ostler_theirs.FROM)"
+    )
+    assert run(source, theirs) == f"True {theirs}/ostler_theirs.py"

@@ -1,12 +1,16 @@
 """Who else can write a path: by owners, groups, everybody, sticky folders, links and what is not there."""
 
 import os
+import pwd
 import socket
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import supervisor
 from supervisor.osapi import trust
 from supervisor.osapi.trust import Writer
 
@@ -31,8 +35,10 @@ def of(path: Path) -> list[Writer]:
     """The same for reading and for looking."""
     looked = trust.writers(str(path))
     found = trust.open_to_read(str(path))
-    os.close(found.fd)
     assert found.writers == looked
+    assert (found.fd >= 0) == (not looked)
+    if found.fd >= 0:
+        os.close(found.fd)
     return looked
 
 
@@ -113,6 +119,45 @@ def test_missing(folder: Path) -> None:
         trust.open_to_read(str(folder / "file/more"))
 
 
+def test_archive(folder: Path) -> None:
+    """What lies in an archive is the archive's; a file that is to be read can't lie in another."""
+    assert trust.writers(str(folder / "file/part.py")) == []
+    os.chown(folder / "file", UID, GID)
+    by_other = Writer(str(folder / "file"), uid=UID, owner_gid=GID)
+    assert trust.writers(str(folder / "file/part.py")) == [by_other]
+
+
+def test_mounted_read_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes' volumes are open to all by their mode, have links in them, and can't be written."""
+    (folder / "..2026").mkdir()
+    (folder / "..2026/conf.py").touch()
+    (folder / "..data").symlink_to("..2026")
+    (folder / "conf.py").symlink_to("..data/conf.py")
+    folder.chmod(0o1777)
+    assert of(folder / "conf.py") != []
+    monkeypatch.setattr(trust, "_is_read_only", lambda fd: True)
+    assert of(folder / "conf.py") == []
+    folder.chmod(0o777)
+    assert of(folder / "conf.py") == []
+
+
+def test_what_others_can_write_is_not_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link of others may lead to a device, which does something when it is opened."""
+    (folder / "link").symlink_to("/dev/null")
+    os.chown(folder, UID, GID)
+    real_open = os.open
+    opened = []
+
+    def note(path: str, flags: int, *args: int, **more: int) -> int:
+        if not flags & os.O_PATH:
+            opened.append(path)
+        return real_open(path, flags, *args, **more)
+
+    monkeypatch.setattr(os, "open", note)
+    assert trust.open_to_read(str(folder / "link")).writers[0].uid == UID
+    assert opened == []
+
+
 def test_descriptor(folder: Path) -> None:
     """Links of /proc lead to what is open, and are judged by that."""
     with (folder / "file").open() as file:
@@ -159,7 +204,7 @@ def test_no_socket_is_opened(folder: Path) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_sole(folder: Path) -> None:
+def test_sole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One account, by its own files and its own group; several are none."""
     nobody = 65534
     own = Writer("a", uid=nobody, owner_gid=nobody)
@@ -170,5 +215,28 @@ def test_sole(folder: Path) -> None:
     assert trust.sole([Writer("a", uid=UID, owner_gid=UID), Writer("a", gid=UID)]) == (UID, UID)
     assert trust.sole([Writer("a", uid=UID, owner_gid=0)]) == (UID, UID)
     assert trust.sole([Writer("a", gid=1)]) == (1, 1)  # daemon's own group
+    everybody = pwd.getpwall()
+    monkeypatch.setattr(
+        pwd, "getpwall", lambda: [*everybody, pwd.struct_passwd(("x", "", 7777, 1, "", "", ""))]
+    )
+    assert trust.sole([Writer("a", gid=1)]) is None  # daemon's group is another's first one as well
     assert "'nobody' can write a" in trust.shown([own])
     assert "everybody can write b" in trust.shown([Writer("b")])
+
+
+def test_alone_in_a_user_namespace(folder: Path) -> None:
+    """Root of a namespace with one account is an ordinary user, to whom the system's root shows as nobody."""
+    alone = ["unshare", "--user", "--map-root-user", sys.executable, "-c"]
+    if subprocess.run([*alone, ""], check=False, capture_output=True).returncode != 0:
+        pytest.skip("no user namespaces here")
+    os.chown(folder, UID, GID)
+    folder.chmod(0o777)
+    root = str(Path(supervisor.__file__).parents[1])
+    source = (
+        f"import sys; sys.path.insert(0, {root!r})\n"
+        "from supervisor.osapi import trust\n"
+        f"print(trust.writers({str(folder / 'file')!r}))"
+    )
+    done = subprocess.run([*alone, source], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+    assert len(of(folder / "file")) == 2

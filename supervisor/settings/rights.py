@@ -1,4 +1,4 @@
-"""With whose rights the supervisor opens what the settings name."""
+"""With whose rights the supervisor and a fork server open what the settings name."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -12,6 +12,12 @@ def account_for(loaded: Loaded, setting: str) -> Account | None:
         return None
     settings = loaded.settings
     return find_account(settings.user, settings.group, settings.initgroups)
+
+
+def others_logs(loaded: Loaded) -> list[str]:
+    """Paths of logs that root does not make where the workers' account can't: others have named them."""
+    logs = {name: getattr(loaded.settings, name) for name in ("errorlog", "accesslog")}
+    return [path for name, path in logs.items() if path and name in loaded.confined]
 
 
 def rights_for(loaded: Loaded, setting: str) -> AbstractContextManager[None]:
