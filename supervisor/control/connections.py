@@ -28,7 +28,7 @@ from aiohttp import web
 from supervisor.control.cookies import CookieFilter
 from supervisor.control.limits import Allowance, ConnectionLimits, make_room
 from supervisor.logs.limiter import LimitedLog
-from supervisor.osapi.peer import PeerGone, TcpPeers, unix_peer_uid
+from supervisor.osapi.peers import PeerGone, TcpPeers, unix_peer
 
 if TYPE_CHECKING:
     import logging
@@ -133,7 +133,7 @@ class _Peers:
         """Raises PeerGone."""
         if self._unix:
             try:
-                uid: int | None = unix_peer_uid(sock)
+                uid: int | None = unix_peer(sock).uid
             except OSError as error:
                 raise PeerGone from error
         else:
