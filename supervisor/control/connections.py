@@ -60,6 +60,9 @@ STRANGER = 0.05, 0.1
 STRANGERS = 0.1, 0.15
 TRUSTED = 0.1, 0.2
 """Rate and burst of allowances: one stranger, all of them together, the daemon's user and root over TCP."""
+LONGEST_WAIT = 0.5
+"""Seconds for which a stranger's new connection may have to wait; beyond them it is closed at once. Probes
+often have a time-out of a second."""
 UNKNOWN_SHARE = 0.1
 """Of a stranger's allowance, for each connection whose user is not known."""
 
@@ -457,7 +460,7 @@ class ControlConnections:
         except PeerGone:
             sock.close()
             return
-        if not peer.trusted and peer.uid is not None and peer.wait() > 0.0:
+        if not peer.trusted and peer.uid is not None and peer.wait() > LONGEST_WAIT:
             sock.close()
             return
         peer.use(CONNECT_SECONDS)
