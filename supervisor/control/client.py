@@ -89,7 +89,10 @@ class _TcpConnection(http.client.HTTPConnection):
     def _check(self, owners: set[int]) -> None:
         where = f"http://{self.host}:{self.port}"
         if not owners:
-            raise StrangerError(f"can't see whose process listens at {where}; the token was not sent")
+            raise StrangerError(
+                f"can't see whose process listens at {where}; the token was not sent (use the control "
+                "socket, or an SSH tunnel of your own)"
+            )
         for uid in owners.difference(self._trusted):
             raise StrangerError(
                 f"at {where} a process of {account_name(uid)} listens, not yours or root's; the token was "

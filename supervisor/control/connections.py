@@ -7,8 +7,8 @@ loop that serves them also replaces dead workers, so what they can make it do is
 * `ControlConnections` makes room for a new connection by ending the one that is idle for longest, closes what
   is late, and gives turns: to parse a small piece of what was received, or to answer a request. There are a
   few turns a pass of the loop, and for a peer as many as its allowance has.
-* `ControlConnection` is aiohttp's protocol, which gets these pieces. It parses nothing while it answers: what
-  a client sends ahead waits in the kernel.
+* `ControlConnection` is aiohttp's protocol, which gets these pieces. It parses nothing while a request
+  waits for its answer: what a client sends ahead waits in the kernel.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 
 from supervisor.control.cookies import CookieFilter
 from supervisor.control.limits import Allowance, ConnectionLimits, make_room
 from supervisor.logs.limiter import LimitedLog
-from supervisor.osapi.peer import PeerGone, TcpPeers, unix_peer_uid
+from supervisor.osapi.peers import PeerGone, TcpPeers, unix_peer
 
 if TYPE_CHECKING:
     import logging
@@ -60,6 +60,9 @@ STRANGER = 0.05, 0.1
 STRANGERS = 0.1, 0.15
 TRUSTED = 0.1, 0.2
 """Rate and burst of allowances: one stranger, all of them together, the daemon's user and root over TCP."""
+LONGEST_WAIT = 0.5
+"""Seconds for which a stranger's new connection may have to wait; beyond them it is closed at once. Probes
+often have a time-out of a second."""
 UNKNOWN_SHARE = 0.1
 """Of a stranger's allowance, for each connection whose user is not known."""
 
@@ -133,7 +136,7 @@ class _Peers:
         """Raises PeerGone."""
         if self._unix:
             try:
-                uid: int | None = unix_peer_uid(sock)
+                uid: int | None = unix_peer(sock).uid
             except OSError as error:
                 raise PeerGone from error
         else:
@@ -169,7 +172,7 @@ class ControlConnection(web.RequestHandler):
     Attributes:
         peer: who is at the other end.
         deadline: monotonic seconds at which it is aborted, whatever it is at.
-        busy, proven, since: see `limits.Seat`.
+        proven, since: see `limits.Seat`.
     """
 
     def __init__(self, owner: "ControlConnections", peer: Peer, **options: Any) -> None:
@@ -178,11 +181,12 @@ class ControlConnection(web.RequestHandler):
         self.peer = peer
         self.since = time.monotonic()
         self.deadline = self.since + HEAD_SECONDS
-        self.busy = False
         self.proven = False
         self.waits = False
         """It is in the queue for a turn, or will be put there."""
         self._turn: asyncio.Future[bool] | None = None
+        self._answering = False
+        self._answered = 0
         self._reading_body = False
         self._received = bytearray()
         self._cookies = owner.new_cookie_filter()
@@ -212,7 +216,7 @@ class ControlConnection(web.RequestHandler):
             if self._dropped > LINGER_BYTES:
                 self._stop_lingering()
             return
-        if not self.busy and not self._received and not self._parsed and not self._filtered:
+        if not self._answering and not self._received and not self._parsed and not self._filtered:
             self.deadline = min(self.deadline, time.monotonic() + HEAD_SECONDS)
         self._received += data
         # As much as one recv(2) gives, no more.
@@ -220,10 +224,13 @@ class ControlConnection(web.RequestHandler):
         self._owner.ready(self)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Whether to stay open: what came before the end is not parsed yet."""
+        """Whether to stay open: what came before the end is not answered yet.
+
+        An answer that takes long is given up: most clients that end their side have left.
+        """
         self._ended = True
         self._stop_lingering()
-        return bool(self._received) and not self.busy
+        return bool(self._received or self._unanswered) and not self._answering
 
     def connection_lost(self, error: BaseException | None) -> None:
         self._received.clear()
@@ -237,10 +244,23 @@ class ControlConnection(web.RequestHandler):
     # -- what ControlConnections calls ------------------------------------------------------------------
 
     @property
+    def busy(self) -> bool:
+        """A request is being answered. Not while its body is still to come: that is up to the client."""
+        return self._answering and not self._reading_body
+
+    @property
+    def _unanswered(self) -> int:
+        """How many of the requests that were parsed have no answer yet."""
+        return self._request_count - self._answered
+
+    @property
     def wants_turn(self) -> bool:
         if self._turn is not None:
             return not self._turn.done()
-        return bool(self._received) and (self._reading_body or not self.busy) and self.transport is not None
+        if not self._received or self.transport is None:
+            return False
+        # A piece may hold many requests. aiohttp keeps each as objects that are far larger than its bytes.
+        return self._reading_body or not self._unanswered
 
     def take_turn(self) -> None:
         if self._turn is not None:
@@ -256,7 +276,7 @@ class ControlConnection(web.RequestHandler):
         size = len(piece)
         if self._cookies is not None:
             piece = self._cookies.feed(piece)
-        if not self.busy:
+        if not self._answering:
             self._parsed += len(piece)
             self._filtered += size - len(piece)
             if self._parsed > HEAD_LIMIT or self._filtered > COOKIES_LIMIT:
@@ -284,7 +304,7 @@ class ControlConnection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._wire = transport
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", _NoReading(transport)))
 
     # -- what handlers of requests call -----------------------------------------------------------------
 
@@ -300,16 +320,17 @@ class ControlConnection(web.RequestHandler):
     @contextmanager
     def answering(self) -> Iterator[None]:
         """While a request is answered: nothing but its body is parsed, and the connection has no deadline."""
-        self.busy = True
+        self._answering = True
         self.deadline = math.inf
         try:
             yield
         finally:
-            self.busy = False
+            self._answering = False
+            self._answered += 1
             self._parsed = self._filtered = 0
             self.since = time.monotonic()
             self.deadline = self.since + (LINGER_SECONDS if self._lingering else IDLE_SECONDS)
-            if self._ended and not self._received and self._wire is not None:
+            if self._ended and not (self._received or self._unanswered) and self._wire is not None:
                 self._wire.close()
             self._owner.ready(self)
 
@@ -352,6 +373,26 @@ class ControlConnection(web.RequestHandler):
                 self._wire.pause_reading()
             else:
                 self._wire.resume_reading()
+
+
+class _NoReading:
+    """A transport as aiohttp gets it: `ControlConnection` alone pauses and resumes its reading.
+
+    aiohttp (since 3.14) does so, too, when it has room for more requests: each time we would have to keep all
+    that one recv(2) gives.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 def connection_of(request: web.BaseRequest) -> ControlConnection:
@@ -397,7 +438,8 @@ class ControlConnections:
         self._peers = _Peers(family)
         self._browsers = family != socket.AF_UNIX
         self._open: set[ControlConnection] = set()
-        self._queue: deque[ControlConnection] = deque()
+        self._trusted: deque[ControlConnection] = deque()
+        self._strangers: deque[ControlConnection] = deque()
         self._queued_pass = False
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -418,7 +460,7 @@ class ControlConnections:
         except PeerGone:
             sock.close()
             return
-        if not peer.trusted and peer.uid is not None and peer.wait() > 0.0:
+        if not peer.trusted and peer.uid is not None and peer.wait() > LONGEST_WAIT:
             sock.close()
             return
         peer.use(CONNECT_SECONDS)
@@ -439,10 +481,7 @@ class ControlConnections:
         """It may want a turn."""
         if connection.wants_turn and not connection.waits:
             connection.waits = True
-            if connection.trusted:
-                self._queue.appendleft(connection)
-            else:
-                self._queue.append(connection)
+            (self._trusted if connection.trusted else self._strangers).append(connection)
             self._pass_soon()
 
     def start(self, work: Coroutine[None, None, None]) -> None:
@@ -472,15 +511,15 @@ class ControlConnections:
             connection.abort()  # it has made room before it was there
 
     def _pass_soon(self) -> None:
-        if self._queue and not self._queued_pass:
+        if (self._trusted or self._strangers) and not self._queued_pass:
             self._queued_pass = True
             self._loop.call_soon(self._give_turns)
 
     def _give_turns(self) -> None:
         self._queued_pass = False
         end = time.monotonic() + SECONDS_PER_PASS
-        for _ in range(min(len(self._queue), TURNS_PER_PASS)):
-            connection = self._queue.popleft()
+        for _ in range(min(len(self._trusted) + len(self._strangers), TURNS_PER_PASS)):
+            connection = (self._trusted or self._strangers).popleft()
             connection.waits = False
             if not connection.wants_turn:
                 continue

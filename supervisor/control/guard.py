@@ -22,8 +22,6 @@ import hmac
 import ipaddress
 import os
 import secrets
-import socket
-import struct
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
@@ -33,6 +31,7 @@ from supervisor.control.handover import TcpHandover, Words
 from supervisor.control.problems import Conflict, Forbidden, TooManyLogins, Unauthorized
 from supervisor.control.views import Login, LoginLink, SessionView
 from supervisor.errors import SettingError
+from supervisor.osapi.peers import unix_peer
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -51,8 +50,6 @@ FAILURE_SECONDS = 60.0
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 READ_METHODS = frozenset({"GET", "HEAD"})
-
-_UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid (unix(7))
 
 
 class Guard(Protocol):
@@ -270,8 +267,7 @@ def _peer_uid(request: "web.Request") -> int | None:
     peer = request.get_extra_info("socket")
     if peer is None:
         return None
-    uid: int = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1]
-    return uid
+    return unix_peer(peer).uid
 
 
 def loopback_address(host: str) -> str:

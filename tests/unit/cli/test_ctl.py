@@ -560,7 +560,9 @@ def test_over_tcp(place: Path, run: Ctl, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv("OSTLER_TOKEN", TOKEN)
         assert run("scale", "4", "--url", running.url).code == 0
         monkeypatch.setenv("OSTLER_TOKEN", "wrong")
-        assert run("--url", running.url, "status") == Done(1, "", "ctl: error: the bearer token is wrong\n")
+        assert run("--url", running.url, "status") == Done(
+            1, "", "ctl: error: the bearer token is wrong, or the session has ended\n"
+        )
     assert "is no control address" in run("--url", "localhost", "status").err
 
 

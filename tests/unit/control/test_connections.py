@@ -2,6 +2,8 @@
 
 import asyncio
 import errno
+import os
+import pwd
 import socket
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from supervisor.control.connections import ControlAcceptor
 from supervisor.logs.limiter import LimitedLog
 from tests.unit.control.conftest import Rig
 from tests.unit.control.fake import captured_log
+
+NOBODY = pwd.getpwnam("nobody").pw_uid
 
 
 async def exchange(rig: Rig, sent: bytes) -> bytes:
@@ -144,14 +148,77 @@ async def test_pipelined_requests_are_answered_in_turn(rig: Rig) -> None:
     assert (await exchange(rig, sent)).count(b"HTTP/1.1 200 OK") == 100
 
 
-async def test_a_client_that_ends_its_side_is_answered(rig: Rig) -> None:
-    """As `nc -N` does: what it sent before is parsed all the same."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
-    writer.write(request(rig, "GET /healthz"))
-    assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.1 200 ")
-    writer.write_eof()
-    await asyncio.wait_for(reader.read(-1), 10)
+async def test_pipelined_requests_wait_in_the_kernel(rig: Rig) -> None:
+    """What is kept of them does not grow with the time that a client goes on, whoever it is."""
+    served = rig.server._runners[0]._connections
+    reader, writer = await asyncio.open_unix_connection(rig.path)
+
+    async def pipeline() -> None:
+        while True:
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost:a\r\n\r\n" * 1000)
+            await writer.drain()
+
+    pipelining = asyncio.create_task(pipeline())
+    most_requests = most_bytes = received = 0
+    async with asyncio.timeout(30):
+        while received < 500_000:
+            received += len(await reader.read(65536))
+            for connection in served._open:
+                most_requests = max(most_requests, len(connection._messages))
+                most_bytes = max(most_bytes, len(connection._received))
+    pipelining.cancel()
     writer.close()
+    assert most_requests < 200
+    assert most_bytes <= 256 * 1024  # as much as asyncio reads at a time
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+async def test_a_client_that_ends_its_side_is_answered(rig: Rig, requests: int) -> None:
+    """As `nc -N` does it: what it sent before is answered all the same, then the connection is closed."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+    writer.write(request(rig, "GET /healthz") * requests)
+    writer.write_eof()
+    received = await asyncio.wait_for(reader.read(-1), 10)
+    assert received.count(b"HTTP/1.1 200 OK") == requests
+    writer.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user for a moment")
+async def test_a_stranger_beyond_its_allowance_waits(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy's requests, say, each on a connection of its own: none of them is refused for a short while."""
+    monkeypatch.setattr(connections, "STRANGER", (0.02, 0.02))
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with asyncio.timeout(20):
+        for _ in range(40):
+            os.seteuid(NOBODY)
+            try:
+                sock = socket.socket()
+            finally:
+                os.seteuid(0)
+            sock.setblocking(False)
+            await loop.sock_connect(sock, ("127.0.0.1", rig.port))
+            reader, writer = await asyncio.open_connection(sock=sock)
+            writer.write(request(rig, "GET /healthz", "Connection: close"))
+            assert (await reader.read(-1)).startswith(b"HTTP/1.1 200 ")
+            writer.close()
+    assert loop.time() - began > 0.5  # it had to wait
+
+
+async def test_slow_bodies_make_room(rig: Rig) -> None:
+    """As many as there may be connections: the next one is served at once."""
+    served = rig.server._runners[0]._connections
+    slow = []
+    for _ in range(served._limits.total):
+        slow.append(await asyncio.open_unix_connection(rig.path))
+        slow[-1][1].write(b"POST /v1/scale HTTP/1.1\r\nHost: a\r\nContent-Length: 50\r\n\r\n")
+    async with asyncio.timeout(10):
+        while not all(one._reading_body for one in served._open):  # noqa: ASYNC110 - no event says so
+            await asyncio.sleep(0.01)
+    async with rig.unix.get("/v1/status") as answer:
+        assert answer.status == 200
+    for _, writer in slow:
+        writer.close()
 
 
 async def test_idle_connections_make_room(rig: Rig) -> None:

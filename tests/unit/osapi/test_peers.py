@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.osapi import peers
-from supervisor.osapi.peers import is_local, tcp_owners, unix_peer
+from supervisor.osapi.peers import PeerGone, TcpPeers, is_local, tcp_owners, unix_peer
 
 ME = {os.geteuid()}
 OTHER = 4321
@@ -95,3 +95,33 @@ def test_what_the_tables_say(tables: list[Path], v4: list[str], v6: list[str], o
 def test_without_tables(tables: list[Path]) -> None:
     """No IPv6, or nothing at all: nothing is known."""
     assert peers._owners(OURS, THEIRS) == set()
+
+
+FAMILIES = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+
+
+@pytest.mark.parametrize(("family", "host"), FAMILIES, ids=["IPv4", "IPv6"])
+def test_the_user_of_a_tcp_client(family: socket.AddressFamily, host: str) -> None:
+    """The uid of the process that has made the client's socket."""
+    peers = TcpPeers()
+    listener = socket.create_server((host, 0), family=family)
+    with listener, socket.create_connection(listener.getsockname()[:2]) as client:
+        accepted, _ = listener.accept()
+        with accepted:
+            assert peers.uid(accepted) == os.geteuid()
+            client.shutdown(socket.SHUT_WR)
+            assert peers.uid(accepted) == os.geteuid()
+    peers.close()
+
+
+def test_a_client_that_has_left_is_not_root() -> None:
+    """The kernel gives uid 0 for a socket that no process has any more; it must not count as root's."""
+    peers = TcpPeers()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        accepted, _ = listener.accept()
+        with accepted:
+            client.close()
+            with pytest.raises(PeerGone):
+                peers.uid(accepted)
+    peers.close()
