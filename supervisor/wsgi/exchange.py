@@ -115,12 +115,13 @@ class Exchange:
     ) -> Callable[[bytes], None]:
         """PEP 3333's start_response."""
         if exc_info:
-            try:
-                if self._head_sent:
-                    error = exc_info[1] or AssertionError("the answer has begun")
+            if self._head_sent:
+                error = exc_info[1] or AssertionError("the answer has begun")
+                try:
                     raise error.with_traceback(exc_info[2])
-            finally:
-                exc_info = None
+                finally:
+                    del error, exc_info  # the traceback leads to this frame
+            exc_info = None
         elif self._lines is not None:
             raise AssertionError("start_response was called twice without exc_info")
         if type(headers) is not list:
@@ -360,7 +361,10 @@ class Exchange:
             self.error = trace_of(error)
         if self._head_sent:
             if late:
-                raise error
+                try:
+                    raise error
+                finally:
+                    del error  # as in start_response
             return
         self._head_sent = True
         self.status = _LATE if late else _FAILED

@@ -23,12 +23,14 @@ N = 100
 SPARE = N // 2
 """Objects in cycles that may be there anyway."""
 APP = """
-import gc, json, os
+import gc, json, os, sys
 gc.disable()
 
 def answer(path):
     if path == "/boom":
         raise ValueError("boom")
+    if path == "/late":
+        return late()
     if path == "/large":
         return b"x" * 500_000
     if path == "/collect":
@@ -42,11 +44,24 @@ def answer(path):
         return json.dumps({"found": found, "sockets": sockets}).encode()
     return b"ok"
 
+def late():
+    yield b"x"
+    raise ValueError("late")
+
 def app(environ, start_response):
     environ["wsgi.input"].read()
     body = answer(environ["PATH_INFO"])
+    if environ["PATH_INFO"] == "/late":
+        start_response("200 OK", [])
+        return again(body, start_response)
     start_response("200 OK", [("Content-Length", str(len(body)))])
     return [body]
+
+def again(body, start_response):
+    try:
+        yield from body
+    except ValueError:
+        start_response("500 Too Late", [], sys.exc_info())
 
 async def asgi(scope, receive, send):
     if scope["type"] == "lifespan":
@@ -107,6 +122,7 @@ REFUSED_BY_US: dict[str, bytes] = {
     "417": GET + b"Expect: everything\r\n\r\n",
     "431": GET + b"X: " + b"x" * 60_000 + b"\r\n\r\n",
     "431 fields": GET + b"a: b\r\n" * 200 + b"\r\n",
+    "an error behind the head": b"GET /late" + HOST + CLOSE,
 }
 RESET: dict[str, bytes] = {
     "reset": b"",
