@@ -1,15 +1,15 @@
 """Bounds the log lines that a stranger can cause: the first ones of each kind, then how many there were.
 
-`LineLimiter` counts and reads no clock; `LimitedLog` writes.
+`LineLimiter` counts and reads no clock; `LimitedLog` writes, and any thread may call it.
 """
 
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from supervisor.osapi import real
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from structlog.typing import FilteringBoundLogger
 
 Kind = TypeVar("Kind", bound=Hashable)
 
@@ -66,27 +66,32 @@ class LimitedLog:
     """Writes lines that a stranger can cause, and `log_suppressed` with the number of those left out.
 
     Args:
-        log: where to.
+        log: where to: structlog's logger, or `lean.Log`.
         clock: monotonic seconds.
     """
 
     def __init__(
         self,
-        log: "FilteringBoundLogger",
+        log: Any,
         clock: "Callable[[], float]",
         limiter: "LineLimiter[tuple[str, str, str]] | None" = None,
     ) -> None:
         self._log = log
         self._clock = clock
         self._limiter: LineLimiter[tuple[str, str, str]] = LineLimiter() if limiter is None else limiter
+        self._lock = real.Lock()
 
     def write(self, level: str, event: str, peer: str, /, **fields: Any) -> None:
         """Write a line unless `peer` has caused too many of this `event`."""
-        if self._limiter.admit((level, event, peer), self._clock()):
+        with self._lock:
+            admitted = self._limiter.admit((level, event, peer), self._clock())
+        if admitted:
             getattr(self._log, level)(event, **fields)
 
     def report(self) -> None:
         """Write how many lines were left out; to be called about once a second."""
-        for kind, lines in self._limiter.summaries(self._clock()):
+        with self._lock:
+            left_out = self._limiter.summaries(self._clock())
+        for kind, lines in left_out:
             level, event, peer = kind if kind is not None else ("warning", "several", "several")
             getattr(self._log, level)("log_suppressed", of=event, who=peer or None, lines=lines)

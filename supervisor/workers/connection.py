@@ -21,6 +21,8 @@ from supervisor.wsgi.exchange import ClientGone
 if TYPE_CHECKING:
     from ssl import SSLContext
 
+    from supervisor.wsgi.body import StreamedBody
+
 READ_SIZE = 64 * 1024
 _plain_send = socket.socket.send
 # struct tcp_info up to tcpi_bytes_acked (linux/tcp.h).
@@ -76,6 +78,7 @@ class Connection:
         mask: what the epoll watches it for; 0: not known there.
         send_now: sends on `sock` what goes at once.
         wait_for: waits for an event of its descriptor, as `_wait_for`.
+        streamed: the body that its app reads while it comes, the connection's last; None: there was none.
         odd: not to be read from like most: under TLS, lingering, or with a preface to come.
         armed: it is the leader's; else the thread's that serves it.
         closed: its descriptor is gone.
@@ -111,6 +114,7 @@ class Connection:
         "send_now",
         "served",
         "sock",
+        "streamed",
         "template",
         "template_head",
         "tls",
@@ -145,6 +149,7 @@ class Connection:
         self.began = 0
         self.body_deadline = self.credited = 0
         self.pulled = 0
+        self.streamed: StreamedBody | None = None
         self.in_body = False
         self.facts: dict[str, str] | None = None
         self.odd = False
@@ -324,12 +329,15 @@ class Connection:
 
 
 def bytes_acked(sock: Any) -> int:
-    """How many bytes the client's kernel has taken so far (tcp(7), TCP_INFO); 0 if that is not known."""
+    """How many bytes the client's kernel has taken so far (tcp(7), TCP_INFO); -1 if that is not known.
+
+    It is not known of Unix sockets.
+    """
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
         acked: int = _BYTES_ACKED.unpack(info)[0]
     except (OSError, error):
-        return 0
+        return -1
     return acked
 
 

@@ -159,8 +159,12 @@ class Doors(Serving):
                     return None  # there is room now; the listener is still ready
                 self._accept_off()
                 self._resume_accepting = now + _ACCEPT_PAUSE
-                self._log.error(
-                    "accept_paused", reason=error.strerror, seconds=_ACCEPT_PAUSE // 1_000_000_000
+                self._limited.write(
+                    "error",
+                    "accept_paused",
+                    "",
+                    reason=error.strerror,
+                    seconds=_ACCEPT_PAUSE // 1_000_000_000,
                 )
             return None  # a sibling was quicker, or the client went away again
         sock.setblocking(False)
@@ -168,10 +172,13 @@ class Doors(Serving):
         self._epoll_remove(listener_fd)
         self._epoll_add(listener_fd)
         lane.words[layout.OPENED] += 1
-        connection = self._adopt(sock, name, peer, lane)
+        host = host_of(peer)
+        proxied = self._proxy_mode != "off" and host in self._proxies
+        # Whose connection a proxy's is, its PROXY header says.
+        connection = self._adopt(sock, name, peer, "" if proxied else host, lane)
         if connection.closed:
             return None
-        if self._proxy_mode != "off" and host_of(peer) in self._proxies:
+        if proxied:
             connection.preface = b""
             connection.odd = True
         elif self._tls is not None:
@@ -204,12 +211,17 @@ class Doors(Serving):
             self._gift_pause = min(2 * self._gift_pause, _LONGEST_GIFT_PAUSE)
             self._gift_out = False
         lane.words[layout.TAKEN] += 1
-        connection = self._adopt(taken.sock, taken.listener, taken.peer, lane)
+        host = taken.facts.get("REMOTE_ADDR") or host_of(taken.peer)
+        connection = self._adopt(taken.sock, taken.listener, taken.peer, host, lane)
         connection.facts = taken.facts
         connection.served = taken.served
         return None if connection.closed else connection
 
-    def _adopt(self, sock: socket.socket, listener: str, peer: Any, lane: Lane) -> Connection:
+    def _adopt(self, sock: socket.socket, listener: str, peer: Any, host: str, lane: Lane) -> Connection:
+        """Take a new connection into the table; it is closed already if there are too many of its host.
+
+        `host`: the address that it counts as; empty: none, or it is not known yet.
+        """
         rules = self._trusting_rules if host_of(peer) in self._forwarders else self._rules
         connection = Connection(sock, listener, peer, rules, self._new_body, self._limits, monotonic_ns())
         if self._send_now is not None:
@@ -217,7 +229,7 @@ class Doors(Serving):
         if self._wait_for is not None:
             connection.wait_for = self._wait_for
         self._connections[connection.fd] = connection
-        if self._addresses.most and not self._count_address(connection, host_of(peer)):
+        if self._addresses.most and not self._count_address(connection, host):
             self._close(connection, lane)
             return connection
         if self._is_full:

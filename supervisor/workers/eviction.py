@@ -49,8 +49,9 @@ def rank(connection: Connection, now: int, min_rate: int) -> tuple[int, float] |
     if connection.lingering:
         return (LINGERING, connection.idle_since) if now - connection.idle_since > _ARRIVED else None
     if connection.outbox:
-        since = connection.outbox.began
-        moved = bytes_acked(connection.sock) - connection.outbox.taken
+        outbox = connection.outbox
+        since = outbox.began
+        moved = outbox.sent if outbox.taken < 0 else bytes_acked(connection.sock) - outbox.taken
         must_move = True
     elif parser.requests:
         return None

@@ -4,6 +4,8 @@ import os
 import resource
 from ipaddress import IPv6Address
 
+from supervisor.osapi import real
+
 # Descriptors that stay free for the app, at least.
 _LEAST_FREE = 16
 
@@ -29,7 +31,7 @@ def network_of(host: str) -> str:
 
 
 class AddressCounts:
-    """Open connections by address.
+    """Open connections by address. Any thread may call it: some close connections without having the lead.
 
     Args:
         most: of one address; 0 is no limit, and nothing is counted.
@@ -38,19 +40,22 @@ class AddressCounts:
     def __init__(self, most: int) -> None:
         self.most = most
         self._counts: dict[str, int] = {}
+        self._lock = real.Lock()
 
     def add(self, host: str) -> str | None:
         """Count a connection; returns what `remove` wants, None if the address has too many."""
         address = network_of(host)
-        count = self._counts.get(address, 0)
-        if count >= self.most:
-            return None
-        self._counts[address] = count + 1
+        with self._lock:
+            count = self._counts.get(address, 0)
+            if count >= self.most:
+                return None
+            self._counts[address] = count + 1
         return address
 
     def remove(self, address: str) -> None:
-        left = self._counts[address] - 1
-        if left:
-            self._counts[address] = left
-        else:
-            del self._counts[address]
+        with self._lock:
+            left = self._counts[address] - 1
+            if left:
+                self._counts[address] = left
+            else:
+                del self._counts[address]

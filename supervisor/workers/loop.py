@@ -130,7 +130,8 @@ class Loop(Doors, BaseWorker):
     # -- a pass of the loop ------------------------------------------------------------------------------
 
     def _tell_time(self, now: int) -> None:
-        """Make the lines that change once a second (RFC 9110 section 6.6.1)."""
+        """Make the lines that change once a second (RFC 9110 section 6.6.1), and write those due by then."""
+        self._limited.report()
         wall = time()
         self._date_server = f"Server: ostler\r\nDate: {formatdate(wall, usegmt=True)}\r\n".encode()
         self._next_second = now + int((1 - wall % 1) * SECOND)

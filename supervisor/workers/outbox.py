@@ -75,7 +75,8 @@ class Outbox:
     Attributes:
         size: bytes in memory; stored: bytes in temporary files.
         began: when the client first did not take all (CLOCK_MONOTONIC, ns).
-        taken: bytes of its connection that the client had taken by then.
+        taken: bytes of its connection that the client had taken by then; -1: that is not known.
+        sent: bytes that the kernel has taken since then.
     """
 
     __slots__ = (
@@ -86,6 +87,7 @@ class Outbox:
         "_parts",
         "_spill",
         "began",
+        "sent",
         "size",
         "stored",
         "taken",
@@ -102,7 +104,7 @@ class Outbox:
         self._parts: deque[memoryview | FilePart] = deque()
         self._spill: FilePart | None = None
         self._may_store = in_file > 0
-        self.size = self.stored = 0
+        self.size = self.stored = self.sent = 0
 
     def __bool__(self) -> bool:
         return bool(self._parts)
@@ -143,6 +145,7 @@ class Outbox:
             try:
                 if isinstance(part, FilePart):
                     sent = part.send(sock, budget)
+                    self.sent += sent
                     budget -= sent
                     if part.ours:
                         self.stored -= sent
@@ -153,6 +156,7 @@ class Outbox:
                     part.close()
                 else:
                     sent = sock.send(part)
+                    self.sent += sent
                     budget -= sent
                     self.size -= sent
                     if sent < len(part):

@@ -244,6 +244,7 @@ def _feed_from(connection: Connection, request: Request, exchange: Exchange) -> 
     connection.pulled = monotonic_ns()
     body = request.body
     assert isinstance(body, StreamedBody)
+    connection.streamed = body
     body.pull = pull
     body.complete = lambda: request.complete
 

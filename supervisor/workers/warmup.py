@@ -124,7 +124,7 @@ class _PrivateEngine(Engine):
         served, asking = real.socketpair()
         with asking:
             served.setblocking(False)
-            connection = self._adopt(served, "", _PEER, lane)
+            connection = self._adopt(served, "", _PEER, "", lane)
             connection.facts = facts
             asking.sendall(request)
             answer = bytearray()

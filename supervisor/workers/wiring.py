@@ -8,12 +8,13 @@ import select
 import socket
 import traceback
 from collections.abc import Callable
-from time import monotonic_ns
+from time import monotonic
 from typing import Any
 
 from supervisor.http1 import response
 from supervisor.http1.errors import BodyNotStored, ProtocolViolation
 from supervisor.http1.proxy import read_proxy_header
+from supervisor.logs.limiter import LimitedLog
 from supervisor.osapi import real
 from supervisor.scoreboard import layout
 from supervisor.workers.base import Context
@@ -25,8 +26,6 @@ from supervisor.wsgi.exchange import ClientGone
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 # Watched for nothing: what the kernel reports unasked, a hang-up, it reports once.
 _DISARMED = select.EPOLLONESHOT
-# How often (ns) the log says that an address has too many connections.
-_ADDRESS_REPORT_PAUSE = 10_000_000_000
 
 
 class Wiring:
@@ -34,6 +33,8 @@ class Wiring:
 
     def __init__(self, context: Context) -> None:
         self._log = context.log
+        # For what clients can cause.
+        self._limited = LimitedLog(context.log, monotonic)
         self._access = context.access
         self._tls = context.tls
         self._threads = context.settings.threads
@@ -48,7 +49,6 @@ class Wiring:
         self._connections: dict[int, Connection] = {}
         # Open connections by address, where these are limited.
         self._addresses = AddressCounts(context.settings.limit_connections_per_address)
-        self._next_address_report = 0
         self._date_server = b""
         # When the current pass of the loop began (CLOCK_MONOTONIC, ns).
         self._now = 0
@@ -158,6 +158,10 @@ class Wiring:
             return False
         addresses, size = found
         connection.preface = None
+        if self._addresses.most:
+            host = addresses.source if addresses is not None else host_of(connection.peer)
+            if not self._count_address(connection, host):
+                raise ConnectionResetError
         if size > len(before):
             sock.recv(size - len(before))
         elif before and self._tls is not None:
@@ -172,8 +176,6 @@ class Wiring:
                 "PROXY_ADDR": addresses.destination,
                 "PROXY_PORT": str(addresses.destination_port),
             }
-            if self._addresses.most and not self._count_address(connection, addresses.source):
-                raise ConnectionResetError
         if self._tls is not None:
             connection.wrap(self._tls)
         return True
@@ -181,21 +183,17 @@ class Wiring:
     # -- connections of one address ----------------------------------------------------------------------
 
     def _count_address(self, connection: Connection, host: str) -> bool:
-        """Count a connection as `host`'s, and no longer as its proxy's; False if it has too many.
+        """Count a connection as `host`'s; False if it has too many.
 
         One that has no address, by a Unix socket, is not counted.
         """
-        self._uncount_address(connection)
         if not host:
             return True
         connection.address = self._addresses.add(host)
         if connection.address is not None:
             return True
-        now = monotonic_ns()
-        if now >= self._next_address_report:
-            self._next_address_report = now + _ADDRESS_REPORT_PAUSE
-            limit = self._addresses.most
-            self._log.warning("too_many_connections", address=network_of(host), limit=limit)
+        where = {"address": network_of(host), "limit": self._addresses.most}
+        self._limited.write("warning", "too_many_connections", "", **where)
         return False
 
     def _uncount_address(self, connection: Connection) -> None:
@@ -246,7 +244,7 @@ class Wiring:
         `received`: what came last, for the access log.
         """
         if isinstance(violation, BodyNotStored):
-            self._log.error("body_not_stored", reason=str(violation))
+            self._limited.write("error", "body_not_stored", "", reason=str(violation))
         connection.closing = True
         connection.parser.requests.clear()
         text = f"{violation.status[4:]}\n"
@@ -291,6 +289,8 @@ class Wiring:
                 pass  # the app closed what is not its own
         if connection.outbox is not None:
             connection.outbox.close()
+        if connection.streamed is not None:
+            connection.streamed.end()
         try:
             connection.sock.shutdown(socket.SHUT_RDWR)
         except OSError:

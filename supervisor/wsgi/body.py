@@ -93,6 +93,14 @@ class StreamedBody:
     def input(self) -> IO[bytes]:
         return io.BufferedReader(_Raw(self))
 
+    def end(self) -> None:
+        """The request has ended: what it was read from is referred to no more.
+
+        That refers to the request, and so to this; not even the garbage collector would find the cycle.
+        """
+        self.pull, self.complete = _nothing, _never
+        self._parts.clear()
+
     def take(self, most: int) -> bytes:
         """Some bytes, after waiting for them; none at the end."""
         while not self._parts:
@@ -112,3 +120,7 @@ def _nothing() -> None:
 
 def _nothing_more() -> bool:
     return True
+
+
+def _never() -> bool:
+    return False

@@ -1,26 +1,35 @@
 """What clients may cost: time, bytes, connections. What is refused is answered, counted and logged once."""
 
+import gc
+import json
 import random
 import select
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from supervisor.http1.request import Rules
+from supervisor.logs.limiter import FIRST
 from supervisor.settings.table import Settings
 from supervisor.workers import engine as engine_module
 from supervisor.workers import loop as loop_module
 from supervisor.workers.connection import Connection, Limits
+from supervisor.workers.eviction import MOVING, SLOW, rank
+from supervisor.workers.limits import AddressCounts
+from supervisor.workers.relay import Relay
 from supervisor.workers.tls import make_context
-from supervisor.wsgi.body import Body
+from supervisor.wsgi.body import Body, StreamedBody
 from supervisor.wsgi.environ import Environ
 from tests.kit.certificates import Authority
 from tests.kit.daemon import until
@@ -96,7 +105,6 @@ def test_bytes_that_trickle_push_no_deadline_back(serve: Serve, threads: int, be
     assert line.endswith(f" 408 {len(answer.body)}")
 
 
-@pytest.mark.usefixtures("often")
 @pytest.mark.usefixtures("often")
 def test_time_that_others_take_is_not_the_clients(serve: Serve) -> None:
     """A request that came in time while the only thread was in the app for longer than that is answered."""
@@ -297,8 +305,14 @@ def test_the_longest_idle_make_room(serve: Serve, threads: int) -> None:
     half = rig.client()
     half.send(b"GET /half HTTP/1.1\r\nHo")
     until(lambda: rig.counts().opened == 1, "it is accepted")
+
+    def idle() -> int:
+        return sum(c.armed and c.served > 0 and c.is_idle for c in list(rig.engine._connections.values()))
+
     for number in range(20):
         assert rig.client().get(f"/{number}").body == b"/%d" % number
+        # A client has its answer before its thread has noted that. If none idles, half a request makes room.
+        until(lambda: idle() == rig.counts().connections - 1, "all that were answered idle")
     assert rig.counts().connections <= 4
     half.send(b"st: x\r\n\r\n")
     assert half.answer().body == b"/half"
@@ -338,6 +352,130 @@ def test_connections_of_one_address(serve: Serve, threads: int) -> None:
     until(lambda: rig.counts().connections == 1, "one has ended")
     assert rig.client().get("/4").body == b"/4"
     assert rig.log().count("too_many_connections") == 1
+
+
+def test_connections_of_one_address_behind_a_proxy(serve: Serve) -> None:
+    """With PROXY headers each counts as its client's alone, however many wait for their header."""
+    rig = serve(echo, proxy_protocol="auto", limit_connections_per_address=2, keepalive=600)
+
+    def header(host: str) -> bytes:
+        return f"PROXY TCP4 {host} 192.0.2.9 1 2\r\n".encode()
+
+    clients = [rig.client() for _ in range(4)]
+    until(lambda: rig.counts().opened == 4, "all are accepted")
+    for number, client in enumerate(clients):
+        client.send(header(f"192.0.2.{number % 2}"))
+        assert client.get("/ok").body == b"/ok"
+    beyond = rig.client()
+    beyond.send(header("192.0.2.1"))
+    assert beyond.rest() == b""
+    # Those without a header, a proxy's own, count as its own.
+    assert [rig.client().get("/own").body for _ in range(2)] == [b"/own", b"/own"]
+    own = rig.client()
+    own.send(b"GET / HTTP/1.1\r\n")
+    with suppress(ConnectionResetError):
+        assert own.rest() == b""
+
+
+def test_connections_of_one_address_from_siblings(serve: Serve, relay: Relay) -> None:
+    """A connection that a sibling gives away counts as its client's, too, and not as its proxy's."""
+    rig = serve(echo, relay=relay, limit_connections_per_address=1, keepalive=600)
+    with ExitStack() as stack:
+        for number in range(3):
+            ours, theirs = (stack.enter_context(sock) for sock in socket.socketpair())
+            facts = {"REMOTE_ADDR": f"192.0.2.{number}"}
+            assert relay.give(Given(theirs.fileno(), facts))
+            theirs.close()
+            ours.settimeout(PATIENCE)
+            ours.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert ours.recv(4096).startswith(b"HTTP/1.1 200 ")
+        assert rig.engine._addresses._counts == {f"192.0.2.{number}": 1 for number in range(3)}
+
+
+@dataclass
+class Given:
+    """A connection that is given away."""
+
+    fd: int
+    facts: dict[str, str] | None
+    tls: bool = False
+    listener: str = ""
+    served: int = 1
+
+
+def test_threads_count_addresses_together() -> None:
+    """A thread that serves closes its connection while another accepts: no connection is counted wrongly."""
+    counts = AddressCounts(1000)
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def count() -> None:
+        for _ in range(20_000):
+            address = counts.add("192.0.2.1")
+            assert address is not None
+            counts.remove(address)
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(usual)
+    assert counts._counts == {}
+
+
+@BOTH
+def test_what_clients_cause_is_logged_a_few_times(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """Bodies that can't be stored, and connections beyond the limit: some lines, then how many there were."""
+
+    def full() -> Body:
+        raise OSError("no room")
+
+    rig = serve(echo, threads=threads, limit_connections_per_address=1)
+    rig.engine._new_body = full
+    now = 0.0
+    monkeypatch.setattr(rig.engine._limited, "_clock", lambda: now)
+    for number in range(30):
+        with closing(rig.client()) as client:
+            client.send(POST + b"Content-Length: 5\r\n\r\n")
+            assert client.answer().status == "507 Insufficient Storage"
+            assert rig.client().rest() == b""
+            client.rest()
+        until(lambda number=number: rig.counts().closed == 2 * number + 2, "both have ended")  # type: ignore[misc]
+    now = 100.0
+    until(lambda: rig.log().count("log_suppressed") == 2, "both are summed up")
+    for event in ("body_not_stored", "too_many_connections"):
+        assert rig.log().count(f'"event": "{event}"') == FIRST
+        (line,) = (line for line in rig.log().splitlines() if f'"of": "{event}"' in line)
+        assert json.loads(line)["lines"] == 30 - FIRST
+
+
+def test_an_answer_by_a_unix_socket_moves() -> None:
+    """How much of it a local proxy has read is not known; but the kernel takes more of it as it reads."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        connection = Connection(ours, "", "", Rules(), lambda: Body(1000, None), Limits.of(Settings()), 1)
+        connection.send(b"x" * 4_000_000)
+        assert connection.outbox
+        began = connection.outbox.began
+        assert rank(connection, began + 10 * SECOND, 500) == (SLOW, 100.0)
+        for _ in range(2):
+            while True:
+                try:
+                    theirs.recv(1 << 20)
+                except BlockingIOError:
+                    break
+            connection.flush()
+        found = rank(connection, began + 10 * SECOND, 500)
+        assert found is not None
+        assert found[0] == MOVING
+        connection.outbox.close()
 
 
 def reset(address: tuple[str, int]) -> None:
@@ -491,6 +629,42 @@ def test_a_streamed_body_whose_client_goes_away(serve: Serve, threads: int) -> N
     assert len(seen) == 1
     assert rig.counts().errors == 0
     assert rig.log() == ""
+
+
+@BOTH
+def test_nothing_is_left_of_a_streamed_body(serve: Serve, threads: int) -> None:
+    """Requests are not known to the garbage collector, so what refers to one and back is never found."""
+
+    def app(environ: Environ, start_response: Start) -> list[bytes]:
+        if environ["PATH_INFO"] == "/post":
+            return echo(environ, start_response)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"unread"]
+
+    alive: set[int] = set()
+
+    class Counted(StreamedBody):
+        def __init__(self) -> None:
+            super().__init__()
+            alive.add(id(self))
+
+        def __del__(self) -> None:
+            alive.discard(id(self))
+
+    rig = serve(app, threads=threads, stream_request=True)
+    rig.engine._new_body = Counted
+    for number in range(20):
+        with closing(rig.client()) as client:
+            target = (b"/post", b"/left", b"/gone")[number % 3]
+            client.send(b"POST " + target + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhello")
+            if target == b"/post":
+                until(lambda: rig.scoreboard.in_flight(rig.cell), "the app reads")
+                client.send(b"hello")
+            if target != b"/gone":
+                assert client.answer().status == "200 OK"
+    until(lambda: rig.counts().closed == 20, "all are closed")
+    # Others that are in a thread's or a parser's hands are few.
+    until(lambda: gc.collect() >= 0 and len(alive) <= 4, "bodies are gone")
 
 
 @BOTH
