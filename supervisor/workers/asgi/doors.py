@@ -13,11 +13,13 @@ import socket
 import traceback
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from typing import TYPE_CHECKING, Any
 
 from supervisor.logs.lean import Log
+from supervisor.logs.limiter import LimitedLog
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.writer import Words
 from supervisor.settings.table import Settings
@@ -59,6 +61,8 @@ class Doors:
 
     Args:
         words: of the scoreboard's lane that counts connections.
+        log: for what clients can't cause at will.
+        limited: for what clients can cause.
         protocol: makes the protocol of one connection.
         connections: uvicorn's, those that are open.
 
@@ -76,6 +80,7 @@ class Doors:
         settings: Settings,
         words: Words,
         log: Log,
+        limited: LimitedLog,
         protocol: Callable[[], Any],
         connections: set[Any],
     ) -> None:
@@ -86,6 +91,7 @@ class Doors:
         self._tls = tls
         self._words = words
         self._log = log
+        self._limited = limited
         self._protocol = protocol
         self._most = most_connections(settings.worker_connections)
         self._settings = settings
@@ -94,10 +100,11 @@ class Doors:
             self._backlog.register(listener.fileno(), select.POLLIN)
         self._connections = connections
         self._waiting = False
+        # The one timer of `_look_for_room`.
+        self._looking: asyncio.TimerHandle | None = None
         self._pressed_until = 0.0
         self._evicted, self._next_report = 0, 0.0
         self._addresses = AddressCounts(settings.limit_connections_per_address)
-        self._next_address_report = 0.0
         self._header_timeout = settings.header_timeout
         self._wanted = self._open = False
         # Connections that are not open yet, such as those in a TLS handshake; the oldest come first.
@@ -149,7 +156,9 @@ class Doors:
                 ):
                     self._shut()
                     self._loop.call_later(_ACCEPT_PAUSE, self._open_if_room)
-                    self._log.error("accept_paused", reason=error.strerror, seconds=_ACCEPT_PAUSE)
+                    self._limited.write(
+                        "error", "accept_paused", "", reason=error.strerror, seconds=_ACCEPT_PAUSE
+                    )
                 return  # or a sibling was quicker, or the client went away again
             sock.setblocking(False)
             self._words[layout.OPENED] += 1
@@ -189,24 +198,20 @@ class Doors:
             if address is None:
                 sock.close()
                 self._words[layout.CLOSED] += 1
-                self._report_address(peer[0])
+                where = {"address": network_of(peer[0]), "limit": self._addresses.most}
+                self._limited.write("warning", "too_many_connections", "", **where)
                 return
         self.count += 1
-        task = self._loop.create_task(self._connect(sock, address, patience))
+        protocol = self._protocol()
+        protocol.address, protocol.sock = address, sock
+        task = self._loop.create_task(self._connect(sock, protocol, patience))
         self._arriving[task] = self._loop.time()
-        task.add_done_callback(self._arriving.pop)
+        task.add_done_callback(lambda task: self._arrived(task, sock, protocol))
         if self.count >= self._most:
             pressed = self._loop.time() < self._pressed_until and self._clients_wait()
             self._evict(MOVING if pressed else IDLE, "worker_connections is reached")
             self._shut()
-            self._loop.call_soon(self._look_for_room)
-
-    def _report_address(self, host: str) -> None:
-        now = self._loop.time()
-        if now >= self._next_address_report:
-            self._next_address_report = now + _REPORT_PAUSE
-            limit = self._addresses.most
-            self._log.warning("too_many_connections", address=network_of(host), limit=limit)
+            self._look_for_room_in(0.0)
 
     # -- making room -------------------------------------------------------------------------------------
 
@@ -214,8 +219,14 @@ class Doors:
         """Whether a listener has a connection that no worker has accepted."""
         return any(event & select.POLLIN for _, event in self._backlog.poll(0))
 
+    def _look_for_room_in(self, seconds: float) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+        self._looking = self._loop.call_later(seconds, self._look_for_room)
+
     def _look_for_room(self) -> None:
         """While full: close slow connections if others wait that no sibling takes."""
+        self._looking = None
         self._open_if_room()
         if self._open or not self._wanted:
             return
@@ -226,22 +237,25 @@ class Doors:
             self._waiting = True
         elif self._evict(MOVING, "worker_connections is reached"):
             self._pressed_until = now + _PRESSED
-        self._loop.call_later(ROOM_LOOK, self._look_for_room)
+        self._look_for_room_in(ROOM_LOOK)
 
     def _evict(self, worst: int, reason: str = "") -> int:
         """Have the connections that are worth least closed, as `workers.eviction` says; how many they are."""
         now, rate = self._loop.time(), self._settings.body_min_rate
         number, least = pace.least_worth(list(self._connections), now, rate, worst)
-        for protocol in least:
-            self.refuse(protocol)
-        closed = len(least)
-        if worst >= SLOW:
+        if number >= SLOW:
             # Handshakes, the oldest first, unless all have only just begun.
             old = [task for task, began in self._arriving.items() if now - began > YOUTH / 1e9]
-            for task in old[: len(old) // ONE_IN[SLOW] + 1]:
+            old = old[: len(old) // ONE_IN[SLOW] + 1]
+            if old and number > SLOW:
+                number, least = SLOW, []
+            for task in old:
                 task.cancel()
-                closed += 1
-                number = SLOW
+        else:
+            old = []
+        for protocol in least:
+            self._refuse(protocol, at_once=True)
+        closed = len(least) + len(old)
         if closed and number >= SLOW:
             self._evicted += closed
             if now >= self._next_report:
@@ -250,28 +264,37 @@ class Doors:
                 self._evicted = 0
         return closed
 
-    def refuse(self, protocol: Any) -> None:
-        """End a connection at once, with 408 if a request has begun that is not answered."""
-        cycle = protocol.cycle
+    def _refuse(self, protocol: Any, at_once: bool = False) -> None:
+        """End a connection, with 408 if a request has begun that is not answered.
+
+        `at_once`: without waiting for the client's part of the end of TLS.
+        """
+        transport, cycle = protocol.transport, protocol.cycle
+        if transport.is_closing():
+            if at_once or pace.unsent(transport):
+                transport.abort()
+                if self._tls is not None:
+                    # Does what abort() does not on a TLS transport that was closed twice.
+                    with suppress(OSError):
+                        protocol.sock.shutdown(socket.SHUT_RDWR)
+            return
         begun = protocol.got or (cycle is not None and not cycle.response_complete)
         if begun and protocol.stalled is None and (cycle is None or not cycle.response_started):
-            protocol.transport.write(_TOO_SLOW)
+            transport.write(_TOO_SLOW)
             self._words[layout.STATUS_CLASSES + 4] += 1
-        if protocol.transport.get_write_buffer_size():
-            protocol.transport.abort()
+        if pace.unsent(transport) or (at_once and self._tls is not None):
+            transport.abort()
         else:
-            protocol.transport.close()
+            transport.close()
 
     def close_slow(self, connections: set[Any]) -> None:
         """Close those of `connections` that take too long for a head or a body, or to read."""
         now, settings = self._loop.time(), self._settings
         for protocol in list(connections):
             if hasattr(protocol, "began") and pace.is_late(protocol, now, settings):
-                self.refuse(protocol)
+                self._refuse(protocol)
 
-    async def _connect(self, sock: socket.socket, address: str | None, patience: float) -> None:
-        protocol = self._protocol()
-        protocol.address = address
+    async def _connect(self, sock: socket.socket, protocol: Any, patience: float) -> None:
         handshake = {"ssl_handshake_timeout": self._header_timeout or None} if self._tls is not None else {}
         try:
             await self._loop.connect_accepted_socket(lambda: protocol, sock, ssl=self._tls, **handshake)
@@ -279,14 +302,18 @@ class Doors:
             # Gone before it was there, or no TLS (ssl.SSLError is an OSError).
             # asyncio's frames refer to what the exception is stored in: a cycle, with TLS buffers of 256 KiB.
             traceback.clear_frames(error.__traceback__)
-            if protocol.transport is None:
-                sock.close()
-                protocol.drop_parser()
-                self.lost(protocol)
             return
         if patience:
             until = self._loop.time() + patience
             heapq.heappush(self._fresh, (until, next(self._order), weakref.ref(protocol)))
+
+    def _arrived(self, task: "asyncio.Task[None]", sock: socket.socket, protocol: Any) -> None:
+        """`_connect` is done; or it was cancelled, even before it began."""
+        del self._arriving[task]
+        if protocol.transport is None:
+            sock.close()
+            protocol.drop_parser()
+            self.lost(protocol)
 
     def lost(self, protocol: Any) -> None:
         """A connection has ended here."""

@@ -26,8 +26,8 @@ def measured(protocol: type[Any], settings: Settings) -> type[Any]:
         began: when the head or body that is coming began (the loop's time); 0: none has.
         got: bytes of it.
         late_at: when a body that is coming is too late, unless more of it comes.
-        stalled: since when the client has read nothing, how much it had read then (TCP_INFO), and the same of
-            when it first did not take all; None: it has all.
+        stalled: since when the client has read nothing, how much it had read then (TCP_INFO; below 0: by a
+            Unix socket, how much was left), and the same of when it first did not take all; None: it has all.
     """
     rate, most = settings.body_min_rate, settings.body_timeout
 
@@ -51,7 +51,9 @@ def measured(protocol: type[Any], settings: Settings) -> type[Any]:
                 self._seen = cycle
                 self.got = len(cycle.body) if cycle is not None else len(data)
                 self.began = now = self.loop.time()
-                self.late_at = now + min(_EARLY, most) if rate else now + most
+                self.late_at = now + most
+                if rate:
+                    self.late_at = min(now + min(_EARLY, most) + self.got / rate, self.late_at)
             else:
                 self.got += len(data)
                 if rate and cycle is not None and cycle.more_body:
@@ -62,6 +64,15 @@ def measured(protocol: type[Any], settings: Settings) -> type[Any]:
             self._seen = None
 
     return Measured
+
+
+def unsent(transport: Any) -> int:
+    """Bytes that the kernel has not taken yet."""
+    try:
+        size: int = transport.get_write_buffer_size()
+    except AttributeError:
+        return 0  # a TLS transport that was closed twice has let go of its other half, in some Pythons
+    return size
 
 
 def _sends_body(protocol: Any) -> bool:
@@ -84,27 +95,36 @@ def _sends_head(protocol: Any) -> bool:
 def is_late(protocol: Any, now: float, settings: Settings) -> bool:
     """Whether a connection's head or body takes too long, or its client reads nothing; to be asked often."""
     transport = protocol.transport
-    if transport.get_write_buffer_size():
+    if size := unsent(transport):
         acked = bytes_acked(transport.get_extra_info("socket"))
+        # Of Unix sockets it is not known. What changes then is how much is left.
+        seen = acked if acked >= 0 else -size
         if protocol.stalled is None:
-            protocol.stalled = now, acked, now, acked
-        elif acked != protocol.stalled[1]:
-            protocol.stalled = now, acked, *protocol.stalled[2:]
+            protocol.stalled = now, seen, now, seen
+        elif seen != protocol.stalled[1]:
+            protocol.stalled = now, seen, *protocol.stalled[2:]
         return bool(now - protocol.stalled[0] > _SEND_STALL)
     protocol.stalled = None
     if _sends_head(protocol):
         return bool(protocol.cycle is not None and 0 < settings.header_timeout < now - protocol.began)
-    return bool(settings.body_timeout and _sends_body(protocol) and now > protocol.late_at)
+    if not settings.body_timeout or not protocol.cycle.more_body:
+        return False
+    if not _sends_body(protocol):
+        # The app does not ask for it yet. When it does, the client has time to go on.
+        protocol.late_at = max(protocol.late_at, now + _EARLY)
+    return bool(now > protocol.late_at)
 
 
 def rank(protocol: Any, now: float, min_rate: int) -> tuple[int, float] | None:
     """As `eviction.rank`."""
     must_move = True
-    if protocol.stalled is not None:
+    if unsent(protocol.transport):
+        if protocol.stalled is None:
+            return None  # it was not looked at yet
         _, _, since, had = protocol.stalled
+        if had < 0:
+            return MOVING, 0.0  # a proxy's, by a Unix socket: how much it has taken is not known
         moved = bytes_acked(protocol.transport.get_extra_info("socket")) - had
-    elif protocol.transport.get_write_buffer_size():
-        return None  # it was not looked at yet
     elif (timer := protocol.timeout_keep_alive_task) is not None:
         return IDLE, timer.when()
     elif _sends_head(protocol):

@@ -8,6 +8,7 @@ from typing import Any
 
 from supervisor.errors import SettingError
 from supervisor.logs.lean import Log
+from supervisor.logs.limiter import LimitedLog
 from supervisor.settings.table import Settings
 
 try:
@@ -123,7 +124,9 @@ def count_ends(protocol: type[Any], lost: Callable[[Any], None]) -> type[Any]:
 
         def handle_websocket_upgrade(self, *args: Any) -> None:
             super().handle_websocket_upgrade(*args)
-            self.drop_parser()  # another protocol has the connection now, and is told of its end
+            # Another protocol has the connection now, and is told of its end.
+            self.transport.get_protocol().address = getattr(self, "address", None)
+            self.drop_parser()
 
         def drop_parser(self) -> None:
             """httptools' parser refers back; for protocols that hear of no connection's end."""
@@ -138,10 +141,10 @@ def drop_cycles_of_asyncio() -> None:
 
     After the end of a connection it is called no more; but by it each transport refers to itself.
     """
-    transport: Any = asyncio.selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
-    original = transport._call_connection_lost
-    if hasattr(original, "drops_cycle"):
-        return
+    transport: Any = getattr(asyncio.selector_events, "_SelectorSocketTransport", None)
+    original = getattr(transport, "_call_connection_lost", None)
+    if original is None or hasattr(original, "drops_cycle"):
+        return  # another version of Python has other names; its cycles stay for the garbage collector
 
     def call_connection_lost(self: Any, exc: Exception | None) -> None:
         try:
@@ -154,11 +157,15 @@ def drop_cycles_of_asyncio() -> None:
 
 
 class Bridge(logging.Handler):
-    """What uvicorn logs goes to our log; its news are of interest only to who debugs."""
+    """What uvicorn logs goes to our log; its news are of interest only to who debugs.
 
-    def __init__(self, log: Log, requests: Requests) -> None:
+    Warnings and errors are limited: bytes that are no HTTP are enough for one.
+    """
+
+    def __init__(self, log: Log, limited: LimitedLog, requests: Requests) -> None:
         super().__init__()
         self._log = log
+        self._limited = limited
         self._requests = requests
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -171,14 +178,18 @@ class Bridge(logging.Handler):
                 return
             fields["traceback"] = trace_of(error)
         level = next((name for least, name in _LEVELS.items() if record.levelno >= least), "debug")
-        self._log.event(level, "uvicorn", message=record.getMessage().strip(), **fields)
+        fields["message"] = record.getMessage().strip()
+        if level == "debug":
+            self._log.debug("uvicorn", **fields)
+        else:
+            self._limited.write(level, "uvicorn", "", **fields)
 
 
-def listen(log: Log, requests: Requests, level: str) -> None:
+def listen(log: Log, limited: LimitedLog, requests: Requests, level: str) -> None:
     """Take what uvicorn logs, unless the app has set up uvicorn's logger itself."""
     logger = logging.getLogger(_LOGGER)
     if not (logger.handlers or logging.getLogger("uvicorn").handlers):
-        logger.handlers = [Bridge(log, requests)]
+        logger.handlers = [Bridge(log, limited, requests)]
         logger.propagate = False
         logger.setLevel(logging.INFO if level == "debug" else logging.WARNING)
     elif logger.level == logging.NOTSET:

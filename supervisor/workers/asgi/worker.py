@@ -21,6 +21,7 @@ from email.utils import formatdate
 from types import FrameType
 from typing import Any, ClassVar, Self
 
+from supervisor.logs.limiter import LimitedLog
 from supervisor.scoreboard import layout
 from supervisor.settings import classes
 from supervisor.settings.table import Settings, rows
@@ -107,6 +108,7 @@ class AsgiWorker(BaseWorker):
         self._config = server.make_config(self._requests, settings, self.config_kwargs, unix)
         self._state = server.ServerState()
         self._lifespan = self._config.lifespan_class(self._config)
+        self._limited = LimitedLog(context.log, loop.time)
         self._doors = Doors(
             loop,
             context.listeners,
@@ -115,6 +117,7 @@ class AsgiWorker(BaseWorker):
             settings,
             self._requests.count,
             context.log,
+            self._limited,
             self._protocol,
             self._state.connections,
         )
@@ -126,7 +129,7 @@ class AsgiWorker(BaseWorker):
             )
         else:
             self._log.info("no_websockets", reason="neither websockets nor wsproto is installed")
-        server.listen(context.log, self._requests, settings.loglevel)
+        server.listen(context.log, self._limited, self._requests, settings.loglevel)
         self._main: asyncio.Task[None] | None = None
         self._told: asyncio.Event = asyncio.Event()
         self._ticker: asyncio.TimerHandle | None = None
@@ -272,6 +275,7 @@ class AsgiWorker(BaseWorker):
         self._state.default_headers = date + self._config.encoded_headers
         self._doors.close_late(self._state.connections)
         self._doors.close_slow(self._state.connections)
+        self._limited.report()
         if self._context.access is not None:
             self._context.access.flush()
         # Just after the next second begins, for the date, and between.

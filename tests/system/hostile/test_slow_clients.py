@@ -32,12 +32,26 @@ async def asgi(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
     await send({"type": "http.response.body", "body": b""})
 """
+LATER = """
+import asyncio
+async def asgi(scope, receive, send):
+    if scope["type"] != "http":
+        raise RuntimeError("only http")
+    await asyncio.sleep(0.2)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": b""})
+"""
 ATTACKS = {
     "nothing": b"",
     "heads": b"GET / HTTP/1.1\r\nHost: x\r\nX: ",
     "bodies": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n",
     "chunks": b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffff\r\n",
 }
+
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -243,3 +257,80 @@ def test_connections_of_one_address(hostile_place: Place, words: tuple[str, ...]
         for sock in held:
             sock.close()
     assert daemon.events("too_many_connections")
+
+
+@each_class
+def test_heads_and_idling_over_tls(hostile_place: Place, words: tuple[str, ...], tmp_path: Path) -> None:
+    """Clients that have done their handshake and then send nothing, or a part of a head, or idle, make room
+    at once: the end of TLS, for which the client must say something, is not waited for."""
+    authority = Authority(tmp_path)
+    server = authority.issue("localhost")
+    limits = ("-w", "1", "--worker-connections", "12", "--keep-alive", "600")
+    daemon = hostile_place.start(*limits, "--certfile", server.cert, "--keyfile", server.key, *reading(words))
+    context = authority.client_context()
+    sent = (b"", ATTACKS["heads"], ATTACKS["bodies"], b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    with ExitStack() as stack:
+        for number in range(36):
+            began = time.monotonic()
+            plain = stack.enter_context(socket.create_connection(daemon.address, timeout=30))
+            sock = stack.enter_context(context.wrap_socket(plain, server_hostname="localhost"))
+            assert time.monotonic() - began < ANSWERED_WITHIN * SLACK, number
+            sock.sendall(sent[number % len(sent)])
+        took = [answered(daemon, context) for _ in range(PROBES)]
+    assert max(took) < ANSWERED_WITHIN * SLACK, took
+    assert daemon.events("worker_died") == []
+    assert daemon.events("internal_error") == []
+
+
+def test_tls_connections_that_are_closed_twice(hostile_place: Place, tmp_path: Path) -> None:
+    """Bytes that are no HTTP behind a request whose answer ends the connection: uvicorn closes it for both.
+    asyncio has let go of its half of it then, while the client does not say that it has ended. What the
+    worker does twice a second goes on, and such connections make room."""
+    hostile_place.add("later.py", LATER)
+    server = Authority(tmp_path).issue("localhost")
+    limits = ("-w", "1", "--worker-connections", "8", "--graceful-timeout", "1")
+    certificate = ("--certfile", server.cert, "--keyfile", server.key)
+    daemon = hostile_place.start(*limits, *certificate, "-k", "asgi", "later:asgi")
+    context = ssl._create_unverified_context()
+
+    def connect(stack: ExitStack) -> socket.socket:
+        sock = socket.create_connection(daemon.address, timeout=ANSWERED_WITHIN * SLACK)
+        return stack.enter_context(context.wrap_socket(stack.enter_context(sock)))
+
+    def date() -> bytes:
+        with ExitStack() as stack:
+            sock = connect(stack)
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            return next(line for line in sock.recv(4096).split(b"\r\n") if line.startswith(b"date:"))
+
+    with ExitStack() as stack:
+        for _ in range(20):
+            sock = connect(stack)
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\nwhat is this?\r\n\r\n")
+        for _ in range(2):
+            before = date()
+            until(lambda before=before: date() != before, "time goes on")  # type: ignore[misc]
+    assert daemon.events("worker_died") == []
+
+
+def test_websockets_that_have_ended_are_not_counted(hostile_place: Place) -> None:
+    """A connection that was upgraded makes room for another of its address when it ends."""
+    limits = ("-w", "1", "--limit-connections-per-address", "2")
+    daemon = hostile_place.start(*limits, *reading(CLASSES["asgi"]))
+    for _ in range(4):
+        with socket.create_connection(daemon.address, timeout=30) as sock:
+            sock.sendall(UPGRADE)
+            assert sock.recv(4096).startswith(b"HTTP/1.1 ")
+        until(lambda: daemon.workers()[0].connections == 0, "it has ended")
+    answered(daemon)
+
+
+def test_malformed_requests_fill_no_log(hostile_place: Place) -> None:
+    """uvicorn warns of each request that is none: some are logged."""
+    daemon = hostile_place.start("-w", "1", *reading(CLASSES["asgi"]))
+    for _ in range(50):
+        with socket.create_connection(daemon.address, timeout=30) as sock:
+            sock.sendall(b"what is this?\r\n\r\n")
+            assert sock.recv(4096).startswith(b"HTTP/1.1 400 ")
+    answered(daemon)
+    assert len(daemon.events("uvicorn")) <= 10
