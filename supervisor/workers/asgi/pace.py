@@ -67,12 +67,13 @@ def measured(protocol: type[Any], settings: Settings) -> type[Any]:
 
 
 def unsent(transport: Any) -> int:
-    """Bytes that the kernel has not taken yet."""
+    """Bytes that the kernel has not taken yet; under TLS also those that asyncio has encrypted already."""
     try:
         size: int = transport.get_write_buffer_size()
     except AttributeError:
         return 0  # a TLS transport that was closed twice has let go of its other half, in some Pythons
-    return size
+    below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    return size + (below.get_write_buffer_size() if below is not None else 0)
 
 
 def _sends_body(protocol: Any) -> bool:

@@ -41,6 +41,15 @@ async def asgi(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
     await send({"type": "http.response.body", "body": b""})
 """
+BIG = """
+async def asgi(scope, receive, send):
+    if scope["type"] != "http":
+        raise RuntimeError("only http")
+    body = bytes(8_000_000 if scope["path"] == "/big" else 1)
+    length = str(len(body)).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
+    await send({"type": "http.response.body", "body": body})
+"""
 ATTACKS = {
     "nothing": b"",
     "heads": b"GET / HTTP/1.1\r\nHost: x\r\nX: ",
@@ -311,6 +320,31 @@ def test_tls_connections_that_are_closed_twice(hostile_place: Place, tmp_path: P
             before = date()
             until(lambda before=before: date() != before, "time goes on")  # type: ignore[misc]
     assert daemon.events("worker_died") == []
+
+
+def test_answers_under_tls_are_not_cut(hostile_place: Place, tmp_path: Path) -> None:
+    """An answer that uvicorn has written whole, and that its client still reads, is no idle connection."""
+    hostile_place.add("big.py", BIG)
+    server = Authority(tmp_path).issue("localhost")
+    limits = ("-w", "1", "--worker-connections", "4", "--keep-alive", "600")
+    certificate = ("--certfile", server.cert, "--keyfile", server.key)
+    daemon = hostile_place.start(*limits, *certificate, "-k", "asgi", "big:asgi", "--graceful-timeout", "1")
+    context = ssl._create_unverified_context()
+    with ExitStack() as stack:
+
+        def ask(path: bytes) -> socket.socket:
+            sock = stack.enter_context(socket.create_connection(daemon.address, timeout=30))
+            sock = stack.enter_context(context.wrap_socket(sock))
+            sock.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert sock.recv(1)
+            return sock
+
+        first, size = ask(b"/big"), 0
+        for _ in range(8):
+            ask(b"/")
+        while size < 8_000_000 and (data := first.recv(1 << 16)):
+            size += len(data)
+    assert size >= 8_000_000
 
 
 def test_websockets_that_have_ended_are_not_counted(hostile_place: Place) -> None:

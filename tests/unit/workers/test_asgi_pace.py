@@ -1,6 +1,7 @@
 """How an asgi worker measures its clients, at made-up times; and that it has one timer to look for room."""
 
 import socket
+from asyncio.sslproto import _SSLProtocolTransport  # type: ignore[attr-defined]
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -130,6 +131,17 @@ def test_an_answer_that_is_sent_is_no_slow_one(measured: Callable[..., Measured]
     client.protocol.unsent = 0
     client.protocol.cycle.more_body = False
     assert pace.rank(client.protocol, 102, 500) is None
+
+
+def test_what_is_unsent_under_tls() -> None:
+    """What asyncio has encrypted waits in the transport below; after two calls of close there is none."""
+    below = SimpleNamespace(get_write_buffer_size=lambda: 7)
+    tls = SimpleNamespace(_transport=below, _get_write_buffer_size=lambda: 5)
+    transport = _SSLProtocolTransport(None, tls)
+    assert pace.unsent(transport) == 12
+    transport._closed = True
+    transport._ssl_protocol = None
+    assert pace.unsent(transport) == 0
 
 
 def test_one_look_at_a_time() -> None:
