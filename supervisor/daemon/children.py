@@ -25,6 +25,8 @@ from supervisor.settings.load import Loaded
 
 # Stack dumps of a worker that are kept until they are logged.
 _DUMP_LIMIT = 64 * 1024
+# How a dump of faulthandler, or of greenlets, begins.
+_DUMP_STARTS = ("Fatal Python error", "Current thread", "Thread 0x", "Current greenlet", "Greenlet", "Task")
 # What is read of them at once, and how often in a row: more than a pipe holds (pipe(7), pipe-max-size).
 _DUMP_PART, _DUMP_PARTS = 64 * 1024, 17
 
@@ -390,6 +392,9 @@ class WorkerHandle(Child):
         self.read_dumps(_DUMP_PARTS)
         text = self.dumps.decode("utf-8", "replace")
         self.dumps.clear()
+        if text and self.last_dump and not text.startswith(_DUMP_STARTS):
+            # The first part of this dump was read before.
+            text = (self.last_dump + text)[-_DUMP_LIMIT:]
         self.last_dump = text or self.last_dump
         return text
 

@@ -5,6 +5,7 @@ app's exception may have any. msgpack refuses them. So a message that has some i
 escaped; its first byte, which msgpack never uses, says so.
 """
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -19,17 +20,23 @@ _UNSAFE = re.compile("[\0\ud800-\udfff]")
 # A surrogate follows the mark as the character that is so much smaller, NUL as itself.
 _OFFSET = 0xD800 - 0x100
 _ESCAPE = re.compile("\0(.)", re.DOTALL)
+# Values and escapes in one message, which cost some milliseconds; the longest batch of paths has fewer.
+_MOST = 18_000
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
 
 
 def encode(message: msgspec.Struct) -> bytes:
-    """Any message as bytes."""
+    """Any message as bytes. In one with very many texts or escapes the surrogates are written out instead."""
     try:
         return _pack(message)
     except UnicodeEncodeError:
-        return _ESCAPED + _pack(_each_text(msgspec.to_builtins(message, builtin_types=(bytes,)), _escaped))
+        plain = msgspec.to_builtins(message, builtin_types=(bytes,))
+    try:
+        return _ESCAPED + _pack(_Walk(_escaped, _UNSAFE).through(plain))
+    except _TooMuch:
+        return _pack(_Walk(_written_out, _UNSAFE, math.inf).through(plain))
 
 
 def is_escaped(data: bytes) -> bool:
@@ -48,22 +55,46 @@ def decoder(kind: Any) -> Callable[[bytes], Any]:
         try:
             if not is_escaped(data):
                 return plain(data)
-            return msgspec.convert(_each_text(_unpack(data[1:]), _unescaped), kind)
-        except (UnicodeDecodeError, RecursionError, TypeError) as error:
-            # No UTF-8, nested too deep, or keys that can be none.
+            return msgspec.convert(_Walk(_unescaped, _ESCAPE).through(_unpack(data[1:])), kind)
+        except (_TooMuch, UnicodeDecodeError, RecursionError, TypeError) as error:
+            # No UTF-8, nested too deep, keys that can be none, or more than is worth the time.
             raise msgspec.DecodeError(str(error)) from None
 
     return decode
 
 
-def _each_text(value: Any, change: Callable[[str], str]) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {_each_text(key, change): _each_text(found, change) for key, found in value.items()}
-    if isinstance(value, list | tuple):
-        return [_each_text(found, change) for found in value]
-    return value
+class _TooMuch(Exception):
+    pass
+
+
+class _Walk:
+    """Changes each text in a value that has no more than so many parts, and matches of `pattern`."""
+
+    def __init__(self, change: Callable[[str], str], pattern: re.Pattern[str], most: float = _MOST) -> None:
+        self._change = change
+        self._pattern = pattern
+        self._left = most
+
+    def through(self, value: Any) -> Any:
+        """Raises _TooMuch."""
+        self._left -= 1
+        if self._left < 0:
+            raise _TooMuch("too many values or escapes for a message with text that is no UTF-8")
+        if isinstance(value, str):
+            for _ in self._pattern.finditer(value):
+                self._left -= 1
+                if self._left < 0:
+                    return self.through(None)
+            return self._change(value)
+        if isinstance(value, dict):
+            return {self.through(key): self.through(found) for key, found in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.through(found) for found in value]
+        return value
+
+
+def _written_out(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _escaped(text: str) -> str:

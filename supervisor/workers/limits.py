@@ -12,7 +12,10 @@ _LEAST_FREE = 16
 
 def most_connections(wanted: int) -> int:
     """`wanted`, or fewer if not enough descriptors would stay free for the app (RLIMIT_NOFILE)."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    try:
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except OSError:
+        return wanted  # the call is refused; running out of descriptors is noticed then
     if most == resource.RLIM_INFINITY:
         return wanted
     used = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names are all there is

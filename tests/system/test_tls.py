@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.kit.certificates import Authority, Certificate
-from tests.kit.daemon import PATIENCE, Daemon, Place
+from tests.kit.daemon import PATIENCE, Daemon, Place, ask
 
 pytestmark = pytest.mark.system
 
@@ -221,7 +221,7 @@ def test_who_speaks_no_tls(place: Place, authority: Authority, server: Certifica
     """Plain HTTP gets a plain 400, nonsense and silence cost nothing, and others are served meanwhile."""
     daemon = place.start(*files(server), "--header-timeout", "1", "plain:app")
     silent = socket.create_connection(daemon.address, PATIENCE)
-    assert daemon.get().status == 400
+    assert ask(daemon.url.replace("https:", "http:")).status == 400
     nonsense = socket.create_connection(daemon.address, PATIENCE)
     nonsense.sendall(b"\x16\x03\x01\x00\x05hello" + b"x" * 100)
     while nonsense.recv(100):

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -227,8 +228,10 @@ async def test_flood_is_read_in_small_parts() -> None:
         left = 0
         one.sock.close()
         handle = theatre.shell.workers[one.launch]
-        while handle.channel.receive_unvouched() is not None:
-            left += 1
+        # A stand-in that was forked later holds the other end, too: then there is no end, only no more.
+        with suppress(BlockingIOError):
+            while handle.channel.receive_unvouched() is not None:
+                left += 1
         assert 50 < left < 100
 
 

@@ -245,7 +245,7 @@ def test_escaped_messages_are_small_and_count_for_more() -> None:
         received = supervisor.receive_unvouched()
         assert received is not None
         assert received[1] > 8 * 40_000
-    worker.send(messages.BootFailed("x", "\udce9" * 40_000))
+    left.send(b"\xc1" + bytes(80_000))
     with pytest.raises(BadMessage, match="an escaped message of more than"):
         supervisor.receive_unvouched()
     for channel in (worker, supervisor):

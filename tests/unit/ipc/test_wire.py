@@ -42,3 +42,17 @@ def test_hostile_nesting(data: bytes) -> None:
     """Neither depth nor strange keys nor half an escape is more than a DecodeError."""
     with pytest.raises(msgspec.DecodeError):
         FROM_WORKER(data)
+
+
+@pytest.mark.parametrize("value", [[""] * 20_000, ["\0\u0169" * 20_000]])
+def test_more_than_is_worth_the_time(value: list[str]) -> None:
+    """Values and escapes in an escaped message are bounded: each takes Python to decode."""
+    data = b"\xc1" + msgspec.msgpack.encode({"type": "Signalled", "signum": 15, "more": value})
+    with pytest.raises(msgspec.DecodeError, match="too many"):
+        FROM_WORKER(data)
+
+
+def test_more_escapes_than_are_carried() -> None:
+    """Text with very many of them arrives with its surrogates written out."""
+    data = wire.encode(messages.Configure(1, 2, {}, "\udce9" * 20_000, "/"))
+    assert wire.decoder(messages.ToForkServer)(data).config == "\\udce9" * 20_000
