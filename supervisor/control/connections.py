@@ -15,7 +15,6 @@ import asyncio
 import errno
 import math
 import os
-import resource
 import socket
 import time
 from collections import deque
@@ -28,6 +27,7 @@ from aiohttp import web
 from supervisor.control.cookies import CookieFilter
 from supervisor.control.limits import Allowance, ConnectionLimits, make_room
 from supervisor.logs.limiter import LimitedLog
+from supervisor.osapi.files import most_open_files
 from supervisor.osapi.peers import PeerGone, TcpPeers, unix_peer
 
 if TYPE_CHECKING:
@@ -433,7 +433,7 @@ class ControlConnections:
             "max_line_size": TARGET_LIMIT,
         }
         if limits is None:
-            limits = ConnectionLimits.for_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            limits = ConnectionLimits.for_descriptors(most_open_files())
         self._limits = limits
         self._peers = _Peers(family)
         self._browsers = family != socket.AF_UNIX

@@ -1,12 +1,26 @@
-"""Reading files that a setting names: what lies there may be no file, and must not hold us up."""
+"""Files: how many may be open, and reading those that a setting names.
+
+What lies where a setting says may be no file, and must not hold us up.
+"""
 
 import errno
 import os
+import resource
 import stat
 
 _MOST = 16 << 20
 _PIECE = 1 << 20
+_NO_LIMIT = 2**31 - 1
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+
+def most_open_files() -> int:
+    """How many descriptors this process may have (RLIMIT_NOFILE); very many if there is no limit."""
+    try:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except OSError:
+        limit = resource.RLIM_INFINITY  # the call is refused; running out of them is noticed then
+    return _NO_LIMIT if limit == resource.RLIM_INFINITY else limit
 
 
 def read_file(path: str | os.PathLike[str], most: int = _MOST) -> bytes:

@@ -7,12 +7,12 @@ library, or in a worker that then boots and dies again and again; here it is one
 import errno
 import mmap
 import os
-import resource
 import select
 import socket
 from collections.abc import Callable
 
 from supervisor.errors import OstlerError
+from supervisor.osapi.files import most_open_files
 from supervisor.osapi.memfile import memory_file
 
 # For a start with one worker; what more are needed is found out by and by.
@@ -25,11 +25,8 @@ def check_calls() -> None:
     Raises:
         OstlerError: one is refused; names it.
     """
-    try:
-        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    except OSError:
-        descriptors = resource.RLIM_INFINITY  # refused; then it will be found out
-    if descriptors != resource.RLIM_INFINITY and descriptors < _FEWEST_DESCRIPTORS:
+    descriptors = most_open_files()
+    if descriptors < _FEWEST_DESCRIPTORS:
         problem = f"this process may open {descriptors} files, and at least {_FEWEST_DESCRIPTORS} are needed"
         raise OstlerError(f"{problem}; raise RLIMIT_NOFILE (ulimit -n)")
     for name, attempt in _CALLS.items():

@@ -1,10 +1,10 @@
 """How many connections a worker may have: in all, as far as its descriptors go, and from one address."""
 
 import os
-import resource
 from ipaddress import IPv6Address
 
 from supervisor.osapi import real
+from supervisor.osapi.files import most_open_files
 
 # Descriptors that stay free for the app, at least.
 _LEAST_FREE = 16
@@ -12,12 +12,7 @@ _LEAST_FREE = 16
 
 def most_connections(wanted: int) -> int:
     """`wanted`, or fewer if not enough descriptors would stay free for the app (RLIMIT_NOFILE)."""
-    try:
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    except OSError:
-        return wanted  # the call is refused; running out of descriptors is noticed then
-    if most == resource.RLIM_INFINITY:
-        return wanted
+    most = most_open_files()
     used = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names are all there is
     return max(1, min(wanted, most - used - max(_LEAST_FREE, most // 16)))
 

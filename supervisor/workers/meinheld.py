@@ -17,7 +17,6 @@ own; these only work where it was built with the header of the greenlet that is 
 
 import math
 import os
-import resource
 import select
 import signal
 import socket
@@ -31,6 +30,7 @@ from typing import Any, Self
 from meinheld import server
 
 from supervisor.errors import SettingError
+from supervisor.osapi.files import most_open_files
 from supervisor.scoreboard import layout
 from supervisor.settings.table import Settings
 from supervisor.workers.base import BaseWorker, Context
@@ -94,7 +94,7 @@ class MeinheldWorker(BaseWorker):
         server.set_client_body_buffer_size(max(1, min(settings.buffer_request, _LARGEST_BODY)))
         # A connection to ourselves must outlive a second.
         server.set_keepalive(max(2, math.ceil(settings.keepalive)) if settings.keepalive else 0)
-        server.set_picoev_max_fd(min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], _MOST_DESCRIPTORS))
+        server.set_picoev_max_fd(min(most_open_files(), _MOST_DESCRIPTORS))
         server.set_access_logger(self._calls)
         server.set_error_logger(self._calls)
         server.set_watchdog(self._each_second)

@@ -55,3 +55,17 @@ def test_reading(tmp_path: Path) -> None:
     assert read_file("/dev/null") == b""
     check_file("/dev/null")
     check_file(path)
+
+
+def test_most_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No limit, and none that is told, are no small number: RLIM_INFINITY is -1."""
+    monkeypatch.setattr(files.resource, "getrlimit", lambda _which: (1024, 4096))
+    assert files.most_open_files() == 1024
+    monkeypatch.setattr(files.resource, "getrlimit", lambda _which: (-1, -1))
+    assert files.most_open_files() > 1_000_000
+
+    def refused(_which: int) -> tuple[int, int]:
+        raise PermissionError(1, "refused")
+
+    monkeypatch.setattr(files.resource, "getrlimit", refused)
+    assert files.most_open_files() > 1_000_000

@@ -26,6 +26,6 @@ def test_refused(monkeypatch: pytest.MonkeyPatch, number: int, advice: str) -> N
 
 def test_too_few_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit that no start fits into is named at once."""
-    monkeypatch.setattr(needed.resource, "getrlimit", lambda _which: (12, 12))
+    monkeypatch.setattr(needed, "most_open_files", lambda: 12)
     with pytest.raises(OstlerError, match="may open 12 files"):
         needed.check_calls()
