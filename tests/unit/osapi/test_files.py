@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.osapi import files
 from supervisor.osapi.files import check_file, read_file
 
 
