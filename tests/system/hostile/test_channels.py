@@ -175,12 +175,15 @@ def going_on(daemon: Daemon, name: str, workers: int) -> Iterator[None]:
         asking.join()
 
 
-@pytest.mark.parametrize("name", ["escaped_marks", "escaped_items"])
-def test_messages_that_take_long_to_decode(place: Place, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("escaped_marks", "more than any worker"), ("escaped_items", "too many values or escapes")],
+)
+def test_messages_that_take_long_to_decode(place: Place, name: str, why: str) -> None:
     """The form for text that is no UTF-8 takes Python: of that a child may send less."""
     daemon = place.start("--preload", "-w", "5", *CLASSES["threads"])
     with going_on(daemon, name, 2):
-        killed_for(daemon, "more than any worker")
+        killed_for(daemon, why)
         assert_unharmed(daemon, 3)
     is_well(daemon, 5)
 
