@@ -214,14 +214,15 @@ from who import app
 
 
 def test_an_app_can_not_say_what_to_bind(open_place: Place) -> None:
-    """The app's process says what the configuration is, but not once the app runs in it."""
+    """The app's process says what the configuration is, but not once the app runs in it: that is its end."""
     wanted = open_place.folder / "roots.sock"
     open_place.add("forger.py", FORGER.format(wanted))
-    daemon = open_place.start("forger:app", "-u", "nobody", "--preload", argv=[*shown(), *OSTLER])
-    assert facts(daemon)[0] == UID
+    words = ("forger:app", "-u", "nobody", "--preload")
+    daemon = open_place.start(*words, argv=[*shown(), *OSTLER], serving=False)
+    assert daemon.wait() == 3
     assert not wanted.exists()
-    assert "forged" not in daemon.log.read_text()
-    assert daemon.stop() == 0
+    assert "it sent Configured while it is loading the app" in daemon.event("protocol_error")["problem"]
+    assert not daemon.events("configuration")
 
 
 def test_standard_descriptors_by_name(open_place: Place) -> None:
