@@ -110,7 +110,7 @@ class Client:
 
     @classmethod
     def unix(cls, path: Path, seconds: float = SECONDS, judge: Judge | None = None) -> "Client":
-        """`judge`: None for a path that is known to be the right one, whoever's it is."""
+        """`judge`: None for a path that is known to be the right one, whatever user it belongs to."""
         return cls(_UnixConnection(path, seconds, judge), str(path))
 
     @classmethod

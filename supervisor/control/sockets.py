@@ -140,7 +140,7 @@ def _owner(folder: Path) -> int | None:
 
 
 def _make_own(folder: Path, mode: int) -> str | None:
-    """Make `folder`, or check that nobody else can put things into the one that is there.
+    """Make `folder`, or check that no other user can put files into the existing one.
 
     Returns what is wrong with it, None if it can be used.
     """

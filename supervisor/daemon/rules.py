@@ -25,7 +25,7 @@ class Phase(enum.Enum):
     UNKNOWN = "not forked yet"
     BOOTING = "booting"
     SERVING = "serving"
-    LEFT = "a template that nobody has taken yet"
+    LEFT = "a template that is not in use yet"
     CONFIGURING = "reading the configuration"
     DECIDED = "reading the configuration that it has decided on"
     CONFIGURED = "configured"

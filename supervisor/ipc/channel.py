@@ -107,7 +107,7 @@ class Channel(Generic[Incoming]):
 
         The size is in bytes, or a multiple of that where they are costly to decode.
 
-        Descriptors are not received: those that nobody receives the kernel closes, and that can block for as
+        Descriptors are not received: the kernel would close them at once, and closing can block for as
         long as their sender likes (see `received.discard`). A message with some stays where it is.
 
         Raises:

@@ -87,7 +87,7 @@ class TcpPeers:
         if answer is None:
             return None
         _, _, _, uid, inode = _ANSWER.unpack_from(answer, _HEADER.size)
-        # Without an inode it is no process's any more, and the uid is 0 whoever has made it (sock_i_uid).
+        # Without an inode it belongs to no process any more, and the uid is always 0 (sock_i_uid).
         if inode == 0:
             raise PeerGone
         return int(uid)

@@ -1,4 +1,4 @@
-"""Descriptors that came over a socket (SCM_RIGHTS, unix(7)) from a process that nobody vouches for."""
+"""Descriptors that came over a socket (SCM_RIGHTS, unix(7)) from a process that is not trusted."""
 
 import array
 import socket

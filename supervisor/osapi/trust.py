@@ -29,7 +29,7 @@ _GROUP_OR_ALL = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Writer(NamedTuple):
-    """Somebody besides root and us who can have a path mean something else.
+    """An account other than root and our own that can change what a path leads to.
 
     Attributes:
         path: the file or folder that they can write.
@@ -214,8 +214,8 @@ def _look(fd: int, here: str, found: list[Writer]) -> bool:
 def is_alone() -> bool:
     """Whether root is the only account of our user namespace (user_namespaces(7)).
 
-    It then is an ordinary user outside, has that one's rights, and can become nobody else; what belongs to
-    the system's root shows as nobody's. So there is nobody to be careful about.
+    Outside the namespace it is an ordinary user, has the rights of that user and can take no other account;
+    files of the system's root are shown as those of `nobody`. So there is no account to guard against.
     """
     try:
         with open("/proc/self/uid_map", encoding="ascii") as file:  # noqa: PTH123 - no pathlib here
