@@ -2,8 +2,8 @@
 
 A `Place` is a temporary folder with an app folder, a runtime directory and an environment that nobody else
 shares, so that tests can run side by side. It starts daemons (`python -m supervisor`), runs `ctl` against
-them, and at its end stops them and looks for what is left: anything in their sessions, with the place's mark
-in its environment, or with its folder open. What it finds is killed, and the test fails.
+them, and at its end stops them and looks for what is left: anything with the place's mark in its environment,
+or with its folder open. What it finds is killed, and the test fails.
 Should the tests be killed themselves, their daemons get SIGTERM.
 
 Nothing sleeps to let time pass. `until` looks for a fact again and again up to a deadline, and gives up at
@@ -50,8 +50,11 @@ OSTLER = (sys.executable, "-m", "supervisor")
 PATIENCE = 15.0
 """Seconds for what usually takes some milliseconds; machines that run tests are busy."""
 _LOOK = 0.01
+_LONGEST_LOOK = 0.05
 _MARK = "OSTLER_TEST_PLACE"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_CLONE_NEWNS = 0x20000  # linux/sched.h
+_MS_REC, _MS_PRIVATE = 1 << 14, 1 << 18  # linux/mount.h
 # What the machine's own environment must not tell the daemon.
 _UNWANTED = (
     "OSTLER_",
@@ -61,6 +64,8 @@ _UNWANTED = (
     "PORT",
     "NOTIFY_SOCKET",
     "RUNTIME_DIRECTORY",
+    # Images of containers set it. Each process would compile all of its modules, a quarter of its start.
+    "PYTHONDONTWRITEBYTECODE",
 )
 
 
@@ -70,13 +75,15 @@ def until(condition: Callable[[], T | None], what: str, within: float = PATIENCE
     Raises:
         AssertionError: it has not, `within` seconds; the text names `what`.
     """
-    deadline = time.monotonic() + within
+    began = time.monotonic()
     while True:
         found = condition()
         if found:
             return found
-        assert time.monotonic() < deadline, f"not within {within:g} s: {what}"
-        time.sleep(_LOOK)
+        waited = time.monotonic() - began
+        assert waited < within, f"not within {within:g} s: {what}"
+        # A look costs the daemon something, too: it is less frequent the longer the wait has been.
+        time.sleep(min(max(_LOOK, waited / 10), _LONGEST_LOOK))
 
 
 # -- asking over HTTP ------------------------------------------------------------------------------------
@@ -268,6 +275,8 @@ class _Stat(NamedTuple):
     state: str
     parent: int
     session: int
+    started: int
+    """Clock ticks since the machine's start."""
 
 
 def _processes() -> Iterable[tuple[int, _Stat]]:
@@ -279,7 +288,7 @@ def _processes() -> Iterable[tuple[int, _Stat]]:
                 continue
             # proc_pid_stat(5): the command's name may hold anything, so from its last bracket on.
             fields = stat.rpartition(")")[2].split()
-            yield int(folder.name), _Stat(fields[0], int(fields[1]), int(fields[3]))
+            yield int(folder.name), _Stat(fields[0], int(fields[1]), int(fields[3]), int(fields[19]))
 
 
 def fork_server(daemon: "Daemon") -> Process:
@@ -314,8 +323,28 @@ _libc = ctypes.CDLL(None)
 
 
 def end_with_us() -> None:
-    """In what is to become a daemon: be told to end if the thread that has started it does (prctl(2))."""
+    """In what is to become a daemon: be told to end if the thread that has started it does (prctl(2)).
+
+    SIGINT is not ignored, as a shell has it for what it runs in the background, the tests for instance.
+    """
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _strange_folders() -> list[bytes]:
+    """Folders of other daemons where `ctl` looks whatever its environment says."""
+    found = [path for place in ("/tmp", "/var/tmp", "/dev/shm") for path in Path(place).glob("ostler-*")]
+    return [os.fsencode(path) for path in (*found, Path("/run/ostler")) if path.is_dir()]
+
+
+def _hide(folders: Sequence[bytes]) -> None:
+    """In what is to become a command, as root: each of these folders is an empty one to it (mount(2)).
+
+    They stay as they are in a container whose root may not mount.
+    """
+    if _libc.unshare(_CLONE_NEWNS) == 0 == _libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None):
+        for folder in folders:
+            _libc.mount(b"tmpfs", folder, b"tmpfs", 0, b"mode=755")
 
 
 class Daemon:
@@ -548,7 +577,7 @@ class Place:
         self.keep = False
         self.daemons: list[Daemon] = []
         self._mark = secrets.token_hex(8)
-        self._sessions: set[int] = set()
+        self._began = _boot_ticks()
         self._clock = itertools.count(1_000_000_000)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_UNWANTED)}
         self.environ = kept | {
@@ -556,6 +585,8 @@ class Place:
             "TMPDIR": str(self.folder),
             "NO_COLOR": "1",
             _MARK: self._mark,
+            # The memory of the environment is not used for titles, so the mark stays to be seen in /proc.
+            "SPT_NOENV": "1",
         }
 
     def __enter__(self) -> Self:
@@ -622,7 +653,6 @@ class Place:
         more = {"env": self.environ | environ, **(popen or {})}
         daemon = Daemon(self, command, len(self.daemons) + 1, **more)
         self.daemons.append(daemon)
-        self._sessions.add(daemon.pid)
         if serving:
             daemon.event("serving")
         return daemon
@@ -631,7 +661,11 @@ class Place:
         self, *args: str, argv: Sequence[str] = OSTLER, cwd: Path | None = None, within: float = 30.0,
         **environ: str,
     ) -> Done:  # fmt: skip
-        """Run a command to its end; it must leave nothing behind."""
+        """Run a command to its end; it must leave nothing behind.
+
+        What other daemons have left where `ctl` looks is hidden from it, if we are root.
+        """
+        strange = _strange_folders() if os.geteuid() == 0 else []
         with subprocess.Popen(
             [*argv, *args],
             cwd=cwd or self.app_folder,
@@ -641,8 +675,8 @@ class Place:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=functools.partial(_hide, strange) if strange else None,
         ) as process:
-            self._sessions.add(process.pid)
             try:
                 out, err = process.communicate(timeout=within)
             except subprocess.TimeoutExpired:
@@ -659,11 +693,11 @@ class Place:
         mark = f"{_MARK}={self._mark}".encode()
         found = []
         for pid, stat in _processes():
-            if stat.state in "ZX" or stat.session in running:
+            if stat.state in "ZX" or stat.session in running or stat.started < self._began:
                 continue
-            # The mark alone is not enough: setproctitle writes over the memory that /proc shows. The folder
-            # catches who has made a session of its own.
-            if stat.session in self._sessions or mark in _environ(pid) or self._uses_folder(pid):
+            # Not by the number of the session: once all of it has ended, the kernel gives it to a stranger.
+            # The folder is for what an app has started with another environment.
+            if mark in _environ(pid) or self._uses_folder(pid):
                 found.append(Leftover(pid, title(pid)))
         return found
 
@@ -686,6 +720,11 @@ class Place:
         for path in sorted(set(self.folder.glob("*.log")) - {daemon.log for daemon in self.daemons}):
             parts.append(f"{path.name}:\n{path.read_text(errors='replace')[-6000:]}")
         return "\n".join(parts)
+
+
+def _boot_ticks() -> int:
+    """Now, as proc_pid_stat(5) has a process's start: clock ticks since the machine's start, rounded down."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
 
 
 def _environ(pid: int) -> bytes:
