@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from supervisor.control.pages import STATIC
@@ -26,7 +27,7 @@ expect.set_options(timeout=20_000)
 
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
 
-pytestmark = [
+needs_browser = [
     pytest.mark.browser,
     pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no {CHROMIUM} (apt install chromium)"),
     pytest.mark.skipif(
@@ -34,10 +35,13 @@ pytestmark = [
         reason="the dashboard is not built (cd web; npm ci; npm run build)",
     ),
 ]
+# One loop for all tests, as they share the browser.
+pytestmark = [*needs_browser, pytest.mark.asyncio(loop_scope="module")]
 
 
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def chromium() -> AsyncIterator[Browser]:
+    """Its start takes longer than most tests."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
             executable_path=CHROMIUM,
@@ -57,13 +61,21 @@ async def browser() -> AsyncIterator[Browser]:
             await browser.close()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
+async def browser(chromium: Browser) -> AsyncIterator[Browser]:
+    """A browser without pages, cookies and storage."""
+    yield chromium
+    for context in chromium.contexts:
+        await context.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def api() -> AsyncIterator[FakeApi]:
     async with FakeApi() as api:
         yield api
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def page(browser: Browser, api: FakeApi) -> Page:
     """The dashboard, logged in and live."""
     return await opened(await browser.new_page(), api)

@@ -13,10 +13,10 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from supervisor.control.routes import LOGIN_LINK
-from tests.browser.test_dashboard import CHROMIUM, pytestmark
+from tests.browser.test_dashboard import CHROMIUM, needs_browser
 from tests.kit.daemon import Daemon, Place, ask
 
-__all__ = ["pytestmark"]
+pytestmark = needs_browser
 
 # Generous, for a busy machine; a test that passes never waits for it.
 expect.set_options(timeout=20_000)
