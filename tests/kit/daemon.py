@@ -418,6 +418,15 @@ class Daemon:
 
         return self.until(look, f"{workers} workers and all ready {more or ''}", within)[0]
 
+    def counted(self, **totals: int) -> None:
+        """Wait until the totals of the status are these: a worker counts a request once it is answered."""
+
+        def look() -> bool:
+            found = self.status().totals
+            return all(getattr(found, name) == value for name, value in totals.items())
+
+        self.until(look, f"totals {totals}")
+
     def in_app(self, path: str, within: float = PATIENCE) -> RequestView:
         """Wait until a request for `path` is in the app."""
 

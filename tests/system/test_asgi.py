@@ -109,8 +109,8 @@ def test_requests_in_flight_are_shown(place: Place) -> None:
     assert "/gate/many" in daemon.ctl("requests").out
     (place.app_folder / "many.open").touch()
     assert {client.answer().text for client in clients} == {"many passed"}
-    assert daemon.workers()[0].in_flight == []
-    daemon.until(lambda: daemon.status().totals.requests == 20, "counted")
+    daemon.until(lambda: daemon.workers()[0].in_flight == [], "none is in flight")
+    daemon.counted(requests=20)
 
 
 # -- life cycle ------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def test_background_work(place: Place) -> None:
     daemon = place.start("-t", "0.5", *ASGI)
     old = Process(daemon.pids()[0])
     assert daemon.get("/then-works").text == "one"
-    assert daemon.workers()[0].in_flight == []
+    daemon.until(lambda: daemon.workers()[0].in_flight == [], "none is in flight")
     assert daemon.ctl("reload", "--no-wait").code == 0
     daemon.event("worker_ready", after=1)
     assert not old.ended(1.0)

@@ -116,7 +116,7 @@ def test_requests(daemon: Daemon, shared_place: Place) -> None:
     """A slow request is listed with method, path, age and deadline while it runs, and not afterwards."""
     slow = daemon.connect().asked("/gate/listed?token=secret")
     seen = daemon.in_app("/gate/listed")
-    assert daemon.status().in_flight == 1
+    daemon.until(lambda: daemon.status().in_flight == 1, "one request in flight")
     out = daemon.ctl("requests").out
     assert "GET" in out
     assert "/gate/listed" in out

@@ -76,7 +76,7 @@ def test_a_request_is_ended_alone(place: Place, path: str, threads: str) -> None
     assert "in app" in event["stack"]
     assert daemon.get("/pid").text == str(pid)
     assert daemon.pids() == [pid]
-    assert daemon.status().totals.errors == 1
+    daemon.counted(errors=1)
     assert daemon.events("worker_exited") == []
     assert daemon.events("request_failed") == []
     line = daemon.until(
@@ -156,7 +156,7 @@ def test_queue_timeout(place: Place) -> None:
     answer = late.answer()
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
     assert late.asked("/pid").answer().status == 200
-    assert daemon.status().totals.errors == 1
+    daemon.counted(errors=1)
 
 
 def test_timeout(place: Place) -> None:
@@ -289,7 +289,7 @@ def test_max_requests(place: Place) -> None:
     # It goes on serving until its successor is there; the quota itself is told exactly.
     assert all(40 <= event["requests"] <= 60 for event in recycled)
     assert len({event["requests"] for event in recycled}) > 1, "jitter"
-    assert daemon.status().totals.requests == 600
+    daemon.counted(requests=600)
     assert daemon.status().totals.deaths == 0
     successor_first(daemon.events())
 

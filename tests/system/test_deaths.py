@@ -37,6 +37,7 @@ def test_deaths_of_all_workers(place: Place) -> None:
     for pid in [worker.pid or 0 for worker in daemon.settled(3)]:
         os.kill(pid, signal.SIGKILL)
     assert daemon.get().text == "one"
+    daemon.event("worker_died", after=2)
     daemon.settled(3)
     assert len(daemon.events("worker_died")) == 3
 

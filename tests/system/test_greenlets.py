@@ -159,8 +159,8 @@ def test_requests_wait_together(green: Place, kind: str) -> None:
     open_gate(daemon, "all")
     assert {client.answer().text for client in clients} == {"all passed"}
     assert {client.asked("/pid").answer().text for client in clients} == {str(daemon.pids()[0])}
-    assert in_flight(daemon) == 0
-    assert daemon.status().totals.requests >= 201
+    daemon.until(lambda: in_flight(daemon) == 0, "none is in flight")
+    daemon.until(lambda: daemon.status().totals.requests >= 201, "all are counted")
 
 
 @BOTH

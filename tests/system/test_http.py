@@ -155,7 +155,7 @@ def test_error_in_the_app(place: Place) -> None:
     assert "the app's own mistake" in event["traceback"]
     assert daemon.get("/").status == 200
     assert daemon.pids() == pids
-    assert daemon.status().totals.errors == 1
+    daemon.counted(errors=1)
 
 
 def speak(daemon: Daemon, data: bytes) -> bytes:

@@ -70,9 +70,8 @@ def planned(daemon: Daemon) -> Iterator[Load]:
         client.wait_for(client.ended + RATE // 4, within=10)
         report = client.finish()
     assert (report.lost, report.unasked) == ([], 0), report.summary()
-    assert daemon.status().totals.requests == len(report)
-    assert daemon.status().totals.deaths == 0
-    assert daemon.status().state == "ready"
+    daemon.counted(requests=len(report), deaths=0)
+    daemon.until(lambda: daemon.status().state == "ready", "ready")
 
 
 def unexplained(report: Report, killed: Sequence[Killed]) -> list[Record]:

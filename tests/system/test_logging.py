@@ -420,7 +420,13 @@ def test_statsd(place: Place, udp: socket.socket) -> None:
         assert all(re.fullmatch(r"\d+\|c\|@1\.0\|#env:test", one) for one in found)
         return sum(int(one.split("|")[0]) for one in found)
 
-    got = collect(udp, lambda got: total(got, "requests") == 4 and any("workers:2" in one for one in got))
+    def complete(got: list[str]) -> bool:
+        gauges = "\n".join(got)
+        return (total(got, "requests"), total(got, "log.exception")) == (4, 1) and all(
+            name in gauges for name in ("workers:2", "backlog:0")
+        )
+
+    got = collect(udp, complete)
     assert (total(got, "request.status.200"), total(got, "request.status.500")) == (3, 1)
     assert total(got, "log.exception") == 1
     metrics = "\n".join(got).split("\n")

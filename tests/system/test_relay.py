@@ -61,7 +61,7 @@ def test_connections_survive_reloads(place: Place, kind: list[str]) -> None:
         place.add("page.py", page(version))
         assert daemon.ctl("reload").code == 0
         assert set(kept.ask_again()) == {version}
-    assert daemon.status().totals.connections == 6
+    daemon.counted(connections=6)
     daemon.until(
         lambda: sum(worker.connections for worker in daemon.workers()) == 6, "each belongs to one worker"
     )
