@@ -395,7 +395,7 @@ def test_refork(green: Place) -> None:
 
 
 @pytest.mark.parametrize("patch", ["gevent.monkey.patch_all()", "eventlet.monkey_patch()"])
-@pytest.mark.parametrize("kind", ["sync", "gthread", "itself"])
+@pytest.mark.parametrize("kind", ["gthread", "itself"])
 @pytest.mark.parametrize("preload", [False, True])
 def test_a_file_that_patches(place: Place, patch: str, kind: str, preload: bool) -> None:
     """In the fork server everything waits for real all the same, with every worker class."""

@@ -83,7 +83,7 @@ def unexplained(report: Report, killed: Sequence[Killed]) -> list[Record]:
     return [record for record in report.lost if not all(excused(*loss) for loss in record.losses)]
 
 
-@pytest.mark.parametrize(("kind", "times"), [("sync", 20), ("gthread", 5)])
+@pytest.mark.parametrize(("kind", "times"), [("sync", 10), ("gthread", 5)])
 def test_reloads(place: Place, kind: str, times: int) -> None:
     """Many reloads in a row: each ends with new code alone, and nothing is lost."""
     daemon = fleet(place, "-k", kind, *(["--threads", "3"] if kind == "gthread" else []), *QUICK_CANARY)

@@ -206,16 +206,16 @@ def test_workers_that_wait_are_not_forgotten(place: Place) -> None:
 
 
 def test_descriptors_do_not_grow(place: Place) -> None:
-    """Ten reloads and thirty recycled workers leave no zombie and no descriptor behind."""
+    """Four reloads and ten recycled workers leave no zombie and no descriptor behind."""
     daemon = place.start("-w", "2", "--probation", "0", "--canary-time", "0", "plain:app")
     daemon.settled(2)
     # What is opened once is open now, our own connection included.
     daemon.client.call(RELOAD, Reload(wait=True))
     before = kinds(daemon)
     memory = descriptors_of_fork_server(daemon)
-    for _ in range(10):
+    for _ in range(4):
         assert daemon.client.call(RELOAD, Reload(wait=True)).phase == "done"
-    for number in range(30):
+    for number in range(10):
         old = daemon.client.call(RECYCLE, slot=number % 2 + 1)
         daemon.until(lambda old=old: old.pid not in daemon.pids(), "replaced")
     daemon.settled(2)
@@ -224,7 +224,7 @@ def test_descriptors_do_not_grow(place: Place) -> None:
         lambda: kinds(daemon) == before, f"the descriptors of before: {before}, now: {kinds(daemon)}"
     )
     assert descriptors_of_fork_server(daemon) <= memory
-    assert daemon.status().totals.spawned == 2 + 11 * 2 + 30
+    assert daemon.status().totals.spawned == 2 + 5 * 2 + 10
     assert daemon.status().totals.deaths == 0
 
 
