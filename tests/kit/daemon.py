@@ -47,7 +47,7 @@ from supervisor.control.views import RequestView, StatusView, WorkerView
 T = TypeVar("T")
 
 OSTLER = (sys.executable, "-m", "supervisor")
-PATIENCE = 15.0
+PATIENCE = 30.0
 """Seconds for what usually takes some milliseconds; machines that run tests are busy."""
 _LOOK = 0.01
 _LONGEST_LOOK = 0.05

@@ -211,6 +211,7 @@ def test_descriptors_do_not_grow(place: Place) -> None:
     daemon.settled(2)
     # What is opened once is open now, our own connection included.
     daemon.client.call(RELOAD, Reload(wait=True))
+    daemon.until(lambda: len(children(daemon.pid)) == 3, "no child but a fork server and two workers")
     before = kinds(daemon)
     memory = descriptors_of_fork_server(daemon)
     for _ in range(4):
@@ -221,7 +222,9 @@ def test_descriptors_do_not_grow(place: Place) -> None:
     daemon.settled(2)
     daemon.until(lambda: len(children(daemon.pid)) == 3, "no child but a fork server and two workers")
     daemon.until(
-        lambda: kinds(daemon) == before, f"the descriptors of before: {before}, now: {kinds(daemon)}"
+        # One of a child that has just ended may have been among those of before.
+        lambda: all(count <= before.get(kind, 0) for kind, count in kinds(daemon).items()),
+        f"the descriptors of before: {before}",
     )
     assert descriptors_of_fork_server(daemon) <= memory
     assert daemon.status().totals.spawned == 2 + 5 * 2 + 10
