@@ -317,7 +317,9 @@ class AsgiWorker(BaseWorker):
                 break
             for connection in list(state.connections):
                 cycle: Any = getattr(connection, "cycle", _WEBSOCKET)
-                if cycle is _WEBSOCKET:
+                if connection.transport.is_closing():
+                    pass  # under TLS: a second time would keep what it still has to send from being known
+                elif cycle is _WEBSOCKET:
                     connection.shutdown()  # by code 1012 of RFC 6455's registry: clients connect again
                 elif cycle is not None and not cycle.response_complete:
                     idle_since.pop(connection, None)

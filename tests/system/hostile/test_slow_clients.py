@@ -6,7 +6,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -49,6 +49,23 @@ async def asgi(scope, receive, send):
     length = str(len(body)).encode()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
     await send({"type": "http.response.body", "body": body})
+"""
+SIZE = 3_000_000
+LARGE = f"""
+import asyncio.constants
+asyncio.constants.SSL_SHUTDOWN_TIMEOUT = 1.0  # instead of 30 s: how long a closed connection may take
+LARGE = bytes({SIZE})
+def app(environ, start_response):
+    body = {{"/large": LARGE, "/larger": LARGE * 4}}.get(environ["PATH_INFO"], b"x")
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+async def asgi(scope, receive, send):
+    if scope["type"] != "http":
+        raise RuntimeError("only http")
+    body = {{"/large": LARGE, "/larger": LARGE * 4}}.get(scope["path"], b"x")
+    length = str(len(body)).encode()
+    await send({{"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]}})
+    await send({{"type": "http.response.body", "body": body}})
 """
 ATTACKS = {
     "nothing": b"",
@@ -345,6 +362,119 @@ def test_answers_under_tls_are_not_cut(hostile_place: Place, tmp_path: Path) -> 
         while size < 8_000_000 and (data := first.recv(1 << 16)):
             size += len(data)
     assert size >= 8_000_000
+
+
+def tls_words(folder: Path) -> tuple[tuple[str, ...], ssl.SSLContext]:
+    """What makes a daemon speak TLS, and what its clients trust."""
+    authority = Authority(folder)
+    server = authority.issue("localhost")
+    return ("--certfile", server.cert, "--keyfile", server.key), authority.client_context()
+
+
+def ask_for(
+    daemon: Daemon, stack: ExitStack, request: bytes, context: ssl.SSLContext | None, kept: int = 4096
+) -> socket.socket:
+    """Send a request on a new connection, whose kernel keeps little of the answer: `kept` bytes."""
+    sock = stack.enter_context(socket.socket())
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, kept)
+    sock.settimeout(30)
+    sock.connect(daemon.address)
+    if context is not None:
+        sock = stack.enter_context(context.wrap_socket(sock, server_hostname="localhost"))
+    sock.sendall(request)
+    return sock
+
+
+class SlowReader:
+    """Reads a little at a time, in a thread, until `finish`; then all there is of a large answer."""
+
+    def __init__(self, sock: socket.socket, expected: int = SIZE) -> None:
+        self._sock, self._expected = sock, expected
+        self._quickly = threading.Event()
+        self.size = 0
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with suppress(OSError):
+            while self.size < self._expected and (data := self._sock.recv(1 << 14)):
+                self.size += len(data)
+                self._quickly.wait(0.02)
+
+    def finish(self) -> int:
+        """How much came."""
+        self._quickly.set()
+        self._thread.join()
+        return self.size
+
+
+GET_LARGE = b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n"
+WITH_EVENTLET = {**CLASSES, "eventlet": ("-k", "eventlet", "attacked:app")}
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("words", WITH_EVENTLET.values(), ids=WITH_EVENTLET.keys())
+def test_slow_readers(hostile_place: Place, words: tuple[str, ...], tls: bool, tmp_path: Path) -> None:
+    """Clients that ask for a large answer and read nothing make room, and one that reads does not."""
+    hostile_place.add("large.py", LARGE)
+    certificate, context = tls_words(tmp_path) if tls else ((), None)
+    words = tuple(word.replace("attacked:", "large:") for word in words)
+    limits = ("-w", "1", "--worker-connections", "12", "--keep-alive", "600", "--graceful-timeout", "1")
+    daemon = hostile_place.start(*limits, *certificate, *words)
+    with ExitStack() as stack:
+        reader = SlowReader(ask_for(daemon, stack, GET_LARGE, context, 1 << 16))
+        stack.callback(reader.finish)
+        for _ in range(18):
+            ask_for(daemon, stack, GET_LARGE, context)
+        took = [answered(daemon, context) for _ in range(PROBES)]
+        size = reader.finish()
+        # Nothing but new clients wakes the worker now.
+        took += [answered(daemon, context) for _ in range(20)]
+    assert size >= SIZE
+    assert sum(took[1:]) < ANSWERED_WITHIN * SLACK, took
+    assert took[0] < ANSWERED_WITHIN * SLACK
+    assert daemon.events("connections_evicted")
+    assert daemon.events("worker_died") == []
+    assert daemon.events("internal_error") == []
+
+
+def test_tls_clients_that_do_not_close(hostile_place: Place, tmp_path: Path) -> None:
+    """The client's part of the end of TLS is not waited for long: neither in service nor by a drain."""
+    certificate, context = tls_words(tmp_path)
+    times = ("--keep-alive", "1", "--graceful-timeout", "60")
+    daemon = hostile_place.start("-w", "1", *times, *certificate, *CLASSES["asgi"])
+    requests = (
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"what is this?\r\n\r\n",
+        ATTACKS["heads"],
+        b"",
+    )
+    with ExitStack() as stack:
+        for request in requests[:3]:
+            ask_for(daemon, stack, request, context)
+        daemon.until(lambda: daemon.status().totals.connections == 3, "all were accepted")
+        daemon.until(lambda: daemon.workers()[0].connections == 0, "all have ended", 20)
+        for request in requests:
+            ask_for(daemon, stack, request, context)
+        daemon.until(lambda: daemon.status().totals.connections == 3 + len(requests), "all were accepted")
+        assert daemon.stop(within=30) == 0
+
+
+def test_a_slow_reader_of_a_last_answer(hostile_place: Place, tmp_path: Path) -> None:
+    """A connection that ends with its answer lives as long as its client reads, also under TLS."""
+    hostile_place.add("large.py", LARGE)
+    certificate, context = tls_words(tmp_path)
+    daemon = hostile_place.start("-w", "1", *certificate, "-k", "asgi", "large:asgi")
+    with ExitStack() as stack:
+        # More than the kernel takes in that time.
+        request = b"GET /larger HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        reader = SlowReader(ask_for(daemon, stack, request, context, 1 << 16), 4 * SIZE)
+        stack.callback(reader.finish)
+        began = time.monotonic()
+        until(lambda: time.monotonic() - began > 2.0 and reader.size, "more time than it once had")
+        size = reader.finish()
+    assert size >= 4 * SIZE
 
 
 def test_websockets_that_have_ended_are_not_counted(hostile_place: Place) -> None:
