@@ -49,7 +49,15 @@ CLASSES: dict[str, tuple[str, ...]] = {
 }
 """Command lines for each kind of worker, to be used with `APP` as attacked.py."""
 
+EVERY_CLASS = {
+    **CLASSES,
+    "eventlet": ("-k", "eventlet", "attacked:app"),
+    "meinheld": ("-k", "meinheld", "attacked:app"),
+}
+"""With those that few use, for the tests that cost little."""
+
 each_class = pytest.mark.parametrize("words", CLASSES.values(), ids=CLASSES.keys())
+every_class = pytest.mark.parametrize("words", EVERY_CLASS.values(), ids=EVERY_CLASS.keys())
 
 REPLACED_WITHIN = 0.1
 STATUS_WITHIN = 0.5

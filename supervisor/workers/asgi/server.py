@@ -106,6 +106,13 @@ def count_ends(protocol: type[Any], lost: Callable[[Any], None]) -> type[Any]:
     """
 
     class Counted(protocol):  # type: ignore[misc]
+        # See `records`.
+        arrived = False
+
+        def data_received(self, data: bytes) -> None:
+            self.arrived = True
+            super().data_received(data)
+
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             # uvicorn cancels the timer of a connection that has ended cleanly, but not of one that was reset.

@@ -1,5 +1,8 @@
 """Clients that open many connections and send as little as they can: others are served meanwhile."""
 
+import _ssl
+import ctypes
+import os
 import select
 import socket
 import ssl
@@ -475,6 +478,83 @@ def test_a_slow_reader_of_a_last_answer(hostile_place: Place, tmp_path: Path) ->
         until(lambda: time.monotonic() - began > 2.0 and reader.size, "more time than it once had")
         size = reader.finish()
     assert size >= 4 * SIZE
+
+
+class KeyUpdates:
+    """Connections that send TLS 1.3 key updates without end, in a thread; each that is ended is made again.
+
+    Args:
+        kind: 1: each is to be answered; 0: none is (ssl.h, SSL_KEY_UPDATE_REQUESTED).
+
+    Attributes:
+        ended: how many were ended.
+    """
+
+    def __init__(self, daemon: Daemon, kind: int) -> None:
+        self._kind = kind
+        # Python's ssl has no function for it; its own OpenSSL does.
+        lib = ctypes.CDLL(_ssl.__file__)
+        try:
+            self._new_context, self._new = lib.SSL_CTX_new, lib.SSL_new
+            self._update, self._do = lib.SSL_key_update, lib.SSL_do_handshake
+            self._free, self._method = lib.SSL_free, lib.TLS_client_method
+            self._set_fd, self._connect = lib.SSL_set_fd, lib.SSL_connect
+        except AttributeError:
+            pytest.skip("OpenSSL is a part of Python's ssl here")
+        for function in (self._method, self._new_context, self._new):
+            function.restype = ctypes.c_void_p
+        self._context = ctypes.c_void_p(self._new_context(ctypes.c_void_p(self._method())))
+        self._address = daemon.address
+        self._over = threading.Event()
+        self.ended = 0
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            with suppress(OSError), socket.create_connection(self._address, 5) as sock:
+                sock.setblocking(True)
+                self._flood(sock.fileno())
+
+    def _flood(self, fd: int) -> None:
+        tls = ctypes.c_void_p(self._new(self._context))
+        try:
+            self._set_fd(tls, fd)
+            if self._connect(tls) != 1:
+                return
+            while not self._over.is_set():
+                if self._update(tls, self._kind) != 1 or self._do(tls) != 1:
+                    self.ended += 1
+                    return
+        finally:
+            self._free(tls)
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+@each_class
+def test_records_without_data(hostile_place: Place, words: tuple[str, ...], tmp_path: Path) -> None:
+    """Key updates without end are the end of their connection; bytes that are no TLS cost nothing else."""
+    certificate, context = tls_words(tmp_path)
+    daemon = hostile_place.start("-w", "1", *certificate, *words)
+    with ExitStack() as stack:
+        floods = [KeyUpdates(daemon, kind) for kind in (0, 1)]
+        for flood in floods:
+            stack.callback(flood.close)
+        for number in range(20):
+            plain = stack.enter_context(socket.create_connection(daemon.address, timeout=30))
+            if number % 2:
+                sock = stack.enter_context(context.wrap_socket(plain, server_hostname="localhost"))
+                plain = stack.enter_context(socket.socket(fileno=os.dup(sock.fileno())))
+            plain.sendall((b"\x16\x03\x01\x02\x00", b"\x17\x03\x03\x00\x40")[number % 2] + b"?" * 600)
+        took = [answered(daemon, context) for _ in range(PROBES)]
+        until(lambda: all(flood.ended for flood in floods), "floods are ended")
+    assert max(took) < ANSWERED_WITHIN * SLACK, took
+    assert daemon.events("worker_died") == []
+    assert len(daemon.events()) < 30
+    assert "Traceback" not in daemon.log.read_text()
 
 
 def test_websockets_that_have_ended_are_not_counted(hostile_place: Place) -> None:
