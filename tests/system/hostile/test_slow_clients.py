@@ -538,7 +538,7 @@ class KeyUpdates:
 def test_records_without_data(hostile_place: Place, words: tuple[str, ...], tmp_path: Path) -> None:
     """Key updates without end are the end of their connection; bytes that are no TLS cost nothing else."""
     certificate, context = tls_words(tmp_path)
-    daemon = hostile_place.start("-w", "1", *certificate, *words)
+    daemon = hostile_place.start("-w", "1", "--keep-alive", "60", *certificate, *words)
     with ExitStack() as stack:
         floods = [KeyUpdates(daemon, kind) for kind in (0, 1)]
         for flood in floods:
