@@ -75,19 +75,28 @@ def request(path):
         threading.Thread(target=flood, daemon=True).start()
 """
 STAMP = """\
-import ctypes, os, random, re, threading
+import ctypes, os, random
+usleep, stamper = ctypes.CDLL(None).usleep, None
 
 def stamp():
     maps = [line.split() for line in open("/proc/self/maps") if "ostler-scoreboard" in line]
     spans = [tuple(int(end, 16) for end in line[0].split("-")) for line in maps if "w" in line[1]]
-    while True:
+    worker = os.getpid()
+    # A child has the memory in common with the worker, and keeps no loop of the worker's from its turn.
+    if os.fork():
+        return
+    while os.getppid() == worker:
         for begin, end in spans:
             for _ in range(64):
                 ctypes.memmove(begin + 8 * random.randrange((end - begin) // 8), os.urandom(8), 8)
+        usleep(200)  # time.sleep would be the hub's
+    os._exit(0)
 
 def request(path):
-    if path == "/attack":
-        threading.Thread(target=stamp, daemon=True).start()
+    global stamper
+    if path == "/attack" and stamper != os.getpid():
+        stamper = os.getpid()
+        stamp()
 """
 
 

@@ -246,7 +246,9 @@ class GreenletEngine(Loop):
             arrivals = list(self._doors)
         for fd in arrivals:
             self._let_in(fd, now)
-        self._tick_every(ROOM_LOOK if self._is_full and not self._accepting else _TICK)
+        if not self._accepting:
+            self._accept_on_again(house, monotonic_ns())  # of those that were served, some have ended
+        self._tick_every(_TICK if self._accepting else ROOM_LOOK)
         if self._access is not None:
             self._access.flush()
 

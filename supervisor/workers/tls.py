@@ -4,7 +4,7 @@ The context is made while a generation is loaded, so a certificate that can't be
 not a client, and it is inherited by the workers: they share the key of the session tickets, and a client
 resumes its session with any of them.
 
-`TlsSocket` has what the engine uses of a plain socket. OpenSSL takes from the kernel no more than the record
+`TlsSocket` has what the engine uses of a plain socket. It takes from the kernel no more than the record that
 it is reading, so an epoll that watches the descriptor misses nothing as long as no deciphered byte stays
 behind; therefore `recv` always returns all of them.
 """
@@ -17,10 +17,9 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 from supervisor.errors import SettingError
-from supervisor.osapi import real
 from supervisor.osapi.files import check_file, read_file
 from supervisor.settings.table import Settings
 from supervisor.text import frames_of, name_and_text
@@ -34,6 +33,10 @@ _PLAIN_ANSWER = (
     b"This address takes https\n"
 )
 _RECORD = 16 * 1024  # RFC 8446 section 5.1
+_HEAD, _LONGEST_RECORD = 5, _RECORD + 2048  # of an enciphered record (RFC 5246 section 6.2.3)
+_KINDS = range(20, 24)
+# A client has no reason for more records in a row that have no data.
+_MOST_USELESS = 32
 
 Hook = Callable[[Any, Callable[[], ssl.SSLContext]], Any]
 
@@ -179,6 +182,9 @@ class HandshakeFailed(OSError):
 class TlsSocket:
     """The server's end of one TLS connection over an accepted, non-blocking socket.
 
+    OpenSSL is given one record at a time. It would go on reading by itself as long as records come that have
+    no data for us, such as key updates (RFC 8446 section 4.6.3), which cost it more than their sender.
+
     Args:
         sock: the accepted socket; belongs to this object from now on, and keeps its descriptor.
         context: from `make_context`.
@@ -191,19 +197,42 @@ class TlsSocket:
         wants_write: what blocked last was blocked on writing: call `recv` again when the socket is writable.
     """
 
-    __slots__ = ("_plain", "_raw", "_said_goodbye", "handshaken", "wants_write")
+    __slots__ = (
+        "_ended",
+        "_finished",
+        "_head",
+        "_incoming",
+        "_left",
+        "_outgoing",
+        "_plain",
+        "_tls",
+        "_unsent",
+        "_useless",
+        "_writing",
+        "handshaken",
+        "wants_write",
+    )
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
-        sock.getpeername()  # or wrap_socket would notice, and leave the descriptor to the garbage collector
-        self._raw, self._plain = _wrap(sock, context)
-        self._said_goodbye = False
+        sock.getpeername()
+        self._plain = sock
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        # Of the record that is coming: as much of its head as has come, and how much of its body has not.
+        self._head, self._left = b"", 0
+        # Enciphered bytes that the kernel has not taken; the size of what `send` was given that they end.
+        self._unsent, self._writing = b"", 0
+        # Records in a row that had no data.
+        self._useless = 0
+        # The client has said that nothing more comes; we have.
+        self._finished = self._ended = False
         self.handshaken = False
         self.wants_write = False
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Bytes from the client, b"" at their end; goes on with the handshake before.
 
-        Returns at most `size` bytes and the rest of the last record, all that OpenSSL holds.
+        Returns at most `size` bytes and the rest of the last record.
 
         Args:
             flags: with any, such as MSG_PEEK, it is asked of the descriptor: what comes is enciphered.
@@ -211,66 +240,138 @@ class TlsSocket:
         Raises:
             BlockingIOError: nothing has come yet.
             HandshakeFailed: the client speaks no TLS, or none that we accept.
-            OSError: the connection broke.
+            OSError: the connection broke, or the client sends what keeps us busy.
         """
-        if flags:
-            return real.Socket.recv(self._plain, size, flags)
+        if flags or self._ended:
+            return self._plain.recv(size, flags)
+        if self._finished:
+            return b""
+        if self.wants_write:
+            self._flush()
         if not self.handshaken:
             self._handshake()
-        self.wants_write = False
-        data = self._read(size)
-        if len(data) < _RECORD and not self._raw.pending():
-            return data
-        parts = [data]
-        have = len(data)
-        # A record has at most 16 KiB, and more of them may have come.
-        while parts[-1] and (have < size or self._raw.pending()):
+        parts: list[bytes] = []
+        have = 0
+        while have < size:
             try:
-                parts.append(self._read(max(size - have, _RECORD)))
+                data = self._read()
             except BlockingIOError:
+                if not parts:
+                    raise
                 break
-            have += len(parts[-1])
-        return b"".join(parts)
+            parts.append(data)
+            have += len(data)
+            if len(data) < _RECORD:
+                self._finished = not data
+                break  # more is not likely to have come
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _read(self, size: int) -> bytes:
+    def _read(self) -> bytes:
+        """The data of the next record that has some."""
+        while True:
+            self._receive_record()
+            try:
+                data = self._tls.read(_RECORD)
+            except ssl.SSLWantReadError:
+                self._useless += 1
+                if self._useless > _MOST_USELESS:
+                    raise OSError(errno.EPROTO, "too many TLS records without data") from None
+                self._flush()
+                continue
+            except ssl.SSLError as error:
+                if error.errno == ssl.SSL_ERROR_EOF:
+                    return b""  # it ended without saying so, as many do
+                self._flush_alert()
+                raise
+            self._useless = 0
+            return data
+
+    def _receive_record(self) -> None:
+        """Give the next record to OpenSSL, or the end.
+
+        Raises:
+            BlockingIOError: it has not come whole.
+        """
+        if not self._left:
+            data = self._plain.recv(_HEAD - len(self._head))
+            if not data:
+                self._incoming.write_eof()
+                return
+            self._incoming.write(data)
+            self._head += data
+            if len(self._head) < _HEAD:
+                raise BlockingIOError
+            kind, size = self._head[0], self._head[3] << 8 | self._head[4]
+            self._head = b""
+            if kind not in _KINDS or size > _LONGEST_RECORD:
+                return  # it is no TLS: OpenSSL says so
+            self._left = size
+        while self._left:
+            data = self._plain.recv(self._left)
+            if not data:
+                self._incoming.write_eof()
+                return
+            self._incoming.write(data)
+            self._left -= len(data)
+
+    def _flush(self) -> None:
+        """Send what OpenSSL has enciphered.
+
+        Raises:
+            BlockingIOError: the client takes no more now.
+        """
+        data = self._unsent or self._outgoing.read()
+        while data:
+            try:
+                sent = self._plain.send(data)
+            except BlockingIOError:
+                self._unsent = data
+                self.wants_write = True
+                raise
+            data = data[sent:] or self._outgoing.read()
+        self._unsent = b""
+        self.wants_write = False
+
+    def _flush_alert(self) -> None:
         try:
-            return self._raw.recv(size)
-        except ssl.SSLWantReadError:
-            raise BlockingIOError from None
-        except ssl.SSLWantWriteError:
-            self.wants_write = True
-            raise BlockingIOError from None
+            self._flush()
+        except OSError:
+            pass  # the connection ends in any case
 
     def _handshake(self) -> None:
-        self.wants_write = False
-        try:
-            self._raw.do_handshake()
-        except ssl.SSLWantReadError:
-            raise BlockingIOError from None
-        except ssl.SSLWantWriteError:
-            self.wants_write = True
-            raise BlockingIOError from None
-        except ssl.SSLError as error:
-            if error.reason == "HTTP_REQUEST":
-                self._answer_plainly()
-            raise HandshakeFailed(_reason(error)) from None
-        self.handshaken = True
+        for _ in range(_MOST_USELESS):
+            self._receive_record()
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._flush()
+                continue
+            except ssl.SSLError as error:
+                if error.reason == "HTTP_REQUEST":
+                    self._answer_plainly()
+                else:
+                    self._flush_alert()
+                raise HandshakeFailed(_reason(error)) from None
+            self.handshaken = True
+            self._flush()
+            return
+        raise BlockingIOError  # it may go on when others had their turn
 
     def _answer_plainly(self) -> None:
         """The client speaks plain HTTP: tell it, as far as that goes without waiting."""
         try:
             # Unread bytes would turn the close into a reset, which may overtake the answer.
-            real.Socket.recv(self._plain, 64 * 1024)
-            real.Socket.send(self._plain, _PLAIN_ANSWER)
-            real.Socket.shutdown(self._plain, socket.SHUT_WR)
+            self._plain.recv(64 * 1024)
+            self._plain.send(_PLAIN_ANSWER)
+            self._plain.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # it is gone, and has no use for an answer
 
     def send(self, data: bytes | memoryview) -> int:
         """Send what goes now; returns how much that was.
 
-        What did not go must come first in the next call, at least as much of it (up to 16 KiB): OpenSSL has
-        enciphered a record of it already.
+        What did not go must come first in the next call, at least as much of it (up to 16 KiB): a record of
+        it is enciphered already.
 
         Raises:
             BlockingIOError: nothing goes now.
@@ -278,128 +379,79 @@ class TlsSocket:
         """
         if not self.handshaken:
             raise OSError(errno.ENOTCONN, "the TLS handshake is not done")
-        # One record at a time: OpenSSL would not say how much of a longer text has gone before it blocked.
         view = memoryview(data)
         sent = 0
         try:
             while sent < len(view):
-                sent += self._raw.send(view[sent : sent + _RECORD])
-        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                if not self._writing:
+                    part = view[sent : sent + _RECORD]
+                    self._tls.write(part)
+                    self._writing = len(part)
+                self._flush()
+                sent += self._writing
+                self._writing = 0
+        except BlockingIOError:
+            # The acceptor watches for writability while something of an answer is left; that is enough.
+            self.wants_write = False
             if not sent:
-                raise BlockingIOError from None
+                raise
         return sent
 
     def pending(self) -> int:
         """Deciphered bytes that nobody has read: none after a `recv` that returned."""
-        return self._raw.pending()
+        return self._tls.pending()
 
     def fileno(self) -> int:
-        return self._raw.fileno()
+        return self._plain.fileno()
 
     def getsockopt(self, level: int, option: int, size: int) -> bytes:
-        return self._raw.getsockopt(level, option, size)
+        return self._plain.getsockopt(level, option, size)
 
     def shutdown(self, how: int) -> None:
         """As of a plain socket; the client is told first that this is the end (close_notify).
 
         What comes afterwards is enciphered and good only for being thrown away.
         """
-        if how != socket.SHUT_RD and self.handshaken and not self._said_goodbye:
-            self._said_goodbye = True
+        if how != socket.SHUT_RD and self.handshaken and not self._ended:
             try:
-                self._raw.unwrap()
+                self._tls.unwrap()
             except (OSError, ValueError):
-                pass  # it is sent; only the client's own has not come yet, or never will
-        # Drops the TLS state and shuts the descriptor.
-        self._raw.shutdown(how)
+                pass  # the client's own has not come yet, or never will
+            self._flush_alert()
+        self._ended = True
+        self._plain.shutdown(how)
 
     def close(self) -> None:
-        self._raw.close()
+        self._plain.close()
 
     def facts(self) -> dict[str, str]:
         """What apps learn of the connection, under mod_ssl's names; once the handshake is done."""
-        cipher = self._raw.cipher()
+        cipher = self._tls.cipher()
         name, _, bits = cipher if cipher is not None else ("", "", 0)
-        session = self._raw.session
+        session = self._tls.session
         facts = {
             "HTTPS": "on",
-            "SSL_PROTOCOL": self._raw.version() or "",
+            "SSL_PROTOCOL": self._tls.version() or "",
             "SSL_CIPHER": name,
             "SSL_CIPHER_USEKEYSIZE": str(bits),
             "SSL_CIPHER_ALGKEYSIZE": str(self._algorithm_bits(name, bits)),
             "SSL_CIPHER_EXPORT": "false",
-            "SSL_COMPRESS_METHOD": self._raw.compression() or "NULL",
+            "SSL_COMPRESS_METHOD": self._tls.compression() or "NULL",
             "SSL_SESSION_ID": session.id.hex().upper() if session is not None else "",
-            "SSL_SESSION_RESUMED": "Resumed" if self._raw.session_reused else "Initial",
+            "SSL_SESSION_RESUMED": "Resumed" if self._tls.session_reused else "Initial",
             "SSL_CLIENT_VERIFY": "NONE",
         }
-        certificate = self._raw.getpeercert(binary_form=True)
+        certificate = self._tls.getpeercert(binary_form=True)
         if certificate is not None:
             facts["SSL_CLIENT_CERT"] = ssl.DER_cert_to_PEM_cert(certificate)
-            facts |= _client_facts(self._raw.getpeercert() or {})
+            facts |= _client_facts(self._tls.getpeercert() or {})
         return facts
 
     def _algorithm_bits(self, name: str, bits: int) -> int:
-        for cipher in self._raw.context.get_ciphers():
+        for cipher in self._tls.context.get_ciphers():
             if cipher["name"] == name:
                 return cipher.get("alg_bits", bits)
         return bits
-
-
-def _wrap(sock: socket.socket, context: ssl.SSLContext) -> tuple[ssl.SSLSocket, socket.socket]:
-    """What speaks TLS, and what lies beneath."""
-    if ssl.SSLSocket.__module__ == "ssl":
-        wrapped = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-        return wrapped, wrapped
-    return cast("ssl.SSLSocket", _Bare(sock, context)), sock
-
-
-class _Bare:
-    """As much of ssl.SSLSocket as is used here, where a monkey-patched one would wait for a hub."""
-
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
-        self._sock = sock
-        self._ssl: Any = context._wrap_socket(sock, True, None, owner=self)  # type: ignore[attr-defined]
-        for name in ("do_handshake", "pending", "cipher", "version", "compression"):
-            setattr(self, name, getattr(self._ssl, name))
-        for name in ("fileno", "getsockopt", "shutdown", "close"):
-            setattr(self, name, getattr(sock, name))
-
-    @property
-    def context(self) -> ssl.SSLContext:
-        found: ssl.SSLContext = self._ssl.context
-        return found
-
-    @context.setter
-    def context(self, context: ssl.SSLContext) -> None:
-        self._ssl.context = context  # by a function that chooses it by the server's name
-
-    @property
-    def session(self) -> Any:
-        return self._ssl.session
-
-    @property
-    def session_reused(self) -> bool:
-        return bool(self._ssl.session_reused)
-
-    def recv(self, size: int) -> bytes:
-        try:
-            data: bytes = self._ssl.read(size)
-        except ssl.SSLError as error:
-            if error.errno == ssl.SSL_ERROR_EOF:
-                return b""  # it ended without saying so, as many do
-            raise
-        return data
-
-    def send(self, data: memoryview) -> int:
-        sent: int = self._ssl.write(data)
-        return sent
-
-    def unwrap(self) -> None:
-        self._ssl.shutdown()
-
-    def getpeercert(self, binary_form: bool = False) -> Any:
-        return self._ssl.getpeercert(binary_form)
 
 
 # Short names of what stands in a distinguished name (RFC 4514 section 3, and mod_ssl's own).

@@ -16,7 +16,7 @@ import pytest
 
 from supervisor.control.client import Client
 from supervisor.control.routes import STATUS
-from tests.kit.daemon import Daemon, ask
+from tests.kit.daemon import Daemon, ask, until
 
 APP = '''\
 """Answers with its process's pid, under WSGI and ASGI. Code in `attack.py`, if there, runs before that."""
@@ -49,7 +49,15 @@ CLASSES: dict[str, tuple[str, ...]] = {
 }
 """Command lines for each kind of worker, to be used with `APP` as attacked.py."""
 
+EVERY_CLASS = {
+    **CLASSES,
+    "eventlet": ("-k", "eventlet", "attacked:app"),
+    "meinheld": ("-k", "meinheld", "attacked:app"),
+}
+"""With those that few use, for the tests that cost little."""
+
 each_class = pytest.mark.parametrize("words", CLASSES.values(), ids=CLASSES.keys())
+every_class = pytest.mark.parametrize("words", EVERY_CLASS.values(), ids=EVERY_CLASS.keys())
 
 REPLACED_WITHIN = 0.1
 STATUS_WITHIN = 0.5
@@ -72,7 +80,8 @@ def health(daemon: Daemon, rounds: int = ROUNDS) -> Health:
     replaced, status = [], []
     for _ in range(rounds):
         status.append(status_time(daemon))
-        victim = int(ask(daemon.url).text)
+        # A worker that is killed for what it does takes the connections with it that it has in hand.
+        victim = until(lambda: _pid(daemon), "an answer", 30)
         began = time.monotonic()
         with suppress(ProcessLookupError):  # the attack may have been its end already
             os.kill(victim, signal.SIGKILL)

@@ -38,6 +38,9 @@ _ACCEPT_PAUSE = 1.0
 _RELAY_PAUSE = 1.0
 # As in the engines, in seconds: see `workers.doors`.
 _PRESSED, _PRESSED_ARRIVALS, _REPORT_PAUSE = 1.0, 16, 10.0
+# Seconds after which asyncio cuts a TLS connection that was closed, even if its client is still reading. That
+# is for `close_slow` to decide.
+_TLS_SHUTDOWN = 86_400.0
 _TOO_SLOW = (
     b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: text/plain\r\n"
     b"Content-Length: 16\r\n\r\n"
@@ -288,16 +291,21 @@ class Doors:
             transport.close()
 
     def close_slow(self, connections: set[Any]) -> None:
-        """Close those of `connections` that take too long for a head or a body, or to read."""
+        """Close those of `connections` that take too long for a head or a body, to read, or to close."""
         now, settings = self._loop.time(), self._settings
         for protocol in list(connections):
-            if hasattr(protocol, "began") and pace.is_late(protocol, now, settings):
+            if self._tls is not None and pace.lingers(protocol, now):
+                self._refuse(protocol, at_once=True)
+            elif hasattr(protocol, "began") and pace.is_late(protocol, now, settings):
                 self._refuse(protocol)
 
     async def _connect(self, sock: socket.socket, protocol: Any, patience: float) -> None:
-        handshake = {"ssl_handshake_timeout": self._header_timeout or None} if self._tls is not None else {}
+        limits = {}
+        if self._tls is not None:
+            limits["ssl_handshake_timeout"] = self._header_timeout or None
+            limits["ssl_shutdown_timeout"] = _TLS_SHUTDOWN
         try:
-            await self._loop.connect_accepted_socket(lambda: protocol, sock, ssl=self._tls, **handshake)
+            await self._loop.connect_accepted_socket(lambda: protocol, sock, ssl=self._tls, **limits)
         except (OSError, asyncio.CancelledError) as error:
             # Gone before it was there, or no TLS (ssl.SSLError is an OSError).
             # asyncio's frames refer to what the exception is stored in: a cycle, with TLS buffers of 256 KiB.

@@ -17,6 +17,8 @@ from supervisor.workers.eviction import HEAD_START, IDLE, MOVING, ONE_IN, SHOWN,
 # client takes nothing for so long is given up. Seconds.
 _EARLY = 3.0
 _SEND_STALL = 60.0
+# As the engines' lingering: the client's part of the end of TLS is waited for no longer (s).
+_LINGER = 2.0
 
 
 def measured(protocol: type[Any], settings: Settings) -> type[Any]:
@@ -114,6 +116,23 @@ def is_late(protocol: Any, now: float, settings: Settings) -> bool:
         # The app does not ask for it yet. When it does, the client has time to go on.
         protocol.late_at = max(protocol.late_at, now + _EARLY)
     return bool(now > protocol.late_at)
+
+
+def lingers(protocol: Any, now: float) -> bool:
+    """Whether a connection was closed here a while ago, all was sent, and only its client has not closed it.
+
+    To be asked often, of connections under TLS. asyncio would wait much longer for the client's part of the
+    end, and then also cut answers that are still being read.
+    """
+    transport = protocol.transport
+    if not transport.is_closing() or unsent(transport):
+        return False
+    acked = bytes_acked(protocol.sock)
+    since, before = getattr(protocol, "left", None) or (now, acked)
+    if acked != before:
+        since = now
+    protocol.left = since, acked
+    return bool(now - since > _LINGER)
 
 
 def rank(protocol: Any, now: float, min_rate: int) -> tuple[int, float] | None:

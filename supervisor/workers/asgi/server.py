@@ -106,6 +106,13 @@ def count_ends(protocol: type[Any], lost: Callable[[Any], None]) -> type[Any]:
     """
 
     class Counted(protocol):  # type: ignore[misc]
+        # See `records`.
+        arrived = False
+
+        def data_received(self, data: bytes) -> None:
+            self.arrived = True
+            super().data_received(data)
+
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             # uvicorn cancels the timer of a connection that has ended cleanly, but not of one that was reset.
@@ -125,7 +132,8 @@ def count_ends(protocol: type[Any], lost: Callable[[Any], None]) -> type[Any]:
         def handle_websocket_upgrade(self, *args: Any) -> None:
             super().handle_websocket_upgrade(*args)
             # Another protocol has the connection now, and is told of its end.
-            self.transport.get_protocol().address = getattr(self, "address", None)
+            successor = self.transport.get_protocol()
+            successor.address, successor.sock = getattr(self, "address", None), getattr(self, "sock", None)
             self.drop_parser()
 
         def drop_parser(self) -> None:

@@ -26,7 +26,7 @@ from supervisor.scoreboard import layout
 from supervisor.settings import classes
 from supervisor.settings.table import Settings, rows
 from supervisor.text import name_and_text, trace_of
-from supervisor.workers.asgi import pace, server
+from supervisor.workers.asgi import pace, records, server
 from supervisor.workers.asgi.doors import Doors
 from supervisor.workers.asgi.requests import Requests, stack_under
 from supervisor.workers.asgi.warmup import warm_up
@@ -90,6 +90,8 @@ class AsgiWorker(BaseWorker):
         self._loop = loop = _new_loop(settings, self.config_kwargs)
         self._descriptors = _descriptors() - before
         server.drop_cycles_of_asyncio()
+        if context.tls is not None:
+            records.bound_reading()
         asyncio.set_event_loop(loop)
         self._requests = Requests(
             server.as_asgi3(context.app),
@@ -317,7 +319,9 @@ class AsgiWorker(BaseWorker):
                 break
             for connection in list(state.connections):
                 cycle: Any = getattr(connection, "cycle", _WEBSOCKET)
-                if cycle is _WEBSOCKET:
+                if connection.transport.is_closing():
+                    pass  # under TLS: a second time would keep what it still has to send from being known
+                elif cycle is _WEBSOCKET:
                     connection.shutdown()  # by code 1012 of RFC 6455's registry: clients connect again
                 elif cycle is not None and not cycle.response_complete:
                     idle_since.pop(connection, None)

@@ -3,6 +3,7 @@
 It is copied into the app's folder as attack.py; see `tests.kit.hostile.APP`.
 """
 
+import _socket
 import _thread
 import array
 import ctypes
@@ -25,7 +26,7 @@ def seqpackets():
     found = []
     for name in os.listdir("/proc/self/fd"):
         try:
-            sock = socket.socket(fileno=os.dup(int(name)))
+            sock = _socket.socket(fileno=os.dup(int(name)))  # eventlet's own takes it for one of AF_INET
         except OSError:
             continue
         if sock.family == socket.AF_UNIX and sock.type == socket.SOCK_SEQPACKET:

@@ -17,7 +17,7 @@ import pytest
 from supervisor.control.routes import EXITS
 from supervisor.control.views import ExitView
 from tests.kit.daemon import Connection, Daemon, Place, Process, fork_server, until, zombies
-from tests.kit.hostile import CLASSES, assert_unharmed, each_class
+from tests.kit.hostile import CLASSES, assert_unharmed, each_class, every_class
 
 pytestmark = pytest.mark.system
 ATTACKS = Path(__file__).with_name("attack_channels.py").read_text()
@@ -67,7 +67,7 @@ def is_well(daemon: Daemon, workers: int) -> None:
     assert daemon.stop() == 0
 
 
-@each_class
+@every_class
 def test_all_die_after_garbage(place: Place, words: Sequence[str]) -> None:
     """Each worker sends what can't be decoded and dies at once: each death is booked, each is replaced."""
     daemon = place.start("--preload", "-w", "3", *words)

@@ -1,12 +1,15 @@
 """Clients that open many connections and send as little as they can: others are served meanwhile."""
 
+import _ssl
+import ctypes
+import os
 import select
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,23 @@ async def asgi(scope, receive, send):
     length = str(len(body)).encode()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
     await send({"type": "http.response.body", "body": body})
+"""
+SIZE = 3_000_000
+LARGE = f"""
+import asyncio.constants
+asyncio.constants.SSL_SHUTDOWN_TIMEOUT = 1.0  # instead of 30 s: how long a closed connection may take
+LARGE = bytes({SIZE})
+def app(environ, start_response):
+    body = {{"/large": LARGE, "/larger": LARGE * 4}}.get(environ["PATH_INFO"], b"x")
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+async def asgi(scope, receive, send):
+    if scope["type"] != "http":
+        raise RuntimeError("only http")
+    body = {{"/large": LARGE, "/larger": LARGE * 4}}.get(scope["path"], b"x")
+    length = str(len(body)).encode()
+    await send({{"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]}})
+    await send({{"type": "http.response.body", "body": body}})
 """
 ATTACKS = {
     "nothing": b"",
@@ -345,6 +365,196 @@ def test_answers_under_tls_are_not_cut(hostile_place: Place, tmp_path: Path) -> 
         while size < 8_000_000 and (data := first.recv(1 << 16)):
             size += len(data)
     assert size >= 8_000_000
+
+
+def tls_words(folder: Path) -> tuple[tuple[str, ...], ssl.SSLContext]:
+    """What makes a daemon speak TLS, and what its clients trust."""
+    authority = Authority(folder)
+    server = authority.issue("localhost")
+    return ("--certfile", server.cert, "--keyfile", server.key), authority.client_context()
+
+
+def ask_for(
+    daemon: Daemon, stack: ExitStack, request: bytes, context: ssl.SSLContext | None, kept: int = 4096
+) -> socket.socket:
+    """Send a request on a new connection, whose kernel keeps little of the answer: `kept` bytes."""
+    sock = stack.enter_context(socket.socket())
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, kept)
+    sock.settimeout(30)
+    sock.connect(daemon.address)
+    if context is not None:
+        sock = stack.enter_context(context.wrap_socket(sock, server_hostname="localhost"))
+    sock.sendall(request)
+    return sock
+
+
+class SlowReader:
+    """Reads a little at a time, in a thread, until `finish`; then all there is of a large answer."""
+
+    def __init__(self, sock: socket.socket, expected: int = SIZE) -> None:
+        self._sock, self._expected = sock, expected
+        self._quickly = threading.Event()
+        self.size = 0
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with suppress(OSError):
+            while self.size < self._expected and (data := self._sock.recv(1 << 14)):
+                self.size += len(data)
+                self._quickly.wait(0.02)
+
+    def finish(self) -> int:
+        """How much came."""
+        self._quickly.set()
+        self._thread.join()
+        return self.size
+
+
+GET_LARGE = b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n"
+WITH_EVENTLET = {**CLASSES, "eventlet": ("-k", "eventlet", "attacked:app")}
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("words", WITH_EVENTLET.values(), ids=WITH_EVENTLET.keys())
+def test_slow_readers(hostile_place: Place, words: tuple[str, ...], tls: bool, tmp_path: Path) -> None:
+    """Clients that ask for a large answer and read nothing make room, and one that reads does not."""
+    hostile_place.add("large.py", LARGE)
+    certificate, context = tls_words(tmp_path) if tls else ((), None)
+    words = tuple(word.replace("attacked:", "large:") for word in words)
+    limits = ("-w", "1", "--worker-connections", "12", "--keep-alive", "600", "--graceful-timeout", "1")
+    daemon = hostile_place.start(*limits, *certificate, *words)
+    with ExitStack() as stack:
+        reader = SlowReader(ask_for(daemon, stack, GET_LARGE, context, 1 << 16))
+        stack.callback(reader.finish)
+        for _ in range(18):
+            ask_for(daemon, stack, GET_LARGE, context)
+        took = [answered(daemon, context) for _ in range(PROBES)]
+        size = reader.finish()
+        # Nothing but new clients wakes the worker now.
+        took += [answered(daemon, context) for _ in range(20)]
+    assert size >= SIZE
+    assert sum(took[1:]) < ANSWERED_WITHIN * SLACK, took
+    assert took[0] < ANSWERED_WITHIN * SLACK
+    assert daemon.events("connections_evicted")
+    assert daemon.events("worker_died") == []
+    assert daemon.events("internal_error") == []
+
+
+def test_tls_clients_that_do_not_close(hostile_place: Place, tmp_path: Path) -> None:
+    """The client's part of the end of TLS is not waited for long: neither in service nor by a drain."""
+    certificate, context = tls_words(tmp_path)
+    times = ("--keep-alive", "1", "--graceful-timeout", "60")
+    daemon = hostile_place.start("-w", "1", *times, *certificate, *CLASSES["asgi"])
+    requests = (
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"what is this?\r\n\r\n",
+        ATTACKS["heads"],
+        b"",
+    )
+    with ExitStack() as stack:
+        for request in requests[:3]:
+            ask_for(daemon, stack, request, context)
+        daemon.until(lambda: daemon.status().totals.connections == 3, "all were accepted")
+        daemon.until(lambda: daemon.workers()[0].connections == 0, "all have ended", 20)
+        for request in requests:
+            ask_for(daemon, stack, request, context)
+        daemon.until(lambda: daemon.status().totals.connections == 3 + len(requests), "all were accepted")
+        assert daemon.stop(within=30) == 0
+
+
+def test_a_slow_reader_of_a_last_answer(hostile_place: Place, tmp_path: Path) -> None:
+    """A connection that ends with its answer lives as long as its client reads, also under TLS."""
+    hostile_place.add("large.py", LARGE)
+    certificate, context = tls_words(tmp_path)
+    daemon = hostile_place.start("-w", "1", *certificate, "-k", "asgi", "large:asgi")
+    with ExitStack() as stack:
+        # More than the kernel takes in that time.
+        request = b"GET /larger HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        reader = SlowReader(ask_for(daemon, stack, request, context, 1 << 16), 4 * SIZE)
+        stack.callback(reader.finish)
+        began = time.monotonic()
+        until(lambda: time.monotonic() - began > 2.0 and reader.size, "more time than it once had")
+        size = reader.finish()
+    assert size >= 4 * SIZE
+
+
+class KeyUpdates:
+    """Connections that send TLS 1.3 key updates without end, in a thread; each that is ended is made again.
+
+    Args:
+        kind: 1: each is to be answered; 0: none is (ssl.h, SSL_KEY_UPDATE_REQUESTED).
+
+    Attributes:
+        ended: how many were ended.
+    """
+
+    def __init__(self, daemon: Daemon, kind: int) -> None:
+        self._kind = kind
+        # Python's ssl has no function for it; its own OpenSSL does.
+        lib = ctypes.CDLL(_ssl.__file__)
+        try:
+            self._new_context, self._new = lib.SSL_CTX_new, lib.SSL_new
+            self._update, self._do = lib.SSL_key_update, lib.SSL_do_handshake
+            self._free, self._method = lib.SSL_free, lib.TLS_client_method
+            self._set_fd, self._connect = lib.SSL_set_fd, lib.SSL_connect
+        except AttributeError:
+            pytest.skip("OpenSSL is a part of Python's ssl here")
+        for function in (self._method, self._new_context, self._new):
+            function.restype = ctypes.c_void_p
+        self._context = ctypes.c_void_p(self._new_context(ctypes.c_void_p(self._method())))
+        self._address = daemon.address
+        self._over = threading.Event()
+        self.ended = 0
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            with suppress(OSError), socket.create_connection(self._address, 5) as sock:
+                sock.setblocking(True)
+                self._flood(sock.fileno())
+
+    def _flood(self, fd: int) -> None:
+        tls = ctypes.c_void_p(self._new(self._context))
+        try:
+            self._set_fd(tls, fd)
+            if self._connect(tls) != 1:
+                return
+            while not self._over.is_set():
+                if self._update(tls, self._kind) != 1 or self._do(tls) != 1:
+                    self.ended += 1
+                    return
+        finally:
+            self._free(tls)
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+@each_class
+def test_records_without_data(hostile_place: Place, words: tuple[str, ...], tmp_path: Path) -> None:
+    """Key updates without end are the end of their connection; bytes that are no TLS cost nothing else."""
+    certificate, context = tls_words(tmp_path)
+    daemon = hostile_place.start("-w", "1", "--keep-alive", "60", *certificate, *words)
+    with ExitStack() as stack:
+        floods = [KeyUpdates(daemon, kind) for kind in (0, 1)]
+        for flood in floods:
+            stack.callback(flood.close)
+        for number in range(20):
+            plain = stack.enter_context(socket.create_connection(daemon.address, timeout=30))
+            if number % 2:
+                sock = stack.enter_context(context.wrap_socket(plain, server_hostname="localhost"))
+                plain = stack.enter_context(socket.socket(fileno=os.dup(sock.fileno())))
+            plain.sendall((b"\x16\x03\x01\x02\x00", b"\x17\x03\x03\x00\x40")[number % 2] + b"?" * 600)
+        took = [answered(daemon, context) for _ in range(PROBES)]
+        until(lambda: all(flood.ended for flood in floods), "floods are ended")
+    assert max(took) < ANSWERED_WITHIN * SLACK, took
+    assert daemon.events("worker_died") == []
+    assert len(daemon.events()) < 30
+    assert "Traceback" not in daemon.log.read_text()
 
 
 def test_websockets_that_have_ended_are_not_counted(hostile_place: Place) -> None:
