@@ -218,11 +218,10 @@ class Fleet(Upkeep):
             status=str(event.status),
             age=round(now - worker.spawned_at, 1),
         )
-        if event.outsider and self.reload is not None and self.reload.canary_launch == worker.launch:
-            # That says nothing about the new code: another one is to show what it is worth.
-            self.reload.canary_launch = self.reload.canary_until = None
-        elif not (expected or event.outsider or self.stopping):
-            last = f" (last request: {event.request})" if event.request else ""
+        last = f" (last request: {event.request})" if event.request else ""
+        if event.outsider:
+            self._killed(worker, expected, f"{how}{last}", now)
+        elif not (expected or self.stopping):
             self._crashed(worker, f"{how}{last}", event.traceback, now)
 
     def _on_recycle_due(self, event: events.RecycleDue, now: float) -> None:

@@ -11,7 +11,14 @@ from supervisor.fleet.model import (
     Worker,
     WorkerState,
 )
-from supervisor.fleet.policies import backoff, crash_loop, crash_pause, jittered, surge
+from supervisor.fleet.policies import (
+    backoff,
+    crash_loop,
+    crash_pause,
+    jittered,
+    kills_too_many,
+    surge,
+)
 
 BOOTING, READY, DRAINING, STOPPING = WorkerState
 
@@ -104,7 +111,29 @@ class Slots(Generations):
         if reload is not None and reload.phase is ReloadPhase.ROLLING and crash_loop(crashes, self.wanted):
             told = f"its workers crashed {crashes} times, the last one {reason}"
             self._end_reload(reload, ReloadPhase.FAILED, now, told, traceback)
-        pause = crash_pause(crashes, self.wanted, self.ready)
+        self._pause_after_crashes(generation, now)
+
+    def _killed(self, worker: Worker, expected: bool, reason: str, now: float) -> None:
+        """An outsider ended a worker, or it was its app, which looks the same: so kills that go on and on are
+        paced as crashes are. They are not held against a new generation, unless it can't even be tried."""
+        if not expected:
+            self.kills.append(now)
+        reload = self.reload
+        if reload is not None and reload.canary_launch == worker.launch:
+            if reload.phase is ReloadPhase.CANARY and kills_too_many(len(self.kills), self.wanted):
+                told = f"its first worker was killed again and again, the last one {reason}"
+                self._fail_candidate(reload, told, None, now)
+                return
+            # Another one is to show what the new code is worth.
+            reload.canary_launch = reload.canary_until = None
+        generation = self.generations.get(self.current)
+        if generation is not None and worker.generation == self.current and not expected:
+            self._pause_after_crashes(generation, now)
+
+    def _pause_after_crashes(self, generation: Generation, now: float) -> None:
+        """Put off successors if too many workers of the current generation died while they served."""
+        deaths = len(generation.crashes) + kills_too_many(len(self.kills), self.wanted)
+        pause = crash_pause(deaths, self.wanted, self.ready)
         # A pause that runs is not made longer: while one worker after the other crashed it would never end.
         if pause and generation.retry_at is None:
             generation.retry_at = now + jittered(pause, self._random())
