@@ -150,6 +150,7 @@ class Fleet(Upkeep):
         generation = self.generations.get(event.generation)
         if generation is None:
             return
+        generation.unread_since = None
         # What was asked of it and never forked will not come.
         self._give_up_unforked(event.generation)
         reason = f"ended with {event.status}"
@@ -163,6 +164,8 @@ class Fleet(Upkeep):
 
     def _on_spawn_failed(self, event: events.SpawnFailed, now: float) -> None:
         if worker := self.workers.pop(event.launch, None):
+            if event.unread and self._reads_nothing(worker.generation, now):
+                return
             self._boot_failed(worker, f"can't fork: {event.reason}", None, now)
 
     def _on_ready(self, event: events.WorkerReady, now: float) -> None:

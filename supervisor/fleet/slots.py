@@ -60,6 +60,8 @@ class Slots(Generations):
     def _forked(self, worker: Worker, pid: int, now: float) -> None:
         worker.pid = pid
         generation = self.generations.get(worker.generation)
+        if generation is not None:
+            generation.unread_since = None
         if worker.state is BOOTING and worker.deadline is None and generation is not None:
             # Its fork server was given up for being late; the worker need not be bad.
             worker.deadline = _boot_deadline(generation, now)
@@ -191,8 +193,22 @@ class Slots(Generations):
         generation = self.generations.get(worker.generation)
         if generation is None or generation.state not in (GenerationState.UP, GenerationState.STANDBY):
             return None
-        limit = generation.policy.boot_timeout if generation.policy else 0.0
-        return worker.spawned_at + min(_FORK_TIME, limit or _FORK_TIME)
+        return worker.spawned_at + _fork_time(generation)
+
+    def _reads_nothing(self, number: int, now: float) -> bool:
+        """A fork server could not be asked; True if that is so for so long that it is taken for hung."""
+        generation = self.generations.get(number)
+        if generation is None:
+            return False
+        if generation.unread_since is None:
+            generation.unread_since = now
+        late = now - generation.unread_since
+        if late < _fork_time(generation):
+            return False
+        generation.unread_since = None
+        reason = f"the fork server has not read for {late:.0f} seconds"
+        self._generation_failed(number, reason, None, True, now)
+        return True
 
     # -- what time brings -------------------------------------------------------------------------------
 
@@ -341,6 +357,12 @@ class Slots(Generations):
 def _boot_deadline(generation: Generation, now: float) -> float | None:
     timeout = generation.policy.boot_timeout if generation.policy else 0.0
     return now + timeout if timeout else None
+
+
+def _fork_time(generation: Generation) -> float:
+    """Seconds after which a fork server that forks nothing is taken for hung."""
+    limit = generation.policy.boot_timeout if generation.policy else 0.0
+    return min(_FORK_TIME, limit or _FORK_TIME)
 
 
 def _turn(worker: Worker, now: float) -> tuple[bool, bool, float, int]:

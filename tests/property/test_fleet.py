@@ -351,9 +351,9 @@ class FleetMachine(RuleBasedStateMachine):
         self.world.fork(_one(self._forkable(), pick))
 
     @precondition(lambda self: self._may_fail_start() and self._forkable())
-    @rule(pick=PICK)
-    def fork_fails(self, pick: int) -> None:
-        self.world.fail_to_fork(_one(self._forkable(), pick))
+    @rule(pick=PICK, unread=st.booleans())
+    def fork_fails(self, pick: int, unread: bool) -> None:
+        self.world.fail_to_fork(_one(self._forkable(), pick), unread=unread)
 
     @precondition(lambda self: self.workers("booting"))
     @rule(pick=PICK)
