@@ -454,13 +454,26 @@ class Shell:
             return
         self.workers[action.launch] = handle
         self._listen_to(handle)
-        if fork_server is not None:
-            self._tell(
-                fork_server.channel,
-                messages.Spawn(action.launch, action.slot, action.urgent),
-                [*handle.descriptors_for_child(), self.scoreboard.fileno(cell)],
-            )
+        problem = self._ask_to_fork(fork_server, handle, action.urgent) if fork_server is not None else None
         handle.close_child_ends()
+        if problem is not None:
+            self.forget(action.launch)
+            reason = f"the fork server can't be asked: {problem.strerror}"
+            self.submit(events.SpawnFailed(action.launch, reason, isinstance(problem, BlockingIOError)))
+
+    def _ask_to_fork(
+        self, fork_server: ForkServerHandle, handle: WorkerHandle, urgent: bool
+    ) -> OSError | None:
+        """Returns why it will not hear of that, unless it is gone, which its death says."""
+        descriptors = [*handle.descriptors_for_child(), self.scoreboard.fileno(handle.cell)]
+        spawn = messages.Spawn(handle.launch, handle.slot, urgent)
+        try:
+            fork_server.channel.send(spawn, descriptors)
+        except (BrokenPipeError, ConnectionResetError):
+            return None
+        except OSError as error:
+            return error if fork_server.channel.fileno() >= 0 else None
+        return None
 
     def _listen_to(self, handle: WorkerHandle) -> None:
         if handle.channel.fileno() >= 0:

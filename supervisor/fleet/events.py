@@ -71,10 +71,14 @@ class WorkerForked:
 
 @dataclass(frozen=True, slots=True)
 class SpawnFailed:
-    """The fork server could not fork."""
+    """The fork server could not fork, or could not be asked.
+
+    unread: because it has not read for so long that there is no room for what is asked.
+    """
 
     launch: int
     reason: str
+    unread: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -446,6 +446,8 @@ class Generations(State):
                 worker.leaving = worker.leaving_since = None
 
     def _forget_crashes(self, now: float) -> None:
+        if self.kills and now - self.kills[0] > CRASH_WINDOW:
+            self.kills = [at for at in self.kills if now - at <= CRASH_WINDOW]
         for generation in self.generations.values():
             if generation.crashes and now - generation.crashes[0] > CRASH_WINDOW:
                 generation.crashes = [at for at in generation.crashes if now - at <= CRASH_WINDOW]

@@ -4,7 +4,7 @@ from typing import Literal
 
 from supervisor.fleet.machine import Fleet
 from supervisor.fleet.model import Cause, GenerationState, ReloadPhase, WorkerState
-from supervisor.fleet.policies import crash_loop
+from supervisor.fleet.policies import crash_loop, kills_too_many
 
 FleetState = Literal["starting", "ready", "degraded", "reloading", "paused", "stopping"]
 
@@ -97,6 +97,8 @@ def _trouble(fleet: Fleet) -> str:
     crashes = len(generation.crashes)
     if crash_loop(crashes, fleet.wanted):
         return f"workers crashed {_times(crashes)} within a minute, the last one {fleet.last_crash}"
+    if kills_too_many(kills := len(fleet.kills), fleet.wanted):
+        return f"workers were killed {_times(kills)} within a minute, and not by Ostler"
     if not fleet.ready:
         # Requests wait: that must not read as if they were served.
         return f"none serves, {fleet.count(WorkerState.BOOTING)} booting"

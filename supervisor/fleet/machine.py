@@ -150,6 +150,7 @@ class Fleet(Upkeep):
         generation = self.generations.get(event.generation)
         if generation is None:
             return
+        generation.unread_since = None
         # What was asked of it and never forked will not come.
         self._give_up_unforked(event.generation)
         reason = f"ended with {event.status}"
@@ -163,6 +164,8 @@ class Fleet(Upkeep):
 
     def _on_spawn_failed(self, event: events.SpawnFailed, now: float) -> None:
         if worker := self.workers.pop(event.launch, None):
+            if event.unread and self._reads_nothing(worker.generation, now):
+                return
             self._boot_failed(worker, f"can't fork: {event.reason}", None, now)
 
     def _on_ready(self, event: events.WorkerReady, now: float) -> None:
@@ -218,11 +221,10 @@ class Fleet(Upkeep):
             status=str(event.status),
             age=round(now - worker.spawned_at, 1),
         )
-        if event.outsider and self.reload is not None and self.reload.canary_launch == worker.launch:
-            # That says nothing about the new code: another one is to show what it is worth.
-            self.reload.canary_launch = self.reload.canary_until = None
-        elif not (expected or event.outsider or self.stopping):
-            last = f" (last request: {event.request})" if event.request else ""
+        last = f" (last request: {event.request})" if event.request else ""
+        if event.outsider:
+            self._killed(worker, expected, f"{how}{last}", now)
+        elif not (expected or self.stopping):
             self._crashed(worker, f"{how}{last}", event.traceback, now)
 
     def _on_recycle_due(self, event: events.RecycleDue, now: float) -> None:

@@ -167,6 +167,8 @@ class Generation:
     """It does not listen on all addresses of the generation before."""
     failures: int = 0
     """Workers in a row that failed to boot; a ready worker sets it to 0."""
+    unread_since: float | None = None
+    """Since when its fork server could not be asked to fork, because it reads nothing."""
     server_failures: int = 0
     """The same for fork servers that failed or died."""
     last_failure: str = ""

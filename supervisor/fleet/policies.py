@@ -13,7 +13,9 @@ _LONGEST_OUTAGE = 1.0
 # Crashes that are forgiven within CRASH_WINDOW; in larger fleets one for each worker.
 _FORGIVEN = 3
 CRASH_WINDOW = 60.0
-"""Seconds that a crash counts."""
+"""Seconds that a crash counts, and that somebody's kill does."""
+# Kills by outsiders within CRASH_WINDOW that are no reason to wait; in larger fleets one for each worker.
+_KILLS_FORGIVEN = 30
 
 # Fewer answers than this say nothing of a generation's error rate.
 _ENOUGH_ANSWERS = 50
@@ -40,6 +42,14 @@ def crash_loop(crashes: int, wanted: int) -> bool:
     """Whether so many crashes within CRASH_WINDOW, of a quarter of the workers, are worth an operator's
     attention."""
     return crashes > max(_FORGIVEN, wanted // 4)
+
+
+def kills_too_many(kills: int, wanted: int) -> int:
+    """How many of the kills by outsiders within CRASH_WINDOW are more than an administrator makes by hand.
+
+    An app that kills its own worker looks the same as one who does.
+    """
+    return max(0, kills - max(_KILLS_FORGIVEN, wanted))
 
 
 def jittered(seconds: float, random: float) -> float:

@@ -11,7 +11,14 @@ from supervisor.fleet.model import (
     Worker,
     WorkerState,
 )
-from supervisor.fleet.policies import backoff, crash_loop, crash_pause, jittered, surge
+from supervisor.fleet.policies import (
+    backoff,
+    crash_loop,
+    crash_pause,
+    jittered,
+    kills_too_many,
+    surge,
+)
 
 BOOTING, READY, DRAINING, STOPPING = WorkerState
 
@@ -53,6 +60,8 @@ class Slots(Generations):
     def _forked(self, worker: Worker, pid: int, now: float) -> None:
         worker.pid = pid
         generation = self.generations.get(worker.generation)
+        if generation is not None:
+            generation.unread_since = None
         if worker.state is BOOTING and worker.deadline is None and generation is not None:
             # Its fork server was given up for being late; the worker need not be bad.
             worker.deadline = _boot_deadline(generation, now)
@@ -104,7 +113,29 @@ class Slots(Generations):
         if reload is not None and reload.phase is ReloadPhase.ROLLING and crash_loop(crashes, self.wanted):
             told = f"its workers crashed {crashes} times, the last one {reason}"
             self._end_reload(reload, ReloadPhase.FAILED, now, told, traceback)
-        pause = crash_pause(crashes, self.wanted, self.ready)
+        self._pause_after_crashes(generation, now)
+
+    def _killed(self, worker: Worker, expected: bool, reason: str, now: float) -> None:
+        """An outsider ended a worker, or it was its app, which looks the same: so kills that go on and on are
+        paced as crashes are. They are not held against a new generation, unless it can't even be tried."""
+        if not expected:
+            self.kills.append(now)
+        reload = self.reload
+        if reload is not None and reload.canary_launch == worker.launch:
+            if reload.phase is ReloadPhase.CANARY and kills_too_many(len(self.kills), self.wanted):
+                told = f"its first worker was killed again and again, the last one {reason}"
+                self._fail_candidate(reload, told, None, now)
+                return
+            # Another one is to show what the new code is worth.
+            reload.canary_launch = reload.canary_until = None
+        generation = self.generations.get(self.current)
+        if generation is not None and worker.generation == self.current and not expected:
+            self._pause_after_crashes(generation, now)
+
+    def _pause_after_crashes(self, generation: Generation, now: float) -> None:
+        """Put off successors if too many workers of the current generation died while they served."""
+        deaths = len(generation.crashes) + kills_too_many(len(self.kills), self.wanted)
+        pause = crash_pause(deaths, self.wanted, self.ready)
         # A pause that runs is not made longer: while one worker after the other crashed it would never end.
         if pause and generation.retry_at is None:
             generation.retry_at = now + jittered(pause, self._random())
@@ -162,8 +193,22 @@ class Slots(Generations):
         generation = self.generations.get(worker.generation)
         if generation is None or generation.state not in (GenerationState.UP, GenerationState.STANDBY):
             return None
-        limit = generation.policy.boot_timeout if generation.policy else 0.0
-        return worker.spawned_at + min(_FORK_TIME, limit or _FORK_TIME)
+        return worker.spawned_at + _fork_time(generation)
+
+    def _reads_nothing(self, number: int, now: float) -> bool:
+        """A fork server could not be asked; True if that is so for so long that it is taken for hung."""
+        generation = self.generations.get(number)
+        if generation is None:
+            return False
+        if generation.unread_since is None:
+            generation.unread_since = now
+        late = now - generation.unread_since
+        if late < _fork_time(generation):
+            return False
+        generation.unread_since = None
+        reason = f"the fork server has not read for {late:.0f} seconds"
+        self._generation_failed(number, reason, None, True, now)
+        return True
 
     # -- what time brings -------------------------------------------------------------------------------
 
@@ -312,6 +357,12 @@ class Slots(Generations):
 def _boot_deadline(generation: Generation, now: float) -> float | None:
     timeout = generation.policy.boot_timeout if generation.policy else 0.0
     return now + timeout if timeout else None
+
+
+def _fork_time(generation: Generation) -> float:
+    """Seconds after which a fork server that forks nothing is taken for hung."""
+    limit = generation.policy.boot_timeout if generation.policy else 0.0
+    return min(_FORK_TIME, limit or _FORK_TIME)
 
 
 def _turn(worker: Worker, now: float) -> tuple[bool, bool, float, int]:

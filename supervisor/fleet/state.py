@@ -22,7 +22,8 @@ class State:
     workers: live processes by launch; generations: those with a fork server, or waiting for one, by number;
     current: the generation that slots are filled with; candidate: the one a reload is trying; reload: the
     newest; probation: what it can still be rolled back to; override: the number of workers set by hand, or
-    None for the configuration's own; autoscaled: the number that the load asks for, if it decides.
+    None for the configuration's own; autoscaled: the number that the load asks for, if it decides; kills:
+    when outsiders ended workers that served, within the last minute.
     """
 
     workers: dict[int, Worker] = field(default_factory=dict)
@@ -42,6 +43,7 @@ class State:
     spawned: int = 0
     deaths: int = 0
     last_crash: str = ""
+    kills: list[float] = field(default_factory=list)
     newest_generation: int = 0
 
     @property

@@ -17,13 +17,31 @@ class CellWriter:
 
     def __init__(self, cell: mmap.mmap, threads: int) -> None:
         self.threads = threads
+        self._memory = cell
         self._view = memoryview(cell)
+        # By number, those that were asked for: `close` must find all views.
+        self._lanes: dict[int, tuple[Words, memoryview]] = {}
         self.header: Words = self._view[: layout.PAGE].cast("Q")
         self.header[layout.LANES_IN_USE] = threads + 1
 
     def lane(self, thread: int) -> tuple[Words, memoryview]:
         """The words and the text (bytes) of one thread, counted from 0; written by that thread alone."""
+        if (known := self._lanes.get(thread)) is not None:
+            return known
         start = layout.PAGE + thread * layout.LANE_SIZE
         words = self._view[start : start + layout.TEXT].cast("Q")
         text = self._view[start + layout.TEXT : start + layout.LANE_SIZE]
-        return words, text
+        return self._lanes.setdefault(thread, (words, text))
+
+    def close(self) -> None:
+        """Let go of the memory, whoever still refers to a part of it; what writes there raises ValueError.
+
+        A worker that goes on as a fork server calls it: libraries may keep what has served in it for ever.
+        """
+        for words, text in self._lanes.values():
+            words.release()
+            text.release()
+        self._lanes.clear()
+        self.header.release()
+        self._view.release()
+        self._memory.close()

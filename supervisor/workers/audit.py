@@ -109,9 +109,9 @@ def audit_drained(ours: set[int]) -> Audit:
 
 
 def _look_at_threads(found: Audit, is_ours: Callable[[threading.Thread], bool], strict: bool = False) -> None:
-    main = threading.main_thread()
     for thread in threading.enumerate():
-        if thread is not main and not is_ours(thread):
+        # Not by comparison with main_thread(): eventlet puts another object of its own in its place.
+        if type(thread).__name__ != "_MainThread" and not is_ours(thread):
             line = f"thread {thread.name!r} runs {(what := _what_runs(thread))}"
             if what.startswith(_RESTARTING):
                 found.warnings.append(f"{line}: its library starts it anew in children")
@@ -140,7 +140,8 @@ def _unknown_threads() -> list[str]:
     unknown: list[str] = []
     for _ in range(_LOOKS):
         tasks = {int(entry.name) for entry in (_SELF / "task").iterdir()}
-        known = {thread.native_id for thread in threading.enumerate()} | {os.getpid()}
+        # eventlet takes the attribute away.
+        known = {getattr(thread, "native_id", None) for thread in threading.enumerate()} | {os.getpid()}
         unknown = [name for task in sorted(tasks - known) if (name := _name_of(task))]
         if not unknown:
             break

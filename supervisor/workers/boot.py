@@ -186,9 +186,12 @@ class WorkerProcess:
         deadline = time.monotonic() + _THREADS_END
         for thread in _engine_threads():
             thread.join(max(0.0, deadline - time.monotonic()))
+        # Requests that did not end in time; with them it ends, as without being a template.
         if late := [thread.name for thread in _engine_threads()]:
-            # Requests that did not end in time; with them it ends, as without being a template.
             self._log.warning("template_refused", problems=f"requests are running in {', '.join(late)}")
+            return None
+        if self._is_busy():
+            self._log.warning("template_refused", problems="requests are running in greenlets")
             return None
         engine.close()
         self._hooks.ended()  # as a worker it ends, and what it lets go of now need not be found
@@ -211,10 +214,20 @@ class WorkerProcess:
         disregard(DUMP_SIGNAL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (DUMP_SIGNAL,))
         disregard(INTERRUPT_SIGNAL)
+        self._let_go_of_cell()
         real.close(self._got.stacks_fd)
         self._outlets.close()
         self._channel.set_blocking(True)
         return Template(self._generation, self._channel.detach())
+
+    def _let_go_of_cell(self) -> None:
+        """Unmap the scoreboard's cell, which else each template would hand on to all that come after it.
+
+        Something of the engine may be kept for ever: by a library's hub, by the app, by a module of C.
+        """
+        assert self._cell is not None
+        self._engine = None  # for signal handlers, which look there
+        self._cell.close()
 
     # -- booting -----------------------------------------------------------------------------------------
 
@@ -394,17 +407,21 @@ class WorkerProcess:
     def _audit(self, force: bool) -> None:
         """Tell whether this worker could become a template; it goes on serving."""
         assert self._engine is not None
-        assert self._cell is not None
         self._forced = force
-        busy = any(self._cell.lane(lane)[0][layout.STARTED] for lane in range(self._cell.threads + 1))
         try:
-            found = audit_serving(self._own_descriptors() | self._engine.descriptors(), busy)
+            found = audit_serving(self._own_descriptors() | self._engine.descriptors(), self._is_busy())
         except OSError as error:
             found = Audit([f"it can't be looked at: {error}"])
         if force:
             found = found.forced()
         problems, warnings = (lines(texts, messages.MOST_LINES) for texts in (found.problems, found.warnings))
         self._tell(messages.TemplateAudited(problems, warnings))
+
+    def _is_busy(self) -> bool:
+        """Whether a request is in the app."""
+        assert self._cell is not None
+        in_use = range(self._cell.header[layout.LANES_IN_USE])
+        return any(self._cell.lane(lane)[0][layout.STARTED] for lane in in_use)
 
     def _own_descriptors(self) -> set[int]:
         generation = self._generation

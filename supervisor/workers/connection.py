@@ -72,6 +72,7 @@ class Connection:
         began: when the part that is being received began, a head or a body; 0: nothing is.
         body_deadline: when the body that is being received is too late, unless more of it comes.
         credited: bytes of it that have put that time off already.
+        promised: bytes of the app's files in the last answer that are not counted as sent yet.
         pulled: when the app last got bytes of a body that it reads while it comes.
         served: when the last answer on it was given (CLOCK_MONOTONIC, ns); 0: none was.
         outbox: bytes of answers the client has not taken yet; None or empty: it has all.
@@ -110,6 +111,7 @@ class Connection:
         "parser",
         "peer",
         "preface",
+        "promised",
         "pulled",
         "send_now",
         "served",
@@ -149,6 +151,7 @@ class Connection:
         self.began = 0
         self.body_deadline = self.credited = 0
         self.pulled = 0
+        self.promised = 0
         self.streamed: StreamedBody | None = None
         self.in_body = False
         self.facts: dict[str, str] | None = None

@@ -18,6 +18,8 @@ from supervisor.workers.hubs import Callback, Hub
 from supervisor.wsgi.exchange import QuitWorker
 
 _importer = os.getpid()
+# How eventlet's hub tells of exceptions.
+_SQUELCHES = ("squelch_timer_exception", "squelch_exception", "squelch_generic_exception")
 
 
 class EventletHub(Hub):
@@ -31,8 +33,9 @@ class EventletHub(Hub):
         self._hub = hubs.get_hub()
         if os.getpid() != _importer and isinstance(getattr(self._hub, "poll", None), real.epoll):
             self._renew_epoll()
-        for name in ("squelch_timer_exception", "squelch_exception", "squelch_generic_exception"):
-            setattr(self._hub, name, _forgiving(getattr(self._hub, name)))
+        self._squelches = {name: getattr(self._hub, name) for name in _SQUELCHES}
+        for name, squelch in self._squelches.items():
+            setattr(self._hub, name, _forgiving(squelch))
 
     @property
     def greenlet(self) -> greenlet:
@@ -60,6 +63,10 @@ class EventletHub(Hub):
     def descriptors(self) -> set[int]:
         epoll = getattr(self._hub, "poll", None)
         return {epoll.fileno()} if isinstance(epoll, real.epoll) else set()
+
+    def close(self) -> None:
+        for name, squelch in self._squelches.items():
+            setattr(self._hub, name, squelch)
 
     def _renew_epoll(self) -> None:
         """A preloaded app may have made it, in the fork server: all workers would share it."""

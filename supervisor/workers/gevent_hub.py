@@ -44,6 +44,7 @@ class GeventHub(Hub):
         return set() if fd is None else {fd}
 
     def close(self) -> None:
+        self._hub.handle_error = self._handle_error
         if self._hub._threadpool is not None:  # it is made when it is first looked at
             self._hub.threadpool.kill()
 

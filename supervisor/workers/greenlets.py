@@ -146,6 +146,11 @@ class GreenletEngine(Loop):
         return super().descriptors() | self._hub.descriptors()
 
     def close(self) -> None:
+        # Those that wait for connections would keep the engine, and all that it has, in the hub's memory.
+        while self._parked:
+            server = self._parked.pop()
+            server.parent = getcurrent()  # where its end leads: the hub's loop would not return
+            server.switch()  # it finds no connection
         self._hub.close()
         super().close()
 

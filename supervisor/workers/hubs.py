@@ -88,8 +88,9 @@ class Hub(ABC):
     def soon(self, callback: Callback) -> None:
         """Call back in the hub once what is ready now has run; not for signal handlers."""
 
-    def close(self) -> None:  # noqa: B027 - eventlet has nothing to do
-        """End the hub's threads; after `run`."""
+    @abstractmethod
+    def close(self) -> None:
+        """End the hub's threads, and leave it as it was; after `run`."""
 
     def descriptors(self) -> set[int]:
         """Those of the hub that each process makes anew."""

@@ -12,6 +12,14 @@ QUICK = [layout.bucket_of(units << 10) for units in range(4096)]
 QUICK_NS = len(QUICK) << 10
 
 
+def status_class(code: object) -> int:
+    """Which of the words of layout.STATUS_CLASSES counts an answer, whatever the app takes for a status.
+
+    Where no one has checked that: a number out of range would count in another word.
+    """
+    return code // 100 if isinstance(code, int) and 0 <= code < 1000 else 9
+
+
 class Lane:
     """One thread's lane.
 

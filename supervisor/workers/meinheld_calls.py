@@ -23,7 +23,7 @@ from supervisor.scoreboard import layout
 from supervisor.text import trace_of
 from supervisor.workers.base import Context
 from supervisor.workers.interrupt import Deadlines
-from supervisor.workers.lane import QUICK, QUICK_NS
+from supervisor.workers.lane import QUICK, QUICK_NS, status_class
 from supervisor.wsgi.environ import Environ, listener_environ
 from supervisor.wsgi.exchange import DeadlineExceeded, QuitWorker
 
@@ -148,8 +148,8 @@ class Calls:
                     took = monotonic_ns() - started
                     words[STARTED] = 0
                 else:
-                    took = environ["REQUEST_TIME"] * 1_000_000
-                words[STATUS_CLASSES + environ["STATUS_CODE"] // 100] += 1
+                    took = max(0, environ["REQUEST_TIME"] * 1_000_000)  # by the wall clock
+                words[STATUS_CLASSES + status_class(environ["STATUS_CODE"])] += 1
                 words[HISTOGRAM + (QUICK[took >> 10] if took < QUICK_NS else layout.bucket_of(took))] += 1
                 # A head that could not be sent makes it negative.
                 if (sent := environ["SEND_BYTES"]) > 0:
@@ -168,7 +168,7 @@ class Calls:
             status = environ["STATUS_CODE"]
             if "ostler.extend_deadline" in environ:
                 # Its time in the app is not known.
-                words[STATUS_CLASSES + status // 100] += 1
+                words[STATUS_CLASSES + status_class(status)] += 1
                 words[BYTES_SENT] += max(0, environ["SEND_BYTES"])
                 if access_log is not None:
                     write(environ, environ["REQUEST_TIME"] * 1_000_000)
@@ -176,7 +176,7 @@ class Calls:
                 # The server has made this environ for the log, and would never give it back.
                 ctypes.pythonapi.Py_DecRef(ctypes.py_object(environ))
             elif not look():
-                words[STATUS_CLASSES + status // 100] += 1
+                words[STATUS_CLASSES + status_class(status)] += 1
                 if access_log is not None:
                     if peer is not None:
                         environ["REMOTE_ADDR"] = ""  # not certainly this client's

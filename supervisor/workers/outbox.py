@@ -124,6 +124,11 @@ class Outbox:
         self._parts.append(FilePart(fd, offset, count, ours=False))
 
     @property
+    def promised(self) -> int:
+        """Bytes of the app's files that are not sent yet: those cost nothing to promise."""
+        return sum(part.left for part in self._parts if isinstance(part, FilePart) and not part.ours)
+
+    @property
     def full(self) -> bool:
         """Whether more should wait. One block beyond the limit is kept: it is there anyway."""
         if self._may_store:

@@ -124,7 +124,12 @@ class Serving(Wiring):
                 exchange.code, exchange.status = 499, "499 Client Gone"
             words[_STATUS_CLASSES + exchange.code // 100] += 1
             words[_HISTOGRAM + (QUICK[took >> 10] if took < QUICK_NS else layout.bucket_of(took))] += 1
-            words[_BYTES_SENT] += exchange.sent
+            sent = exchange.sent
+            if connection.outbox:
+                # What a client has not taken of a file is counted when it has, if ever.
+                connection.promised = min(connection.outbox.promised, sent)
+                sent -= connection.promised
+            words[_BYTES_SENT] += sent
             if self._access is not None or exchange.error is not None:
                 self._log_request(request, exchange, environ, took)
             if self._quota:
@@ -163,15 +168,20 @@ class Serving(Wiring):
         It counts as answered, but not where times in the app are counted.
         """
         connection.idle_since = connection.served = monotonic_ns()
+        gone = False
         try:
             Exchange.run(exchange, overloaded, environ)  # without hooks, which are about requests to the app
         except ClientGone:
-            self._close(connection, lane)
-            return False
+            gone = True
+            if not exchange.head_sent:
+                exchange.code, exchange.status = 499, "499 Client Gone"
         lane.words[_STATUS_CLASSES + exchange.code // 100] += 1
         lane.words[_BYTES_SENT] += exchange.sent
         if self._access is not None:
             self._log_request(request, exchange, environ, 0)
+        if gone:
+            self._close(connection, lane)
+            return False
         if not exchange.keep_alive:
             self._end(connection, request.keep_alive, lane)
             return False

@@ -212,6 +212,8 @@ class Wiring:
         except ClientGone:
             self._close(connection, lane)
             return False
+        lane.words[layout.BYTES_SENT] += connection.promised
+        connection.promised = 0
         connection.outbox = None
         if connection.closing:
             self._linger(connection, lane)
@@ -288,6 +290,9 @@ class Wiring:
             except OSError:
                 pass  # the app closed what is not its own
         if connection.outbox is not None:
+            if connection.promised:
+                left = connection.outbox.promised
+                lane.words[layout.BYTES_SENT] += max(0, connection.promised - left)
             connection.outbox.close()
         if connection.streamed is not None:
             connection.streamed.end()

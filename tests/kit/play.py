@@ -171,9 +171,9 @@ class World:
         self.workers[launch].state = "booting"
         self.hand_in(events.WorkerForked(launch, pid=10_000 + launch))
 
-    def fail_to_fork(self, launch: int, reason: str = "no memory") -> None:
+    def fail_to_fork(self, launch: int, reason: str = "no memory", unread: bool = False) -> None:
         del self.workers[launch]
-        self.hand_in(events.SpawnFailed(launch, reason))
+        self.hand_in(events.SpawnFailed(launch, reason, unread))
 
     def boot(self, launch: int) -> None:
         self.workers[launch].state = "serving"

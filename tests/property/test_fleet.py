@@ -21,7 +21,7 @@ from supervisor.fleet.model import (
     Worker,
     WorkerState,
 )
-from supervisor.fleet.policies import crash_loop, surge
+from supervisor.fleet.policies import crash_loop, kills_too_many, surge
 from tests.kit.play import World, carried
 
 READY, BOOTING = WorkerState.READY, WorkerState.BOOTING
@@ -351,9 +351,9 @@ class FleetMachine(RuleBasedStateMachine):
         self.world.fork(_one(self._forkable(), pick))
 
     @precondition(lambda self: self._may_fail_start() and self._forkable())
-    @rule(pick=PICK)
-    def fork_fails(self, pick: int) -> None:
-        self.world.fail_to_fork(_one(self._forkable(), pick))
+    @rule(pick=PICK, unread=st.booleans())
+    def fork_fails(self, pick: int, unread: bool) -> None:
+        self.world.fail_to_fork(_one(self._forkable(), pick), unread=unread)
 
     @precondition(lambda self: self.workers("booting"))
     @rule(pick=PICK)
@@ -575,8 +575,10 @@ class FleetMachine(RuleBasedStateMachine):
         assert {w.generation for w in workers} <= {fleet.current}
         assert list(fleet.generations) == [fleet.current]
         current = fleet.generations[fleet.current]
-        crashing = crash_loop(len(current.crashes), fleet.wanted)
-        assert health.state(fleet) == ("paused" if fleet.paused else "degraded" if crashing else "ready")
+        dying = crash_loop(len(current.crashes), fleet.wanted) or kills_too_many(
+            len(fleet.kills), fleet.wanted
+        )
+        assert health.state(fleet) == ("paused" if fleet.paused else "degraded" if dying else "ready")
 
     # -- always ---------------------------------------------------------------------------------------
 

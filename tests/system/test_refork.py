@@ -2,6 +2,7 @@
 
 import signal
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from supervisor.control.client import RefusedError
 from supervisor.control.routes import REFORK
 from supervisor.control.views import Refork, WorkerView
 from tests.kit.daemon import Daemon, Place, Process, children, descriptors, fork_server, title
+from tests.kit.hostile import APP
 from tests.kit.load import Load
 
 pytestmark = pytest.mark.system
@@ -86,6 +88,11 @@ def private(pid: int) -> int:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
     return sizes["Private_Clean"] + sizes["Private_Dirty"]
+
+
+def mapped(pid: int, name: str) -> int:
+    """How often a process has mapped a file of that name (proc(5), maps)."""
+    return sum(name in line for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
 
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["each loads", "preload"])
@@ -231,6 +238,41 @@ def test_descriptors_do_not_grow(lazy: Place) -> None:
         kinds = (daemon.pid, template.pid, workers[0].pid or 0)
         counts.append([len(descriptors(pid)) for pid in kinds])
     assert counts[1] == counts[-1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("lazy:app",),
+        ("--threads", "2", "lazy:app"),
+        ("-k", "gevent", "lazy:app"),
+        ("-k", "eventlet", "lazy:app"),
+        ("-k", "meinheld", "lazy:app"),
+        ("-k", "asgi", "attacked:asgi"),
+    ],
+    ids=["sync", "threads", "gevent", "eventlet", "meinheld", "asgi"],
+)
+def test_scoreboards_are_not_handed_on(lazy: Place, words: tuple[str, ...]) -> None:
+    """Three in a row: a template has no worker's numbers in memory, and a worker its own alone."""
+    for package in ("gevent", "eventlet", "meinheld"):
+        # Not imported here: eventlet would warn of each fork of this process.
+        if package in words and find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    lazy.add("attacked.py", APP)
+    daemon = lazy.start("-w", "1", *words)
+    daemon.settled(1)
+    held = []
+    for times in (1, 2, 3):
+        assert daemon.get().status == 200
+        refork(daemon)
+        template, (worker,) = reforked(daemon, 1, times)
+        pids = template.pid, worker.pid or 0
+        assert [mapped(pid, "ostler-scoreboard") for pid in pids] == [0, 1]
+        held.append([len(descriptors(pid)) for pid in pids])
+    assert held[0] == held[1] == held[2]
+    assert daemon.get().status == 200
+    assert not daemon.events("internal_error")
+    assert daemon.stop() == 0
 
 
 def test_none_while_a_reload_runs(lazy: Place) -> None:

@@ -27,7 +27,7 @@ from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.table import Settings
 from supervisor.text import frames_of, trace_of
 from supervisor.workers.interrupt import LONGEST
-from supervisor.workers.lane import QUICK, QUICK_NS
+from supervisor.workers.lane import QUICK, QUICK_NS, status_class
 from supervisor.wsgi.exchange import DeadlineExceeded, QuitWorker
 
 Scope = MutableMapping[str, Any]
@@ -391,7 +391,7 @@ class Requests:
             self._free.append(lane)
         request.answered = True
         status = request.status
-        words[_STATUS_CLASSES + (status // 100 if status < 1000 else 9)] += 1
+        words[_STATUS_CLASSES + status_class(status)] += 1
         if status != 101:
             bucket = QUICK[took >> 10] if took < QUICK_NS else layout.bucket_of(took)
             words[_HISTOGRAM + bucket] += 1

@@ -1011,3 +1011,34 @@ def test_fewer_than_none_is_none() -> None:
     """TTOU does not end a pause."""
     play = running(workers=2).pause().settled().scale_by(-1).then()
     assert health.state(play.fleet) == "paused"
+
+
+def test_a_fork_server_that_reads_nothing() -> None:
+    """What can't be asked of it is asked again, later each time; after ten seconds it is replaced."""
+    play = running(workers=1).exits(1, signal=9).then(spawn(1))
+    began = play.now
+    waits = []
+    while play.fork_servers[1].told is None:
+        if asked := [launch for launch, worker in play.workers.items() if worker.state == "asked"]:
+            play.fail_to_fork(asked[0], unread=True)
+            continue
+        deadline = play.fleet.next_deadline()
+        assert deadline is not None
+        waits.append(deadline - play.now)
+        play.pass_time(deadline - play.now)
+    assert waits == [0.5, 1.0, 2.0, 4.0, 8.0]
+    assert play.now - began == 15.5
+    play.said("fork_server_failed", reason="the fork server has not read for 16 seconds")
+    play.settled()
+    assert play.slots() == [1]
+
+
+def test_a_fork_server_that_reads_again() -> None:
+    """It is as good as any: that it once had much to read is forgotten."""
+    play = running(workers=1).exits(1, signal=9)
+    play.fail_to_fork(max(play.workers), unread=True)
+    play.after(0.5).forked(1).ready(1).after(60.0).exits(1, signal=9)
+    play.fail_to_fork(max(play.workers), unread=True)
+    assert play.fork_servers[1].told is None
+    play.settled()
+    assert play.slots() == [1]

@@ -113,6 +113,16 @@ def test_canary_killed_by_an_outsider_is_tried_again() -> None:
     play.ready(1).nothing_until(5.0).then(stop_fork_server(1), drain(1, 1))
 
 
+def test_canary_that_is_killed_again_and_again_fails_the_reload() -> None:
+    """Nobody does that by hand: the new code kills its own worker, and would be tried without end."""
+    play = canary()
+    for _ in range(30):
+        play.exits(1, signal=9, outsider=True).then(spawn(1, 2)).ready(1)
+    play.exits(1, signal=9, outsider=True).then(stop_fork_server(2), reload_ended(2))
+    told = "its first worker was killed again and again, the last one ended with signal 9"
+    play.said("reload_failed", reason=told)
+
+
 def test_canary_that_is_due_for_recycling_counts() -> None:
     """A small max_requests is no failure: it is promoted, and replaced like any other afterwards."""
     play = canary(boot_parallelism=1)
@@ -262,7 +272,7 @@ def test_long_probation_is_compared_with_as_long_a_time() -> None:
 def test_deaths_by_an_outsider_are_no_crashes() -> None:
     """Somebody's kill -9, or the kernel's for memory of others, says nothing about the new code."""
     play = reloaded()
-    for _ in range(3):
+    for _ in range(32):
         play.exits(1, signal=9, outsider=True).ready(1)
     assert phase(play) is ReloadPhase.DONE
 

@@ -149,12 +149,69 @@ def test_crashes_do_not_extend_a_pause() -> None:
     play.after(first - play.now).then(spawn(1), spawn(2))
 
 
+def killed(play: Play, slot: int) -> Play:
+    return play.exits(slot, signal=9, outsider=True)
+
+
 def test_outsiders_do_not_make_a_crash_loop() -> None:
-    """Who kills workers by hand gets new ones at once, as often as he likes."""
+    """Workers that an administrator kills are replaced at once, as many as can be killed by hand."""
     play = running(workers=1)
-    for _ in range(20):
-        play.exits(1, signal=9, outsider=True).then(spawn(1)).ready(1)
+    for _ in range(30):
+        killed(play, 1).then(spawn(1)).ready(1)
     assert health.state(play.fleet) == "ready"
+
+
+def test_all_workers_of_a_large_fleet_may_be_killed() -> None:
+    """Each gets its successor at once, and that is still so when all are killed once more."""
+    play = running(workers=64, boot_parallelism=64)
+    for state in ("ready", "degraded"):
+        for slot in range(1, 65):
+            killed(play, slot).then(spawn(slot))
+        play.ready(*range(1, 65))
+        assert health.state(play.fleet) == state
+
+
+def test_kills_that_do_not_end_are_paced() -> None:
+    """An app that kills its own worker looks like an outsider: beyond 30 a minute that counts as crashes."""
+    play = running(workers=2)
+    waits = []
+    for _ in range(40):
+        killed(play, 1)
+        before = play.now
+        while not any(worker.state == "asked" for worker in play.workers.values()):
+            deadline = play.fleet.next_deadline()
+            assert deadline is not None
+            play.pass_time(deadline - play.now)
+        waits.append(round(play.now - before, 3))
+        play.ready(1)
+    assert waits == [0.0] * 33 + [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
+    assert health.state(play.fleet) == "degraded"
+    assert "workers were killed 40 times within a minute, and not by Ostler" in health.sentence(play.fleet)
+    play.after(61.0).measured()
+    assert health.state(play.fleet) == "ready"
+    play.unseen.clear()
+    killed(play, 1).then(spawn(1))
+
+
+def test_kills_and_crashes_add_up() -> None:
+    """Those that are beyond what is forgiven of each."""
+    play = running(workers=1)
+    for _ in range(31):
+        killed(play, 1).ready(1)
+    for _ in range(2):
+        play.crashes(1).ready(1)
+    play.unseen.clear()
+    play.crashes(1).then()
+
+
+def test_an_upgrade_remembers_kills() -> None:
+    """The pace is the same in the program that takes over."""
+    play = running(workers=1)
+    for _ in range(33):
+        killed(play, 1).ready(1)
+    play.on(events.UpgradeAsked("test")).check_upgrade()
+    play.take_over()
+    assert len(play.fleet.kills) == 33
 
 
 def test_crash_pause() -> None:

@@ -579,3 +579,28 @@ def test_nobody_can_cut_it_off(board: Board) -> None:
         with pytest.raises(PermissionError):
             os.ftruncate(board.fileno(cell), size)
     assert board.counts(cell).requests == 0
+
+
+def test_a_writer_lets_go_of_its_memory(board: Board) -> None:
+    """Also of what others still refer to: the mapping is gone, and a late write harms nobody."""
+    worker = writer(board, cell := board.born(2), 2)
+    serve(worker, 1, 200, 10, 1)
+    words, text = worker.lane(1)
+    header = worker.header
+
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count("ostler-scoreboard")
+
+    before = mapped()
+    worker.close()
+    assert mapped() == before - 1
+    for view in (words, text, header):
+        with pytest.raises(ValueError, match="released"):
+            view[0] = 1
+    assert board.counts(cell).requests == 1
+
+
+def test_a_lane_is_made_once(board: Board) -> None:
+    """Whoever asks for it gets the same: a worker asks often, and keeps all until its end."""
+    worker = writer(board, board.born(2), 2)
+    assert worker.lane(1)[0] is worker.lane(1)[0]

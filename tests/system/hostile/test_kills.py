@@ -1,0 +1,73 @@
+"""An app that kills its own worker with a signal, which nobody can tell from an administrator's kill."""
+
+import http.client
+import os
+import signal
+import time
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from supervisor.control.routes import EXITS
+from tests.kit.daemon import PATIENCE, Daemon, Place, ask
+from tests.kit.hostile import REPLACED_WITHIN, SLACK, STATUS_WITHIN, each_class, status_time
+
+pytestmark = pytest.mark.system
+
+KILLS = """\
+import os
+def request(path):
+    if path == "/kill":
+        os.kill(os.getpid(), 9)
+"""
+# So many in a minute are repaired at once; see fleet.policies.
+AT_ONCE = 33
+
+
+def seconds(event: dict[str, Any]) -> float:
+    return datetime.fromisoformat(event["timestamp"]).timestamp()
+
+
+def deaths(daemon: Daemon, number: int) -> list[dict[str, Any]]:
+    """Have workers kill themselves until so many have."""
+    deadline = time.monotonic() + 6 * PATIENCE
+    while len(found := daemon.events("worker_died")) < number:
+        assert time.monotonic() < deadline, f"{len(found)} of {number}"
+        with suppress(OSError, http.client.HTTPException):
+            ask(daemon.url, "/kill")
+    return found
+
+
+@each_class
+def test_a_worker_that_kills_itself_again_and_again(hostile_place: Place, words: tuple[str, ...]) -> None:
+    """The supervisor does not fork without limit: beyond what anybody kills by hand it takes its time."""
+    hostile_place.add("attack.py", KILLS)
+    daemon = hostile_place.start("--preload", "-w", "1", *words)
+    daemon.settled(1)
+    died = deaths(daemon, AT_ONCE + 5)
+    # 0.1, 0.2, 0.4, 0.8 s, or a quarter less, and the boots.
+    assert seconds(died[AT_ONCE + 4]) - seconds(died[AT_ONCE]) > 0.75 * 1.5
+    assert {e.cause for e in daemon.client.call(EXITS)} == {"killed by an outsider"}
+    assert status_time(daemon) < SLACK * STATUS_WITHIN
+    daemon.until(lambda: daemon.status().state == "degraded", "the state says that something is wrong")
+    assert "were killed" in daemon.status().health
+    daemon.settled(1)
+    assert daemon.get().status == 200
+    assert daemon.stop() == 0
+
+
+def test_an_administrator_kills_several_in_a_row(hostile_place: Place) -> None:
+    """Each is replaced at once, the twentieth as fast as the first."""
+    daemon = hostile_place.start("--preload", "-w", "1", "attacked:app")
+    daemon.settled(1)
+    times = []
+    for _ in range(20):
+        (worker,) = daemon.settled(1)
+        began = time.monotonic()
+        os.kill(worker.pid or 0, signal.SIGKILL)
+        daemon.until(lambda old=worker.pid: daemon.settled(1)[0].pid != old, "another worker")
+        times.append(time.monotonic() - began)
+    assert sorted(times)[10] < SLACK * REPLACED_WITHIN, times
+    assert daemon.stop() == 0

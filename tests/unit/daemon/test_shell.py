@@ -1,0 +1,51 @@
+"""How the shell does what the fleet wants; each test is a play with stand-ins for children."""
+
+import asyncio
+import os
+import time
+
+from supervisor.ipc import messages
+from tests.kit.standins import Theatre
+
+
+async def test_a_fork_server_whose_channel_is_full() -> None:
+    """A worker that it can't be asked for has failed, with nothing left of it, and is asked for again."""
+    with Theatre(workers=1) as theatre:
+        await theatre.start().play()
+        channel = theatre.shell.fork_servers[1].channel
+        try:
+            while True:
+                channel.send(messages.ReopenLogs())
+        except BlockingIOError:
+            pass
+        (worker,) = theatre.workers
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names are all there is
+        worker.kill()
+        await theatre.killed(worker)
+        (failed,) = theatre.events("worker_boot_failed")
+        expected = "can't fork: the fork server can't be asked: Resource temporarily unavailable"
+        assert failed["reason"] == expected
+        assert theatre.shell.workers == {}
+        assert len(os.listdir("/proc/self/fd")) < before  # noqa: PTH208
+        deadline = time.monotonic() + 15
+        while theatre.shell.fleet.ready == 0:
+            assert time.monotonic() < deadline, "it is not asked for again"
+            await theatre.play(1)
+            await asyncio.sleep(0.01)
+        assert theatre.errors == []
+        assert theatre.events("internal_error") == []
+        await theatre.stopped()
+
+
+async def test_a_fork_server_that_has_ended_is_no_failed_fork() -> None:
+    """Its death says all that is to be said of what it was asked for."""
+    with Theatre(workers=1) as theatre:
+        await theatre.start().play()
+        (worker,) = theatre.workers
+        theatre.shell.loop.remove_reader(theatre.shell.fork_servers[1].channel.fileno())
+        theatre.fork_server.sock.close()
+        worker.kill()
+        await theatre.killed(worker)
+        assert len(theatre.shell.workers) == 1
+        assert theatre.events("worker_boot_failed") == []
+        assert theatre.errors == []
