@@ -27,11 +27,11 @@ from tests.kit.daemon import PATIENCE, Daemon, Place, descriptors, until
 
 pytestmark = pytest.mark.system
 
-N = 60
+N = 100
 """Connections of each kind in a round."""
-SPARE = 25
+SPARE = 40
 """Bytes per connection by which memory may grow: less than the smallest object that is kept."""
-ROUNDS = 10
+ROUNDS = 15
 """What is made once fills memory in the first rounds; what is kept, in all."""
 SETTLE = 0.5
 """Seconds until what a connection needs is gone behind its end, timers included."""
