@@ -6,8 +6,6 @@ notice nothing (see `workers.relay`); websockets, and connections under TLS, can
 """
 
 import asyncio
-import heapq
-import itertools
 import select
 import socket
 import traceback
@@ -16,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from supervisor.logs.lean import Log
@@ -113,9 +112,9 @@ class Doors:
         # Connections that are not open yet, such as those in a TLS handshake; the oldest come first.
         self._arriving: dict[asyncio.Task[None], float] = {}
         self._keepalive = settings.keepalive
-        # A heap of connections by the time by which a request must have come. Most are gone by then.
-        self._fresh: list[tuple[float, int, weakref.ref[Any]]] = []
-        self._order = itertools.count()
+        # By how long they may take: connections, and by when a request must have come (the loop's time), in
+        # that order. Weak: those that have ended would fill memory for that long.
+        self._fresh: dict[float, weakref.WeakKeyDictionary[Any, float]] = {}
         self._given: set[Any] = set()
         self._relay_paused = False
 
@@ -312,8 +311,8 @@ class Doors:
             traceback.clear_frames(error.__traceback__)
             return
         if patience:
-            until = self._loop.time() + patience
-            heapq.heappush(self._fresh, (until, next(self._order), weakref.ref(protocol)))
+            fresh = self._fresh.setdefault(patience, weakref.WeakKeyDictionary())
+            fresh[protocol] = self._loop.time() + patience
 
     def _arrived(self, task: "asyncio.Task[None]", sock: socket.socket, protocol: Any) -> None:
         """`_connect` is done; or it was cancelled, even before it began."""
@@ -340,11 +339,13 @@ class Doors:
     def close_late(self, connections: set[Any]) -> None:
         """Close those of `connections` whose first request here has not come in time."""
         now = self._loop.time()
-        while self._fresh and self._fresh[0][0] <= now:
-            protocol: Any = heapq.heappop(self._fresh)[2]()
-            # Those that have become websockets are not among uvicorn's connections any more.
-            if protocol in connections and protocol.cycle is None:
-                protocol.transport.close()
+        for fresh in self._fresh.values():
+            late = [protocol for protocol, _ in takewhile(lambda entry: entry[1] <= now, fresh.items())]
+            for protocol in late:
+                del fresh[protocol]
+                # Those that have become websockets are not among uvicorn's connections any more.
+                if protocol in connections and protocol.cycle is None:
+                    protocol.transport.close()
 
     def give(self, protocol: Any) -> bool:
         """Hand over a connection that has answered and received nothing since; True if it is gone."""

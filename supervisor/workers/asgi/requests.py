@@ -179,47 +179,33 @@ class Request:
             for name, value in self._headers
         )
 
-    def interrupt(self) -> None:
-        """End it where it waits; called in the loop."""
+    def interrupt(self, task: "asyncio.Task[Any] | None") -> None:
+        """End it where it waits; called in the loop. `task`: the one that serves it."""
         if self.answered or (self.overdue and self.status):
             return
-        task = self._task()
-        self.note_overdue(stack_of(task))
+        if not self.overdue:
+            self.note_overdue(stack_of(task), task)
         if task is not None:
             task.cancel(str(DeadlineExceeded()))
 
-    def note_overdue(self, stack: str) -> None:
+    def note_overdue(self, stack: str, task: "asyncio.Task[Any] | None") -> None:
         """Say once in the log where the request stands: the supervisor's dump shows the loop."""
         if not self.overdue:
             self.overdue = True
             age = (monotonic_ns() - self.started) / 1e9
-            stacks = [stack, *self._stacks_of_others()]
+            stacks = [stack, *self._stacks_of_others(task)]
             stack = "\n\n".join(stacks)
             self._requests.log.error("request_interrupted", **self.name(), age=age, stack=stack)
 
-    def _stacks_of_others(self) -> list[str]:
+    def _stacks_of_others(self, own: "asyncio.Task[Any] | None") -> list[str]:
         """Of tasks that the request has started, such as those that some middlewares run the app in."""
-        others: list[Any] = [
-            task for task in asyncio.all_tasks(self._requests.loop) if task is not self._task()
-        ]
+        others: list[Any] = [task for task in asyncio.all_tasks(self._requests.loop) if task is not own]
         # Before Python 3.12 a task does not tell its context.
         return [
             stack_of(task)
             for task in others
             if hasattr(task, "get_context") and task.get_context().get(_current) == self.started
         ]
-
-    def _task(self) -> "asyncio.Task[Any] | None":
-        """The task that serves it. Looked for when it is needed, which is hardly ever."""
-        for task in asyncio.all_tasks(self._requests.loop):
-            awaited: Any = task.get_coro()
-            while awaited is not None:
-                if getattr(awaited, "cr_code", None) in _SERVING:
-                    if awaited.cr_frame is not None and awaited.cr_frame.f_locals.get("request") is self:
-                        return task
-                    break
-                awaited = _first(awaited, "cr_await", "ag_await", "gi_yieldfrom")
-        return None
 
     async def give_up(self) -> None:
         """Answer that it took too long; the answer must not have begun."""
@@ -447,6 +433,21 @@ class Requests:
             self.log.error("request_failed", **request.name(), traceback=trace)
 
     # -- deadlines ---------------------------------------------------------------------------------------
+
+    def tasks(self) -> "dict[Request, asyncio.Task[Any]]":
+        """The tasks that serve requests. Looked for when they are needed, which is hardly ever."""
+        found: dict[Request, asyncio.Task[Any]] = {}
+        for task in asyncio.all_tasks(self.loop):
+            awaited: Any = task.get_coro()
+            while awaited is not None:
+                if getattr(awaited, "cr_code", None) in _SERVING:
+                    frame = awaited.cr_frame
+                    request = frame.f_locals.get("request") if frame is not None else None
+                    if isinstance(request, Request):
+                        found[request] = task
+                    break
+                awaited = _first(awaited, "cr_await", "ag_await", "gi_yieldfrom")
+        return found
 
     def overdue(self) -> list[Request]:
         """The requests that the supervisor has marked; safe in a signal handler."""

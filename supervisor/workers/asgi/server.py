@@ -4,6 +4,7 @@ import asyncio.selector_events
 import logging
 import traceback
 from collections.abc import Callable
+from types import GeneratorType
 from typing import Any
 
 from supervisor.errors import SettingError
@@ -120,6 +121,10 @@ def count_ends(protocol: type[Any], lost: Callable[[Any], None]) -> type[Any]:
             if timer is not None:
                 timer.cancel()
                 self.timeout_keep_alive_task = None
+            # websockets' parser is a generator whose frame refers back. It waits for more.
+            parser = getattr(getattr(self, "conn", None), "parser", None)
+            if isinstance(parser, GeneratorType):
+                parser.close()
             # websockets keeps why it has refused a handshake, with the frames that refer to what keeps it.
             error = getattr(getattr(self, "conn", None), "handshake_exc", None)
             while error is not None:

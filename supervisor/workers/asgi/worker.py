@@ -28,7 +28,7 @@ from supervisor.settings.table import Settings, rows
 from supervisor.text import name_and_text, trace_of
 from supervisor.workers.asgi import pace, records, server
 from supervisor.workers.asgi.doors import Doors
-from supervisor.workers.asgi.requests import Requests, stack_under
+from supervisor.workers.asgi.requests import Request, Requests, stack_under
 from supervisor.workers.asgi.warmup import warm_up
 from supervisor.workers.base import BaseWorker, Context
 from supervisor.workers.error_page import ErrorPage
@@ -138,6 +138,8 @@ class AsgiWorker(BaseWorker):
         self._flushing = False
         self._hand_over = False
         self._stopped = False
+        # Requests that wait and are to be ended; signal handlers add to it.
+        self._overdue: set[Request] = set()
 
     def _protocol(self) -> Any:
         return self._http(config=self._config, server_state=self._state, app_state=self._lifespan.state)
@@ -181,10 +183,20 @@ class AsgiWorker(BaseWorker):
             if request is computing:
                 here = request
             else:
-                self._call(request.interrupt)
+                self._overdue.add(request)
+        if self._overdue:
+            self._call(self._interrupt_overdue)
         if here is not None:
-            here.note_overdue(stack_under(frame))
+            here.note_overdue(stack_under(frame), self._requests.tasks().get(here))
             raise DeadlineExceeded
+
+    def _interrupt_overdue(self) -> None:
+        # All at once: there is a signal for each, and with a look at all tasks each time hundreds that are
+        # overdue would hold up the loop until the supervisor takes it for stalled.
+        tasks = self._requests.tasks() if self._overdue else {}
+        while self._overdue:
+            request = self._overdue.pop()
+            request.interrupt(tasks.get(request))
 
     def descriptors(self) -> set[int]:
         transports = [connection.transport for connection in self._state.connections]
