@@ -4,9 +4,8 @@ The context is made while a generation is loaded, so a certificate that can't be
 not a client, and it is inherited by the workers: they share the key of the session tickets, and a client
 resumes its session with any of them.
 
-`TlsSocket` has what the engine uses of a plain socket. It takes from the kernel no more than the record that
-it is reading, so an epoll that watches the descriptor misses nothing as long as no deciphered byte stays
-behind; therefore `recv` always returns all of them.
+`TlsSocket` has what the engine uses of a plain socket. An epoll that watches the descriptor misses nothing as
+long as no deciphered byte stays behind; therefore `recv` always returns all of them.
 """
 
 import errno
@@ -23,6 +22,7 @@ from supervisor.errors import SettingError
 from supervisor.osapi.files import check_file, read_file
 from supervisor.settings.table import Settings
 from supervisor.text import frames_of, name_and_text
+from supervisor.workers.tls_records import Records
 
 _VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 _VERSIONS = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
@@ -33,10 +33,8 @@ _PLAIN_ANSWER = (
     b"This address takes https\n"
 )
 _RECORD = 16 * 1024  # RFC 8446 section 5.1
-_HEAD, _LONGEST_RECORD = 5, _RECORD + 2048  # of an enciphered record (RFC 5246 section 6.2.3)
-_KINDS = range(20, 24)
-# A client has no reason for more records in a row that have no data.
-_MOST_USELESS = 32
+# One part without a record: what OpenSSL is told of the client's end it has to be asked for.
+_END = ((b"", 0),)
 
 Hook = Callable[[Any, Callable[[], ssl.SSLContext]], Any]
 
@@ -182,8 +180,7 @@ class HandshakeFailed(OSError):
 class TlsSocket:
     """The server's end of one TLS connection over an accepted, non-blocking socket.
 
-    OpenSSL is given one record at a time. It would go on reading by itself as long as records come that have
-    no data for us, such as key updates (RFC 8446 section 4.6.3), which cost it more than their sender.
+    OpenSSL is given a few records at a time, see `tls_records`.
 
     Args:
         sock: the accepted socket; belongs to this object from now on, and keeps its descriptor.
@@ -195,20 +192,19 @@ class TlsSocket:
     Attributes:
         handshaken: the handshake is done; nothing can be sent before.
         wants_write: what blocked last was blocked on writing: call `recv` again when the socket is writable.
+        finished: the client has said that nothing more comes.
     """
 
     __slots__ = (
         "_ended",
-        "_finished",
-        "_head",
         "_incoming",
-        "_left",
         "_outgoing",
         "_plain",
+        "_records",
         "_tls",
         "_unsent",
-        "_useless",
         "_writing",
+        "finished",
         "handshaken",
         "wants_write",
     )
@@ -218,21 +214,18 @@ class TlsSocket:
         self._plain = sock
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        # Of the record that is coming: as much of its head as has come, and how much of its body has not.
-        self._head, self._left = b"", 0
+        self._records = Records()
         # Enciphered bytes that the kernel has not taken; the size of what `send` was given that they end.
         self._unsent, self._writing = b"", 0
-        # Records in a row that had no data.
-        self._useless = 0
-        # The client has said that nothing more comes; we have.
-        self._finished = self._ended = False
+        self._ended = False
+        self.finished = False
         self.handshaken = False
         self.wants_write = False
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Bytes from the client, b"" at their end; goes on with the handshake before.
 
-        Returns at most `size` bytes and the rest of the last record.
+        Returns all that was deciphered: `size` bytes and a record at most.
 
         Args:
             flags: with any, such as MSG_PEEK, it is asked of the descriptor: what comes is enciphered.
@@ -240,79 +233,70 @@ class TlsSocket:
         Raises:
             BlockingIOError: nothing has come yet.
             HandshakeFailed: the client speaks no TLS, or none that we accept.
-            OSError: the connection broke, or the client sends what keeps us busy.
+            OSError: the connection broke, or the client sends too many records without data.
         """
         if flags or self._ended:
             return self._plain.recv(size, flags)
-        if self._finished:
+        if self.finished:
             return b""
         if self.wants_write:
             self._flush()
-        if not self.handshaken:
-            self._handshake()
-        parts: list[bytes] = []
-        have = 0
-        while have < size:
-            try:
-                data = self._read()
-            except BlockingIOError:
-                if not parts:
-                    raise
-                break
-            parts.append(data)
-            have += len(data)
-            if len(data) < _RECORD:
-                self._finished = not data
-                break  # more is not likely to have come
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        received = self._plain.recv(size)
+        if not received:
+            self._incoming.write_eof()
+        found: list[bytes] = []
+        for part, count in self._records.parts(received) if received else _END:
+            if part:
+                self._incoming.write(part)
+            before = len(found)
+            if self.handshaken or self._handshake():
+                if not self._decipher(found):
+                    self.finished = True
+                    break
+                self._records.note(count, useful=len(found) > before)
+        if self._outgoing.pending:
+            self._try_flush()
+        if found or self.finished:
+            return found[0] if len(found) == 1 else b"".join(found)
+        raise BlockingIOError
 
-    def _read(self) -> bytes:
-        """The data of the next record that has some."""
-        while True:
-            self._receive_record()
-            try:
-                data = self._tls.read(_RECORD)
-            except ssl.SSLWantReadError:
-                self._useless += 1
-                if self._useless > _MOST_USELESS:
-                    raise OSError(errno.EPROTO, "too many TLS records without data") from None
-                self._flush()
-                continue
-            except ssl.SSLError as error:
-                if error.errno == ssl.SSL_ERROR_EOF:
-                    return b""  # it ended without saying so, as many do
-                self._flush_alert()
+    def _decipher(self, found: list[bytes]) -> bool:
+        """Append the data of all records that OpenSSL was given; False at the client's end."""
+        tls = self._tls
+        try:
+            while data := tls.read(_RECORD):
+                found.append(data)
+                if not (self._incoming.pending or tls.pending()):
+                    return True
+        except ssl.SSLWantReadError:
+            return True
+        except ssl.SSLError as error:
+            if error.errno != ssl.SSL_ERROR_EOF:
+                self._try_flush()
                 raise
-            self._useless = 0
-            return data
+            # It ended without saying so, as many do.
+        return False
 
-    def _receive_record(self) -> None:
-        """Give the next record to OpenSSL, or the end.
+    def _handshake(self) -> bool:
+        """Go on with the handshake; whether it is done.
 
         Raises:
-            BlockingIOError: it has not come whole.
+            HandshakeFailed: see `recv`.
         """
-        if not self._left:
-            data = self._plain.recv(_HEAD - len(self._head))
-            if not data:
-                self._incoming.write_eof()
-                return
-            self._incoming.write(data)
-            self._head += data
-            if len(self._head) < _HEAD:
-                raise BlockingIOError
-            kind, size = self._head[0], self._head[3] << 8 | self._head[4]
-            self._head = b""
-            if kind not in _KINDS or size > _LONGEST_RECORD:
-                return  # it is no TLS: OpenSSL says so
-            self._left = size
-        while self._left:
-            data = self._plain.recv(self._left)
-            if not data:
-                self._incoming.write_eof()
-                return
-            self._incoming.write(data)
-            self._left -= len(data)
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._try_flush()
+            return False
+        except ssl.SSLError as error:
+            if error.reason == "HTTP_REQUEST":
+                self._answer_plainly()
+            else:
+                self._try_flush()
+            raise HandshakeFailed(_reason(error)) from None
+        self.handshaken = True
+        self._try_flush()
+        return True
 
     def _flush(self) -> None:
         """Send what OpenSSL has enciphered.
@@ -332,38 +316,20 @@ class TlsSocket:
         self._unsent = b""
         self.wants_write = False
 
-    def _flush_alert(self) -> None:
+    def _try_flush(self) -> None:
+        """The same, where something else is to be done now, whatever becomes of it."""
         try:
             self._flush()
         except OSError:
-            pass  # the connection ends in any case
-
-    def _handshake(self) -> None:
-        for _ in range(_MOST_USELESS):
-            self._receive_record()
-            try:
-                self._tls.do_handshake()
-            except ssl.SSLWantReadError:
-                self._flush()
-                continue
-            except ssl.SSLError as error:
-                if error.reason == "HTTP_REQUEST":
-                    self._answer_plainly()
-                else:
-                    self._flush_alert()
-                raise HandshakeFailed(_reason(error)) from None
-            self.handshaken = True
-            self._flush()
-            return
-        raise BlockingIOError  # it may go on when others had their turn
+            pass  # it goes with the next bytes, or the next call says that the connection broke
 
     def _answer_plainly(self) -> None:
         """The client speaks plain HTTP: tell it, as far as that goes without waiting."""
         try:
-            # Unread bytes would turn the close into a reset, which may overtake the answer.
-            self._plain.recv(64 * 1024)
             self._plain.send(_PLAIN_ANSWER)
             self._plain.shutdown(socket.SHUT_WR)
+            # Unread bytes would turn the close into a reset, which may overtake the answer.
+            self._plain.recv(64 * 1024)
         except OSError:
             pass  # it is gone, and has no use for an answer
 
@@ -397,9 +363,9 @@ class TlsSocket:
                 raise
         return sent
 
-    def pending(self) -> int:
-        """Deciphered bytes that nobody has read: none after a `recv` that returned."""
-        return self._tls.pending()
+    def pending(self) -> bool:
+        """Whether `recv` has something to return at once: the end, which makes no event of its own."""
+        return self.finished
 
     def fileno(self) -> int:
         return self._plain.fileno()
@@ -417,7 +383,7 @@ class TlsSocket:
                 self._tls.unwrap()
             except (OSError, ValueError):
                 pass  # the client's own has not come yet, or never will
-            self._flush_alert()
+            self._try_flush()
         self._ended = True
         self._plain.shutdown(how)
 

@@ -93,8 +93,10 @@ class Wiring:
             except ProtocolViolation as violation:
                 connection.violation = violation.without_traceback()
             if self._consider(connection, lane, now, data):
+                if connection.tls and connection.sock.finished:
+                    connection.parser.requests[-1].keep_alive = False
                 return True
-            # What OpenSSL has decrypted already makes no event.
+            # The end that came with these bytes makes no event.
             if connection.closed or connection.closing or not connection.tls or not connection.sock.pending():
                 return False
 
