@@ -332,9 +332,10 @@ def end_with_us() -> None:
 
 
 def _strange_folders() -> list[bytes]:
-    """Folders of other daemons where `ctl` looks whatever its environment says."""
-    found = [path for place in ("/tmp", "/var/tmp", "/dev/shm") for path in Path(place).glob("ostler-*")]
-    return [os.fsencode(path) for path in (*found, Path("/run/ostler")) if path.is_dir()]
+    """Folders of other accounts where `ctl` looks whatever its environment says."""
+    places = [path for place in ("/tmp", "/var/tmp", "/dev/shm") for path in Path(place).glob("ostler-*")]
+    folders = [path for path in (*places, Path("/run/ostler")) if path.is_dir()]
+    return [os.fsencode(path) for path in folders if path.stat().st_uid != os.geteuid()]
 
 
 def _hide(folders: Sequence[bytes]) -> None:
@@ -672,7 +673,7 @@ class Place:
     ) -> Done:  # fmt: skip
         """Run a command to its end; it must leave nothing behind.
 
-        What other daemons have left where `ctl` looks is hidden from it, if we are root.
+        What other accounts have left where `ctl` looks is hidden from it, if we are root.
         """
         strange = _strange_folders() if os.geteuid() == 0 else []
         with subprocess.Popen(
