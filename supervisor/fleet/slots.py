@@ -120,16 +120,18 @@ class Slots(Generations):
         paced as crashes are. They are not held against a new generation, unless it can't even be tried."""
         if not expected:
             self.kills.append(now)
+        too_many = kills_too_many(len(self.kills), self.wanted)
         reload = self.reload
         if reload is not None and reload.canary_launch == worker.launch:
-            if reload.phase is ReloadPhase.CANARY and kills_too_many(len(self.kills), self.wanted):
+            if reload.phase is ReloadPhase.CANARY and too_many:
                 told = f"its first worker was killed again and again, the last one {reason}"
                 self._fail_candidate(reload, told, None, now)
                 return
             # Another one is to show what the new code is worth.
             reload.canary_launch = reload.canary_until = None
+        # A single kill is repaired at once, also while others crash.
         generation = self.generations.get(self.current)
-        if generation is not None and worker.generation == self.current and not expected:
+        if too_many and generation is not None and worker.generation == self.current and not expected:
             self._pause_after_crashes(generation, now)
 
     def _pause_after_crashes(self, generation: Generation, now: float) -> None:

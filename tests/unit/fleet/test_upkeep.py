@@ -204,6 +204,18 @@ def test_kills_and_crashes_add_up() -> None:
     play.crashes(1).then()
 
 
+def test_a_kill_among_crashes() -> None:
+    """Crashes are paced; a kill by an administrator meanwhile is repaired at once."""
+    play = running(workers=1)
+    for _ in range(5):
+        play.crashes(1)
+        if not any(worker.state == "asked" for worker in play.workers.values()):
+            play.after(1.5)
+        play.ready(1)
+    play.unseen.clear()
+    killed(play, 1).then(spawn(1))
+
+
 def test_an_upgrade_remembers_kills() -> None:
     """The pace is the same in the program that takes over."""
     play = running(workers=1)
