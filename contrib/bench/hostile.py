@@ -31,6 +31,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import servers
@@ -163,7 +164,7 @@ def _forever(work: Callable[[], None]) -> None:
     while True:
         try:
             work()
-        except OSError:
+        except (OSError, HTTPException):
             time.sleep(0.01)  # refused: as an attacker that does not spin
 
 
