@@ -144,6 +144,8 @@ class Reaper:
     def _take_dump(self, handle: WorkerHandle, status: ExitStatus) -> str:
         """What faulthandler wrote last; in the log if it was because of the worker's end."""
         dump = handle.take_dumps()
+        if not dump and status.signal == signal.SIGABRT and signal.SIGABRT in handle.sent:
+            dump = handle.last_dump  # it was read together with the dump of an overdue request
         if dump and status.signal is not None:
             fields = {"slot": handle.slot, "pid": handle.pid, "status": str(status), "stack": dump}
             name = "worker_aborted" if status.signal == signal.SIGABRT else "worker_crashed"

@@ -194,8 +194,7 @@ def test_child_exit_of_a_crash(place: Place, path: str, code: int) -> None:
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_worker_abort(place: Place, threads: str) -> None:
     """A worker over its deadline: worker_abort is called; its stacks and the cause are as without."""
-    # Stacks that come within one look at the log are told with the first event: the overdue request's.
-    daemon, notes = start(place, "-w", "1", "-t", "1", "--threads", threads, "--timeout-grace", "2")
+    daemon, notes = start(place, "-w", "1", "-t", "1", "--threads", threads)
     (worker,) = daemon.settled(1)
     daemon.connect().asked("/hang").ended_by_server()
     (ended,) = notes.wait(daemon, "child_exit", pid=worker.pid)

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import signal
 import time
 
+from supervisor.fleet.model import ExitStatus
 from supervisor.ipc import messages
 from tests.kit.standins import Theatre
 
@@ -49,3 +51,18 @@ async def test_a_fork_server_that_has_ended_is_no_failed_fork() -> None:
         assert len(theatre.shell.workers) == 1
         assert theatre.events("worker_boot_failed") == []
         assert theatre.errors == []
+
+
+async def test_the_dump_of_an_abort_that_was_read_with_another() -> None:
+    """An overdue request's dump and the abort's came in one read: the abort's event has them all the same."""
+    with Theatre(workers=1) as theatre:
+        await theatre.start().play()
+        (handle,) = theatre.shell.workers.values()
+        handle.dumps += b"Thread 0x1:\n  overdue\nFatal Python error: Aborted\n\nThread 0x1:\n  aborted\n"
+        assert "overdue" in handle.take_dumps()
+        handle.sent.add(signal.SIGABRT)
+        taken = theatre.shell.reaper._take_dump(handle, ExitStatus(signal=signal.SIGABRT))
+        assert taken.endswith("aborted\n")
+        (event,) = theatre.events("worker_aborted")
+        assert event["stack"] == taken
+        await theatre.stopped()
