@@ -117,7 +117,10 @@ def test_a_body_that_is_too_large(odd: Place) -> None:
     """`limit_request_body` holds."""
     daemon = odd.start(*MEINHELD, "--limit-request-body", "1000", "odd:app")
     assert daemon.get("/echo", method="POST", body=b"x" * 1000).status == 200
-    assert daemon.get("/echo", method="POST", body=b"x" * 1001).status == 413
+    # Without the body: meinheld closes at once, and bytes that it has not read would make that a reset.
+    with socket.create_connection(daemon.address, PATIENCE) as client, client.makefile("rb") as answer:
+        client.sendall(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1001\r\n\r\n")
+        assert answer.readline().split()[1] == b"413"
 
 
 def test_slow_clients_get_whole_answers(odd: Place) -> None:
