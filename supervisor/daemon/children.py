@@ -386,6 +386,7 @@ class WorkerHandle(Child):
         """Forget what has been written so far."""
         self.read_dumps(_DUMP_PARTS)
         self.dumps.clear()
+        self.last_dump = ""
 
     def take_dumps(self) -> str:
         """All that has been written, and is to be read now whatever else is written meanwhile."""

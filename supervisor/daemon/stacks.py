@@ -61,7 +61,8 @@ class Stacks:
         self._shell.loop.call_later(DUMP_TIME, self._answer, handle, asked)
 
     def _answer(self, handle: WorkerHandle, asked: list[Then], looks: int = 1) -> None:
-        dump = handle.take_dumps() if handle.launch in self._shell.workers else ""
+        # One that has ended meanwhile was aborted, perhaps, with a dump that is younger than the question.
+        dump = handle.take_dumps() if handle.launch in self._shell.workers else handle.last_dump
         if not dump and handle.launch in self._shell.workers and looks < _LOOKS:
             self._shell.loop.call_later(DUMP_TIME, self._answer, handle, asked, looks + 1)
             return

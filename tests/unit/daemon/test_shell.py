@@ -5,6 +5,7 @@ import os
 import signal
 import time
 
+from supervisor.daemon.stacks import DUMP_TIME, Stacks
 from supervisor.fleet.model import ExitStatus
 from supervisor.ipc import messages
 from tests.kit.standins import Theatre
@@ -65,4 +66,24 @@ async def test_the_dump_of_an_abort_that_was_read_with_another() -> None:
         assert taken.endswith("aborted\n")
         (event,) = theatre.events("worker_aborted")
         assert event["stack"] == taken
+        await theatre.stopped()
+
+
+async def test_an_overdue_requests_stack_is_in_the_dump_of_the_abort() -> None:
+    """A worker that is aborted before it has answered the question for its stacks."""
+    with Theatre(workers=1) as theatre:
+        await theatre.start().play()
+        (handle,) = theatre.shell.workers.values()
+        (worker,) = theatre.workers
+        found: list[str] = []
+        Stacks(theatre.shell).ask(handle, found.append)
+        await asyncio.sleep(0)  # it is asked
+        handle.dumps += b"Fatal Python error: Aborted\n\nThread 0x1:\n  aborted\n"
+        worker.kill()
+        await theatre.killed(worker)
+        deadline = time.monotonic() + 15
+        while not found:
+            assert time.monotonic() < deadline, "there is no answer"
+            await asyncio.sleep(DUMP_TIME / 10)
+        assert "aborted" in found[0]
         await theatre.stopped()
