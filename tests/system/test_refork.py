@@ -228,16 +228,21 @@ def test_a_template_ends_without_its_supervisor(lazy: Place) -> None:
 
 
 def test_descriptors_do_not_grow(lazy: Place) -> None:
-    """Ten in a row: the daemon and the workers have as many descriptors open as after the second."""
+    """Ten in a row: the daemon and the workers have no more descriptors open than after the second."""
     daemon = lazy.start("-w", "1", "--threads", "2", "lazy:app")
     daemon.settled(1)
     counts = []
+    kinds: tuple[int, ...] = ()
     for times in range(1, 11):
         refork(daemon)
         template, workers = reforked(daemon, 1, times)
         kinds = (daemon.pid, template.pid, workers[0].pid or 0)
         counts.append([len(descriptors(pid)) for pid in kinds])
-    assert counts[1] == counts[-1]
+    # Those of a process that has just ended are closed a moment later.
+    daemon.until(
+        lambda: all(len(descriptors(pid)) <= count for pid, count in zip(kinds, counts[1], strict=True)),
+        f"no more than {counts[1]}",
+    )
 
 
 @pytest.mark.parametrize(
