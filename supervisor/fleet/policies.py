@@ -13,7 +13,7 @@ _LONGEST_OUTAGE = 1.0
 # Crashes that are forgiven within CRASH_WINDOW; in larger fleets one for each worker.
 _FORGIVEN = 3
 CRASH_WINDOW = 60.0
-"""Seconds that a crash counts, and that somebody's kill does."""
+"""Seconds for which a crash counts, and a kill by an outsider."""
 # Kills by outsiders within CRASH_WINDOW that are no reason to wait; in larger fleets one for each worker.
 _KILLS_FORGIVEN = 30
 

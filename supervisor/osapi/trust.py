@@ -215,7 +215,7 @@ def is_alone() -> bool:
     """Whether root is the only account of our user namespace (user_namespaces(7)).
 
     Outside the namespace it is an ordinary user, has the rights of that user and can take no other account;
-    files of the system's root are shown as those of `nobody`. So there is no account to guard against.
+    files of the system's root belong to the overflow uid here. So there is no account to guard against.
     """
     try:
         with open("/proc/self/uid_map", encoding="ascii") as file:  # noqa: PTH123 - no pathlib here

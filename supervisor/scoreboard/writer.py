@@ -34,7 +34,7 @@ class CellWriter:
         return self._lanes.setdefault(thread, (words, text))
 
     def close(self) -> None:
-        """Let go of the memory, whoever still refers to a part of it; what writes there raises ValueError.
+        """Unmap the memory, although references to parts of it remain: writing to these raises ValueError.
 
         A worker that goes on as a fork server calls it: libraries may keep what has served in it for ever.
         """

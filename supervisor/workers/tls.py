@@ -33,7 +33,7 @@ _PLAIN_ANSWER = (
     b"This address takes https\n"
 )
 _RECORD = 16 * 1024  # RFC 8446 section 5.1
-# One part without a record: what OpenSSL is told of the client's end it has to be asked for.
+# The client's end, as one part without a record: OpenSSL reports it only when it is called.
 _END = ((b"", 0),)
 
 Hook = Callable[[Any, Callable[[], ssl.SSLContext]], Any]

@@ -136,7 +136,7 @@ def count_ends(protocol: type[Any], lost: Callable[[Any], None]) -> type[Any]:
 
         def handle_websocket_upgrade(self, *args: Any) -> None:
             super().handle_websocket_upgrade(*args)
-            # Another protocol has the connection now, and is told of its end.
+            # Another protocol has the connection now, and its `connection_lost` will be called.
             successor = self.transport.get_protocol()
             successor.address, successor.sock = getattr(self, "address", None), getattr(self, "sock", None)
             self.drop_parser()

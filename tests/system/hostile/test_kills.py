@@ -1,4 +1,4 @@
-"""An app that kills its own worker with a signal, which nobody can tell from an administrator's kill."""
+"""An app that kills its own worker with a signal, which looks the same as an administrator's kill."""
 
 import http.client
 import os

@@ -4,7 +4,8 @@ import asyncio
 import os
 import socket
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,20 +136,27 @@ async def test_a_sibling_as_a_worker() -> None:
         assert theatre.shell.launch_of[sibling.pid] == sibling.launch
 
 
+@asynccontextmanager
+async def unreported_worker(theatre: Theatre, message: messages.FromWorker) -> AsyncIterator[int]:
+    """A worker that sends a message before its fork server has reported its pid; its channel stays open."""
+    theatre.shell.submit(events.ResizeAsked("a test", workers=3))
+    data, descriptors = theatre.fork_server.receive()
+    spawn = msgspec.msgpack.decode(data, type=messages.ToForkServer)
+    assert isinstance(spawn, messages.Spawn)
+    with socket.socket(fileno=descriptors[0]) as channel:
+        channel.send(msgspec.msgpack.encode(message))
+        await theatre.turn()
+        yield spawn.launch
+    os.close(descriptors[1])
+
+
 async def test_a_worker_that_speaks_before_it_is_known() -> None:
     """Only its fork server can do that: there is no process to kill, and the boot has failed."""
     with Theatre() as theatre:
         await theatre.start().play()
-        fork_server = theatre.fork_server
-        theatre.shell.submit(events.ResizeAsked("a test", workers=3))
-        data, descriptors = fork_server.receive()
-        spawn = msgspec.msgpack.decode(data, type=messages.ToForkServer)
-        assert isinstance(spawn, messages.Spawn)
-        with socket.socket(fileno=descriptors[0]) as channel:
-            channel.send(msgspec.msgpack.encode(messages.Ready([])))
-            await theatre.turn()
-        os.close(descriptors[1])
-        assert spawn.launch not in theatre.shell.workers
+        async with unreported_worker(theatre, messages.Ready([])) as launch:
+            pass
+        assert launch not in theatre.shell.workers
         assert "Ready while it is not forked yet" in theatre.shell.fleet.generations[1].last_failure
         assert len(theatre.events("protocol_error")) == 1
 
@@ -157,16 +165,8 @@ async def test_a_signal_before_it_is_known() -> None:
     """A worker may leave for a signal (from a terminal, say) before its fork server has reported its pid."""
     with Theatre() as theatre:
         await theatre.start().play()
-        fork_server = theatre.fork_server
-        theatre.shell.submit(events.ResizeAsked("a test", workers=3))
-        data, descriptors = fork_server.receive()
-        spawn = msgspec.msgpack.decode(data, type=messages.ToForkServer)
-        assert isinstance(spawn, messages.Spawn)
-        with socket.socket(fileno=descriptors[0]) as channel:
-            channel.send(msgspec.msgpack.encode(messages.Signalled(2)))
-            await theatre.turn()
-            assert theatre.shell.workers[spawn.launch].signalled == 2
-        os.close(descriptors[1])
+        async with unreported_worker(theatre, messages.Signalled(2)) as launch:
+            assert theatre.shell.workers[launch].signalled == 2
         assert theatre.events("protocol_error") == []
 
 

@@ -114,7 +114,7 @@ def test_canary_killed_by_an_outsider_is_tried_again() -> None:
 
 
 def test_canary_that_is_killed_again_and_again_fails_the_reload() -> None:
-    """Nobody does that by hand: the new code kills its own worker, and would be tried without end."""
+    """New code that kills its own worker fails its reload; it is not tried without limit."""
     play = canary()
     for _ in range(30):
         play.exits(1, signal=9, outsider=True).then(spawn(1, 2)).ready(1)

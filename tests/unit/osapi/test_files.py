@@ -30,17 +30,8 @@ def test_what_is_no_file(tmp_path: Path, look: Callable[[str], object]) -> None:
                 look(path)
 
 
-def test_no_device_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_device_is_opened(opened: list[str]) -> None:
     """To open some of them has effects: /dev/watchdog restarts the machine a minute later."""
-    real_open = os.open
-    opened = []
-
-    def note(path: str, flags: int, *args: int, **more: int) -> int:
-        if not flags & os.O_PATH:
-            opened.append(path)
-        return real_open(path, flags, *args, **more)
-
-    monkeypatch.setattr(os, "open", note)
     with pytest.raises(OSError, match="device"):
         read_file("/dev/zero")
     assert opened == []
@@ -59,7 +50,7 @@ def test_reading(tmp_path: Path) -> None:
 
 
 def test_most_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No limit, and none that is told, are no small number: RLIM_INFINITY is -1."""
+    """No limit and an unknown limit are not a small number: RLIM_INFINITY is -1."""
     monkeypatch.setattr(files.resource, "getrlimit", lambda _which: (1024, 4096))
     assert files.most_open_files() == 1024
     monkeypatch.setattr(files.resource, "getrlimit", lambda _which: (-1, -1))
