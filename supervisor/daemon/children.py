@@ -388,6 +388,11 @@ class WorkerHandle(Child):
         self.dumps.clear()
         self.last_dump = ""
 
+    def whole_dumps(self) -> int:
+        """Bytes that have been written so far; 0 if there are none, or their last line has no end."""
+        self.read_dumps(_DUMP_PARTS)
+        return len(self.dumps) if self.dumps.endswith(b"\n") else 0
+
     def take_dumps(self) -> str:
         """All that has been written, and is to be read now whatever else is written meanwhile."""
         self.read_dumps(_DUMP_PARTS)

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 # How long (s) to wait for all of a dump.
 DUMP_TIME = 0.2
-# On a busy machine it may take longer until there is any.
-_LOOKS = 4
+# All of it is there when it is the same at two looks; on a busy machine that may take longer.
+_LOOK = DUMP_TIME / 2
+_LOOKS = 8
 
 Then = Callable[[str], None]
 
@@ -58,14 +59,20 @@ class Stacks:
             return
         handle.drop_dumps()
         handle.send_signal(DUMP_SIGNAL)
-        self._shell.loop.call_later(DUMP_TIME, self._answer, handle, asked)
+        self._shell.loop.call_later(_LOOK, self._look, handle, asked)
 
-    def _answer(self, handle: WorkerHandle, asked: list[Then], looks: int = 1) -> None:
+    def _look(self, handle: WorkerHandle, asked: list[Then], looks: int = 1, seen: int = 0) -> None:
+        """Answer if the dump is whole, or will not be soon. seen: its size at the last look."""
+        if handle.launch in self._shell.workers and looks < _LOOKS:
+            size = handle.whole_dumps()
+            if not size or size != seen:
+                self._shell.loop.call_later(_LOOK, self._look, handle, asked, looks + 1, size)
+                return
+        self._answer(handle, asked)
+
+    def _answer(self, handle: WorkerHandle, asked: list[Then]) -> None:
         # One that has ended meanwhile was aborted, perhaps, with a dump that is younger than the question.
         dump = handle.take_dumps() if handle.launch in self._shell.workers else handle.last_dump
-        if not dump and handle.launch in self._shell.workers and looks < _LOOKS:
-            self._shell.loop.call_later(DUMP_TIME, self._answer, handle, asked, looks + 1)
-            return
         for then in asked:
             then(dump)
         if self._next[handle.launch]:

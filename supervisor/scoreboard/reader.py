@@ -32,7 +32,7 @@ _HEADER = layout.PAGE // layout.WORD
 _LANE = layout.LANE_SIZE // layout.WORD
 _COUNTED = layout.QUEUED + layout.BUCKETS
 # What of a lane says whether anything was counted there, in bytes; the rest comes with these.
-_CONNECTIONS = slice(layout.OPENED * layout.WORD, (layout.CLOSED + 1) * layout.WORD)
+_SENT_TO_CLOSED = slice(layout.BYTES_SENT * layout.WORD, (layout.CLOSED + 1) * layout.WORD)
 _GIVEN_TO_TAKEN = slice(layout.GIVEN * layout.WORD, (layout.TAKEN + 1) * layout.WORD)  # answers in between
 
 
@@ -225,7 +225,7 @@ class _Cell:
         for thread in range(1, lanes):
             start = _lane(thread)
             lane = raw[start * layout.WORD : (start + layout.HISTOGRAM) * layout.WORD]
-            if any(lane[_CONNECTIONS]) or any(lane[_GIVEN_TO_TAKEN]):  # greenlets count in the first only
+            if any(lane[_SENT_TO_CLOSED]) or any(lane[_GIVEN_TO_TAKEN]):  # greenlets count in the first only
                 numbers = list(map(add, numbers, words[start : start + _COUNTED].tolist()))
         counts = Counts(
             numbers[layout.BYTES_SENT],

@@ -5,6 +5,9 @@ import os
 import signal
 import time
 
+import pytest
+
+from supervisor.daemon import stacks
 from supervisor.daemon.stacks import DUMP_TIME, Stacks
 from supervisor.fleet.model import ExitStatus
 from supervisor.ipc import messages
@@ -86,4 +89,26 @@ async def test_an_overdue_requests_stack_is_in_the_dump_of_the_abort() -> None:
             assert time.monotonic() < deadline, "there is no answer"
             await asyncio.sleep(DUMP_TIME / 10)
         assert "aborted" in found[0]
+        await theatre.stopped()
+
+
+async def test_a_dump_that_is_written_slowly_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that gets no processor meanwhile: what ends within a line is not all."""
+    monkeypatch.setattr(stacks, "_LOOKS", 1000)
+    with Theatre(workers=1) as theatre:
+        await theatre.start().play()
+        (handle,) = theatre.shell.workers.values()
+        found: list[str] = []
+        Stacks(theatre.shell).ask(handle, found.append)
+        await asyncio.sleep(0)  # it is asked
+        dump = 'Current thread 0x1:\n  File "/app.py", line 1 in app\n  File "/ours.py", line 2 in run\n'
+        for part in (dump[:30], dump[30:60], dump[60:]):
+            handle.dumps += part.encode()
+            await asyncio.sleep(DUMP_TIME * 0.6)
+            assert found == [] or part == dump[60:]
+        deadline = time.monotonic() + 15
+        while not found:
+            assert time.monotonic() < deadline, "there is no answer"
+            await asyncio.sleep(DUMP_TIME / 10)
+        assert found == [dump]
         await theatre.stopped()

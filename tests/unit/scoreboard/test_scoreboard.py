@@ -100,9 +100,11 @@ def test_counts_round_trip(board: Board) -> None:
     words, _ = worker.lane(2)
     words[layout.OPENED] = 4
     words[layout.CLOSED] = 3
+    words, _ = worker.lane(3)
+    words[layout.BYTES_SENT] = 7  # the watcher's, which only sends what others have begun
 
     counts = board.counts(cell)
-    assert (counts.requests, counts.errors, counts.bytes_sent) == (2, 1, 120)
+    assert (counts.requests, counts.errors, counts.bytes_sent) == (2, 1, 127)
     assert (counts.opened, counts.closed) == (4, 3)
     assert [n for n in range(10) if counts.statuses[n]] == [2, 5]
     assert sum(counts.histogram) == sum(counts.queued) == 2
