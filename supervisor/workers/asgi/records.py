@@ -1,4 +1,4 @@
-"""Bounds how much of what a TLS client sends asyncio gives to OpenSSL at once, see `tls_records`."""
+"""Bounds how much of what a TLS client sends asyncio reads, and gives to OpenSSL, at once."""
 
 import asyncio.sslproto
 from typing import Any
@@ -7,10 +7,12 @@ from supervisor.workers.tls_records import Records
 
 # Bytes: records of bodies are larger.
 _SMALL = 256
+# Bytes: asyncio reads 256 KiB at once into a buffer that each connection has.
+_READ_SIZE = 64 * 1024
 
 
 def bound_reading() -> None:
-    """Have asyncio's TLS read so. Its protocols must set `arrived` when data comes."""
+    """Have asyncio's TLS read so, see `tls_records`. Its protocols must set `arrived` when data comes."""
     protocol: Any = asyncio.sslproto.SSLProtocol
     original = getattr(protocol, "buffer_updated", None)
     if original is None or hasattr(original, "bounds_reading"):
@@ -39,3 +41,4 @@ def bound_reading() -> None:
 
     buffer_updated.bounds_reading = True  # type: ignore[attr-defined]
     protocol.buffer_updated = buffer_updated
+    protocol.max_size = _READ_SIZE

@@ -33,6 +33,10 @@ SPARE = 40
 """Bytes per connection by which memory may grow: less than the smallest object that is kept."""
 ROUNDS = 15
 """What is made once fills memory in the first rounds; what is kept, in all."""
+OPEN = 30
+"""Connections that are kept open."""
+TLS_MOST = 100 * 1024
+"""Bytes that one of them may take, beside what OpenSSL takes: a buffer for reading, most of all."""
 SETTLE = 0.5
 """Seconds until what a connection needs is gone behind its end, timers included."""
 APP = """
@@ -336,6 +340,29 @@ def test_nothing_is_left_under_tls(place: Place, words: tuple[str, ...], tmp_pat
         "a late handshake": lambda: send_all(daemon, b"\x16\x03\x01", reset=False),
     }
     assert leaks(daemon, kinds, context) == {}
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
+def test_connections_take_little_under_tls(place: Place, words: tuple[str, ...], tmp_path: Path) -> None:
+    """Clients that keep connections open can't fill the memory with their buffers (asyncio's are larger)."""
+    authority = Authority(tmp_path)
+    server = authority.issue("localhost")
+    context = authority.client_context()
+    place.add("leaky.py", APP)
+    daemon = place.start("-w", "1", "--certfile", server.cert, "--keyfile", server.key, *words)
+    with contextlib.ExitStack() as stack:
+
+        def connect_all() -> None:
+            for part in itertools.islice(numbered(GET + b"\r\n"), OPEN):
+                plain = stack.enter_context(connect(daemon))
+                sock = stack.enter_context(context.wrap_socket(plain, server_hostname="localhost"))
+                sock.sendall(part)
+                assert sock.recv(4096)
+
+        connect_all()  # what is made once is not theirs
+        before = measure(daemon, context).memory
+        connect_all()
+        assert measure(daemon, context).memory - before < TLS_MOST * OPEN
 
 
 @pytest.mark.parametrize("words", [WORDS["sync"], WORDS["gevent"]], ids=["sync", "gevent"])
