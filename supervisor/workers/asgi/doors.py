@@ -11,7 +11,6 @@ import socket
 import traceback
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from itertools import takewhile
@@ -274,11 +273,7 @@ class Doors:
         transport, cycle = protocol.transport, protocol.cycle
         if transport.is_closing():
             if at_once or pace.unsent(transport):
-                transport.abort()
-                if self._tls is not None:
-                    # Does what abort() does not on a TLS transport that was closed twice.
-                    with suppress(OSError):
-                        protocol.sock.shutdown(socket.SHUT_RDWR)
+                pace.abort(protocol)
             return
         begun = protocol.got or (cycle is not None and not cycle.response_complete)
         if begun and protocol.stalled is None and (cycle is None or not cycle.response_started):

@@ -5,7 +5,9 @@ also a connection may go whose request is in the app, if that request's body is 
 not read: the app gets `http.disconnect`.
 """
 
+import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from math import inf
 from typing import Any
 
@@ -76,6 +78,17 @@ def unsent(transport: Any) -> int:
         return 0  # a TLS transport that was closed twice has let go of its other half, in some Pythons
     below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
     return size + (below.get_write_buffer_size() if below is not None else 0)
+
+
+def abort(protocol: Any) -> None:
+    """End a connection at once, whatever is still to be sent."""
+    transport = protocol.transport
+    if getattr(transport, "_ssl_protocol", transport) is not None:
+        transport.abort()
+        return
+    # A TLS transport that was closed twice, as in `unsent`: abort() does nothing, or fails (Python 3.11.2).
+    with suppress(OSError):
+        protocol.sock.shutdown(socket.SHUT_RDWR)
 
 
 def _sends_body(protocol: Any) -> bool:

@@ -347,7 +347,7 @@ class AsgiWorker(BaseWorker):
         if state.tasks:
             await asyncio.wait(state.tasks, timeout=_CANCEL)
         for connection in list(state.connections):
-            connection.transport.abort()
+            pace.abort(connection)
 
     async def _end(self) -> None:
         """Leave nothing in the loop."""

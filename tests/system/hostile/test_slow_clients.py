@@ -339,7 +339,11 @@ def test_tls_connections_that_are_closed_twice(hostile_place: Place, tmp_path: P
         for _ in range(2):
             before = date()
             until(lambda before=before: date() != before, "time goes on")  # type: ignore[misc]
+        assert daemon.stop() == 0
     assert daemon.events("worker_died") == []
+    assert daemon.events("internal_error") == []
+    (end,) = daemon.events("worker_exited")
+    assert end["status"] == "exit code 0"
 
 
 def test_answers_under_tls_are_not_cut(hostile_place: Place, tmp_path: Path) -> None:
