@@ -11,6 +11,7 @@ from supervisor.errors import SettingError
 from supervisor.logs.opening import share_with
 from supervisor.logs.streams import write_at_once
 from supervisor.osapi.account import Account, become
+from supervisor.osapi.login import leave_login
 from supervisor.osapi.process import silence
 from supervisor.settings.table import Settings
 
@@ -34,6 +35,8 @@ def become_account(account: Account, user: str | None, group: str | None, trial:
     share_with(None)
     name = "group" if user is None else "user"
     try:
+        if os.geteuid() == 0 and account.uid not in (None, 0):
+            leave_login()
         become(account)
     except OSError as error:
         wanted = group if user is None else user

@@ -32,6 +32,8 @@ from supervisor.osapi import trust  # noqa: E402
 sys.path[:] = _before
 
 _WITHHELD = "OSTLER_WITHHELD_"
+# What `ctl` sends to a daemon. The administrator's, and for no process that is to be the app's.
+_TOKEN = "OSTLER_TOKEN"  # noqa: S105 - a variable's name
 _INSTALLATION = {
     os.path.dirname(os.__file__),  # noqa: PTH120
     *site.getsitepackages(),
@@ -222,6 +224,7 @@ def environment(folder: str | None = None) -> dict[str, str]:
     environ = dict(os.environ)
     if os.geteuid() != 0:
         return environ
+    environ.pop(_TOKEN, None)
     path = environ.get("PYTHONPATH")
     kept = [entry for entry in _entries(path) if _is_safe(entry)]
     if path is not None and kept != _entries(path):
