@@ -136,10 +136,10 @@ def _resolved(path: str, account: Account) -> str:
 
 
 def _changes(account: Account, folder: Path, found: Path, last: bool) -> bool:
-    """Whether others than root can have `found`, which is in `folder`, be something else. `last`: it is the log.
+    """Whether others than root can have `found`, in `folder`, be something else; `last`: it is the log.
 
-    Not `account` alone: whose folder it is could have root give the account any file. Of a folder with an access
-    control list (acl(5)) that is taken for granted.
+    Not `account` alone: the folder's owner could have root give that account any file. Of a folder with an
+    access control list (acl(5)) it is taken for granted.
     """
     info = folder.lstat()
     if info.st_uid != 0 or _has_access_list(folder):
@@ -148,7 +148,7 @@ def _changes(account: Account, folder: Path, found: Path, last: bool) -> bool:
     if info.st_mode & stat.S_IWOTH or (info.st_mode & stat.S_IWGRP and info.st_gid in groups):
         # In /tmp and its like nobody can replace what is another's.
         return last or not info.st_mode & stat.S_ISVTX or found.lstat().st_uid != 0
-    # A group such as syslog may write into /var/log on some systems; it may make files there, not lead elsewhere.
+    # Some systems let a group such as syslog write into /var/log; its links do not count.
     return bool(info.st_mode & stat.S_IWGRP) and found.is_symlink() and found.lstat().st_uid != 0
 
 

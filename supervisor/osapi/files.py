@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 import stat
+from collections.abc import Callable
 
 _MOST = 16 << 20
 _PIECE = 1 << 20
@@ -65,6 +66,25 @@ def check_file(path: str | os.PathLike[str]) -> None:
         OSError: as `read_file`, but for the size.
     """
     os.close(_open(os.fspath(path)))
+
+
+def unlink_if(path: str | os.PathLike[str], is_it: Callable[[os.stat_result], bool]) -> None:
+    """Remove what has this name if it is what is meant; a link is not followed. It may be gone.
+
+    In a folder that is held: others may be able to put another in its place between the look and the removal.
+
+    Raises:
+        OSError: it can't be looked at, or not be removed.
+    """
+    folder, name = os.path.split(os.fspath(path))
+    fd = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if is_it(os.stat(name, dir_fd=fd, follow_symlinks=False)):
+            os.unlink(name, dir_fd=fd)
+    except FileNotFoundError:
+        pass
+    finally:
+        os.close(fd)
 
 
 def _open(name: str) -> int:
