@@ -32,7 +32,7 @@ def read_file(path: str | os.PathLike[str], most: int = _MOST) -> bytes:
             which.
     """
     name = os.fspath(path)
-    fd = _open(name)
+    fd = open_file(name)
     try:
         return read_opened(fd, name, most)
     finally:
@@ -65,7 +65,7 @@ def check_file(path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: as `read_file`, but for the size.
     """
-    os.close(_open(os.fspath(path)))
+    os.close(open_file(os.fspath(path)))
 
 
 def unlink_if(path: str | os.PathLike[str], is_it: Callable[[os.stat_result], bool]) -> None:
@@ -87,8 +87,11 @@ def unlink_if(path: str | os.PathLike[str], is_it: Callable[[os.stat_result], bo
         os.close(fd)
 
 
-def _open(name: str) -> int:
-    """Looked at before it is opened: to open a device is to use it (a watchdog, a tape)."""
+def open_file(name: str) -> int:
+    """A descriptor to read from what `read_file` reads.
+
+    It is looked at before it is opened: to open a device is to use it (a watchdog, a tape). Raises OSError.
+    """
     if "\0" in name:
         raise OSError(errno.EINVAL, "a path can't have a NUL character", name)
     held = os.open(name, os.O_PATH | os.O_CLOEXEC)

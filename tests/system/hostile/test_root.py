@@ -291,6 +291,32 @@ def test_settings_of_others_have_no_rights_of_roots(field: Field) -> None:
     assert not mine.exists()
 
 
+def test_pid_file_in_a_folder_that_is_a_link(field: Field) -> None:
+    """Root's own pid file is written as the app's user where that one decides what folder is meant."""
+    daemon = field.start("--pid", "app.pid")
+    mine = field.folder / "app.pid"
+    assert (mine.read_text(), mine.stat().st_uid) == (f"{daemon.pid}\n", 0)
+    assert daemon.stop() == 0
+    assert not mine.exists()
+    services = field.place.folder / "services"
+    services.mkdir()
+    target = services / "app.pid"
+    target.write_text("0\n")
+    (field.folder / "run").symlink_to(services)
+    done = field.place.run(
+        *("who:app", "-b", "127.0.0.1:0", "-u", "nobody", "--pid", "run/app.pid"), argv=[*shown(), *OSTLER]
+    )
+    assert (done.code, target.read_text()) == (1, "0\n"), done
+    assert "pidfile: can't write" in done.err
+    (field.folder / "run").unlink()
+    (field.folder / "run").mkdir()
+    os.chown(field.folder / "run", UID, NOBODY.pw_gid)
+    daemon = field.start("--pid", "run/app.pid")
+    assert (field.folder / "run" / "app.pid").stat().st_uid == UID
+    assert daemon.stop() == 0
+    assert list((field.folder / "run").iterdir()) == []
+
+
 FORGER = """\
 import gc
 from msgspec.structs import replace
