@@ -349,6 +349,30 @@ def test_forged_settings(field: Field) -> None:
     assert not target.exists()
 
 
+PLANTER = """\
+import os
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    with open("gunicorn.conf.py", "w") as file:
+        file.write({code!r})
+    return [str(os.getgid()).encode()]
+"""
+
+
+def test_number_without_account(field: Field) -> None:
+    """It is not left in root's group, which may be able to write what root believes."""
+    os.chown(field.folder, 0, 0)
+    field.place.add("gunicorn.conf.py", "workers = 1\n").chmod(0o664)
+    field.place.add("who.py", PLANTER.format(code=field.code("gunicorn.conf")))
+    daemon = field.start("-u", "54321")
+    daemon.get("/")
+    assert daemon.event("configuration")["problem"].startswith("user: 54321 has no account")
+    field.ctl(daemon, "reload")
+    field.assert_no_root()
+    assert daemon.stop() == 0
+
+
 def test_owner_without_user(field: Field) -> None:
     """Root gives no user: what one other account can write is evaluated as that account, as is the app."""
     field.plant(field.folder / "gunicorn.conf.py", field.code("own"))
