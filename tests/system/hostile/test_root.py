@@ -291,6 +291,25 @@ def test_settings_of_others_have_no_rights_of_roots(field: Field) -> None:
     assert not mine.exists()
 
 
+def test_token_that_others_can_choose(field: Field) -> None:
+    """Root's control port is not opened with a token from the app's folder: the app would have all rights."""
+    token = field.folder / "token"
+    token.write_text("chosen\n")
+    token.chmod(0o600)
+    words = ("--control-bind", "127.0.0.1:0", "--control-token-file")
+    daemon = field.start(*words, str(token))
+    problem = daemon.event("control_unavailable")["problem"]
+    assert "'nobody' can write" in problem
+    assert "choose the token" in problem
+    assert daemon.get("/").text == str(UID)
+    assert daemon.stop() == 0
+    safe = field.place.folder / "token"
+    token.rename(safe)
+    daemon = field.start(*words, str(safe))
+    assert daemon.event("control")["url"].startswith("http://127.0.0.1:")
+    assert daemon.stop() == 0
+
+
 def test_pid_file_in_a_folder_that_is_a_link(field: Field) -> None:
     """Root's own pid file is written as the app's user where that one decides what folder is meant."""
     daemon = field.start("--pid", "app.pid")
