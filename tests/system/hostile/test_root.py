@@ -5,7 +5,9 @@ The app's folder belongs to the app's user. What is planted there leaves a file 
 
 import os
 import py_compile
+import shutil
 import signal
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -308,6 +310,27 @@ def test_token_that_others_can_choose(field: Field) -> None:
     daemon = field.start(*words, str(safe))
     assert daemon.event("control")["url"].startswith("http://127.0.0.1:")
     assert daemon.stop() == 0
+
+
+def test_folder_of_others_in_the_installation(field: Field) -> None:
+    """Of the environment's site-packages, too, root imports nothing that others can write."""
+    folder = Path(sysconfig.get_paths()["purelib"]) / f"ostler_test_{os.getpid()}"
+    folder.mkdir()
+    try:
+        module = folder / "__init__.py"
+        module.write_text(field.code("plugin"))
+        for path in (folder, module):
+            os.chown(path, UID, NOBODY.pw_gid)
+        safe = field.place.folder / "safe.conf.py"
+        safe.write_text(f"import {folder.name}\n")
+        done = field.place.run(
+            *("who:app", "-b", "127.0.0.1:0", "-u", "nobody", "-c", str(safe)), argv=[*shown(), *OSTLER]
+        )
+        assert done.code == 1
+        assert "that root may import: 'nobody' can write" in done.error
+        assert field.ran() == set()
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_pid_file_in_a_folder_that_is_a_link(field: Field) -> None:
