@@ -320,8 +320,8 @@ def _check_leads_to(file: int, listener: socket.socket, backlog: int) -> None:
                 with listener.accept()[0] as connection:
                     if unix_peer(connection).pid == os.getpid():
                         return
-        except PermissionError:
-            return  # then we have no right to give it away either
+        except (PermissionError, FileNotFoundError):
+            return  # then we have no right to give it away either, or no /proc, which that takes
         except OSError:
             pass
     raise OSError(errno.ENOTSOCK, "it was replaced by another socket")
