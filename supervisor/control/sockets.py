@@ -15,6 +15,7 @@ import stat
 from pathlib import Path
 
 from supervisor.errors import SettingError
+from supervisor.osapi.files import unlink_if
 from supervisor.osapi.peers import account_name
 
 # What flock(2) says where a file system has none, or the call is refused (ENOSYS, EPERM).
@@ -228,8 +229,7 @@ class OwnedSocket:
         """
         try:
             if self._folder_mode is not None and not self.path.parent.exists():
-                self.path.parent.mkdir(mode=0o700)
-                self.path.parent.chmod(self._folder_mode)
+                _make_again(self.path.parent, self._folder_mode)
             owner = _owner(self.path.parent)
             if owner is not None and owner not in (self._folder_owner, os.geteuid(), 0):
                 # In /tmp another user may have been quicker.
@@ -258,7 +258,7 @@ class OwnedSocket:
             return
         if self.is_there:
             try:
-                self.path.unlink(missing_ok=True)
+                unlink_if(self.path, lambda info: (info.st_dev, info.st_ino) == self._identity)
             except OSError:
                 pass  # the folder became read-only: a socket that nobody answers harms nobody
         _drop_lock(self.path, self._lock)
@@ -303,13 +303,28 @@ class TokenFile:
             # What others may have put there, a FIFO say, must not hold up our end.
             fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
-                text = os.read(fd, len(self._text) + 1)
+                text, opened = os.read(fd, len(self._text) + 1), os.fstat(fd)
             finally:
                 os.close(fd)
             if text == self._text.encode():
-                self.path.unlink()
+                unlink_if(self.path, lambda info: os.path.samestat(info, opened))
         except OSError:
             pass  # gone, or somebody else's by now
+
+
+def _make_again(folder: Path, mode: int) -> None:
+    """Make a folder that was removed, with the mode that it had.
+
+    Who can write in the folder above may put something else in its place. So its mode is set through a
+    descriptor, and only if it is empty.
+    """
+    folder.mkdir(mode=0o700)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not os.listdir(fd):  # noqa: PTH208 - of a descriptor
+            os.fchmod(fd, mode & 0o3777)
+    finally:
+        os.close(fd)
 
 
 def _bind(path: Path, mode: int) -> socket.socket:
@@ -379,8 +394,8 @@ def _lock(lock: int) -> None:
 
 def _drop_lock(path: Path, lock: int) -> None:
     try:
-        if _names(_lock_path(path), lock):
-            _lock_path(path).unlink(missing_ok=True)
+        opened = os.fstat(lock)
+        unlink_if(_lock_path(path), lambda info: os.path.samestat(info, opened))
     except OSError:
         pass  # the folder became read-only: an unlocked lock file that stays harms nobody
     os.close(lock)
@@ -389,15 +404,15 @@ def _drop_lock(path: Path, lock: int) -> None:
 def _clear(path: Path) -> None:
     """Remove a dead socket; called with the lock held."""
     try:
-        mode = path.lstat().st_mode
+        found = path.lstat()
     except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(mode):
+    if not stat.S_ISSOCK(found.st_mode):
         raise SettingError(SETTING, f"{path} exists and is no socket; remove it or name another place")
     # The lock says that no Ostler has it, but it may be another program's.
     if _answers(path):
         raise _in_use(path, "")
-    path.unlink()
+    unlink_if(path, lambda info: os.path.samestat(info, found))
 
 
 def _answers(path: Path) -> bool:

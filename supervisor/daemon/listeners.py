@@ -6,14 +6,15 @@ import os
 import pwd
 import socket
 import stat
-from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
 
 from supervisor.errors import SettingError
 from supervisor.osapi.account import find_account
+from supervisor.osapi.files import unlink_if
+from supervisor.osapi.peers import unix_peer
 from supervisor.settings.address import Address, parse_address
 from supervisor.settings.table import Settings
 
@@ -29,6 +30,10 @@ class ListenersState(msgspec.Struct, frozen=True):
     access: dict[str, tuple[str | None, str | None]]
     inherited: bool
     files: dict[str, tuple[int, int]] = {}
+
+
+# A socket that listens; of a Unix socket with a file, device and inode of that.
+_Bound = tuple[socket.socket, tuple[int, int] | None]
 
 
 class Access(NamedTuple):
@@ -118,10 +123,11 @@ class Listeners:
                     self._sockets[text].listen(backlog)  # it may be another one now
                     self._change_access(text, access)
                 else:
-                    self._sockets[text] = self._listen(parse_address(text), backlog, access, reuse_port)
+                    sock, file = self._listen(parse_address(text), backlog, access, reuse_port)
+                    self._sockets[text] = sock
                     self._access[text] = access
                     fresh.append(text)
-                    if text.startswith("unix:") and (file := _file(self._sockets[text])) is not None:
+                    if file is not None:
                         self._files[text] = file
         except SettingError:
             for text in fresh:
@@ -129,7 +135,7 @@ class Listeners:
             raise
         return list(dict.fromkeys(addresses))
 
-    def _listen(self, address: Address, backlog: int, access: Access, reuse_port: bool) -> socket.socket:
+    def _listen(self, address: Address, backlog: int, access: Access, reuse_port: bool) -> _Bound:
         """As the function; if it is ourselves who have the port, the error says so."""
         try:
             return _listen(address, backlog, access, reuse_port)
@@ -148,7 +154,14 @@ class Listeners:
         if access == self._access.get(key, access) or address.kind != "unix" or address.path.startswith("@"):
             return
         try:
-            _give(address.path, _mode(access), *_ids(access.owner))
+            file = _held(address.path)
+            try:
+                info = os.fstat(file)
+                if self._files.get(key) not in (None, (info.st_dev, info.st_ino)):
+                    raise OSError(errno.ENOTSOCK, "it was replaced by another socket")
+                _give(file, _mode(access), *_ids(access.owner))
+            finally:
+                os.close(file)
         except OSError as error:
             raise SettingError("bind", f"{key}: {_reason_unix(error, access)}") from None
         self._access[key] = access
@@ -179,22 +192,10 @@ class Listeners:
             # Not what somebody else has put there, a second instance say. While the socket is open, nobody
             # takes its file for a dead one and replaces it.
             if file is not None:
-                _unlink(sock.getsockname(), lambda info: (info.st_dev, info.st_ino) == file)
+                unlink_if(sock.getsockname(), lambda info: (info.st_dev, info.st_ino) == file)
         except OSError:
             pass  # the disk became read-only: a dead socket is replaced at the next start
         sock.close()
-
-
-def _file(sock: socket.socket) -> tuple[int, int] | None:
-    """Device and inode of what is there under a Unix socket's name; None if it has none, or it is gone."""
-    name = sock.getsockname()
-    if sock.family != socket.AF_UNIX or not isinstance(name, str) or not name:
-        return None
-    try:
-        info = os.lstat(name)
-    except OSError:
-        return None
-    return info.st_dev, info.st_ino
 
 
 def systemd_listeners() -> list[int]:
@@ -210,9 +211,9 @@ def systemd_listeners() -> list[int]:
     return descriptors
 
 
-def _listen(address: Address, backlog: int, access: Access, reuse_port: bool) -> socket.socket:
+def _listen(address: Address, backlog: int, access: Access, reuse_port: bool) -> _Bound:
     if address.kind == "fd":
-        return _adopt(address.fd)
+        return _adopt(address.fd), None
     if address.kind == "unix":
         return _listen_unix(address.path, backlog, access)
     try:
@@ -240,48 +241,55 @@ def _listen(address: Address, backlog: int, access: Access, reuse_port: bool) ->
         sock.close()
         raise SettingError("bind", f"{address}: {_reason(error)}") from None
     sock.setblocking(False)
-    return sock
+    return sock, None
 
 
-def _listen_unix(path: str, backlog: int, access: Access) -> socket.socket:
+def _listen_unix(path: str, backlog: int, access: Access) -> _Bound:
     user, group = _ids(access.owner)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    bound = False
+    sock.setblocking(False)
+    file = -1
     try:
         if path.startswith("@"):
             sock.bind(f"\0{path[1:]}")
-        else:
-            _remove_dead(path)
-            # By default as in gunicorn, whose umask is 0: who reaches the folder may connect, nginx for one.
-            # A socket that gets another owner is nobody's until it has it.
-            mode = _mode(access)
-            before = os.umask(0o777 & ~mode if access.owner is None else 0o777)
-            try:
-                sock.bind(path)
-            finally:
-                os.umask(before)
-            bound = True
-            if access.owner is not None:
-                _give(path, mode, user, group)
+            sock.listen(backlog)
+            return sock, None
+        _remove_dead(path)
+        # By default as in gunicorn, whose umask is 0: who reaches the folder may connect, nginx for one.
+        # A socket that gets another owner is nobody's until it has it.
+        mode = _mode(access)
+        before = os.umask(0o777 & ~mode if access.owner is None else 0o777)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(before)
         sock.listen(backlog)
+        file = _held(path, sock, backlog)
+        if access.owner is not None:
+            _give(file, mode, user, group)
+        info = os.fstat(file)
+        return sock, (info.st_dev, info.st_ino)
     except OSError as error:
+        if file >= 0:
+            bound = os.fstat(file)
+            with suppress(OSError):
+                unlink_if(path, lambda info: os.path.samestat(info, bound))
         sock.close()
-        if bound:
-            Path(path).unlink(missing_ok=True)
         raise SettingError("bind", f"unix:{path}: {_reason_unix(error, access)}") from None
-    sock.setblocking(False)
-    return sock
+    finally:
+        if file >= 0:
+            os.close(file)
 
 
 def _mode(access: Access) -> int:
     return 0o777 if access.mode is None else int(access.mode, 8)
 
 
-def _give(path: str, mode: int, user: int, group: int) -> None:
-    """Set a socket's owner, then its mode; -1 leaves user or group as it is.
+def _held(path: str, listener: socket.socket | None = None, backlog: int = 0) -> int:
+    """A descriptor of a socket's file, to be closed; with `listener` it is that socket's.
 
-    Through a descriptor: in a folder that belongs to somebody else, what the name means may change between
-    two steps, and root must not be led to a file of the other's choice.
+    In a folder that belongs to somebody else, what the name means may change between two steps, and root must
+    not be led to a file of the other's choice. Raises OSError if it has been by now.
     """
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -291,12 +299,40 @@ def _give(path: str, mode: int, user: int, group: int) -> None:
         if info.st_nlink != 1:
             # A second name for it lies elsewhere: a socket of another program, linked to this name (link(2)).
             raise OSError(errno.EMLINK, "it was replaced by a link to another socket")
-        handle = f"/proc/self/fd/{fd}"
-        if (user, group) != (-1, -1):
-            os.chown(handle, user, group)
-        os.chmod(handle, mode)  # noqa: PTH101 - this is no path to think about, but a descriptor's name
-    finally:
+        if listener is not None:
+            _check_leads_to(fd, listener, backlog)
+    except OSError:
         os.close(fd)
+        raise
+    return fd
+
+
+def _check_leads_to(file: int, listener: socket.socket, backlog: int) -> None:
+    """Raises OSError if the socket's file that is held is not that of `listener`.
+
+    Only a connection tells: no call says which file a socket is bound to.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(f"/proc/self/fd/{file}")
+            for _ in range(backlog + 1):
+                # Others may have been quicker, where an access list of the folder lets them.
+                with listener.accept()[0] as connection:
+                    if unix_peer(connection).pid == os.getpid():
+                        return
+        except (PermissionError, FileNotFoundError):
+            return  # then we have no right to give it away either, or no /proc, which that takes
+        except OSError:
+            pass
+    raise OSError(errno.ENOTSOCK, "it was replaced by another socket")
+
+
+def _give(file: int, mode: int, user: int, group: int) -> None:
+    """Set the owner of a socket's file that is held, then its mode; -1 leaves user or group as it is."""
+    handle = f"/proc/self/fd/{file}"
+    if (user, group) != (-1, -1):
+        os.chown(handle, user, group)
+    os.chmod(handle, mode)  # noqa: PTH101 - this is no path to think about, but a descriptor's name
 
 
 def _ids(owner: str | None) -> tuple[int, int]:
@@ -330,25 +366,9 @@ def _remove_dead(path: str) -> None:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            _unlink(path, lambda info: os.path.samestat(info, found))
+            unlink_if(path, lambda info: os.path.samestat(info, found))
         except OSError:
             return
-
-
-def _unlink(path: str, is_it: Callable[[os.stat_result], bool]) -> None:
-    """Remove a file if it is the one that is meant.
-
-    In a folder that is held: others may be able to put another in its place between the look and the removal.
-    """
-    folder, name = os.path.split(path)
-    fd = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if is_it(os.stat(name, dir_fd=fd, follow_symlinks=False)):
-            os.unlink(name, dir_fd=fd)
-    except FileNotFoundError:
-        pass
-    finally:
-        os.close(fd)
 
 
 def _adopt(fd: int) -> socket.socket:

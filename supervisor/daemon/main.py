@@ -49,7 +49,7 @@ from supervisor.osapi.process import become_subreaper, has_terminal, set_title, 
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings.kinds import WORKERS
 from supervisor.settings.load import Loaded
-from supervisor.settings.rights import account_for, others_logs, rights_for
+from supervisor.settings.rights import account_for_pidfile, others_logs, rights_for
 from supervisor.settings.table import Settings, rows
 
 _FOREVER = 3600.0
@@ -198,7 +198,7 @@ class Daemon:
             problem = "errorlog: the log ends here; --error-logfile FILE keeps it"
             self._journal.record("warning", "configuration", {"problem": problem})
         if settings.pidfile:
-            pidfile = PidFile(settings.pidfile, account=account_for(loaded, "pidfile"))
+            pidfile = PidFile(settings.pidfile, account=account_for_pidfile(loaded))
             pidfile.write()
             self._pidfile = pidfile
         # Before the app is loaded: whoever waits for a slow start wants to see it.
@@ -430,7 +430,7 @@ class Daemon:
                 # it says there counts: the fleet must not be left alone for that.
                 self._journal.record("warning", "configuration", {"problem": str(error)})
             if carried.pidfile is not None:
-                self._pidfile = PidFile(*carried.pidfile, account_for(loaded, "pidfile"))
+                self._pidfile = PidFile(*carried.pidfile, account_for_pidfile(loaded))
             self._start_task(self._start_control(settings))
             self._begin_looking()
         except Exception as error:

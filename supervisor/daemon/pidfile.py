@@ -15,6 +15,7 @@ from pathlib import Path
 from supervisor.errors import SettingError
 from supervisor.logs.setup import get_logger
 from supervisor.osapi.account import Account, files_as
+from supervisor.osapi.files import open_file, unlink_if
 
 # Seconds that the times of a process and of a file may differ by: each is only so exact.
 _TOLERANCE = 1.0
@@ -75,8 +76,9 @@ class PidFile:
         """Remove the file if it is still ours."""
         try:
             with self._rights():
-                if self._fd >= 0 and os.path.samestat(os.fstat(self._fd), self._path.lstat()):
-                    self._path.unlink()
+                if self._fd >= 0:
+                    ours = os.fstat(self._fd)
+                    unlink_if(self._path, lambda info: os.path.samestat(info, ours))
         except OSError:
             pass  # gone or somebody else's by now: not ours to remove
         if self._fd >= 0:
@@ -98,8 +100,7 @@ class PidFile:
             SettingError: it is no file.
         """
         try:
-            # A FIFO that lies there must not hold us up.
-            fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = open_file(str(self._path))
         except FileNotFoundError:
             return None, ""
         except OSError as error:

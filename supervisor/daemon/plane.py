@@ -10,6 +10,7 @@ from supervisor.control.server import ControlServer, default_socket_path
 from supervisor.control.sockets import SocketInUse, safe_name
 from supervisor.daemon.journal import Journal
 from supervisor.errors import OstlerError, SettingError
+from supervisor.osapi import trust
 from supervisor.osapi.account import find_account
 from supervisor.osapi.files import read_file
 from supervisor.settings.address import Address, parse_address
@@ -110,6 +111,11 @@ class ControlPlane:
     def _read_token(self, path: str) -> str:
         """Raises SettingError."""
         setting = "control_token_file"
+        if os.geteuid() == 0 and (others := trust.writers(path)):
+            problem = (
+                f"{trust.shown(others)} and so choose the token; let only root write {path} and its folders"
+            )
+            raise SettingError(setting, problem)
         try:
             text = read_file(path, _LONGEST_TOKEN).strip()
             mode = Path(path).stat().st_mode

@@ -10,7 +10,8 @@ import os
 from supervisor.errors import SettingError
 from supervisor.logs.opening import share_with
 from supervisor.logs.streams import write_at_once
-from supervisor.osapi.account import Account, become
+from supervisor.osapi.account import Account, become, has_account
+from supervisor.osapi.login import leave_login
 from supervisor.osapi.process import silence
 from supervisor.settings.table import Settings
 
@@ -34,6 +35,8 @@ def become_account(account: Account, user: str | None, group: str | None, trial:
     share_with(None)
     name = "group" if user is None else "user"
     try:
+        if os.geteuid() == 0 and account.uid not in (None, 0):
+            leave_login()
         become(account)
     except OSError as error:
         wanted = group if user is None else user
@@ -41,8 +44,10 @@ def become_account(account: Account, user: str | None, group: str | None, trial:
             return [f"{name}: only root can become {wanted!r}; the rest was checked without"]
         problem = f"can't become {wanted!r} ({error.strerror or error}); that needs root's rights"
         raise SettingError(name, problem) from None
-    if account.gid is None and user is not None:
-        return [f"user: {user} has no account and so no group; it stays in group {os.getegid()}"]
+    if account.uid not in (None, 0) and 0 in (os.getegid(), *os.getgroups()):
+        return [f"{name}: the app is in root's group (0), which may be able to write what root executes"]
+    if group is None and user is not None and not has_account(user):
+        return [f"user: {user} has no account and so no group; it gets group {os.getegid()} (--group)"]
     return []
 
 

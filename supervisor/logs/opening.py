@@ -109,7 +109,7 @@ def _make_for(path: str, account: Account) -> None:
 
 
 def _resolved(path: str, account: Account) -> str:
-    """`path` without links, if no folder on the way is one in which `account` decides what names mean.
+    """`path` without links, if no folder on the way is one in which others than root decide what names mean.
 
     Raises:
         PermissionError: there is such a folder.
@@ -136,18 +136,20 @@ def _resolved(path: str, account: Account) -> str:
 
 
 def _changes(account: Account, folder: Path, found: Path, last: bool) -> bool:
-    """Whether `account` can have `found`, which is in `folder`, be something else. `last`: it is the log.
+    """Whether others than root can have `found`, in `folder`, be something else; `last`: it is the log.
 
-    Of a folder with an access control list (acl(5)) that is taken for granted.
+    Not `account` alone: the folder's owner could have root give that account any file. Of a folder with an
+    access control list (acl(5)) it is taken for granted.
     """
     info = folder.lstat()
-    if info.st_uid == account.uid or _has_access_list(folder):
+    if info.st_uid != 0 or _has_access_list(folder):
         return True
     groups = {account.gid, *(account.groups or ())}
-    if not (info.st_mode & stat.S_IWOTH or (info.st_mode & stat.S_IWGRP and info.st_gid in groups)):
-        return False
-    # In /tmp and its like nobody can replace what is another's.
-    return last or not info.st_mode & stat.S_ISVTX or found.lstat().st_uid == account.uid
+    if info.st_mode & stat.S_IWOTH or (info.st_mode & stat.S_IWGRP and info.st_gid in groups):
+        # In /tmp and its like nobody can replace what is another's.
+        return last or not info.st_mode & stat.S_ISVTX or found.lstat().st_uid != 0
+    # Some systems let a group such as syslog write into /var/log; its links do not count.
+    return bool(info.st_mode & stat.S_IWGRP) and found.is_symlink() and found.lstat().st_uid != 0
 
 
 def _has_access_list(folder: Path) -> bool:

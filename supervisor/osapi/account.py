@@ -37,7 +37,8 @@ class Account(NamedTuple):
 def find_account(user: str | None, group: str | None, initgroups: bool) -> Account | None:
     """The account of a user and a group by name or number; None if neither is given, or it is who we are.
 
-    A user alone brings its own group. A number without an account is fine, but has no group of its own.
+    A user alone brings its own group. A number without an account is fine; for root its group has the same
+    number, since root's own could write what only root is to write.
 
     Args:
         initgroups: with all groups that the user is in, else with none but the one (initgroups(3)).
@@ -50,6 +51,8 @@ def find_account(user: str | None, group: str | None, initgroups: bool) -> Accou
     entry = _user(user) if user is not None else None
     uid = entry.pw_uid if entry is not None else None if user is None else int(user)
     gid = _group(group) if group is not None else entry.pw_gid if entry is not None else None
+    if gid is None and uid is not None and os.geteuid() == 0:
+        gid = uid
     groups: tuple[int, ...] | None = None
     if uid is not None:
         own = os.getegid() if gid is None else gid
@@ -70,6 +73,11 @@ def _user(user: str) -> pwd.struct_passwd | None:
         return pwd.getpwuid(int(user))
     except KeyError:
         return None
+
+
+def has_account(user: str) -> bool:
+    """Whether a user that `find_account` has found has an account."""
+    return _user(user) is not None
 
 
 def _group(group: str) -> int:

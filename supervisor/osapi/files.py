@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 import stat
+from collections.abc import Callable
 
 _MOST = 16 << 20
 _PIECE = 1 << 20
@@ -31,7 +32,7 @@ def read_file(path: str | os.PathLike[str], most: int = _MOST) -> bytes:
             which.
     """
     name = os.fspath(path)
-    fd = _open(name)
+    fd = open_file(name)
     try:
         return read_opened(fd, name, most)
     finally:
@@ -64,11 +65,33 @@ def check_file(path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: as `read_file`, but for the size.
     """
-    os.close(_open(os.fspath(path)))
+    os.close(open_file(os.fspath(path)))
 
 
-def _open(name: str) -> int:
-    """Looked at before it is opened: to open a device is to use it (a watchdog, a tape)."""
+def unlink_if(path: str | os.PathLike[str], is_it: Callable[[os.stat_result], bool]) -> None:
+    """Remove what has this name if it is what is meant; a link is not followed. It may be gone.
+
+    In a folder that is held: others may be able to put another in its place between the look and the removal.
+
+    Raises:
+        OSError: it can't be looked at, or not be removed.
+    """
+    folder, name = os.path.split(os.fspath(path))
+    fd = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if is_it(os.stat(name, dir_fd=fd, follow_symlinks=False)):
+            os.unlink(name, dir_fd=fd)
+    except FileNotFoundError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def open_file(name: str) -> int:
+    """A descriptor to read from what `read_file` reads.
+
+    It is looked at before it is opened: to open a device is to use it (a watchdog, a tape). Raises OSError.
+    """
     if "\0" in name:
         raise OSError(errno.EINVAL, "a path can't have a NUL character", name)
     held = os.open(name, os.O_PATH | os.O_CLOEXEC)

@@ -3,8 +3,9 @@
 As long as a process has root's rights, `guard` keeps off its module search path what other accounts can
 write, and looks at each module that is found all the same: its file and every folder on the way to it.
 Bytecode that lies where others can write is not read. What belongs to the installation itself (the
-interpreter's folders, and the one that this package lies in) is taken as it is: it has run already. `release`
-puts everything back where it was, once the rights are given up.
+interpreter's folders, and the one that this package lies in) is taken as it is: it has run already. Not a
+part of it that somebody can write who can't write the whole. `release` puts everything back where it was,
+once the rights are given up.
 
 What an interpreter does before it runs our first line can't be undone by it: PYTHONPATH and the like are
 taken out of the environment of the interpreters that we start (`environment`), which give it back to the app.
@@ -13,6 +14,7 @@ What this module needs itself is imported from the installation alone.
 """
 
 import os
+import stat
 import sys
 
 _before = list(sys.path)
@@ -22,6 +24,7 @@ if os.geteuid() == 0:
 
 import site  # noqa: E402
 from collections.abc import Iterable, Mapping, Sequence  # noqa: E402
+from functools import cache  # noqa: E402
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader  # noqa: E402
 from types import ModuleType  # noqa: E402
 from typing import Any  # noqa: E402
@@ -32,6 +35,8 @@ from supervisor.osapi import trust  # noqa: E402
 sys.path[:] = _before
 
 _WITHHELD = "OSTLER_WITHHELD_"
+# What `ctl` sends to a daemon. The administrator's, and for no process that is to be the app's.
+_TOKEN = "OSTLER_TOKEN"  # noqa: S105 - a variable's name
 _INSTALLATION = {
     os.path.dirname(os.__file__),  # noqa: PTH120
     *site.getsitepackages(),
@@ -142,16 +147,23 @@ class _Guard:
                     return trust.shown(trust.writers(folder))
             return ""
         place = _outside(spec.origin)
-        if place is None:
-            return ""  # most are
-        if not self._is_safe(place):
+        if place is None:  # most are
+            if (other := _writer_within(spec.origin)) is not None:
+                return trust.shown([other])
+        elif not self._is_safe(place):
             return trust.shown(trust.writers(place))
-        cached = _outside(spec.cached) if spec.cached is not None else None
-        if cached is not None and not self._is_safe(cached):
+        if spec.cached is not None and not self._may_be_read(spec.cached):
             if isinstance(spec.loader, SourceFileLoader):
                 spec.loader = _SourceLoader(spec.loader.name, spec.loader.path)
             spec.cached = None
         return ""
+
+    def _may_be_read(self, cached: str) -> bool:
+        place = _outside(cached)
+        if place is not None:
+            return self._is_safe(place)
+        folder = os.path.dirname(cached)  # noqa: PTH120
+        return _writer_within(cached) is None and _writer_within(folder) is None
 
     def _is_safe(self, path: str) -> bool:
         known = self._safe.get(path)
@@ -222,6 +234,7 @@ def environment(folder: str | None = None) -> dict[str, str]:
     environ = dict(os.environ)
     if os.geteuid() != 0:
         return environ
+    environ.pop(_TOKEN, None)
     path = environ.get("PYTHONPATH")
     kept = [entry for entry in _entries(path) if _is_safe(entry)]
     if path is not None and kept != _entries(path):
@@ -295,6 +308,29 @@ def _outside(path: str) -> str | None:
     if os.path.islink(real):  # noqa: PTH114
         real = os.path.realpath(real)
     return None if f"{real}/".startswith(_REAL_TREES) else real
+
+
+@cache
+def _writer_within(path: str) -> trust.Writer | None:
+    """Who can write a file or folder of the installation, but not the installation itself, if anybody.
+
+    Looked at by name: only who can write the installation can have that mean something else.
+    """
+    tree = max((tree for tree in _TREES if path.startswith(tree)), key=len, default=None)
+    if tree is None or trust.is_alone():
+        return None
+    try:
+        whole, part = os.stat(tree), os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None  # it is in an archive, or was never a file
+    if not trust.is_trusted(part.st_uid) and part.st_uid != whole.st_uid:
+        return trust.Writer(path, uid=part.st_uid)
+    if part.st_mode & ~whole.st_mode & stat.S_IWOTH:
+        return trust.Writer(path)
+    if part.st_mode & stat.S_IWGRP and part.st_gid not in (0, whole.st_gid):
+        return trust.Writer(path, gid=part.st_gid)
+    folder = os.path.dirname(path)  # noqa: PTH120
+    return _writer_within(folder) if len(folder) >= len(tree) else None
 
 
 def _is_safe(path: str) -> bool:

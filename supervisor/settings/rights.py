@@ -1,7 +1,10 @@
 """With whose rights the supervisor and a fork server open what the settings name."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
+from supervisor.osapi import trust
 from supervisor.osapi.account import Account, files_as, find_account
 from supervisor.settings.load import Loaded
 
@@ -11,6 +14,22 @@ def account_for(loaded: Loaded, setting: str) -> Account | None:
     if setting not in loaded.confined:
         return None
     settings = loaded.settings
+    return find_account(settings.user, settings.group, settings.initgroups)
+
+
+def account_for_pidfile(loaded: Loaded) -> Account | None:
+    """As `account_for`; also if others than root decide where its folder is, which may be a link.
+
+    In a folder of others that root alone can put there, root makes its own file.
+    """
+    settings = loaded.settings
+    if settings.pidfile is None or os.geteuid() != 0 or "pidfile" in loaded.confined:
+        return account_for(loaded, "pidfile")
+    folder = Path(settings.pidfile).absolute().parent
+    place = folder.resolve()
+    others = [writer for writer in trust.writers(str(folder)) if Path(writer.path) != place]
+    if not others and not (trust.writers(str(place)) and trust.writers(str(place.parent))):
+        return None
     return find_account(settings.user, settings.group, settings.initgroups)
 
 

@@ -82,18 +82,21 @@ def test_user(open_place: Place) -> None:
 @pytest.mark.parametrize(
     ("args", "ids"),
     [
-        (("-u", "12345"), [12345] * 3 + [0] * 3 + [[0]]),
+        (("-u", "12345"), [12345] * 6 + [[12345]]),
+        (("-u", "12345", "-g", "0"), [12345] * 3 + [0] * 3 + [[0]]),
         (("-u", "12345", "-g", "23456"), [12345] * 3 + [23456] * 3 + [[23456]]),
         (("-u", "nobody", "-g", "daemon", "--initgroups"), [UID] * 3 + [1] * 3 + [[1]]),
         (("-u", "root"), [0] * 6 + [sorted(os.getgroups())]),
     ],
 )
 def test_numbers_and_groups(open_place: Place, args: tuple[str, ...], ids: list[object]) -> None:
-    """Numbers need no account; without a group of their own they keep ours, which is warned of."""
+    """Numbers need no account; their group has the same number, which is warned of, as is root's group."""
     daemon = start(open_place, *args)
     assert facts(daemon)[:7] == ids
     warned = [event["problem"] for event in daemon.events("configuration")]
-    assert [("no account" in text) for text in warned] == ([True] if args == ("-u", "12345") else [])
+    expected = {("-u", "12345"): ["no account"], ("-u", "12345", "-g", "0"): ["root's group"]}.get(args, [])
+    assert len(warned) == len(expected)
+    assert all(part in text for part, text in zip(expected, warned, strict=True))
     assert daemon.stop() == 0
 
 

@@ -5,7 +5,9 @@ The app's folder belongs to the app's user. What is planted there leaves a file 
 
 import os
 import py_compile
+import shutil
 import signal
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -291,6 +293,72 @@ def test_settings_of_others_have_no_rights_of_roots(field: Field) -> None:
     assert not mine.exists()
 
 
+def test_token_that_others_can_choose(field: Field) -> None:
+    """Root's control port is not opened with a token from the app's folder: the app would have all rights."""
+    token = field.folder / "token"
+    token.write_text("chosen\n")
+    token.chmod(0o600)
+    words = ("--control-bind", "127.0.0.1:0", "--control-token-file")
+    daemon = field.start(*words, str(token))
+    problem = daemon.event("control_unavailable")["problem"]
+    assert "'nobody' can write" in problem
+    assert "choose the token" in problem
+    assert daemon.get("/").text == str(UID)
+    assert daemon.stop() == 0
+    safe = field.place.folder / "token"
+    token.rename(safe)
+    daemon = field.start(*words, str(safe))
+    assert daemon.event("control")["url"].startswith("http://127.0.0.1:")
+    assert daemon.stop() == 0
+
+
+def test_folder_of_others_in_the_installation(field: Field) -> None:
+    """Of the environment's site-packages, too, root imports nothing that others can write."""
+    folder = Path(sysconfig.get_paths()["purelib"]) / f"ostler_test_{os.getpid()}"
+    folder.mkdir()
+    try:
+        module = folder / "__init__.py"
+        module.write_text(field.code("plugin"))
+        for path in (folder, module):
+            os.chown(path, UID, NOBODY.pw_gid)
+        safe = field.place.folder / "safe.conf.py"
+        safe.write_text(f"import {folder.name}\n")
+        done = field.place.run(
+            *("who:app", "-b", "127.0.0.1:0", "-u", "nobody", "-c", str(safe)), argv=[*shown(), *OSTLER]
+        )
+        assert done.code == 1
+        assert "that root may import: 'nobody' can write" in done.error
+        assert field.ran() == set()
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_pid_file_in_a_folder_that_is_a_link(field: Field) -> None:
+    """Root's own pid file is written as the app's user where that one decides what folder is meant."""
+    daemon = field.start("--pid", "app.pid")
+    mine = field.folder / "app.pid"
+    assert (mine.read_text(), mine.stat().st_uid) == (f"{daemon.pid}\n", 0)
+    assert daemon.stop() == 0
+    assert not mine.exists()
+    services = field.place.folder / "services"
+    services.mkdir()
+    target = services / "app.pid"
+    target.write_text("0\n")
+    (field.folder / "run").symlink_to(services)
+    done = field.place.run(
+        *("who:app", "-b", "127.0.0.1:0", "-u", "nobody", "--pid", "run/app.pid"), argv=[*shown(), *OSTLER]
+    )
+    assert (done.code, target.read_text()) == (1, "0\n"), done
+    assert "pidfile: can't write" in done.err
+    (field.folder / "run").unlink()
+    (field.folder / "run").mkdir()
+    os.chown(field.folder / "run", UID, NOBODY.pw_gid)
+    daemon = field.start("--pid", "run/app.pid")
+    assert (field.folder / "run" / "app.pid").stat().st_uid == UID
+    assert daemon.stop() == 0
+    assert list((field.folder / "run").iterdir()) == []
+
+
 FORGER = """\
 import gc
 from msgspec.structs import replace
@@ -321,6 +389,30 @@ def test_forged_settings(field: Field) -> None:
     assert done.code == 3, done
     assert "it sent Decided" in done.err
     assert not target.exists()
+
+
+PLANTER = """\
+import os
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    with open("gunicorn.conf.py", "w") as file:
+        file.write({code!r})
+    return [str(os.getgid()).encode()]
+"""
+
+
+def test_number_without_account(field: Field) -> None:
+    """It is not left in root's group, which may be able to write what root believes."""
+    os.chown(field.folder, 0, 0)
+    field.place.add("gunicorn.conf.py", "workers = 1\n").chmod(0o664)
+    field.place.add("who.py", PLANTER.format(code=field.code("gunicorn.conf")))
+    daemon = field.start("-u", "54321")
+    daemon.get("/")
+    assert daemon.event("configuration")["problem"].startswith("user: 54321 has no account")
+    field.ctl(daemon, "reload")
+    field.assert_no_root()
+    assert daemon.stop() == 0
 
 
 def test_owner_without_user(field: Field) -> None:

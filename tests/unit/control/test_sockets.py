@@ -371,6 +371,52 @@ def test_a_folder_that_another_user_has_made_meanwhile(
     owned.release()
 
 
+def test_a_folder_that_is_swapped_while_it_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may write in the folder above chooses neither what gets a mode, nor a mode with set-user-ID."""
+    folder, victim = tmp_path / "run", tmp_path / "victim"
+    folder.mkdir(mode=0o700)
+    owned = OwnedSocket.claim(folder / "a.sock")
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    victim.touch(mode=0o600)
+    owned._folder_mode = 0o4777
+    make = Path.mkdir
+
+    def swapping(self: Path, mode: int = 0o777) -> None:
+        make(self, mode)
+        self.rmdir()
+        self.symlink_to(victim)
+
+    monkeypatch.setattr(Path, "mkdir", swapping)
+    with pytest.raises(SettingError):
+        owned.claim_again()
+    assert mode_of(victim) == 0o600
+    owned.release()
+
+
+def test_a_folder_that_is_swapped_before_a_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was looked at is removed, or nothing is: a dead socket's name may lead elsewhere soon."""
+    folder, other = tmp_path / "run", tmp_path / "other"
+    for place in (folder, other):
+        place.mkdir(mode=0o700)
+        dead_socket(place / "a.sock")
+    answers = sockets._answers
+
+    def swapping(path: Path) -> bool:
+        found = answers(path)
+        folder.rename(tmp_path / "moved")
+        folder.symlink_to(other)
+        return found
+
+    monkeypatch.setattr(sockets, "_answers", swapping)
+    with pytest.raises(SettingError):
+        OwnedSocket.claim(folder / "a.sock")
+    assert (other / "a.sock").is_socket()
+
+
 def test_a_token_file_that_is_a_fifo_now(tmp_path: Path) -> None:
     """Our end does not wait for a reader of it, and it stays."""
     file = TokenFile(tmp_path / "a.token", "secret")

@@ -152,6 +152,35 @@ def test_replaced_by_another_socket(
     assert mode_of(victim) == "0600"
 
 
+def test_another_socket_is_moved_there(
+    listeners: Listeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor one that its folder's owner moves to the name: it listens, but it is not ours."""
+    path, victim = tmp_path / "app.sock", tmp_path / "victim"
+    mine = listeners.bind((f"unix:{path}",), 10, Access("0600", f"{os.getuid()}"))
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(victim))
+        victim.chmod(0o600)
+        other.listen()
+        path.rename(tmp_path / "moved")
+        victim.rename(path)
+        problem = problem_of(listeners.bind, tuple(mine), 10, Access("0666", f"{os.getuid()}"))
+        assert "it was replaced by another socket" in problem
+        assert mode_of(path) == "0600"
+        path.rename(victim)
+
+        class Swapped(socket.socket):
+            def bind(self, address: Any) -> None:
+                super().bind(address)
+                path.rename(tmp_path / "moved")
+                victim.rename(path)
+
+        monkeypatch.setattr(module.socket, "socket", Swapped)
+        problem = problem_of(Listeners([]).bind, (f"unix:{path}",), 10, Access("0666", f"{os.getuid()}"))
+    assert "it was replaced by another socket" in problem
+    assert mode_of(path) == "0600"
+
+
 def test_change_of_a_bound_socket(listeners: Listeners, tmp_path: Path) -> None:
     """A reload with another mode changes it; one with the same leaves alone what was done by hand."""
     path = tmp_path / "app.sock"

@@ -127,13 +127,17 @@ def test_a_link_is_replaced_not_followed(path: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_file(path: Path) -> None:
-    """A folder or a FIFO is told in one line, at once."""
+    """A folder, a FIFO, or a device, to open which is to use it, is told in one line, at once."""
     path.mkdir()
-    with pytest.raises(SettingError, match=r"^pidfile: .* is no file"):
+    with pytest.raises(SettingError, match=r"^pidfile: can't read .*: Is a directory"):
         PidFile(str(path)).write()
     path.rmdir()
     os.mkfifo(path)
-    with pytest.raises(SettingError, match=r"^pidfile: .* is no file"):
+    with pytest.raises(SettingError, match=r"^pidfile: can't read .*: it is a FIFO, not a file"):
+        PidFile(str(path)).write()
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(SettingError, match=r"^pidfile: can't read .*: it is a device, not a file"):
         PidFile(str(path)).write()
 
 

@@ -77,6 +77,43 @@ def test_in_a_folder_of_the_account(folder: Path) -> None:
 
 
 @needs_root
+def test_in_a_folder_of_a_third_account(folder: Path) -> None:
+    """Neither does the owner of a folder, say who deploys the app, have root give the app any file."""
+    theirs = folder / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, UID + 5, GID + 5)
+    victim = folder / "victim"
+    victim.touch(0o600)
+    (theirs / "link.log").symlink_to(victim)
+    (theirs / "way").symlink_to(folder)
+    (theirs / "moved.log").touch(0o600)
+    for path in (theirs / "link.log", theirs / "way" / "victim", theirs / "moved.log", theirs / "new.log"):
+        with pytest.raises(PermissionError):
+            open_log(str(path))
+    assert {path.stat().st_uid for path in (victim, theirs / "moved.log")} == {0}
+    assert not (theirs / "new.log").exists()
+
+
+@needs_root
+def test_in_a_folder_of_root_and_a_group(folder: Path) -> None:
+    """As /var/log on some systems: logs are made there, links of the group's are not followed."""
+    shared = folder / "shared"
+    shared.mkdir()
+    os.chown(shared, 0, GID + 5)
+    shared.chmod(0o775)
+    assert opened(shared / "new.log") == (UID, GID)
+    victim = folder / "victim"
+    victim.touch(0o600)
+    for name, target in (("link.log", victim), ("way", folder)):
+        (shared / name).symlink_to(target)
+        os.chown(shared / name, UID + 5, GID + 5, follow_symlinks=False)
+    for path in (shared / "link.log", shared / "way" / "victim"):
+        with pytest.raises(PermissionError):
+            open_log(str(path))
+    assert victim.stat().st_uid == 0
+
+
+@needs_root
 def test_where_the_account_does_not_get(folder: Path) -> None:
     """A log in a folder that it can't pass is no log for it."""
     (folder / "closed").mkdir(0o700)

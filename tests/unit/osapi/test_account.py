@@ -34,12 +34,12 @@ def test_nobody_asked_for() -> None:
         (("nobody", None, False), Account(NOBODY.pw_uid, NOBODY.pw_gid, (NOBODY.pw_gid,))),
         ((str(NOBODY.pw_uid), None, False), Account(NOBODY.pw_uid, NOBODY.pw_gid, (NOBODY.pw_gid,))),
         (("nobody", "123456", False), Account(NOBODY.pw_uid, 123456, (123456,))),
-        (("123456", None, True), Account(123456, None, (os.getegid(),))),
+        (("123456", None, True), Account(123456, 123456, (123456,))),
         ((None, "123456", True), Account(None, 123456, None)),
     ],
 )
 def test_found(asked: tuple[str | None, str | None, bool], found: Account) -> None:
-    """Names and numbers; a user alone brings its own group; a number without an account brings none."""
+    """Names and numbers; a user alone brings its own group; a number without an account its own number."""
     assert find_account(*asked) == found
 
 

@@ -1,6 +1,8 @@
 """Root's imports: each in a process of its own, which is root and plants as another account."""
 
+import importlib.util
 import os
+import py_compile
 import subprocess
 import sys
 import zipfile
@@ -144,18 +146,35 @@ def test_archive(ours: Path, theirs: Path) -> None:
 
 
 def test_link_in_the_installation(ours: Path, theirs: Path) -> None:
-    """One that leads out of it, as of an app that is being developed, is judged by where it leads."""
+    """One that leads out of it, as of an app that is being developed, is judged by where it leads.
+
+    What lies in it is imported if it belongs to whom the whole belongs to.
+    """
     (ours / "ostler_linked").symlink_to(theirs / "ostler_pack")
     (ours / "ostler_link.py").symlink_to(theirs / "ostler_theirs.py")
     (ours / "ostler_own").mkdir()
     (ours / "ostler_own/__init__.py").touch()
-    os.chown(ours / "ostler_own", UID, UID)  # of the installation; that is warned of elsewhere
+    (ours / "ostler_part").mkdir()
+    (ours / "ostler_part/__init__.py").touch()
+    os.chown(ours / "ostler_part", UID, UID)
+    (ours / "ostler_cached.py").touch()
+    (ours / "__pycache__").mkdir()
+    compiled = importlib.util.cache_from_source(str(ours / "ostler_cached.py"))
+    (ours / "ostler_cached.py").write_text("raise ValueError\n")
+    py_compile.compile(str(ours / "ostler_cached.py"), compiled, doraise=True)
+    stamp = (ours / "ostler_cached.py").stat()
+    (ours / "ostler_cached.py").write_text("pass".ljust(stamp.st_size))
+    os.utime(ours / "ostler_cached.py", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    os.chown(compiled, UID, UID)
     added = (
         "import os.path\n"
         f"imports._INSTALLATION.add({str(ours)!r}); imports._TREES += ({str(ours)!r} + '/',)\n"
         f"imports._REAL_TREES += (os.path.realpath({str(ours)!r}) + '/',)\n"
     )
-    for name, found in (("ostler_linked", False), ("ostler_link", False), ("ostler_own", True)):
+    for name, found in (
+        *(("ostler_linked", False), ("ostler_link", False), ("ostler_part", False)),
+        *(("ostler_own", True), ("ostler_cached", True)),
+    ):
         said = run(f"{added}{TRY}print(tried({name!r}))", ours)
         assert (said == name) == found, said
 
