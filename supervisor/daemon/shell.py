@@ -187,12 +187,14 @@ class Shell:
                 self.launch_of[worker.pid] = worker.launch
                 worker.phase = self._phase_of_worker(worker)
             self._listen_to(worker)
+            self.reaper.watch(worker)
         for server in fork_servers:
             handle = ForkServerHandle.taken_over(server)
             self.fork_servers[handle.generation] = handle
             handle.phase = self._phase_of_fork_server(handle)
             if handle.channel.fileno() >= 0:
                 self.loop.add_reader(handle.channel.fileno(), self.inbox.read, handle)
+            self.reaper.watch(handle)
         self.hooks.restored()
 
     def _phase_of_worker(self, handle: WorkerHandle) -> Phase:
@@ -283,6 +285,7 @@ class Shell:
         self.fork_servers[action.generation] = handle
         handle.cause = self._cause(action.generation)
         self.loop.add_reader(handle.channel.fileno(), self.inbox.read, handle)
+        self.reaper.watch(handle)
         self._tell(
             handle.channel,
             messages.Configure(
@@ -521,6 +524,7 @@ class Shell:
         self.submit(events.WorkerForked(message.launch, message.pid))
         if alive:
             self.launch_of[message.pid] = message.launch
+            self.reaper.watch(handle)
             self._tell(handle.channel, messages.Boot())
         else:
             self.reaper.ended_before_known(handle)
@@ -596,7 +600,9 @@ class Shell:
         for fd in (worker.channel.fileno(), worker.stacks_fd):
             self.loop.remove_reader(fd)
         self.scoreboard.give_back(worker.cell)
+        self.reaper.unwatch(worker)
         template = ForkServerHandle.of_template(worker)
+        self.reaper.watch(template)
         template.takes_lines = worker.takes_lines
         old = self.fork_servers.get(action.generation)
         # One that is being restarted may not have told yet what the generation listens on.
@@ -628,6 +634,7 @@ class Shell:
 
     def _close_dead(self, handle: ForkServerHandle) -> None:
         self._hang_up(handle)
+        self.reaper.unwatch(handle)
         handle.close()
 
     def _forget_unforked(self, generation: int) -> None:
@@ -644,6 +651,7 @@ class Shell:
         if handle.channel.fileno() >= 0:
             self.loop.remove_reader(handle.channel.fileno())
         self.loop.remove_reader(handle.stacks_fd)
+        self.reaper.unwatch(handle)
         handle.close()
         self.attempt("freeing a cell of the scoreboard", lambda: self.scoreboard.give_back(handle.cell))
 

@@ -297,6 +297,7 @@ def _is_fork_server(child: psutil.Process) -> bool:
 
 def _has_ended(child: psutil.Process) -> bool:
     try:
-        return os.waitpid(child.pid, os.WNOHANG)[0] != 0
+        pid, status = os.waitpid(child.pid, os.WNOHANG)
+        return pid != 0 and not os.WIFSTOPPED(status)  # one that has made us its tracer has only stopped
     except ChildProcessError:
         return True
