@@ -125,8 +125,8 @@ class Child:
             return True  # out of descriptors: its pid has to do
         return True
 
-    def send_signal(self, signum: int) -> None:
-        """Signal the process, if there is one."""
+    def send_signal(self, signum: int) -> bool:
+        """Signal the process, if there is one; False if it has other rights by now, so that we may not."""
         self.sent.add(signum)
         if self.pidfd >= 0:
             try:
@@ -134,9 +134,14 @@ class Child:
             except OSError:
                 pass  # the call is refused: its pid has to do
             else:
-                return
+                return True
         if self.pid is not None and self.is_ours:
-            os.kill(self.pid, signum)
+            try:
+                os.kill(self.pid, signum)
+            except OSError:
+                self.sent.discard(signum)
+                return False
+        return True
 
     def reaped(self) -> None:
         """It is dead, and its number may be another process's."""

@@ -135,6 +135,19 @@ class Reaper:
         elif not child.problem:
             shell.inbox.end(child, "it has made the supervisor its tracer (PTRACE_TRACEME)")
 
+    def kill(self, child: WorkerHandle | ForkServerHandle) -> None:
+        """End a process for sure. One that we may not end is booked as if it had ended.
+
+        It executes a program with other rights, say (execve(2), set-user-ID), and may live as long as it
+        likes. With its channel it has lost all that it had of us.
+        """
+        if child.send_signal(signal.SIGKILL):
+            return
+        if not child.problem:
+            self._shell.inbox.note(child, "it has taken other rights, so that it can't be killed")
+        if child.pid is not None:
+            self._ended(Dead(child.pid, ExitStatus(), None))
+
     # -- deaths that are kept from us --------------------------------------------------------------------
 
     def watch(self, child: WorkerHandle | ForkServerHandle) -> None:

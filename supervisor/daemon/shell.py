@@ -156,7 +156,7 @@ class Shell:
             actions.Cancel: lambda action: self._signal(action.launch, signal.SIGTERM),
             actions.Quit: self._quit,
             actions.Abort: lambda action: self._end(action.launch, signal.SIGABRT),
-            actions.Kill: lambda action: self._end(action.launch, signal.SIGKILL),
+            actions.Kill: self._kill,
             actions.Report: lambda action: journal.record(action.level, action.name, action.fields),
             actions.Serving: lambda _action: callbacks.serving(),
             actions.Stopping: lambda _action: callbacks.stopping(),
@@ -437,7 +437,7 @@ class Shell:
 
     def _kill_fork_server(self, action: actions.KillForkServer) -> None:
         if handle := self.fork_servers.get(action.generation):
-            handle.send_signal(signal.SIGKILL)
+            self.reaper.kill(handle)
 
     # -- workers ----------------------------------------------------------------------------------------
 
@@ -575,6 +575,14 @@ class Shell:
     def _end(self, launch: int, signum: int) -> None:
         self.reaper.report_lost(self.workers[launch])
         self._signal(launch, signum)
+
+    def _kill(self, action: actions.Kill) -> None:
+        handle = self.workers[action.launch]
+        self.reaper.report_lost(handle)
+        if handle.pid is not None:
+            self.reaper.kill(handle)
+        else:
+            self._signal(action.launch, signal.SIGKILL)
 
     def _signal(self, launch: int, signum: int) -> None:
         handle = self.workers[launch]
