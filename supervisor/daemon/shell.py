@@ -40,6 +40,7 @@ from supervisor.fleet.model import ExitStatus, GenerationState, WorkerState
 from supervisor.fleet.state import State
 from supervisor.ipc import messages
 from supervisor.ipc.channel import BadMessage, Channel
+from supervisor.osapi.process import is_anothers_child
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings import classes
 from supervisor.settings.confine import confine
@@ -519,6 +520,8 @@ class Shell:
             return  # it is not wanted any more; the end of its channel says so to it
         if self._is_known(message.pid):
             raise BadMessage(f"that process {message.pid} is a worker, which is something else")
+        if is_anothers_child(message.pid):
+            raise BadMessage(f"that process {message.pid} is a worker, which is no child of the supervisor's")
         handle.phase = Phase.BOOTING
         alive = handle.forked(message.pid)
         self.submit(events.WorkerForked(message.launch, message.pid))

@@ -37,6 +37,11 @@ def become_subreaper() -> None:
         raise refused("prctl(PR_SET_CHILD_SUBREAPER)", OSError(number, os.strerror(number)))
 
 
+def adopt_no_orphans() -> None:
+    """Leave orphans to the subreaper above us, should somebody have made this process one, too."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
 def set_title(title: str) -> None:
     """What ps(1) shows of this process; a name in it may be an app's, or stand for bytes."""
     setproctitle(readable(title).replace("\0", ""))
@@ -102,6 +107,15 @@ def has_terminal() -> bool:
     except OSError:
         return False
     return True
+
+
+def is_anothers_child(pid: int) -> bool:
+    """Whether there is such a process, and it is not our child."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return Path(f"/proc/{pid}").exists()
+    return False
 
 
 def is_to_be_reaped(pid: int) -> bool:

@@ -242,6 +242,25 @@ def test_fork_server(place: Place, name: str, words: str) -> None:
     is_well(daemon, 2)
 
 
+def test_fork_server_that_adopts_workers(place: Place) -> None:
+    """An app that makes itself a subreaper does no harm; one that insists loses its fork server."""
+    place.add("attack.py", f"{ATTACKS}\nadopt()\n")
+    leave(place, "waits")
+    daemon = place.start("--preload", "-w", "2", *CLASSES["sync"])
+    daemon.settled(2)
+    assert_unharmed(daemon, 3)
+    insists = fork_server(daemon)
+    leave(place, "adopts.fork_server")
+    until(lambda: not (place.app_folder / "adopts.fork_server").exists(), "it is so")
+    daemon.settled(2)
+    os.kill(daemon.pids()[0], signal.SIGKILL)
+    found = killed_for(daemon, "no child of the supervisor's")
+    assert found.pid == insists.pid
+    assert insists.ended()
+    assert_unharmed(daemon, 3)
+    is_well(daemon, 2)
+
+
 def test_fork_server_that_attacks_while_it_loads(place: Place) -> None:
     """At the start that is the end of the daemon, in a line; in a reload it is the end of the reload."""
     leave(place, "garbage.import")
