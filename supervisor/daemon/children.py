@@ -64,6 +64,7 @@ class CarriedForkServer(msgspec.Struct, frozen=True):
     due: list[messages.HookDue] = []
     lasting: bool = False
     takes_lines: bool = False
+    left_for: ExitCause | None = None
 
 
 class CarriedWorker(msgspec.Struct, frozen=True):
@@ -208,6 +209,7 @@ class ForkServerHandle(Child):
             list(self.due),
             self.lasting,
             self.takes_lines,
+            self.left_for,
         )
 
     @classmethod
@@ -220,6 +222,7 @@ class ForkServerHandle(Child):
         handle.workers_told = carried.workers_told
         handle.lasting = carried.lasting
         handle.takes_lines = carried.takes_lines
+        handle.left_for = carried.left_for
         handle.due.extend(carried.due)
         handle.sent = carried.sent
         return handle

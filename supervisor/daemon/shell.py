@@ -198,6 +198,15 @@ class Shell:
             self.reaper.watch(handle)
         self.hooks.restored()
 
+    def await_ends(self, leaving: list[CarriedForkServer]) -> None:
+        """See to the ends of fork servers whose channels ended with the program before us."""
+        for carried in leaving:
+            gone = msgspec.structs.replace(carried, channel=-1, calls=False, lasting=False, due=[])
+            handle = ForkServerHandle.taken_over(gone)
+            self.reaper.leaving[handle.pid] = handle
+            self.reaper.watch(handle)
+            self.hooks.leave(handle)
+
     def _phase_of_worker(self, handle: WorkerHandle) -> Phase:
         worker = self.fleet.workers.get(handle.launch)
         refork, generation = self.fleet.refork, self.fleet.generations.get(handle.generation)

@@ -59,7 +59,8 @@ _spare: list[socket.socket] = []
 class Carried(msgspec.Struct, frozen=True):
     """What one program leaves to the next. A field that comes later needs a default, here and further in.
 
-    descriptors: all that must stay open; relay: its two ends; pidfile: its path and descriptor.
+    descriptors: all that must stay open; relay: its two ends; pidfile: its path and descriptor; leaving: fork
+    servers that end with the old program, because their channels do.
     """
 
     descriptors: list[int]
@@ -76,6 +77,7 @@ class Carried(msgspec.Struct, frozen=True):
     observer: ObserverState
     control: Handover
     pidfile: tuple[str, int] | None
+    leaving: list[CarriedForkServer] = []
 
 
 class TakeOverFailed(Exception):

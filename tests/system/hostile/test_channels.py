@@ -331,3 +331,29 @@ def test_upgrade_with_garbage_pending(place: Place) -> None:
     killed_for(daemon, "no message")
     until(lambda: not set(before) & set(daemon.pids()), "successors")
     is_well(daemon, 2)
+
+
+LASTING = """\
+import threading
+
+def when_ready(server):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+"""
+
+
+def test_upgrade_with_a_fork_server_that_does_not_end(place: Place) -> None:
+    """One that has retired ends with the old program, or is killed. In both cases it is booked."""
+    place.add("gunicorn.conf.py", LASTING)
+    daemon = place.start("--preload", "-w", "2", *CLASSES["sync"])
+    daemon.settled(2)
+    retired = fork_server(daemon)
+    assert daemon.ctl("reload").code == 0
+    daemon.settled(2)
+    assert not retired.gone
+    retired.send(signal.SIGSTOP)
+    daemon.send(signal.SIGUSR2)
+    daemon.event("upgraded")
+    assert retired.ended()
+    found = daemon.until(lambda: [e for e in exits(daemon) if e.pid == retired.pid], "its end in the ledger")
+    assert (found[0].kind, found[0].signal) == ("fork server", signal.SIGKILL)
+    is_well(daemon, 2)
