@@ -129,6 +129,12 @@ def is_to_be_reaped(pid: int) -> bool:
 def zombie_status(pid: int) -> int | None:
     """How a process has ended that nobody has reaped (as wait(2) would say), if the kernel tells."""
     try:
+        Path(f"/proc/{pid}/cwd").readlink()
+    except PermissionError:
+        return None  # who may not trace it (CAP_SYS_PTRACE) reads 0 in the place of exit_code
+    except OSError:
+        pass  # a zombie has none
+    try:
         # proc_pid_stat(5): the command's name may hold anything; exit_code is field 52.
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return int(fields[49]) if fields[0] in (b"Z", b"X") else None
