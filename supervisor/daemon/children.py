@@ -64,6 +64,7 @@ class CarriedForkServer(msgspec.Struct, frozen=True):
     due: list[messages.HookDue] = []
     lasting: bool = False
     takes_lines: bool = False
+    left_for: ExitCause | None = None
 
 
 class CarriedWorker(msgspec.Struct, frozen=True):
@@ -125,8 +126,8 @@ class Child:
             return True  # out of descriptors: its pid has to do
         return True
 
-    def send_signal(self, signum: int) -> None:
-        """Signal the process, if there is one."""
+    def send_signal(self, signum: int) -> bool:
+        """Signal the process, if there is one; False if it has other rights by now, so that we may not."""
         self.sent.add(signum)
         if self.pidfd >= 0:
             try:
@@ -134,9 +135,14 @@ class Child:
             except OSError:
                 pass  # the call is refused: its pid has to do
             else:
-                return
+                return True
         if self.pid is not None and self.is_ours:
-            os.kill(self.pid, signum)
+            try:
+                os.kill(self.pid, signum)
+            except OSError:
+                self.sent.discard(signum)
+                return False
+        return True
 
     def reaped(self) -> None:
         """It is dead, and its number may be another process's."""
@@ -203,6 +209,7 @@ class ForkServerHandle(Child):
             list(self.due),
             self.lasting,
             self.takes_lines,
+            self.left_for,
         )
 
     @classmethod
@@ -215,6 +222,7 @@ class ForkServerHandle(Child):
         handle.workers_told = carried.workers_told
         handle.lasting = carried.lasting
         handle.takes_lines = carried.takes_lines
+        handle.left_for = carried.left_for
         handle.due.extend(carried.due)
         handle.sent = carried.sent
         return handle

@@ -106,7 +106,7 @@ class HookCaller:
         # One that has retired may be at `on_exit` by now.
         hung = not handle.retired or any(due.name == "retire" for due in handle.due)
         if hung and self._shell.reaper.leaving.get(handle.pid) is handle:
-            handle.send_signal(signal.SIGKILL)
+            self._shell.reaper.kill(handle)
 
     def stop(self, handle: ForkServerHandle) -> None:
         """Let a fork server end, once it has called what is due."""

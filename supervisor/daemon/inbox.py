@@ -5,7 +5,6 @@ honest child comes near. One that goes beyond it, or sends what it may not, is k
 any other's, with the reason.
 """
 
-import signal
 import time
 import traceback
 from collections.abc import Callable
@@ -76,11 +75,11 @@ class Inbox:
         except BlockingIOError:
             return  # it has left a process behind that holds its end
         except BadMessage as error:
-            self._note(child, f"it sent {error}")
+            self.note(child, f"it sent {error}")
 
     def end(self, child: WorkerHandle | ForkServerHandle, problem: str) -> None:
         """Kill a child that does what it may not. The rest follows from its death."""
-        self._note(child, problem)
+        self.note(child, problem)
         if child.channel.fileno() >= 0:
             self._shell.loop.remove_reader(child.channel.fileno())
         if isinstance(child, WorkerHandle) and (child.pid is None or not child.is_ours):
@@ -88,7 +87,7 @@ class Inbox:
             self._shell.forget(child.launch)
             self._shell.submit(events.SpawnFailed(child.launch, f"protocol error: {problem}"))
         else:
-            child.send_signal(signal.SIGKILL)
+            self._shell.reaper.kill(child)
 
     def _hear(self, child: WorkerHandle | ForkServerHandle, message: Any) -> None:
         """Raises BadMessage, also if the message makes our own code fail: it must not do so twice."""
@@ -106,7 +105,8 @@ class Inbox:
             shell.journal.record("error", "internal_error", fields)
             raise BadMessage(f"{name}, which Ostler failed to handle (see the log)") from None
 
-    def _note(self, child: WorkerHandle | ForkServerHandle, problem: str) -> None:
+    def note(self, child: WorkerHandle | ForkServerHandle, problem: str) -> None:
+        """Log what a child does that it may not, and remember it for the ledger."""
         child.problem = problem
         worker = isinstance(child, WorkerHandle)
         fields = {

@@ -406,6 +406,7 @@ class Daemon:
             observer=self._observer.snapshot(),
             control=control,
             pidfile=pidfile,
+            leaving=[handle.carried() for handle in shell.reaper.leaving.values()],
         )
 
     def _take_over(self, carried: Carried) -> None:
@@ -418,6 +419,7 @@ class Daemon:
             shell.take_over(
                 carried.fleet, carried.workers, carried.fork_servers, carried.loaded, carried.relay
             )
+            shell.await_ends(carried.leaving)
             shell.name = carried.name
             self._observer.restore(carried.observer)
             self._sensor.resume()
@@ -457,21 +459,37 @@ class Daemon:
     async def _sample_forever(self) -> None:
         while True:
             await asyncio.sleep(1.0 - time.time() % 1.0)
-            # Should a SIGCHLD have been lost.
-            self._shell.reaper.reap()
-            self._log_file.flush()
-            self._outlets.look()
-            self._limited.report()
-            await self._control.ensure()
+            self._chore(self._shell.reaper.reap)  # should a SIGCHLD have been lost
+            self._chore(self._log_file.flush)
+            self._chore(self._outlets.look)
+            self._chore(self._limited.report)
+            self._chore(self._sample)
             try:
-                # Once for both. Nothing can come in between that would make or end a worker.
-                readings = self._shell.scoreboard.read_all()
-                self._observer.take_sample(readings)
-                self._shell.submit(self._measurer.take(readings))
-                self._outlets.measure()
-            except (OSError, psutil.Error) as error:
-                # Out of descriptors, say; the next second may be better.
-                get_logger().debug("sample_missed", problem=str(error))
+                await self._control.ensure()
+            except Exception as error:  # noqa: BLE001 - as in `_chore`
+                self._chore_failed("ensure", error)
+
+    def _chore(self, chore: Callable[[], object]) -> None:
+        """Do what is due each second. If it fails that must not keep the others from being done, nor itself
+        the next time."""
+        try:
+            chore()
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            self._chore_failed(chore.__name__, error)
+
+    def _chore_failed(self, name: str, error: Exception) -> None:
+        self._log_loop_error(self._loop, {"message": f"failed: {name}", "exception": error})
+
+    def _sample(self) -> None:
+        try:
+            # Once for both. Nothing can come in between that would make or end a worker.
+            readings = self._shell.scoreboard.read_all()
+            self._observer.take_sample(readings)
+            self._shell.submit(self._measurer.take(readings))
+            self._outlets.measure()
+        except (OSError, psutil.Error) as error:
+            # Out of descriptors, say; the next second may be better.
+            get_logger().debug("sample_missed", problem=str(error))
 
     def _log_loop_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         # What fails once may fail with each event that a stranger causes.

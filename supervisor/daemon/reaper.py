@@ -5,6 +5,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +16,7 @@ from supervisor.daemon.children import ForkServerHandle, WorkerHandle
 from supervisor.daemon.ledger import ExitFacts, fork_server_leaving
 from supervisor.fleet import events
 from supervisor.fleet.model import ExitStatus, WorkerState
+from supervisor.osapi.process import is_to_be_reaped, thread_group, zombie_status
 
 if TYPE_CHECKING:
     from supervisor.daemon.shell import Shell
@@ -28,14 +30,21 @@ _LOST, _LOST_RATE = 512, 20
 
 
 class Dead(NamedTuple):
-    """peak_memory: bytes (getrusage(2), ru_maxrss)."""
+    """peak_memory: bytes (getrusage(2), ru_maxrss), if it is known."""
 
     pid: int
     status: ExitStatus
-    peak_memory: int
+    peak_memory: int | None
 
 
-def dead_children() -> Iterator[Dead]:
+class Tracee(NamedTuple):
+    """A thread that is not dead but has stopped. A child may make its parent its tracer (PTRACE_TRACEME of
+    ptrace(2)), and the kernel tells a tracer of stops, too."""
+
+    tid: int
+
+
+def dead_children() -> Iterator[Dead | Tracee]:
     """Collect all children that have ended, strangers too: we are the subreaper, perhaps PID 1."""
     while True:
         try:
@@ -44,9 +53,17 @@ def dead_children() -> Iterator[Dead]:
             return
         if pid == 0:
             return
-        code = os.waitstatus_to_exitcode(status)
-        how = ExitStatus(signal=-code) if code < 0 else ExitStatus(code=code)
-        yield Dead(pid, how, usage.ru_maxrss * 1024)
+        yield Tracee(pid) if os.WIFSTOPPED(status) else Dead(pid, _status(status), usage.ru_maxrss * 1024)
+
+
+def _zombies_status(pid: int) -> ExitStatus:
+    status = zombie_status(pid)
+    return _status(status) if status is not None else ExitStatus()
+
+
+def _status(status: int) -> ExitStatus:
+    code = os.waitstatus_to_exitcode(status)
+    return ExitStatus(signal=-code) if code < 0 else ExitStatus(code=code)
 
 
 class Reaper:
@@ -72,7 +89,10 @@ class Reaper:
         """
         booked = 0
         for dead in islice(dead_children(), _DEATHS_A_PASS):
-            self._shell.attempt(f"booking the death of process {dead.pid}", partial(self._ended, dead))
+            if isinstance(dead, Tracee):
+                self._shell.attempt(f"ending tracee {dead.tid}", partial(self._end_tracee, dead.tid))
+            else:
+                self._shell.attempt(f"booking the death of process {dead.pid}", partial(self._ended, dead))
             booked += 1
         if booked == _DEATHS_A_PASS and not self._is_due:
             self._is_due = True
@@ -97,6 +117,63 @@ class Reaper:
             for handle in list(shell.fork_servers.values()):
                 if handle.pid == dead.pid:
                     self._fork_server_ended(handle, dead)
+
+    def _end_tracee(self, tid: int) -> None:
+        """We have no use for a tracee, which would stop at each signal and wait for us to let it go on."""
+        pid = thread_group(tid)
+        shell = self._shell
+        launch = shell.launch_of.get(pid)
+        servers = (*shell.fork_servers.values(), *self.leaving.values())
+        child: WorkerHandle | ForkServerHandle | None = (
+            shell.workers.get(launch)
+            if launch is not None
+            else next((server for server in servers if server.pid == pid), None)
+        )
+        if child is None:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        elif not child.problem:
+            shell.inbox.end(child, "it has made the supervisor its tracer (PTRACE_TRACEME)")
+
+    def kill(self, child: WorkerHandle | ForkServerHandle) -> None:
+        """End a process for sure. One that we may not end is booked as if it had ended.
+
+        It executes a program with other rights, say (execve(2), set-user-ID), and may live as long as it
+        likes. With its channel it has lost all that it had of us.
+        """
+        if child.send_signal(signal.SIGKILL):
+            return
+        if not child.problem:
+            self._shell.inbox.note(child, "it has taken other rights, so that it can't be killed")
+        if child.pid is not None:
+            self._ended(Dead(child.pid, ExitStatus(), None))
+
+    # -- deaths that are kept from us --------------------------------------------------------------------
+
+    def watch(self, child: WorkerHandle | ForkServerHandle) -> None:
+        """Hear of a child's death from its pidfd, too.
+
+        wait(2) does not tell of a child that another process traces (ptrace(2)), a sibling of it for
+        instance, before that one has let go of it.
+        """
+        if child.pidfd >= 0:
+            with suppress(OSError):  # there is no room for more of them: SIGCHLD has to do
+                self._shell.loop.add_reader(child.pidfd, self._on_pidfd, child)
+
+    def unwatch(self, child: WorkerHandle | ForkServerHandle) -> None:
+        """To be called before its pidfd is closed."""
+        if child.pidfd >= 0:
+            self._shell.loop.remove_reader(child.pidfd)
+
+    def _on_pidfd(self, child: WorkerHandle | ForkServerHandle) -> None:
+        self.unwatch(child)
+        self.reap()
+        if not child.is_ours or child.pid is None or is_to_be_reaped(child.pid):
+            return  # as usual, now or in one of the next passes
+        dead = Dead(child.pid, _zombies_status(child.pid), None)
+        self._shell.attempt(f"booking the death of process {child.pid}", partial(self._ended, dead))
+
+    # -- strangers ---------------------------------------------------------------------------------------
 
     def expect(self, pid: int, callback: Callable[[ExitStatus], None]) -> None:
         """Call back when a child ends that is neither a worker nor a fork server."""

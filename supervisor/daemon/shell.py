@@ -40,6 +40,7 @@ from supervisor.fleet.model import ExitStatus, GenerationState, WorkerState
 from supervisor.fleet.state import State
 from supervisor.ipc import messages
 from supervisor.ipc.channel import BadMessage, Channel
+from supervisor.osapi.process import is_anothers_child
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings import classes
 from supervisor.settings.confine import confine
@@ -156,7 +157,7 @@ class Shell:
             actions.Cancel: lambda action: self._signal(action.launch, signal.SIGTERM),
             actions.Quit: self._quit,
             actions.Abort: lambda action: self._end(action.launch, signal.SIGABRT),
-            actions.Kill: lambda action: self._end(action.launch, signal.SIGKILL),
+            actions.Kill: self._kill,
             actions.Report: lambda action: journal.record(action.level, action.name, action.fields),
             actions.Serving: lambda _action: callbacks.serving(),
             actions.Stopping: lambda _action: callbacks.stopping(),
@@ -187,13 +188,24 @@ class Shell:
                 self.launch_of[worker.pid] = worker.launch
                 worker.phase = self._phase_of_worker(worker)
             self._listen_to(worker)
+            self.reaper.watch(worker)
         for server in fork_servers:
             handle = ForkServerHandle.taken_over(server)
             self.fork_servers[handle.generation] = handle
             handle.phase = self._phase_of_fork_server(handle)
             if handle.channel.fileno() >= 0:
                 self.loop.add_reader(handle.channel.fileno(), self.inbox.read, handle)
+            self.reaper.watch(handle)
         self.hooks.restored()
+
+    def await_ends(self, leaving: list[CarriedForkServer]) -> None:
+        """See to the ends of fork servers whose channels ended with the program before us."""
+        for carried in leaving:
+            gone = msgspec.structs.replace(carried, channel=-1, calls=False, lasting=False, due=[])
+            handle = ForkServerHandle.taken_over(gone)
+            self.reaper.leaving[handle.pid] = handle
+            self.reaper.watch(handle)
+            self.hooks.leave(handle)
 
     def _phase_of_worker(self, handle: WorkerHandle) -> Phase:
         worker = self.fleet.workers.get(handle.launch)
@@ -283,6 +295,7 @@ class Shell:
         self.fork_servers[action.generation] = handle
         handle.cause = self._cause(action.generation)
         self.loop.add_reader(handle.channel.fileno(), self.inbox.read, handle)
+        self.reaper.watch(handle)
         self._tell(
             handle.channel,
             messages.Configure(
@@ -434,7 +447,7 @@ class Shell:
 
     def _kill_fork_server(self, action: actions.KillForkServer) -> None:
         if handle := self.fork_servers.get(action.generation):
-            handle.send_signal(signal.SIGKILL)
+            self.reaper.kill(handle)
 
     # -- workers ----------------------------------------------------------------------------------------
 
@@ -516,11 +529,14 @@ class Shell:
             return  # it is not wanted any more; the end of its channel says so to it
         if self._is_known(message.pid):
             raise BadMessage(f"that process {message.pid} is a worker, which is something else")
+        if is_anothers_child(message.pid):
+            raise BadMessage(f"that process {message.pid} is a worker, which is no child of the supervisor's")
         handle.phase = Phase.BOOTING
         alive = handle.forked(message.pid)
         self.submit(events.WorkerForked(message.launch, message.pid))
         if alive:
             self.launch_of[message.pid] = message.launch
+            self.reaper.watch(handle)
             self._tell(handle.channel, messages.Boot())
         else:
             self.reaper.ended_before_known(handle)
@@ -572,6 +588,14 @@ class Shell:
         self.reaper.report_lost(self.workers[launch])
         self._signal(launch, signum)
 
+    def _kill(self, action: actions.Kill) -> None:
+        handle = self.workers[action.launch]
+        self.reaper.report_lost(handle)
+        if handle.pid is not None:
+            self.reaper.kill(handle)
+        else:
+            self._signal(action.launch, signal.SIGKILL)
+
     def _signal(self, launch: int, signum: int) -> None:
         handle = self.workers[launch]
         if handle.pid is not None:
@@ -596,7 +620,9 @@ class Shell:
         for fd in (worker.channel.fileno(), worker.stacks_fd):
             self.loop.remove_reader(fd)
         self.scoreboard.give_back(worker.cell)
+        self.reaper.unwatch(worker)
         template = ForkServerHandle.of_template(worker)
+        self.reaper.watch(template)
         template.takes_lines = worker.takes_lines
         old = self.fork_servers.get(action.generation)
         # One that is being restarted may not have told yet what the generation listens on.
@@ -628,6 +654,7 @@ class Shell:
 
     def _close_dead(self, handle: ForkServerHandle) -> None:
         self._hang_up(handle)
+        self.reaper.unwatch(handle)
         handle.close()
 
     def _forget_unforked(self, generation: int) -> None:
@@ -644,6 +671,7 @@ class Shell:
         if handle.channel.fileno() >= 0:
             self.loop.remove_reader(handle.channel.fileno())
         self.loop.remove_reader(handle.stacks_fd)
+        self.reaper.unwatch(handle)
         handle.close()
         self.attempt("freeing a cell of the scoreboard", lambda: self.scoreboard.give_back(handle.cell))
 

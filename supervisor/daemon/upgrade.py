@@ -59,7 +59,8 @@ _spare: list[socket.socket] = []
 class Carried(msgspec.Struct, frozen=True):
     """What one program leaves to the next. A field that comes later needs a default, here and further in.
 
-    descriptors: all that must stay open; relay: its two ends; pidfile: its path and descriptor.
+    descriptors: all that must stay open; relay: its two ends; pidfile: its path and descriptor; leaving: fork
+    servers that end with the old program, because their channels do.
     """
 
     descriptors: list[int]
@@ -76,6 +77,7 @@ class Carried(msgspec.Struct, frozen=True):
     observer: ObserverState
     control: Handover
     pidfile: tuple[str, int] | None
+    leaving: list[CarriedForkServer] = []
 
 
 class TakeOverFailed(Exception):
@@ -297,6 +299,7 @@ def _is_fork_server(child: psutil.Process) -> bool:
 
 def _has_ended(child: psutil.Process) -> bool:
     try:
-        return os.waitpid(child.pid, os.WNOHANG)[0] != 0
+        pid, status = os.waitpid(child.pid, os.WNOHANG)
+        return pid != 0 and not os.WIFSTOPPED(status)  # one that has made us its tracer has only stopped
     except ChildProcessError:
         return True

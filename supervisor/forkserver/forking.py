@@ -24,7 +24,7 @@ from supervisor.ipc.channel import Channel
 from supervisor.logs import bridge
 from supervisor.logs.outlets import Outlets
 from supervisor.osapi import real
-from supervisor.osapi.process import set_title
+from supervisor.osapi.process import adopt_no_orphans, set_title
 from supervisor.workers import boot
 
 _PID = struct.Struct("i")
@@ -103,6 +103,8 @@ class Forking:
         gc.freeze()  # what came since the last time; see `_tidy_up`
         # Blocked until the worker has handlers of its own: ours would swallow what is meant for it.
         signal.pthread_sigmask(signal.SIG_BLOCK, boot.ENDING)
+        # The worker is to be the supervisor's child, whatever the app wants of its own.
+        adopt_no_orphans()
         try:
             intermediate = real.fork()
         except OSError as error:

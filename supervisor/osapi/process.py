@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import os
 import signal
+from pathlib import Path
 
 from setproctitle import setproctitle
 
@@ -34,6 +35,11 @@ def become_subreaper() -> None:
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0 and os.getpid() != 1:
         number = ctypes.get_errno()
         raise refused("prctl(PR_SET_CHILD_SUBREAPER)", OSError(number, os.strerror(number)))
+
+
+def adopt_no_orphans() -> None:
+    """Leave orphans to the subreaper above us, should somebody have made this process one, too."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def set_title(title: str) -> None:
@@ -101,6 +107,48 @@ def has_terminal() -> bool:
     except OSError:
         return False
     return True
+
+
+def is_anothers_child(pid: int) -> bool:
+    """Whether there is such a process, and it is not our child."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return Path(f"/proc/{pid}").exists()
+    return False
+
+
+def is_to_be_reaped(pid: int) -> bool:
+    """Whether a child has ended and wait(2) would tell of it; it does not while another process traces it."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
+
+
+def zombie_status(pid: int) -> int | None:
+    """How a process has ended that nobody has reaped (as wait(2) would say), if the kernel tells."""
+    try:
+        Path(f"/proc/{pid}/cwd").readlink()
+    except PermissionError:
+        return None  # who may not trace it (CAP_SYS_PTRACE) reads 0 in the place of exit_code
+    except OSError:
+        pass  # a zombie has none
+    try:
+        # proc_pid_stat(5): the command's name may hold anything; exit_code is field 52.
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return int(fields[49]) if fields[0] in (b"Z", b"X") else None
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def thread_group(tid: int) -> int:
+    """The process that a thread belongs to; the number itself if it is gone."""
+    try:
+        lines = Path(f"/proc/{tid}/status").read_bytes().splitlines()
+        return int(next(line for line in lines if line.startswith(b"Tgid:")).split()[1])
+    except (OSError, StopIteration, IndexError, ValueError):
+        return tid
 
 
 def signal_main_thread(pid: int, signum: int) -> None:

@@ -179,6 +179,11 @@ def escaped(value):
     return b"\xc1" + message("Signalled", signum=15, more=value)
 
 
+def adopt():
+    """Be a subreaper (prctl(2)): what is forked is not the supervisor's child."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+
+
 PATH = "/" + "x" * 300
 ATTACKS = {
     # From a worker or a fork server.
@@ -216,6 +221,7 @@ ATTACKS = {
     # From a fork server.
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "forked_other": lambda: send(message("Forked", launch=10_000, pid=1)),
+    "adopts": lambda: os.register_at_fork(before=adopt),
     "hook_done": lambda: send(message("HookDone", name="on_exit")),
     "configured": lambda: send(message("LoadFailed", reason="x", traceback=None)),
 }

@@ -242,6 +242,25 @@ def test_fork_server(place: Place, name: str, words: str) -> None:
     is_well(daemon, 2)
 
 
+def test_fork_server_that_adopts_workers(place: Place) -> None:
+    """An app that makes itself a subreaper does no harm; one that insists loses its fork server."""
+    place.add("attack.py", f"{ATTACKS}\nadopt()\n")
+    leave(place, "waits")
+    daemon = place.start("--preload", "-w", "2", *CLASSES["sync"])
+    daemon.settled(2)
+    assert_unharmed(daemon, 3)
+    insists = fork_server(daemon)
+    leave(place, "adopts.fork_server")
+    until(lambda: not (place.app_folder / "adopts.fork_server").exists(), "it is so")
+    daemon.settled(2)
+    os.kill(daemon.pids()[0], signal.SIGKILL)
+    found = killed_for(daemon, "no child of the supervisor's")
+    assert found.pid == insists.pid
+    assert insists.ended()
+    assert_unharmed(daemon, 3)
+    is_well(daemon, 2)
+
+
 def test_fork_server_that_attacks_while_it_loads(place: Place) -> None:
     """At the start that is the end of the daemon, in a line; in a reload it is the end of the reload."""
     leave(place, "garbage.import")
@@ -311,4 +330,30 @@ def test_upgrade_with_garbage_pending(place: Place) -> None:
     daemon.event("upgraded")
     killed_for(daemon, "no message")
     until(lambda: not set(before) & set(daemon.pids()), "successors")
+    is_well(daemon, 2)
+
+
+LASTING = """\
+import threading
+
+def when_ready(server):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+"""
+
+
+def test_upgrade_with_a_fork_server_that_does_not_end(place: Place) -> None:
+    """One that has retired ends with the old program, or is killed. In both cases it is booked."""
+    place.add("gunicorn.conf.py", LASTING)
+    daemon = place.start("--preload", "-w", "2", *CLASSES["sync"])
+    daemon.settled(2)
+    retired = fork_server(daemon)
+    assert daemon.ctl("reload").code == 0
+    daemon.settled(2)
+    assert not retired.gone
+    retired.send(signal.SIGSTOP)
+    daemon.send(signal.SIGUSR2)
+    daemon.event("upgraded")
+    assert retired.ended()
+    found = daemon.until(lambda: [e for e in exits(daemon) if e.pid == retired.pid], "its end in the ledger")
+    assert (found[0].kind, found[0].signal) == ("fork server", signal.SIGKILL)
     is_well(daemon, 2)

@@ -1,5 +1,6 @@
 """An app that kills its own worker with a signal, which looks the same as an administrator's kill."""
 
+import ctypes
 import http.client
 import os
 import signal
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from supervisor.control.routes import EXITS
-from tests.kit.daemon import PATIENCE, Daemon, Place, ask
+from tests.kit.daemon import PATIENCE, Connection, Daemon, Place, Process, ask, title
 from tests.kit.hostile import REPLACED_WITHIN, SLACK, STATUS_WITHIN, each_class, status_time
 
 pytestmark = pytest.mark.system
@@ -71,3 +72,40 @@ def test_an_administrator_kills_several_in_a_row(hostile_place: Place) -> None:
         times.append(time.monotonic() - began)
     assert sorted(times)[10] < SLACK * REPLACED_WITHIN, times
     assert daemon.stop() == 0
+
+
+OTHER_RIGHTS = """\
+import os
+def request(path):
+    if path == "/other":
+        os.setresuid(65534, 65534, 65534)
+        os.execv("/bin/sleep", ["sleep", "1000"])
+"""
+_PR_CAPBSET_DROP, _CAP_KILL = 24, 5  # linux/prctl.h, linux/capability.h
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="workers take other rights, which takes root")
+@each_class
+def test_a_worker_that_may_not_be_killed(hostile_place: Place, words: tuple[str, ...]) -> None:
+    """As one that executes sudo(8) is for a daemon that is not root: it is given up and holds nothing up."""
+    hostile_place.add("attack.py", OTHER_RIGHTS)
+    daemon = hostile_place.start(
+        *("--preload", "-w", "2", "-t", "1", "--graceful-timeout", "1", *words),
+        popen={"preexec_fn": lambda: ctypes.CDLL(None).prctl(_PR_CAPBSET_DROP, _CAP_KILL, 0, 0, 0)},
+    )
+    daemon.settled(2)
+    before = set(daemon.pids())
+    with suppress(OSError, http.client.HTTPException):
+        Connection(daemon.url, 0.5).asked("/other").answer()
+    (pid,) = (pid for pid in before if title(pid).startswith("sleep"))
+    sleeper = Process(pid)
+    try:
+        (end,) = daemon.until(lambda: daemon.client.call(EXITS), "its end")
+        assert (end.pid, end.cause) == (pid, "protocol error")
+        daemon.settled(2)
+        assert daemon.events("internal_error") == []
+        daemon.send(signal.SIGTERM)
+        assert daemon.wait() == 0
+    finally:
+        sleeper.send(signal.SIGKILL)
+        assert sleeper.ended()

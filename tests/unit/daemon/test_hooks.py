@@ -23,7 +23,7 @@ def test_one_that_was_told_to_retire(due: str | None, killed: list[int]) -> None
     server.channel = SimpleNamespace(send=lambda _message: None)
     timers: list[tuple[Any, ...]] = []
     shell: Any = SimpleNamespace(
-        reaper=SimpleNamespace(leaving={7: server}),
+        reaper=SimpleNamespace(leaving={7: server}, kill=lambda child: child.send_signal(signal.SIGKILL)),
         loop=SimpleNamespace(call_later=lambda *timer: timers.append(timer)),
     )
     caller = HookCaller(shell)
