@@ -28,8 +28,9 @@ def _command() -> click.Command:
 
 
 def _run(given: Given) -> None:
-    from supervisor.daemon import upgrade
-    from supervisor.osapi.inherited import set_right
+    with _loading():
+        from supervisor.daemon import upgrade
+        from supervisor.osapi.inherited import set_right
 
     set_right(upgrade.HANDLED_BY_FLEET, upgrade.HANDLED if upgrade.is_successor() else ())
     command_line, app, demo = given.values, given.app, given.demo

@@ -90,6 +90,14 @@ def _accept() -> None:
                 raise
 
 
+def _of_socket(look: Callable[[socket.socket], object]) -> Callable[[], None]:
+    def attempt() -> None:
+        with socket.socket(socket.AF_UNIX) as sock:
+            look(sock)
+
+    return attempt
+
+
 def _waitid() -> None:
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -114,6 +122,9 @@ _CALLS: dict[str, Callable[[], object]] = {
     "epoll_wait(2)": _epoll_wait,
     "clock_gettime(2)": lambda: (time.monotonic(), time.thread_time()),
     "accept4(2)": _accept,
+    "getsockname(2)": _of_socket(lambda sock: sock.getsockname()),
+    "getsockopt(2)": _of_socket(lambda sock: sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)),
+    "ioctl(2)": _of_socket(lambda sock: sock.setblocking(False)),
     "waitid(2)": _waitid,
     "what the scoreboard needs (memfd_create(2), ftruncate(2), mmap(2))": _memory,
 }
