@@ -1,7 +1,8 @@
-"""What a daemon is started in is odd: no /proc, threads or memory, wrong variables. It serves, or says why."""
+"""What a daemon is started in is odd: no /proc, threads, memory, wrong variables. It serves or says why."""
 
 import os
 import resource
+import sys
 
 import pytest
 
@@ -24,7 +25,7 @@ def without_proc() -> list[str]:
 @needs_mounts
 @each_class
 def test_no_proc(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """As in a chroot(2): it serves, replaces and reloads, and says that no old worker is kept for a roll back."""
+    """As in a chroot(2): it serves, replaces, reloads, and says that no worker is kept for a roll back."""
     daemon = hostile_place.start(*words, argv=without_proc())
     first = int(ask(daemon.url).text)
     Process(first).send(9)
@@ -132,3 +133,30 @@ def test_configuration_nested_too_deeply(hostile_place: Place) -> None:
     done = hostile_place.run("--check-config", "attacked:app")
     assert done.code == 1
     assert not done.error.rstrip().endswith(":"), done.error
+
+
+def test_ctl_with_closed_descriptors(hostile_place: Place) -> None:
+    """Python has None for a stream that is closed when it begins."""
+    daemon = hostile_place.start("attacked:app")
+    ctl = [sys.executable, "-c", "from supervisor.__main__ import ctl; ctl()"]
+    for command in ([*OSTLER, "ctl"], ctl):
+        for closed in (">&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-"):
+            for words in (("status",), ("--json", "status"), ("events",)):
+                script = ["sh", "-c", f'exec "$@" {closed}', "sh", *command]
+                done = hostile_place.run(*words, argv=script, OSTLER_SOCKET=str(daemon.socket))
+                assert (done.code, done.err) == (0, ""), (command, closed, words)
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://a..b:1", f"http://{'x' * 70}:1"])
+def test_ctl_with_urls_that_are_none(hostile_place: Place, url: str) -> None:
+    done = hostile_place.run("ctl", "--url", url, "status", OSTLER_TOKEN="token")
+    assert done.code == 1
+    assert "ctl: error: " in done.error
+
+
+@pytest.mark.parametrize("flag", ["--log-file", "--access-logfile", "--log-config", "--chdir"])
+def test_names_that_are_too_long(hostile_place: Place, flag: str) -> None:
+    done = hostile_place.run("--check-config", f"{flag}={'x' * 100_000}", "attacked:app")
+    assert done.code == 1
+    assert len(done.error) < 6000
