@@ -38,6 +38,7 @@ from supervisor.control.sockets import UntrustedFolder, trusted_owners
 from supervisor.control.views import Refork, ReloadView, Scale, Stop
 from supervisor.errors import ExitCode, OstlerError
 from supervisor.osapi.peers import account_name
+from supervisor.osapi.process import fill_standard_descriptors
 from supervisor.terminal import encode_anything
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -525,6 +526,7 @@ def main(argv: list[str] | None = None, prog: str = "ctl") -> None:
         argv: without the program's name; None for sys.argv's.
         prog: how the program calls itself: `ctl` or `ostler ctl`.
     """
+    fill_standard_descriptors()
     encode_anything(sys.stdout)
     try:
         code = cli.main(argv, prog_name=prog, standalone_mode=False)

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
@@ -11,8 +13,13 @@ import click
 from supervisor import __version__
 from supervisor.cli.arguments import Given, command
 from supervisor.errors import ExitCode, OstlerError
+from supervisor.osapi.needed import LIMITS
 from supervisor.osapi.process import fill_standard_descriptors
 from supervisor.terminal import encode_anything, one_line
+from supervisor.text import name_and_text
+
+# What libraries take from the environment when they are imported.
+_OF_LIBRARIES = ("SSLKEYLOGFILE", "OPENSSL_CONF")
 
 
 def _command() -> click.Command:
@@ -21,8 +28,9 @@ def _command() -> click.Command:
 
 
 def _run(given: Given) -> None:
-    from supervisor.daemon import upgrade
-    from supervisor.osapi.inherited import set_right
+    with _loading():
+        from supervisor.daemon import upgrade
+        from supervisor.osapi.inherited import set_right
 
     set_right(upgrade.HANDLED_BY_FLEET, upgrade.HANDLED if upgrade.is_successor() else ())
     command_line, app, demo = given.values, given.app, given.demo
@@ -33,8 +41,9 @@ def _run(given: Given) -> None:
         command_line["wsgi_app"] = app
     folder = _folder()
     if given.check_config or given.print_config:
-        from supervisor.daemon.check import check
-        from supervisor.ipc.messages import VERSION, Configure
+        with _loading():
+            from supervisor.daemon.check import check
+            from supervisor.ipc.messages import VERSION, Configure
 
         ask = Configure(
             VERSION,
@@ -47,7 +56,8 @@ def _run(given: Given) -> None:
             remarks=given.remarks,
         )
         sys.exit(check(ask, show=given.print_config, load_app=given.check_config))
-    from supervisor.daemon.main import Order, run
+    with _loading():
+        from supervisor.daemon.main import Order, run
 
     own_choice = demo and "control_bind" not in command_line
     if own_choice:
@@ -65,6 +75,17 @@ def _run(given: Given) -> None:
             )
         )
     )
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """What a library can't do while it is imported is no defect of ours. Raises OstlerError."""
+    try:
+        yield
+    except (OSError, ImportError) as error:
+        named = [name for name in _OF_LIBRARIES if os.environ.get(name)]
+        advice = f"; look at {' and '.join(named)}" if named else ""
+        raise OstlerError(f"can't load what Ostler needs: {name_and_text(error)}{advice}") from None
 
 
 def _folder() -> str:
@@ -124,6 +145,8 @@ def main() -> None:
         sys.exit(ExitCode.USAGE)
     except OstlerError as error:
         fail(error)
+    except MemoryError:
+        fail(OstlerError(f"out of memory; {LIMITS}"))
     except BrokenPipeError:
         # Whoever read our output has enough; Python's own flush at exit must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -4,6 +4,7 @@ The route table says what is sent and what comes back: `client.call(SCALE, Scale
 Never imports aiohttp or asyncio.
 """
 
+import errno
 import http.client
 import os
 import socket
@@ -82,6 +83,8 @@ class _TcpConnection(http.client.HTTPConnection):
             super().connect()
             if is_local(self.sock):
                 self._check(tcp_owners(self.sock))
+        except UnicodeError:
+            raise OSError(errno.EINVAL, "this is no host name") from None
         except BaseException:
             self.close()
             raise
@@ -125,15 +128,15 @@ class Client:
         Raises:
             OstlerError: `url` is not like http://127.0.0.1:PORT.
         """
-        parts = urllib.parse.urlsplit(url)
         try:
-            port = parts.port
+            parts = urllib.parse.urlsplit(url)
+            scheme, host, port = parts.scheme, parts.hostname, parts.port
         except ValueError:
-            port = None
-        if parts.scheme != "http" or not parts.hostname or port is None:
+            scheme, host, port = "", None, None
+        if scheme != "http" or not host or port is None:
             raise OstlerError(f"{url!r} is no control address; it looks like http://127.0.0.1:PORT")
         trusted = {0, os.geteuid()} if trusted is None else trusted
-        return cls(_TcpConnection(parts.hostname, port, seconds, trusted), url, token)
+        return cls(_TcpConnection(host, port, seconds, trusted), url, token)
 
     def call(self, route: Route[Ask, View], ask: Ask | None = None, **numbers: int) -> View:
         """Ask one thing.

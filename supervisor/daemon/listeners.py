@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from supervisor.errors import SettingError
+from supervisor.errors import OstlerError, SettingError
 from supervisor.osapi.account import find_account
-from supervisor.osapi.files import unlink_if
+from supervisor.osapi.files import most_open_files, unlink_if
 from supervisor.osapi.peers import unix_peer
 from supervisor.settings.address import Address, parse_address
 from supervisor.settings.table import Settings
@@ -200,15 +200,43 @@ class Listeners:
 
 def systemd_listeners() -> list[int]:
     """Descriptors passed by socket activation (sd_listen_fds(3)); the variables are taken out of the
-    environment, so that no child takes them for its own."""
+    environment, so that no child takes them for its own.
+
+    Raises:
+        OstlerError: one of them is no listening stream socket.
+    """
     pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
     os.environ.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not count.isdecimal():
         return []
-    descriptors = list(range(3, 3 + int(count)))
-    for fd in descriptors:
-        os.set_inheritable(fd, False)
+    descriptors: list[int] = []
+    for fd in range(3, 3 + min(int(count[:9]), most_open_files())):
+        try:
+            os.set_inheritable(fd, False)
+            listens = _listens(fd)
+        except OSError as error:
+            raise _not_handed_over(count, fd, error.strerror or "error") from None
+        if not listens:
+            raise _not_handed_over(count, fd, "it is no stream socket that listens")
+        descriptors.append(fd)
     return descriptors
+
+
+def _listens(fd: int) -> bool:
+    sock = socket.socket(fileno=fd)
+    try:
+        return sock.type == socket.SOCK_STREAM and bool(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        )
+    finally:
+        sock.detach()
+
+
+def _not_handed_over(count: str, fd: int, problem: str) -> OstlerError:
+    return OstlerError(
+        f"LISTEN_FDS={count[:20]}: descriptor {fd}: {problem}; "
+        "hand over sockets that listen, or unset LISTEN_FDS and LISTEN_PID"
+    )
 
 
 def _listen(address: Address, backlog: int, access: Access, reuse_port: bool) -> _Bound:
@@ -330,6 +358,8 @@ def _check_leads_to(file: int, listener: socket.socket, backlog: int) -> None:
 def _give(file: int, mode: int, user: int, group: int) -> None:
     """Set the owner of a socket's file that is held, then its mode; -1 leaves user or group as it is."""
     handle = f"/proc/self/fd/{file}"
+    if not os.path.lexists(handle):
+        raise OSError(errno.EOPNOTSUPP, "its owner and mode can't be set, since /proc is not mounted")
     if (user, group) != (-1, -1):
         os.chown(handle, user, group)
     os.chmod(handle, mode)  # noqa: PTH101 - this is no path to think about, but a descriptor's name

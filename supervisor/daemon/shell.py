@@ -40,6 +40,7 @@ from supervisor.fleet.model import ExitStatus, GenerationState, WorkerState
 from supervisor.fleet.state import State
 from supervisor.ipc import messages
 from supervisor.ipc.channel import BadMessage, Channel
+from supervisor.osapi.needed import remedy
 from supervisor.osapi.process import is_anothers_child
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings import classes
@@ -288,7 +289,7 @@ class Shell:
         try:
             handle = ForkServerHandle.start(action.generation)
         except OSError as error:
-            reason = f"can't start a fork server: {error.strerror}"
+            reason = f"can't start a fork server: {error.strerror}{remedy(error)}"
             self.submit(events.GenerationFailed(action.generation, reason))
             self.submit(events.ForkServerExited(action.generation, ExitStatus()))
             return
@@ -457,13 +458,13 @@ class Shell:
         try:
             cell = self.scoreboard.take_cell(classes.lanes(loaded.settings, loaded.one_loop) + 1)
         except OSError as error:
-            self.submit(events.SpawnFailed(action.launch, error.strerror or str(error)))
+            self.submit(events.SpawnFailed(action.launch, f"{error.strerror or error}{remedy(error)}"))
             return
         try:
             handle = WorkerHandle.new(action.launch, action.slot, action.generation, cell, loaded)
         except OSError as error:
             self.scoreboard.give_back(cell)
-            self.submit(events.SpawnFailed(action.launch, error.strerror or str(error)))
+            self.submit(events.SpawnFailed(action.launch, f"{error.strerror or error}{remedy(error)}"))
             return
         self.workers[action.launch] = handle
         self._listen_to(handle)

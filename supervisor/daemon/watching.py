@@ -15,7 +15,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from supervisor.daemon.journal import Journal
@@ -342,7 +341,8 @@ class Watcher:
     def _warn_of_missing(self) -> None:
         for entry in self._extra:
             if entry not in self._warned and not (
-                Path(entry).exists() or (glob.has_magic(entry) and glob.glob(entry, recursive=True))  # noqa: PTH207
+                # Path's own raises for a name that is too long.
+                os.path.exists(entry) or (glob.has_magic(entry) and glob.glob(entry, recursive=True))  # noqa: PTH110, PTH207
             ):
                 self._warned.add(entry)
                 problem = f"reload_extra_files: {entry!r} is not there; it counts when it comes"

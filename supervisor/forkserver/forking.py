@@ -24,6 +24,7 @@ from supervisor.ipc.channel import Channel
 from supervisor.logs import bridge
 from supervisor.logs.outlets import Outlets
 from supervisor.osapi import real
+from supervisor.osapi.needed import remedy
 from supervisor.osapi.process import adopt_no_orphans, set_title
 from supervisor.workers import boot
 
@@ -111,7 +112,7 @@ class Forking:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
             for fd in (read_fd, write_fd, *descriptors):
                 real.close(fd)
-            self._channel.send(messages.ForkFailed(ask.launch, error.strerror or str(error)))
+            self._channel.send(messages.ForkFailed(ask.launch, f"{error.strerror or error}{remedy(error)}"))
             return None
         if intermediate == 0:
             try:
@@ -141,7 +142,8 @@ class Forking:
             self._generation.hooks.forked(hook_worker, pid)
             self._channel.send(messages.Forked(ask.launch, pid))
         else:
-            self._channel.send(messages.ForkFailed(ask.launch, os.strerror(-pid)))
+            refused = OSError(-pid, os.strerror(-pid))
+            self._channel.send(messages.ForkFailed(ask.launch, f"{refused.strerror}{remedy(refused)}"))
         return None
 
 

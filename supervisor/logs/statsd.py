@@ -154,7 +154,7 @@ class Statsd:
                 family, _, _, _, self._where = min(found, key=lambda one: one[0] != socket.AF_INET)
             self._sock = real.Socket(family, socket.SOCK_DGRAM)
             self._sock.setblocking(False)
-        except OSError:
+        except (OSError, UnicodeError):  # UnicodeError: by its form it can't be a host name
             self._sock = None  # nobody knows the host: as good as a statsd that does not run
 
 

@@ -81,6 +81,8 @@ class Syslog:
             self._places = _places(address)
         except OSError as error:
             self._reason = error.strerror or str(error)
+        except UnicodeError:
+            self._reason = f"{address} names no host"
         self._connect()
 
     def event(self, level: str, name: str, fields: dict[str, Any]) -> None:

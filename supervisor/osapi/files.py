@@ -4,6 +4,7 @@ What lies where a setting says may be no file, and must not hold us up.
 """
 
 import errno
+import fcntl
 import os
 import resource
 import stat
@@ -12,6 +13,7 @@ from collections.abc import Callable
 _MOST = 16 << 20
 _PIECE = 1 << 20
 _NO_LIMIT = 2**31 - 1
+_MOST_TRIED = 4096
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
@@ -22,6 +24,23 @@ def most_open_files() -> int:
     except OSError:
         limit = resource.RLIM_INFINITY  # the call is refused; running out of them is noticed then
     return _NO_LIMIT if limit == resource.RLIM_INFINITY else limit
+
+
+def open_files() -> set[int]:
+    """Descriptors of this process; one that is closed again when this returns may be among them."""
+    try:
+        return {int(name) for name in os.listdir("/proc/self/fd")}  # noqa: PTH208 - names are all there is
+    except OSError:
+        # No /proc, as in a chroot: those with low numbers, which are given out first.
+        return {fd for fd in range(min(most_open_files(), _MOST_TRIED)) if _is_open(fd)}
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_GETFD)
+    except OSError:
+        return False
+    return True
 
 
 def read_file(path: str | os.PathLike[str], most: int = _MOST) -> bytes:

@@ -9,6 +9,7 @@ import mmap
 import os
 import select
 import socket
+import time
 from collections.abc import Callable
 
 from supervisor.errors import OstlerError
@@ -17,6 +18,7 @@ from supervisor.osapi.memfile import memory_file
 
 # For a start with one worker; what more are needed is found out by and by.
 _FEWEST_DESCRIPTORS = 32
+LIMITS = "see the limits of the process (ulimit -a) and of its cgroup"
 
 
 def check_calls() -> None:
@@ -40,10 +42,17 @@ def refused(call: str, error: OSError) -> OstlerError:
     """What to raise for a call that failed and that Ostler can't do without."""
     what = error.strerror or error
     if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS):
-        return OstlerError(
-            f"the system refuses {call}: {what}; allow it (in a container: its seccomp profile)"
-        )
-    return OstlerError(f"{call} failed: {what}; see the limits of the process (ulimit -a)")
+        return OstlerError(f"the system refuses {call}: {what}{remedy(error)}")
+    return OstlerError(f"{call} failed: {what}; {LIMITS}")
+
+
+def remedy(error: OSError) -> str:
+    """What to do about it, to be put behind an error's text; empty if that text says enough."""
+    if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS):
+        return "; allow it (in a container: its seccomp profile)"
+    if error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+        return f"; {LIMITS}"
+    return ""
 
 
 def _socketpair() -> None:
@@ -57,6 +66,21 @@ def _pipe() -> None:
         os.close(fd)
 
 
+def _epoll_ctl() -> None:
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        with select.epoll() as poll:
+            poll.register(reader)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def _epoll_wait() -> None:
+    with select.epoll() as poll:
+        poll.poll(0)
+
+
 def _accept() -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         try:
@@ -64,6 +88,14 @@ def _accept() -> None:
         except OSError as error:
             if error.errno != errno.EINVAL:  # it does not listen
                 raise
+
+
+def _of_socket(look: Callable[[socket.socket], object]) -> Callable[[], None]:
+    def attempt() -> None:
+        with socket.socket(socket.AF_UNIX) as sock:
+            look(sock)
+
+    return attempt
 
 
 def _waitid() -> None:
@@ -82,11 +114,17 @@ def _memory() -> None:
         os.close(fd)
 
 
-_CALLS: dict[str, Callable[[], None]] = {
+_CALLS: dict[str, Callable[[], object]] = {
     "socketpair(2)": _socketpair,
     "pipe2(2)": _pipe,
     "epoll_create1(2)": lambda: select.epoll().close(),
+    "epoll_ctl(2)": _epoll_ctl,
+    "epoll_wait(2)": _epoll_wait,
+    "clock_gettime(2)": lambda: (time.monotonic(), time.thread_time()),
     "accept4(2)": _accept,
+    "getsockname(2)": _of_socket(lambda sock: sock.getsockname()),
+    "getsockopt(2)": _of_socket(lambda sock: sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)),
+    "ioctl(2)": _of_socket(lambda sock: sock.setblocking(False)),
     "waitid(2)": _waitid,
     "what the scoreboard needs (memfd_create(2), ftruncate(2), mmap(2))": _memory,
 }

@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import os
 import signal
+import sys
 from pathlib import Path
 
 from setproctitle import setproctitle
@@ -47,10 +48,14 @@ def set_title(title: str) -> None:
     setproctitle(readable(title).replace("\0", ""))
 
 
+_STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
+
+
 def fill_standard_descriptors() -> None:
     """Open /dev/null where a standard descriptor is closed.
 
-    Else the next thing to be opened, a listener say, gets that number and what is meant for stderr.
+    Else the next thing to be opened, a listener say, gets that number and what is meant for stderr, and
+    Python has None for its streams.
     """
     for fd in (0, 1, 2):
         try:
@@ -59,6 +64,10 @@ def fill_standard_descriptors() -> None:
             # The lowest number that is free is this one. Inherited by all our children, as standard
             # descriptors are.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            name, mode = _STREAMS[fd]
+            if getattr(sys, name) is None:
+                stream = open(fd, mode, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
+                setattr(sys, name, stream)
 
 
 def silence(outputs: bool) -> None:

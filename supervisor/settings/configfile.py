@@ -115,7 +115,8 @@ def evaluate(config: str, folder: Path, source: bytes | None = None) -> ConfigFi
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None)
         place = f"{name} line {line}" if line else name
-        raise ConfigFileError(f"config: {place}: {getattr(error, 'msg', error)}") from None
+        text = getattr(error, "msg", None) or text_of(error) or name_of(error)
+        raise ConfigFileError(f"config: {place}: {text}") from None
     namespace: dict[str, Any] = {"__name__": "__config__", "__file__": str(path)}
     try:
         exec(code, namespace)  # noqa: S102 - this is what the format is

@@ -21,6 +21,7 @@ from supervisor.osapi import real
 
 _STANDARD = {0, 1, 2}  # a service manager may have made them connected sockets
 _SELF = Path("/proc/self")
+_UNSEEN = "what it has open can't be seen, since /proc is not mounted"
 _SQLITE = b"SQLite format 3\0"  # https://sqlite.org/fileformat.html, section 1.3
 # How long a thread that has ended may still be seen by the kernel.
 _ENDING = 0.01
@@ -85,6 +86,8 @@ def audit_serving(ours: set[int], busy: bool) -> Audit:
         ours: descriptors that are closed, or shared on purpose, when it is a template.
         busy: requests are in the app, so connections may be theirs and end with them.
     """
+    if not _SELF.exists():
+        return Audit([_UNSEEN])
     found = Audit()
     _look_at_threads(found, _is_engines)
     _look_at_descriptors(found, ours, found.warnings if busy else found.problems)
@@ -95,6 +98,8 @@ def audit_serving(ours: set[int], busy: bool) -> Audit:
 
 def audit_drained(ours: set[int]) -> Audit:
     """Look at a worker whose engine has ended: what it finds is there to stay."""
+    if not _SELF.exists():
+        return Audit([_UNSEEN])
     found = Audit()
     if _unknown_threads() and _has_openblas():
         _try_fork()

@@ -130,6 +130,13 @@ class BaseWorker(ABC):
             AppLoadError, WarmupError: it can't serve.
         """
 
+    def start_threads(self) -> None:
+        """Make the threads that serve; they wait for `run`. After `start`, before the worker is ready.
+
+        Raises:
+            RuntimeError: no more can be made (RLIMIT_NPROC, a cgroup's pids.max, memory).
+        """
+
     @abstractmethod
     def run(self) -> None:
         """Serve; returns when it has been drained or stopped."""

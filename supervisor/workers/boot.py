@@ -35,6 +35,7 @@ from supervisor.ipc import messages
 from supervisor.ipc.channel import Channel, line, lines, shorten
 from supervisor.logs.outlets import Outlets
 from supervisor.osapi import real
+from supervisor.osapi.needed import LIMITS
 from supervisor.osapi.priority import step_back_for_good, step_forward
 from supervisor.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL, enlarge_signal_stack, set_title
 from supervisor.scoreboard import layout
@@ -273,7 +274,11 @@ class WorkerProcess:
             self._tell(messages.BootFailed(line(str(error)), None))
             return None
         if development is not None:
-            development.keep_telling()
+            try:
+                development.keep_telling()
+            except RuntimeError as error:
+                self._tell(messages.BootFailed(f"can't make a thread: {error}; {LIMITS}", None))
+                return None
         generation.app = app
         self._standard_modules = standard_modules(before)
         # The app's code and data live as long as the worker: the collector need not look at them again.
@@ -336,6 +341,11 @@ class WorkerProcess:
             return 3
         if self._leave_early or engine.draining:
             return 0
+        try:
+            engine.start_threads()
+        except RuntimeError as error:
+            self._tell(messages.BootFailed(f"can't make {settings.threads} threads: {error}; {LIMITS}", None))
+            return 3
         self._started = True
         self._title(f"worker {self._got.slot} gen {self._generation.number}")
         if not self._got.urgent:

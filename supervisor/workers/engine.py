@@ -10,6 +10,7 @@ does not take of an answer is kept and sent when it does.
 
 import socket
 import sys
+import threading
 import traceback
 from time import monotonic_ns
 
@@ -53,6 +54,8 @@ class Engine(Loop):
             self._read = self._read_in_a_crowd
             self._modify = self._modify_in_a_crowd
             self._send_now = self._send_in_a_crowd
+        self._others: list[threading.Thread | real.NativeThread] = []
+        self._gate, self._entered = real.Lock(), real.Lock()
         self._in_hand: Connection | None = None
         # The lead was lent from within a request, by `attend`.
         self._attended = False
@@ -88,25 +91,40 @@ class Engine(Loop):
         if self._threads == 1 and not self._lead.watched:
             self._let_listeners_go()  # nobody else would while this thread is in the app
 
+    def start_threads(self) -> None:
+        if self._threads == 1:
+            return
+        self._gate.acquire()
+        self._entered.acquire()
+        self._lead.watch()
+        set_timer_slack(_TIMER_SLACK)
+        if sys.getswitchinterval() == _USUAL_SWITCH_INTERVAL:
+            sys.setswitchinterval(_SWITCH_INTERVAL)
+        for number in range(1, self._threads):
+            thread = real.thread(self._run_behind_gate, f"ostler-{number + 1}", (number,))
+            thread.start()
+            self._others.append(thread)
+
+    def _run_behind_gate(self, number: int) -> None:
+        with self._gate:
+            pass
+        if number == 1:
+            self._entered.release()
+        self._run(number)
+
     def run(self) -> None:
         """Serve until drained. The calling thread is one of the engine's."""
-        others = [
-            real.thread(self._run, f"ostler-{number + 1}", (number,)) for number in range(1, self._threads)
-        ]
-        if others:
-            self._lead.watch()
-            set_timer_slack(_TIMER_SLACK)
-            if sys.getswitchinterval() == _USUAL_SWITCH_INTERVAL:
-                sys.setswitchinterval(_SWITCH_INTERVAL)
-        for thread in others:
-            thread.start()
+        if self._others:
+            self._gate.release()
+            # The main thread comes last: while it is in the app, messages of the supervisor are read later.
+            self._entered.acquire()
         try:
             self._run(0)
         finally:
             self._lead.stop()
             if self._access is not None:
                 self._access.flush()
-        for thread in others:
+        for thread in self._others:
             thread.join(max(0, (self._drain_deadline or 0) - monotonic_ns()) / SECOND)
 
     def run_once(self) -> None:

@@ -1,10 +1,9 @@
 """How many connections a worker may have: in all, as far as its descriptors go, and from one address."""
 
-import os
 from ipaddress import IPv6Address
 
 from supervisor.osapi import real
-from supervisor.osapi.files import most_open_files
+from supervisor.osapi.files import most_open_files, open_files
 
 # Descriptors that stay free for the app, at least.
 _LEAST_FREE = 16
@@ -13,8 +12,7 @@ _LEAST_FREE = 16
 def most_connections(wanted: int) -> int:
     """`wanted`, or fewer if not enough descriptors would stay free for the app (RLIMIT_NOFILE)."""
     most = most_open_files()
-    used = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names are all there is
-    return max(1, min(wanted, most - used - max(_LEAST_FREE, most // 16)))
+    return max(1, min(wanted, most - len(open_files()) - max(_LEAST_FREE, most // 16)))
 
 
 def network_of(host: str) -> str:

@@ -30,7 +30,7 @@ from typing import Any, Self
 from meinheld import server
 
 from supervisor.errors import SettingError
-from supervisor.osapi.files import most_open_files
+from supervisor.osapi.files import most_open_files, open_files
 from supervisor.scoreboard import layout
 from supervisor.settings.table import Settings
 from supervisor.workers.base import BaseWorker, Context
@@ -100,7 +100,7 @@ class MeinheldWorker(BaseWorker):
         server.set_watchdog(self._each_second)
         # It closes what it was given.
         self._listeners = [os.dup(listener.fileno()) for listener in self._context.listeners]
-        before = _descriptors()
+        before = open_files()
         self._door = door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         door.bind("")  # a name of the kernel's choice (unix(7), autobind)
         door.listen()
@@ -173,7 +173,7 @@ class MeinheldWorker(BaseWorker):
     def _begin(self, before: set[int]) -> None:
         """The first thing in its loop."""
         # Its epoll, and the copy of the door that it listens at.
-        self._inner = _descriptors() - before
+        self._inner = open_files() - before
         for signum in _SIGNALS:
             signal.signal(signum, self._on_signal)
         for listener in self._context.listeners:
@@ -259,7 +259,7 @@ class MeinheldWorker(BaseWorker):
         """Descriptors of clients' connections, and of those that came by `more` listeners."""
         listeners = (*self._context.listeners, *more)
         own = {_name(listener) for listener in listeners if listener.fileno() >= 0}
-        for fd in _descriptors():
+        for fd in open_files():
             try:
                 with _borrowed(fd) as sock:
                     sock.getpeername()
@@ -272,10 +272,6 @@ class MeinheldWorker(BaseWorker):
 
 def _cant(what: str) -> str:
     return f"the worker class meinheld can't {what}; choose another one, e.g. gthread"
-
-
-def _descriptors() -> set[int]:
-    return {int(name) for name in os.listdir("/proc/self/fd")}  # noqa: PTH208 - Path is slow
 
 
 def _name(sock: socket.socket) -> object:

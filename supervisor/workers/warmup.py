@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor.logs.lean import Log
 from supervisor.osapi import real
+from supervisor.osapi.needed import LIMITS
 from supervisor.scoreboard.memory import size
 from supervisor.scoreboard.writer import CellWriter
 from supervisor.settings.kinds import WarmupRequest
@@ -130,7 +131,10 @@ class _PrivateEngine(Engine):
             answer = bytearray()
             # A thread, because the app may answer with more than fits between two sockets.
             reader = real.thread(_read_head, "ostler-warmup", (asking, answer), daemon=False)
-            reader.start()
+            try:
+                reader.start()
+            except RuntimeError as error:
+                raise WarmupError(f"no thread can be made to read an answer: {error}; {LIMITS}") from None
             try:
                 self._watch(connection)
                 while reader.is_alive():

@@ -26,6 +26,7 @@ _NUMBERS = {
         "sigaltstack": 131, "tgkill": 234, "statx": 332, "rseq": 334, "fchmod": 91, "fchown": 93,
         "setsid": 112, "copy_file_range": 326, "inotify_init1": 294, "waitid": 247, "setitimer": 38,
         "fcntl": 72, "ftruncate": 77, "listxattr": 194, "llistxattr": 195, "splice": 275, "preadv2": 327,
+        "epoll_ctl": 233, "epoll_wait": 232, "clock_gettime": 228, "getsockname": 51, "getsockopt": 55,
     },
     "aarch64": {
         "sendfile": 71, "socketpair": 199, "flock": 32, "getpriority": 141, "setpriority": 140,
@@ -36,6 +37,8 @@ _NUMBERS = {
         "sigaltstack": 132, "tgkill": 131, "statx": 291, "rseq": 293, "fchmod": 52, "fchown": 55,
         "setsid": 157, "copy_file_range": 285, "inotify_init1": 26, "waitid": 95, "setitimer": 103,
         "fcntl": 25, "ftruncate": 46, "listxattr": 11, "llistxattr": 12, "splice": 76, "preadv2": 286,
+        # There is no epoll_wait(2): the C library calls epoll_pwait(2).
+        "epoll_ctl": 21, "epoll_wait": 22, "clock_gettime": 113, "getsockname": 204, "getsockopt": 209,
     },
 }  # fmt: skip
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.osapi.needed import LIMITS
 from tests.kit.daemon import OSTLER, Connection, Daemon, Place, Process, ask, children, fork_server, until
 
 pytestmark = pytest.mark.system
@@ -356,10 +357,10 @@ def test_fork_fails(cgroup: Path, place: Place) -> None:
     (cgroup / "pids.max").write_text("1")
     victim.send(signal.SIGKILL)
     event = daemon.event("worker_boot_failed", after=1)
-    assert (event["slot"], event["reason"]) == (1, "can't fork: Resource temporarily unavailable")
+    assert (event["slot"], event["reason"]) == (1, f"can't fork: Resource temporarily unavailable; {LIMITS}")
     fork_server(daemon).send(signal.SIGKILL)
     event = daemon.event("fork_server_failed", after=1)
-    assert event["reason"] == "can't start a fork server: Resource temporarily unavailable"
+    assert event["reason"] == f"can't start a fork server: Resource temporarily unavailable; {LIMITS}"
     assert daemon.status().state == "degraded"
     assert "Resource temporarily unavailable" in daemon.status().health
     assert daemon.get().text == "one"

@@ -12,7 +12,6 @@ Python runs them in the main thread, which is the loop's, also while that waits.
 """
 
 import asyncio
-import os
 import socket
 import threading
 import time
@@ -22,6 +21,7 @@ from types import FrameType
 from typing import Any, ClassVar, Self
 
 from supervisor.logs.limiter import LimitedLog
+from supervisor.osapi.files import open_files
 from supervisor.scoreboard import layout
 from supervisor.settings import classes
 from supervisor.settings.table import Settings, rows
@@ -86,9 +86,9 @@ class AsgiWorker(BaseWorker):
         self._context = context
         self._settings = settings = context.settings
         self._log = context.log
-        before = _descriptors()
+        before = open_files()
         self._loop = loop = _new_loop(settings, self.config_kwargs)
-        self._descriptors = _descriptors() - before
+        self._descriptors = open_files() - before
         server.drop_cycles_of_asyncio()
         if context.tls is not None:
             records.bound_reading()
@@ -373,8 +373,3 @@ async def _cancel_all() -> None:
         task.cancel()
     if tasks:
         await asyncio.wait(tasks, timeout=_CANCEL)
-
-
-def _descriptors() -> set[int]:
-    """What this process has open."""
-    return {int(name) for name in os.listdir("/proc/self/fd")}  # noqa: PTH208 - names are all there is

@@ -25,7 +25,10 @@ SPARED = (
     *("prlimit64", "sigaltstack", "setitimer", "tgkill", "statx", "close_range", "inotify_init1"),
     *("listxattr", "llistxattr", "copy_file_range", "splice"),
 )
-NEEDED = ("socketpair", "pipe2", "epoll_create1", "waitid")
+NEEDED = (
+    *("socketpair", "pipe2", "epoll_create1", "epoll_ctl", "epoll_wait", "waitid"),
+    *("clock_gettime", "getsockname", "getsockopt"),
+)
 
 ERRORS = pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS], ids=["EPERM", "ENOSYS"])
 # It catches the exception that would end an overdue request alone, so that its worker must end.

@@ -202,6 +202,7 @@ class Rig:
 
     def _run(self) -> None:
         try:
+            self.engine.start_threads()
             self.engine.run()
         except BaseException as error:
             self.failure = error
@@ -220,6 +221,7 @@ class Rig:
         self._thread = threading.Thread(target=clients, name="clients")
         self._thread.start()
         try:
+            self.engine.start_threads()
             self.engine.run()
         finally:
             self.__exit__(None, None, None)
