@@ -69,9 +69,15 @@ def app(environ, start_response):
     return [body]
 
 async def asgi(scope, receive, send):
-    if scope["type"] != "http":
-        raise RuntimeError("only http")
+    if scope["type"] == "lifespan":
+        raise RuntimeError("no lifespan")
     path = scope["path"]
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close" if path.startswith("/refused") else "websocket.accept"})
+        while (await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": path})
+        return
     if path.startswith("/sleep"):
         await asyncio.sleep(1000)
     while (message := await receive())["type"] == "http.request" and message.get("more_body"):
@@ -95,6 +101,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "asgi": ("-k", "asgi", "grown:asgi"),
     "sync tls": ("grown:app",),
     "gevent tls": ("-k", "gevent", "grown:app"),
+    "eventlet tls": ("-k", "eventlet", "grown:app"),
     "asgi tls": ("-k", "asgi", "grown:asgi"),
 }
 
@@ -116,6 +123,15 @@ def get(path: str, number: int, more: str = "Connection: close\r\n") -> bytes:
 
 def post(number: int, more: str, body: str = "") -> bytes:
     return f"POST /{number} HTTP/1.1\r\n{fields(number, more)}\r\n{body}".encode()
+
+
+def upgrade(path: str, number: int) -> bytes:
+    return get(
+        path,
+        number,
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Extensions: permessage-deflate\r\n",
+    )
 
 
 BATCH = 50
@@ -143,6 +159,7 @@ class Kind:
         at_once: connections open at a time.
         words: more of the command line.
         status: of the first answer on most connections; empty: any or none.
+        preface: sent before all else, TLS included; then: sent when an answer begins.
     """
 
     data: Callable[[int], bytes]
@@ -152,6 +169,8 @@ class Kind:
     at_once: int = 100
     words: tuple[str, ...] = ()
     status: bytes = b""
+    preface: Callable[[int], bytes] | None = None
+    then: bytes = b""
 
 
 LATE = ("--header-timeout", "0.2", "--body-timeout", "0.2", "--keep-alive", "0.2")
@@ -159,6 +178,16 @@ SMALL = ("--limit-request-body", "100000")
 OVERDUE = ("--timeout", "0.1", "--timeout-grace", "60")
 CUT = "Content-Length: 100\r\n"
 MANY = 2000
+CHUNKED = "Connection: close\r\nTransfer-Encoding: chunked\r\n"
+PROXIED = ("--proxy-protocol", "v1", "--proxy-allow-from", "*")
+# RFC 6455 section 5.2: a text of one letter, and the end; both masked with zeros.
+FRAMES = b"\x81\x81\0\0\0\0x\x88\x82\0\0\0\0\x03\xe8"
+
+
+def proxied(number: int) -> bytes:
+    address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+    return f"PROXY TCP4 {address} 192.0.2.1 {number % 50_000 + 1} 443\r\n".encode()
+
 
 KINDS: dict[str, Kind] = {
     "served": Kind(batch("/ok"), BATCH, at_once=16, status=b"200"),
@@ -180,14 +209,25 @@ KINDS: dict[str, Kind] = {
     "408 body": Kind(lambda n: post(n, CUT, "abc"), at_once=MANY, words=LATE, status=b"408"),
     "idle": Kind(lambda n: get("/ok", n, ""), at_once=MANY, words=LATE, status=b"200"),
     "silent": Kind(lambda _: b"", share=0.05, at_once=MANY, words=LATE),
+    "trailers": Kind(lambda n: post(n, CHUNKED, f"3\r\nabc\r\n0\r\nX-{n}: {n}\r\n\r\n"), status=b"200"),
+    "continue, reset": Kind(lambda n: post(n, f"{CUT}Expect: 100-continue\r\n"), end="answer", status=b"100"),
+    "pipelined, reset": Kind(batch("/large"), BATCH, end="at once", at_once=16),
+    "PROXY": Kind(lambda n: get("/ok", n), words=PROXIED, preface=proxied, status=b"200"),
+    "PROXY, reset": Kind(lambda n: get("/ok", n)[:-10], end="at once", words=PROXIED, preface=proxied),
 }  # fmt: skip
+WEBSOCKETS: dict[str, Kind] = {
+    "websocket": Kind(lambda n: upgrade("/ok", n), then=FRAMES, status=b"101"),
+    "websocket refused": Kind(lambda n: upgrade("/refused", n), status=b"403"),
+    "websocket reset": Kind(lambda n: upgrade("/ok", n), end="answer", status=b"101"),
+    "websocket cut": Kind(lambda n: upgrade("/ok", n)[:-10], end="at once"),
+}
 TLS_KINDS: dict[str, Kind] = {
     "plain HTTP": Kind(lambda n: get("/", n)),
     "no TLS": Kind(lambda n: b"\x16\x03\x01" + bytes([n & 255]) * 300),
     "late handshake": Kind(lambda _: b"\x16\x03\x01", at_once=MANY, words=LATE),
 }
 # Where the limits are not Ostler's: uvicorn's parser has its own, or none.
-NOT_FOR_ASGI = {"413", "414", "431", "431 fields"}
+NOT_FOR_ASGI = {"413", "414", "431", "431 fields", "PROXY", "PROXY, reset"}
 # A first head that is late gets no answer there.
 SILENT_IN_ASGI = {"408 head"}
 
@@ -219,6 +259,8 @@ class Connection:
             if self._kind.end == "at once":
                 return 0
             while data := self.sock.recv(1 << 18):
+                if self._kind.then and not self.status:
+                    self.sock.send(self._kind.then)
                 self.status = self.status or data[9:12]
                 if self._kind.end == "answer":
                     return 0
@@ -259,6 +301,8 @@ def play(
             sock.bind((f"127.{number >> 14 & 63}.{number >> 7 & 127}.{(number & 127) + 1}", 0))
             sock.setblocking(False)
             sock.connect_ex(address)
+            if kind.preface is not None:
+                sock.send(kind.preface(number))
             connection = Connection(sock, number, kind, kind.data(number), tls)
             # On this machine a connection is there at once, as long as the listen queue has room.
             if mask := connection.go_on():
@@ -580,6 +624,8 @@ def runs(options: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[], F
             yield "sync", "churn", lambda: run_churn(options)
             continue
         kinds = KINDS | TLS_KINDS if worker_class.endswith("tls") else KINDS
+        if worker_class.startswith("asgi"):
+            kinds = kinds | WEBSOCKETS
         for name, kind in kinds.items():
             if (worker_class.startswith("asgi") and name in NOT_FOR_ASGI) or not any(
                 w in name for w in words

@@ -87,8 +87,8 @@ def _read(folder: Path, name: str) -> bytes | None:
         return None
     try:
         return (folder / name).read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
-        return None
+    except OSError:
+        return None  # none is there; or the name is too long, or it can't be read
 
 
 def _page(body: bytes, suffix: str, cache: str) -> web.Response:

@@ -38,6 +38,8 @@ _HURRY = 300_000
 # for who serves quick requests beside one that computes; an app that has chosen knows better.
 _USUAL_SWITCH_INTERVAL = 0.005
 _SWITCH_INTERVAL = 0.001
+# A client may send thousands of requests at once, and others must not wait until all are answered (ns).
+_TURN = 20_000_000
 # How much later than asked for the kernel may end a wait (ns), instead of 50 µs: threads that wait a
 # millisecond for a database should not lose a twentieth of their time.
 _TIMER_SLACK = 1_000
@@ -45,6 +47,8 @@ _TIMER_SLACK = 1_000
 
 class Engine(Loop):
     """Serves one app on inherited listeners, with `settings.threads` threads."""
+
+    _turn_lasts = _TURN
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -59,6 +63,8 @@ class Engine(Loop):
         self._in_hand: Connection | None = None
         # The lead was lent from within a request, by `attend`.
         self._attended = False
+        # What is new goes before requests that wait already.
+        self._new_first = False
         self._lane: Lane | None = None  # the first thread's
         # When all that was found in the last pass had been served.
         self._worked_until = 0
@@ -162,8 +168,8 @@ class Engine(Loop):
     def _lead_on(self, lane: Lane) -> bool:
         """Lead until the end; False if the lead is somebody else's before."""
         while not self._done:
-            if not self._events:
-                self._wait(lane, self._patience())
+            if not self._events or self._new_first:
+                self._wait(lane, 0.0 if self._events else self._patience())
             if not self._serve_events(lane):
                 return False
         return True
@@ -204,7 +210,10 @@ class Engine(Loop):
 
     def _serve_events(self, lane: Lane) -> bool:
         """Serve what came, as the leader; False if the lead is somebody else's afterwards."""
-        while self._ready:
+        # In turns with what is new: while it serves one of them the lead may pass to another thread.
+        ready = 0 if self._events and self._new_first else len(self._ready)
+        self._new_first = bool(ready)
+        for _ in range(ready):
             connection = self._ready.popleft()
             lane.quick_until = connection.idle_since + layout.LEAST_QUEUED
             if not self._serve_next(connection, lane):
@@ -257,10 +266,10 @@ class Engine(Loop):
                 self._fail(connection, lane)
             if self._attended:
                 still_leading = lead.come_back(lane)
-                self._watch(connection)
+                self._put_back(connection, still_leading)
                 return still_leading
-            if connection.outbox or connection.mask != IN:
-                self._watch(connection)
+            if connection.outbox or connection.mask != IN or connection.parser.requests:
+                self._put_back(connection, True)
             if self._had_long and self._relay is not None:
                 self._start_watcher()
             return True
@@ -268,14 +277,27 @@ class Engine(Loop):
             self._disarm(connection)
             lead.give()
             self._serve_safely(connection, lane)
-            self._watch(connection)
+            self._put_back(connection, False)
             return False
         self._in_hand = connection
         lead.lend(lane)
         self._serve_safely(connection, lane)
         still_leading = lead.come_back(lane)
-        self._watch(connection)
+        self._put_back(connection, still_leading)
         return still_leading
+
+    def _put_back(self, connection: Connection, leads: bool) -> None:
+        """Watch a connection that was served; or queue it behind others, if its turn is over.
+
+        `leads`: the caller has the lead.
+        """
+        if connection.parser.requests and not (connection.outbox or connection.closing or connection.closed):
+            self._disarm(connection)
+            self._ready.append(connection)
+            if not leads:
+                self.wake()
+        else:
+            self._watch(connection)
 
     def _read_in_a_crowd(self, fd: int, size: int) -> bytes:
         return self._held.recv(fd) if self._lead.crowded else real.read(fd, size)

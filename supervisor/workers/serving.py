@@ -39,6 +39,8 @@ class Serving(Wiring):
 
     # Requests of one thread may be in the app at the same time.
     _interleaves = False
+    # A connection's pipelined requests let others go first after this time (ns); 0: never.
+    _turn_lasts = 0
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -75,9 +77,10 @@ class Serving(Wiring):
             self._fail(connection, lane)
 
     def _serve(self, connection: Connection, lane: Lane) -> None:
-        """Answer the requests that are there, as far as the client takes the answers."""
+        """Answer the requests that are there, as far as the client takes the answers and its turn lasts."""
         words = lane.words
         requests = connection.parser.requests
+        turn_ends = 0
         while requests and not connection.outbox:
             request = requests.pop(0)
             line = request.line
@@ -142,6 +145,10 @@ class Serving(Wiring):
             if not exchange.keep_alive:
                 self._end(connection, request.keep_alive, lane)
                 return
+            if requests and self._turn_lasts:
+                turn_ends = turn_ends or started + self._turn_lasts
+                if ended > turn_ends:
+                    return
         parser = connection.parser
         if not connection.outbox and (connection.violation is not None or parser.wants_continue):
             self._settle(connection, lane)

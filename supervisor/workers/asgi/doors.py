@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor.logs.lean import Log
 from supervisor.logs.limiter import LimitedLog
+from supervisor.osapi.real import Socket
 from supervisor.scoreboard import layout
 from supervisor.scoreboard.writer import Words
 from supervisor.settings.table import Settings
@@ -55,6 +56,22 @@ class _Parcel:
     served: int = 0
     tls: bool = False
     facts: dict[str, str] | None = None
+
+
+class _Accepted(Socket):
+    """Knows its peer also when that has reset the connection: it is no proxy behind a Unix socket then."""
+
+    __slots__ = ("_peer",)
+
+    def __init__(self, sock: socket.socket, peer: Any) -> None:
+        super().__init__(sock.family, sock.type, sock.proto, sock.detach())
+        self._peer = peer
+
+    def getpeername(self) -> Any:
+        try:
+            return super().getpeername()
+        except OSError:
+            return self._peer
 
 
 class Doors:
@@ -192,7 +209,8 @@ class Doors:
         if self._open and self._relay is not None:
             self._loop.add_reader(self._relay.fileno(), self._take)
 
-    def _adopt(self, sock: socket.socket, peer: Any, patience: float) -> None:
+    def _adopt(self, accepted: socket.socket, peer: Any, patience: float) -> None:
+        sock = _Accepted(accepted, peer)
         address = None
         if self._addresses.most and isinstance(peer, tuple):
             address = self._addresses.add(peer[0])
@@ -270,12 +288,12 @@ class Doors:
 
         `at_once`: without waiting for the client's part of the end of TLS.
         """
-        transport, cycle = protocol.transport, protocol.cycle
+        transport, cycle = protocol.transport, getattr(protocol, "cycle", None)
         if transport.is_closing():
             if at_once or pace.unsent(transport):
                 pace.abort(protocol)
             return
-        begun = protocol.got or (cycle is not None and not cycle.response_complete)
+        begun = getattr(protocol, "got", 0) or (cycle is not None and not cycle.response_complete)
         if begun and protocol.stalled is None and (cycle is None or not cycle.response_started):
             transport.write(_TOO_SLOW)
             self._words[layout.STATUS_CLASSES + 4] += 1
@@ -290,7 +308,7 @@ class Doors:
         for protocol in list(connections):
             if self._tls is not None and pace.lingers(protocol, now):
                 self._refuse(protocol, at_once=True)
-            elif hasattr(protocol, "began") and pace.is_late(protocol, now, settings):
+            elif pace.is_late(protocol, now, settings):
                 self._refuse(protocol)
 
     async def _connect(self, sock: socket.socket, protocol: Any, patience: float) -> None:

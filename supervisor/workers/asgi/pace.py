@@ -91,6 +91,11 @@ def abort(protocol: Any) -> None:
         protocol.sock.shutdown(socket.SHUT_RDWR)
 
 
+def is_websocket(protocol: Any) -> bool:
+    """It may be silent for as long as it likes."""
+    return not hasattr(protocol, "began")
+
+
 def _sends_body(protocol: Any) -> bool:
     cycle = protocol.cycle
     return (
@@ -121,6 +126,8 @@ def is_late(protocol: Any, now: float, settings: Settings) -> bool:
             protocol.stalled = now, seen, *protocol.stalled[2:]
         return bool(now - protocol.stalled[0] > _SEND_STALL)
     protocol.stalled = None
+    if is_websocket(protocol):
+        return False
     if _sends_head(protocol):
         return bool(protocol.cycle is not None and 0 < settings.header_timeout < now - protocol.began)
     if not settings.body_timeout or not protocol.cycle.more_body:
@@ -158,6 +165,8 @@ def rank(protocol: Any, now: float, min_rate: int) -> tuple[int, float] | None:
         if had < 0:
             return MOVING, 0.0  # a proxy's, by a Unix socket: how much it has taken is not known
         moved = bytes_acked(protocol.transport.get_extra_info("socket")) - had
+    elif is_websocket(protocol):
+        return None
     elif (timer := protocol.timeout_keep_alive_task) is not None:
         return IDLE, timer.when()
     elif _sends_head(protocol):
@@ -176,7 +185,7 @@ def least_worth(protocols: Iterable[Any], now: float, min_rate: int, worst: int)
     """As `eviction.least_worth`."""
     ranked: list[list[tuple[float, Any]]] = [[], [], [], []]
     for protocol in protocols:
-        found = rank(protocol, now, min_rate) if hasattr(protocol, "began") else None
+        found = rank(protocol, now, min_rate)
         if found is not None and found[0] <= worst:
             ranked[found[0]].append((found[1], protocol))
     for number, candidates in enumerate(ranked):

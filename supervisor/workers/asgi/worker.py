@@ -26,7 +26,7 @@ from supervisor.scoreboard import layout
 from supervisor.settings import classes
 from supervisor.settings.table import Settings, rows
 from supervisor.text import name_and_text, trace_of
-from supervisor.workers.asgi import pace, records, server
+from supervisor.workers.asgi import bounds, pace, records, server
 from supervisor.workers.asgi.doors import Doors
 from supervisor.workers.asgi.requests import Request, Requests, stack_under
 from supervisor.workers.asgi.warmup import warm_up
@@ -123,12 +123,11 @@ class AsgiWorker(BaseWorker):
             self._protocol,
             self._state.connections,
         )
-        http = self._config.http_protocol_class
+        http = bounds.bounded(self._config.http_protocol_class)
         self._http = pace.measured(server.count_ends(http, self._doors.lost), settings)
         if self._config.ws_protocol_class is not None:
-            self._config.ws_protocol_class = server.count_ends(
-                self._config.ws_protocol_class, self._doors.lost
-            )
+            websocket = bounds.bounded_websocket(self._config.ws_protocol_class)
+            self._config.ws_protocol_class = server.count_ends(websocket, self._doors.lost)
         else:
             self._log.info("no_websockets", reason="neither websockets nor wsproto is installed")
         server.listen(context.log, self._limited, self._requests, settings.loglevel)

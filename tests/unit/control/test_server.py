@@ -293,6 +293,8 @@ async def test_the_dashboards_files(rig: Rig, tmp_path: Path) -> None:
         "/assets/..%2f..%2fsecret.js",
         "/..%2fsecret.js",
         "/assets/%00.js",
+        f"/assets/{'a' * 300}.js",  # longer than a name may be
+        f"/{'a' * 300}.js",
         "/assets/",
     ):
         async with rig.tcp.get(path) as answer:

@@ -1,0 +1,43 @@
+"""Clients that reset their connection before the worker has looked at it."""
+
+import signal
+import socket
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.kit.daemon import Place, Process, freeze
+from tests.kit.hostile import CLASSES, EVERY_CLASS
+
+pytestmark = pytest.mark.system
+
+FORGED = b"GET /forged HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 192.0.2.99\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("words", [*CLASSES.values(), EVERY_CLASS["eventlet"]])
+def test_their_address_is_known(hostile_place: Place, words: tuple[str, ...]) -> None:
+    """The log names it. They do not pass for clients of the Unix socket, which have no address and may say
+    in X-Forwarded-For who the client is."""
+    access = hostile_place.folder / "access.log"
+    also = hostile_place.folder / "app.sock"
+    # Who comes by the Unix socket is a proxy; 127.0.0.1 is none here.
+    trusts = ("--forwarded-allow-ips", "192.0.2.1", "-b", f"unix:{also}")
+    daemon = hostile_place.start("-w", "1", *trusts, "--access-logfile", str(access), *words)
+    worker = Process(daemon.pids()[0])
+    freeze(worker)
+    try:
+        for _ in range(3):
+            with socket.create_connection(daemon.address, timeout=30) as sock:
+                sock.sendall(FORGED)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    finally:
+        worker.send(signal.SIGCONT)
+    assert daemon.get("/later").status == 200
+    lines = daemon.until(lambda: _lines(access, "/later") and _lines(access), "the access log")
+    assert [line for line in lines if not line.startswith("127.0.0.1 ")] == []
+    worker.close()
+
+
+def _lines(path: Path, what: str = "") -> list[str]:
+    return [line for line in path.read_text().splitlines() if what in line] if path.exists() else []
