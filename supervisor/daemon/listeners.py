@@ -7,11 +7,13 @@ import pwd
 import socket
 import stat
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from supervisor.errors import OstlerError, SettingError
+from supervisor.osapi import trust
 from supervisor.osapi.account import find_account
 from supervisor.osapi.files import most_open_files, unlink_if
 from supervisor.osapi.peers import unix_peer
@@ -292,8 +294,10 @@ def _listen_unix(path: str, backlog: int, access: Access) -> _Bound:
         finally:
             os.umask(before)
         sock.listen(backlog)
-        file = _held(path, sock, backlog)
-        if access.owner is not None:
+        if access.owner is None:
+            file = _held(path)
+        else:
+            file = _held(path, None if _is_roots(path) else sock, backlog)
             _give(file, mode, user, group)
         info = os.fstat(file)
         return sock, (info.st_dev, info.st_ino)
@@ -333,6 +337,11 @@ def _held(path: str, listener: socket.socket | None = None, backlog: int = 0) ->
         os.close(fd)
         raise
     return fd
+
+
+def _is_roots(path: str) -> bool:
+    """Whether what this name means is up to root alone, or we are not root, who alone can give files away."""
+    return os.geteuid() != 0 or not trust.writers(str(Path(path).absolute().parent))
 
 
 def _check_leads_to(file: int, listener: socket.socket, backlog: int) -> None:
