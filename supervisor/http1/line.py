@@ -40,7 +40,7 @@ _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(.*)", re.DOTALL)
 # RFC 3986 section 3.2, without userinfo, which RFC 9110 section 4.2.4 wants treated as an error.
 _AUTHORITY = re.compile(
     rb"(?:\[(?:[0-9A-Fa-f:.]{2,45}|[vV][0-9A-Fa-f]+\.[0-9A-Za-z\-._~!$&'()*+,;=:]+)\]"
-    rb"|(?:[0-9A-Za-z\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*+)"
+    rb"|[0-9A-Za-z\-._~!$&'()*+,;=]*+(?:%[0-9A-Fa-f]{2}[0-9A-Za-z\-._~!$&'()*+,;=]*+)*)"
     rb"(?::([0-9]*))?"
 )
 
