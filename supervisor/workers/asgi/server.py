@@ -121,6 +121,10 @@ def count_ends(protocol: type[Any], lost: Callable[[Any], None]) -> type[Any]:
             if timer is not None:
                 timer.cancel()
                 self.timeout_keep_alive_task = None
+            # Pipelined requests that were never begun call the protocol at their end.
+            pipeline = getattr(self, "pipeline", ())
+            while pipeline:
+                pipeline.pop()[0].on_response = _nothing
             # websockets' parser is a generator whose frame refers back. It waits for more.
             parser = getattr(getattr(self, "conn", None), "parser", None)
             if isinstance(parser, GeneratorType):
@@ -147,6 +151,10 @@ def count_ends(protocol: type[Any], lost: Callable[[Any], None]) -> type[Any]:
                 self.parser = None
 
     return Counted
+
+
+def _nothing() -> None:
+    pass
 
 
 def drop_cycles_of_asyncio() -> None:

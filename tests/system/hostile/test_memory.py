@@ -163,6 +163,7 @@ RESET: dict[str, bytes] = {
     "reset in a head": b"GET / HT",
     "reset in a body": POST + b"Content-Length: 100\r\n\r\nabc",
     "reset behind a request": b"GET /large" + HOST + b"\r\n",
+    "reset behind pipelined requests": (b"GET /large" + HOST + b"\r\n") * 20,
 }
 
 
