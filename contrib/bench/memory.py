@@ -226,8 +226,8 @@ TLS_KINDS: dict[str, Kind] = {
     "no TLS": Kind(lambda n: b"\x16\x03\x01" + bytes([n & 255]) * 300),
     "late handshake": Kind(lambda _: b"\x16\x03\x01", at_once=MANY, words=LATE),
 }
-# uvicorn has no such limits, or none of PROXY headers.
-NOT_FOR_ASGI = {"413", "414", "PROXY", "PROXY, reset"}
+# uvicorn has no such limits, or wider ones, or knows no PROXY headers.
+NOT_FOR_ASGI = {"413", "414", "431", "431 fields", "PROXY", "PROXY, reset"}
 # A first head that is late gets no answer there.
 SILENT_IN_ASGI = {"408 head"}
 
