@@ -19,7 +19,7 @@ from supervisor.ipc import channel, messages
 from supervisor.ipc.channel import Channel
 from supervisor.osapi import imports
 from supervisor.osapi.priority import step_back, step_forward
-from supervisor.osapi.process import INTERRUPT_SIGNAL, send_signal, signal_main_thread
+from supervisor.osapi.process import INTERRUPT_SIGNAL, is_to_be_reaped, send_signal, signal_main_thread
 from supervisor.settings import classes
 from supervisor.settings.load import Loaded
 
@@ -113,9 +113,7 @@ class Child:
         not make us signal whom it likes.
         """
         self.pid = pid
-        try:
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except (OSError, OverflowError):
+        if is_to_be_reaped(pid) is None:
             self.is_ours = False
             return False
         try:

@@ -286,7 +286,7 @@ def _listen_unix(path: str, backlog: int, access: Access) -> _Bound:
             return sock, None
         _remove_dead(path)
         # By default as in gunicorn, whose umask is 0: who reaches the folder may connect, nginx for one.
-        # A socket that gets another owner is nobody's until it has it.
+        # A socket that gets another owner admits no client until it has that owner.
         mode = _mode(access)
         before = os.umask(0o777 & ~mode if access.owner is None else 0o777)
         try:
@@ -320,8 +320,8 @@ def _mode(access: Access) -> int:
 def _held(path: str, listener: socket.socket | None = None, backlog: int = 0) -> int:
     """A descriptor of a socket's file, to be closed; with `listener` it is that socket's.
 
-    In a folder that belongs to somebody else, what the name means may change between two steps, and root must
-    not be led to a file of the other's choice. Raises OSError if it has been by now.
+    The owner of the folder can replace the file between two steps; root must not change the replacement.
+    Raises OSError if the file was replaced already.
     """
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

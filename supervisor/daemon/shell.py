@@ -40,7 +40,7 @@ from supervisor.fleet.model import ExitStatus, GenerationState, WorkerState
 from supervisor.fleet.state import State
 from supervisor.ipc import messages
 from supervisor.ipc.channel import BadMessage, Channel
-from supervisor.osapi.needed import remedy
+from supervisor.osapi.needed import with_remedy
 from supervisor.osapi.process import is_anothers_child
 from supervisor.scoreboard.reader import Scoreboard
 from supervisor.settings import classes
@@ -158,7 +158,7 @@ class Shell:
             actions.Cancel: lambda action: self._signal(action.launch, signal.SIGTERM),
             actions.Quit: self._quit,
             actions.Abort: lambda action: self._end(action.launch, signal.SIGABRT),
-            actions.Kill: self._kill,
+            actions.Kill: lambda action: self._end(action.launch, signal.SIGKILL),
             actions.Report: lambda action: journal.record(action.level, action.name, action.fields),
             actions.Serving: lambda _action: callbacks.serving(),
             actions.Stopping: lambda _action: callbacks.stopping(),
@@ -289,7 +289,7 @@ class Shell:
         try:
             handle = ForkServerHandle.start(action.generation)
         except OSError as error:
-            reason = f"can't start a fork server: {error.strerror}{remedy(error)}"
+            reason = f"can't start a fork server: {with_remedy(error)}"
             self.submit(events.GenerationFailed(action.generation, reason))
             self.submit(events.ForkServerExited(action.generation, ExitStatus()))
             return
@@ -458,13 +458,13 @@ class Shell:
         try:
             cell = self.scoreboard.take_cell(classes.lanes(loaded.settings, loaded.one_loop) + 1)
         except OSError as error:
-            self.submit(events.SpawnFailed(action.launch, f"{error.strerror or error}{remedy(error)}"))
+            self.submit(events.SpawnFailed(action.launch, with_remedy(error)))
             return
         try:
             handle = WorkerHandle.new(action.launch, action.slot, action.generation, cell, loaded)
         except OSError as error:
             self.scoreboard.give_back(cell)
-            self.submit(events.SpawnFailed(action.launch, f"{error.strerror or error}{remedy(error)}"))
+            self.submit(events.SpawnFailed(action.launch, with_remedy(error)))
             return
         self.workers[action.launch] = handle
         self._listen_to(handle)
@@ -589,17 +589,11 @@ class Shell:
         self.reaper.report_lost(self.workers[launch])
         self._signal(launch, signum)
 
-    def _kill(self, action: actions.Kill) -> None:
-        handle = self.workers[action.launch]
-        self.reaper.report_lost(handle)
-        if handle.pid is not None:
-            self.reaper.kill(handle)
-        else:
-            self._signal(action.launch, signal.SIGKILL)
-
     def _signal(self, launch: int, signum: int) -> None:
         handle = self.workers[launch]
-        if handle.pid is not None:
+        if handle.pid is not None and signum == signal.SIGKILL:
+            self.reaper.kill(handle)
+        elif handle.pid is not None:
             handle.send_signal(signum)
         elif handle.channel.fileno() >= 0:
             # Not forked yet: with its channel gone it leaves before it runs a line of the app.

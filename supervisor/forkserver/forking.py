@@ -24,7 +24,7 @@ from supervisor.ipc.channel import Channel
 from supervisor.logs import bridge
 from supervisor.logs.outlets import Outlets
 from supervisor.osapi import real
-from supervisor.osapi.needed import remedy
+from supervisor.osapi.needed import with_remedy
 from supervisor.osapi.process import adopt_no_orphans, set_title
 from supervisor.workers import boot
 
@@ -112,7 +112,7 @@ class Forking:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
             for fd in (read_fd, write_fd, *descriptors):
                 real.close(fd)
-            self._channel.send(messages.ForkFailed(ask.launch, f"{error.strerror or error}{remedy(error)}"))
+            self._channel.send(messages.ForkFailed(ask.launch, with_remedy(error)))
             return None
         if intermediate == 0:
             try:
@@ -143,7 +143,7 @@ class Forking:
             self._channel.send(messages.Forked(ask.launch, pid))
         else:
             refused = OSError(-pid, os.strerror(-pid))
-            self._channel.send(messages.ForkFailed(ask.launch, f"{refused.strerror}{remedy(refused)}"))
+            self._channel.send(messages.ForkFailed(ask.launch, with_remedy(refused)))
         return None
 
 

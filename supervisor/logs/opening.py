@@ -146,7 +146,7 @@ def _changes(account: Account, folder: Path, found: Path, last: bool) -> bool:
         return True
     groups = {account.gid, *(account.groups or ())}
     if info.st_mode & stat.S_IWOTH or (info.st_mode & stat.S_IWGRP and info.st_gid in groups):
-        # In /tmp and its like nobody can replace what is another's.
+        # In a sticky folder such as /tmp only its owner can replace a file.
         return last or not info.st_mode & stat.S_ISVTX or found.lstat().st_uid != 0
     # Some systems let a group such as syslog write into /var/log; its links do not count.
     return bool(info.st_mode & stat.S_IWGRP) and found.is_symlink() and found.lstat().st_uid != 0

@@ -3,9 +3,9 @@
 As long as a process has root's rights, `guard` keeps off its module search path what other accounts can
 write, and looks at each module that is found all the same: its file and every folder on the way to it.
 Bytecode that lies where others can write is not read. What belongs to the installation itself (the
-interpreter's folders, and the one that this package lies in) is taken as it is: it has run already. Not a
-part of it that somebody can write who can't write the whole. `release` puts everything back where it was,
-once the rights are given up.
+interpreter's folders, and the one that this package lies in) is not checked: it has run already. A part of it
+is refused all the same if an account can write that part but not the whole. `release` puts everything back
+where it was, once the rights are given up.
 
 What an interpreter does before it runs our first line can't be undone by it: PYTHONPATH and the like are
 taken out of the environment of the interpreters that we start (`environment`), which give it back to the app.

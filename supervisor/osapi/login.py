@@ -1,4 +1,4 @@
-"""What a process has of the login of whoever started it, and must not have once it runs for another account.
+"""What a process inherits from the login session that started it, and gives up with its account.
 
 - The terminal. A process of its session can put characters into its input (TIOCSTI of ioctl_tty(2)), which
   root's shell takes for typed; one that has it open for reading gets what is typed.

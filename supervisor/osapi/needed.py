@@ -18,6 +18,7 @@ from supervisor.osapi.memfile import memory_file
 
 # For a start with one worker; what more are needed is found out by and by.
 _FEWEST_DESCRIPTORS = 32
+_REFUSED = (errno.EPERM, errno.EACCES, errno.ENOSYS)
 LIMITS = "see the limits of the process (ulimit -a) and of its cgroup"
 
 
@@ -40,19 +41,19 @@ def check_calls() -> None:
 
 def refused(call: str, error: OSError) -> OstlerError:
     """What to raise for a call that failed and that Ostler can't do without."""
-    what = error.strerror or error
-    if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS):
-        return OstlerError(f"the system refuses {call}: {what}{remedy(error)}")
-    return OstlerError(f"{call} failed: {what}; {LIMITS}")
+    if error.errno in _REFUSED:
+        return OstlerError(f"the system refuses {call}: {with_remedy(error)}")
+    return OstlerError(f"{call} failed: {error.strerror or error}; {LIMITS}")
 
 
-def remedy(error: OSError) -> str:
-    """What to do about it, to be put behind an error's text; empty if that text says enough."""
-    if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS):
-        return "; allow it (in a container: its seccomp profile)"
+def with_remedy(error: OSError) -> str:
+    """An error's text, followed by what to do about it where that text does not say enough."""
+    what = error.strerror or str(error)
+    if error.errno in _REFUSED:
+        return f"{what}; allow it (in a container: its seccomp profile)"
     if error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
-        return f"; {LIMITS}"
-    return ""
+        return f"{what}; {LIMITS}"
+    return what
 
 
 def _socketpair() -> None:

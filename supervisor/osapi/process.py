@@ -39,7 +39,7 @@ def become_subreaper() -> None:
 
 
 def adopt_no_orphans() -> None:
-    """Leave orphans to the subreaper above us, should somebody have made this process one, too."""
+    """Clear this process's subreaper flag, which the app may have set: orphans go to the supervisor."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
@@ -118,25 +118,24 @@ def has_terminal() -> bool:
     return True
 
 
-def is_anothers_child(pid: int) -> bool:
-    """Whether there is such a process, and it is not our child."""
-    try:
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return Path(f"/proc/{pid}").exists()
-    return False
+def is_to_be_reaped(pid: int) -> bool | None:
+    """Whether our child `pid` has ended and wait(2) reports it; None: this is no child of ours.
 
-
-def is_to_be_reaped(pid: int) -> bool:
-    """Whether a child has ended and wait(2) would tell of it; it does not while another process traces it."""
+    wait(2) does not report a child that has ended while another process traces it (ptrace(2)).
+    """
     try:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:
-        return False
+    except (OSError, OverflowError):
+        return None
+
+
+def is_anothers_child(pid: int) -> bool:
+    """Whether there is such a process, and it is not our child."""
+    return is_to_be_reaped(pid) is None and Path(f"/proc/{pid}").exists()
 
 
 def zombie_status(pid: int) -> int | None:
-    """How a process has ended that nobody has reaped (as wait(2) would say), if the kernel tells."""
+    """The wait status of a process that has ended and is not reaped yet; None if it can't be read."""
     try:
         Path(f"/proc/{pid}/cwd").readlink()
     except PermissionError:

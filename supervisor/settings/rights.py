@@ -11,10 +11,7 @@ from supervisor.settings.load import Loaded
 
 def account_for(loaded: Loaded, setting: str) -> Account | None:
     """The account with whose rights the file that a setting names is reached; None: with our own."""
-    if setting not in loaded.confined:
-        return None
-    settings = loaded.settings
-    return find_account(settings.user, settings.group, settings.initgroups)
+    return _workers_account(loaded) if setting in loaded.confined else None
 
 
 def account_for_pidfile(loaded: Loaded) -> Account | None:
@@ -30,6 +27,11 @@ def account_for_pidfile(loaded: Loaded) -> Account | None:
     others = [writer for writer in trust.writers(str(folder)) if Path(writer.path) != place]
     if not others and not (trust.writers(str(place)) and trust.writers(str(place.parent))):
         return None
+    return _workers_account(loaded)
+
+
+def _workers_account(loaded: Loaded) -> Account | None:
+    settings = loaded.settings
     return find_account(settings.user, settings.group, settings.initgroups)
 
 

@@ -626,6 +626,11 @@ class Place:
 
     # -- files --------------------------------------------------------------------------------------------
 
+    def let_others_in(self) -> None:
+        """Other accounts may enter and read the folders."""
+        for folder in (self.folder, self.app_folder):
+            folder.chmod(0o755)
+
     def add(self, name: str, source: str) -> Path:
         """Write a file into the app folder; a newer version is seen as newer by Python's bytecode cache."""
         path = self.app_folder / name

@@ -45,8 +45,7 @@ pytestmark = [
 def open_place() -> Iterator[Place]:
     """A place that other users may enter; its folder `mine` belongs to nobody."""
     with furnished() as place:
-        place.folder.chmod(0o755)
-        place.app_folder.chmod(0o755)
+        place.let_others_in()
         place.add("who.py", APP)
         mine = place.folder / "mine"
         mine.mkdir()

@@ -10,6 +10,7 @@ from typing import Any
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from supervisor.http1.head import MAX_FIELDS, MAX_HEAD
+from supervisor.workers.connection import READ_SIZE
 
 # Bytes given to the parser at once; where a head ends, less. What is parsed behind a request that has no
 # answer yet is kept as objects that are far larger.
@@ -17,7 +18,6 @@ _PIECE = 2048
 # Bytes that wait for the parser; no more is read until they are fewer.
 _MOST_KEPT = 64 * 1024
 # Bytes that one recv(2) gives; asyncio's own 256 KiB are 43,000 frames of a websocket, half a second's work.
-_READ_SIZE = 64 * 1024
 _WEBSOCKET_READ_SIZE = 16 * 1024
 # Fragments of a message that are kept apart.
 _FRAGMENTS = 1024
@@ -52,7 +52,7 @@ def bounded(protocol: type[Any]) -> type[Any]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            _read_less(transport, _READ_SIZE)
+            _read_less(transport, READ_SIZE)
             self.flow = _Flow(transport)
 
         def connection_lost(self, exc: Exception | None) -> None:

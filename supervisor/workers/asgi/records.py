@@ -3,12 +3,11 @@
 import asyncio.sslproto
 from typing import Any
 
+from supervisor.workers.connection import READ_SIZE
 from supervisor.workers.tls_records import Records
 
 # Bytes: records of bodies are larger.
 _SMALL = 256
-# Bytes: asyncio reads 256 KiB at once into a buffer that each connection has.
-_READ_SIZE = 64 * 1024
 
 
 def bound_reading() -> None:
@@ -41,4 +40,5 @@ def bound_reading() -> None:
 
     buffer_updated.bounds_reading = True  # type: ignore[attr-defined]
     protocol.buffer_updated = buffer_updated
-    protocol.max_size = _READ_SIZE
+    # Each connection has a buffer of this size; asyncio's own has 256 KiB.
+    protocol.max_size = READ_SIZE

@@ -123,8 +123,7 @@ class Field:
 @pytest.fixture
 def field() -> Iterator[Field]:
     with furnished() as place:
-        place.folder.chmod(0o755)
-        place.app_folder.chmod(0o755)
+        place.let_others_in()
         place.add("who.py", APP)
         os.chown(place.app_folder, UID, NOBODY.pw_gid)
         yield Field(place)
