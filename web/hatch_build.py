@@ -48,7 +48,7 @@ class DashboardHook(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
         root = Path(self.root)
-        project = Project(root / "web", root / "supervisor" / "control" / "static")
+        project = Project(root / "web", root / "supervisor" / "ostler" / "control" / "static")
         if (root / "PKG-INFO").exists() and project.index.exists():
             return  # an sdist brings the built files along
         # Held until the files are packed: nobody may empty the folder meanwhile.

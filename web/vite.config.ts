@@ -4,7 +4,7 @@ export default defineConfig(({ mode }) => {
   const daemon = loadEnv(mode, ".", "OSTLER_")["OSTLER_URL"] ?? "http://127.0.0.1:8001";
   return {
     build: {
-      outDir: "../supervisor/control/static",
+      outDir: "../supervisor/ostler/control/static",
       emptyOutDir: true,
       target: "es2022",
       // The page runs under `default-src 'self'`, which forbids data: addresses.

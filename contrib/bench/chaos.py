@@ -34,9 +34,9 @@ from pathlib import Path
 import servers
 
 sys.path.insert(0, str(servers.ROOT))
-from supervisor.control.client import Client, RefusedError, UnreachableError
-from supervisor.control.routes import RECYCLE, REFORK, RELOAD, SCALE, UPGRADE
-from supervisor.control.views import Refork, Reload, Scale
+from ostler.control.client import Client, RefusedError, UnreachableError
+from ostler.control.routes import RECYCLE, REFORK, RELOAD, SCALE, UPGRADE
+from ostler.control.views import Refork, Reload, Scale
 from tests.kit.daemon import (
     Daemon,
     Place,

@@ -37,7 +37,7 @@ from pathlib import Path
 import servers
 
 sys.path.insert(0, str(servers.ROOT))
-from supervisor.errors import OstlerError
+from ostler.errors import OstlerError
 from tests.kit.certificates import Authority
 from tests.kit.daemon import PATIENCE, Daemon, Place, until
 from tests.kit.hostile import APP, CLASSES, REPLACED_WITHIN, STATUS_WITHIN, client_time, health, status_time
@@ -49,7 +49,7 @@ BETWEEN = 0.1  # seconds between two requests of a new client
 # What the app does; runs as attack.py in each worker.
 FLOOD = """\
 import msgspec, os, socket, threading
-from supervisor.ipc import messages
+from ostler.ipc import messages
 
 def channels():
     for name in os.listdir("/proc/self/fd"):

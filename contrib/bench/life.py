@@ -24,9 +24,9 @@ from pathlib import Path
 import servers
 
 sys.path.insert(0, str(servers.ROOT))
-from supervisor.control.client import Client, UnreachableError
-from supervisor.control.routes import EVENTS, REFORK, RELOAD, RELOAD_STATUS, SCALE, STATUS, UPGRADE
-from supervisor.control.views import Refork, Reload, Scale
+from ostler.control.client import Client, UnreachableError
+from ostler.control.routes import EVENTS, REFORK, RELOAD, RELOAD_STATUS, SCALE, STATUS, UPGRADE
+from ostler.control.views import Refork, Reload, Scale
 from tests.kit.daemon import Daemon, Place, until
 from tests.kit.load import Load, Report, percentile
 

@@ -37,7 +37,7 @@ from pathlib import Path
 import servers
 
 sys.path.insert(0, str(servers.ROOT))
-from supervisor.errors import OstlerError
+from ostler.errors import OstlerError
 from tests.kit.certificates import Authority
 from tests.kit.daemon import Daemon, Place, descriptors, until
 

@@ -213,7 +213,7 @@ class Field:
 
     def _ostler(self, name: str, shape: Shape) -> list[Candidate]:
         arguments = [
-            self.python.path, "-m", "supervisor", "--no-control-socket", "--log-level", "warning",
+            self.python.path, "-m", "ostler", "--no-control-socket", "--log-level", "warning",
             "-k", name.removeprefix("ostler "), "-w", str(shape.workers),
             "--threads", str(shape.threads), "--keep-alive", str(shape.keep_alive),
             *["--access-logfile", "LOG"] * shape.access_log,
@@ -233,7 +233,7 @@ class Field:
         """Whether Ostler limits the connections of a worker; revisions to compare with may not."""
         if checkout not in self._help:
             run = subprocess.run(
-                [self.python.path, "-m", "supervisor", "--help"],
+                [self.python.path, "-m", "ostler", "--help"],
                 cwd=checkout,
                 capture_output=True,
                 text=True,

@@ -58,7 +58,7 @@ def missing_command(command: str) -> bool:
 
 def ostler(*arguments: str) -> list[str]:
     """A command line of the checkout this file is in."""
-    return [sys.executable, "-m", "supervisor", *arguments]
+    return [sys.executable, "-m", "ostler", *arguments]
 
 
 def gunicorn(*arguments: str) -> list[str]:

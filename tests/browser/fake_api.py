@@ -16,8 +16,8 @@ from typing import Any, Self
 import msgspec
 from aiohttp import web
 
-from supervisor.control.pages import add_pages
-from supervisor.control.views import (
+from ostler.control.pages import add_pages
+from ostler.control.views import (
     UNPLANNED,
     Asked,
     ErrorView,

@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from supervisor.control.pages import STATIC
-from supervisor.control.views import ErrorView, EventView
+from ostler.control.pages import STATIC
+from ostler.control.views import ErrorView, EventView
 from tests.browser.fake_api import (
     CODE,
     TRACEBACK,

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from supervisor.control.routes import LOGIN_LINK
+from ostler.control.routes import LOGIN_LINK
 from tests.browser.test_dashboard import CHROMIUM, needs_browser
 from tests.kit.daemon import Daemon, Place, ask
 

@@ -25,10 +25,10 @@ except ImportError:
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-with atheris.instrument_imports(include=["supervisor.http1"]):
-    from supervisor.http1 import line as lines
-    from supervisor.http1.errors import ProtocolViolation
-    from supervisor.http1.request import RequestParser, Rules
+with atheris.instrument_imports(include=["ostler.http1"]):
+    from ostler.http1 import line as lines
+    from ostler.http1.errors import ProtocolViolation
+    from ostler.http1.request import RequestParser, Rules
 
 RULES = (
     Rules(),

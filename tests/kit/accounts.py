@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import supervisor
+import ostler
 
 NOBODY = pwd.getpwnam("nobody")
 
@@ -32,7 +32,7 @@ def shown(*before: str) -> list[str]:
         before: runs the command, e.g. `setpriv --reuid nobody`; words for a shell.
     """
     needed = dict.fromkeys(
-        Path(path).resolve() for path in (sys.base_prefix, sys.prefix, Path(supervisor.__file__).parents[1])
+        Path(path).resolve() for path in (sys.base_prefix, sys.prefix, Path(ostler.__file__).parents[1])
     )
     steps = []
     for folder in {hidden for path in needed if (hidden := _hidden(path)) is not None}:

@@ -1,7 +1,7 @@
 """Real daemons for system tests: each in a folder of its own, none left behind.
 
 A `Place` is a temporary folder with an app folder, a runtime directory and an environment that nobody else
-shares, so that tests can run side by side. It starts daemons (`python -m supervisor`), runs `ctl` against
+shares, so that tests can run side by side. It starts daemons (`python -m ostler`), runs `ctl` against
 them, and at its end stops them and looks for what is left: anything with the place's mark in its environment,
 or with its folder open. What it finds is killed, and the test fails.
 Should the tests be killed themselves, their daemons get SIGTERM.
@@ -40,13 +40,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
-from supervisor.control.client import Client, UnreachableError
-from supervisor.control.routes import STATUS, WORKERS
-from supervisor.control.views import RequestView, StatusView, WorkerView
+from ostler.control.client import Client, UnreachableError
+from ostler.control.routes import STATUS, WORKERS
+from ostler.control.views import RequestView, StatusView, WorkerView
 
 T = TypeVar("T")
 
-OSTLER = (sys.executable, "-m", "supervisor")
+OSTLER = (sys.executable, "-m", "ostler")
 PATIENCE = 30.0
 """Seconds for what usually takes some milliseconds; machines that run tests are busy."""
 _LOOK = 0.01

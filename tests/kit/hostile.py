@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
-from supervisor.control.client import Client
-from supervisor.control.routes import STATUS
+from ostler.control.client import Client
+from ostler.control.routes import STATUS
 from tests.kit.daemon import Daemon, ask, until
 
 APP = '''\

@@ -15,10 +15,10 @@ from typing import Any, Literal, Self
 
 import msgspec
 
-from supervisor.fleet import actions, events
-from supervisor.fleet.machine import Fleet
-from supervisor.fleet.model import ExitStatus, FleetPolicy, Load
-from supervisor.fleet.state import State
+from ostler.fleet import actions, events
+from ostler.fleet.machine import Fleet
+from ostler.fleet.model import ExitStatus, FleetPolicy, Load
+from ostler.fleet.state import State
 
 # "Just before", and how much of a difference is only arithmetic.
 _BEFORE = 1e-6

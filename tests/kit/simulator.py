@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from supervisor.fleet import actions, events
-from supervisor.fleet.model import ExitStatus, FleetPolicy, Load, WorkerState
-from supervisor.fleet.policies import surge
+from ostler.fleet import actions, events
+from ostler.fleet.model import ExitStatus, FleetPolicy, Load, WorkerState
+from ostler.fleet.policies import surge
 from tests.kit.play import SimWorker, World
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0

@@ -15,17 +15,17 @@ from typing import Any, Self
 
 import msgspec
 
-from supervisor.daemon import shell as shells
-from supervisor.daemon.children import ForkServerHandle
-from supervisor.daemon.journal import Journal
-from supervisor.daemon.ledger import Ledger
-from supervisor.daemon.listeners import Listeners
-from supervisor.daemon.shell import Callbacks, Shell, Start
-from supervisor.fleet import actions, events
-from supervisor.ipc import channel, messages
-from supervisor.ipc.channel import Channel
-from supervisor.scoreboard.reader import Scoreboard
-from supervisor.settings.load import Loaded, load
+from ostler.daemon import shell as shells
+from ostler.daemon.children import ForkServerHandle
+from ostler.daemon.journal import Journal
+from ostler.daemon.ledger import Ledger
+from ostler.daemon.listeners import Listeners
+from ostler.daemon.shell import Callbacks, Shell, Start
+from ostler.fleet import actions, events
+from ostler.ipc import channel, messages
+from ostler.ipc.channel import Channel
+from ostler.scoreboard.reader import Scoreboard
+from ostler.settings.load import Loaded, load
 
 _TURNS = 4
 

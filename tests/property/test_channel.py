@@ -14,9 +14,9 @@ import msgspec
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from supervisor.fleet import events
-from supervisor.ipc import messages
-from supervisor.settings.load import Loaded, load
+from ostler.fleet import events
+from ostler.ipc import messages
+from ostler.settings.load import Loaded, load
 from tests.kit.standins import Theatre
 
 KINDS = sorted(

@@ -8,9 +8,9 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from supervisor.fleet import actions, events, health
-from supervisor.fleet.machine import Fleet
-from supervisor.fleet.model import (
+from ostler.fleet import actions, events, health
+from ostler.fleet.machine import Fleet
+from ostler.fleet.model import (
     Cause,
     ExitStatus,
     FleetPolicy,
@@ -21,7 +21,7 @@ from supervisor.fleet.model import (
     Worker,
     WorkerState,
 )
-from supervisor.fleet.policies import crash_loop, kills_too_many, surge
+from ostler.fleet.policies import crash_loop, kills_too_many, surge
 from tests.kit.play import World, carried
 
 READY, BOOTING = WorkerState.READY, WorkerState.BOOTING

@@ -7,10 +7,10 @@ from itertools import pairwise
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from supervisor.http1 import line as lines
-from supervisor.http1.errors import ProtocolViolation
-from supervisor.http1.request import MAX_HEAD, MAX_LINE, RequestParser, Rules
-from supervisor.http1.response import LAST_CHUNK, chunk
+from ostler.http1 import line as lines
+from ostler.http1.errors import ProtocolViolation
+from ostler.http1.request import MAX_HEAD, MAX_LINE, RequestParser, Rules
+from ostler.http1.response import LAST_CHUNK, chunk
 from tests.unit.http1.parsing import GET, POST_CHUNKED, Got, bytewise, parsed, taken
 
 RULES = st.sampled_from(

@@ -8,13 +8,13 @@ import click
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from supervisor.cli.arguments import command
-from supervisor.errors import OstlerError
-from supervisor.ipc import messages, wire
-from supervisor.settings.configfile import ConfigFile
-from supervisor.settings.load import load
-from supervisor.settings.table import rows
-from supervisor.settings.unused import UNUSED
+from ostler.cli.arguments import command
+from ostler.errors import OstlerError
+from ostler.ipc import messages, wire
+from ostler.settings.configfile import ConfigFile
+from ostler.settings.load import load
+from ostler.settings.table import rows
+from ostler.settings.unused import UNUSED
 
 
 class Hostile:

@@ -11,8 +11,8 @@ from itertools import pairwise
 
 import pytest
 
-from supervisor.fleet import events, health
-from supervisor.fleet.model import FleetPolicy
+from ostler.fleet import events, health
+from ostler.fleet.model import FleetPolicy
 from tests.kit.simulator import DAY, HOUR, MIB, MINUTE, Scenario, Simulator
 
 WORKERS = 64

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.osapi.needed import LIMITS
+from ostler.osapi.needed import LIMITS
 from tests.kit.daemon import OSTLER, Connection, Daemon, Place, Process, ask, children, fork_server, until
 
 pytestmark = pytest.mark.system

@@ -94,7 +94,7 @@ def test_a_failing_app(place: Place) -> None:
     assert daemon.get("/fail").status == 500
     event = daemon.event("request_failed", path="/fail")
     assert "the app's own mistake" in event["traceback"]
-    assert "supervisor" not in event["traceback"]
+    assert "/ostler/" not in event["traceback"]
     assert daemon.get("/pid").text == str(pid)
     daemon.until(lambda: daemon.status().totals.errors == 1, "counted")
     assert daemon.events("uvicorn") == []
@@ -307,7 +307,7 @@ def test_a_request_is_ended_alone(place: Place, path: str) -> None:
     assert answer.headers["connection"] == "close"
     event = daemon.event("request_interrupted", path=path)
     assert ("in answer" if path == "/gate/never" else "in compute") in event["stack"]
-    assert "supervisor" not in event["stack"]
+    assert "/ostler/" not in event["stack"]
     assert daemon.get("/pid").text == str(pid)
     assert daemon.events("worker_exited") == []
     assert daemon.events("request_failed") == []

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.control.client import Client
-from supervisor.control.routes import WORKERS
+from ostler.control.client import Client
+from ostler.control.routes import WORKERS
 from tests.kit.daemon import OSTLER, Connection, Daemon, Place, children, until, zombies
 
 pytestmark = pytest.mark.system
@@ -191,13 +191,13 @@ def _cgroup(controller: str, files: dict[str, str]) -> Path | None:
         (
             "cpu",
             {"cpu.max": "100000 100000", "cpu.cfs_quota_us": "100000"},
-            "from supervisor.osapi.cpus import usable_cpus as look",
+            "from ostler.osapi.cpus import usable_cpus as look",
             1,
         ),
         (
             "memory",
             {"memory.max": "67108864", "memory.limit_in_bytes": "67108864"},
-            "from supervisor.osapi.memory import memory_free as look",
+            "from ostler.osapi.memory import memory_free as look",
             67108864,
         ),
     ],

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from supervisor import __version__
-from supervisor.control.views import ConfigView, RequestView, StatusView, WorkerView
+from ostler import __version__
+from ostler.control.views import ConfigView, RequestView, StatusView, WorkerView
 from tests.kit.daemon import Daemon, Done, Place, ask
 
 pytestmark = pytest.mark.system

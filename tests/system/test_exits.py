@@ -6,8 +6,8 @@ import signal
 import msgspec
 import pytest
 
-from supervisor.control.routes import EXITS, METRICS
-from supervisor.control.views import ExitView
+from ostler.control.routes import EXITS, METRICS
+from ostler.control.views import ExitView
 from tests.kit.daemon import Daemon, Place, Process, fork_server
 
 pytestmark = pytest.mark.system

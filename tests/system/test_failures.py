@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-from pathlib import Path
 
 import pytest
 
@@ -177,22 +176,6 @@ def test_pidfile_folder_missing(place: Place) -> None:
         1,
         "ostler: error: pidfile: can't write /nowhere/daemon.pid: No such file or directory",
     )
-
-
-def test_other_supervisor_distribution(place: Place) -> None:
-    """supervisord's distribution in the same place as ours: one line that names both."""
-    # A tree in which a metadata folder of supervisord lies beside the package that is really imported.
-    site = place.folder / "site"
-    info = site / "supervisor-4.2.5.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: supervisor\nVersion: 4.2.5\n")
-    import supervisor
-
-    (site / "supervisor").symlink_to(Path(supervisor.__file__).parent)
-    for command in (["plain:app"], ["ctl", "status"]):
-        done = place.run(*command, PYTHONPATH=str(site))
-        assert done.code == 1
-        assert "supervisor 4.2.5 (supervisord) is installed in the same environment" in done.error
 
 
 # -- what goes on with a warning -----------------------------------------------------------------------------

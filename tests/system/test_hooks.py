@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from supervisor.control.routes import EXITS
+from ostler.control.routes import EXITS
 from tests.kit.daemon import Daemon, Place, Process, ask, descriptors, fork_server, title
 
 pytestmark = pytest.mark.system

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from supervisor.control.routes import RELOAD, SCALE
-from supervisor.control.views import Reload, Scale
+from ostler.control.routes import RELOAD, SCALE
+from ostler.control.views import Reload, Scale
 from tests.kit.daemon import Daemon, Killed, Place, fork_server, kill_holding
 from tests.kit.load import Load, Outcome, Record, Report
 

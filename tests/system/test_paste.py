@@ -74,7 +74,7 @@ def test_by_a_server_runner(site: Place) -> None:
     """Called by a command that has loaded the file, as pserve does, it is the same daemon."""
     code = (
         "from paste.deploy import loadapp\n"
-        "from supervisor.cli.paste import serve\n"
+        "from ostler.cli.paste import serve\n"
         "app = loadapp('config:site.ini', relative_to='.', global_conf={'mood': 'm'})\n"
         "serve(app, {'__file__': 'site.ini', 'mood': 'm'}, host='127.0.0.1', port='0', workers='1')\n"
     )

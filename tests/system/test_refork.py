@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.control.client import RefusedError
-from supervisor.control.routes import REFORK
-from supervisor.control.views import Refork, WorkerView
+from ostler.control.client import RefusedError
+from ostler.control.routes import REFORK
+from ostler.control.views import Refork, WorkerView
 from tests.kit.daemon import Daemon, Place, Process, children, descriptors, fork_server, title
 from tests.kit.hostile import APP
 from tests.kit.load import Load

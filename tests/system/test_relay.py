@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.control.routes import RECYCLE
+from ostler.control.routes import RECYCLE
 from tests.kit.daemon import Connection, Daemon, Place
 from tests.system.test_signals import page
 

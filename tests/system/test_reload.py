@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from supervisor.control.routes import RECYCLE, RELOAD
-from supervisor.control.views import Reload
+from ostler.control.routes import RECYCLE, RELOAD
+from ostler.control.views import Reload
 from tests.kit.daemon import Daemon, Place, Process, children, descriptors, fork_server
 from tests.kit.load import Load
 from tests.system.test_deadlines import successor_first
@@ -86,7 +86,7 @@ def test_broken_code(place: Place, preload: list[str]) -> None:
             # Python shows no traceback of its own for a file that it can't parse, only the line.
             assert "Traceback (most recent call last):" in done.err or kind == "syntax"
             assert f'{place.app_folder}/page.py", line ' in done.err, kind
-            assert "supervisor/" not in done.err, kind
+            assert "/ostler/" not in done.err, kind
         assert daemon.get().text == "old", kind
         assert [worker.pid for worker in daemon.settled(2)] == before, kind
         assert daemon.status().state == "ready", kind

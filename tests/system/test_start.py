@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor import __version__
+from ostler import __version__
 from tests.kit.daemon import Place, Process, ask, children, title, until
 
 pytestmark = pytest.mark.system
@@ -184,7 +184,7 @@ def test_check_config_broken_app(place: Place) -> None:
     assert done.err.startswith("Traceback (most recent call last):\n")
     assert 'broken.py", line 2, in helper' in done.err
     assert "importlib" not in done.err
-    assert "supervisor/" not in done.err
+    assert "/ostler/" not in done.err
     assert done.err.splitlines()[-1] == "ostler: error: can't load 'broken:app': RuntimeError: not today"
 
 
@@ -248,7 +248,7 @@ def test_workers_stay_lean(place: Place, preload: list[str]) -> None:
     modules = set(json.loads(daemon.get("/modules").body))
     heavy = {"aiohttp", "asyncio", "rich", "psutil", "structlog", "click", "ssl", "logging", "typer"}
     assert modules & heavy <= {"logging"}
-    assert not [name for name in modules if name.startswith(("supervisor.daemon", "supervisor.control"))]
+    assert not [name for name in modules if name.startswith(("ostler.daemon", "ostler.control"))]
 
 
 def test_app_sees_the_command_line_and_the_folder(place: Place) -> None:
@@ -267,9 +267,9 @@ def test_app_sees_the_command_line_and_the_folder(place: Place) -> None:
 
 
 def test_a_package_of_our_name_in_the_app_folder(place: Place) -> None:
-    """A user's own package `supervisor/` beside the app hides nothing of ours, started as `ostler`."""
-    place.add("supervisor/__init__.py", "raise RuntimeError('the wrong one')\n")
-    place.add("supervisor/daemon.py", "")
+    """A user's own package `ostler/` beside the app hides nothing of ours, started as `ostler`."""
+    place.add("ostler/__init__.py", "raise RuntimeError('the wrong one')\n")
+    place.add("ostler/daemon.py", "")
     ostler = Path(sys.executable).with_name("ostler")
     assert ostler.exists(), "install the project into this environment"
     daemon = place.start("-w", "2", "plain:app", argv=[str(ostler)])

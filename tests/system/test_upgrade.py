@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-import supervisor
-from supervisor.control.routes import RELOAD, SCALE
-from supervisor.control.views import Reload, Scale
+import ostler
+from ostler.control.routes import RELOAD, SCALE
+from ostler.control.views import Reload, Scale
 from tests.kit.daemon import Daemon, Place, Process, ask, children, descriptors, title, until, zombies
 from tests.kit.load import Load
 
@@ -34,13 +34,13 @@ def app(environ, start_response):
 """
 
 
-# Runs some lines before `python -m supervisor` would go on as usual.
+# Runs some lines before `python -m ostler` would go on as usual.
 CHANGED = """\
 import os
 import signal
 import sys
 {}
-from supervisor.cli.main import main
+from ostler.cli.main import main
 main()
 """
 
@@ -138,11 +138,11 @@ def test_broken_app(place: Place) -> None:
 
 def test_half_installed(place: Place) -> None:
     """The trial loads all that would serve: a module that can't be imported is told, the old one goes on."""
-    package = place.folder / "new" / "supervisor"
-    shutil.copytree(Path(supervisor.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    package = place.folder / "new" / "ostler"
+    shutil.copytree(Path(ostler.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     place.add("up.py", APP)
     path = os.pathsep.join([str(package.parent), *filter(None, sys.path)])
-    argv = (sys.executable, "-P", "-m", "supervisor")
+    argv = (sys.executable, "-P", "-m", "ostler")
     daemon = place.start("up:app", argv=argv, PYTHONPATH=path)
     daemon.settled(1)
     plane = package / "daemon" / "plane.py"
@@ -158,7 +158,7 @@ def test_program_is_gone(place: Place) -> None:
     python.symlink_to(sys.executable)
     place.add("up.py", APP)
     path = os.pathsep.join(path for path in sys.path if path)
-    daemon = place.start("up:app", argv=(str(python), "-m", "supervisor"), PYTHONPATH=path)
+    daemon = place.start("up:app", argv=(str(python), "-m", "ostler"), PYTHONPATH=path)
     daemon.settled(1)
     python.unlink()
     daemon.send(signal.SIGUSR2)
@@ -197,7 +197,7 @@ def test_signal_just_before(place: Place) -> None:
     daemon = start(
         place,
         lines="""
-from supervisor.daemon.main import Daemon
+from ostler.daemon.main import Daemon
 soon = Daemon._upgrade_soon
 def signalled(daemon):
     os.kill(os.getpid(), signal.SIGTERM)
@@ -216,7 +216,7 @@ def test_signal_during(place: Place) -> None:
     daemon = start(
         place,
         lines="""
-from supervisor.daemon import upgrade
+from ostler.daemon import upgrade
 replace = upgrade.replace_program
 def signalled(*args):
     os.kill(os.getpid(), signal.SIGTERM)
@@ -319,9 +319,9 @@ def test_few_descriptors(place: Place) -> None:
 @pytest.mark.parametrize(
     "broken",
     [
-        "import supervisor.daemon.upgrade as module; module._format = bytes",
-        "import supervisor.daemon.main as module; module.Observer = None",
-        "import supervisor.daemon.main as module; module.PidFile = None",
+        "import ostler.daemon.upgrade as module; module._format = bytes",
+        "import ostler.daemon.main as module; module.Observer = None",
+        "import ostler.daemon.main as module; module.PidFile = None",
     ],
     ids=["reading", "building", "taking over"],
 )
@@ -339,7 +339,7 @@ def test_new_program_fails(place: Place, broken: str) -> None:
 
 def test_new_program_fails_and_workers_end(place: Place) -> None:
     """Without workers there is nothing to stay for: whoever watches the daemon can start another."""
-    broken = "import supervisor.daemon.upgrade as module; module._format = bytes"
+    broken = "import ostler.daemon.upgrade as module; module._format = bytes"
     daemon = start(place, lines=f"if 'OSTLER_UPGRADE' in os.environ:\n    {broken}")
     workers = daemon.pids()
     daemon.send(signal.SIGUSR2)
@@ -364,7 +364,7 @@ def test_what_can_not_be_read(tmp_path: Path) -> None:
     (tmp_path / "state").write_text('["another format"]\n')
     code = f"""\
 import os, subprocess, sys
-from supervisor.daemon.upgrade import taking_over
+from ostler.daemon.upgrade import taking_over
 child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
 print(child.pid, flush=True)
 state = os.open({str(tmp_path / "state")!r}, os.O_RDONLY)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.errors import ExitCode
+from ostler.errors import ExitCode
 from tests.kit.daemon import Place
 from tests.kit.load import Load
 
@@ -107,7 +107,7 @@ def test_a_hanging_request(place: Place) -> None:
         ("sanic.worker.GunicornWorker", "use asgi"),
         ("geventwebsocket.gunicorn.workers.GeventWebSocketWorker", "ASGIApp"),
         ("gunicorn.workers.base_async.AsyncWorker", "base class"),
-        ("plain.Holder", "no subclass of supervisor.workers.base.BaseWorker"),
+        ("plain.Holder", "no subclass of ostler.workers.base.BaseWorker"),
         ("no.such.Thing", "can't import no.such.Thing"),
         ("broken", "can't import plain:NoSuch"),
     ],

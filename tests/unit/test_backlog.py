@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.osapi.backlog import accept_queue
+from ostler.osapi.backlog import accept_queue
 
 
 @pytest.fixture
@@ -69,5 +69,5 @@ def test_a_kernel_that_does_not_tell(stack: ExitStack, monkeypatch: pytest.Monke
     def refuse(*_: object) -> socket.socket:
         raise PermissionError
 
-    monkeypatch.setattr("supervisor.osapi.backlog.socket.socket", refuse)
+    monkeypatch.setattr("ostler.osapi.backlog.socket.socket", refuse)
     assert accept_queue(sock) is None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.osapi.cpus import usable_cpus
+from ostler.osapi.cpus import usable_cpus
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from wsgiref.validate import validator
 
 import pytest
 
-from supervisor.demo import app, page, routes
+from ostler.demo import app, page, routes
 
 
 class Reply:
@@ -269,7 +269,7 @@ def test_unknown_paths_and_methods_are_told() -> None:
 
 def test_imports_stay_lean() -> None:
     """The demo must not make a worker heavier than the app a user would bring."""
-    code = "import sys, supervisor.demo; print(*sys.modules)"
+    code = "import sys, ostler.demo; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     loaded = run.stdout.split()
     assert not {"asyncio", "subprocess", "http.server", "email", "socket", "logging", "aiohttp"} & set(loaded)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.osapi.memory import memory_free
+from ostler.osapi.memory import memory_free
 
 MACHINE = "MemTotal: 2000000 kB\nMemFree:    50000 kB\nMemAvailable:    1000000 kB\nHugePages_Total: 0\n"
 AVAILABLE = 1_000_000 * 1024

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.osapi.oom import OomWatch
+from ostler.osapi.oom import OomWatch
 
 
 @dataclass

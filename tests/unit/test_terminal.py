@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.terminal import ascii_json, encode_anything, lines, one_line
+from ostler.terminal import ascii_json, encode_anything, lines, one_line
 
 # C0, DEL, C1, bidirectional controls, zero-width, line separators, a lone surrogate.
 EVIL = (

@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.text import json_of, name_and_text, name_of, readable, text_of, trace_of
+from ostler.text import json_of, name_and_text, name_of, readable, text_of, trace_of
 
 ANY_TEXT = st.text(st.characters(codec=None))
 

@@ -1,4 +1,4 @@
-// The public API as the dashboard uses it. The types mirror supervisor/control/views.py by name; units are
+// The public API as the dashboard uses it. The types mirror supervisor/ostler/control/views.py by name; units are
 // its units: seconds for ages and durations, bytes for sizes, unix time for instants.
 
 import { currentSecret, forgetSecret, keepSecret } from "./secret";

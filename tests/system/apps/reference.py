@@ -6,10 +6,10 @@ from time import monotonic_ns
 from urllib.parse import quote
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from supervisor.http1.line import parse_line
-from supervisor.scoreboard import layout
-from supervisor.workers.base import BaseWorker
-from supervisor.workers.lane import Lane
+from ostler.http1.line import parse_line
+from ostler.scoreboard import layout
+from ostler.workers.base import BaseWorker
+from ostler.workers.lane import Lane
 
 
 class ReferenceWorker(BaseWorker):

@@ -204,7 +204,7 @@ def test_websockets_that_do_not_read_make_room(daemon: Daemon) -> None:
 
 def test_a_class_without_websockets_serves(hostile_place: Place) -> None:
     """h11 has bounds of its own."""
-    hostile_place.add("h11_worker.py", "from supervisor.workers.asgi.worker import AsgiWorker\n"
+    hostile_place.add("h11_worker.py", "from ostler.workers.asgi.worker import AsgiWorker\n"
         "class Worker(AsgiWorker):\n    config_kwargs = {'http': 'h11', 'ws': 'none'}\n")  # fmt: skip
     daemon = hostile_place.start("-w", "1", "-k", "h11_worker.Worker", CLASSES["asgi"][-1])
     assert daemon.get().status == 200

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.control.routes import LOGIN_LINK
+from ostler.control.routes import LOGIN_LINK
 from tests.kit.daemon import Answer, Daemon, Place, ask
 from tests.kit.hostile import APP, assert_unharmed
 

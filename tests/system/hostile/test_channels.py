@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.control.routes import EXITS
-from supervisor.control.views import ExitView
+from ostler.control.routes import EXITS
+from ostler.control.views import ExitView
 from tests.kit.daemon import Connection, Daemon, Place, Process, fork_server, until, zombies
 from tests.kit.hostile import CLASSES, assert_unharmed, each_class, every_class
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.control.routes import EXITS
+from ostler.control.routes import EXITS
 from tests.kit.daemon import PATIENCE, Connection, Daemon, Place, Process, ask, title
 from tests.kit.hostile import REPLACED_WITHIN, SLACK, STATUS_WITHIN, each_class, status_time
 

@@ -44,7 +44,7 @@ import asyncio, gc, json, os, sys, time, tracemalloc
 gc.disable()
 tracemalloc.start()
 
-from supervisor.http1 import head, line
+from ostler.http1 import head, line
 
 def answer(path):
     if path.startswith("/boom"):

@@ -138,7 +138,7 @@ def test_configuration_nested_too_deeply(hostile_place: Place) -> None:
 def test_ctl_with_closed_descriptors(hostile_place: Place) -> None:
     """Python has None for a stream that is closed when it begins."""
     daemon = hostile_place.start("attacked:app")
-    ctl = [sys.executable, "-c", "from supervisor.__main__ import ctl; ctl()"]
+    ctl = [sys.executable, "-c", "from ostler.__main__ import ctl; ctl()"]
     for command in ([*OSTLER, "ctl"], ctl):
         for closed in (">&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-"):
             for words in (("status",), ("--json", "status"), ("events",)):

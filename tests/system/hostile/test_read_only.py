@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.control.client import Client
-from supervisor.control.routes import STATUS
+from ostler.control.client import Client
+from ostler.control.routes import STATUS
 from tests.kit.accounts import second_account, shown
 from tests.kit.daemon import OSTLER, Daemon, Place, ask
 from tests.kit.hostile import each_class

@@ -63,7 +63,7 @@ MODULES = (
         "pwd",
         "grp",
     ),
-    *("aiohttp", "psutil", "click", "msgspec", "structlog", "setproctitle", "supervisor"),
+    *("aiohttp", "psutil", "click", "msgspec", "structlog", "setproctitle", "ostler"),
     *("sitecustomize", "usercustomize"),
 )
 
@@ -182,7 +182,7 @@ def test_commands_of_the_administrator(field: Field) -> None:
     daemon = field.start("--preload")
     field.plant_all()
     # What `python -m`, which tests use, takes from where it runs by itself; the installed command does not.
-    (field.folder / "supervisor.py").unlink()
+    (field.folder / "ostler.py").unlink()
     for name in ("sitecustomize", "usercustomize"):
         (field.folder / f"{name}.py").unlink()
     argv = [*shown(), *OSTLER]
@@ -361,8 +361,8 @@ def test_pid_file_in_a_folder_that_is_a_link(field: Field) -> None:
 FORGER = """\
 import gc
 from msgspec.structs import replace
-from supervisor.forkserver.main import Preparation
-from supervisor.ipc import messages
+from ostler.forkserver.main import Preparation
+from ostler.ipc import messages
 
 (preparation,) = [found for found in gc.get_objects() if isinstance(found, Preparation)]
 said = []
@@ -374,7 +374,7 @@ for loaded in said[:1]:
     if hasattr(messages, "Decided"):
         preparation._channel.send(messages.Decided(None, forged))
     preparation._channel.send(messages.Configured(forged, ["forged"]))
-from supervisor.workers.engine import Engine as Worker
+from ostler.workers.engine import Engine as Worker
 """
 
 
@@ -536,7 +536,7 @@ def test_paste_file_of_others_named_by_roots_file(field: Field, named: str) -> N
 
 FORGED_LOG = """\
 from msgspec.structs import replace
-from supervisor.ipc import channel, messages
+from ostler.ipc import channel, messages
 
 def send(self, message, *more, send=channel.Channel.send):
     if isinstance(message, messages.Configured):

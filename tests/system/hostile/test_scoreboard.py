@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from supervisor.control.routes import METRICS
-from supervisor.control.views import Totals
+from ostler.control.routes import METRICS
+from ostler.control.views import Totals
 from tests.kit.daemon import Daemon, Place, ask
 from tests.kit.hostile import CLASSES, assert_unharmed, each_class
 
@@ -240,7 +240,7 @@ if {shm}:
         return open_(path, flags, *more, **named)
     os.open = open
 import sys
-from supervisor.cli.main import main
+from ostler.cli.main import main
 main()
 """
 

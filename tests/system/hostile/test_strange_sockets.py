@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.control.client import Client
-from supervisor.control.routes import STATUS
+from ostler.control.client import Client
+from ostler.control.routes import STATUS
 from tests.kit.accounts import NOBODY, as_nobody, second_account, shown
 from tests.kit.daemon import OSTLER, Done, Place
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.control.routes import CONFIG, RELOAD
+from ostler.control.routes import CONFIG, RELOAD
 from tests.kit.certificates import Authority
 from tests.kit.daemon import Daemon, Place, ask, until
 from tests.kit.hostile import APP, CLASSES
@@ -232,7 +232,7 @@ KINDS = ("evil", "base", "surrogates", "huge", "group", "circle", "syntax", "exi
 def no_fault_of_ours(daemon: Daemon) -> None:
     text = daemon.log.read_text(errors="replace")
     assert "internal_error" not in text
-    assert "/supervisor/" not in "\n".join(line for line in text.splitlines() if not line.startswith("{"))
+    assert "/ostler/" not in "\n".join(line for line in text.splitlines() if not line.startswith("{"))
 
 
 @pytest.mark.parametrize("kind", CLASSES)

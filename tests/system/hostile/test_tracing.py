@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from supervisor.control.routes import EXITS
+from ostler.control.routes import EXITS
 from tests.kit.daemon import Daemon, Place, Process, ask, until
 from tests.kit.hostile import REPLACED_WITHIN, SLACK, assert_unharmed, each_class
 

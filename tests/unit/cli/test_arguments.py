@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given as over
 from hypothesis import strategies as st
 
-from supervisor.cli.arguments import VARIABLES, Given, command
+from ostler.cli.arguments import VARIABLES, Given, command
 from tests.unit.settings.gunicorn27 import SETTINGS
 
 VALUES = {

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from supervisor.cli import ctl, output, waiting
-from supervisor.control import client, sockets
-from supervisor.control.routes import RELOAD
-from supervisor.control.views import (
+from ostler.cli import ctl, output, waiting
+from ostler.control import client, sockets
+from ostler.control.routes import RELOAD
+from ostler.control.views import (
     ChangeView,
     ConfigView,
     EventView,
@@ -26,7 +26,7 @@ from supervisor.control.views import (
     StatusView,
     WorkerView,
 )
-from supervisor.fleet.events import RecycleAsked, ReloadAsked, ResizeAsked, StopAsked
+from ostler.fleet.events import RecycleAsked, ReloadAsked, ResizeAsked, StopAsked
 from tests.unit.control.fake import TOKEN, FakeBackend, FakeWorker, Served, an_exit, served
 
 
@@ -586,7 +586,7 @@ def test_help(run: Ctl) -> None:
 
 
 def command(daemon: Served, *argv: str) -> list[str]:
-    script = "import sys; from supervisor.cli.ctl import main; main(sys.argv[1:])"
+    script = "import sys; from ostler.cli.ctl import main; main(sys.argv[1:])"
     return [sys.executable, "-c", script, "--socket", str(daemon.path), *argv]
 
 
@@ -625,7 +625,7 @@ def test_a_full_disk_is_told_in_one_line(daemon: Served, argv: list[str]) -> Non
 def test_json_does_not_load_rich(daemon: Served) -> None:
     """Programs do not pay for tables."""
     script = (
-        "import sys, atexit; from supervisor.cli.ctl import main;"
+        "import sys, atexit; from ostler.cli.ctl import main;"
         "atexit.register(lambda: print('rich' in sys.modules)); main(sys.argv[1:])"
     )
     argv = [sys.executable, "-c", script, "--socket", str(daemon.path), "scale", "+1", "--json"]

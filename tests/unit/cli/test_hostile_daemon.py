@@ -23,10 +23,10 @@ import msgspec
 import pytest
 from rich.cells import cell_len
 
-from supervisor.cli import ctl, waiting
-from supervisor.control import client
-from supervisor.control.routes import ROUTES, SSE, Route
-from supervisor.control.views import ErrorView
+from ostler.cli import ctl, waiting
+from ostler.control import client
+from ostler.control.routes import ROUTES, SSE, Route
+from ostler.control.views import ErrorView
 
 # A window's title, a question that the terminal answers as if typed, C1, bidirectional and zero-width
 # controls, a line that looks like ours, markup of rich's, a wide character.

@@ -5,9 +5,9 @@ from typing import Any
 import click
 import pytest
 
-from supervisor.cli import main as cli
-from supervisor.cli.arguments import Given
-from supervisor.errors import ExitCode
+from ostler.cli import main as cli
+from ostler.cli.arguments import Given
+from ostler.errors import ExitCode
 
 
 @pytest.fixture

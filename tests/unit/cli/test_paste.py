@@ -2,8 +2,8 @@
 
 import pytest
 
-from supervisor.cli.paste import command
-from supervisor.errors import SettingError
+from ostler.cli.paste import command
+from ostler.errors import SettingError
 
 
 def test_command() -> None:

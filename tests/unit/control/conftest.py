@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from supervisor.control.server import ControlServer
+from ostler.control.server import ControlServer
 from tests.unit.control.fake import TOKEN, FakeBackend, captured_log
 
 

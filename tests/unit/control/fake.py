@@ -16,10 +16,10 @@ import msgspec
 import structlog
 from structlog.testing import CapturingLogger
 
-from supervisor.control.backend import Subscription
-from supervisor.control.metrics import AcceptQueue, Figures, Histogram
-from supervisor.control.server import ControlServer
-from supervisor.control.views import (
+from ostler.control.backend import Subscription
+from ostler.control.metrics import AcceptQueue, Figures, Histogram
+from ostler.control.server import ControlServer
+from ostler.control.views import (
     UNPLANNED,
     ChangeView,
     ConfigView,
@@ -36,7 +36,7 @@ from supervisor.control.views import (
     WorkerState,
     WorkerView,
 )
-from supervisor.fleet.events import (
+from ostler.fleet.events import (
     Event,
     RecycleAsked,
     ReforkAsked,

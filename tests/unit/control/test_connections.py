@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.control import connections
-from supervisor.control.connections import ControlAcceptor
-from supervisor.logs.limiter import LimitedLog
+from ostler.control import connections
+from ostler.control.connections import ControlAcceptor
+from ostler.logs.limiter import LimitedLog
 from tests.unit.control.conftest import Rig
 from tests.unit.control.fake import captured_log
 
@@ -121,7 +121,7 @@ async def test_a_slow_head_is_closed(rig: Rig, monkeypatch: pytest.MonkeyPatch) 
 
 async def test_a_slow_body_is_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that does not arrive in time is a 408, and the connection closes."""
-    monkeypatch.setattr("supervisor.control.app.BODY_SECONDS", 0.2)
+    monkeypatch.setattr("ostler.control.app.BODY_SECONDS", 0.2)
     headers = ["Content-Type: application/json", "Content-Length: 100"]
     answer = await exchange(rig, request(rig, "POST /v1/login", *headers) + b'{"co')
     assert answer.startswith(b"HTTP/1.1 408 ")

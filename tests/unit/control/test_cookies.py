@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.control.cookies import CookieFilter
+from ostler.control.cookies import CookieFilter
 
 PAGE = b"GET / HTTP/1.1\r\nHost: a\r\n%s\r\n"
 POST = b"POST /v1/login HTTP/1.1\r\nContent-Length: 12\r\n\r\ncookie: a=b\n"

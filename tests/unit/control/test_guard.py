@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.control.guard import (
+from ostler.control.guard import (
     CODE_SECONDS,
     FAILED_LOGINS,
     FAILURE_SECONDS,
@@ -15,9 +15,9 @@ from supervisor.control.guard import (
     UnixGuard,
     loopback_address,
 )
-from supervisor.control.problems import Forbidden
-from supervisor.control.routes import ROUTES
-from supervisor.errors import SettingError
+from ostler.control.problems import Forbidden
+from ostler.control.routes import ROUTES
+from ostler.errors import SettingError
 from tests.unit.control.conftest import Clock, Rig
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from supervisor.control.limits import Allowance, ConnectionLimits, Quota, make_room
+from ostler.control.limits import Allowance, ConnectionLimits, Quota, make_room
 
 LIMITS = ConnectionLimits(total=8, per_peer=4, reserved=2)
 

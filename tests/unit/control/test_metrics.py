@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from supervisor.control.metrics import Figures, Histogram, render
+from ostler.control.metrics import Figures, Histogram, render
 from tests.unit.control.conftest import Rig
 from tests.unit.control.fake import FakeBackend
 
@@ -93,7 +93,7 @@ async def test_the_route(rig: Rig) -> None:
 
 def test_the_library_is_loaded_when_somebody_asks() -> None:
     """A daemon that nobody scrapes does not pay for it."""
-    script = "import sys, supervisor.daemon.main; print('prometheus_client' in sys.modules)"
+    script = "import sys, ostler.daemon.main; print('prometheus_client' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=20
     )

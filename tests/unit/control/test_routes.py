@@ -7,13 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor.control.guard import LoginHandlers
-from supervisor.control.handlers import FleetHandlers
-from supervisor.control.openapi import document
-from supervisor.control.routes import RELOAD, ROUTES, SCALE, Route
-from supervisor.control.server import bind_handlers
-from supervisor.control.views import Asked, EventView, ExitView, ReloadView, StatusView, WorkerView
-from supervisor.fleet.events import (
+from ostler.control.guard import LoginHandlers
+from ostler.control.handlers import FleetHandlers
+from ostler.control.openapi import document
+from ostler.control.routes import RELOAD, ROUTES, SCALE, Route
+from ostler.control.server import bind_handlers
+from ostler.control.views import Asked, EventView, ExitView, ReloadView, StatusView, WorkerView
+from ostler.fleet.events import (
     RecycleAsked,
     ReforkAsked,
     ReloadAsked,

@@ -12,10 +12,10 @@ import aiohttp
 import msgspec
 import pytest
 
-from supervisor.control.handover import Handover
-from supervisor.control.pages import CONTENT_SECURITY_POLICY
-from supervisor.control.server import ControlServer
-from supervisor.errors import SettingError
+from ostler.control.handover import Handover
+from ostler.control.pages import CONTENT_SECURITY_POLICY
+from ostler.control.server import ControlServer
+from ostler.errors import SettingError
 from tests.unit.control.conftest import Rig
 from tests.unit.control.fake import TOKEN, FakeBackend, captured_log
 
@@ -310,7 +310,7 @@ async def test_the_unix_socket_has_no_page(rig: Rig) -> None:
 def test_the_client_imports_nothing_heavy() -> None:
     """`ctl` must start fast: the client's side loads neither aiohttp nor asyncio, nor rich for JSON."""
     script = (
-        "import sys; import supervisor.control.client, supervisor.cli.ctl;"
+        "import sys; import ostler.control.client, ostler.cli.ctl;"
         "print(*{'aiohttp', 'asyncio', 'rich', 'structlog', 'psutil'} & set(sys.modules))"
     )
     done = subprocess.run(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.control import sockets
-from supervisor.control.sockets import (
+from ostler.control import sockets
+from ostler.control.sockets import (
     OwnedSocket,
     TokenFile,
     UntrustedFolder,
@@ -21,7 +21,7 @@ from supervisor.control.sockets import (
     safe_name,
     trusted_owners,
 )
-from supervisor.errors import SettingError
+from ostler.errors import SettingError
 
 
 def mode_of(path: Path) -> int:
@@ -87,7 +87,7 @@ def test_a_dead_socket_is_replaced(tmp_path: Path) -> None:
     """What a killed instance left, socket and lock file, is no obstacle."""
     path = tmp_path / "a.sock"
     script = (
-        "import os, sys, pathlib; from supervisor.control.sockets import OwnedSocket;"
+        "import os, sys, pathlib; from ostler.control.sockets import OwnedSocket;"
         "OwnedSocket.claim(pathlib.Path(sys.argv[1])).socket.listen(); os.kill(os.getpid(), 9)"
     )
     killed = subprocess.run([sys.executable, "-c", script, str(path)], check=False, timeout=20)

@@ -10,9 +10,9 @@ import aiohttp
 import msgspec
 import pytest
 
-from supervisor.control.server import ControlServer
-from supervisor.control.stream import Streams
-from supervisor.control.views import EventView, ExitView, SampleView, StatusView, WorkerView
+from ostler.control.server import ControlServer
+from ostler.control.stream import Streams
+from ostler.control.views import EventView, ExitView, SampleView, StatusView, WorkerView
 from tests.unit.control.conftest import Rig
 from tests.unit.control.fake import TOKEN, FakeBackend, an_exit, captured_log
 

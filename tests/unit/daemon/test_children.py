@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from supervisor.daemon.children import Child
+from ostler.daemon.children import Child
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from supervisor.daemon import deadlines
-from supervisor.daemon.deadlines import DeadlineSensor
-from supervisor.fleet import events
-from supervisor.fleet.model import Worker, WorkerState
-from supervisor.scoreboard import layout, memory
-from supervisor.scoreboard.reader import Scoreboard
-from supervisor.scoreboard.writer import CellWriter
+from ostler.daemon import deadlines
+from ostler.daemon.deadlines import DeadlineSensor
+from ostler.fleet import events
+from ostler.fleet.model import Worker, WorkerState
+from ostler.scoreboard import layout, memory
+from ostler.scoreboard.reader import Scoreboard
+from ostler.scoreboard.writer import CellWriter
 
 TIMEOUT = 30.0
 START = 1000.0
@@ -426,7 +426,7 @@ async def test_it_looks_by_itself(stage: Stage, monkeypatch: pytest.MonkeyPatch)
         return 0.001
 
     monkeypatch.setattr(stage.sensor, "look", look)
-    monkeypatch.setattr("supervisor.daemon.deadlines._LOOK", 0.001)
+    monkeypatch.setattr("ostler.daemon.deadlines._LOOK", 0.001)
     heard: list[Any] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _loop, context: heard.append(context["exception"]))

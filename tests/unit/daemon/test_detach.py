@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from supervisor.daemon.detach import log_gets_lost, reason_to_stay
-from supervisor.settings.table import Settings
+from ostler.daemon.detach import log_gets_lost, reason_to_stay
+from ostler.settings.table import Settings
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from supervisor.daemon.bucket import Bucket
-from supervisor.daemon.doubts import Doubts
-from supervisor.fleet import events
-from supervisor.fleet.model import Cause, Worker, WorkerState
+from ostler.daemon.bucket import Bucket
+from ostler.daemon.doubts import Doubts
+from ostler.fleet import events
+from ostler.fleet.model import Cause, Worker, WorkerState
 
 
 class Stage:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from supervisor.daemon.hooks import HookCaller
-from supervisor.ipc.messages import HookDue
+from ostler.daemon.hooks import HookCaller
+from ostler.ipc.messages import HookDue
 
 
 @pytest.mark.parametrize(

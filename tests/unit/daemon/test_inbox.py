@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor.daemon.allowance import Allowance
-from supervisor.fleet import events
-from supervisor.fleet.model import GenerationState
-from supervisor.ipc import messages
+from ostler.daemon.allowance import Allowance
+from ostler.fleet import events
+from ostler.fleet.model import GenerationState
+from ostler.ipc import messages
 from tests.kit.standins import StandIn, Theatre
 from tests.unit.osapi.test_received import lingering
 

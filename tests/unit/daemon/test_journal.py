@@ -2,7 +2,7 @@
 
 import msgspec
 
-from supervisor.daemon.journal import Journal, JournalState
+from ostler.daemon.journal import Journal, JournalState
 from tests.unit.control.fake import captured_log
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor.daemon.ledger import (
+from ostler.daemon.ledger import (
     ExitFacts,
     Ledger,
     LedgerState,
@@ -14,9 +14,9 @@ from supervisor.daemon.ledger import (
     fork_server_leaving,
     signal_name,
 )
-from supervisor.fleet import events
-from supervisor.fleet.machine import Fleet
-from supervisor.fleet.model import Cause, ExitStatus, FleetPolicy, GenerationState, Worker, WorkerState
+from ostler.fleet import events
+from ostler.fleet.machine import Fleet
+from ostler.fleet.model import Cause, ExitStatus, FleetPolicy, GenerationState, Worker, WorkerState
 
 BOOTING, READY, DRAINING, STOPPING = WorkerState
 QUIT, ABRT, KILL, TERM, SEGV = (

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor.daemon import listeners as module
-from supervisor.daemon.listeners import Access, Listeners
-from supervisor.errors import SettingError
+from ostler.daemon import listeners as module
+from ostler.daemon.listeners import Access, Listeners
+from ostler.errors import SettingError
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to others, which takes privileges")
 NOBODY = 65534

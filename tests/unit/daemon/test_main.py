@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from supervisor.daemon.main import Daemon
+from ostler.daemon.main import Daemon
 
 
 def test_a_chore_that_fails_is_reported_and_ends_nothing() -> None:

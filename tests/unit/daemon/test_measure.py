@@ -12,13 +12,13 @@ import psutil
 import pytest
 import structlog
 
-from supervisor.daemon import measure
-from supervisor.daemon.measure import Measurer, MemoryReader
-from supervisor.fleet.model import FleetPolicy, Load, Worker, WorkerState
-from supervisor.logs.setup import set_up
-from supervisor.scoreboard import layout, memory
-from supervisor.scoreboard.reader import Scoreboard
-from supervisor.scoreboard.writer import CellWriter
+from ostler.daemon import measure
+from ostler.daemon.measure import Measurer, MemoryReader
+from ostler.fleet.model import FleetPolicy, Load, Worker, WorkerState
+from ostler.logs.setup import set_up
+from ostler.scoreboard import layout, memory
+from ostler.scoreboard.reader import Scoreboard
+from ostler.scoreboard.writer import CellWriter
 
 MIB = 1 << 20
 

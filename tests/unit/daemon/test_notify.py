@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.daemon.notify import SystemdNotifier
+from ostler.daemon.notify import SystemdNotifier
 
 
 @pytest.mark.parametrize("address", ["/nowhere/notify", "@nobody-listens-here", "x" * 200, "a\0b", "@"])

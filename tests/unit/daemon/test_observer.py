@@ -7,16 +7,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor.control.views import ChangeView
-from supervisor.daemon.changes import changes
-from supervisor.daemon.ledger import Ledger
-from supervisor.daemon.observer import Observer, ObserverState, _histogram
-from supervisor.fleet import events
-from supervisor.fleet.machine import Fleet
-from supervisor.fleet.model import ExitStatus, FleetPolicy
-from supervisor.scoreboard.counts import Counts
-from supervisor.scoreboard.layout import BUCKETS, LEAST_QUEUED, bucket_of
-from supervisor.settings.load import Loaded, load
+from ostler.control.views import ChangeView
+from ostler.daemon.changes import changes
+from ostler.daemon.ledger import Ledger
+from ostler.daemon.observer import Observer, ObserverState, _histogram
+from ostler.fleet import events
+from ostler.fleet.machine import Fleet
+from ostler.fleet.model import ExitStatus, FleetPolicy
+from ostler.scoreboard.counts import Counts
+from ostler.scoreboard.layout import BUCKETS, LEAST_QUEUED, bucket_of
+from ostler.settings.load import Loaded, load
 
 
 def loaded(**given: Any) -> Loaded:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from supervisor.daemon.outlets import Outlets
-from supervisor.ipc import messages
-from supervisor.logs.lean import LogFile
-from supervisor.settings.table import Settings
+from ostler.daemon.outlets import Outlets
+from ostler.ipc import messages
+from ostler.logs.lean import LogFile
+from ostler.settings.table import Settings
 
 
 class Channel:
@@ -137,7 +137,7 @@ def test_a_reload_asks_no_name_server(rig: Rig, monkeypatch: pytest.MonkeyPatch)
     """Who measures is looked up anew only where the settings say something else: that may take its time."""
     asked: list[str | None] = []
     monkeypatch.setattr(
-        "supervisor.daemon.outlets.statsd_of", lambda settings: asked.append(settings.statsd_host)
+        "ostler.daemon.outlets.statsd_of", lambda settings: asked.append(settings.statsd_host)
     )
     for host in ("127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:2", None, None):
         rig.outlets.follow(Settings(statsd_host=host))

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from supervisor.daemon.pidfile import PidFile
-from supervisor.errors import SettingError
+from ostler.daemon.pidfile import PidFile
+from ostler.errors import SettingError
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_process_that_has_ended(path: Path) -> None:
 def test_a_daemons_own_file_after_the_clock_jumped(path: Path) -> None:
     """Another Ostler holds a lock, so its file is its own even if it looks older than the process."""
     script = (
-        "import sys, os; from supervisor.daemon.pidfile import PidFile;"
+        "import sys, os; from ostler.daemon.pidfile import PidFile;"
         "file = PidFile(sys.argv[1]); file.write(); os.utime(sys.argv[1], (1, 1));"
         "print('written', flush=True); sys.stdin.read()"
     )

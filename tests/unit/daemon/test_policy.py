@@ -1,8 +1,8 @@
 """Development wants the new code at once."""
 
-from supervisor.daemon.policy import fleet_policy
-from supervisor.fleet.model import FleetPolicy
-from supervisor.settings.load import load
+from ostler.daemon.policy import fleet_policy
+from ostler.fleet.model import FleetPolicy
+from ostler.settings.load import load
 
 
 def policy(**given: object) -> FleetPolicy:

@@ -5,10 +5,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor.daemon.rules import _check_settings
-from supervisor.ipc.channel import BadMessage
-from supervisor.settings.load import Loaded, load
-from supervisor.settings.table import Settings, rows
+from ostler.daemon.rules import _check_settings
+from ostler.ipc.channel import BadMessage
+from ostler.settings.load import Loaded, load
+from ostler.settings.table import Settings, rows
 
 RAW: tuple[Any, ...] = (
     *(

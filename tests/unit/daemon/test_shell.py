@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from supervisor.daemon import stacks
-from supervisor.daemon.stacks import DUMP_TIME, Stacks
-from supervisor.fleet.model import ExitStatus
-from supervisor.ipc import messages
+from ostler.daemon import stacks
+from ostler.daemon.stacks import DUMP_TIME, Stacks
+from ostler.fleet.model import ExitStatus
+from ostler.ipc import messages
 from tests.kit.standins import Theatre
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 
-from supervisor.daemon.signals import on_signal, release
+from ostler.daemon.signals import on_signal, release
 
 
 async def test_none_is_lost_among_thousands_of_another() -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from supervisor.daemon import watching
-from supervisor.daemon.journal import Journal
-from supervisor.daemon.watching import Watcher
-from supervisor.fleet import events
-from supervisor.ipc.messages import AppBroken, Watch
-from supervisor.logs.setup import get_logger
-from supervisor.settings.table import Settings
+from ostler.daemon import watching
+from ostler.daemon.journal import Journal
+from ostler.daemon.watching import Watcher
+from ostler.fleet import events
+from ostler.ipc.messages import AppBroken, Watch
+from ostler.logs.setup import get_logger
+from ostler.settings.table import Settings
 
 _PATIENCE = 10.0
 

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 
-from supervisor.fleet.autoscale import Decision, Trend, bounds, decide
-from supervisor.fleet.model import FleetPolicy, Load
+from ostler.fleet.autoscale import Decision, Trend, bounds, decide
+from ostler.fleet.model import FleetPolicy, Load
 
 POLICY = FleetPolicy(
     workers=2,

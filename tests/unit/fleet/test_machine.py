@@ -2,10 +2,10 @@
 
 import pytest
 
-from supervisor.fleet import events, health
-from supervisor.fleet.actions import Finish, Spawn
-from supervisor.fleet.model import Cause, ExitStatus, FleetPolicy, ReloadPhase, WorkerState
-from supervisor.fleet.policies import backoff, surge
+from ostler.fleet import events, health
+from ostler.fleet.actions import Finish, Spawn
+from ostler.fleet.model import Cause, ExitStatus, FleetPolicy, ReloadPhase, WorkerState
+from ostler.fleet.policies import backoff, surge
 from tests.kit.play import (
     FINISH,
     SERVING,

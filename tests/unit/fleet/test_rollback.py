@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from supervisor.fleet import events, health
-from supervisor.fleet.model import ExitStatus, FleetPolicy, GenerationState, ReloadPhase
+from ostler.fleet import events, health
+from ostler.fleet.model import ExitStatus, FleetPolicy, GenerationState, ReloadPhase
 from tests.kit.play import (
     CHECK_UPGRADE,
     UPGRADE,

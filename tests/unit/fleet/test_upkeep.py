@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.fleet import events, health
-from supervisor.fleet.model import ExitStatus, GenerationState, Load
-from supervisor.fleet.policies import crash_loop, crash_pause, jittered
+from ostler.fleet import events, health
+from ostler.fleet.model import ExitStatus, GenerationState, Load
+from ostler.fleet.policies import crash_loop, crash_pause, jittered
 from tests.kit.play import (
     Play,
     abort,

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.ipc import messages
-from supervisor.ipc.channel import pair
-from supervisor.scoreboard import memory
+from ostler.ipc import messages
+from ostler.ipc.channel import pair
+from ostler.scoreboard import memory
 from tests.kit.daemon import descriptors, until
 from tests.unit.workers.keeper import Keeper, Peer
 

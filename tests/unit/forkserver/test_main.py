@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from supervisor.ipc import messages
+from ostler.ipc import messages
 from tests.unit.workers.keeper import Keeper
 
 APP = """\

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.hooks import calling
-from supervisor.hooks.calling import Calls, HookFailed
-from supervisor.wsgi.exchange import QuitWorker
+from ostler.hooks import calling
+from ostler.hooks.calling import Calls, HookFailed
+from ostler.wsgi.exchange import QuitWorker
 
 
 class Told:
@@ -56,7 +56,7 @@ def test_what_a_hook_raises_is_logged(error: type[BaseException]) -> None:
         assert (line["level"], line["event"], line["hook"]) == ("error", "hook_failed", "hook")
         assert line["problem"].startswith(f"hook: {error.__name__}: 4 (")
         assert f"({__file__} line " in line["problem"]
-        assert "supervisor/hooks" not in line["traceback"]
+        assert "/ostler/hooks" not in line["traceback"]
         assert "raise error" in line["traceback"]
 
 

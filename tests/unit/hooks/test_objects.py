@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from supervisor.hooks.objects import Config, HookApp, HookLog, Server, Worker
-from supervisor.settings import Loaded, load
+from ostler.hooks.objects import Config, HookApp, HookLog, Server, Worker
+from ostler.settings import Loaded, load
 
 
 def loaded(**values: Any) -> Loaded:

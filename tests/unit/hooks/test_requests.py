@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from supervisor.hooks.calling import Calls
-from supervisor.hooks.objects import HookApp, HookLog, Server, Worker
-from supervisor.hooks.requests import HookRequest, HookResponse, Requests
-from supervisor.settings import load
-from supervisor.wsgi.exchange import Exchange
+from ostler.hooks.calling import Calls
+from ostler.hooks.objects import HookApp, HookLog, Server, Worker
+from ostler.hooks.requests import HookRequest, HookResponse, Requests
+from ostler.settings import load
+from ostler.wsgi.exchange import Exchange
 from tests.unit.workers.rig import Rig
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from supervisor.http1.errors import ProtocolViolation
-from supervisor.http1.request import RequestParser, Rules
+from ostler.http1.errors import ProtocolViolation
+from ostler.http1.request import RequestParser, Rules
 
 RULES = Rules()
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.http1.errors import NotSupported, ProtocolViolation, VersionNotSupported
-from supervisor.http1.request import RequestParser, Rules
+from ostler.http1.errors import NotSupported, ProtocolViolation, VersionNotSupported
+from ostler.http1.request import RequestParser, Rules
 from tests.unit.http1.parsing import Got, parsed, refused, taken
 
 FOLDING = Rules(permit_obsolete_folding=True)

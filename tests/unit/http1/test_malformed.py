@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import supervisor
-from supervisor.http1.request import Rules
+import ostler
+from ostler.http1.request import Rules
 from tests.unit.http1.parsing import GET, POST_CHUNKED, bytewise, refused
 
 
@@ -379,7 +379,7 @@ def test_stricter_rules(rules: Rules, rest: bytes, status: int) -> None:
 
 def test_patterns_mean_the_same_in_all_pythons() -> None:
     """A possessive quantifier behind a group takes what does not match in Python 3.11.2 (Debian 12)."""
-    sources = sorted(Path(supervisor.__file__).parent.glob("http1/*.py"))
+    sources = sorted(Path(ostler.__file__).parent.glob("http1/*.py"))
     assert len(sources) > 5
     for path in sources:
         assert not re.search(r"\)[*+?]\+(?!,;=)", path.read_text()), path

@@ -6,8 +6,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from supervisor.http1.errors import ProtocolViolation
-from supervisor.http1.proxy import MOST, SIGNATURE, Addresses, read_proxy_header
+from ostler.http1.errors import ProtocolViolation
+from ostler.http1.proxy import MOST, SIGNATURE, Addresses, read_proxy_header
 
 CLIENT = Addresses("192.0.2.1", 56324, "198.51.100.2", 443, "TCP4")
 CLIENT6 = Addresses("2001:db8::1", 1, "2001:db8::2", 65535, "TCP6")

@@ -7,10 +7,10 @@ import threading
 
 import pytest
 
-from supervisor.http1 import line as lines
-from supervisor.http1.errors import BodyNotStored, HeadTooLarge, LineTooLong, ProtocolViolation
-from supervisor.http1.head import _Fields
-from supervisor.http1.request import MAX_FIELDS, MAX_HEAD, MAX_LINE, RequestParser, Rules
+from ostler.http1 import line as lines
+from ostler.http1.errors import BodyNotStored, HeadTooLarge, LineTooLong, ProtocolViolation
+from ostler.http1.head import _Fields
+from ostler.http1.request import MAX_FIELDS, MAX_HEAD, MAX_LINE, RequestParser, Rules
 from tests.unit.http1.parsing import (
     GET,
     GET_LINE,

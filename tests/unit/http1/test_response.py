@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisor.http1 import response
-from supervisor.http1.errors import ResponseError
+from ostler.http1 import response
+from ostler.http1.errors import ResponseError
 
 
 def encoded(status: Any, headers: Any) -> list[bytes]:

@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 import pytest
 
-from supervisor.ipc import messages
-from supervisor.ipc.channel import TRACEBACK_LIMIT, BadMessage, Channel, line, pair, shorten
-from supervisor.settings import Loaded, load
+from ostler.ipc import messages
+from ostler.ipc.channel import TRACEBACK_LIMIT, BadMessage, Channel, line, pair, shorten
+from ostler.settings import Loaded, load
 
 Ends = tuple[Channel[Any], Channel[Any]]
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.ipc import messages, wire
+from ostler.ipc import messages, wire
 
 ANY_TEXT = st.text(st.characters(codec=None))
 FROM_WORKER = wire.decoder(messages.FromWorker)

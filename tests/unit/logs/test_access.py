@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.errors import SettingError
-from supervisor.logs import access
-from supervisor.logs.access import AccessLog, Answered, all_atoms, compile_format, unknown_atoms
-from supervisor.logs.lean import LogFile
-from supervisor.settings.table import DEFAULT_ACCESS_FORMAT
+from ostler.errors import SettingError
+from ostler.logs import access
+from ostler.logs.access import AccessLog, Answered, all_atoms, compile_format, unknown_atoms
+from ostler.logs.lean import LogFile
+from ostler.settings.table import DEFAULT_ACCESS_FORMAT
 
 ENVIRON = {
     "REMOTE_ADDR": "192.0.2.7",

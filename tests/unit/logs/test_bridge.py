@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.logs import bridge
-from supervisor.logs.access import compile_format
-from supervisor.logs.lean import Log, LogFile
+from ostler.logs import bridge
+from ostler.logs.access import compile_format
+from ostler.logs.lean import Log, LogFile
 
 ERROR, ACCESS = logging.getLogger("gunicorn.error"), logging.getLogger("gunicorn.access")
 ENVIRON = {"REMOTE_ADDR": "192.0.2.7", "HTTP_USER_AGENT": "probe"}

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.logs.lean import ErrorStream, Log, LogFile, resolve_format, wants_colour
-from supervisor.osapi import real
+from ostler.logs.lean import ErrorStream, Log, LogFile, resolve_format, wants_colour
+from ostler.osapi import real
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Log lines that a stranger can cause: the first ones, then a number."""
 
-from supervisor.logs.limiter import LimitedLog, LineLimiter
+from ostler.logs.limiter import LimitedLog, LineLimiter
 from tests.unit.control.fake import captured_log
 
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from supervisor.settings.plain import plain
+from ostler.settings.plain import plain
 
 PROGRAM = """\
 import logging, sys
 import msgspec
-from supervisor.errors import SettingError
-from supervisor.logs import bridge, logconfig
-from supervisor.logs.lean import Log, LogFile
-from supervisor.settings.table import Settings, rows
+from ostler.errors import SettingError
+from ostler.logs import bridge, logconfig
+from ostler.logs.lean import Log, LogFile
+from ostler.settings.table import Settings, rows
 class Shout(logging.Formatter):
     def format(self, record):
         return "SHOUT " + record.getMessage().upper()

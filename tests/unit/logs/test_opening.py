@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.logs.opening import make_for_sharer, open_log, share_with
-from supervisor.osapi.account import Account
+from ostler.logs.opening import make_for_sharer, open_log, share_with
+from ostler.osapi.account import Account
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to others, which takes privileges")
 
@@ -198,7 +198,7 @@ def test_own_rights_are_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
 def test_a_descriptor_by_name(name: str) -> None:
     """What can't be opened again, a socket here, is written to as it is."""
-    script = f"import os\nfrom supervisor.logs.opening import open_log\nos.write(open_log({name!r}), b'line')"
+    script = f"import os\nfrom ostler.logs.opening import open_log\nos.write(open_log({name!r}), b'line')"
     ours, theirs = socket.socketpair()
     with ours, theirs:
         subprocess.run([sys.executable, "-c", script], stdout=theirs, check=True)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.logs.render import console_line, json_line
+from ostler.logs.render import console_line, json_line
 
 AT = 1_795_251_600.125  # 2026-11-21 09:00:00.125 UTC
 

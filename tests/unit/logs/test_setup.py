@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from supervisor.logs.setup import get_logger, set_up, tap
+from ostler.logs.setup import get_logger, set_up, tap
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from supervisor.logs.statsd import Statsd, statsd_of
-from supervisor.settings.table import Settings
+from ostler.logs.statsd import Statsd, statsd_of
+from ostler.settings.table import Settings
 
 
 class Clock:

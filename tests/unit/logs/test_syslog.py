@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor.logs.syslog import Syslog, syslog_of
-from supervisor.settings.table import Settings
+from ostler.logs.syslog import Syslog, syslog_of
+from ostler.settings.table import Settings
 
 PID = os.getpid()
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.errors import SettingError
-from supervisor.osapi.account import Account, files_as, find_account
+from ostler.errors import SettingError
+from ostler.osapi.account import Account, files_as, find_account
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may be somebody else")
 NOBODY = pwd.getpwnam("nobody")

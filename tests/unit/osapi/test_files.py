@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.osapi import files
-from supervisor.osapi.files import check_file, read_file
+from ostler.osapi import files
+from ostler.osapi.files import check_file, read_file
 
 
 @pytest.mark.parametrize("look", [read_file, check_file])

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-import supervisor
+import ostler
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to others")
 
 UID = 12345
-PACKAGES = str(Path(supervisor.__file__).parents[1])
+PACKAGES = str(Path(ostler.__file__).parents[1])
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def ours(tmp_path: Path) -> Path:
 def run(source: str, *path: Path, **environ: str) -> str:
     """What a process prints that is careful; `path`: its PYTHONPATH."""
     more = {"PYTHONPATH": os.pathsep.join([*map(str, path), PACKAGES]), **environ}
-    prelude = "import sys\nfrom supervisor.osapi import imports\nimports.guard()\n"
+    prelude = "import sys\nfrom ostler.osapi import imports\nimports.guard()\n"
     argv = [sys.executable, "-P", "-c", prelude + source]
     done = subprocess.run(argv, env=os.environ | more, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -100,7 +100,7 @@ def test_environment(ours: Path, theirs: Path) -> None:
     """An interpreter that root starts does not look there before its rights are given up."""
     (theirs / "sitecustomize.py").write_text("import os; print('custom', os.environ.get('LATE'), end=' ')\n")
     child = (
-        "import os, sys; from supervisor.osapi import imports; imports.guard(); os.environ['LATE'] = 'late'; "
+        "import os, sys; from ostler.osapi import imports; imports.guard(); os.environ['LATE'] = 'late'; "
         "imports.release(); print(os.environ['PYTHONPATH'], [p for p in sys.path if p.endswith('theirs')])"
     )
     source = (

@@ -12,7 +12,7 @@ for signum in everything - {signal.SIGKILL, signal.SIGSTOP}:
 for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
     signal.setitimer(timer, 600, 600)
 os.umask(0o727)
-from supervisor.osapi.inherited import set_right
+from ostler.osapi.inherited import set_right
 set_right({signal.SIGHUP}, {signal.SIGTERM})
 assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == {signal.SIGTERM}
 ignored = {signum for signum in everything if signal.getsignal(signum) == signal.SIG_IGN}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.osapi.memfile import memory_file
+from ostler.osapi.memfile import memory_file
 
 
 def refuse(number: int, flags: int = 0) -> Any:
@@ -59,7 +59,7 @@ def test_refused(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 def test_all_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names both calls."""
     monkeypatch.setattr(os, "memfd_create", refuse(errno.EPERM))
-    monkeypatch.setattr("supervisor.osapi.memfile._SHM", "/nowhere")
+    monkeypatch.setattr("ostler.osapi.memfile._SHM", "/nowhere")
     with pytest.raises(PermissionError) as caught:
         memory_file("ostler-test")
     assert caught.value.strerror == (

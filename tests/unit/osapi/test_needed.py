@@ -4,8 +4,8 @@ import errno
 
 import pytest
 
-from supervisor.errors import OstlerError
-from supervisor.osapi import needed
+from ostler.errors import OstlerError
+from ostler.osapi import needed
 
 
 def test_all_are_allowed() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.osapi import peers
-from supervisor.osapi.peers import PeerGone, TcpPeers, is_local, tcp_owners, unix_peer
+from ostler.osapi import peers
+from ostler.osapi.peers import PeerGone, TcpPeers, is_local, tcp_owners, unix_peer
 
 ME = {os.geteuid()}
 OTHER = 4321

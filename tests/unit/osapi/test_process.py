@@ -4,12 +4,12 @@ import signal
 import subprocess
 import sys
 
-from supervisor.osapi.process import DUMP_SIGNAL, signal_main_thread
+from ostler.osapi.process import DUMP_SIGNAL, signal_main_thread
 from tests.kit.daemon import Process, freeze
 
 CHILD = f"""\
 import faulthandler, os, signal, threading, time
-from supervisor.osapi.process import enlarge_signal_stack
+from ostler.osapi.process import enlarge_signal_stack
 
 def handler(*_):
     os._exit(7)  # nothing is torn down while another thread may be in faulthandler's handler
@@ -43,7 +43,7 @@ def test_main_thread_is_hit() -> None:
 MANY = [int(signal.SIGRTMIN) + number for number in range(8, 24)]
 STOPPED = f"""\
 import faulthandler, os, signal, time
-from supervisor.osapi.process import enlarge_signal_stack
+from ostler.osapi.process import enlarge_signal_stack
 
 seen = []
 

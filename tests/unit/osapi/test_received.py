@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from supervisor.osapi import received
+from ostler.osapi import received
 
 
 def lingering() -> tuple[socket.socket, socket.socket]:

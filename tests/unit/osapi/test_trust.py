@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import supervisor
-from supervisor.osapi import trust
-from supervisor.osapi.trust import Writer
+import ostler
+from ostler.osapi import trust
+from ostler.osapi.trust import Writer
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to others")
 
@@ -222,10 +222,10 @@ def test_alone_in_a_user_namespace(folder: Path) -> None:
         pytest.skip("no user namespaces here")
     os.chown(folder, UID, GID)
     folder.chmod(0o777)
-    root = str(Path(supervisor.__file__).parents[1])
+    root = str(Path(ostler.__file__).parents[1])
     source = (
         f"import sys; sys.path.insert(0, {root!r})\n"
-        "from supervisor.osapi import trust\n"
+        "from ostler.osapi import trust\n"
         f"print(trust.writers({str(folder / 'file')!r}))"
     )
     done = subprocess.run([*alone, source], check=True, capture_output=True, text=True)

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 
-from supervisor.scoreboard import layout, memory
-from supervisor.scoreboard.counts import MOST, Counts
-from supervisor.scoreboard.layout import bucket_limit, bucket_of, percentile
-from supervisor.scoreboard.reader import InFlight, Scoreboard, ScoreboardState
-from supervisor.scoreboard.writer import CellWriter
+from ostler.scoreboard import layout, memory
+from ostler.scoreboard.counts import MOST, Counts
+from ostler.scoreboard.layout import bucket_limit, bucket_of, percentile
+from ostler.scoreboard.reader import InFlight, Scoreboard, ScoreboardState
+from ostler.scoreboard.writer import CellWriter
 
 # What the histogram can tell apart ends here: 2**37 ns, 137 s.
 LONGEST = 2**37 - 1

@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from supervisor.settings.address import Address, parse_address
+from ostler.settings.address import Address, parse_address
 
 
 @pytest.mark.parametrize(

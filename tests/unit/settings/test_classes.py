@@ -2,7 +2,7 @@
 
 import pytest
 
-from supervisor.settings.classes import BUILT_IN, canonical, names
+from ostler.settings.classes import BUILT_IN, canonical, names
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.errors import ConfigFileError
-from supervisor.settings.configfile import HOOKS, ConfigFile, evaluate, find, imported_hooks
+from ostler.errors import ConfigFileError
+from ostler.settings.configfile import HOOKS, ConfigFile, evaluate, find, imported_hooks
 
 Write = Callable[[str], ConfigFile]
 

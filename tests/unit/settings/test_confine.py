@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from supervisor.errors import SettingError
-from supervisor.settings.confine import OPENED, confine
-from supervisor.settings.load import Loaded
-from supervisor.settings.table import Settings, rows
+from ostler.errors import SettingError
+from ostler.settings.confine import OPENED, confine
+from ostler.settings.load import Loaded
+from ostler.settings.table import Settings, rows
 
 
 def said(**values: Any) -> Loaded:

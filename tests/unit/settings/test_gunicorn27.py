@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from supervisor.settings import load, rows
-from supervisor.settings.configfile import HOOKS, ConfigFile
-from supervisor.settings.own import OWN
-from supervisor.settings.unused import UNUSED
+from ostler.settings import load, rows
+from ostler.settings.configfile import HOOKS, ConfigFile
+from ostler.settings.own import OWN
+from ostler.settings.unused import UNUSED
 from tests.unit.settings.gunicorn27 import HOOKS as GUNICORNS_HOOKS
 from tests.unit.settings.gunicorn27 import SETTINGS
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from supervisor.settings import kinds
-from supervisor.settings.kinds import Kind
+from ostler.settings import kinds
+from ostler.settings.kinds import Kind
 
 LEVEL = kinds.choice("info", "warning", aliases={"warn": "warning"})
 FEW = Kind(kinds.whole_number(1, 9), "N")

@@ -5,10 +5,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor.errors import SettingError
-from supervisor.settings import Loaded, Settings, load, rows
-from supervisor.settings.configfile import ConfigFile
-from supervisor.settings.render import print_config
+from ostler.errors import SettingError
+from ostler.settings import Loaded, Settings, load, rows
+from ostler.settings.configfile import ConfigFile
+from ostler.settings.render import print_config
 
 
 def loaded(

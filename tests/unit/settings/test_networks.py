@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from supervisor.settings.networks import Networks, normalized
+from ostler.settings.networks import Networks, normalized
 
 
 @pytest.mark.parametrize(

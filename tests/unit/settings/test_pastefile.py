@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.errors import SettingError
-from supervisor.settings import pastefile
-from supervisor.settings.configfile import ConfigFile
-from supervisor.settings.load import Loaded, load
-from supervisor.settings.pastefile import with_paste
-from supervisor.settings.table import Settings
+from ostler.errors import SettingError
+from ostler.settings import pastefile
+from ostler.settings.configfile import ConfigFile
+from ostler.settings.load import Loaded, load
+from ostler.settings.pastefile import with_paste
+from ostler.settings.table import Settings
 
 
 def loaded(

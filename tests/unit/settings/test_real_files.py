@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.errors import OstlerError
-from supervisor.settings import load
-from supervisor.settings.configfile import evaluate
+from ostler.errors import OstlerError
+from ostler.settings import load
+from ostler.settings.configfile import evaluate
 
 
 def settings(tmp_path: Path, source: str) -> tuple[dict[str, Any], list[str], tuple[str, ...]]:

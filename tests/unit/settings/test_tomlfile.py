@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.errors import ConfigFileError, SettingError
-from supervisor.settings import load
-from supervisor.settings.configfile import evaluate, find
+from ostler.errors import ConfigFileError, SettingError
+from ostler.settings import load
+from ostler.settings.configfile import evaluate, find
 
 SOURCE = """\
 # comment

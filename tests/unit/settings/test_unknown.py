@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.settings.configfile import evaluate
+from ostler.settings.configfile import evaluate
 
 
 def told(tmp_path: Path, source: str) -> list[str]:

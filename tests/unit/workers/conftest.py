@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from supervisor.workers.relay import Relay
-from supervisor.wsgi.exchange import App
+from ostler.workers.relay import Relay
+from ostler.wsgi.exchange import App
 from tests.unit.workers.rig import Rig, Serve
 
 

@@ -23,11 +23,11 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-import supervisor
-from supervisor.ipc import messages
-from supervisor.ipc.channel import Channel, pair
-from supervisor.scoreboard import layout, memory
-from supervisor.settings.load import Loaded
+import ostler
+from ostler.ipc import messages
+from ostler.ipc.channel import Channel, pair
+from ostler.scoreboard import layout, memory
+from ostler.settings.load import Loaded
 
 PATIENCE = 20.0
 M = TypeVar("M", bound=msgspec.Struct)
@@ -35,7 +35,7 @@ M = TypeVar("M", bound=msgspec.Struct)
 # Lanes of a cell: as many as a worker may ask for with its settings, and more does no harm.
 _LANES = 257
 
-_START = "import sys; from supervisor.forkserver.main import main; main(int(sys.argv[1]), 0)"
+_START = "import sys; from ostler.forkserver.main import main; main(int(sys.argv[1]), 0)"
 
 
 class Peer:
@@ -155,7 +155,7 @@ class Keeper:
     def start(self) -> Peer:
         """A fork server that has been told nothing."""
         ours, theirs = pair()
-        environ = os.environ | {"PYTHONPATH": str(Path(supervisor.__file__).parent.parent)}
+        environ = os.environ | {"PYTHONPATH": str(Path(ostler.__file__).parent.parent)}
         environ.pop("PYTHONUNBUFFERED", None)
         with theirs, self.log.open("ab") as log, self.output.open("ab") as output:
             argv = [sys.executable, "-c", _START, str(theirs.fileno())]

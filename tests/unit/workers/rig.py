@@ -12,17 +12,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from supervisor.logs.access import AccessLog
-from supervisor.logs.lean import Log, LogFile
-from supervisor.scoreboard.counts import Counts
-from supervisor.scoreboard.memory import map_cell
-from supervisor.scoreboard.reader import Scoreboard
-from supervisor.scoreboard.writer import CellWriter
-from supervisor.settings.table import Settings
-from supervisor.workers.base import Context
-from supervisor.workers.engine import Engine
-from supervisor.workers.relay import Relay
-from supervisor.wsgi.exchange import App, Exchange
+from ostler.logs.access import AccessLog
+from ostler.logs.lean import Log, LogFile
+from ostler.scoreboard.counts import Counts
+from ostler.scoreboard.memory import map_cell
+from ostler.scoreboard.reader import Scoreboard
+from ostler.scoreboard.writer import CellWriter
+from ostler.settings.table import Settings
+from ostler.workers.base import Context
+from ostler.workers.engine import Engine
+from ostler.workers.relay import Relay
+from ostler.wsgi.exchange import App, Exchange
 
 if TYPE_CHECKING:
     from ssl import SSLContext

@@ -10,11 +10,11 @@ import pytest
 
 pytest.importorskip("uvicorn")
 
-from supervisor.scoreboard import layout
-from supervisor.settings.table import Settings
-from supervisor.workers.asgi import pace
-from supervisor.workers.asgi.doors import Doors
-from supervisor.workers.eviction import MOVING
+from ostler.scoreboard import layout
+from ostler.settings.table import Settings
+from ostler.workers.asgi import pace
+from ostler.workers.asgi.doors import Doors
+from ostler.workers.eviction import MOVING
 
 
 class Loop:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from supervisor.workers.relay import Relay
-from supervisor.wsgi.environ import Environ
+from ostler.workers.relay import Relay
+from ostler.wsgi.environ import Environ
 from tests.kit.daemon import until
 from tests.unit.workers.rig import PATIENCE, Rig
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.workers import audit as module
-from supervisor.workers.audit import Audit, audit_drained, audit_serving
+from ostler.workers import audit as module
+from ostler.workers.audit import Audit, audit_drained, audit_serving
 
 SHARED = "children would share it and get each other's answers"
 
@@ -118,8 +118,8 @@ def test_the_engines_threads_are_ours_while_it_serves(known: set[int]) -> None:
 _NATIVE = """\
 import ctypes, os, sys
 sys.path.insert(0, sys.argv[1])
-from supervisor.workers import audit
-from supervisor.workers.audit import audit_drained, audit_serving
+from ostler.workers import audit
+from ostler.workers.audit import audit_drained, audit_serving
 if sys.argv[2] != "as it is":
     audit._has_openblas = lambda: True
 forked = []

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.workers.lane import status_class
-from supervisor.wsgi.environ import Environ
-from supervisor.wsgi.exchange import ClientGone
+from ostler.workers.lane import status_class
+from ostler.wsgi.environ import Environ
+from ostler.wsgi.exchange import ClientGone
 from tests.kit.daemon import until
 from tests.unit.workers.rig import Serve
 from tests.unit.workers.test_queueing import Gate, let_pass
@@ -80,7 +80,7 @@ def test_the_client_of_a_request_that_came_too_late_has_gone(
     def gone(*_: Any) -> Iterable[bytes]:
         raise ClientGone
 
-    monkeypatch.setattr("supervisor.workers.serving.overloaded", gone)
+    monkeypatch.setattr("ostler.workers.serving.overloaded", gone)
     gate = Gate()
     rig = serve(gate, queue_timeout=0.05, access=True)
     client = rig.client()

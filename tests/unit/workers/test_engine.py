@@ -18,7 +18,7 @@ from wsgiref.validate import validator
 
 import pytest
 
-from supervisor.wsgi.environ import Environ
+from ostler.wsgi.environ import Environ
 from tests.kit.daemon import until
 from tests.unit.workers.rig import PATIENCE, Client, Serve
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from supervisor.workers.error_page import MARK, AsgiErrorPage, ErrorPage, Failure
-from supervisor.workers.loader import AppLoadError, load_app
+from ostler.workers.error_page import MARK, AsgiErrorPage, ErrorPage, Failure
+from ostler.workers.loader import AppLoadError, load_app
 
 
 @pytest.fixture

@@ -12,15 +12,15 @@ from typing import Any
 import gevent
 import pytest
 
-from supervisor.osapi.process import INTERRUPT_SIGNAL
-from supervisor.scoreboard import layout
-from supervisor.scoreboard.reader import InFlight
-from supervisor.scoreboard.writer import CellWriter
-from supervisor.workers import greenlets
-from supervisor.workers.base import Context
-from supervisor.workers.gevent_hub import GeventHub, GeventWorker
-from supervisor.workers.greenlet_deadlines import Berths
-from supervisor.wsgi.environ import Environ
+from ostler.osapi.process import INTERRUPT_SIGNAL
+from ostler.scoreboard import layout
+from ostler.scoreboard.reader import InFlight
+from ostler.scoreboard.writer import CellWriter
+from ostler.workers import greenlets
+from ostler.workers.base import Context
+from ostler.workers.gevent_hub import GeventHub, GeventWorker
+from ostler.workers.greenlet_deadlines import Berths
+from ostler.wsgi.environ import Environ
 from tests.kit.daemon import until
 from tests.unit.workers.rig import Rig
 

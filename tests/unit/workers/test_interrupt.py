@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from supervisor.osapi.process import INTERRUPT_SIGNAL
-from supervisor.scoreboard import layout
-from supervisor.scoreboard.reader import InFlight
-from supervisor.workers import interrupt as module
-from supervisor.workers.interrupt import LONG, Deadlines
-from supervisor.workers.relay import Relay
-from supervisor.wsgi.environ import Environ
-from supervisor.wsgi.exchange import DeadlineExceeded
+from ostler.osapi.process import INTERRUPT_SIGNAL
+from ostler.scoreboard import layout
+from ostler.scoreboard.reader import InFlight
+from ostler.workers import interrupt as module
+from ostler.workers.interrupt import LONG, Deadlines
+from ostler.workers.relay import Relay
+from ostler.wsgi.environ import Environ
+from ostler.wsgi.exchange import DeadlineExceeded
 from tests.kit.daemon import until
 from tests.unit.workers.rig import PATIENCE, Client, Rig, Serve
 
@@ -490,7 +490,7 @@ def test_at_any_moment(
 ) -> None:
     """Requests are marked when they are about to end: each is answered or cut, and no other one is hit."""
     monkeypatch.setattr(module, "LONG", 0)
-    monkeypatch.setattr("supervisor.workers.serving.LONG", 0)
+    monkeypatch.setattr("ostler.workers.serving.LONG", 0)
     marked: set[str] = set()
     hit: list[str] = []
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.scoreboard import layout
-from supervisor.workers import lead as module
-from supervisor.workers.lead import Lead
+from ostler.scoreboard import layout
+from ostler.workers import lead as module
+from ostler.workers.lead import Lead
 from tests.kit.daemon import until
 from tests.unit.workers.rig import PATIENCE
 

@@ -19,18 +19,18 @@ from typing import Any
 
 import pytest
 
-from supervisor.http1.request import Rules
-from supervisor.logs.limiter import FIRST
-from supervisor.settings.table import Settings
-from supervisor.workers import engine as engine_module
-from supervisor.workers import loop as loop_module
-from supervisor.workers.connection import Connection, Limits
-from supervisor.workers.eviction import MOVING, SLOW, rank
-from supervisor.workers.limits import AddressCounts
-from supervisor.workers.relay import Relay
-from supervisor.workers.tls import make_context
-from supervisor.wsgi.body import Body, StreamedBody
-from supervisor.wsgi.environ import Environ
+from ostler.http1.request import Rules
+from ostler.logs.limiter import FIRST
+from ostler.settings.table import Settings
+from ostler.workers import engine as engine_module
+from ostler.workers import loop as loop_module
+from ostler.workers.connection import Connection, Limits
+from ostler.workers.eviction import MOVING, SLOW, rank
+from ostler.workers.limits import AddressCounts
+from ostler.workers.relay import Relay
+from ostler.workers.tls import make_context
+from ostler.wsgi.body import Body, StreamedBody
+from ostler.wsgi.environ import Environ
 from tests.kit.certificates import Authority
 from tests.kit.daemon import until
 from tests.unit.workers.rig import PATIENCE, Client, Rig, Serve

@@ -12,13 +12,13 @@ import pytest
 
 pytest.importorskip("meinheld.server", reason="meinheld is not installed", exc_type=ImportError)
 
-from supervisor.scoreboard import layout
-from supervisor.scoreboard.memory import size
-from supervisor.scoreboard.writer import CellWriter
-from supervisor.workers.base import Context
-from supervisor.workers.interrupt import Deadlines
-from supervisor.workers.meinheld_calls import Calls, serves
-from supervisor.wsgi.exchange import DeadlineExceeded
+from ostler.scoreboard import layout
+from ostler.scoreboard.memory import size
+from ostler.scoreboard.writer import CellWriter
+from ostler.workers.base import Context
+from ostler.workers.interrupt import Deadlines
+from ostler.workers.meinheld_calls import Calls, serves
+from ostler.wsgi.exchange import DeadlineExceeded
 
 
 class Rig:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisor.workers.outbox import Outbox, Truncated
+from ostler.workers.outbox import Outbox, Truncated
 
 MEMORY, FILE = 1000, 10_000
 

@@ -15,8 +15,8 @@ from wsgiref.validate import validator
 
 import pytest
 
-from supervisor.wsgi.environ import Environ
-from supervisor.wsgi.exchange import App
+from ostler.wsgi.environ import Environ
+from ostler.wsgi.exchange import App
 from tests.unit.workers.rig import PATIENCE, Serve
 from tests.unit.workers.wire import FAILED, GET, GET10, GET10_STAY, HEAD, HEAD10_STAY, talk, with_again
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.wsgi.environ import Environ
+from ostler.wsgi.environ import Environ
 from tests.unit.workers import rig
 from tests.unit.workers.rig import Client, Serve
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from supervisor.scoreboard import layout
-from supervisor.scoreboard.counts import Counts
-from supervisor.workers import queueing
-from supervisor.workers.queueing import waiting_time
-from supervisor.workers.relay import Relay
-from supervisor.wsgi.environ import Environ
+from ostler.scoreboard import layout
+from ostler.scoreboard.counts import Counts
+from ostler.workers import queueing
+from ostler.workers.queueing import waiting_time
+from ostler.workers.relay import Relay
+from ostler.wsgi.environ import Environ
 from tests.kit.daemon import until
 from tests.unit.workers.rig import PATIENCE, Rig, Serve
 
@@ -83,7 +83,7 @@ def test_usual_requests_are_not_asked_about(serve: Serve, monkeypatch: pytest.Mo
         asked.append(now - earliest)
         return 0
 
-    monkeypatch.setattr("supervisor.workers.serving.waiting_time", asking)
+    monkeypatch.setattr("ostler.workers.serving.waiting_time", asking)
     rig = serve(Gate())
     client = rig.client()
     for _ in range(200):

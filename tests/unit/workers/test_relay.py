@@ -20,8 +20,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor.workers.relay import Relay
-from supervisor.wsgi.environ import Environ
+from ostler.workers.relay import Relay
+from ostler.wsgi.environ import Environ
 from tests.kit.daemon import until
 from tests.unit.osapi.test_received import lingering
 from tests.unit.workers.rig import PATIENCE, Client, Rig, Serve
@@ -413,7 +413,7 @@ GONE = """
 import socket, sys
 sys.path.insert(0, ".")
 from tests.unit.workers.test_relay import Pair
-from supervisor.workers.relay import Relay
+from ostler.workers.relay import Relay
 
 giving, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 relay = Relay(giving, taking)

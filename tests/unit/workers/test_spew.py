@@ -8,8 +8,8 @@ from pathlib import Path
 # In a process of its own: a trace function would see whatever else runs in this one.
 _PROGRAM = """
 import json, sys, threading
-from supervisor.settings.table import Settings
-from supervisor.workers import spew
+from ostler.settings.table import Settings
+from ostler.workers import spew
 
 class Told:
     lines = []

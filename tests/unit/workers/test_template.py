@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from supervisor.ipc import messages
+from ostler.ipc import messages
 from tests.unit.workers.keeper import Keeper, Peer
 
 APP = """\

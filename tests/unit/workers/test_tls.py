@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.errors import SettingError
-from supervisor.settings import Settings
-from supervisor.workers.tls import HandshakeFailed, TlsSocket, distinguished_name, make_context
+from ostler.errors import SettingError
+from ostler.settings import Settings
+from ostler.workers.tls import HandshakeFailed, TlsSocket, distinguished_name, make_context
 from tests.kit.certificates import Authority, Certificate
 
 PATIENCE = 10.0

@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor.ipc import messages
-from supervisor.logs.lean import Log, LogFile
-from supervisor.settings.kinds import WarmupRequest
-from supervisor.settings.table import Settings
-from supervisor.workers.warmup import WarmupError, warm_up
+from ostler.ipc import messages
+from ostler.logs.lean import Log, LogFile
+from ostler.settings.kinds import WarmupRequest
+from ostler.settings.table import Settings
+from ostler.workers.warmup import WarmupError, warm_up
 from tests.unit.workers.keeper import Keeper
 
 Environ = dict[str, Any]

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor.ipc.messages import Watch
-from supervisor.workers.loader import AppLoadError, load_app
-from supervisor.workers.watched import Telling, forget_bytecode, of_failure, sources
+from ostler.ipc.messages import Watch
+from ostler.workers.loader import AppLoadError, load_app
+from ostler.workers.watched import Telling, forget_bytecode, of_failure, sources
 
 
 def module(name: str, file: str | None) -> tuple[str, ModuleType]:
@@ -35,7 +35,7 @@ def test_files_of_modules() -> None:
             module("frozen", "<frozen something>"),
             ("none", None),
             ("json", importlib.import_module("json")),
-            ("supervisor.errors", importlib.import_module("supervisor.errors")),
+            ("ostler.errors", importlib.import_module("ostler.errors")),
         ]
     )
     assert found.files == [

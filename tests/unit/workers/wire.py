@@ -8,8 +8,8 @@ client reads to a clean end, and nothing has to wait for what does not come.
 import re
 from typing import Any, NamedTuple
 
-from supervisor.wsgi.environ import Environ
-from supervisor.wsgi.exchange import App
+from ostler.wsgi.environ import Environ
+from ostler.wsgi.exchange import App
 from tests.unit.workers.rig import Rig
 
 OWN = b"(own)"

@@ -11,9 +11,9 @@ from typing import IO, Any
 
 import pytest
 
-from supervisor.wsgi.body import Body, StreamedBody
-from supervisor.wsgi.environ import Environ
-from supervisor.wsgi.exchange import App
+from ostler.wsgi.body import Body, StreamedBody
+from ostler.wsgi.environ import Environ
+from ostler.wsgi.exchange import App
 from tests.unit.workers.rig import Rig
 from tests.unit.workers.wire import FAILED, GET, talk, with_again
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.http1.request import RequestParser, Rules
-from supervisor.wsgi.body import Body
-from supervisor.wsgi.environ import (
+from ostler.http1.request import RequestParser, Rules
+from ostler.wsgi.body import Body
+from ostler.wsgi.environ import (
     Environ,
     FileWrapper,
     head_environ,

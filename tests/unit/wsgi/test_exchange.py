@@ -9,16 +9,16 @@ from wsgiref.validate import validator
 
 import pytest
 
-from supervisor.http1.request import RequestParser, Rules
-from supervisor.wsgi.body import Body
-from supervisor.wsgi.environ import (
+from ostler.http1.request import RequestParser, Rules
+from ostler.wsgi.body import Body
+from ostler.wsgi.environ import (
     Environ,
     head_environ,
     listener_environ,
     request_environ,
     worker_environ,
 )
-from supervisor.wsgi.exchange import App, ClientGone, DeadlineExceeded, Exchange, QuitWorker
+from ostler.wsgi.exchange import App, ClientGone, DeadlineExceeded, Exchange, QuitWorker
 
 Start = Callable[..., Any]
 

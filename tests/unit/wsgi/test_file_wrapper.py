@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from supervisor.wsgi.environ import Environ, FileWrapper
-from supervisor.wsgi.exchange import App
+from ostler.wsgi.environ import Environ, FileWrapper
+from ostler.wsgi.exchange import App
 from tests.unit.workers.rig import Rig
 from tests.unit.workers.wire import FAILED, GET, GET10, HEAD, talk, with_again
 

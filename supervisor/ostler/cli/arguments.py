@@ -1,0 +1,264 @@
+"""The command line made from the settings table, and the variables that hold more of it.
+
+What gunicorn's own parser takes is taken: flags cut short as far as they are clear, `-w=4`, more arguments
+than the app. Values are checked here and handed on as they were written; the fork server merges and parses
+them.
+"""
+
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+
+from ostler.settings.kinds import Kind
+from ostler.settings.own import OWN
+from ostler.settings.table import Setting, rows
+from ostler.settings.unused import UNUSED, Unused
+
+# More arguments; the first that says something wins, and the command line itself before them.
+VARIABLES = ("OSTLER_CMD_ARGS", "GUNICORN_CMD_ARGS")
+
+_EPILOG = (
+    "The variables OSTLER_CMD_ARGS and GUNICORN_CMD_ARGS may hold more arguments. See also: ctl --help (the "
+    "same as ostler ctl --help), which drives a running daemon."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """All that was asked for.
+
+    Args:
+        values: raw settings by name, gunicorn's without effect among them; variables: of these the ones that
+            are from a variable, with its name for people; remarks: what deserves a warning.
+    """
+
+    app: str | None
+    config: str | None
+    check_config: bool
+    print_config: bool
+    demo: bool
+    values: dict[str, Any]
+    variables: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
+class _Value(click.ParamType[Any]):
+    """Checks a value as its row does and hands on what was written."""
+
+    def __init__(self, row: Setting) -> None:
+        self.name = row.kind.metavar.lower()
+        self._row = row
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            self._row.kind.parse([value] if self._row.kind.several else value)
+        except ValueError as error:
+            self.fail(f"{self._row.name}: {error}", param, ctx)
+        return value
+
+
+def _option(row: Setting) -> click.Option:
+    switch = not row.kind.metavar
+    default = "" if switch or row.default in (None, ()) else f"  [default: {_shown(row)}]"
+    if row.env and default:
+        default = f"{default[:-1]}, or the environment's {row.env}]"
+    if switch:
+        # What is on by default has a flag that turns it off.
+        return _switch([*row.flags, f"_{row.name}"], "false" if row.default else True, help=row.help)
+    return click.Option(
+        [*row.flags, f"_{row.name}"],
+        help=row.help + default,
+        default=None,
+        multiple=row.kind.several,
+        type=_Value(row),
+        metavar=row.kind.metavar,
+    )
+
+
+def _switch(names: list[str], value: Any, **more: Any) -> click.Option:
+    # Only here: to click an option with a flag value is one whose value may be missing.
+    return click.Option(names, is_flag=True, flag_value=value, default=None, **more)
+
+
+def _hidden(unused: Unused) -> click.Option:
+    names = [*unused.flags, f"_{unused.name}"]
+    if unused.switch:
+        return _switch(names, True, hidden=True)
+    return click.Option(names, hidden=True, default=None, multiple=unused.several, type=str)
+
+
+def _shown(row: Setting) -> str:
+    if isinstance(row.default, float):
+        return f"{row.default:g}"
+    if isinstance(row.default, tuple) and row.kind.several:
+        return ", ".join(row.default)
+    return row.kind.shown(row.default)
+
+
+class _Command(click.Command):
+    """Reads flags as gunicorn's parser does where click's is narrower."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        params = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        return super().parse_args(ctx, _spelled_out(args, {flag: p for p in params for flag in p.opts}))
+
+
+def _spelled_out(args: list[str], options: Mapping[str, click.Option]) -> list[str]:
+    """The arguments with whole flags, `-w=4` as `-w 4`, and the value that a flag alone means."""
+    out: list[str] = []
+    waiting = args[::-1]
+    while waiting:
+        arg = waiting.pop()
+        if arg == "--":
+            return [*out, arg, *waiting[::-1]]
+        if arg[:2] == "--":
+            flag, equals, value = arg.partition("=")
+            flag = _whole(flag, options)
+            out.append(flag + equals + value)
+            missing = not equals and _needs_value(options.get(flag))
+        elif arg[:1] == "-":
+            flag, value = _cluster(arg, options)
+            out += [flag, value[1:]] if value[:1] == "=" else [flag + value]
+            missing = not value and _needs_value(options.get(f"-{flag[-1]}"))
+        else:
+            out.append(arg)
+            missing = False
+        if missing:
+            bare = _bare(flag)
+            if bare is not None and not _is_value(bare, *waiting[-1:]):
+                out[-1] = f"{flag}={bare.bare}"
+            elif waiting:
+                out.append(waiting.pop())  # whatever it looks like
+    return out
+
+
+def _whole(flag: str, options: Mapping[str, click.Option]) -> str:
+    """The flag that this one is the beginning of, if there is but one, or but one of gunicorn's."""
+    if flag in options:
+        return flag
+    longer = [name for name in options if name.startswith(flag)]
+    for names in (longer, [name for name in longer if str(options[name].name)[1:] not in OWN]):
+        if len({options[name].name for name in names}) == 1:
+            return names[0]
+    return flag
+
+
+def _cluster(arg: str, options: Mapping[str, click.Option]) -> tuple[str, str]:
+    """One-letter flags up to the first that takes a value, and the rest of the argument, its value."""
+    for place, letter in enumerate(arg[1:], 2):
+        if _needs_value(options.get(f"-{letter}")):
+            return arg[:place], arg[place:]
+    return arg, ""
+
+
+def _needs_value(option: click.Option | None) -> bool:
+    return option is not None and not option.is_flag and not option.count
+
+
+def _bare(flag: str) -> Kind | None:
+    """The kind of a setting whose flag may stand alone."""
+    return next((row.kind for row in rows().values() if row.kind.bare and flag in row.flags), None)
+
+
+def _is_value(kind: Kind, text: str = "") -> bool:
+    try:
+        kind.parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+def command(run: Callable[[Given], None]) -> click.Command:
+    """The command; it calls `run` with all that was given, in variables too."""
+
+    def started(**params: Any) -> None:
+        run(_merged(made, params))
+
+    options: list[click.Parameter] = [
+        click.Argument(["app"], required=False, metavar="[MODULE:APP]"),
+        click.Argument(["others"], nargs=-1, required=False, metavar=""),
+        click.Option(
+            ["-c", "--config", "config"],
+            metavar="FILE",
+            help="Configuration file: Python as gunicorn's, TOML, or python:MODULE. By default "
+            "ostler.conf.py, ostler.toml, gunicorn.conf.py or [tool.ostler] in pyproject.toml.",
+        ),
+        click.Option(
+            ["--check-config", "check_config"], is_flag=True, help="Load configuration and app, then exit."
+        ),
+        click.Option(
+            ["--print-config", "print_config"],
+            is_flag=True,
+            help="Print all settings and where each came from.",
+        ),
+        click.Option(["--demo", "demo"], is_flag=True, help="Run a built-in demo app with a dashboard."),
+    ]
+    options += [_option(row) for row in rows().values() if row.flags]
+    options += [_hidden(unused) for unused in UNUSED.values() if unused.flags]
+    made = _Command(
+        "ostler",
+        params=options,
+        callback=started,
+        help="Serve a WSGI app with a fleet of supervised workers.",
+        epilog=_EPILOG,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    )
+    return made
+
+
+def _merged(made: click.Command, params: dict[str, Any]) -> Given:
+    """What the command line says, and what the variables say besides."""
+    values = _values(params)
+    variables: dict[str, str] = {}
+    remarks = []
+    if params["others"]:
+        remarks.append(f"command line: one app is served; ignored: {' '.join(params['others'])}")
+    for variable in VARIABLES:
+        more = _in_variable(made, variable)
+        if more is None:
+            continue
+        for name, value in _values(more).items():
+            if name not in values:
+                values[name], variables[name] = value, f"environment {variable}"
+        for name in ("config", "check_config", "print_config"):
+            params[name] = params[name] or more[name]
+        if more["app"]:
+            remarks.append(f"{variable}: the app is for the command line to name; ignored: {more['app']}")
+    return Given(
+        params["app"],
+        params["config"],
+        params["check_config"],
+        params["print_config"],
+        params["demo"],
+        values,
+        variables,
+        remarks,
+    )
+
+
+def _values(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Raw settings by name; only what was really given."""
+    return {
+        name.removeprefix("_"): list(value) if isinstance(value, tuple) else value
+        for name, value in params.items()
+        if name.startswith("_") and value not in (None, (), False)
+    }
+
+
+def _in_variable(made: click.Command, variable: str) -> dict[str, Any] | None:
+    """The parameters in an environment variable; None if it has none.
+
+    Raises:
+        click.UsageError: it names the variable.
+    """
+    try:
+        args = shlex.split(os.environ.get(variable, ""))
+        return made.make_context("ostler", args).params if args else None
+    except click.UsageError as error:
+        raise click.UsageError(f"{variable}: {error.format_message()}") from None
+    except ValueError as error:
+        raise click.UsageError(f"{variable}: {error}") from None

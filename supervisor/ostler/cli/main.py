@@ -1,0 +1,136 @@
+"""`ostler`: the daemon's command."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from ostler import __version__
+from ostler.cli.arguments import Given, command
+from ostler.errors import ExitCode, OstlerError
+from ostler.osapi.needed import LIMITS
+from ostler.osapi.process import fill_standard_descriptors
+from ostler.terminal import encode_anything, one_line
+from ostler.text import name_and_text
+
+# What libraries take from the environment when they are imported.
+_OF_LIBRARIES = ("SSLKEYLOGFILE", "OPENSSL_CONF")
+
+
+def _command() -> click.Command:
+    version = click.version_option(__version__, "-v", "--version", message="ostler %(version)s")
+    return version(command(_run))
+
+
+def _run(given: Given) -> None:
+    with _loading():
+        from ostler.daemon import upgrade
+        from ostler.osapi.inherited import set_right
+
+    set_right(upgrade.HANDLED_BY_FLEET, upgrade.HANDLED if upgrade.is_successor() else ())
+    command_line, app, demo = given.values, given.app, given.demo
+    if demo:
+        command_line = {"workers": "3", "log_format": "auto", "proc_name": "demo"} | command_line
+        app = app or "ostler.demo:app"
+    if app:
+        command_line["wsgi_app"] = app
+    folder = _folder()
+    if given.check_config or given.print_config:
+        with _loading():
+            from ostler.daemon.check import check
+            from ostler.ipc.messages import VERSION, Configure
+
+        ask = Configure(
+            VERSION,
+            0,
+            command_line,
+            given.config,
+            folder,
+            cause="check",
+            variables=given.variables,
+            remarks=given.remarks,
+        )
+        sys.exit(check(ask, show=given.print_config, load_app=given.check_config))
+    with _loading():
+        from ostler.daemon.main import Order, run
+
+    own_choice = demo and "control_bind" not in command_line
+    if own_choice:
+        command_line["control_bind"] = "127.0.0.1:8001"
+    sys.exit(
+        run(
+            Order(
+                command_line,
+                given.config,
+                folder,
+                given.variables,
+                given.remarks,
+                demo,
+                any_control_port=own_choice,
+            )
+        )
+    )
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """What a library can't do while it is imported is no defect of ours. Raises OstlerError."""
+    try:
+        yield
+    except (OSError, ImportError) as error:
+        named = [name for name in _OF_LIBRARIES if os.environ.get(name)]
+        advice = f"; look at {' and '.join(named)}" if named else ""
+        raise OstlerError(f"can't load what Ostler needs: {name_and_text(error)}{advice}") from None
+
+
+def _folder() -> str:
+    """Where we were started, by the name it was entered by: that may be a link which a reload follows."""
+    try:
+        here = Path.cwd()
+    except OSError as error:
+        raise OstlerError(
+            f"can't find the working folder: {error.strerror}; it was removed, change to another one"
+        ) from None
+    name = os.environ.get("PWD", "")
+    try:
+        return name if Path(name).is_absolute() and here.samefile(name) else str(here)
+    except OSError:
+        return str(here)
+
+
+def fail(error: OstlerError, prog: str = "ostler") -> NoReturn:
+    click.echo(f"{prog}: error: {one_line(str(error))}", err=True)
+    sys.exit(error.exit_code)
+
+
+def main() -> None:
+    """Entry point of `ostler`."""
+    fill_standard_descriptors()
+    encode_anything(sys.stdout)
+    try:
+        if sys.argv[1:2] == ["ctl"]:
+            from ostler.cli.ctl import main as ctl_main
+
+            ctl_main(sys.argv[2:], prog="ostler ctl")
+            return
+        _command().main(prog_name="ostler", standalone_mode=False)
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
+    except click.Abort:
+        sys.exit(128 + 2)
+    except click.ClickException as error:
+        message = one_line(" ".join(error.format_message().split()))
+        click.echo(f"ostler: error: {message} (see ostler --help)", err=True)
+        sys.exit(ExitCode.USAGE)
+    except OstlerError as error:
+        fail(error)
+    except MemoryError:
+        fail(OstlerError(f"out of memory; {LIMITS}"))
+    except BrokenPipeError:
+        # Whoever read our output has enough; Python's own flush at exit must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(ExitCode.FAILED)

@@ -1,0 +1,210 @@
+"""Handlers translate: request -> fleet event -> view.
+
+They know the `Backend` and nothing of HTTP beyond a status, nothing of processes at all. The method that
+serves a route has the route's name.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic
+
+from ostler.control.backend import Backend
+from ostler.control.limits import Quota
+from ostler.control.metrics import render
+from ostler.control.openapi import document
+from ostler.control.problems import Conflict, Invalid, NotFound
+from ostler.control.routes import Ask, Scope
+from ostler.control.views import Asked, Refork, Reload, Scale, Stop, WorkerView
+from ostler.fleet.events import (
+    Event,
+    RecycleAsked,
+    ReforkAsked,
+    ReloadAsked,
+    ResizeAsked,
+    StopAsked,
+    UpgradeAsked,
+)
+from ostler.fleet.policies import MAX_WORKERS
+
+MOST_WAITING = 64
+WAITING_PER_PEER = 8
+"""Requests that wait for the end of a reload: in all, and of one stranger."""
+EXITS_SHOWN = 100
+"""Unless a limit is asked for."""
+
+
+def _always() -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, as the guard has found out."""
+
+    who: str
+    """`unix uid 1000` or `127.0.0.1`."""
+    scope: Scope
+    session: str | None = None
+    """The session's secret, None if the caller proved itself otherwise."""
+    valid: Callable[[], bool] = _always
+    """Whether it would still be let in; long answers ask now and then."""
+
+    @property
+    def peer(self) -> str:
+        """What limits count by: a browser's session, else the user or address."""
+        return self.session or self.who
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Ask]):
+    """One request, checked and decoded."""
+
+    caller: Caller
+    ask: Ask
+    path: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def by(self) -> str:
+        return f"api {self.caller.who}"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """view: the body, or None; status: None for the route's own."""
+
+    view: object = None
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Handler = Callable[[Call[object]], Awaitable[Answer]]
+
+
+class FleetHandlers:
+    """The routes that read or steer the fleet."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._waiting = Quota(
+            "requests that wait for a reload", MOST_WAITING, WAITING_PER_PEER, MOST_WAITING // 4
+        )
+
+    async def healthz(self, _call: Call[None]) -> Answer:
+        return Answer("ok\n")
+
+    async def readyz(self, _call: Call[None]) -> Answer:
+        status = self._backend.status()
+        if status.state == "stopping":
+            return Answer("stopping\n", 503)
+        return Answer("ready\n") if status.ready else Answer("no worker is ready\n", 503)
+
+    async def openapi(self, _call: Call[None]) -> Answer:
+        return Answer(document())
+
+    async def status(self, _call: Call[None]) -> Answer:
+        return Answer(self._backend.status())
+
+    async def workers(self, _call: Call[None]) -> Answer:
+        return Answer(self._backend.workers())
+
+    async def worker(self, call: Call[None]) -> Answer:
+        return Answer(self._worker(call.path["slot"]))
+
+    async def config(self, _call: Call[None]) -> Answer:
+        return Answer(self._backend.config())
+
+    async def reload_status(self, _call: Call[None]) -> Answer:
+        newest = self._backend.reload()
+        if newest is None:
+            raise NotFound("there was no reload since the daemon's start")
+        return Answer(newest)
+
+    async def events(self, call: Call[None]) -> Answer:
+        after = call.query.get("after", 0)
+        return Answer([event for event in self._backend.recent_events() if event.id > after])
+
+    async def exits(self, call: Call[None]) -> Answer:
+        return Answer(self._backend.exits(call.query.get("limit", EXITS_SHOWN)))
+
+    async def metrics(self, _call: Call[None]) -> Answer:
+        return Answer(render(self._backend.figures()))
+
+    async def scale(self, call: Call[Scale]) -> Answer:
+        ask = call.ask
+        if (ask.workers is not None) + (ask.delta is not None) + ask.auto != 1:
+            raise Invalid('give exactly one of "workers", "delta" and "auto"')
+        if ask.workers is not None and not 1 <= ask.workers <= MAX_WORKERS:
+            raise Invalid(f"workers must be from 1 to {MAX_WORKERS}, not {ask.workers}")
+        if ask.delta is not None and self._backend.status().wanted + ask.delta > MAX_WORKERS:
+            raise Invalid(f"a delta of {ask.delta:+} would want more than {MAX_WORKERS} workers")
+        self._refuse_if_stopping()
+        self._backend.submit(ResizeAsked(by=call.by, workers=ask.workers, delta=ask.delta))
+        return Answer(self._backend.status())
+
+    async def reload(self, call: Call[Reload]) -> Answer:
+        self._refuse_if_stopping()
+        key, trusted = call.caller.peer, call.caller.scope == "admin"
+        if call.ask.wait and (refusal := self._waiting.refusal(key, trusted)) is not None:
+            raise Conflict(f"{refusal}; ask without `wait`")
+        self._backend.submit(ReloadAsked(by=call.by))
+        started = self._backend.reload()
+        if started is None:
+            raise Conflict("the fleet can't be reloaded now; see the daemon's log")
+        if not call.ask.wait:
+            return Answer(started)
+        with self._waiting.one(key, trusted):
+            ended = await self._backend.reload_ended(started.generation)
+        return Answer(ended, 200 if ended.phase == "done" else 409)
+
+    async def recycle(self, call: Call[None]) -> Answer:
+        worker = self._worker(call.path["slot"])
+        self._refuse_if_stopping()
+        self._backend.submit(RecycleAsked(by=call.by, slot=worker.slot))
+        return Answer(next((now for now in self._backend.workers() if now.slot == worker.slot), worker))
+
+    async def refork(self, call: Call[Refork]) -> Answer:
+        slot = call.ask.slot
+        self._refuse_if_stopping()
+        self._refuse_if_reloading("nothing can be reforked")
+        ready = [worker.slot for worker in self._backend.workers() if worker.state == "ready"]
+        if slot is not None and slot not in ready:
+            raise Conflict(f"no worker is ready in slot {slot}")
+        if not ready:
+            raise Conflict("no worker is ready")
+        return self._ask(ReforkAsked(by=call.by, slot=slot, force=call.ask.force))
+
+    async def upgrade(self, call: Call[None]) -> Answer:
+        self._refuse_if_stopping()
+        self._refuse_if_reloading("the daemon can't be upgraded")
+        return self._ask(UpgradeAsked(by=call.by))
+
+    async def stop(self, call: Call[Stop]) -> Answer:
+        self._backend.submit(StopAsked(by=call.by, how="graceful" if call.ask.graceful else "quick"))
+        return Answer(self._backend.status())
+
+    def _ask(self, wish: Event) -> Answer:
+        """Submit what events will tell the outcome of."""
+        events = self._backend.recent_events()
+        asked = Asked(events[-1].id if events else 0)
+        self._backend.submit(wish)
+        return Answer(asked)
+
+    def _worker(self, slot: str) -> WorkerView:
+        """The worker that serves in a slot, else the first that is there. Raises NotFound."""
+        if slot.isascii() and slot.isdigit() and len(slot) <= 9:
+            for worker in self._backend.workers():
+                if worker.slot == int(slot):
+                    return worker
+        raise NotFound(f"there is no worker in slot {slot[:40]!r}")
+
+    def _refuse_if_stopping(self) -> None:
+        if self._backend.status().state == "stopping":
+            raise Conflict("the daemon is stopping")
+
+    def _refuse_if_reloading(self, consequence: str) -> None:
+        newest = self._backend.reload()
+        if newest is not None and newest.phase in ("loading", "canary", "rolling"):
+            raise Conflict(
+                f"a reload to generation {newest.generation} is going on; {consequence} until its end"
+            )

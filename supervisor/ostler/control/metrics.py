@@ -1,0 +1,208 @@
+"""`GET /metrics`: the fleet's figures in Prometheus's text format.
+
+The backend hands over plain figures, taken at one time; here they get names. Counters cover workers that are
+gone and upgrades in place, so they never go backwards while the daemon lives. Workers are told apart by slot
+and not by pid: there are as many series as slots, however often workers are replaced.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
+
+from ostler.control.views import (
+    ExitCause,
+    ExitKind,
+    FleetState,
+    ReloadPhase,
+    StatusView,
+    WorkerState,
+    WorkerView,
+)
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+RELOAD_OUTCOMES: tuple[ReloadPhase, ...] = ("done", "failed", "superseded", "rolled back")
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Durations, counted by how long they were.
+
+    limits: upper limits in seconds, rising; counts: how many were within each and above the one before, and
+    one more, those beyond all limits; total: the sum of all durations in seconds.
+    """
+
+    limits: Sequence[float]
+    counts: Sequence[int]
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptQueue:
+    """Connections that the kernel has made and no worker has accepted yet, and how many may wait."""
+
+    waiting: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """All that is told.
+
+    statuses: answers by the status's first digit, ten counts; open_connections: right now; durations: in the
+    app; queue_waits: from a request's arrival to the app, or None if it is not measured; exits: ends of
+    processes by kind and cause; reloads: ended ones by outcome; accept_queues: by listener.
+    """
+
+    status: StatusView
+    workers: Sequence[WorkerView]
+    statuses: Sequence[int]
+    open_connections: int
+    durations: Histogram
+    queue_waits: Histogram | None
+    exits: Mapping[tuple[ExitKind, ExitCause], int]
+    reloads: Mapping[ReloadPhase, int]
+    accept_queues: Mapping[str, AcceptQueue]
+
+
+def render(figures: Figures) -> str:
+    """The exposition, version 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats)."""
+    # Lazily: it costs some 350 KB and 15 ms, which a daemon that nobody scrapes need not pay.
+    from prometheus_client.exposition import generate_latest
+    from prometheus_client.registry import Collector
+
+    class Fixed(Collector):
+        def collect(self) -> Iterable["Metric"]:
+            return (*_fleet(figures), *_traffic(figures), *_history(figures), *_workers(figures))
+
+    return generate_latest(Fixed()).decode()
+
+
+def _fleet(figures: Figures) -> Iterable["Metric"]:
+    from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+
+    status = figures.status
+    build = {"version": status.version, "python": status.python, "worker_class": status.worker_class}
+    yield InfoMetricFamily("ostler_build", "What runs.", value=build)
+    yield _gauge("start_time_seconds", "When the supervisor was started, in unix time.", status.started_at)
+    yield _gauge("generation", "Loadings of configuration and app, this one included.", status.generation)
+    state = GaugeMetricFamily("ostler_state", "1 for the state that the fleet is in.", labels=["state"])
+    for name in get_args(FleetState):
+        state.add_metric([name], float(name == status.state))
+    yield state
+    yield _gauge("workers_wanted", "How many workers there should be.", status.wanted)
+    yield _gauge("workers_ready", "How many of the wanted slots are served.", status.ready)
+    by_state = GaugeMetricFamily("ostler_workers", "Worker processes by state.", labels=["state"])
+    for name in get_args(WorkerState):
+        by_state.add_metric([name], sum(worker.state == name for worker in figures.workers))
+    yield by_state
+
+
+def _traffic(figures: Figures) -> Iterable["Metric"]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    totals = figures.status.totals
+    requests = CounterMetricFamily(
+        "ostler_requests", "Answered requests by the status's first digit.", labels=["status"]
+    )
+    for digit in range(1, 6):
+        requests.add_metric([f"{digit}xx"], figures.statuses[digit])
+    if other := figures.statuses[0] + sum(figures.statuses[6:]):
+        requests.add_metric(["other"], other)
+    yield requests
+    yield _counter("sent_bytes", "Bytes of answers sent.", totals.bytes_sent)
+    yield _counter("connections", "Connections accepted.", totals.connections)
+    yield _gauge("open_connections", "Connections that are open.", figures.open_connections)
+    yield _gauge("requests_in_flight", "Requests in the app.", figures.status.in_flight)
+    yield _histogram(
+        "request_duration_seconds",
+        "Time in the app. The sum is reckoned from the scoreboard's finer buckets: at most an eighth off.",
+        figures.durations,
+    )
+    if figures.queue_waits is not None:
+        yield _histogram(
+            "queue_wait_seconds",
+            "From a request's arrival to the app. The sum is reckoned as that of the durations.",
+            figures.queue_waits,
+        )
+    waiting = GaugeMetricFamily(
+        "ostler_accept_queue", "Connections that wait to be accepted.", labels=["listener"]
+    )
+    limit = GaugeMetricFamily("ostler_accept_queue_limit", "How many may wait.", labels=["listener"])
+    for listener, queue in figures.accept_queues.items():
+        waiting.add_metric([listener], queue.waiting)
+        limit.add_metric([listener], queue.limit)
+    yield waiting
+    yield limit
+
+
+def _history(figures: Figures) -> Iterable["Metric"]:
+    from prometheus_client.core import CounterMetricFamily
+
+    totals = figures.status.totals
+    yield _counter("workers_started", "Workers started.", totals.spawned)
+    yield _counter("workers_lost", "Workers that ended without being asked to.", totals.deaths)
+    exits = CounterMetricFamily("ostler_exits", "Ends of processes by cause.", labels=["kind", "cause"])
+    # A series that begins with its first increment hides that increment from rate().
+    known: dict[tuple[ExitKind, ExitCause], int] = {("worker", cause): 0 for cause in get_args(ExitCause)}
+    for (kind, cause), count in (known | dict(figures.exits)).items():
+        exits.add_metric([kind, cause], count)
+    yield exits
+    reloads = CounterMetricFamily("ostler_reloads", "Reloads by outcome.", labels=["outcome"])
+    for outcome in RELOAD_OUTCOMES:
+        reloads.add_metric([outcome], figures.reloads.get(outcome, 0))
+    yield reloads
+
+
+def _workers(figures: Figures) -> Iterable["Metric"]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    # While a worker replaces another, two are in its slot; the serving one stands first.
+    serving: dict[int, WorkerView] = {}
+    for worker in figures.workers:
+        serving.setdefault(worker.slot, worker)
+
+    # Gauges all: what the process in the slot has done; its successor begins at 0.
+    for name, text, value in (
+        ("age_seconds", "Since the worker's start.", lambda w: w.age),
+        ("requests", "Requests that the worker has answered.", lambda w: w.requests),
+        ("errors", "Those of them with a status of 500 and above.", lambda w: w.errors),
+        ("connections", "Connections that the worker has open.", lambda w: w.connections),
+        ("requests_in_flight", "Requests that the worker is at.", lambda w: len(w.in_flight)),
+        (
+            "cpu_ratio",
+            "CPU time used in the last second; 1 is a whole processor.",
+            lambda w: None if w.cpu_percent is None else w.cpu_percent / 100,
+        ),
+        ("resident_memory_bytes", "Resident memory.", lambda w: w.rss),
+        ("unique_memory_bytes", "Memory that is the worker's alone.", lambda w: w.uss),
+    ):
+        family = GaugeMetricFamily(f"ostler_worker_{name}", text, labels=["slot"])
+        for slot, worker in serving.items():
+            if (number := value(worker)) is not None:
+                family.add_metric([str(slot)], number)
+        yield family
+
+
+def _gauge(name: str, text: str, value: float) -> "Metric":
+    from prometheus_client.core import GaugeMetricFamily
+
+    return GaugeMetricFamily(f"ostler_{name}", text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> "Metric":
+    from prometheus_client.core import CounterMetricFamily
+
+    return CounterMetricFamily(f"ostler_{name}", text, value=value)
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> "Metric":
+    from prometheus_client.core import HistogramMetricFamily
+
+    buckets: list[tuple[str, float]] = []
+    reached = 0
+    for limit, count in zip((*histogram.limits, float("inf")), histogram.counts, strict=True):
+        reached += count
+        buckets.append(("+Inf" if limit == float("inf") else f"{limit:.9g}", reached))
+    return HistogramMetricFamily(f"ostler_{name}", text, buckets=buckets, sum_value=histogram.total)

@@ -1,0 +1,294 @@
+"""The control plane's listeners: a Unix socket, and loopback TCP if asked for.
+
+Each is started on its own and may fail on its own: the data plane comes first, and the daemon turns a failure
+here into one warning.
+"""
+
+import errno
+import logging
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from ostler.control.app import build_app
+from ostler.control.backend import Backend
+from ostler.control.connections import ControlAcceptor, ControlConnections
+from ostler.control.guard import (
+    Clock,
+    Guard,
+    LoginHandlers,
+    LoopbackGuard,
+    UnixGuard,
+    loopback_address,
+    url_host,
+)
+from ostler.control.handlers import FleetHandlers, Handler
+from ostler.control.handover import Handover, TcpHandover, UnixHandover
+from ostler.control.pages import STATIC, add_pages
+from ostler.control.routes import ROUTES, STREAM
+from ostler.control.sockets import OWN, OwnedSocket, TokenFile, candidate_dirs, default_socket_path
+from ostler.control.stream import Streams
+from ostler.errors import SettingError
+from ostler.logs.limiter import LimitedLog
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+__all__ = ["ControlServer", "candidate_dirs", "default_socket_path"]
+
+BACKLOG = 128
+"""Connections that wait to be accepted (listen(2))."""
+SHUTDOWN_SECONDS = 1.0
+"""How long answers in the making may take at `close`."""
+
+
+class ControlServer:
+    """Serves `backend`'s views and wishes. All methods belong to one event loop.
+
+    Args:
+        backend: the daemon.
+        log: gets `control_change`, `control_request_failed`, `control_stream_dropped`, `control_bad_http`,
+            and `log_suppressed` where strangers caused too many of them.
+        clock: monotonic seconds, for codes and sessions.
+        static: the folder of the dashboard's built files.
+        streams: a factory for other limits than the usual ones.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        log: "FilteringBoundLogger",
+        *,
+        clock: Clock = time.monotonic,
+        static: Path = STATIC,
+        streams: Callable[[Backend, LimitedLog], Streams] = Streams,
+    ) -> None:
+        self._log = log
+        self._limited = LimitedLog(log, time.monotonic)
+        self._clock = clock
+        self._static = static
+        self._streams = streams(backend, self._limited)
+        self._logins = LoginHandlers()
+        self._handlers = bind_handlers(FleetHandlers(backend), self._logins)
+        self._runners: list[_Runner] = []
+        self._unix: _Unix | None = None
+        self._tcp: socket.socket | None = None
+        self._token_file: TokenFile | None = None
+        self._problem = ""
+
+    async def start_unix(
+        self,
+        path: Path,
+        inherited: UnixHandover | None = None,
+        mode: int = OWN,
+        app_uid: int | None = None,
+    ) -> None:
+        """Serve on the Unix socket `path` to our own user, root, and whom `mode` lets in.
+
+        Args:
+            inherited: what the program before us left of this path.
+            app_uid: the user that the app runs as, if that is another.
+
+        Raises:
+            SettingError: names `control_socket`; nothing is left behind.
+        """
+        if inherited is None:
+            owned = OwnedSocket.claim(path, mode)
+        else:
+            owned = OwnedSocket.adopt(Path(inherited.path), inherited.fd, inherited.lock_fd, mode)
+        guard = UnixGuard(shared=bool(mode & 0o077), app_uid=app_uid)
+        runner = await self._run(guard, owned.socket)
+        self._unix = _Unix(owned, runner)
+
+    async def start_tcp(self, host: str, port: int, token: str, inherited: TcpHandover | None = None) -> str:
+        """Serve the API and the dashboard on loopback; the base URL as bound, without a slash at its end.
+
+        Args:
+            host: 127.0.0.1, localhost or ::1.
+            port: 0 for any free one.
+            token: the bearer token; must not be empty.
+            inherited: what the program before us left of this address.
+
+        Raises:
+            SettingError: names `control_bind`.
+        """
+        if not token:
+            raise SettingError("control_bind", "the bearer token is empty")
+        address = loopback_address(host)
+        sock = _bind_tcp(address, port) if inherited is None else socket.socket(fileno=inherited.fd)
+        guard = LoopbackGuard(address, sock.getsockname()[1], token, self._clock)
+        if inherited is not None:
+            guard.take_over(inherited)
+        await self._run(guard, sock, pages=guard.base_url)
+        self._tcp = sock
+        self._logins.guard = guard
+        return guard.base_url
+
+    def write_token(self, path: Path, token: str) -> None:
+        """Keep the bearer token in a file with mode 0600 until `close`.
+
+        Raises:
+            SettingError: names `control_token_file`.
+        """
+        file = TokenFile(path, token)
+        file.write()
+        self._token_file = file
+
+    def login_link(self) -> str | None:
+        """A dashboard address that logs in once, within ten minutes; None without a TCP listener."""
+        return self._logins.guard.login_link() if self._logins.guard else None
+
+    async def ensure(self) -> None:
+        """Make the socket and the token file anew if somebody deleted them, or their folder; call it often.
+
+        What others have put in their place is left alone. Open connections stay. Also says how many log lines
+        were left out.
+        """
+        self._limited.report()
+        try:
+            if self._unix is not None and not self._unix.owned.is_there:
+                self._unix.bind_again()
+                self._log.warning("control_socket_restored", path=str(self._unix.owned.path))
+            # Not before the socket: whoever has that now may have put a token there.
+            if self._token_file is not None and not self._token_file.is_there:
+                self._token_file.write()
+                self._log.warning("control_token_restored", path=str(self._token_file.path))
+        except SettingError as error:
+            if str(error) != self._problem:
+                self._problem = str(error)
+                self._log.warning("control_socket_lost", problem=self._problem)
+        else:
+            self._problem = ""
+
+    def hand_over(self) -> Handover:
+        """What the next program in this process goes on with; changes nothing here."""
+        guard, owned = self._logins.guard, self._unix and self._unix.owned
+        return Handover(
+            UnixHandover(str(owned.path), owned.socket.fileno(), owned.lock) if owned else None,
+            guard.hand_over(self._tcp.fileno()) if guard and self._tcp else None,
+            str(self._token_file.path) if self._token_file else None,
+        )
+
+    async def close(self) -> None:
+        """End streams, finish answers in the making, remove the socket. May be called twice."""
+        self._streams.close()
+        if self._unix is not None:
+            # First, so that whoever finds nobody there any more can start the next instance at once.
+            self._unix.owned.remove()
+        if self._token_file is not None:
+            self._token_file.remove()
+        while self._runners:
+            await self._runners.pop().close()
+        if self._unix is not None:
+            self._unix.owned.release()
+        if self._tcp is not None:
+            self._tcp.close()
+        self._unix = self._tcp = self._token_file = self._logins.guard = None
+
+    async def _run(self, guard: Guard, sock: socket.socket, pages: str = "") -> "_Runner":
+        """Serve on `sock`; `pages`: the base URL at which the dashboard is served, too."""
+        app = build_app(guard, self._handlers, self._streams, self._limited, self._log)
+        if pages:
+            add_pages(app, pages, self._static)
+        runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+        await runner.setup()
+        running = _Runner(runner, sock, self._limited)
+        self._runners.append(running)
+        return running
+
+
+class _Runner:
+    """Serves one application on a listening socket, which stays the caller's."""
+
+    def __init__(self, runner: web.AppRunner, sock: socket.socket, log: LimitedLog) -> None:
+        self._runner = runner
+        self._log = log
+        assert runner.server is not None  # since its setup
+        self._connections = ControlConnections(runner.server, sock.family, log, _protocol_logger(log))
+        self._acceptor = ControlAcceptor(sock, self._connections.admit, log)
+
+    def accept_from(self, sock: socket.socket) -> None:
+        """Accept from another socket in place of the one before; connections stay."""
+        self._acceptor.close()
+        self._acceptor = ControlAcceptor(sock, self._connections.admit, self._log)
+
+    async def close(self) -> None:
+        """Accept nothing more, finish answers in the making, close all connections."""
+        self._acceptor.close()
+        await self._runner.cleanup()
+        self._connections.close()
+
+
+class _Unix:
+    """The Unix socket and what serves on it."""
+
+    def __init__(self, owned: OwnedSocket, runner: _Runner) -> None:
+        self.owned = owned
+        self._runner = runner
+
+    def bind_again(self) -> None:
+        """Raises SettingError."""
+        before = self.owned
+        self.owned = before.claim_again()
+        self._runner.accept_from(self.owned.socket)
+        before.socket.close()
+
+
+class _ToStructlog(logging.Handler):
+    def __init__(self, log: LimitedLog) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        problem = " ".join(str(error).split()) if error else record.getMessage()
+        self._log.write("debug", "control_bad_http", "", problem=problem[:200])
+
+
+def _protocol_logger(log: LimitedLog) -> logging.Logger:
+    """Takes what aiohttp's protocol layer logs: bytes that are no HTTP, for which it would print tracebacks.
+
+    Errors in handlers do not come this way; the entrance logs them.
+    """
+    # Not in logging's tree: nobody else's handlers see it.
+    logger = logging.Logger("control http")  # noqa: LOG001
+    logger.addHandler(_ToStructlog(log))
+    return logger
+
+
+def bind_handlers(fleet: FleetHandlers, logins: LoginHandlers) -> dict[str, Handler]:
+    """Each route's handler by the route's name; a route without one is a defect that shows here."""
+    return {
+        route.name: getattr(logins if hasattr(logins, route.name) else fleet, route.name)
+        for route in ROUTES
+        if route.name != STREAM.name
+    }
+
+
+def _bind_tcp(address: str, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        # Now, not when aiohttp does: with SO_REUSEADDR a port in use is noticed only here.
+        sock.listen(BACKLOG)
+    except (OSError, OverflowError) as error:
+        sock.close()
+        raise SettingError("control_bind", f"{url_host(address)}:{port}: {_reason(error)}") from error
+    return sock
+
+
+def _reason(error: Exception) -> str:
+    match getattr(error, "errno", None):
+        case errno.EADDRINUSE:
+            return "the port is in use; choose another"
+        case errno.EACCES:
+            return "no permission for this port; choose one above 1023"
+        case errno.EADDRNOTAVAIL:
+            return "this machine has no such address"
+        case _:
+            return getattr(error, "strerror", None) or str(error)

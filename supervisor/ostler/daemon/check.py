@@ -1,0 +1,175 @@
+"""`--check-config` and `--print-config`: asks a fork server, as the daemon would, and serves nothing.
+
+Nothing is bound, written or detached. What else would only show when that is tried is looked for beforehand.
+"""
+
+import errno
+import grp
+import os
+import pwd
+import select
+import signal
+import socket
+import stat
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from ostler.daemon import upgrade
+from ostler.daemon.children import ForkServerHandle
+from ostler.errors import BootError, ExitCode, OstlerError, SettingError
+from ostler.ipc import messages
+from ostler.ipc.channel import BadMessage
+from ostler.logs.setup import get_logger, set_up
+from ostler.osapi.needed import check_calls
+from ostler.settings.address import parse_address
+from ostler.settings.load import Loaded
+from ostler.settings.render import print_config
+from ostler.settings.table import Settings
+from ostler.terminal import lines
+
+Message = TypeVar("Message", bound=msgspec.Struct)
+
+# Seconds that a fork server has to leave in.
+_END_TIME = 5.0
+
+
+def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
+    """Evaluate the configuration, print it if `show`, load the app if `load_app`; returns the exit code.
+
+    Raises:
+        OstlerError: something can't be used.
+    """
+    set_up("-", "auto", "info")
+    check_calls()
+    # As in the daemon: an app must not speak for a service.
+    os.environ.pop("NOTIFY_SOCKET", None)
+    if upgrade.check_readable():
+        # Configuration and app don't need the control plane and its libraries, but the new program does.
+        import_module("ostler.daemon.main")
+    server = ForkServerHandle.start(0)
+    server.channel.set_blocking(True)
+    try:
+        if load_app:
+            ask = msgspec.structs.replace(ask, command_line={**ask.command_line, "preload_app": True})
+        server.channel.send(ask)
+        configured = _receive(server, messages.Configured)
+        for warning in configured.warnings:
+            get_logger().warning("configuration", problem=warning)
+        if show:
+            print(print_config(configured.loaded))
+        if configured.problem:
+            raise OstlerError(configured.problem)
+        if load_app:
+            look_ahead(configured.loaded)
+            giving, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with giving, taking:
+                descriptors = [giving.fileno(), taking.fileno()]
+                server.channel.send(messages.Load([], "check"), descriptors)
+            _receive(server, messages.AppLoaded, BootError)
+    finally:
+        server.close()
+        _wait_for_end(server)
+    return ExitCode.OK
+
+
+def look_ahead(loaded: Loaded) -> None:
+    """Look for what can't be bound, written or changed to, without doing it.
+
+    Raises:
+        SettingError: for the first such setting.
+    """
+    settings = loaded.settings
+    for name, look in (("bind", _look_at_addresses), ("pidfile", _look_at_pidfile)):
+        try:
+            look(settings)
+        except OSError as error:
+            path = f"{error.filename}: " if error.filename else ""
+            raise SettingError(name, f"{path}{error.strerror}", loaded.origins[name]) from None
+    for name, account in (("user", settings.user), ("group", settings.group)):
+        if account is not None and not _is_account(name, account):
+            raise SettingError(name, f"there is no {name} {account!r}", loaded.origins[name])
+
+
+def _look_at_addresses(settings: Settings) -> None:
+    if os.environ.get("LISTEN_FDS"):
+        return  # what systemd has bound takes their place
+    for text in settings.bind:
+        address = parse_address(text)
+        try:
+            if address.kind == "tcp":
+                port = address.port
+                socket.getaddrinfo(
+                    address.host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+                )
+            elif address.kind == "fd":
+                os.fstat(address.fd)
+            elif not address.path.startswith("@"):
+                _look_into_folder(settings, address.path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, text) from None
+        except UnicodeError:
+            raise OSError(errno.EINVAL, "this is no host name", text) from None
+
+
+def _look_at_pidfile(settings: Settings) -> None:
+    if settings.pidfile is not None:
+        _look_into_folder(settings, settings.pidfile)
+
+
+def _look_into_folder(settings: Settings, path: str) -> None:
+    """Raises OSError if a file could not be made at `path`, which counts from the folder of `chdir`."""
+    folder = Path(settings.chdir or ".", path).parent
+    if not stat.S_ISDIR(folder.stat().st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def _is_account(kind: str, name: str) -> bool:
+    """Whether there is a user or group of that name, or it is a number, which needs no name."""
+    try:
+        return name.isdecimal() or bool(pwd.getpwnam(name) if kind == "user" else grp.getgrnam(name))
+    except KeyError:
+        return False
+
+
+def _receive(
+    server: ForkServerHandle, kind: type[Message], failure: type[OstlerError] = OstlerError
+) -> Message:
+    """The next message, which is to be of one kind."""
+    try:
+        received = server.channel.receive_unvouched()
+    except BadMessage as error:
+        raise BootError(f"the configuration or the app broke the fork server: it sent {error}") from None
+    if received is None:
+        raise BootError("the fork server ended while it loaded the configuration or the app")
+    message = received[0]
+    if isinstance(message, messages.Decided):
+        for warning in message.warnings:
+            get_logger().warning("configuration", problem=warning)
+        return _receive(server, kind, failure)
+    if isinstance(message, messages.LoadFailed):
+        if message.traceback:
+            print(lines(message.traceback), file=sys.stderr)
+        raise failure(message.reason)
+    if not isinstance(message, kind):
+        what = type(message).__name__
+        raise BootError(f"the configuration or the app broke the fork server: it sent {what} too early")
+    return message
+
+
+def _wait_for_end(server: ForkServerHandle) -> None:
+    """It leaves when its channel ends, unless the app keeps it from that."""
+    poll = select.poll()
+    fd = os.pidfd_open(server.pid)
+    try:
+        poll.register(fd, select.POLLIN)
+        if not poll.poll(_END_TIME * 1000):
+            os.kill(server.pid, signal.SIGKILL)
+    finally:
+        os.close(fd)
+    os.waitpid(server.pid, 0)

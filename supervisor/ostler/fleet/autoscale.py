@@ -1,0 +1,312 @@
+"""How many workers the load wants, within the bounds that the configuration gives.
+
+The measure is how many workers' whole time the app takes ("busy", so 2.8 of 4 workers are 70 %). It is looked
+at over a few seconds, by its median: one busy second does not count.
+
+- Up at once: to as many workers as bring the share of busy time down to `autoscale_utilisation`. When all
+  are busy, or requests wait, nobody can tell how much more there is to do: then it goes up step by step, at
+  most doubling, and each step must be ready and measured before the next.
+- Down slowly: when the load, bursts of a few seconds included, would have fitted into fewer for all of
+  `autoscale_cooldown`, with a tenth to spare so that the number does not flap; at most a quarter of the
+  workers at a time.
+- More workers help nobody when the processor, a lock or a database is what is short. So a step up is a
+  trial: if workers are still too busy afterwards and answer no more requests than the fewer ones did, it is
+  taken back, and not tried again for a while, longer each time.
+- Workers that would not fit into the memory that is left are not added.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, median
+
+from ostler.fleet.model import FleetPolicy, Load
+from ostler.fleet.policies import surge
+
+# Measurements looked at together, and how many there must be to say anything.
+_WINDOW = 5
+_ENOUGH = 3
+# Seconds after which a measurement says nothing about now.
+_STALE = 15.0
+# How much lower than the target the load must be, as share of it, before a worker is one too many.
+_SPARE = 0.1
+# The share of busy time from which on the workers, not the clients, decide how many are answered.
+_SATURATED = 0.9
+# The part of the throughput that a step could have brought at best which it must have brought.
+_LEAST_GAIN = 0.25
+# Fewer requests than this on one side of a comparison are noise: a hundred are known to some 10 %.
+_COUNTABLE = 100
+# A wait that fell by less than this share did not fall.
+_WAIT_GAIN = 0.2
+# Cool-downs until a step that did not help is tried again: doubles up to this.
+_LONGEST_HOLD = 16
+# Memory that stays free for everybody else: bytes, on top of what replacements may take for a while.
+_RESERVE = 64 << 20
+_EPSILON = 1e-9
+
+
+@dataclass(slots=True)
+class Sample:
+    """One measurement of all ready workers.
+
+    at: seconds; workers: how many; busy: how many of them, by their time; wait: seconds; rate: answers a
+    second.
+    """
+
+    at: float
+    workers: int
+    busy: float
+    wait: float
+    rate: float
+
+
+@dataclass(slots=True)
+class Trial:
+    """A step up which has not shown yet whether it helps: what there was before, and the new number."""
+
+    before: int
+    workers: int
+    wait: float
+    rate: float
+
+
+@dataclass(slots=True)
+class Trend:
+    """What is remembered between measurements.
+
+    samples: the newest ones, oldest first; low_since, low_peak: since when fewer workers would do, and how
+    many at most; trial: see `Trial`; fruitless: trials in a row that did not help; held_until: no step up
+    before; told: what was said without changing the number, so that it is said once.
+    """
+
+    samples: list[Sample] = field(default_factory=list)
+    low_since: float | None = None
+    low_peak: int = 0
+    trial: Trial | None = None
+    fruitless: int = 0
+    held_until: float = 0.0
+    told: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How many workers there should be from now on, and why.
+
+    The number is the present one when only the reason is news: more are needed, but can't be had.
+    """
+
+    workers: int
+    reason: str
+
+
+def decide(
+    trend: Trend,
+    loads: Sequence[Load],
+    memory_free: int | None,
+    policy: FleetPolicy,
+    wanted: int,
+    now: float,
+) -> Decision | None:
+    """Look at a new measurement; returns what is to change, or None.
+
+    Args:
+        trend: changed in place.
+        loads: of all ready workers, those included that are about to be replaced.
+        memory_free: bytes, None if nobody knows.
+        policy: its bounds, `workers` and `workers_most`, and the settings `autoscale_*`.
+        wanted: the present number.
+        now: seconds, of a clock that only goes forward.
+    """
+    least, most = bounds(policy)
+    if not least <= wanted <= most:
+        _begin_anew(trend)
+        return Decision(min(max(wanted, least), most), f"{least} to {most} workers are allowed")
+    if trend.trial is not None and trend.trial.workers != wanted:
+        trend.trial = None  # somebody else has changed the number
+    if loads and len(loads) >= wanted:
+        # While some boot, how busy the others are says nothing about what all of them will be.
+        trend.samples = [*trend.samples[1 - _WINDOW :], _sample(loads, now)]
+    trend.samples = [sample for sample in trend.samples if now - sample.at < _STALE]
+    if len(trend.samples) < _ENOUGH:
+        trend.low_since = None
+        return None
+    seen = _Seen.of(trend.samples, policy)
+    if seen.needed > wanted or seen.waits:
+        trend.low_since = None
+        return _up(trend, seen, loads, memory_free, policy, wanted, now)
+    if len(trend.samples) == _WINDOW and trend.trial is not None:
+        trend.trial, trend.fruitless = None, 0
+    return _down(trend, seen, policy, wanted, now)
+
+
+def bounds(policy: FleetPolicy) -> tuple[int, int]:
+    """The smallest and the largest number of workers."""
+    return policy.workers, max(policy.workers, policy.workers_most or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The window's measurements as one.
+
+    busy, wait: their medians; busy_high, wait_high: the second highest, so that bursts of two seconds count;
+    needed: how many workers the busy time wants.
+    """
+
+    seconds: int
+    workers: int
+    busy: float
+    busy_high: float
+    wait: float
+    wait_high: float
+    rate: float
+    needed: int
+    waits: bool
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], policy: FleetPolicy) -> "_Seen":
+        busy, wait = median(s.busy for s in samples), median(s.wait for s in samples)
+        return cls(
+            seconds=len(samples),
+            workers=samples[-1].workers,
+            busy=busy,
+            busy_high=sorted(s.busy for s in samples)[-2],
+            wait=wait,
+            wait_high=sorted(s.wait for s in samples)[-2],
+            rate=fmean(s.rate for s in samples),
+            needed=_fitting(busy, policy.autoscale_utilisation),
+            waits=wait > policy.autoscale_queue_wait > 0,
+        )
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the workers have so little time to spare that they may not answer all that comes."""
+        return self.busy >= _SATURATED * self.workers
+
+    def why(self, policy: FleetPolicy) -> str:
+        if self.waits:
+            return f"requests waited {_milliseconds(self.wait)}"
+        share, target = self.busy / self.workers, policy.autoscale_utilisation
+        return f"busy {share:.0%} ({target:.0%} wanted) over {self.seconds} s".replace("%", " %")
+
+
+def _sample(loads: Sequence[Load], now: float) -> Sample:
+    # Who answered nothing has nothing to say about waits; where many are answered, many wait.
+    rate = sum(load.rate for load in loads)
+    wait = sum(load.queue_wait * load.rate for load in loads) / rate if rate else 0.0
+    return Sample(now, len(loads), sum(load.busy for load in loads), wait, rate)
+
+
+def _fitting(busy: float, share: float) -> int:
+    return max(1, math.ceil(busy / max(share, 0.01) - _EPSILON))
+
+
+def _up(
+    trend: Trend,
+    seen: _Seen,
+    loads: Sequence[Load],
+    memory_free: int | None,
+    policy: FleetPolicy,
+    wanted: int,
+    now: float,
+) -> Decision | None:
+    if trend.trial is not None:
+        if seen.seconds < _WINDOW:
+            return None
+        trial, trend.trial = trend.trial, None
+        if not _helped(trial, seen, policy):
+            return _take_back(trend, trial, seen, policy, now)
+        trend.fruitless = 0
+    if now < trend.held_until:
+        return None
+    _, most = bounds(policy)
+    number = seen.needed
+    if seen.waits:
+        # How many wait nobody knows; if the workers are busy too, they have been too few for some time.
+        number = 2 * wanted if seen.needed > wanted else wanted + max(1, wanted // 4)
+    number = min(number, 2 * wanted, most)
+    reason = seen.why(policy)
+    if number <= wanted:
+        return _tell(trend, wanted, "most", f"{reason}, but {most} workers are the most allowed")
+    room = _room(loads, memory_free, policy, wanted)
+    if room is not None and number - wanted > room:
+        number, reason = wanted + room, f"{reason}, but there is no memory for more"
+        if room == 0:
+            return _tell(trend, wanted, "memory", reason)
+    trend.trial = Trial(wanted, number, seen.wait, seen.rate)
+    trend.samples.clear()
+    trend.told = ""
+    return Decision(number, reason)
+
+
+def _room(loads: Sequence[Load], memory_free: int | None, policy: FleetPolicy, wanted: int) -> int | None:
+    """How many workers more fit into memory, if they become like those that are there; None if unknown."""
+    known = [load.memory for load in loads if load.memory]
+    if memory_free is None or not known:
+        return None
+    each = fmean(known)
+    reserve = _RESERVE + surge(policy.max_surge, policy.max_surge_share, wanted) * each
+    return max(0, int((memory_free - reserve) // each))
+
+
+def _helped(trial: Trial, seen: _Seen, policy: FleetPolicy) -> bool:
+    """Whether more workers were of use, although what there are is not enough yet."""
+    if not seen.saturated:
+        # They have time to spare, so they answer all that comes: only the wait can tell.
+        waited = trial.wait > policy.autoscale_queue_wait
+        return not (waited and seen.waits) or seen.wait <= trial.wait * (1 - _WAIT_GAIN)
+    if min(trial.rate, seen.rate) * _WINDOW < _COUNTABLE:
+        return True  # long requests: too few to compare
+    growth = trial.workers / trial.before - 1
+    return seen.rate >= trial.rate * (1 + _LEAST_GAIN * growth)
+
+
+def _take_back(trend: Trend, trial: Trial, seen: _Seen, policy: FleetPolicy, now: float) -> Decision:
+    cooldowns = min(2**trend.fruitless, _LONGEST_HOLD)
+    trend.fruitless += 1
+    trend.held_until = now + cooldowns * policy.autoscale_cooldown
+    trend.samples.clear()
+    if seen.saturated:
+        found = f"{trial.workers} workers answered {seen.rate:.0f} requests/s"
+        before = f"{trial.before} answered {trial.rate:.0f}"
+    else:
+        found = f"with {trial.workers} workers requests waited {_milliseconds(seen.wait)}"
+        before = f"with {trial.before} {_milliseconds(trial.wait)}"
+    least, most = bounds(policy)
+    return Decision(min(max(trial.before, least), most), f"more did not help: {found}, {before}")
+
+
+def _down(trend: Trend, seen: _Seen, policy: FleetPolicy, wanted: int, now: float) -> Decision | None:
+    least, _ = bounds(policy)
+    fewer = max(least, _fitting(seen.busy_high, policy.autoscale_utilisation * (1 - _SPARE)))
+    if fewer >= wanted or seen.wait_high * 2 > policy.autoscale_queue_wait > 0:
+        trend.low_since = None
+        return None
+    if trend.low_since is None:
+        trend.low_since, trend.low_peak = now, fewer
+    trend.low_peak = max(trend.low_peak, fewer)
+    low_for = now - trend.low_since
+    if low_for < policy.autoscale_cooldown:
+        return None
+    number = max(trend.low_peak, wanted - max(1, wanted // 4))
+    reason = f"busy {seen.busy / seen.workers:.0%}".replace("%", " %")
+    reason += f", {trend.low_peak} would have done for {max(low_for, seen.seconds):.0f} s"
+    trend.low_since = None
+    trend.told = ""
+    return Decision(number, reason)
+
+
+def _tell(trend: Trend, wanted: int, what: str, reason: str) -> Decision | None:
+    if trend.told == what:
+        return None
+    trend.told = what
+    return Decision(wanted, reason)
+
+
+def _begin_anew(trend: Trend) -> None:
+    trend.samples.clear()
+    trend.low_since = trend.trial = None
+    trend.told = ""
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms"

@@ -1,0 +1,303 @@
+"""What can happen to a fleet. Facts are past tense, wishes end in `Asked`; all are frozen.
+
+A `launch` names one worker process for good: launches are counted from 1 and never reused, unlike slots
+(places) and pids (the kernel's).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from ostler.fleet.model import ExitStatus, FleetPolicy, Load
+
+# -- facts: fork servers -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ForkServerConfigured:
+    """The configuration of a generation was evaluated and its listeners are bound.
+
+    closes_listeners: some of the current generation's are not among them.
+    """
+
+    generation: int
+    policy: FleetPolicy
+    closes_listeners: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AppLoaded:
+    """The fork server can spawn (with `preload_app` the app is loaded)."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationFailed:
+    """The configuration, a listener or the app of a generation can't be loaded.
+
+    reason: one line; traceback: the app's, or None for a mistake that needs none; app_failed: it is the
+    app that can't be loaded, not the configuration.
+    """
+
+    generation: int
+    reason: str
+    traceback: str | None = None
+    app_failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ForkServerExited:
+    """The kernel reported the death of a generation's fork server.
+
+    problem: what it did that a fork server may not, for which it was killed, or an empty text.
+    """
+
+    generation: int
+    status: ExitStatus
+    problem: str = ""
+
+
+# -- facts: workers -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerForked:
+    """The fork server made the process that was asked for."""
+
+    launch: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailed:
+    """The fork server could not fork, or could not be asked.
+
+    unread: because it has not read for so long that there is no room for what is asked.
+    """
+
+    launch: int
+    reason: str
+    unread: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """The worker has loaded the app and accepts connections."""
+
+    launch: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerBootFailed:
+    """The app could not be loaded in the worker, which is about to exit."""
+
+    launch: int
+    reason: str
+    traceback: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExited:
+    """The kernel reported a death; seen exactly once per process.
+
+    outsider: somebody else than the fleet, the kernel or the app ended it; request: what it served last,
+    e.g. `GET /path`; traceback: the stacks at its end, if it crashed; problem: what it did that a worker may
+    not, for which it was killed, or an empty text.
+    """
+
+    launch: int
+    status: ExitStatus
+    outsider: bool = False
+    request: str = ""
+    traceback: str | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RecycleDue:
+    """The worker has served its share (`max_requests`) and asks for a successor."""
+
+    launch: int
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOverdue:
+    """A request passed its deadline."""
+
+    launch: int
+    thread: int
+    method: str
+    path: str
+    age: float
+
+
+@dataclass(frozen=True, slots=True)
+class OverdueEnded:
+    """None of the worker's requests is overdue any more."""
+
+    launch: int
+
+
+@dataclass(frozen=True, slots=True)
+class OnlyOverdueLeft:
+    """All that is still in flight in a worker with an overdue request is overdue."""
+
+    launch: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoopStalled:
+    """The worker's loop has not passed for `age` seconds although no request keeps it."""
+
+    launch: int
+    age: float
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateAudited:
+    """A worker has looked whether it could be forked from.
+
+    problems: why not, unless `force` was said; warnings: what deserves a look all the same.
+    """
+
+    launch: int
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateReady:
+    """The worker serves no more: it is its generation's fork server from now on."""
+
+    launch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Once a second: what the workers did, by launch. `memory_free`: bytes until the machine or the cgroup
+    has none, or None if nobody knows."""
+
+    loads: Mapping[int, Load]
+    memory_free: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpgradeChecked:
+    """Whether the new program would start. `problem`: why not."""
+
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpgradeDone:
+    """The new program has taken over."""
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlinePassed:
+    """The timer that `Fleet.next_deadline` asked for fired."""
+
+
+# -- wishes -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StartAsked:
+    """The daemon came up: begin with the first generation."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResizeAsked:
+    """Set the wanted number of workers (`workers`) or change it (`delta`, never below 1).
+
+    With neither the configuration's own number counts again.
+    """
+
+    by: str
+    workers: int | None = None
+    delta: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadAsked:
+    """Load the configuration and the app anew and replace all workers."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecycleAsked:
+    """Replace the worker in a slot, successor first."""
+
+    by: str
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReforkAsked:
+    """Make a warmed-up worker the template that the others are forked from.
+
+    slot: which, or None for the one that has served most; force: also if an audit finds problems.
+    """
+
+    by: str
+    slot: int | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UpgradeAsked:
+    """Replace the supervisor's own program, keeping everything, then reload."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class PauseAsked:
+    """Drain all workers and stay (WINCH); a resize or reload ends it."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """End the daemon. Asked a second time, a graceful stop becomes a quick one."""
+
+    by: str
+    how: Literal["graceful", "quick"]
+
+
+Event = (
+    ForkServerConfigured
+    | AppLoaded
+    | GenerationFailed
+    | ForkServerExited
+    | WorkerForked
+    | SpawnFailed
+    | WorkerReady
+    | WorkerBootFailed
+    | WorkerExited
+    | RecycleDue
+    | RequestOverdue
+    | OverdueEnded
+    | OnlyOverdueLeft
+    | LoopStalled
+    | TemplateAudited
+    | TemplateReady
+    | Measured
+    | UpgradeChecked
+    | UpgradeDone
+    | DeadlinePassed
+    | StartAsked
+    | ResizeAsked
+    | ReloadAsked
+    | RecycleAsked
+    | ReforkAsked
+    | UpgradeAsked
+    | PauseAsked
+    | StopAsked
+)

@@ -1,0 +1,81 @@
+"""All that is known of a fleet: plain data, which can be carried from one program to the next."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ostler.fleet.autoscale import Trend
+from ostler.fleet.model import (
+    FleetPolicy,
+    Generation,
+    Probation,
+    Refork,
+    Reload,
+    Worker,
+    WorkerState,
+)
+
+
+@dataclass(slots=True)
+class State:
+    """Times are CLOCK_MONOTONIC in seconds.
+
+    workers: live processes by launch; generations: those with a fork server, or waiting for one, by number;
+    current: the generation that slots are filled with; candidate: the one a reload is trying; reload: the
+    newest; probation: what it can still be rolled back to; override: the number of workers set by hand, or
+    None for the configuration's own; autoscaled: the number that the load asks for, if it decides; kills:
+    when outsiders ended workers that served, within the last minute.
+    """
+
+    workers: dict[int, Worker] = field(default_factory=dict)
+    generations: dict[int, Generation] = field(default_factory=dict)
+    current: int = 0
+    candidate: int | None = None
+    reload: Reload | None = None
+    probation: Probation | None = None
+    refork: Refork | None = None
+    override: int | None = None
+    autoscaled: int | None = None
+    trend: Trend = field(default_factory=Trend)
+    paused: bool = False
+    stopping: Literal["graceful", "quick"] | None = None
+    upgrading: Literal["checking", "replacing"] | None = None
+    ever_ready: bool = False
+    spawned: int = 0
+    deaths: int = 0
+    last_crash: str = ""
+    kills: list[float] = field(default_factory=list)
+    newest_generation: int = 0
+
+    @property
+    def policy(self) -> FleetPolicy | None:
+        generation = self.generations.get(self.current)
+        return generation.policy if generation else None
+
+    @property
+    def wanted(self) -> int:
+        """How many workers there should be."""
+        if self.paused or self.stopping or self.policy is None:
+            return 0
+        if self.override is not None:
+            return self.override
+        return self.policy.workers if self.autoscaled is None else self.autoscaled
+
+    @property
+    def ready(self) -> int:
+        """How many of the wanted slots are served; a slot whose successor is ready too counts once."""
+        wanted = self.wanted
+        return len(
+            {w.slot for w in self.workers.values() if w.state is WorkerState.READY and w.slot <= wanted}
+        )
+
+    def count(self, state: WorkerState) -> int:
+        return sum(worker.state is state for worker in self.workers.values())
+
+    def serving(self, slot: int) -> Worker | None:
+        """The worker that serves in a slot; of two, the newer; never a canary, which is on trial only."""
+        found = [
+            w
+            for w in self.workers.values()
+            if w.slot == slot and w.state is WorkerState.READY and w.generation != self.candidate
+        ]
+        return max(found, key=lambda worker: worker.launch, default=None)

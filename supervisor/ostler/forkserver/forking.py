@@ -1,0 +1,188 @@
+"""Forking workers on demand: what a fork server does once it is ready, and a worker that has become one.
+
+It forks twice for each worker, so that the worker's parent dies at once and the supervisor, a child
+subreaper, becomes its parent: the supervisor gets true exit statuses, and the fork server may come and go.
+
+It ends when the supervisor hangs up, at once and without the app's atexit functions: they are for the ends of
+workers, each of which runs its own copy of them.
+"""
+
+import gc
+import importlib
+import os
+import signal
+import struct
+import sys
+import threading
+import time
+from pathlib import Path
+
+from msgspec import structs
+
+from ostler.ipc import messages
+from ostler.ipc.channel import Channel
+from ostler.logs import bridge
+from ostler.logs.outlets import Outlets
+from ostler.osapi import real
+from ostler.osapi.needed import with_remedy
+from ostler.osapi.process import adopt_no_orphans, set_title
+from ostler.workers import boot
+
+_PID = struct.Struct("i")
+
+# A worker that has become a template may yet be told what it was told as a worker.
+Asked = messages.ToForkServer | messages.ToWorker
+
+
+class Forking:
+    """Forks workers of one generation.
+
+    Args:
+        channel: to the supervisor.
+        generation: what they inherit.
+        outlets: its own logs.
+    """
+
+    def __init__(self, channel: Channel[Asked], generation: boot.Generation, outlets: Outlets) -> None:
+        self._channel = channel
+        self._generation = generation
+        self._outlets = outlets
+
+    def run(self, ready: messages.AppLoaded | messages.TemplateReady) -> boot.Inheritance | None:
+        """Say that it is ready and serve the supervisor until that hangs up, which ends the process.
+
+        Returns in forked workers with what they inherit, else None at the end. What is told to leave before
+        the supervisor takes it for a fork server has no children, and leaves like the worker that it was.
+        """
+        _tidy_up()
+        set_title(f"ostler: fork server gen {self._generation.number} [{self._generation.name}]")
+        try:
+            self._channel.send(structs.replace(ready, loggers=bridge.diverted()))
+            while (received := self._channel.receive()) is not None:
+                message, descriptors = received
+                if isinstance(message, messages.Spawn):
+                    if (inheritance := self._spawn(message, descriptors)) is not None:
+                        return inheritance
+                elif isinstance(message, messages.HookDue):
+                    if message.name == "retire" and not self._retire():
+                        return None
+                    self._channel.send(messages.HookBegun())
+                    self._generation.hooks.due(message)
+                    self._channel.send(messages.HookDone(message.name))
+                elif isinstance(message, messages.Warm):
+                    _warm(message.modules)
+                elif isinstance(message, messages.LogLine):
+                    self._log_line(message)
+                elif isinstance(message, messages.ReopenLogs):
+                    self._outlets.reopen()
+                elif isinstance(message, messages.Drain) and not message.template:
+                    boot.leave(0)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the supervisor is gone in the middle of an answer
+        return None
+
+    def _log_line(self, line: messages.LogLine) -> None:
+        """Give an event of the supervisor's to the loggers, unless it has lost its patience."""
+        in_time = time.monotonic() < line.until
+        if in_time and bridge.take_event(line.level, line.name, line.fields, line.pid):
+            self._channel.send(messages.LogTaken(line.number))
+
+    def _retire(self) -> bool:
+        """Let go of what is shared with those who serve on; whether anything runs that hooks have begun."""
+        generation = self._generation
+        for sock in (*generation.listeners, *generation.relay):
+            sock.close()
+        set_title(f"ostler: hooks gen {generation.number} [{generation.name}]")
+        children = Path("/proc/thread-self/children")
+        return threading.active_count() > 1 or (children.exists() and bool(children.read_text().split()))
+
+    def _spawn(self, ask: messages.Spawn, descriptors: list[int]) -> boot.Inheritance | None:
+        """Fork a worker; in the worker, returns what it inherits."""
+        channel_fd, stacks_fd, cell_fd = descriptors
+        hook_worker = self._generation.hooks.about_to_fork(ask)
+        read_fd, write_fd = os.pipe()
+        gc.freeze()  # what came since the last time; see `_tidy_up`
+        # Blocked until the worker has handlers of its own: ours would swallow what is meant for it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, boot.ENDING)
+        # The worker is to be the supervisor's child, whatever the app wants of its own.
+        adopt_no_orphans()
+        try:
+            intermediate = real.fork()
+        except OSError as error:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
+            for fd in (read_fd, write_fd, *descriptors):
+                real.close(fd)
+            self._channel.send(messages.ForkFailed(ask.launch, with_remedy(error)))
+            return None
+        if intermediate == 0:
+            try:
+                worker = real.fork()
+            except OSError as error:
+                real.write(write_fd, _PID.pack(-(error.errno or 1)))
+                os._exit(1)
+            if worker == 0:
+                real.close(read_fd)
+                real.close(write_fd)
+                self._channel.close()
+                self._outlets.drop()
+                place = ask.launch, ask.urgent, ask.slot
+                ends = channel_fd, stacks_fd, cell_fd
+                return boot.Inheritance(self._generation, *place, *ends, hook_worker)
+            real.write(write_fd, _PID.pack(worker))
+            os._exit(0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
+        real.close(write_fd)
+        for fd in descriptors:
+            real.close(fd)
+        answer = real.read(read_fd, _PID.size)
+        real.close(read_fd)
+        real.waitpid(intermediate, 0)
+        pid = _PID.unpack(answer)[0] if len(answer) == _PID.size else -1
+        if pid > 0:
+            self._generation.hooks.forked(hook_worker, pid)
+            self._channel.send(messages.Forked(ask.launch, pid))
+        else:
+            refused = OSError(-pid, os.strerror(-pid))
+            self._channel.send(messages.ForkFailed(ask.launch, with_remedy(refused)))
+        return None
+
+
+def take_over(template: boot.Template) -> Forking:
+    """Be the fork server of what a worker has left."""
+    # Without its supervisor it ends, as any fork server.
+    boot.on_hang_up(template.channel_fd, lambda: os._exit(0))
+    channel: Channel[Asked] = Channel(real.Socket(fileno=template.channel_fd), Asked)
+    generation = template.generation
+    outlets = Outlets(generation.settings, generation.log_format, fields_of(generation.number))
+    generation.hooks.taken_over(outlets.log.event)
+    return Forking(channel, generation, outlets)
+
+
+def fields_of(generation: int) -> dict[str, int]:
+    """What events of a fork server carry."""
+    return {"pid": os.getpid(), "generation": generation}
+
+
+def _tidy_up() -> None:
+    """Leave nothing that workers would carry along, or say once more."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass  # closed, full, or not there at all: nothing that a fork would make worse
+    # What is there now lives as long as this process: moved out of the collector's sight it is never
+    # written to again, so workers share its pages. What was moved before may have become garbage.
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
+def _warm(modules: list[str]) -> None:
+    """Import standard modules that the app's workers have imported; user code is not among them."""
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception:  # noqa: BLE001, S112 - the worker could import it, we can't: nothing is lost
+            continue
+    gc.collect()
+    gc.freeze()

@@ -1,0 +1,59 @@
+"""With which rights the app runs, and on which terminal: `user`, `group`, `initgroups`, `umask`, `daemon`.
+
+The fork server gives up what it has once the configuration was evaluated and certificates were read, before
+the app is imported (or before even that: see `deciding`); workers inherit that. The supervisor keeps its
+rights, so that it can bind ports, make logs again, and start the next fork server.
+"""
+
+import os
+
+from ostler.errors import SettingError
+from ostler.logs.opening import share_with
+from ostler.logs.streams import write_at_once
+from ostler.osapi.account import Account, become, has_account
+from ostler.osapi.login import leave_login
+from ostler.osapi.process import silence
+from ostler.settings.table import Settings
+
+
+def set_umask(settings: Settings) -> None:
+    """0 is gunicorn's default, which there is about sockets alone: files that everybody may write to are
+    nobody's wish."""
+    if umask := int(settings.umask, 8):
+        os.umask(umask)
+
+
+def become_account(account: Account, user: str | None, group: str | None, trial: bool = False) -> list[str]:
+    """Give up what rights we have for those of `account`; returns what to warn of.
+
+    user, group: the settings that name it; trial: the configuration is only checked, perhaps by an account
+    that may do less than the one that will start it.
+
+    Raises:
+        SettingError: we may not.
+    """
+    share_with(None)
+    name = "group" if user is None else "user"
+    try:
+        if os.geteuid() == 0 and account.uid not in (None, 0):
+            leave_login()
+        become(account)
+    except OSError as error:
+        wanted = group if user is None else user
+        if trial and isinstance(error, PermissionError):
+            return [f"{name}: only root can become {wanted!r}; the rest was checked without"]
+        problem = f"can't become {wanted!r} ({error.strerror or error}); that needs root's rights"
+        raise SettingError(name, problem) from None
+    if account.uid not in (None, 0) and 0 in (os.getegid(), *os.getgroups()):
+        return [f"{name}: the app is in root's group (0), which may be able to write what root executes"]
+    if group is None and user is not None and not has_account(user):
+        return [f"user: {user} has no account and so no group; it gets group {os.getegid()} (--group)"]
+    return []
+
+
+def leave_terminal(settings: Settings) -> None:
+    """Let go of standard descriptors as `daemon` says; what is kept is written line by line."""
+    kept = settings.enable_stdio_inheritance
+    if kept:
+        write_at_once()
+    silence(outputs=not kept)

@@ -1,0 +1,340 @@
+"""What hooks are given: objects with the attributes that gunicorn's have and people use.
+
+Hooks may put attributes of their own on `server`, `worker` and requests, and find them again later: a worker
+inherits what `pre_fork` has left. What a hook looks for in vain it is told with the names that there are.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ostler.logs.render import LEVELS
+from ostler.settings.address import Address, parse_address
+from ostler.settings.table import Settings
+from ostler.settings.unused import UNUSED
+from ostler.text import trace_of
+
+if TYPE_CHECKING:
+    import logging
+    import socket
+
+Emit = Callable[..., None]
+"""Writes an event: level, name, then fields as keywords."""
+
+_NUMBERS = {number: name for name, number in LEVELS.items()}
+
+
+class Known:
+    """An unknown attribute is an AttributeError that names those that there are."""
+
+    _called = "it"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        known = sorted(word for word in {*vars(self), *dir(type(self))} if not word.startswith("_"))
+        raise AttributeError(f"{self._called} has no attribute {name!r} here; it has {', '.join(known)}")
+
+
+class HookLog(Known):
+    """`server.log` and `worker.log`: each call is one line of the error log.
+
+    Args:
+        emit: writes the line.
+    """
+
+    _called = "log"
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+
+    def rewire(self, emit: Emit) -> None:
+        """Write by `emit` from now on: a hook may have kept this object over a fork."""
+        self._emit = emit
+
+    def debug(self, message: object, *args: object, **options: Any) -> None:
+        self._write("debug", message, args, options)
+
+    def info(self, message: object, *args: object, **options: Any) -> None:
+        self._write("info", message, args, options)
+
+    def warning(self, message: object, *args: object, **options: Any) -> None:
+        self._write("warning", message, args, options)
+
+    warn = warning
+
+    def error(self, message: object, *args: object, **options: Any) -> None:
+        self._write("error", message, args, options)
+
+    def critical(self, message: object, *args: object, **options: Any) -> None:
+        self._write("critical", message, args, options)
+
+    def exception(self, message: object, *args: object, **options: Any) -> None:
+        self._write("error", message, args, {"exc_info": True} | options)
+
+    def log(self, level: int | str, message: object, *args: object, **options: Any) -> None:
+        """level: a number of logging's, or a name."""
+        if isinstance(level, int):
+            level = _NUMBERS.get(level // 10 * 10, "debug" if level < 10 else "critical")
+        name = level.lower()
+        self._write(name if name in LEVELS else "info", message, args, options)
+
+    @property
+    def error_log(self) -> "logging.Logger":
+        return _logger("gunicorn.error")
+
+    @property
+    def access_log(self) -> "logging.Logger":
+        return _logger("gunicorn.access")
+
+    def _write(self, level: str, message: object, args: tuple[object, ...], options: dict[str, Any]) -> None:
+        self._emit(level, "hook", message=_filled(message, args), traceback=_trace(options.get("exc_info")))
+
+
+def _filled(message: object, args: tuple[object, ...]) -> str:
+    text = str(message)
+    if not args:
+        return text
+    try:
+        # As logging does it: a lone mapping is for %(name)s.
+        return text % (args[0] if len(args) == 1 and isinstance(args[0], dict) and args[0] else args)
+    except (TypeError, ValueError, KeyError):
+        return f"{text} {args!r}"  # a mistake in a log line must not end what it tells of
+
+
+def _trace(exc_info: Any) -> str | None:
+    if not exc_info:
+        return None
+    if isinstance(exc_info, BaseException):
+        return trace_of(exc_info)
+    found = exc_info[1] if isinstance(exc_info, tuple) else sys.exc_info()[1]
+    return trace_of(found) if found is not None else None
+
+
+def _logger(name: str) -> "logging.Logger":
+    import logging  # only for who asks: workers do without
+
+    return logging.getLogger(name)
+
+
+class Config(Known):
+    """`server.cfg`: the settings by gunicorn's names, and in the types that gunicorn has."""
+
+    _called = "cfg"
+
+    def __init__(self, settings: Settings) -> None:
+        vars(self)["_settings"] = settings
+
+    def __getattr__(self, name: str) -> Any:
+        if name in Settings.__struct_fields__:
+            return _as_gunicorn(getattr(vars(self)["_settings"], name))
+        if name in UNUSED:
+            return UNUSED[name].silent[0]
+        raise AttributeError(f"cfg has no setting {name!r}; ostler --print-config shows those that there are")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(
+            f"cfg.{name} can't be set by a hook: workers and supervisor have read it already"
+        )
+
+    def set(self, name: str, value: object) -> None:
+        setattr(self, name, value)
+
+    @property
+    def address(self) -> list[Any]:
+        """Of `bind`: (host, port), a path, or a descriptor's number."""
+        return [_address(parse_address(text)) for text in self._settings.bind]
+
+    @property
+    def workers(self) -> int:
+        """Of a range, where it begins."""
+        return least(self._settings)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Of `raw_env`."""
+        pairs = (pair.partition("=") for pair in self._settings.raw_env)
+        return {name: value for name, _, value in pairs}
+
+    @property
+    def is_ssl(self) -> bool:
+        return bool(self._settings.certfile or self._settings.keyfile)
+
+    @property
+    def settings(self) -> dict[str, "SettingView"]:
+        """All settings by name."""
+        return {name: SettingView(name, getattr(self, name)) for name in Settings.__struct_fields__}
+
+    @property
+    def worker_class_str(self) -> str:
+        return str(self._settings.worker_class)
+
+
+@dataclass(frozen=True, slots=True)
+class SettingView:
+    """One of `cfg.settings`."""
+
+    name: str
+    value: Any
+
+    def get(self) -> Any:
+        return self.value
+
+
+def _as_gunicorn(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _address(address: Address) -> Any:
+    if address.kind == "tcp":
+        return address.host, address.port
+    return address.path if address.kind == "unix" else address.fd
+
+
+class HookApp(Known):
+    """`server.app` and `worker.app`.
+
+    Args:
+        load: loads the app.
+
+    Attributes:
+        callable: the app; None as long as it is not loaded in this process.
+    """
+
+    _called = "app"
+
+    def __init__(self, load: Callable[[], Any], spec: str) -> None:
+        self._load = load
+        self.app_uri = spec
+        self.callable: Any = None
+
+    def wsgi(self) -> Any:
+        """The app; it is loaded now if it has not been."""
+        if self.callable is None:
+            self.callable = self._load()
+        return self.callable
+
+
+class Server(Known):
+    """`server`: the fork server, as hooks see it.
+
+    Attributes:
+        pid: the supervisor's, which signals for the fleet are to be sent to.
+        address: what it listens on; before the listeners are bound, as configured.
+        WORKERS: the workers that this process has forked and that have not ended, by pid.
+        LISTENERS: the listening sockets; none before they are bound.
+        worker_age: of the newest worker.
+    """
+
+    _called = "server"
+
+    def __init__(self, settings: Settings, app: HookApp, log: HookLog) -> None:
+        self.cfg = Config(settings)
+        self.log = log
+        self.app = app
+        self.pid = os.getppid()
+        self.master_name = "Master"
+        self.proc_name = settings.proc_name or settings.wsgi_app or ""
+        self.address = self.cfg.address
+        self.num_workers = least(settings)
+        self.timeout = self.cfg.timeout
+        self.worker_class = settings.worker_class
+        self.worker_age = 0
+        self.WORKERS: dict[int, Worker] = {}
+        self.LISTENERS: list[socket.socket] = []
+
+    def kill_worker(self, pid: int, signum: int) -> None:
+        """Signal a worker; one that is gone is no error."""
+        try:
+            os.kill(pid, signum)
+        except ProcessLookupError:
+            pass
+
+    def kill_workers(self, signum: int) -> None:
+        """Signal all of WORKERS."""
+        for pid in list(self.WORKERS):
+            self.kill_worker(pid, signum)
+
+    def listen(self, listeners: "list[socket.socket]") -> None:
+        """They are bound."""
+        self.LISTENERS = listeners
+        self.address = [listener.getsockname()[:2] if isinstance(listener.getsockname(), tuple)
+                        else listener.getsockname() for listener in listeners]  # fmt: skip
+
+
+class Worker(Known):
+    """`worker`: made before the fork, and what the worker process and the fork server each have then.
+
+    Attributes:
+        age: counts workers, from 1.
+        pid: `[booting]` before the fork.
+        alive: set to False in the worker it asks for a successor, and for its own end when that is ready.
+        booted: the app is loaded; aborted: SIGABRT has come.
+        exitcode: in child_exit: the exit code, or -N for signal N.
+        slot: its place in the fleet.
+    """
+
+    _called = "worker"
+
+    def __init__(self, server: Server, age: int, slot: int) -> None:
+        self.age = age
+        self.slot = slot
+        self.pid: int | str = "[booting]"
+        self.ppid = server.pid
+        self.cfg = server.cfg
+        self.log = server.log
+        self.app = server.app
+        self.wsgi: Any = None
+        self.timeout = server.timeout
+        self.sockets = server.LISTENERS
+        self.max_requests = server.cfg.max_requests or sys.maxsize
+        self.booted = False
+        self.aborted = False
+        self.exitcode: int | None = None
+        self._alive = True
+        self.work()
+
+    def work(
+        self,
+        count: Callable[[], int] = int,
+        retire: Callable[[int], object] = int,
+        extend: Callable[[float], object] = float,
+    ) -> None:
+        """It serves: `count` tells requests, `retire` asks for a successor, `extend` for time. Or no more."""
+        self._count, self._retire, self._extend = count, retire, extend
+
+    @property
+    def nr(self) -> int:
+        """Requests so far, the one at hand included once its pre_request is over."""
+        return self._count()
+
+    @property
+    def alive(self) -> bool:
+        return self._alive
+
+    @alive.setter
+    def alive(self, value: bool) -> None:
+        if self._alive and not value:
+            self._alive = False
+            self._retire(self.nr)
+
+    def end(self) -> None:
+        """It ends anyway: nobody need be asked."""
+        self._alive = False
+
+    def notify(self) -> None:
+        """Give the request that this thread serves `timeout` seconds more, from now."""
+        if self.timeout:
+            try:
+                self._extend(self.timeout)
+            except RuntimeError:
+                pass  # it serves none
+
+
+def least(settings: Settings) -> int:
+    """The configured number of workers; of a range, where it begins."""
+    return settings.workers[0] if isinstance(settings.workers, tuple) else settings.workers

@@ -1,0 +1,198 @@
+"""Bodies: where they end, and their bytes without the coding (RFC 9112 sections 6 and 7).
+
+Both kinds take a read whole, from a position on, and say where they ended in it. Whatever is cut across
+reads is put together before it is looked at, so that the cut makes no difference.
+"""
+
+import re
+from typing import Protocol
+
+from ostler.http1.errors import BodyTooLarge, HeadTooLarge, ProtocolViolation
+from ostler.http1.head import Rules
+
+_MAX_SIZE_LINE = 1024  # bytes of a chunk's size with its extensions
+_MAX_TRAILERS = 16 * 1024  # bytes of the trailer section
+# What size lines may have beyond what chunks of their sizes are worth: extensions that outgrow the body
+# are an attack, signatures of large chunks are not.
+_MAX_EXCESS = 16 * 1024
+_MAX_DIGITS = 15  # of a chunk's size, hexadecimal, without leading zeros
+
+# Possessive quantifiers only behind single characters: behind groups Python 3.11.2 takes what does not match
+# (CPython's issue 106052). Each way through these expressions is the only one.
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_PLAIN = rb"[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]*+"
+_QUOTED = rb'"' + _PLAIN + rb"(?:\\[\t\x20-\x7e\x80-\xff]" + _PLAIN + rb')*"'
+_EXTENSION = rb"[ \t]*+;[ \t]*+" + _TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?"
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]++)(?:" + _EXTENSION + rb")*")
+_TRAILER = re.compile(rb"(" + _TOKEN + rb"):[\t\x20-\x7e\x80-\xff]*+")
+
+# RFC 9110 section 6.5.1: fields for framing, routing, authentication, request modifiers and content format
+# must not come as trailers. Who sends one hopes that somebody believes it.
+_FORBIDDEN = frozenset(
+    b"authorization cache-control connection content-encoding content-length content-location content-range "
+    b"content-type cookie expect forwarded host if-match if-modified-since if-none-match if-range "
+    b"if-unmodified-since keep-alive max-forwards pragma proxy-authorization proxy-connection range te "
+    b"trailer transfer-encoding upgrade".split()
+)
+
+
+class BodySink(Protocol):
+    """Takes a request's body; made by whoever feeds the parser, who may spill it to a file."""
+
+    def write(self, data: bytes, /) -> int: ...
+
+
+class Body(Protocol):
+    """A body that has not ended."""
+
+    length: int
+    """Bytes so far, without the coding."""
+
+    def take(self, data: bytes, at: int) -> int:
+        """Take what belongs to the body, from `at` on; where it ended, or -1 if it has not.
+
+        Raises:
+            ProtocolViolation: the coding is invalid, or a limit is passed.
+            OSError: the sink can't take it.
+        """
+        ...
+
+
+class SizedBody:
+    """A body whose length was told."""
+
+    __slots__ = ("_left", "_sink", "length")
+
+    def __init__(self, sink: BodySink, length: int) -> None:
+        self._sink = sink
+        self._left = length
+        self.length = 0
+
+    def take(self, data: bytes, at: int) -> int:
+        size = len(data) - at
+        if size < self._left:
+            if size:
+                self._sink.write(data[at:] if at else data)
+                self._left -= size
+                self.length += size
+            return -1
+        end = at + self._left
+        self._sink.write(data[at:end])
+        self.length += self._left
+        self._left = 0
+        return end
+
+
+class ChunkedBody:
+    """A body in chunks; trailers are checked and dropped, never taken for headers."""
+
+    __slots__ = ("_excess", "_in_trailers", "_left", "_part", "_rules", "_sink", "_trailers", "length")
+
+    def __init__(self, sink: BodySink, rules: Rules) -> None:
+        self._sink = sink
+        self._rules = rules
+        self.length = 0
+        self._left = 0  # of the chunk, with its line end
+        self._part = b""  # of a line that is cut, or of a chunk's line end
+        self._excess = 0
+        self._in_trailers = False
+        self._trailers = (0, 0)  # fields and bytes so far
+
+    def take(self, data: bytes, at: int) -> int:
+        shift = 0
+        if self._part:
+            shift = at - len(self._part)
+            data = self._part + data[at:]
+            at = 0
+            self._part = b""
+        if not self._in_trailers:
+            at = self._take_chunks(data, at)
+        if self._in_trailers:
+            at = self._take_trailers(data, at)
+            if at >= 0:
+                return at + shift
+        return -1
+
+    def _take_chunks(self, data: bytes, at: int) -> int:
+        """Take chunks to the last or to the end of the data; where they ended if it was the last."""
+        left = self._left
+        end = len(data)
+        write = self._sink.write
+        while True:
+            if left > 2:
+                if end - at < left - 2:
+                    if at < end:
+                        write(data[at:] if at else data)
+                        self.length += end - at
+                    self._left = left - (end - at)
+                    return end
+                stop = at + left - 2
+                write(data[at:stop])
+                self.length += left - 2
+                at = stop
+                left = 2
+            if left:
+                line_end = data[at : at + 2]
+                if line_end != b"\r\n":
+                    if line_end not in (b"", b"\r"):
+                        raise ProtocolViolation("a chunk is longer than its size")
+                    self._left = left
+                    self._part = line_end
+                    return end
+                at += 2
+            stop = data.find(b"\n", at, at + _MAX_SIZE_LINE)
+            if stop < 0:
+                if end - at >= _MAX_SIZE_LINE:
+                    raise ProtocolViolation("a chunk's size has no end")
+                self._left = 0
+                self._part = data[at:]
+                return end
+            size = self._size(data[at : stop + 1])
+            at = stop + 1
+            if not size:
+                self._in_trailers = True
+                return at
+            left = size + 2
+
+    def _size(self, line: bytes) -> int:
+        """The number in a size line (RFC 9112 section 7.1)."""
+        match = _SIZE_LINE.fullmatch(line, 0, len(line) - 2)
+        if match is None or line[-2:] != b"\r\n":
+            raise ProtocolViolation("invalid chunk size")
+        digits = match[1]
+        if len(digits) > _MAX_DIGITS and len(digits.lstrip(b"0")) > _MAX_DIGITS:
+            raise ProtocolViolation("chunk size out of range")
+        size = int(digits, 16)
+        limit = self._rules.limit_request_body
+        if limit and self.length + size > limit:
+            raise BodyTooLarge
+        self._excess = max(0, self._excess + len(line) - 16 - size)
+        if self._excess > _MAX_EXCESS:
+            raise ProtocolViolation("more chunk extensions than body")
+        return size
+
+    def _take_trailers(self, data: bytes, at: int) -> int:
+        rules = self._rules
+        count, size = self._trailers
+        while True:
+            room = min(_MAX_TRAILERS - size, rules.max_field_size)
+            stop = data.find(b"\n", at, at + room + 2)
+            if stop < 0:
+                if len(data) - at >= room + 2:
+                    raise HeadTooLarge("trailers")
+                self._part = data[at:]
+                self._trailers = count, size
+                return -1
+            line = data[at : stop + 1]
+            at = stop + 1
+            if line == b"\r\n":
+                return at
+            match = _TRAILER.fullmatch(line, 0, len(line) - 2)
+            if match is None or line[-2:] != b"\r\n":
+                raise ProtocolViolation("invalid trailer")
+            if match[1].lower() in _FORBIDDEN:
+                raise ProtocolViolation(f"{match[1].decode()} as a trailer")
+            count += 1
+            size += len(line)
+            if count > rules.max_fields:
+                raise HeadTooLarge("too many trailers")

@@ -1,0 +1,175 @@
+"""The request line: what it may be, and what is made of it (RFC 9112 section 3).
+
+Lines repeat: `parse_line` is asked only for those that are not in `remembered`.
+"""
+
+import re
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from ostler.http1.errors import NotSupported, ProtocolViolation, VersionNotSupported
+
+MAX_LINE = 64 * 1024
+"""Bytes of a request line at most, whatever the settings say."""
+
+LONGEST_REMEMBERED = 256
+"""A longer line is not remembered; a parser with a smaller limit must not trust `remembered`."""
+
+_REMEMBERED = 2048  # lines; beyond it all are forgotten
+
+# Any token is a method (RFC 9110 section 9.1), but for lower case: `get` is a mistake or an attempt to get
+# past a filter. Section 3 of RFC 9112 wants 501 for one that is longer than any that is known.
+_METHOD_CHARACTERS = rb"!#$%&'*+\-.^_`|~0-9A-Z"
+_MAX_METHOD = 20
+_METHOD = re.compile(rb"[%b]{0,%d}" % (_METHOD_CHARACTERS, _MAX_METHOD + 1))
+
+# What `LineRules` lets through besides: tokens in any case, of any length that the line may have.
+_TOKEN_CHARACTERS = _METHOD_CHARACTERS + rb"a-z"
+_ANY_METHOD = re.compile(rb"[%b]*" % _TOKEN_CHARACTERS)
+
+# One blank between the parts and no other anywhere. Bytes beyond ASCII are no URI, yet browsers and tools
+# send UTF-8 paths and queries unencoded, servers of the field pass them on, and they can't be mistaken
+# for anything that frames a request; so they pass. A fragment is never sent (RFC 9112 section 3.2).
+_LINE = re.compile(
+    rb"([%b]{1,%d}) ([^\x00-\x20\x7f#]+) HTTP/([0-9])\.([0-9])" % (_METHOD_CHARACTERS, _MAX_METHOD)
+)
+_LENIENT_LINE = re.compile(rb"([%b]+) ([^\x00-\x20\x7f#]+) HTTP/([0-9])\.([0-9])" % _TOKEN_CHARACTERS)
+_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(.*)", re.DOTALL)
+
+# RFC 3986 section 3.2, without userinfo, which RFC 9110 section 4.2.4 wants treated as an error.
+_AUTHORITY = re.compile(
+    rb"(?:\[(?:[0-9A-Fa-f:.]{2,45}|[vV][0-9A-Fa-f]+\.[0-9A-Za-z\-._~!$&'()*+,;=:]+)\]"
+    rb"|[0-9A-Za-z\-._~!$&'()*+,;=]*+(?:%[0-9A-Fa-f]{2}[0-9A-Za-z\-._~!$&'()*+,;=]*+)*)"
+    rb"(?::([0-9]*))?"
+)
+
+
+class LineRules(msgspec.Struct, frozen=True):
+    """What request lines may be besides what is right.
+
+    Attributes:
+        any_method: a method in lower case, or a longer one than any that is known.
+        fold_method: a method in lower case means the one in upper case.
+        any_version: a version below 1 counts as HTTP/1.0, one above as HTTP/1.1.
+    """
+
+    any_method: bool = False
+    fold_method: bool = False
+    any_version: bool = False
+
+
+class Line(msgspec.Struct):
+    """What was made of a request line.
+
+    Attributes:
+        method: e.g. `GET`.
+        target: the request target as sent (RFC 9112 section 3.2).
+        protocol: `HTTP/1.0` or `HTTP/1.1`.
+        raw_uri: the target as latin-1.
+        path: of the target, percent-decoded, as latin-1; empty for `*`.
+        query: what stands behind the first `?`, as latin-1.
+        authority: of a target in absolute form; it replaces `Host` (RFC 9112 section 3.2.2).
+        ordinary: HTTP/1.1 with a target in origin form, as nearly all are.
+    """
+
+    method: str
+    target: bytes
+    protocol: str
+    raw_uri: str
+    path: str
+    query: str
+    authority: bytes | None
+    ordinary: bool
+
+
+remembered: dict[bytes, Line] = {}
+"""Ordinary lines without their line end. They are shared by all parsers of a process."""
+
+
+def parse_line(raw: bytes, lenient: LineRules | None = None) -> Line:
+    """Check a request line (without its line end), and remember it if it is worth it.
+
+    What is right only for `lenient` is not remembered: others would take it for right, too.
+
+    Raises:
+        ProtocolViolation: it is none, or none that is served here.
+    """
+    match = _LINE.fullmatch(raw)
+    right = match is not None
+    if match is None and lenient is not None and (lenient.any_method or lenient.fold_method):
+        match = _LENIENT_LINE.fullmatch(raw)
+    if match is None:
+        check_beginning(raw, lenient)
+        raise ProtocolViolation("malformed request line")
+    method, target, major, minor = match.groups()
+    if not right:
+        assert lenient is not None
+        method = method.upper() if lenient.fold_method else method
+        if len(method) > _MAX_METHOD and not lenient.any_method:
+            raise NotSupported("a method of that length")
+    if major != b"1" and (lenient is None or not lenient.any_version):
+        raise VersionNotSupported(f"HTTP/{major.decode()}.{minor.decode()}")
+    # A higher minor version is understood as the highest that is known (RFC 9110 section 2.5).
+    protocol = "HTTP/1.0" if major == b"0" or (major == b"1" and minor == b"0") else "HTTP/1.1"
+    authority = None
+    rest = target
+    if method == b"CONNECT":
+        _refuse_connect(target)
+    elif target == b"*":
+        if method != b"OPTIONS":
+            raise ProtocolViolation("asterisk-form is for OPTIONS")
+        rest = b""
+    elif target[:1] != b"/":
+        absolute = _ABSOLUTE.fullmatch(target)
+        if absolute is None:
+            raise ProtocolViolation("the target is neither a path nor an http URI")
+        authority, rest = absolute.groups()
+        if not authority or authority[:1] == b":" or not is_authority(authority):
+            raise ProtocolViolation("the target has no valid authority")
+        if rest[:1] != b"/":
+            rest = b"/" + rest
+    path, _, query = rest.decode("latin-1").partition("?")
+    if "%" in path:
+        path = unquote_to_bytes(path.encode("latin-1")).decode("latin-1")
+    ordinary = target[:1] == b"/" and protocol == "HTTP/1.1"
+    right = right and major == b"1"
+    line = Line(
+        method.decode("ascii"), target, protocol, target.decode("latin-1"), path, query, authority, ordinary
+    )
+    if right and ordinary and len(raw) <= LONGEST_REMEMBERED:
+        if len(remembered) >= _REMEMBERED:
+            remembered.clear()
+        remembered[raw] = line
+    return line
+
+
+def _refuse_connect(target: bytes) -> None:
+    """CONNECT asks for a tunnel, which an origin server does not make (RFC 9110 section 9.3.6)."""
+    match = _AUTHORITY.fullmatch(target)
+    if match is None or not match[1] or target[:1] == b":":
+        raise ProtocolViolation("CONNECT wants a host and a port")
+    raise NotSupported("CONNECT")
+
+
+def check_beginning(part: bytes | bytearray, lenient: LineRules | None = None) -> None:
+    """Check what has come of a request line that has not ended, so that no nonsense is waited for.
+
+    Raises:
+        ProtocolViolation: no line that begins like this is a request line.
+    """
+    any_case = lenient is not None and (lenient.any_method or lenient.fold_method)
+    match = (_ANY_METHOD if any_case else _METHOD).match(part)
+    assert match is not None
+    end = match.end()
+    if end > _MAX_METHOD and not (lenient is not None and lenient.any_method):
+        raise NotSupported("a method of that length")
+    behind = part[end : end + 1]
+    if behind and behind != (b" " if end else b"\r"):  # CR: the first half of an empty line
+        raise ProtocolViolation("malformed method")
+
+
+def is_authority(value: bytes) -> bool:
+    """Whether this is a host with or without a port; an empty host is one (RFC 9110 section 7.2)."""
+    match = _AUTHORITY.fullmatch(value)
+    return match is not None and (not match[1] or (len(match[1]) <= 5 and int(match[1]) <= 65535))

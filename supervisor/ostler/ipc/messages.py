@@ -1,0 +1,302 @@
+"""What the supervisor and its children say to each other: small msgpack structs, tagged by their name.
+
+What children say has bounds, which the types tell; a message beyond them is none. Senders keep within them
+(`channel.line`, `channel.lines`, `channel.shorten`).
+
+Both ends are normally of one installation. `VERSION` guards the exception, a supervisor that runs on while
+the package under it is replaced: a fork server of another version refuses to be configured.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from ostler.ipc.channel import LINE_LIMIT, TRACEBACK_LIMIT
+from ostler.settings.load import Loaded
+
+VERSION = 8
+
+MOST_LINES = 100
+MOST_NAMES = 2000
+MOST_PATHS = 250
+Line = Annotated[str, msgspec.Meta(max_length=LINE_LIMIT)]
+Lines = Annotated[list[Line], msgspec.Meta(max_length=MOST_LINES)]
+Trace = Annotated[str, msgspec.Meta(max_length=TRACEBACK_LIMIT)]
+Name = Annotated[str, msgspec.Meta(max_length=200)]
+Names = Annotated[list[Name], msgspec.Meta(max_length=MOST_NAMES)]
+# PATH_MAX (linux/limits.h) with the NUL at the end.
+# Surrogates that stand for bytes are part of names (PEP 383), others can't be.
+Path = Annotated[str, msgspec.Meta(max_length=4095, pattern="^/[^\0\ud800-\udc7f\udd00-\udfff]*\\Z")]
+Paths = Annotated[list[Path], msgspec.Meta(max_length=MOST_PATHS)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Pid = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Signum = Annotated[int, msgspec.Meta(ge=1, le=64)]
+Time = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+# -- supervisor -> fork server ---------------------------------------------------------------------------
+
+
+class Configure(_Message, frozen=True):
+    """Evaluate the configuration.
+
+    command_line: raw values by setting name; folder: where the daemon was started; known: the generation's
+    settings if it is not new: then the file that they are from is evaluated for what else it does, no other
+    is looked for, and these hold; cause: why there is a new generation, which says what hooks are called;
+    detached: with `daemon` let go of the standard descriptors; variables: of the values in `command_line`
+    that are from a variable with arguments, which; remarks: what the command line deserves a warning for.
+    """
+
+    version: int
+    generation: int
+    command_line: dict[str, Any]
+    config: str | None
+    folder: str
+    known: Loaded | None = None
+    cause: Literal["start", "reload", "upgrade", "restart", "check"] = "start"
+    detached: bool = False
+    variables: dict[str, str] = {}
+    remarks: list[str] = []
+
+
+class Load(_Message, frozen=True):
+    """Get ready to spawn.
+
+    Descriptors: the relay's two ends, then the listeners in the order of `addresses`.
+    """
+
+    addresses: list[str]
+    name: str
+
+
+class Spawn(_Message, frozen=True):
+    """Fork a worker. Descriptors: its channel, the pipe that takes its stack dumps, its scoreboard cell.
+
+    urgent: it boots at normal priority, because nobody serves in its slot.
+    """
+
+    launch: int
+    slot: int
+    urgent: bool = False
+
+
+class Warm(_Message, frozen=True):
+    """Import these standard modules, so that the next workers find them and share their memory."""
+
+    modules: list[str]
+
+
+class HookDue(_Message, frozen=True):
+    """Call a hook of the configuration file, if it has it; the answer is `HookDone`.
+
+    name: child_exit, nworkers_changed, pre_exec or on_exit, or retire: let go of all that is shared, and end
+    unless hooks have begun something that runs; launch, slot, pid: of the worker that child_exit
+    is about; exitcode: its exit code, -N for signal N, None if nobody knows; old, new: the numbers of workers
+    for nworkers_changed, the same if it is only to be known.
+    """
+
+    name: str
+    launch: int = 0
+    slot: int = 0
+    pid: int = 0
+    exitcode: int | None = None
+    old: int | None = None
+    new: int = 0
+
+
+class LogLine(_Message, frozen=True):
+    """An event of the supervisor's own log, for the loggers that the configuration or the app has set up.
+
+    pid: the supervisor's; number: for `LogTaken`; until: CLOCK_MONOTONIC, seconds; the supervisor writes what
+    was not taken by then itself.
+    """
+
+    level: str
+    name: str
+    fields: dict[str, Any]
+    pid: int
+    number: int
+    until: float
+
+
+class ReopenLogs(_Message, frozen=True):
+    """To workers as well."""
+
+
+ToForkServer = Configure | Load | Spawn | Warm | HookDue | LogLine | ReopenLogs
+
+# -- fork server -> supervisor ---------------------------------------------------------------------------
+
+
+class Decided(_Message, frozen=True):
+    """Which file is the configuration. Sent once, before any code runs that the app's user can write.
+
+    config: as in `Configure`, None if there is none; loaded: the settings, if they were read with the
+    supervisor's own rights; else user, group and initgroups say with whose rights the file is evaluated,
+    because others can write it, and what they are for the whole generation; warnings: what to warn of.
+    """
+
+    config: str | None
+    loaded: Loaded | None = None
+    user: str | None = None
+    group: str | None = None
+    initgroups: bool = False
+    warnings: list[str] = []
+
+
+class Configured(_Message, frozen=True):
+    """The configuration is good; what deserves a warning all the same.
+
+    hooks: names of those that the configuration file defines; problem: what would stop the start, only said
+    so if the cause is a check.
+    """
+
+    loaded: Loaded
+    warnings: Lines
+    hooks: Names = []
+    problem: Line = ""
+
+
+class AppLoaded(_Message, frozen=True):
+    """Ready to spawn; with `preload_app` the app is loaded. `loggers`: it wants `LogLine`s."""
+
+    loggers: bool = False
+
+
+class LoadFailed(_Message, frozen=True):
+    """The configuration or the app can't be used. `traceback` only for what is the app's own fault."""
+
+    reason: Line
+    traceback: Trace | None
+
+
+class LogTaken(_Message, frozen=True):
+    """The loggers have the `LogLine` of this number."""
+
+    number: Number
+
+
+class Forked(_Message, frozen=True):
+    launch: Number
+    pid: Pid
+
+
+class ForkFailed(_Message, frozen=True):
+    launch: Number
+    reason: Line
+
+
+class HookBegun(_Message, frozen=True):
+    """The first of what is due is being called: should the fork server die of it, nobody shall try again."""
+
+
+class HookDone(_Message, frozen=True):
+    """A hook that was due has been called, or there is none, or it failed: that is in the log."""
+
+    name: Name
+
+
+# -- of both, with `reload` ------------------------------------------------------------------------------
+
+
+class Watch(_Message, frozen=True):
+    """Reload when one of these changes: what was loaded, or could not be.
+
+    files: absolute paths; folders: where the app's templates may be; since: when they began to be read
+    (time.time()): what was written later may be newer than what is in force.
+    """
+
+    files: Paths
+    folders: Paths = []
+    since: Time = 0.0
+
+
+class AppBroken(_Message, frozen=True):
+    """The app can't be loaded; an error page stands in for it until the next edit."""
+
+    reason: Line
+    traceback: Trace | None
+
+
+FromForkServer = (
+    Decided
+    | Configured
+    | AppLoaded
+    | LoadFailed
+    | LogTaken
+    | Forked
+    | ForkFailed
+    | HookBegun
+    | HookDone
+    | Watch
+    | AppBroken
+)
+
+# -- supervisor -> worker --------------------------------------------------------------------------------
+
+
+class Boot(_Message, frozen=True):
+    """The supervisor knows the process; it may load the app and serve."""
+
+
+class Drain(_Message, frozen=True):
+    """Stop accepting, finish what is there, leave.
+
+    hand_over: idle connections go to other workers; template: do not end, but answer `TemplateReady` and be a
+    fork server from then on, with the same channel.
+    """
+
+    hand_over: bool = False
+    template: bool = False
+
+
+class AuditTemplate(_Message, frozen=True):
+    """Look whether this process could be forked from. `force`: it will be, whatever is found."""
+
+    force: bool = False
+
+
+ToWorker = Boot | Drain | AuditTemplate | ReopenLogs
+
+# -- worker -> supervisor --------------------------------------------------------------------------------
+
+
+class Ready(_Message, frozen=True):
+    """The app is loaded and connections are accepted. `modules`: standard modules that it imported."""
+
+    modules: Names
+
+
+class BootFailed(_Message, frozen=True):
+    reason: Line
+    traceback: Trace | None
+
+
+class RecycleDue(_Message, frozen=True):
+    requests: Number
+
+
+class Signalled(_Message, frozen=True):
+    """It leaves because of a signal; whether that was the supervisor's, the supervisor knows."""
+
+    signum: Signum
+
+
+class TemplateAudited(_Message, frozen=True):
+    """problems: why this process can't be forked from; warnings: what deserves a look all the same."""
+
+    problems: Lines
+    warnings: Lines
+
+
+class TemplateReady(_Message, frozen=True):
+    """The last message as a worker: what follows is a fork server's. `loggers`: as for `AppLoaded`."""
+
+    loggers: bool = False
+
+
+FromWorker = Ready | BootFailed | RecycleDue | Signalled | TemplateAudited | TemplateReady | Watch | AppBroken

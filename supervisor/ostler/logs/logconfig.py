@@ -1,0 +1,150 @@
+"""The settings `logconfig_dict`, `logconfig_json` and `logconfig`: the first of them that is given counts.
+
+They are put into force in the fork server, once, before the app is imported; workers inherit what they make.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ostler.errors import SettingError
+from ostler.logs.bridge import ACCESS, ERROR
+from ostler.osapi.files import check_file, read_file
+from ostler.settings.plain import plain
+from ostler.settings.table import Settings
+from ostler.text import name_of, text_of
+
+# What gunicorn has in place of the parts that a dictionary leaves out (gunicorn.glogging.CONFIG_DEFAULTS).
+_PARTS: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "root": {"level": "INFO", "handlers": ["console"]},
+    "loggers": {
+        ERROR: {"level": "INFO", "handlers": ["error_console"], "propagate": True, "qualname": ERROR},
+        ACCESS: {"level": "INFO", "handlers": ["console"], "propagate": True, "qualname": ACCESS},
+    },
+}
+# And these by name, which parts of a dictionary may refer to. gunicorn only has them if the dictionary has no
+# such part of its own, and fails if it has: its root logger wants `console`.
+_NAMED: dict[str, dict[str, Any]] = {
+    "formatters": {
+        "generic": {
+            "class": "logging.Formatter",
+            "format": "%(asctime)s [%(process)d] [%(levelname)s] %(message)s",
+            "datefmt": "[%Y-%m-%d %H:%M:%S %z]",
+        }
+    },
+    "handlers": {
+        "console": {
+            "class": "logging.StreamHandler",
+            "formatter": "generic",
+            "stream": "ext://sys.stdout",
+        },
+        "error_console": {
+            "class": "logging.StreamHandler",
+            "formatter": "generic",
+            "stream": "ext://sys.stderr",
+        },
+    },
+}
+
+
+# Of exceptions that caused each other, perhaps in a circle.
+_MOST_REASONS = 10
+
+
+def is_given(settings: Settings) -> bool:
+    return bool(settings.logconfig_dict or settings.logconfig_json or settings.logconfig)
+
+
+def apply(settings: Settings, given: Mapping[str, Any] | None) -> None:
+    """Put the settings into force.
+
+    Args:
+        given: the `logconfig_dict` itself, with objects that settings can't carry. It is not used if it is
+            not what the settings were made of any more.
+
+    Raises:
+        SettingError: with the reason in one line.
+    """
+    if settings.logconfig_dict:
+        if given is None or plain(given) != settings.logconfig_dict:
+            given = settings.logconfig_dict
+        _apply_dict("logconfig_dict", given)
+    elif settings.logconfig_json:
+        path = settings.logconfig_json
+        try:
+            found = json.loads(read_file(path).decode("utf-8"))
+        except (OSError, ValueError) as error:
+            raise SettingError("logconfig_json", f"can't read {path!r}: {_reason(error)}") from None
+        if not isinstance(found, dict):
+            raise SettingError("logconfig_json", f"{path!r} holds no dictionary")
+        _apply_dict("logconfig_json", found)
+    elif settings.logconfig:
+        _apply_file(settings.logconfig)
+
+
+@contextmanager
+def noting_files() -> Iterator[list[Path]]:
+    """Gives a list that gets the files which logging's handlers make meanwhile."""
+    made: list[Path] = []
+    open_file = logging.FileHandler._open
+
+    def note(handler: logging.FileHandler) -> Any:
+        path = Path(handler.baseFilename).resolve()
+        if not path.exists():
+            made.append(path)
+        return open_file(handler)
+
+    logging.FileHandler._open = note  # type: ignore[method-assign, assignment]
+    try:
+        yield made
+    finally:
+        logging.FileHandler._open = open_file  # type: ignore[method-assign]
+
+
+def _apply_dict(setting: str, given: Mapping[str, Any]) -> None:
+    config = {**_PARTS, **given}
+    for part, defaults in _NAMED.items():
+        config[part] = {**defaults, **(config.get(part) or {})}
+    from logging.config import dictConfig  # it brings pickle and more, which most do without
+
+    try:
+        dictConfig(config)
+    except Exception as error:
+        raise SettingError(setting, _reason(error)) from error
+
+
+def _apply_file(path: str) -> None:
+    # Else it would be an empty configuration to fileConfig, which also waits for what writes into a FIFO.
+    if not os.path.exists(path):  # noqa: PTH110 - no pathlib needed for that
+        raise SettingError("logconfig", f"there is no {path!r}")
+    try:
+        check_file(path)
+    except OSError as error:
+        raise SettingError("logconfig", f"can't read {path!r}: {error.strerror}") from None
+    defaults = {"__file__": path, "here": os.path.dirname(path)}  # noqa: PTH120 - as above
+    from logging.config import fileConfig  # as above
+
+    try:
+        fileConfig(path, defaults=defaults, disable_existing_loggers=False)
+    except Exception as error:
+        raise SettingError("logconfig", f"{path!r}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """One line: `logging.config` only says which part failed, what it was caused by says why."""
+    reasons: list[str] = []
+    found: BaseException | None = error
+    while found is not None and len(reasons) < _MOST_REASONS:
+        text = found.strerror if isinstance(found, OSError) and found.strerror else text_of(found)
+        name = "" if isinstance(found, ValueError | OSError) else f"{name_of(found)}: "
+        if isinstance(found, OSError) and found.filename:
+            text = f"{found.filename!r}: {text}"
+        reasons.append(" ".join(f"{name}{text}".split()))
+        found = found.__cause__ or found.__context__
+    return ": ".join(dict.fromkeys(reasons))

@@ -1,0 +1,123 @@
+"""structlog for the supervisor. Workers and the fork server have `lean`, which looks the same."""
+
+import atexit
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+
+from ostler.errors import SettingError
+from ostler.logs.lean import LogFile, resolve_format, wants_colour
+from ostler.logs.render import LEVELS, console_line, json_line
+
+Logger = FilteringBoundLogger
+
+# A supervisor that waits for whoever reads its log does not supervise. It keeps this much, in bytes, until it
+# is read; whoever runs it calls the file's `flush` now and then.
+_KEPT = 256 * 1024
+_file: LogFile | None = None
+
+Tap = Callable[[str, str, dict[str, Any], str], bool]
+"""Takes each event's level, name and fields, and its line; True if that line need not be written."""
+_tap: Tap | None = None
+
+
+class _Line:
+    """The last structlog processor: the event as a line."""
+
+    def __init__(self, console: bool, colour: bool, shown: str) -> None:
+        self._console = console
+        self._colour = colour
+        self._shown = LEVELS[shown]
+
+    def __call__(self, _logger: WrappedLogger, method: str, event_dict: EventDict) -> str:
+        fields: dict[str, Any] = dict(event_dict)
+        event = str(fields.pop("event", ""))
+        if self._console:
+            line = console_line(time.time(), method, event, fields, self._colour)
+        else:
+            line = json_line(time.time(), method, event, fields)
+        taken = _tap is not None and _tap(method, event, fields, line)
+        if taken or LEVELS[method] < self._shown:
+            raise structlog.DropEvent
+        return line
+
+
+class _Writer:
+    """structlog's innermost logger: every level appends a line to one file."""
+
+    def __init__(self, file: LogFile) -> None:
+        self._file = file
+
+    def msg(self, message: str) -> None:
+        self._file.write(message)
+
+    debug = info = warning = error = critical = msg
+
+
+def set_up(errorlog: str, log_format: str, level: str, shown: str = "debug") -> LogFile:
+    """Configure structlog; may be called again. Returns the log's file, to reopen it.
+
+    Args:
+        level: of the events that the tap gets; shown: of those that are written as lines besides.
+
+    Raises:
+        SettingError: the file can't be opened.
+    """
+    try:
+        file = LogFile(errorlog, 2, patience=0.0, kept=_KEPT)
+    except OSError as error:
+        raise SettingError("errorlog", f"can't open {errorlog!r}: {error.strerror}") from None
+    console = resolve_format(log_format, file.is_terminal) == "console"
+    structlog.configure(
+        processors=[
+            structlog.processors.format_exc_info,
+            _rename_exception,
+            _Line(console, wants_colour(file), shown),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=lambda *_args: _Writer(file),
+        cache_logger_on_first_use=False,
+    )
+    file.trouble = _say_lost
+    _replace(file)
+    return file
+
+
+def tap(take: Tap | None) -> None:
+    """Let `take` have each event from now on."""
+    global _tap
+    _tap = take
+
+
+def set_level(level: str) -> None:
+    """Log what is at least as important as `level` from now on."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]))
+
+
+def _replace(file: LogFile) -> None:
+    """Have what the log still keeps written at the end, and now what the one before it kept."""
+    global _file
+    if _file is not None:
+        atexit.unregister(_file.close)
+        _file.close()
+    atexit.register(file.close)
+    _file = file
+
+
+def _say_lost(lines: int, reason: str) -> None:
+    if lines:
+        get_logger().warning("log_lines_lost", lines=lines, reason=reason)
+
+
+def _rename_exception(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
+    if trace := event_dict.pop("exception", None):
+        event_dict["traceback"] = trace
+    return event_dict
+
+
+def get_logger() -> Logger:
+    logger: Logger = structlog.get_logger()
+    return logger

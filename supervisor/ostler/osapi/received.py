@@ -1,0 +1,45 @@
+"""Descriptors that came over a socket (SCM_RIGHTS, unix(7)) from a process that is not trusted."""
+
+import array
+import socket
+import struct
+from collections.abc import Iterable
+
+from ostler.osapi import real
+
+MOST = 253
+"""In one message (SCM_MAX_FD, linux/net/scm.h)."""
+SPACE = socket.CMSG_SPACE(4 * MOST)
+"""For `recvmsg`. With less the kernel would close what finds no room, which can block: see `discard`."""
+
+_NO_LINGER = struct.pack("ii", 0, 0)
+
+
+def descriptors(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
+    """Those in what `recvmsg` returned; the caller's from now on."""
+    found = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(payload[: len(payload) - len(payload) % found.itemsize])
+    return list(found)
+
+
+def discard(fd: int) -> None:
+    """Close a descriptor without waiting for anything.
+
+    The last close of a TCP socket waits until its data is sent, for as long as the sender of the descriptor
+    has asked for (SO_LINGER, socket(7)), also if the socket does not block.
+    """
+    try:
+        with real.Socket(fileno=fd) as sock:
+            never_linger(sock)
+    except OSError:
+        real.close(fd)  # no socket
+
+
+def never_linger(sock: socket.socket) -> None:
+    """See `discard`."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    except OSError:
+        pass  # not a kind of socket that lingers

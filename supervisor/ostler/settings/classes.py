@@ -1,0 +1,109 @@
+"""Names of worker classes: ours, gunicorn's, and those of packages that bring worker classes for gunicorn."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ostler.settings.table import Settings
+
+# What runs in a worker, by name; other names are looked up in the entry-point group `ostler.workers`.
+BUILT_IN = ("sync", "gthread", "gevent", "eventlet", "meinheld", "asgi")
+
+_ALIASES = {
+    "threads": "gthread",
+    "gunicorn.workers.sync.syncworker": "sync",
+    "egg:gunicorn#sync": "sync",
+    "gunicorn.workers.syncworker": "sync",
+    "gunicorn.workers.gthread.threadworker": "gthread",
+    "egg:gunicorn#gthread": "gthread",
+    "gevent_pywsgi": "gevent",
+    "gevent_wsgi": "gevent",
+    "gunicorn.workers.ggevent.geventworker": "gevent",
+    "gunicorn.workers.ggevent.geventpywsgiworker": "gevent",
+    "egg:gunicorn#gevent": "gevent",
+    "egg:gunicorn#gevent_pywsgi": "gevent",
+    "egg:gunicorn#gevent_wsgi": "gevent",
+    "gunicorn.workers.geventlet.eventletworker": "eventlet",
+    "egg:gunicorn#eventlet": "eventlet",
+    "gunicorn.workers.gtornado.tornadoworker": "tornado",
+    "egg:gunicorn#tornado": "tornado",
+    "egg:meinheld#gunicorn_worker": "meinheld",
+    "meinheld.gmeinheld.meinheldworker": "meinheld",
+    "meinheld.gmeinheld:meinheldworker": "meinheld",
+    "gunicorn.workers.gasgi.asgiworker": "asgi",
+    "egg:gunicorn#asgi": "asgi",
+    "uvicorn": "asgi",
+    "uvicorn.workers.uvicornworker": "asgi",
+    "uvicorn.workers.uvicornh11worker": "asgi",
+    "uvicorn_worker.uvicornworker": "asgi",
+    "uvicorn_worker.uvicornh11worker": "asgi",
+}
+
+_AIOHTTP = (
+    "aiohttp's apps are neither WSGI nor ASGI apps; serve them with aiohttp's own server, "
+    "aiohttp.web.run_app, under a service manager"
+)
+_SOCKETS = (
+    "WSGI apps have no websockets here; make it an ASGI app (python-socketio has ASGIApp) and use asgi, "
+    "or serve it without websockets by gevent"
+)
+_NO_SERVER = "is a base class of gunicorn's, which serves nothing itself; use sync, gthread, gevent or asgi"
+
+# Worker classes that can't be had, and what to do instead.
+_REFUSED = {
+    "tornado": (
+        "Tornado's worker runs Tornado apps, not WSGI apps; serve a tornado.web.Application with its own "
+        "HTTPServer, and a WSGI app with sync, gthread or gevent"
+    ),
+    "gaiohttp": _AIOHTTP,
+    "gunicorn.workers.gaiohttp.aiohttpworker": _AIOHTTP,
+    "aiohttp.gunicornwebworker": _AIOHTTP,
+    "aiohttp.gunicornuvloopwebworker": _AIOHTTP,
+    "aiohttp.worker.gunicornwebworker": _AIOHTTP,
+    "aiohttp.worker.gunicornuvloopwebworker": _AIOHTTP,
+    "aiohttp.worker.gunicorntokiowebworker": _AIOHTTP,
+    "sanic.worker.gunicornworker": "Sanic's apps are ASGI apps as well: use asgi",
+    "sanic.worker.gunicorn.gunicornworker": "Sanic's apps are ASGI apps as well: use asgi",
+    "quart.worker.gunicornworker": "Quart's apps are ASGI apps: use asgi",
+    "geventwebsocket.gunicorn.workers.geventwebsocketworker": _SOCKETS,
+    "flask_sockets.worker": _SOCKETS,
+    "gunicorn.workers.base.worker": _NO_SERVER,
+    "gunicorn.workers.base_async.asyncworker": _NO_SERVER,
+    "pyuwsgi": "uWSGI is a server of its own; its apps are WSGI apps: use sync or gthread",
+    "uwsgi": "uWSGI is a server of its own; its apps are WSGI apps: use sync or gthread",
+}
+
+# Requests that a worker of these classes may serve at once and tell of; the scoreboard has no more lanes.
+MOST_LANES = 256
+
+
+def canonical(value: Any) -> str:
+    """The name of a worker class; files may also give a class itself.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, type):
+        value = f"{value.__module__}.{value.__qualname__}"
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"expected the name of a worker class, got {value!r}")
+    name = value.strip()
+    folded = name.lower()
+    found = _ALIASES.get(folded, folded if folded in BUILT_IN else name)
+    if advice := _REFUSED.get(found.lower()):
+        raise ValueError(f"{value.strip()} {advice}" if advice is _NO_SERVER else advice)
+    return found
+
+
+def names() -> list[str]:
+    """What people may write who want one of ours, to look for what they meant."""
+    return [*BUILT_IN, *(alias for alias in _ALIASES if "." not in alias and ":" not in alias)]
+
+
+def threads(settings: "Settings", one_loop: bool) -> int:
+    """How many threads of a worker serve; `one_loop` as in `BaseWorker`."""
+    return 1 if one_loop else settings.threads
+
+
+def lanes(settings: "Settings", one_loop: bool) -> int:
+    """How many requests at once a worker can tell the scoreboard of; `one_loop` as in `BaseWorker`."""
+    return min(settings.worker_connections, MOST_LANES) if one_loop else settings.threads

@@ -1,0 +1,266 @@
+"""Configuration files: Python as gunicorn's, evaluated, or TOML. Only ever called in the fork server."""
+
+import ast
+import importlib
+import inspect
+import traceback
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ostler.errors import ConfigFileError
+from ostler.osapi.files import read_file
+from ostler.settings import tomlfile, unknown
+from ostler.settings.kinds import shown
+from ostler.settings.own import OWN
+from ostler.settings.table import rows
+from ostler.settings.unused import UNUSED
+from ostler.text import frames_of, name_and_text, name_of, text_of
+
+DEFAULT_FILES = ("ostler.conf.py", "ostler.toml", "gunicorn.conf.py")
+
+# gunicorn's names besides those in the table and the unused ones: the file's own, and its app's.
+_OTHER_NAMES = ("config", "default_proc_name")
+
+# Functions that a file may define, with the number of arguments that each is called with; of several the
+# first that fits. What a function does not take is left out.
+HOOKS = {
+    "on_starting": (1,),
+    "on_reload": (1,),
+    "when_ready": (1,),
+    "pre_fork": (2,),
+    "post_fork": (2,),
+    "post_worker_init": (1,),
+    "worker_int": (1,),
+    "worker_abort": (1,),
+    "pre_exec": (1,),
+    "pre_request": (2,),
+    "post_request": (4, 3, 2),
+    "child_exit": (2,),
+    "worker_exit": (2,),
+    "nworkers_changed": (3,),
+    "on_exit": (1,),
+    "ssl_context": (2,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """An evaluated configuration file.
+
+    Args:
+        name: how to call it in messages.
+        values: its settings, raw, by name.
+        lines: the line where each, and each hook, has its value from, as far as the source tells.
+        hooks: its functions that we call, by name, or texts `MODULE.NAME`; they stay in this process.
+        unknown: names that seem to be meant for settings and are none, each with its line and advice.
+        helpers: names of settings that gunicorn does not have, and that the file itself looks at.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    lines: Mapping[str, int] = field(default_factory=dict)
+    hooks: Mapping[str, Any] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    helpers: frozenset[str] = frozenset()
+
+    def origin(self, setting: str) -> str:
+        """Where a setting's value stands, e.g. `gunicorn.conf.py line 3`."""
+        line = self.lines.get(setting)
+        return f"{self.name} line {line}" if line else self.name
+
+
+def find(config: str | None, folder: Path) -> str | None:
+    """The configuration to read: the one asked for, else a default file in `folder`, else None."""
+    if config:
+        return config
+    for name in DEFAULT_FILES:
+        if (folder / name).is_file():
+            return name
+    return tomlfile.PROJECT if tomlfile.is_project_with_settings(folder / tomlfile.PROJECT) else None
+
+
+def path_of(config: str, folder: Path) -> Path | None:
+    """The file that a configuration is read from; None if it is a module."""
+    return None if config.startswith("python:") else folder / config.removeprefix("file:")
+
+
+def evaluate(config: str, folder: Path, source: bytes | None = None) -> ConfigFile:
+    """Run a configuration file, or read it if it is TOML.
+
+    Hooks that are given as texts are not imported: see `imported_hooks`.
+
+    Args:
+        config: a path (relative to `folder`), `file:PATH` or `python:MODULE`; TOML is told by its ending.
+        source: what the file holds, if that was read.
+
+    Raises:
+        ConfigFileError: one line that names the file, the line and the mistake.
+    """
+    if config.startswith("python:"):
+        return _module(config.removeprefix("python:"))
+    path = folder / config.removeprefix("file:")
+    name = config.removeprefix("file:")
+    try:
+        source = read_file(path) if source is None else source
+    except OSError as error:
+        raise cant_read(config, error) from None
+    if path.suffix == ".toml":
+        return _toml(source, name)
+    try:
+        tree = ast.parse(source, str(path))
+        code = compile(tree, str(path), "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", None)
+        place = f"{name} line {line}" if line else name
+        text = getattr(error, "msg", None) or text_of(error) or name_of(error)
+        raise ConfigFileError(f"config: {place}: {text}") from None
+    namespace: dict[str, Any] = {"__name__": "__config__", "__file__": str(path)}
+    try:
+        exec(code, namespace)  # noqa: S102 - this is what the format is
+    except BaseException as error:
+        raise ConfigFileError(_one_line(error, name, str(path))) from error
+    return ConfigFile(
+        name,
+        _settings(namespace),
+        _assignment_lines(tree),
+        _hooks(namespace, name),
+        unknown=tuple(unknown.in_python(tree, namespace, _known(), set(HOOKS))),
+        helpers=OWN & unknown.names_read(tree),
+    )
+
+
+def cant_read(config: str, error: OSError) -> ConfigFileError:
+    return ConfigFileError(f"config: can't read {config.removeprefix('file:')!r}: {error.strerror}")
+
+
+def _toml(source: bytes, name: str) -> ConfigFile:
+    values, lines = tomlfile.parse(source, name)
+    return ConfigFile(
+        name,
+        _settings(values),
+        lines,
+        _hooks(values, name),
+        unknown=tuple(unknown.in_data(values, lines, _known())),
+    )
+
+
+def _module(name: str) -> ConfigFile:
+    try:
+        module = importlib.import_module(name)
+    except BaseException as error:
+        raise ConfigFileError(_one_line(error, f"python:{name}", "")) from error
+    namespace = vars(module)
+    tree = _source_tree(module)
+    return ConfigFile(
+        f"python:{name}",
+        _settings(namespace),
+        _assignment_lines(tree),
+        _hooks(namespace, f"python:{name}"),
+        unknown=tuple(unknown.in_python(tree, namespace, _known(), set(HOOKS), imported=True)),
+        helpers=OWN & unknown.names_read(tree),
+    )
+
+
+def _source_tree(module: ModuleType) -> ast.Module:
+    """The module's source; empty if there is none."""
+    try:
+        return ast.parse(inspect.getsource(module))
+    except (OSError, TypeError, SyntaxError):
+        return ast.Module([], [])
+
+
+def _settings(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    names = {*rows(), *UNUSED, *_OTHER_NAMES}
+    return {name: value for name, value in namespace.items() if name in names}
+
+
+def _known() -> set[str]:
+    return {*rows(), *UNUSED, *_OTHER_NAMES, *HOOKS}
+
+
+def _one_line(error: BaseException, name: str, path: str) -> str:
+    places = traceback.walk_tb(frames_of(error))
+    lines = [line for frame, line in places if frame.f_code.co_filename == path]
+    place = f"{name} line {lines[-1]}" if lines else name
+    text = name_and_text(error)
+    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] == "gunicorn":
+        text += "; install gunicorn beside Ostler, or remove the import"
+    return f"config: {place}: {text}"
+
+
+def _assignment_lines(tree: ast.Module) -> dict[str, int]:
+    """The last line that gives each name a value; functions and classes are scopes of their own."""
+    lines: dict[str, int] = {}
+    for node in unknown.own_nodes(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names = [node.id]
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.asname or alias.name for alias in node.names]
+        else:
+            continue
+        lines |= {name: max(node.lineno, lines.get(name, 0)) for name in names}
+    return lines
+
+
+def _hooks(namespace: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """The hooks that a file defines: functions, and texts `MODULE.NAME` that name one.
+
+    Raises:
+        ConfigFileError: one can't be called as it will be.
+    """
+    found = {name: hook for name in HOOKS if (hook := namespace.get(name)) is not None}
+    return {name: hook if _is_text(hook) else _fitting(hook, name, file) for name, hook in found.items()}
+
+
+def imported_hooks(file: ConfigFile, names: Collection[str] = tuple(HOOKS)) -> dict[str, Callable[..., Any]]:
+    """Those of a file's hooks that are in `names`, as functions; what a text names is imported now.
+
+    Raises:
+        ConfigFileError: one can't be imported, or not be called as it will be.
+    """
+    found = {name: hook for name, hook in file.hooks.items() if name in names}
+    for name, hook in found.items():
+        if _is_text(hook):
+            found[name] = _fitting(_imported(hook, f"config: {file.name}: {name}"), name, file.name)
+    return found
+
+
+def _is_text(hook: Any) -> bool:
+    return issubclass(type(hook), str)  # not isinstance, which asks an object of the file's own
+
+
+def _fitting(hook: Any, name: str, file: str) -> Any:
+    """The hook as it will be called. Raises ConfigFileError if it can't be."""
+    arguments = HOOKS[name]
+    fits = next((number for number in arguments if _takes(hook, number)), None)
+    if fits is None:
+        raise ConfigFileError(
+            f"config: {file}: {name}: expected a function of {arguments[0]} arguments, got {shown(hook)}"
+        )
+    return hook if fits == arguments[0] else _with_fewer(hook, fits)
+
+
+def _takes(function: Any, arguments: int) -> bool:
+    try:
+        inspect.signature(function).bind(*[None] * arguments)
+    except Exception:  # noqa: BLE001 - no function, or an object of the file's own whose methods fail
+        return False
+    return True
+
+
+def _with_fewer(function: Callable[..., Any], arguments: int) -> Callable[..., Any]:
+    return lambda *given: function(*given[:arguments])
+
+
+def _imported(dotted: str, place: str) -> Any:
+    module, _, name = dotted.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except BaseException as error:
+        text = text_of(error) or name_of(error)
+        raise ConfigFileError(f"{place}: can't import {dotted!r}: {text}") from error

@@ -1,0 +1,82 @@
+"""Settings from where others than root can write: they must not have root do what their writer may not do.
+
+What such a file (or the process that evaluated it, which has run its code) says is data to the supervisor:
+
+- it says nothing about the control plane, and where to log by a Unix socket: that is the administrator's;
+- files and Unix sockets that it names are opened with the rights of the workers' account (`Loaded.confined`),
+  and variables that it sets are set when root's rights are given up: libraries obey some (OPENSSL_CONF);
+- it can't hand out the supervisor's descriptors (`bind = "fd://3"`).
+
+What the command line says is read from there.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from msgspec import structs
+
+from ostler.errors import SettingError
+from ostler.settings.load import COMMAND_LINE, Loaded
+from ostler.settings.table import rows
+
+ADMINISTRATORS = (
+    "control_socket",
+    "control_socket_disable",
+    "control_socket_mode",
+    "control_bind",
+    "control_token_file",
+)
+# What the supervisor or a fork server with its rights opens, makes, enters, or has its libraries obey.
+OPENED = (
+    *("chdir", "bind", "pidfile", "errorlog", "accesslog"),
+    *("certfile", "keyfile", "ca_certs", "raw_env"),
+)
+# These too, if they are Unix sockets.
+_PLACES = ("syslog_addr", "statsd_host")
+# Its type says all; it is not read twice.
+_TYPED = "warmup_request"
+_NO_DESCRIPTORS = "a file that others can write must not name descriptors; give them on the command line"
+
+
+def confine(
+    loaded: Loaded, trusted: Callable[[str], bool], command_line: Mapping[str, Any], why: str
+) -> tuple[Loaded, list[str]]:
+    """What can be believed, and what to warn of.
+
+    Args:
+        trusted: whether a setting, by name, is from where only root can write.
+        command_line: raw values by name, which count whatever else is said.
+        why: how the others came to be without effect, for the log.
+
+    Raises:
+        SettingError: a value can't be used at all.
+    """
+    table = rows()
+    origins = dict(loaded.origins)
+    changes: dict[str, Any] = {}
+    warnings = []
+    for name, row in table.items():
+        value = getattr(loaded.settings, name)
+        origin = origins.get(name, "?")
+        if name in command_line:
+            changes[name] = row.kind.parse(command_line[name])
+            origins.setdefault(name, COMMAND_LINE)
+        elif trusted(name):
+            continue
+        elif value != row.default and (
+            name in ADMINISTRATORS or (name in _PLACES and str(value).startswith("unix:"))
+        ):
+            changes[name], origins[name] = row.default, "default"
+            warnings.append(f"{name} ({origin}): without effect, because {why}; give it on the command line")
+        elif value != row.default and name != _TYPED:
+            try:
+                changes[name] = row.kind.parse(value)  # a forged one may be of the right type and no more
+            except ValueError as error:
+                raise SettingError(name, str(error), origin) from None
+    settings = structs.replace(loaded.settings, **changes)
+    given = [name for name in OPENED if name not in command_line and not trusted(name)]
+    if "bind" in given and any(address.startswith("fd://") for address in settings.bind):
+        raise SettingError("bind", _NO_DESCRIPTORS, origins.get("bind", ""))
+    if "chdir" in given and settings.chdir is not None:
+        given = list(OPENED)  # relative paths count from a folder of its choice
+    return structs.replace(loaded, settings=settings, origins=origins, confined=given), warnings

@@ -1,0 +1,89 @@
+"""Finding the worker class."""
+
+from difflib import get_close_matches
+from importlib import import_module, metadata
+from typing import cast
+
+from ostler.errors import SettingError
+from ostler.settings.classes import names
+from ostler.settings.table import Settings
+from ostler.workers.base import BaseWorker
+
+GROUP = "ostler.workers"
+
+# Where each of ours is: its module, and its name there.
+_OURS = {
+    "sync": ("ostler.workers.engine", "Engine"),
+    "gthread": ("ostler.workers.engine", "Engine"),
+    "gevent": ("ostler.workers.gevent_hub", "GeventWorker"),
+    "eventlet": ("ostler.workers.eventlet_hub", "EventletWorker"),
+    "asgi": ("ostler.workers.asgi.worker", "AsgiWorker"),
+    "meinheld": ("ostler.workers.meinheld", "MeinheldWorker"),
+}
+
+# What installs a worker class's packages, if that is not the extra of its name.
+INSTALL = {
+    # The greenlet that it asks for can't be built any more; see pyproject.toml.
+    "meinheld": "it needs Python 3.12 or older, and pip install --no-deps meinheld greenlet",
+}
+
+
+def worker_class(settings: Settings) -> type[BaseWorker]:
+    """The class that `worker_class` names: ours, an entry point's, or one of the app's own code by its path.
+
+    Raises:
+        SettingError: there is none of that name, or it can't be imported.
+    """
+    name = settings.worker_class
+    if name in _OURS:
+        return _ours(name)
+    brought = metadata.entry_points(group=GROUP)
+    for entry in brought:
+        if entry.name == name:
+            return _loaded(entry)
+    if "." in name:
+        return _by_path(name)
+    known = [*names(), *(entry.name for entry in brought)]
+    near = get_close_matches(name.lower(), known, n=1)
+    problem = f"there is no {name!r}; did you mean {near[0]}?" if near else f"there is no {name!r}"
+    raise SettingError("worker_class", f"{problem} (there are: {', '.join(dict.fromkeys(known))})")
+
+
+def _ours(name: str) -> type[BaseWorker]:
+    module, attribute = _OURS[name]
+    try:
+        return cast("type[BaseWorker]", getattr(import_module(module), attribute))
+    except ImportError as error:
+        if error.name is not None and error.name.partition(".")[0] == "ostler":
+            raise
+        install = INSTALL.get(name, f"pip install 'ostler[{name}]'")
+        raise SettingError("worker_class", f"{name} can't be used ({error}); {install}") from error
+
+
+def _loaded(entry: metadata.EntryPoint) -> type[BaseWorker]:
+    try:
+        found = entry.load()
+    except Exception as error:
+        raise SettingError("worker_class", f"can't import {entry.value}: {error}") from error
+    return _checked(found, entry.value)
+
+
+def _by_path(path: str) -> type[BaseWorker]:
+    module, _, attribute = path.rpartition(".")
+    found = None
+    try:
+        found = getattr(import_module(module), attribute)
+    except Exception as error:
+        # One for gunicorn may do where gunicorn is not installed any more.
+        if not isinstance(error, ModuleNotFoundError) or (error.name or "").partition(".")[0] != "gunicorn":
+            raise SettingError("worker_class", f"can't import {path}: {error}") from error
+    if found is None or hasattr(found, "CONFIG_KWARGS"):
+        subclass = import_module("ostler.workers.asgi.subclass")
+        return cast("type[BaseWorker]", subclass.from_gunicorns(path))
+    return _checked(found, path)
+
+
+def _checked(found: object, path: str) -> type[BaseWorker]:
+    if isinstance(found, type) and issubclass(found, BaseWorker):
+        return found
+    raise SettingError("worker_class", f"{path} is no subclass of ostler.workers.base.BaseWorker")

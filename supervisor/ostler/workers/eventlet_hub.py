@@ -1,0 +1,108 @@
+"""eventlet's hub; importing this needs eventlet, and patches nothing."""
+
+import os
+import warnings
+from typing import Any
+
+from greenlet import greenlet
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # that it is no longer developed: we say so ourselves
+    import eventlet
+    from eventlet import hubs
+
+from ostler.osapi import real
+from ostler.settings.table import Settings
+from ostler.workers.greenlets import GreenletEngine
+from ostler.workers.hubs import Callback, Hub
+from ostler.wsgi.exchange import QuitWorker
+
+_importer = os.getpid()
+# How eventlet's hub tells of exceptions.
+_SQUELCHES = ("squelch_timer_exception", "squelch_exception", "squelch_generic_exception")
+
+
+class EventletHub(Hub):
+    """The hub of the calling thread."""
+
+    # eventlet's way to keep what is a greenlet's own knows no other end of it than that of the greenlet.
+    reuses = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hub = hubs.get_hub()
+        if os.getpid() != _importer and isinstance(getattr(self._hub, "poll", None), real.epoll):
+            self._renew_epoll()
+        self._squelches = {name: getattr(self._hub, name) for name in _SQUELCHES}
+        for name, squelch in self._squelches.items():
+            setattr(self._hub, name, _forgiving(squelch))
+
+    @property
+    def greenlet(self) -> greenlet:
+        return self._hub.greenlet  # it makes another if one dies
+
+    def watch(self, fd: int, callback: Callback) -> Callback:
+        hub = self._hub
+        listener = hub.add(hub.READ, fd, lambda _fd: callback(), lambda _error: None, lambda: None)
+        return lambda: hub.remove(listener)
+
+    def every(self, seconds: float, callback: Callback) -> Callback:
+        timer: Any = None
+
+        def again() -> None:
+            nonlocal timer
+            timer = self._hub.schedule_call_global(seconds, again)
+            callback()
+
+        timer = self._hub.schedule_call_global(seconds, again)
+        return lambda: timer.cancel()  # noqa: PLW0108 - the one that is running by then
+
+    def soon(self, callback: Callback) -> None:
+        self._hub.schedule_call_global(0, callback)
+
+    def descriptors(self) -> set[int]:
+        epoll = getattr(self._hub, "poll", None)
+        return {epoll.fileno()} if isinstance(epoll, real.epoll) else set()
+
+    def close(self) -> None:
+        for name, squelch in self._squelches.items():
+            setattr(self._hub, name, squelch)
+
+    def _renew_epoll(self) -> None:
+        """A preloaded app may have made it, in the fork server: all workers would share it."""
+        hub = self._hub
+        hub.poll.close()
+        hub.poll = real.epoll()
+        for fd in {*hub.listeners[hub.READ], *hub.listeners[hub.WRITE]}:
+            hub.register(fd, new=True)
+
+
+class EventletWorker(GreenletEngine):
+    """The worker class `eventlet`."""
+
+    _ADVICE = (
+        "worker_class: eventlet is no longer developed and its makers advise against new use; "
+        "gevent does the same, and gthread needs neither"
+    )
+
+    @classmethod
+    def check(cls, settings: Settings) -> list[str]:  # noqa: ARG003 - one signature for all
+        return [cls._ADVICE]
+
+    @staticmethod
+    def patch() -> None:
+        eventlet.monkey_patch()
+
+    @classmethod
+    def _make_hub(cls) -> Hub:
+        return EventletHub()
+
+
+def _forgiving(squelch: Any) -> Any:
+    """What tells of an exception in a greenlet, but not of the one that ends the worker."""
+
+    def told(*args: Any) -> None:
+        if not issubclass(args[-1][0], QuitWorker):
+            squelch(*args)
+
+    return told

@@ -1,0 +1,212 @@
+"""Finding the app: MODULE:NAME, MODULE:NAME.ATTRIBUTE, MODULE:FACTORY(args)."""
+
+import ast
+import importlib
+import os
+import sys
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from ostler.settings.table import Settings
+from ostler.text import frames_of, name_and_text, trace_of
+from ostler.workers.interface import is_factory, mismatch
+from ostler.wsgi.exchange import App, QuitWorker
+
+_LONGEST_REASON = 500
+_OURS = (__file__, str(Path(__file__).with_name("paste.py")))
+
+
+class AppLoadError(Exception):
+    """The app can't be loaded.
+
+    Args:
+        reason: one line.
+        trace: the app's own traceback, or None if the mistake is in how the app was named.
+    """
+
+    def __init__(self, reason: str, trace: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.trace = trace
+
+
+def enter(settings: Settings) -> None:
+    """Go to the app's folder.
+
+    Raises:
+        AppLoadError: the folder does not exist.
+    """
+    if settings.chdir:
+        try:
+            os.chdir(settings.chdir)
+        except OSError as error:
+            raise AppLoadError(f"chdir: can't enter {settings.chdir!r}: {error.strerror}") from None
+
+
+def set_environment(settings: Settings) -> None:
+    for pair in settings.raw_env:
+        name, _, value = pair.partition("=")
+        os.environ[name] = value
+
+
+def extend_path(settings: Settings) -> None:
+    """Let modules be found in the current folder and in those of `pythonpath`.
+
+    Raises:
+        AppLoadError: the folder was removed.
+    """
+    try:
+        here = str(Path.cwd())
+    except OSError as error:
+        raise AppLoadError(f"can't find the working folder: {error.strerror}; it was removed") from None
+    for folder in (*reversed(settings.pythonpath), here):
+        path = str(Path(folder).absolute())
+        if path in sys.path:
+            sys.path.remove(path)
+        sys.path.insert(0, path)
+
+
+def _here() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return "the working folder, which was removed"
+
+
+def load(settings: Settings, interface: str = "wsgi") -> App:
+    """The app that the settings name, which must be of the kind that is wanted: `wsgi` or `asgi`.
+
+    Raises:
+        AppLoadError: with the app's traceback if its code raised.
+    """
+    if settings.paste:
+        # Only now: it brings PasteDeploy along.
+        from ostler.workers.paste import load_paste
+
+        return load_paste(settings)
+    return load_app(settings.wsgi_app or "", interface)
+
+
+def load_app(spec: str, interface: str = "wsgi") -> App:
+    """Import the app.
+
+    Args:
+        spec: MODULE:NAME and its like.
+        interface: what kind of app is wanted, `wsgi` or `asgi`.
+
+    Raises:
+        AppLoadError: with the app's traceback if its code raised.
+    """
+    module_name, _, expression = spec.partition(":")
+    try:
+        importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # Without a traceback only if it is the very module that was asked for.
+        missing = error.name if isinstance(error.name, str) else ""
+        if module_name == missing or module_name.startswith(f"{missing}."):
+            reason = f"no module named {missing!r} in {_here()} (see --chdir and --pythonpath)"
+            raise AppLoadError(f"wsgi_app: can't load {spec!r}: {reason}") from None
+        raise raised(spec, error) from error
+    except QuitWorker:
+        raise
+    except BaseException as error:
+        raise raised(spec, error) from error
+    found = _resolve(spec, sys.modules[module_name], expression or "application")
+    if interface == "asgi" and is_factory(found):
+        # uvicorn's own command line calls it, too.
+        found = _made(spec, found)
+    if problem := mismatch(found, interface):
+        raise AppLoadError(f"wsgi_app: {spec!r} {problem}")
+    return cast("App", found)
+
+
+def _resolve(spec: str, module: Any, expression: str) -> Any:
+    try:
+        node = ast.parse(expression, mode="eval").body
+    except SyntaxError:
+        raise AppLoadError(f"wsgi_app: can't read {spec!r}; write MODULE:NAME or MODULE:FACTORY()") from None
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    call = isinstance(node, ast.Call)
+    if isinstance(node, ast.Call):
+        try:
+            args = [ast.literal_eval(arg) for arg in node.args]
+            kwargs = {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
+        except ValueError:
+            raise AppLoadError(f"wsgi_app: arguments in {spec!r} must be literals") from None
+        node = node.func
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.insert(0, node.attr)
+        node = node.value
+    if not isinstance(node, ast.Name):
+        raise AppLoadError(f"wsgi_app: can't read {spec!r}; write MODULE:NAME or MODULE:FACTORY()")
+    found: Any = module
+    for name in (node.id, *names):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise AppLoadError(f"wsgi_app: {spec!r}: {module.__name__} has no {name!r}") from None
+    if call:
+        found = _made(spec, found, *args, **kwargs)
+    if not callable(found):
+        raise AppLoadError(f"wsgi_app: {spec!r} is no callable but {type(found).__name__}")
+    return found
+
+
+def _made(spec: str, factory: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return factory(*args, **kwargs)
+    except QuitWorker:
+        raise
+    except BaseException as error:
+        raise raised(spec, error) from error
+
+
+def raised(spec: str, error: BaseException) -> AppLoadError:
+    """What to raise when loading `spec` raised `error`."""
+    reason = name_and_text(error, _LONGEST_REASON)
+    return AppLoadError(f"can't load {spec!r}: {reason}", _app_traceback(error))
+
+
+def _app_traceback(error: BaseException) -> str:
+    """The traceback from the app's first frame on: how we came to import it helps nobody."""
+    frames = frames_of(error)
+    while frames is not None and _is_ours(frames.tb_frame.f_code.co_filename):
+        frames = frames.tb_next
+    return trace_of(error, frames)
+
+
+def _is_ours(filename: str) -> bool:
+    return filename in _OURS or "importlib" in filename or "/paste/deploy/" in filename
+
+
+def standard_modules(before: AbstractSet[str]) -> list[str]:
+    """Names of modules of the standard library that were imported since `before`, in that order.
+
+    What only has a standard name but lies elsewhere (an app's own `secrets.py`) is not among them.
+    """
+    # Not sysconfig's word for it: that reads a file, which whoever the app runs as may not be able to.
+    library = str(Path(os.__file__).parent)
+    found = []
+    for name, module in list(sys.modules.items()):
+        if type(name) is not str or name in before or name.partition(".")[0] not in sys.stdlib_module_names:
+            continue
+        origin = getattr(attributes(module).get("__spec__"), "origin", None) or ""
+        if type(origin) is not str:
+            continue
+        if origin in ("built-in", "frozen") or (
+            origin.startswith(library) and "site-packages" not in origin and "dist-packages" not in origin
+        ):
+            found.append(name)
+    return found
+
+
+def attributes(module: object) -> dict[str, Any]:
+    """What a module has, without running code of its class: an app may put anything into `sys.modules`."""
+    if not issubclass(type(module), ModuleType):
+        return {}
+    found: dict[str, Any] = vars(ModuleType)["__dict__"].__get__(module)
+    return found

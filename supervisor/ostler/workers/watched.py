@@ -1,0 +1,198 @@
+"""Telling the supervisor which files a process has loaded, so that a change of one reloads (`reload`).
+
+Installed packages are among them, as in gunicorn; the standard library and Ostler itself are not. Which
+templates an app reads nobody can tell; where they may lie follows from where its own modules lie.
+"""
+
+import os
+import re
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterable, Iterator
+from importlib.util import cache_from_source
+from itertools import zip_longest
+from typing import NamedTuple, TypeGuard
+
+import ostler
+from ostler.ipc import messages
+from ostler.osapi import real
+from ostler.text import frames_of
+from ostler.workers.loader import attributes
+
+# Characters of paths in one message, each up to four bytes there, and of one path (PATH_MAX).
+_BATCH = 16 * 1024
+_LONGEST = 4095
+# Surrogates that stand for bytes are part of names (PEP 383), others can't be.
+_NOT_IN_PATHS = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
+# How often a worker looks for modules that were imported late (s).
+_LOOK = 1.0
+_OURS = f"{os.path.dirname(os.path.abspath(ostler.__file__))}/"  # noqa: PTH100, PTH120
+_STANDARD = tuple({f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib")})
+
+
+_CAUSES = [BaseException.__dict__[name].__get__ for name in ("__cause__", "__context__")]
+
+
+class Sources(NamedTuple):
+    """Files of modules, and the folders in which templates are looked for; absolute paths."""
+
+    files: list[str]
+    folders: list[str]
+
+
+def is_installed(path: str) -> bool:
+    """Whether a file belongs to an installed package."""
+    return "/site-packages/" in path or "/dist-packages/" in path
+
+
+def is_foreign(path: str) -> bool:
+    """Whether a file is the standard library's or Ostler's."""
+    return path.startswith(_OURS) or (path.startswith(_STANDARD) and not is_installed(path))
+
+
+def sources(modules: Iterable[tuple[str, object]]) -> Sources:
+    """Where modules were loaded from.
+
+    Args:
+        modules: names and modules, as in `sys.modules`.
+    """
+    files, folders = [], set()
+    for name, module in modules:
+        # Not by getattr: modules that load others when they are looked at would do so.
+        path = attributes(module).get("__file__")
+        if type(name) is not str or not _is_path(path):
+            continue
+        path = os.path.abspath(path)  # noqa: PTH100 - a Path for each of thousands of files takes its time
+        if is_foreign(path):
+            continue
+        if path.endswith(".pyc"):
+            path = path[:-1]
+        files.append(path)
+        if "." not in name and not is_installed(path):
+            folder, file = os.path.split(path)
+            if file == "__init__.py":
+                folders.add(folder)
+                folder = os.path.dirname(folder)  # noqa: PTH120
+            folders.add(f"{folder}/templates")
+    return Sources(files, sorted(folders))
+
+
+def of_failure(error: BaseException) -> list[str]:
+    """Files that a failed import went through, the one that can't be parsed included."""
+    files: dict[str, None] = {}
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        found = waiting.pop()
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        waiting += [get(found) for get in _CAUSES]
+        if isinstance(found, SyntaxError) and type(found.filename) is str:
+            files[found.filename] = None
+        if isinstance(found, ModuleNotFoundError) and type(found.name) is str:
+            files.update(dict.fromkeys(_candidates(found.name)))
+        trace = frames_of(found)
+        while trace is not None:
+            files[trace.tb_frame.f_code.co_filename] = None
+            trace = trace.tb_next
+    paths = [os.path.abspath(file) for file in files if _is_path(file)]  # noqa: PTH100
+    return [path for path in paths if not is_foreign(path)]
+
+
+def _is_path(path: object) -> TypeGuard[str]:
+    """Whether it can be a file's: an app may put anything there, and what was compiled from text has none."""
+    return (
+        type(path) is str and 0 < len(path) <= _LONGEST and path[0] != "<" and not _NOT_IN_PATHS.search(path)
+    )
+
+
+def _candidates(name: str) -> list[str]:
+    """Where a module that is not there would be found if it were."""
+    parts = name.replace(".", "/")
+    folders = [folder for folder in sys.path if os.path.isdir(folder)]  # noqa: PTH112
+    return [f"{folder}/{parts}{end}" for folder in folders for end in (".py", "/__init__.py")]
+
+
+def is_path(text: str) -> bool:
+    """Whether a message can carry it."""
+    return text.startswith("/") and _is_path(text)
+
+
+def forget_bytecode(files: Iterable[str], since: float) -> None:
+    """Remove the cached bytecode of files that were written in the second that `since` is in, or later.
+
+    It knows its source by size and whole seconds (PEP 3147), so it would pass for that of another edit in the
+    same second.
+    """
+    for path in files:
+        if path.endswith(".py") and not is_installed(path):
+            try:
+                if os.stat(path).st_mtime >= int(since):  # noqa: PTH116
+                    os.unlink(cache_from_source(path))  # noqa: PTH108
+            except (OSError, NotImplementedError):
+                continue  # there is none, or it is not ours to remove
+
+
+def _batches(paths: Iterable[str]) -> Iterator[list[str]]:
+    """The paths in parts that fit a message."""
+    batch: list[str] = []
+    size = 0
+    for path in paths:
+        size += len(path)
+        if batch and (size > _BATCH or len(batch) == messages.MOST_PATHS):
+            yield batch
+            batch, size = [], len(path)
+        batch.append(path)
+    if batch:
+        yield batch
+
+
+class Telling:
+    """Tells what this process has loaded, each file once.
+
+    Args:
+        say: sends a message; called in a thread of its own, too.
+    """
+
+    def __init__(self, say: Callable[[messages.Watch], None]) -> None:
+        self._say = say
+        self._told: set[str] = set()
+        self._count = 0
+        self._since = time.time()
+        self._going_on = real.Lock()  # held while it keeps telling
+
+    def tell(self, more: Iterable[str] = ()) -> None:
+        """Tell what is new.
+
+        Args:
+            more: files that are no modules, or none that could be loaded.
+        """
+        since, self._since = self._since, time.time()
+        modules = list(sys.modules.items())
+        self._count = len(modules)
+        found = sources(modules)
+        folders = [folder for folder in found.folders if folder not in self._told]
+        files = [file for file in dict.fromkeys((*found.files, *more)) if file not in self._told]
+        files = list(filter(is_path, files))
+        folders = list(filter(is_path, folders))
+        self._told.update(files, folders)
+        forget_bytecode(files, since)
+        for some_files, some_folders in zip_longest(_batches(files), _batches(folders)):
+            self._say(messages.Watch(some_files or [], some_folders or [], since))
+
+    def keep_telling(self) -> None:
+        """Look again whenever modules have been imported, in a thread, until `stop` or the process's end."""
+        self._going_on.acquire()
+        real.thread(self._keep, "ostler-watched").start()
+
+    def stop(self) -> None:
+        self._going_on.release()
+
+    def _keep(self) -> None:
+        while not self._going_on.acquire(timeout=_LOOK):
+            if len(sys.modules) == self._count:
+                self._since = time.time()
+            else:
+                self.tell()

@@ -1,0 +1,435 @@
+"""One request and its response: the one caller of the app.
+
+`Exchange.run` calls the app and sends what it answers through the transport. Small answers leave in one
+send. What an app does wrong ends here: as a 500 while nothing was sent, as a cut connection afterwards, so
+that a client can see that the answer is not whole.
+"""
+
+import io
+import os
+import stat
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Protocol
+
+from ostler.http1 import response
+from ostler.http1.errors import ResponseError
+from ostler.http1.request import Request
+from ostler.text import trace_of
+from ostler.wsgi.environ import Environ, FileWrapper
+
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
+App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
+
+# Joining head and body saves a system call; beyond this size copying costs more than that.
+_JOIN_LIMIT = 64 * 1024
+
+# This process is not the worker but was forked by its app.
+_forked = False
+
+_NO_HEAD = "the app returned without calling start_response"
+_FAILED = "500 Internal Server Error"
+_LATE = "504 Gateway Timeout"
+
+
+class Transport(Protocol):
+    """Where an answer goes. `send` never loses bytes: what the client does not take yet is kept."""
+
+    def send(self, data: bytes, /) -> None:
+        """Send now as much as goes, keep the rest; may wait while too much is kept.
+
+        Raises:
+            ClientGone: the connection broke.
+        """
+        ...
+
+    def send_file(self, fd: int, offset: int, count: int, /) -> None:
+        """The same for a range of a regular file, which the kernel sends by itself if it can.
+
+        The descriptor may be closed as soon as this returns.
+        """
+        ...
+
+
+class QuitWorker(BaseException):
+    """Raised in the main thread to end the worker at once; no business of the app's."""
+
+
+class DeadlineExceeded(BaseException):
+    """Raised in the app, in the thread that serves the request, when the request is overdue.
+
+    No Exception, so that what an app or a framework does about errors does not take it for one of them.
+    """
+
+    def __str__(self) -> str:
+        return "the request takes longer than `timeout`"
+
+
+class ClientGone(ConnectionError):
+    """The client went away before it had the whole answer, or sent its whole request."""
+
+
+class Exchange:
+    """One request and its response.
+
+    Args:
+        request: what was asked.
+        transport: where the answer goes.
+        date_server: the lines `Server` and `Date`, in this order.
+        keep_alive: whether the connection may go on afterwards.
+
+    Attributes:
+        status: the status line's text, e.g. `200 OK`; code: its number.
+        sent: bytes of the body that were sent.
+        keep_alive: whether the connection can go on.
+        error: the app's exception as a traceback, if it raised.
+        headers: what the app passed to start_response.
+    """
+
+    # Defaults stand here and not in __init__: what a request does not change costs it nothing.
+    status = ""
+    code = 500
+    sent = 0
+    error: str | None = None
+    headers: response.HeaderList = []  # noqa: RUF012 - replaced, never changed
+    _lines: list[bytes] | None = None
+    _length: int | None = None
+    _flags = 0
+    _head_sent = False
+    _ended = False
+    _chunked = False
+    _remaining: int | None = None
+
+    def __init__(self, request: Request, transport: Transport, date_server: bytes, keep_alive: bool) -> None:
+        self._request = request
+        self._transport = transport
+        self._date_server = date_server
+        self.keep_alive = keep_alive
+
+    # -- what the app calls ------------------------------------------------------------------------------
+
+    def start_response(
+        self, status: str, headers: response.HeaderList, exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], None]:
+        """PEP 3333's start_response."""
+        if exc_info:
+            if self._head_sent:
+                error = exc_info[1] or AssertionError("the answer has begun")
+                try:
+                    raise error.with_traceback(exc_info[2])
+                finally:
+                    del error, exc_info  # the traceback leads to this frame
+            exc_info = None
+        elif self._lines is not None:
+            raise AssertionError("start_response was called twice without exc_info")
+        if type(headers) is not list:
+            headers = list(headers)  # an iterator would be empty when it is looked at again
+        self._lines, self.code, self._length, self._flags = response.encode_head(status, headers)
+        self.status = status
+        self.headers = headers
+        return self._write
+
+    def _write(self, data: bytes) -> None:
+        """PEP 3333's write(): at once, for apps that can't return an iterable."""
+        data = _as_bytes(data)
+        if self._ended:
+            raise AssertionError("write() was called after the answer had ended")
+        if data:
+            if self._remaining == 0:
+                raise ResponseError("write() was called with more than Content-Length says")
+            self._send_part(data)
+
+    # -- what the worker calls ---------------------------------------------------------------------------
+
+    def run(self, app: App, environ: Environ) -> None:
+        """Call the app and send its answer.
+
+        Raises:
+            ClientGone: the connection broke; `close()` of the result was called all the same.
+            DeadlineExceeded: it came when the answer had begun, so what is kept of that must not be sent:
+                it may have been interrupted anywhere; as above.
+        """
+        result: Any = None
+        try:
+            result = app(environ, self.start_response)
+            kind = type(result)
+            lines, length = self._lines, self._length
+            if (
+                kind is list
+                and len(result) == 1
+                and lines is not None
+                and type(body := result[0]) is bytes
+                and len(body) == length
+                and length <= _JOIN_LIMIT
+                and self.keep_alive
+                and (line := self._request.line).ordinary
+                and line.method != "HEAD"
+                and not (self._flags or self._head_sent)
+            ):
+                # Nearly every answer: `_send_whole` where there is nothing to decide.
+                self._head_sent = True
+                self.sent = length
+                self._transport.send(b"".join((*lines, self._date_server, b"\r\n", body)))
+            elif (kind is list or kind is tuple) and not self._head_sent:
+                self._send_whole(result[0] if len(result) == 1 else b"".join(result))
+            elif (
+                kind is FileWrapper
+                and not self._head_sent
+                and (file := _regular_file(result.file)) is not None
+            ):
+                self._send_file(*file)
+            else:
+                self._send_parts(result)
+        except (QuitWorker, ClientGone):
+            self.keep_alive = False
+            self._close(result)
+            raise
+        except BaseException as error:  # noqa: BLE001 - SystemExit too: an app must not end its worker
+            if _forked:
+                _leave(error)
+            try:
+                self._fail(error)
+            finally:
+                self._close(result)
+        else:
+            if kind is not list:
+                self._close(result)
+        self._ended = True
+
+    def _close(self, result: Any) -> None:
+        """PEP 3333: close() is called, whatever happened."""
+        self._ended = True
+        close = getattr(result, "close", None)
+        if close is None:
+            return
+        try:
+            close()
+        except QuitWorker:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the answer is out; all that is left is to tell
+            self.error = self.error or trace_of(error)
+
+    def _send_whole(self, body: bytes) -> None:
+        """The usual answer: one block, known as a whole."""
+        lines = self._lines
+        if lines is None:
+            raise AssertionError(_NO_HEAD)
+        if type(body) is not bytes:
+            body = _as_bytes(body)
+        length = len(body)
+        if self._length != length:
+            if self._length is not None and not self._bodiless:
+                if body:
+                    self._send_part(body)
+                self._end()
+                return
+            # An app that leaves the body of a HEAD away says nothing of its length.
+            unknown = not length and self._request.method == "HEAD"
+            if self._length is None and not self._flags & response.BODILESS and not unknown:
+                # HEAD is told the length that GET would have (RFC 9110 section 9.3.2).
+                lines.append(b"Content-Length: %d\r\n" % length)
+        if self._request.method == "HEAD" or self._flags & response.BODILESS:
+            body = b""
+        if self._flags or not self.keep_alive or self._request.protocol != "HTTP/1.1":
+            self._close_head(lines)
+        else:
+            lines += (self._date_server, b"\r\n")
+        if length <= _JOIN_LIMIT:
+            lines.append(body)
+            data = b"".join(lines)
+            self._head_sent = True
+            self._transport.send(data)
+        else:
+            self._head_sent = True
+            self._transport.send(b"".join(lines))
+            self._transport.send(body)
+        self.sent = len(body)
+
+    def _close_head(self, lines: list[bytes]) -> None:
+        """Add what the server says itself, and the empty line."""
+        flags = self._flags
+        if not flags:
+            lines.append(self._date_server)
+        else:
+            server, date = self._date_server.splitlines(keepends=True)
+            if not flags & response.HAS_SERVER:
+                lines.append(server)
+            if not flags & response.HAS_DATE:
+                lines.append(date)
+            if flags & response.CLOSE:
+                self.keep_alive = False
+        if not self.keep_alive:
+            lines.append(b"Connection: close\r\n\r\n")
+        elif self._request.protocol == "HTTP/1.0":
+            lines.append(b"Connection: keep-alive\r\n\r\n")
+        else:
+            lines.append(b"\r\n")
+
+    def _send_parts(self, result: Any) -> None:
+        for answer in result:
+            part = _as_bytes(answer)
+            if part:  # an empty block must not send the head: the app may still change it
+                if self._remaining == 0:
+                    break  # more than Content-Length says: it could be endless
+                self._send_part(part)
+                if self._bodiless:
+                    break  # the client gets no more than the head
+        self._end()
+
+    def _send_file(self, fd: int, offset: int, count: int) -> None:
+        """A file from its current position to its end, or as much of it as Content-Length says."""
+        if self._lines is None:
+            raise AssertionError(_NO_HEAD)
+        if self._length is None and not self._flags & response.BODILESS:
+            self._lines.append(b"Content-Length: %d\r\n" % count)
+            self._length = count
+        self._transport.send(self._open())
+        remaining = self._length or 0
+        if not self._bodiless and (count := min(count, remaining)):
+            self.sent += count
+            self._remaining = remaining - count
+            self._transport.send_file(fd, offset, count)
+        self._end()
+
+    def _send_part(self, data: bytes) -> None:
+        prefix = b"" if self._head_sent else self._open()
+        if self._remaining is not None:
+            if len(data) > self._remaining:
+                data = data[: self._remaining]  # RFC 9110 section 8.6: never more than was promised
+            self._remaining -= len(data)
+        if self._bodiless:
+            data = b""
+        if data:
+            self.sent += len(data)
+            if self._chunked:
+                data = response.chunk(data)
+        if prefix or data:
+            self._transport.send(prefix + data if prefix else data)
+
+    def _end(self) -> None:
+        """The app's iterable has ended."""
+        if not self._head_sent:
+            if self._lines is not None and self._length is None and not self._bodiless:
+                self._length = 0
+                self._lines.append(b"Content-Length: 0\r\n")
+            self._transport.send(self._open())
+        if self._bodiless:
+            return
+        if self._chunked:
+            self._transport.send(response.LAST_CHUNK)
+        elif self._remaining:
+            self.keep_alive = False  # shorter than promised: only the closed connection tells
+
+    @property
+    def head_sent(self) -> bool:
+        """It is too late for another answer."""
+        return self._head_sent
+
+    @property
+    def _bodiless(self) -> bool:
+        return self._request.method == "HEAD" or bool(self._flags & response.BODILESS)
+
+    def _open(self) -> bytes:
+        """The head of an answer whose body comes in parts."""
+        lines = self._lines
+        if lines is None:
+            raise AssertionError(_NO_HEAD)
+        self._remaining = self._length
+        if self._length is None and not self._flags & response.BODILESS:
+            if self._request.protocol == "HTTP/1.0":
+                self.keep_alive = False
+            else:
+                self._chunked = True
+                lines.append(b"Transfer-Encoding: chunked\r\n")
+        self._close_head(lines)
+        self._head_sent = True
+        return b"".join(lines)
+
+    def give_up(self) -> None:
+        """It ended before `run` could say how: too late to answer what was not answered yet."""
+        if not self._head_sent:
+            self._head_sent = True
+            self.code, self.status = int(_LATE[:3]), _LATE
+
+    def _fail(self, error: BaseException) -> None:
+        """The app raised: a plain 500 or 504, or a cut if the answer had begun."""
+        self.keep_alive = False
+        late = isinstance(error, DeadlineExceeded)
+        if not late:  # else the supervisor has told, with the stack
+            self.error = trace_of(error)
+        if self._head_sent:
+            if late:
+                try:
+                    raise error
+                finally:
+                    del error  # as in start_response
+            return
+        self._head_sent = True
+        self.status = _LATE if late else _FAILED
+        self.code = int(self.status[:3])
+        self.headers = []
+        text = f"{self.status[4:]}\n"
+        answer = response.plain_answer(self.status, text, self._date_server)
+        if self._request.method == "HEAD":
+            answer = answer[: answer.index(b"\r\n\r\n") + 4]
+        else:
+            self.sent = len(text)
+        self._transport.send(answer)
+
+
+def note_fork() -> None:
+    """Called in a process that the app has forked: it is no worker."""
+    global _forked
+    _forked = True
+
+
+def is_forked() -> bool:
+    """Whether this process is no worker but was forked by its app."""
+    return _forked
+
+
+def note_worker() -> None:
+    """Called in a worker: it may be the child of one that called `note_fork` at each fork."""
+    global _forked
+    _forked = False
+
+
+def _leave(error: BaseException) -> None:
+    """End a process that the app has forked and that comes back to us; we would be there twice."""
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    else:
+        traceback.print_exc()
+        code = 1
+    os._exit(code)
+
+
+def _regular_file(file: Any) -> tuple[int, int, int] | None:
+    """Descriptor, position and bytes that are left of a file whose bytes are those on the disk, else None.
+
+    By its type: a GzipFile has a descriptor, too, but what it reads is something else.
+    """
+    if isinstance(file, tempfile._TemporaryFileWrapper):
+        file = file.file
+    raw = file.raw if type(file) in (io.BufferedReader, io.BufferedRandom) else file
+    if type(raw) is not io.FileIO or raw.closed:
+        return None
+    if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
+        return None
+    file.flush()  # what was written to it but a moment ago
+    position = file.tell()
+    left = os.fstat(raw.fileno()).st_size - position
+    if left <= 0:
+        return None  # empty or, as in /proc, of a size that nobody knows before it is read
+    return raw.fileno(), position, left
+
+
+def _as_bytes(part: Any) -> bytes:
+    """PEP 3333 wants bytes; what else holds bytes is copied, because it could change before it is sent."""
+    if isinstance(part, bytes):
+        return part
+    if isinstance(part, bytearray | memoryview):
+        return bytes(part)
+    raise TypeError(f"the app must answer with bytes, got {type(part).__name__}")

@@ -1,6 +1,0 @@
-"""All that can be set: one row per setting in `table`, from which everything else is derived."""
-
-from supervisor.settings.load import Loaded, load
-from supervisor.settings.table import Setting, Settings, TakesEffect, rows
-
-__all__ = ["Loaded", "Setting", "Settings", "TakesEffect", "load", "rows"]
