@@ -25,7 +25,7 @@ _BEFORE = 1e-6
 _ROUNDING = 1e-9
 
 
-Told = Literal["drain", "template", "cancel", "quit", "abort", "kill"]
+Told = Literal["drain", "zygote", "cancel", "quit", "abort", "kill"]
 SIGNALS: dict[type[actions.Action], Told] = {
     actions.Cancel: "cancel",
     actions.Quit: "quit",
@@ -64,8 +64,8 @@ class World:
     Attributes:
         policy: what the next evaluated configuration says, if nothing else is asked for.
         fork_servers: live ones by generation.
-        workers: by launch, from the wish to spawn them to their reaping.
-        launched: slot and generation of every launch there ever was.
+        workers: by worker id, from the wish to spawn them to their reaping.
+        launched: slot and generation of every worker id there ever was.
         upgrade: what an upgrade in place waits for.
     """
 
@@ -102,31 +102,36 @@ class World:
                 self.fork_servers[generation].told = "stop"
             case actions.KillForkServer(generation):
                 self.fork_servers[generation].told = "kill"
-            case actions.Spawn(launch, slot, generation):
+            case actions.Spawn(worker_id, slot, generation):
                 server = self.fork_servers[generation]
                 assert server.state == "up", f"{action}: it can't spawn yet"
                 assert server.told is None, f"{action}: it was told to end"
-                assert launch not in self.launched, f"{action}: launches are never reused"
-                self.workers[launch] = SimWorker(slot, generation)
-                self.launched[launch] = slot, generation
-            case actions.Drain(launch, _, template):
-                assert self.workers[launch].state == "serving", f"{action}: it does not serve"
-                self.workers[launch].told = "template" if template else "drain"
-            case actions.AuditTemplate(launch):
-                assert self.workers[launch].state == "serving", f"{action}: it does not serve"
-                self.workers[launch].audited = False
-            case actions.UseTemplate(launch, generation):
-                assert self.workers.pop(launch).told == "template", f"{action}: nobody told it to be one"
+                assert worker_id not in self.launched, f"{action}: worker ids are never reused"
+                self.workers[worker_id] = SimWorker(slot, generation)
+                self.launched[worker_id] = slot, generation
+            case actions.Drain(worker_id, _, zygote):
+                assert self.workers[worker_id].state == "serving", f"{action}: it does not serve"
+                self.workers[worker_id].told = "zygote" if zygote else "drain"
+            case actions.AuditZygote(worker_id):
+                assert self.workers[worker_id].state == "serving", f"{action}: it does not serve"
+                self.workers[worker_id].audited = False
+            case actions.UseZygote(worker_id, generation):
+                assert self.workers.pop(worker_id).told == "zygote", f"{action}: nobody told it to be one"
                 # The one before ends; nobody waits for that, nor for what it has not forked.
                 self.fork_servers[generation] = SimForkServer("up")
                 self._forget_unforked(generation)
-            case actions.Cancel(launch) | actions.Quit(launch) | actions.Abort(launch) | actions.Kill(launch):
-                worker = self.workers[launch]
+            case (
+                actions.Cancel(worker_id)
+                | actions.Quit(worker_id)
+                | actions.Abort(worker_id)
+                | actions.Kill(worker_id)
+            ):
+                worker = self.workers[worker_id]
                 # Before the fork there is nobody to be signalled.
                 if worker.state != "asked":
                     worker.told = SIGNALS[type(action)]
-            case actions.DumpStack(launch) | actions.Interrupt(launch):
-                assert launch in self.workers, action
+            case actions.DumpStack(worker_id) | actions.Interrupt(worker_id):
+                assert worker_id in self.workers, action
             case actions.CheckUpgrade():
                 assert self.upgrade is None, f"{action}: another upgrade is running"
                 self.upgrade = "check"
@@ -161,31 +166,31 @@ class World:
         self.hand_in(events.ForkServerExited(generation, status))
 
     def _forget_unforked(self, generation: int) -> None:
-        for launch, worker in list(self.workers.items()):
+        for worker_id, worker in list(self.workers.items()):
             if worker.generation == generation and worker.state == "asked":
-                del self.workers[launch]
+                del self.workers[worker_id]
 
     # Workers.
 
-    def fork(self, launch: int) -> None:
-        self.workers[launch].state = "booting"
-        self.hand_in(events.WorkerForked(launch, pid=10_000 + launch))
+    def fork(self, worker_id: int) -> None:
+        self.workers[worker_id].state = "booting"
+        self.hand_in(events.WorkerForked(worker_id, pid=10_000 + worker_id))
 
-    def fail_to_fork(self, launch: int, reason: str = "no memory", unread: bool = False) -> None:
-        del self.workers[launch]
-        self.hand_in(events.SpawnFailed(launch, reason, unread))
+    def fail_to_fork(self, worker_id: int, reason: str = "no memory", unread: bool = False) -> None:
+        del self.workers[worker_id]
+        self.hand_in(events.SpawnFailed(worker_id, reason, unread))
 
-    def boot(self, launch: int) -> None:
-        self.workers[launch].state = "serving"
-        self.hand_in(events.WorkerReady(launch))
+    def boot(self, worker_id: int) -> None:
+        self.workers[worker_id].state = "serving"
+        self.hand_in(events.WorkerReady(worker_id))
 
-    def reap(self, launch: int, status: ExitStatus, outsider: bool = False) -> None:
-        del self.workers[launch]
-        self.hand_in(events.WorkerExited(launch, status, outsider))
+    def reap(self, worker_id: int, status: ExitStatus, outsider: bool = False) -> None:
+        del self.workers[worker_id]
+        self.hand_in(events.WorkerExited(worker_id, status, outsider))
 
-    def audit(self, launch: int, problems: tuple[str, ...] = (), warnings: tuple[str, ...] = ()) -> None:
-        self.workers[launch].audited = True
-        self.hand_in(events.TemplateAudited(launch, problems, warnings))
+    def audit(self, worker_id: int, problems: tuple[str, ...] = (), warnings: tuple[str, ...] = ()) -> None:
+        self.workers[worker_id].audited = True
+        self.hand_in(events.ZygoteAudited(worker_id, problems, warnings))
 
     # Upgrades in place.
 
@@ -233,21 +238,21 @@ class World:
             if server.state == "configured":
                 self.load(generation)
                 return True
-        for launch, worker in self.workers.items():
+        for worker_id, worker in self.workers.items():
             if worker.state == "asked":
-                self.fork(launch)
+                self.fork(worker_id)
                 return True
-            if worker.told == "template":
-                self.hand_in(events.TemplateReady(launch))
+            if worker.told == "zygote":
+                self.hand_in(events.ZygoteReady(worker_id))
                 return True
             if worker.told:
-                self.reap(launch, _ended_by(worker.told))
+                self.reap(worker_id, _ended_by(worker.told))
                 return True
             if worker.state == "booting":
-                self.boot(launch)
+                self.boot(worker_id)
                 return True
             if not worker.audited:
-                self.audit(launch)
+                self.audit(worker_id)
                 return True
         return False
 
@@ -338,12 +343,12 @@ def interrupt(slot: int) -> Cue:
     return Cue("Interrupt", slot)
 
 
-def audit_template(slot: int) -> Cue:
-    return Cue("AuditTemplate", slot)
+def audit_zygote(slot: int) -> Cue:
+    return Cue("AuditZygote", slot)
 
 
-def use_template(slot: int, generation: int | None = None) -> Cue:
-    return Cue("UseTemplate", slot, generation)
+def use_zygote(slot: int, generation: int | None = None) -> Cue:
+    return Cue("UseZygote", slot, generation)
 
 
 def start_fork_server(generation: int) -> Cue:
@@ -377,7 +382,7 @@ UPGRADE = Cue("Upgrade")
 
 
 class Play(World):
-    """A world in which a test names slots, not launches, and checks the fleet's answers in passing.
+    """A world in which a test names slots, not worker ids, and checks the fleet's answers in passing.
 
     Events add the fleet's actions to those not looked at yet; `then` compares and forgets them. Reports are
     no actions here: `said` looks for them.
@@ -397,8 +402,8 @@ class Play(World):
 
     def _cue(self, action: actions.Action) -> Cue:
         slot, generation = getattr(action, "slot", None), getattr(action, "generation", None)
-        if (launch := getattr(action, "launch", None)) in self.launched:
-            slot, generation = self.launched[launch]
+        if (worker_id := getattr(action, "worker_id", None)) in self.launched:
+            slot, generation = self.launched[worker_id]
         return Cue(type(action).__name__, slot, generation)
 
     # What is expected.
@@ -478,19 +483,19 @@ class Play(World):
     def ready(self, *slots: int) -> Self:
         """The newest worker of each slot is forked, boots and serves."""
         for slot in slots:
-            launch = self._booting(slot)
-            if self.workers[launch].state == "asked":
-                self.fork(launch)
-            self.boot(launch)
+            worker_id = self._booting(slot)
+            if self.workers[worker_id].state == "asked":
+                self.fork(worker_id)
+            self.boot(worker_id)
         return self
 
     def boot_fails(self, slot: int, reason: str = "no app", traceback: str | None = None) -> Self:
         """The newest worker of the slot says that it can't load the app, and exits."""
-        launch = self._booting(slot)
-        if self.workers[launch].state == "asked":
-            self.fork(launch)
-        self.hand_in(events.WorkerBootFailed(launch, reason, traceback))
-        self.reap(launch, ExitStatus(code=3))
+        worker_id = self._booting(slot)
+        if self.workers[worker_id].state == "asked":
+            self.fork(worker_id)
+        self.hand_in(events.WorkerBootFailed(worker_id, reason, traceback))
+        self.reap(worker_id, ExitStatus(code=3))
         return self
 
     def exits(
@@ -498,11 +503,11 @@ class Play(World):
     ) -> Self:
         """A worker of the slot ends: the one that was told to, else the newest."""
         here = self._here(slot)
-        told = [launch for launch in here if self.workers[launch].told]
-        launch = told[0] if told else here[-1]
+        told = [worker_id for worker_id in here if self.workers[worker_id].told]
+        worker_id = told[0] if told else here[-1]
         if code is None and signal is None:
             code = 0
-        self.reap(launch, ExitStatus(code, signal), outsider)
+        self.reap(worker_id, ExitStatus(code, signal), outsider)
         return self
 
     def crashes(self, *slots: int) -> Self:
@@ -528,19 +533,19 @@ class Play(World):
 
     def measured(self, *slots: int, memory_free: int | None = None, **load: Any) -> Self:
         """All workers that serve, or the newest ones of these slots, have done this, as `Load` says."""
-        serving = [launch for launch, worker in self.workers.items() if worker.state == "serving"]
-        launches = [self._serving_newest(slot) for slot in slots] or serving
-        return self.on(events.Measured({launch: Load(**load) for launch in launches}, memory_free))
+        serving = [worker_id for worker_id, worker in self.workers.items() if worker.state == "serving"]
+        worker_ids = [self._serving_newest(slot) for slot in slots] or serving
+        return self.on(events.Measured({worker_id: Load(**load) for worker_id in worker_ids}, memory_free))
 
     def audited(self, slot: int, *problems: str, warnings: tuple[str, ...] = ()) -> Self:
         """The worker in the slot says whether it can be forked from."""
         self.audit(self._serving(slot), problems, warnings)
         return self
 
-    def template_ready(self, slot: int) -> Self:
-        """The worker of the slot that drains to be a template has drained."""
-        told = [launch for launch in self._here(slot) if self.workers[launch].told == "template"]
-        return self.on(events.TemplateReady(told[0]))
+    def zygote_ready(self, slot: int) -> Self:
+        """The worker of the slot that drains to be a zygote has drained."""
+        told = [worker_id for worker_id in self._here(slot) if self.workers[worker_id].told == "zygote"]
+        return self.on(events.ZygoteReady(told[0]))
 
     # What happens: wishes and time.
 
@@ -606,16 +611,16 @@ class Play(World):
         )
 
     def _here(self, slot: int) -> list[int]:
-        return [launch for launch, worker in self.workers.items() if worker.slot == slot]
+        return [worker_id for worker_id, worker in self.workers.items() if worker.slot == slot]
 
     def _booting(self, slot: int) -> int:
-        return [launch for launch in self._here(slot) if self.workers[launch].state != "serving"][-1]
+        return [worker_id for worker_id in self._here(slot) if self.workers[worker_id].state != "serving"][-1]
 
     def _serving(self, slot: int) -> int:
-        return next(launch for launch in self._here(slot) if self.workers[launch].state == "serving")
+        return next(worker_id for worker_id in self._here(slot) if self.workers[worker_id].state == "serving")
 
     def _serving_newest(self, slot: int) -> int:
-        return [launch for launch in self._here(slot) if self.workers[launch].state == "serving"][-1]
+        return [worker_id for worker_id in self._here(slot) if self.workers[worker_id].state == "serving"][-1]
 
 
 def running(**policy: Any) -> Play:

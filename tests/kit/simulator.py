@@ -166,17 +166,22 @@ class Simulator(World):
                 self._in(0.2, self._configure, generation, self.fork_servers[generation])
             case actions.StopForkServer(generation) | actions.KillForkServer(generation):
                 self._in(0.1, self._end_fork_server, generation, self.fork_servers[generation])
-            case actions.Spawn(launch):
+            case actions.Spawn(worker_id):
                 self.stats.spawned += 1
                 self.stats.boots.append(self.time)
-                self._in(0.02, self._fork, launch)
-            case actions.Drain(launch, _, template):
-                then = self._become_template if template else self._leave
-                self._in(self._drawn(self.scenario.drain), then, launch)
-            case actions.Cancel(launch) | actions.Quit(launch) | actions.Abort(launch) | actions.Kill(launch):
-                self._in(0.05, self._leave, launch)
-            case actions.AuditTemplate(launch):
-                self._in(0.05, self._audit, launch)
+                self._in(0.02, self._fork, worker_id)
+            case actions.Drain(worker_id, _, zygote):
+                then = self._become_zygote if zygote else self._leave
+                self._in(self._drawn(self.scenario.drain), then, worker_id)
+            case (
+                actions.Cancel(worker_id)
+                | actions.Quit(worker_id)
+                | actions.Abort(worker_id)
+                | actions.Kill(worker_id)
+            ):
+                self._in(0.05, self._leave, worker_id)
+            case actions.AuditZygote(worker_id):
+                self._in(0.05, self._audit, worker_id)
             case actions.Report(_, name, fields):
                 self.stats.reports[name] += 1
                 if name == "recycle":
@@ -223,54 +228,54 @@ class Simulator(World):
 
     # -- workers ----------------------------------------------------------------------------------------
 
-    def _fork(self, launch: int) -> None:
-        worker = self.workers.get(launch)
+    def _fork(self, worker_id: int) -> None:
+        worker = self.workers.get(worker_id)
         if worker is None or worker.state != "asked":
             return
-        self.fork(launch)
-        if launch in self.workers:
-            self._in(self._drawn(self.scenario.boot), self._boot, launch)
+        self.fork(worker_id)
+        if worker_id in self.workers:
+            self._in(self._drawn(self.scenario.boot), self._boot, worker_id)
 
-    def _boot(self, launch: int) -> None:
-        worker = self.workers.get(launch)
+    def _boot(self, worker_id: int) -> None:
+        worker = self.workers.get(worker_id)
         if worker is None or worker.told:
             return
         if self._within(self.scenario.broken):
             self.stats.failed_boots.append(self.time)
-            self.hand_in(events.WorkerBootFailed(launch, "no app", None))
-            self._reaped(launch, ExitStatus(code=3))
+            self.hand_in(events.WorkerBootFailed(worker_id, "no app", None))
+            self._reaped(worker_id, ExitStatus(code=3))
             return
         quota = self.scenario.max_requests
         jitter = self.random.randint(0, self.scenario.jitter)
         growth = self.scenario.growth * self.random.uniform(0.5, 1.5)
-        self._processes[launch] = _Process(quota + jitter if quota else None, growth)
-        self.boot(launch)
+        self._processes[worker_id] = _Process(quota + jitter if quota else None, growth)
+        self.boot(worker_id)
 
-    def _leave(self, launch: int) -> None:
-        if launch in self.workers:
-            self._reaped(launch, ExitStatus(code=0))
+    def _leave(self, worker_id: int) -> None:
+        if worker_id in self.workers:
+            self._reaped(worker_id, ExitStatus(code=0))
 
-    def _become_template(self, launch: int) -> None:
-        if launch in self.workers:
-            self._processes.pop(launch, None)
-            self.hand_in(events.TemplateReady(launch))
+    def _become_zygote(self, worker_id: int) -> None:
+        if worker_id in self.workers:
+            self._processes.pop(worker_id, None)
+            self.hand_in(events.ZygoteReady(worker_id))
 
-    def _audit(self, launch: int) -> None:
-        if launch in self.workers:
-            self.audit(launch)
+    def _audit(self, worker_id: int) -> None:
+        if worker_id in self.workers:
+            self.audit(worker_id)
 
-    def _reaped(self, launch: int, status: ExitStatus) -> None:
+    def _reaped(self, worker_id: int, status: ExitStatus) -> None:
         self.stats.reaped += 1
-        self._processes.pop(launch, None)
-        self.reap(launch, status)
+        self._processes.pop(worker_id, None)
+        self.reap(worker_id, status)
 
-    def _crash(self, launch: int) -> None:
+    def _crash(self, worker_id: int) -> None:
         self.stats.crashed += 1
-        self._crashed_slots.add(self.workers[launch].slot)
-        self._reaped(launch, _SEGFAULT)
+        self._crashed_slots.add(self.workers[worker_id].slot)
+        self._reaped(worker_id, _SEGFAULT)
 
     def _serving(self) -> list[tuple[int, SimWorker]]:
-        """Who accepts connections, by launch."""
+        """Who accepts connections, by worker id."""
         return [(n, w) for n, w in self.workers.items() if w.state == "serving" and w.told is None]
 
     # -- what comes from outside ------------------------------------------------------------------------
@@ -300,23 +305,23 @@ class Simulator(World):
             self.stats.answered += int(rate * seconds)
             share = rate / len(serving)
             full = share * scenario.request_seconds >= 1.0
-            for launch, _ in serving:
-                process = self._processes[launch]
+            for worker_id, _ in serving:
+                process = self._processes[worker_id]
                 own = share * (0.8 + 0.4 * self.random.random())
                 process.requests += int(own * seconds)
                 if process.quota is not None and process.requests >= process.quota and not process.asked:
                     process.asked = True
-                    due.append(launch)
+                    due.append(worker_id)
                 busy = min(1.0, own * scenario.request_seconds)
                 memory = scenario.memory + int(process.growth * process.requests)
-                loads[launch] = Load(process.requests, 0, int(busy > 0.5), busy, 0.5 * full, memory, own)
+                loads[worker_id] = Load(process.requests, 0, int(busy > 0.5), busy, 0.5 * full, memory, own)
         self.hand_in(events.Measured(loads, scenario.memory_free))
-        for launch in due:
-            self.hand_in(events.RecycleDue(launch, self._processes[launch].requests))
+        for worker_id in due:
+            self.hand_in(events.RecycleDue(worker_id, self._processes[worker_id].requests))
         chance = scenario.crashes * seconds / HOUR
-        for launch, _ in serving:
-            if chance and self.random.random() < chance and launch in self.workers:
-                self._crash(launch)
+        for worker_id, _ in serving:
+            if chance and self.random.random() < chance and worker_id in self.workers:
+                self._crash(worker_id)
         self.stats.sizes.append((self.time, self.fleet.wanted))
 
     # -- what must be true at each moment ---------------------------------------------------------------
@@ -330,7 +335,7 @@ class Simulator(World):
         for worker in self.workers.values():
             if worker.told is None and worker.state == "serving":
                 served.add(worker.slot)
-            elif worker.told in ("drain", "template") and worker.slot <= wanted:
+            elif worker.told in ("drain", "zygote") and worker.slot <= wanted:
                 replaced += 1
         booting = fleet.count(WorkerState.BOOTING) - canary
         stats.most_booting = max(stats.most_booting, booting)

@@ -44,7 +44,7 @@ class StandIn:
     pid: int
     sock: socket.socket
     fork_server: bool
-    launch: int = 0
+    worker_id: int = 0
     stacks: int = -1
     sent: bool = False
     dead: bool = False
@@ -144,7 +144,7 @@ class Theatre:
                 one.close()
         for handle in (*self.shell.workers.values(), *self.shell.fork_servers.values()):
             handle.close()
-        for sock in self.shell.relay:
+        for sock in self.shell.handoff:
             sock.close()
         self.shell.listeners.keep_only(set())
         self.shell.scoreboard.close()
@@ -221,9 +221,9 @@ class Theatre:
                 pid = _sleeper()
                 sock = socket.socket(fileno=descriptors[0])
                 sock.setblocking(False)
-                self.stand_ins.append(StandIn(pid, sock, False, message.launch, descriptors[1]))
+                self.stand_ins.append(StandIn(pid, sock, False, message.worker_id, descriptors[1]))
                 os.close(descriptors[2])
-                one.say(messages.Forked(message.launch, pid))
+                one.say(messages.Forked(message.worker_id, pid))
                 return
             case messages.HookDue():
                 one.say(messages.HookBegun())
@@ -232,8 +232,8 @@ class Theatre:
                 one.say(messages.Ready([]))
             case messages.Drain():
                 one.kill()
-            case messages.AuditTemplate():
-                one.say(messages.TemplateAudited([], []))
+            case messages.AuditZygote():
+                one.say(messages.ZygoteAudited([], []))
         for fd in descriptors:
             os.close(fd)
 

@@ -161,7 +161,7 @@ async def survive(todo: list[Step]) -> None:
         assert {fields.get("pid") for fields in theatre.events("protocol_error")} <= guilty | {None}
         # Each death is booked.
         dead = {one.pid for one in theatre.stand_ins if one.dead}
-        assert not dead & shell.launch_of.keys()
+        assert not dead & shell.worker_id_of.keys()
         assert not dead & {worker.pid for worker in shell.fleet.workers.values()}
         assert not dead & {server.pid for server in shell.fork_servers.values()}
         booked = {end.pid for end in theatre.ledger.newest_first(1000)}
@@ -190,7 +190,7 @@ GARBAGE = Step("bytes", 1, b"\xff")
         Step("many", 2, {"type": "Signalled", "signum": 15}),
     ]
 )
-@example([Step("refork", 0), Step("play", 0), Step("message", 1, {"type": "TemplateReady"}), Step("die", 1)])
+@example([Step("refork", 0), Step("play", 0), Step("message", 1, {"type": "ZygoteReady"}), Step("die", 1)])
 def test_anything(todo: list[Step]) -> None:
     """See above: bytes, and messages in any order from anybody."""
     run(survive(todo))

@@ -79,8 +79,8 @@ class Before:
     def of(cls, fleet: Fleet) -> "Before":
         current = fleet.generations.get(fleet.current)
         return cls(
-            {launch: worker.slot for launch, worker in fleet.workers.items()},
-            {launch for launch, worker in fleet.workers.items() if worker.state is READY},
+            {worker_id: worker.slot for worker_id, worker in fleet.workers.items()},
+            {worker_id for worker_id, worker in fleet.workers.items() if worker.state is READY},
             fleet.spawned,
             fleet.stopping,
             fleet.reload,
@@ -88,7 +88,7 @@ class Before:
             fleet.next_deadline(),
             fleet.current,
             current.retry_at if current and current.state is GenerationState.UP else None,
-            {launch for launch, worker in fleet.workers.items() if worker.leaving is Cause.AGE},
+            {worker_id for worker_id, worker in fleet.workers.items() if worker.leaving is Cause.AGE},
         )
 
 
@@ -114,11 +114,11 @@ class Watched(World):
     """A world that checks each answer of the fleet.
 
     Attributes:
-        predecessors: by launch, the launch that it replaces as planned.
+        predecessors: by worker id, the worker id that it replaces as planned.
         answers: how often the end of each reload was told, by generation; and how many wishes for a refork or
             an upgrade there were, and answers to them.
         double: a fleet that was restored from what this one knew at some moment, and must do the same.
-        requests: what each worker has answered, by launch.
+        requests: what each worker has answered, by worker id.
     """
 
     def __init__(self, policy: FleetPolicy, seed: int = 0) -> None:
@@ -166,12 +166,12 @@ class Watched(World):
             and reload.phase is ReloadPhase.ROLLING
             and not fleet.paused  # else it is drained in the same moment
         ):
-            assert reload.canary_launch is not None
-            canary = fleet.workers[reload.canary_launch]
+            assert reload.canary_worker_id is not None
+            canary = fleet.workers[reload.canary_worker_id]
             assert canary.state is READY
             assert self.now >= canary.since + policy.canary_time - ROUNDING
-        for launch, worker in fleet.workers.items():
-            if worker.leaving is Cause.AGE and worker.state is READY and launch not in before.aged:
+        for worker_id, worker in fleet.workers.items():
+            if worker.leaving is Cause.AGE and worker.state is READY and worker_id not in before.aged:
                 own = self.policies[worker.generation]
                 age = self.now - worker.since
                 assert own.max_age - ROUNDING <= age
@@ -208,7 +208,7 @@ class Watched(World):
         fleet = self.fleet
         if not isinstance(event, events.WorkerExited):
             serving = {worker.slot for worker in fleet.workers.values() if worker.state is READY}
-            served = {before.slots[launch] for launch in before.ready}
+            served = {before.slots[worker_id] for worker_id in before.ready}
             lost = {slot for slot in served - serving if slot <= fleet.wanted}
             assert not lost, f"slots {lost} are not served any more"
         # A reload that fails before its first worker has proved itself touches nobody else.
@@ -220,13 +220,13 @@ class Watched(World):
         )
         for action in out:
             if isinstance(action, actions.Drain):
-                worker = fleet.workers[action.launch]
+                worker = fleet.workers[action.worker_id]
                 slot, reload = worker.slot, before.reload
                 assert not untouched or reload is None or worker.generation == reload.generation, action
                 assert slot > fleet.wanted or self._held(worker), f"{action} before break"
             elif isinstance(action, actions.Cancel | actions.Quit | actions.Abort | actions.Kill):
-                stalled = fleet.workers[action.launch].leaving is Cause.STALLED
-                assert action.launch not in before.ready or stalled or fleet.stopping == "quick", action
+                stalled = fleet.workers[action.worker_id].leaving is Cause.STALLED
+                assert action.worker_id not in before.ready or stalled or fleet.stopping == "quick", action
 
     def _check_timer(self, before: "Before", event: events.Event, out: list[actions.Action]) -> None:
         """The timer is never asked for the past, and each time that it fires something gets on."""
@@ -245,7 +245,7 @@ class Watched(World):
             and w.generation != self.fleet.candidate
             and (
                 (w.generation == current and w.leaving is None)
-                or (w.generation == current, w.launch) > (worker.generation == current, worker.launch)
+                or (w.generation == current, w.worker_id) > (worker.generation == current, worker.worker_id)
             )
             for w in self.fleet.workers.values()
         )
@@ -278,7 +278,7 @@ class Watched(World):
                 assert worker.leaving, f"{action}: slot {action.slot} has a worker"
                 if worker.overdue_since is None:
                     planned = True
-                    self.predecessors[action.launch] = worker.launch
+                    self.predecessors[action.worker_id] = worker.worker_id
         policy = fleet.policy
         if planned and policy is not None:
             canary = fleet.candidate is not None
@@ -363,10 +363,10 @@ class FleetMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._may_fail_start() and self.workers("booting"))
     @rule(pick=PICK, exits=st.booleans())
     def boot_fails(self, pick: int, exits: bool) -> None:
-        launch = _one(self.workers("booting"), pick)
-        self.world.hand_in(events.WorkerBootFailed(launch, "no app", "Traceback"))
+        worker_id = _one(self.workers("booting"), pick)
+        self.world.hand_in(events.WorkerBootFailed(worker_id, "no app", "Traceback"))
         if exits:
-            self.world.reap(launch, ExitStatus(code=3))
+            self.world.reap(worker_id, ExitStatus(code=3))
 
     @precondition(lambda self: self._may_fail_start() and self.workers("booting", "serving"))
     @rule(pick=PICK, status=STATUSES, outsider=st.sampled_from([False, False, True]))
@@ -381,10 +381,10 @@ class FleetMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.workers("serving"))
     @rule(pick=PICK, only=st.booleans())
     def request_is_overdue(self, pick: int, only: bool) -> None:
-        launch = _one(self.workers("serving"), pick)
-        self.world.hand_in(events.RequestOverdue(launch, 0, "GET", "/", 30.0))
+        worker_id = _one(self.workers("serving"), pick)
+        self.world.hand_in(events.RequestOverdue(worker_id, 0, "GET", "/", 30.0))
         if only:
-            self.world.hand_in(events.OnlyOverdueLeft(launch))
+            self.world.hand_in(events.OnlyOverdueLeft(worker_id))
 
     @precondition(lambda self: self.workers("serving"))
     @rule(pick=PICK)
@@ -398,7 +398,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self._audited())
     @rule(pick=PICK, problems=st.sampled_from([(), (), ("a thread is alive",)]))
-    def template_is_audited(self, pick: int, problems: tuple[str, ...]) -> None:
+    def zygote_is_audited(self, pick: int, problems: tuple[str, ...]) -> None:
         self.world.audit(_one(self._audited(), pick), problems, ("a socket is open",))
 
     def _audited(self) -> list[int]:
@@ -406,11 +406,11 @@ class FleetMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self._templates())
     @rule(pick=PICK)
-    def template_is_ready(self, pick: int) -> None:
-        self.world.hand_in(events.TemplateReady(_one(self._templates(), pick)))
+    def zygote_is_ready(self, pick: int) -> None:
+        self.world.hand_in(events.ZygoteReady(_one(self._templates(), pick)))
 
     def _templates(self) -> list[int]:
-        return [n for n, worker in self.world.workers.items() if worker.told == "template"]
+        return [n for n, worker in self.world.workers.items() if worker.told == "zygote"]
 
     @rule(
         seconds=st.integers(1, 8),
@@ -435,13 +435,13 @@ class FleetMachine(RuleBasedStateMachine):
         counted = self.world.requests
         for _ in range(seconds):
             loads = {}
-            for launch, worker in self.world.workers.items():
+            for worker_id, worker in self.world.workers.items():
                 if worker.state != "serving":
                     continue
-                requests, failed = counted.get(launch, (0, 0))
-                counted[launch] = requests + rate, failed + int(rate * errors)
+                requests, failed = counted.get(worker_id, (0, 0))
+                counted[worker_id] = requests + rate, failed + int(rate * errors)
                 memory = MEMORY_LIMIT + 1 if worker.slot == large else MEMORY_LIMIT
-                loads[launch] = Load(*counted[launch], int(busy > 0), busy, wait, memory, rate)
+                loads[worker_id] = Load(*counted[worker_id], int(busy > 0), busy, wait, memory, rate)
             self.world.hand_in(events.Measured(loads, memory_free))
             self.world.pass_time(1.0)
 
@@ -528,8 +528,8 @@ class FleetMachine(RuleBasedStateMachine):
                 events.OnlyOverdueLeft,
                 events.OverdueEnded,
                 lambda n: events.LoopStalled(n, 9.0),
-                events.TemplateAudited,
-                events.TemplateReady,
+                events.ZygoteAudited,
+                events.ZygoteReady,
                 lambda n: events.RequestOverdue(n, 0, "GET", "/", 30.0),
             ]
         ),
@@ -634,12 +634,12 @@ class FleetMachine(RuleBasedStateMachine):
     def one_generation_stands_by(self) -> None:
         """What a reload can be rolled back to is one fork server at most, and it is kept."""
         fleet = self.fleet
-        standing_by = [n for n, g in fleet.generations.items() if g.state is GenerationState.STANDBY]
+        standing_by = [n for n, g in fleet.generations.items() if g.state is GenerationState.SPARE]
         assert standing_by == ([fleet.probation.fallback] if fleet.probation else [])
         others = [
             n
             for n, g in fleet.generations.items()
-            if g.state not in (GenerationState.RETIRING, GenerationState.STANDBY)
+            if g.state not in (GenerationState.RETIRING, GenerationState.SPARE)
         ]
         assert set(others) <= {fleet.current, fleet.candidate}
 

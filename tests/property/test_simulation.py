@@ -94,8 +94,8 @@ def test_all_at_their_limit_in_the_same_second() -> None:
     scenario = Scenario(POLICY, rate=lambda _: 640.0, drain=(20.0, 30.0))
     fleet = Simulator(scenario).run(MINUTE)
     first = list(fleet.workers)
-    for launch in first:
-        fleet.hand_in(events.RecycleDue(launch, 10_000))
+    for worker_id in first:
+        fleet.hand_in(events.RecycleDue(worker_id, 10_000))
     fleet.run(5 * MINUTE)
     assert fleet.stats.reports["recycle"] == WORKERS
     assert not set(first) & set(fleet.workers)

@@ -297,20 +297,20 @@ def test_a_fork_server_that_died(place: Place) -> None:
 def test_refork(place: Place) -> None:
     """A worker that becomes the fork server has ended as a worker, and calls what a fork server calls."""
     daemon, notes = start(place, "-w", "2")
-    (template, other) = daemon.settled(2)
+    (zygote, other) = daemon.settled(2)
     assert daemon.ctl("refork", "--slot", "1").code == 0
-    daemon.until(lambda: fork_server(daemon).pid == template.pid, "the template is the fork server")
+    daemon.until(lambda: fork_server(daemon).pid == zygote.pid, "the zygote is the fork server")
     daemon.settled(2)
     notes.wait(daemon, "child_exit", pid=other.pid)
-    assert len(notes.all("child_exit", pid=template.pid)) == 1
-    assert len(notes.all("worker_exit", pid=template.pid)) == 1
-    forked = notes.all("pre_fork", process=template.pid)
+    assert len(notes.all("child_exit", pid=zygote.pid)) == 1
+    assert len(notes.all("worker_exit", pid=zygote.pid)) == 1
+    forked = notes.all("pre_fork", process=zygote.pid)
     assert len(forked) == 2
     ages = {n["age"]: n["mark"] for n in notes.all("post_fork")}
     assert all(ages[n["age"]] == f"marked {n['age']}" for n in forked)
     assert daemon.stop() == 0
     assert notes.names()[-1] == "on_exit"
-    assert notes.all("on_exit")[0]["process"] == template.pid
+    assert notes.all("on_exit")[0]["process"] == zygote.pid
     ended = [n["pid"] for n in notes.all("child_exit")]
     assert len(ended) == len(set(ended)) == len(notes.all("pre_fork"))
 

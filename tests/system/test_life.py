@@ -167,7 +167,7 @@ def test_deadlines(place: Place) -> None:
 
 
 def test_refork(place: Place) -> None:
-    """A warmed-up worker becomes the others' template, again and again, and nothing is lost."""
+    """A warmed-up worker becomes the others' zygote, again and again, and nothing is lost."""
     daemon = fleet(place)
     with planned(daemon) as client:
         for _ in range(3):
@@ -175,7 +175,7 @@ def test_refork(place: Place) -> None:
             done = daemon.ctl("refork")
             assert done.code == 0, done.err
             daemon.until(
-                lambda before=before: not before & set(daemon.pids()), "all are forked from the template"
+                lambda before=before: not before & set(daemon.pids()), "all are forked from the zygote"
             )
             daemon.settled(4)
             client.wait_for(client.ended + RATE // 4, within=10)

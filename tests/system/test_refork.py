@@ -53,12 +53,12 @@ def refork(daemon: Daemon, slot: int | None = None) -> None:
 
 
 def reforked(daemon: Daemon, workers: int, times: int = 1) -> tuple[Process, list[WorkerView]]:
-    """Wait until all workers are of the newest template; it, and they."""
-    template = daemon.event("refork_done", after=times - 1)["pid"]
-    only_fork_server(daemon, template)
+    """Wait until all workers are of the newest zygote; it, and they."""
+    zygote = daemon.event("refork_done", after=times - 1)["pid"]
+    only_fork_server(daemon, zygote)
     daemon.until(
-        lambda: all(worker.pid in born_after(daemon, template) for worker in daemon.settled(workers)),
-        f"{workers} workers of the template",
+        lambda: all(worker.pid in born_after(daemon, zygote) for worker in daemon.settled(workers)),
+        f"{workers} workers of the zygote",
     )
     return fork_server(daemon), daemon.settled(workers)
 
@@ -76,10 +76,10 @@ def only_fork_server(daemon: Daemon, pid: int) -> None:
     daemon.until(look, f"{pid} as the only fork server")
 
 
-def born_after(daemon: Daemon, template: int) -> list[int]:
-    """Workers that were ready after the template was."""
+def born_after(daemon: Daemon, zygote: int) -> list[int]:
+    """Workers that were ready after the zygote was."""
     events = daemon.events()
-    done = next(n for n, e in enumerate(events) if e["event"] == "refork_done" and e["pid"] == template)
+    done = next(n for n, e in enumerate(events) if e["event"] == "refork_done" and e["pid"] == zygote)
     return [event["pid"] for event in events[done:] if event["event"] == "worker_ready"]
 
 
@@ -98,7 +98,7 @@ def mapped(pid: int, name: str) -> int:
 @pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["each loads", "preload"])
 @pytest.mark.parametrize("threads", ["1", "4"])
 def test_refork_under_load(lazy: Place, threads: str, preload: list[str]) -> None:
-    """Three in a row under steady load: each time a worker becomes the template, and no request fails."""
+    """Three in a row under steady load: each time a worker becomes the zygote, and no request fails."""
     daemon = lazy.start("-w", "3", "--threads", threads, *preload, "--warmup-request", "/", "lazy:app")
     first = fork_server(daemon)
     daemon.settled(3)
@@ -107,16 +107,16 @@ def test_refork_under_load(lazy: Place, threads: str, preload: list[str]) -> Non
         for times in (1, 2, 3):
             before = daemon.pids()
             refork(daemon)
-            template, workers = reforked(daemon, 3, times)
-            assert template.pid in before
-            assert title(template.pid) == "ostler: fork server gen 1 [lazy:app]"
+            zygote, workers = reforked(daemon, 3, times)
+            assert zygote.pid in before
+            assert title(zygote.pid) == "ostler: fork server gen 1 [lazy:app]"
             assert not {worker.pid for worker in workers} & set(before)
             load.wait_for(load.ended + 100, within=15)
         report = load.finish()
     assert first.ended()
     assert (report.failed, report.unasked) == (0, 0), report.summary()
     assert daemon.status().totals.deaths == 0
-    # All know what the first template's worker has learnt, two generations of templates ago.
+    # All know what the first zygote's worker has learnt, two generations of zygotes ago.
     teachers = {record.body.split()[1] for record in report.records[-50:]}
     assert len(teachers) == 1
     assert teachers <= {str(event["pid"]).encode() for event in daemon.events("refork_done")[:1]}
@@ -153,9 +153,9 @@ def test_an_audit_refuses_with_names(lazy: Place) -> None:
         )
         assert daemon.pids() == before
         assert daemon.ctl("refork", "--force").code == 0
-        template, _ = reforked(daemon, 1)
+        zygote, _ = reforked(daemon, 1)
         assert daemon.event("refork_warning")["problem"] == problem
-        assert template.pid == before[0]
+        assert zygote.pid == before[0]
 
 
 def test_what_is_found_when_it_is_drained(lazy: Place) -> None:
@@ -175,26 +175,26 @@ def test_what_is_found_when_it_is_drained(lazy: Place) -> None:
 
 
 def test_it_begins_by_itself(lazy: Place) -> None:
-    """After `refork_after` requests the worker that has served most becomes the template, once."""
+    """After `refork_after` requests the worker that has served most becomes the zygote, once."""
     daemon = lazy.start("-w", "2", "--refork-after", "20", "lazy:app")
     daemon.settled(2)
     for _ in range(60):
         daemon.get()
-    template, _ = reforked(daemon, 2)
+    zygote, _ = reforked(daemon, 2)
     for _ in range(60):
         daemon.get()
     assert len(daemon.events("refork_done")) == 1
-    assert fork_server(daemon).pid == template.pid
+    assert fork_server(daemon).pid == zygote.pid
 
 
-def test_a_template_may_die(lazy: Place) -> None:
-    """SIGKILL for the template: a new fork server loads the app anew, and workers do not notice."""
+def test_a_zygote_may_die(lazy: Place) -> None:
+    """SIGKILL for the zygote: a new fork server loads the app anew, and workers do not notice."""
     daemon = lazy.start("-w", "2", "lazy:app")
     daemon.settled(2)
     refork(daemon)
-    template, workers = reforked(daemon, 2)
-    template.send(signal.SIGKILL)
-    assert template.ended()
+    zygote, workers = reforked(daemon, 2)
+    zygote.send(signal.SIGKILL)
+    assert zygote.ended()
     daemon.until(lambda: len(children(daemon.pid)) == 3, "another fork server")
     assert daemon.pids() == [worker.pid for worker in workers]
     assert daemon.ctl("scale", "3").code == 0
@@ -203,26 +203,26 @@ def test_a_template_may_die(lazy: Place) -> None:
     assert {worker.generation for worker in daemon.settled(3)} == {2}
 
 
-def test_a_template_ends_with_its_generation(lazy: Place) -> None:
-    """A reload brings a fork server of its own; the template ends, and the stop leaves nothing."""
+def test_a_zygote_ends_with_its_generation(lazy: Place) -> None:
+    """A reload brings a fork server of its own; the zygote ends, and the stop leaves nothing."""
     daemon = lazy.start("-w", "2", "--probation", "0", "lazy:app")
     daemon.settled(2)
     refork(daemon)
-    template, _ = reforked(daemon, 2)
+    zygote, _ = reforked(daemon, 2)
     assert daemon.ctl("reload").code == 0
-    assert template.ended()
+    assert zygote.ended()
     refork(daemon)
     reforked(daemon, 2, times=2)
     assert daemon.stop() == 0
 
 
-def test_a_template_ends_without_its_supervisor(lazy: Place) -> None:
+def test_a_zygote_ends_without_its_supervisor(lazy: Place) -> None:
     """As any fork server: when the daemon is killed, nobody is left."""
     daemon = lazy.start("-w", "2", "lazy:app")
     daemon.settled(2)
     refork(daemon)
-    template, workers = reforked(daemon, 2)
-    ends = [template, *(Process(worker.pid or 0) for worker in workers)]
+    zygote, workers = reforked(daemon, 2)
+    ends = [zygote, *(Process(worker.pid or 0) for worker in workers)]
     daemon.kill()
     assert all(process.ended() for process in ends)
 
@@ -235,8 +235,8 @@ def test_descriptors_do_not_grow(lazy: Place) -> None:
     kinds: tuple[int, ...] = ()
     for times in range(1, 11):
         refork(daemon)
-        template, workers = reforked(daemon, 1, times)
-        kinds = (daemon.pid, template.pid, workers[0].pid or 0)
+        zygote, workers = reforked(daemon, 1, times)
+        kinds = (daemon.pid, zygote.pid, workers[0].pid or 0)
         counts.append([len(descriptors(pid)) for pid in kinds])
     # Those of a process that has just ended are closed a moment later.
     daemon.until(
@@ -258,7 +258,7 @@ def test_descriptors_do_not_grow(lazy: Place) -> None:
     ids=["sync", "threads", "gevent", "eventlet", "meinheld", "asgi"],
 )
 def test_scoreboards_are_not_handed_on(lazy: Place, words: tuple[str, ...]) -> None:
-    """Three in a row: a template has no worker's numbers in memory, and a worker its own alone."""
+    """Three in a row: a zygote has no worker's numbers in memory, and a worker its own alone."""
     for package in ("gevent", "eventlet", "meinheld"):
         # Not imported here: eventlet would warn of each fork of this process.
         if package in words and find_spec(package) is None:
@@ -270,8 +270,8 @@ def test_scoreboards_are_not_handed_on(lazy: Place, words: tuple[str, ...]) -> N
     for times in (1, 2, 3):
         assert daemon.get().status == 200
         refork(daemon)
-        template, (worker,) = reforked(daemon, 1, times)
-        pids = template.pid, worker.pid or 0
+        zygote, (worker,) = reforked(daemon, 1, times)
+        pids = zygote.pid, worker.pid or 0
         assert [mapped(pid, "ostler-scoreboard") for pid in pids] == [0, 1]
         held.append([len(descriptors(pid)) for pid in pids])
     assert held[0] == held[1] == held[2]

@@ -251,7 +251,7 @@ class Reload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Refork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slot: int | None = None
-    """Whose worker becomes the template; None: the one that has served most."""
+    """Whose worker becomes the zygote; None: the one that has served most."""
     force: bool = False
     """Also if the audit before it finds problems."""
 

@@ -70,7 +70,7 @@ class CarriedForkServer(msgspec.Struct, frozen=True):
 class CarriedWorker(msgspec.Struct, frozen=True):
     """The same for a worker. channel, stacks: descriptors."""
 
-    launch: int
+    worker_id: int
     slot: int
     generation: int
     cell: int
@@ -226,7 +226,7 @@ class ForkServerHandle(Child):
         return handle
 
     @classmethod
-    def of_template(cls, worker: "WorkerHandle") -> "ForkServerHandle":
+    def of_zygote(cls, worker: "WorkerHandle") -> "ForkServerHandle":
         """What was a worker and is a fork server now; the worker's handle is not to be used any more."""
         assert worker.pid is not None
         handle = cls(
@@ -289,7 +289,7 @@ class WorkerHandle(Child):
 
     def __init__(
         self,
-        launch: int,
+        worker_id: int,
         slot: int,
         generation: int,
         cell: int,
@@ -299,7 +299,7 @@ class WorkerHandle(Child):
         stacks_fd: int,
     ) -> None:
         super().__init__(time.monotonic())
-        self.launch = launch
+        self.worker_id = worker_id
         self.slot = slot
         self.generation = generation
         self.cell = cell
@@ -312,12 +312,12 @@ class WorkerHandle(Child):
         self.last_dump = ""
         self.takes_lines = False
         self.audits = 0
-        self.template_asked = False
+        self.zygote_asked = False
         self.recycles = False
         self._child_ends: list[int] = []
 
     @classmethod
-    def new(cls, launch: int, slot: int, generation: int, cell: int, loaded: Loaded) -> "WorkerHandle":
+    def new(cls, worker_id: int, slot: int, generation: int, cell: int, loaded: Loaded) -> "WorkerHandle":
         """For a worker that is to be spawned.
 
         Raises:
@@ -330,7 +330,7 @@ class WorkerHandle(Child):
             os.set_blocking(stacks_fd, False)
             chan = Channel[messages.FromWorker].from_fd(ours.detach(), messages.FromWorker)
             threads = classes.threads(loaded.settings, loaded.one_loop)
-            handle = cls(launch, slot, generation, cell, threads, loaded.one_loop, chan, stacks_fd)
+            handle = cls(worker_id, slot, generation, cell, threads, loaded.one_loop, chan, stacks_fd)
             handle._child_ends = [theirs.detach(), their_stacks_fd]
         return handle
 
@@ -344,7 +344,7 @@ class WorkerHandle(Child):
 
     def carried(self) -> CarriedWorker:
         return CarriedWorker(
-            self.launch,
+            self.worker_id,
             self.slot,
             self.generation,
             self.cell,
@@ -361,7 +361,7 @@ class WorkerHandle(Child):
     @classmethod
     def taken_over(cls, carried: CarriedWorker) -> "WorkerHandle":
         chan = Channel[messages.FromWorker].carried(carried.channel, messages.FromWorker)
-        place = carried.launch, carried.slot, carried.generation, carried.cell
+        place = carried.worker_id, carried.slot, carried.generation, carried.cell
         handle = cls(*place, carried.threads, carried.one_loop, chan, carried.stacks)
         handle.spawned_at = carried.spawned_at
         handle.sent = carried.sent

@@ -40,15 +40,15 @@ class DeadlineSensor:
 
     def __init__(self, shell: Shell) -> None:
         self._shell = shell
-        # What was reported and is still so: requests by launch, thread and start.
+        # What was reported and is still so: requests by worker id, thread and start.
         self._reported: set[tuple[int, int, int]] = set()
         self._overdue: set[int] = set()
-        # Loops that may stand still, by launch: what they had done, and since when that is known.
+        # Loops that may stand still, by worker_id: what they had done, and since when that is known.
         self._still: dict[int, tuple[tuple[float, int], float]] = {}
         self._stalled: set[int] = set()
-        # When a blocked loop was told of, by launch.
+        # When a blocked loop was told of, by worker id.
         self._blocked: dict[int, float] = {}
-        # How many overdue requests may be reported, by launch.
+        # How many overdue requests may be reported, by worker id.
         self._buckets: dict[int, Bucket] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -60,7 +60,7 @@ class DeadlineSensor:
     def resume(self) -> None:
         """After an upgrade in place: what the program before us has reported may be over by now."""
         workers = self._shell.fleet.workers.values()
-        self._overdue = {worker.launch for worker in workers if worker.overdue_since is not None}
+        self._overdue = {worker.worker_id for worker in workers if worker.overdue_since is not None}
 
     def start(self) -> None:
         """Begin to look; also when the time-out may have changed."""
@@ -91,14 +91,14 @@ class DeadlineSensor:
                     wait = min(wait, deadline - now) if deadline is not None else wait
                     continue
                 late += 1
-                live.add((handle.launch, request.thread, request.started_ns))
+                live.add((handle.worker_id, request.thread, request.started_ns))
                 if len(self._reported) - reported < _REPORTS_IN_A_LOOK:
                     self._report_overdue(handle, request, now)
             if late:
                 wait = min(wait, _WATCH)
-                overdue.add(handle.launch)
+                overdue.add(handle.worker_id)
                 if late == len(in_flight):
-                    self._report_only_overdue_left(handle.launch)
+                    self._report_only_overdue_left(handle.worker_id)
             if handle.one_loop:
                 wait = min(wait, self._look_at_one_loop(handle, reading, timeout, now))
             else:
@@ -107,17 +107,17 @@ class DeadlineSensor:
         self._reported &= live
         self._overdue = overdue
         self._forget_the_dead()
-        for launch in sorted(ended & self._shell.workers.keys()):
-            self._shell.submit(events.OverdueEnded(launch))
+        for worker_id in sorted(ended & self._shell.workers.keys()):
+            self._shell.submit(events.OverdueEnded(worker_id))
         return max(wait, _LEAST)
 
     def _report_overdue(self, handle: WorkerHandle, request: InFlight, now: float) -> None:
-        key = (handle.launch, request.thread, request.started_ns)
+        key = (handle.worker_id, request.thread, request.started_ns)
         if key in self._reported:
             return
-        bucket = self._buckets.get(handle.launch)
+        bucket = self._buckets.get(handle.worker_id)
         if bucket is None:
-            bucket = self._buckets[handle.launch] = Bucket(_REPORTS, _REPORTS_RATE, now)
+            bucket = self._buckets[handle.worker_id] = Bucket(_REPORTS, _REPORTS_RATE, now)
         if not bucket.take(now):
             return
         self._reported.add(key)
@@ -126,14 +126,14 @@ class DeadlineSensor:
         self._shell.scoreboard.mark_overdue(handle.cell, request.thread, request.started_ns)
         age = now - request.started
         self._shell.submit(
-            events.RequestOverdue(handle.launch, request.thread, request.method, request.path, age)
+            events.RequestOverdue(handle.worker_id, request.thread, request.method, request.path, age)
         )
 
-    def _report_only_overdue_left(self, launch: int) -> None:
+    def _report_only_overdue_left(self, worker_id: int) -> None:
         # Each time: requests may still come to it on connections that are open.
-        worker = self._shell.fleet.workers.get(launch)
+        worker = self._shell.fleet.workers.get(worker_id)
         if worker is not None and worker.state is WorkerState.DRAINING:
-            self._shell.submit(events.OnlyOverdueLeft(launch))
+            self._shell.submit(events.OnlyOverdueLeft(worker_id))
 
     def _look_at_loop(self, handle: WorkerHandle, reading: Reading, timeout: float, now: float) -> None:
         """Report a loop that stands still although no request keeps it.
@@ -141,24 +141,24 @@ class DeadlineSensor:
         Its age alone says nothing: the loop may have been busy with requests until a moment ago. So what
         counts is how long it has been seen like this: no request, no beat, no answer.
         """
-        worker = self._shell.fleet.workers.get(handle.launch)
+        worker = self._shell.fleet.workers.get(handle.worker_id)
         if worker is None or worker.state is not WorkerState.READY:
-            self._still.pop(handle.launch, None)
+            self._still.pop(handle.worker_id, None)
             return
         beat = reading.heartbeat or worker.since
         if not timeout or reading.in_flight or now - beat < 2 * _LOOK:
-            self._still.pop(handle.launch, None)
-            self._stalled.discard(handle.launch)
+            self._still.pop(handle.worker_id, None)
+            self._stalled.discard(handle.worker_id)
             return
         done = beat, self._shell.scoreboard.counts(handle.cell).requests
-        before, since = self._still.get(handle.launch, (None, now))
+        before, since = self._still.get(handle.worker_id, (None, now))
         if done != before:
             since = now
-        self._still[handle.launch] = done, since
+        self._still[handle.worker_id] = done, since
         limit = max(timeout, _STILL)
-        if now - beat >= limit and now - since >= limit - 2 * _LOOK and handle.launch not in self._stalled:
-            self._stalled.add(handle.launch)
-            self._shell.submit(events.LoopStalled(handle.launch, now - beat))
+        if now - beat >= limit and now - since >= limit - 2 * _LOOK and handle.worker_id not in self._stalled:
+            self._stalled.add(handle.worker_id)
+            self._shell.submit(events.LoopStalled(handle.worker_id, now - beat))
 
     def _look_at_one_loop(self, handle: WorkerHandle, reading: Reading, timeout: float, now: float) -> float:
         """The same of a loop whose requests are no reason to stand still; returns when it may be blocked.
@@ -167,29 +167,29 @@ class DeadlineSensor:
         its exception. What does not let go after that is no request, or does not hear. Requests without any
         deadline, as websockets are, must wait for others; those that have asked for time may be computing.
         """
-        worker = self._shell.fleet.workers.get(handle.launch)
+        worker = self._shell.fleet.workers.get(handle.worker_id)
         ready = worker is not None and worker.state is WorkerState.READY
         in_flight = reading.in_flight
         beat = reading.heartbeat or (worker.since if worker and ready else 0.0)
         age = now - beat
         if not beat or age < _BLOCKED:
-            self._stalled.discard(handle.launch)
+            self._stalled.discard(handle.worker_id)
             return _BLOCKED - age if beat else _LOOK
         # One that drains and has no requests any more has perhaps ended, and its process is about to.
-        told = self._blocked.get(handle.launch, -_BLOCKED_PAUSE)
+        told = self._blocked.get(handle.worker_id, -_BLOCKED_PAUSE)
         if (ready or in_flight) and now - told >= _BLOCKED_PAUSE:
-            self._blocked[handle.launch] = now
+            self._blocked[handle.worker_id] = now
             self._shell.overdue.report_blocked(handle, age)
         extended = any(now < request.extended_until < math.inf for request in in_flight)
         limit = max(timeout + _GRACE, _STILL)
-        if timeout and ready and not extended and age >= limit and handle.launch not in self._stalled:
-            self._stalled.add(handle.launch)
-            self._shell.submit(events.LoopStalled(handle.launch, age))
+        if timeout and ready and not extended and age >= limit and handle.worker_id not in self._stalled:
+            self._stalled.add(handle.worker_id)
+            self._shell.submit(events.LoopStalled(handle.worker_id, age))
         return _LOOK
 
     def _forget_the_dead(self) -> None:
         live = self._shell.workers.keys()
         self._stalled &= live
         for known in (self._still, self._blocked, self._buckets):
-            for launch in known.keys() - live:
-                del known[launch]
+            for worker_id in known.keys() - live:
+                del known[worker_id]

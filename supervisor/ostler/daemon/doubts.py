@@ -31,7 +31,7 @@ class Doubts:
     def __init__(self, shell: "Shell", clock: Callable[[], float] = time.monotonic) -> None:
         self._shell = shell
         self._clock = clock
-        # Those that wait to be replaced, by launch; and before when no further one is.
+        # Those that wait to be replaced, by worker id; and before when no further one is.
         self._due: list[int] = []
         self._next = 0.0
         self._waits = False
@@ -50,8 +50,8 @@ class Doubts:
         }
         self._shell.journal.record("warning", "scoreboard_implausible", fields)
         # Without those that are gone: an app can end such workers again and again.
-        self._due = [launch for launch in self._due if launch in self._shell.workers]
-        self._due.append(handle.launch)
+        self._due = [worker_id for worker_id in self._due if worker_id in self._shell.workers]
+        self._due.append(handle.worker_id)
         self._look_later()
 
     def _look_later(self) -> None:
@@ -63,12 +63,12 @@ class Doubts:
         """Replace the first of those that wait, if it is still there."""
         self._waits = False
         due, self._due = self._due, []
-        for place, launch in enumerate(due):
-            worker = self._shell.fleet.workers.get(launch)
+        for place, worker_id in enumerate(due):
+            worker = self._shell.fleet.workers.get(worker_id)
             if worker is None or worker.leaving is not None:
                 continue  # one that leaves has a deadline for that
             if worker.state is WorkerState.BOOTING:
-                self._due.append(launch)
+                self._due.append(worker_id)
             elif worker.state is WorkerState.READY and self._shell.fleet.serving(worker.slot) is worker:
                 self._due += due[place + 1 :]
                 self._shell.submit(events.RecycleAsked("scoreboard", worker.slot))

@@ -66,14 +66,12 @@ class HookCaller:
             handle.workers_told = wanted
         self._tell_waiting()
 
-    def template(
-        self, old: ForkServerHandle | None, template: ForkServerHandle, worker: WorkerHandle
-    ) -> None:
+    def zygote(self, old: ForkServerHandle | None, zygote: ForkServerHandle, worker: WorkerHandle) -> None:
         """A worker is a fork server now. As a worker it has ended."""
-        template.hooks = self._of.get(template.generation, [])
+        zygote.hooks = self._of.get(zygote.generation, [])
         if old is not None:
             self.leave(old)
-        self.loaded(template, "refork")
+        self.loaded(zygote, "refork")
         self.worker_ended(worker, ExitStatus(code=0))
 
     def restored(self) -> None:
@@ -127,7 +125,7 @@ class HookCaller:
         if worker.pid is None or not self._of.get(worker.generation):
             return
         code = -status.signal if status.signal is not None else status.code
-        due = messages.HookDue("child_exit", worker.launch, worker.slot, worker.pid, code)
+        due = messages.HookDue("child_exit", worker.worker_id, worker.slot, worker.pid, code)
         own = self._shell.fork_servers.get(worker.generation)
         if own is None or not own.calls or not self._tell(own, due):
             self._waiting.append(due)

@@ -84,8 +84,8 @@ class Inbox:
             self._shell.loop.remove_reader(child.channel.fileno())
         if isinstance(child, WorkerHandle) and (child.pid is None or not child.is_ours):
             # There is no such process, so no death would be reported: the fork server has spoken for it.
-            self._shell.forget(child.launch)
-            self._shell.submit(events.SpawnFailed(child.launch, f"protocol error: {problem}"))
+            self._shell.forget(child.worker_id)
+            self._shell.submit(events.SpawnFailed(child.worker_id, f"protocol error: {problem}"))
         else:
             self._shell.reaper.kill(child)
 

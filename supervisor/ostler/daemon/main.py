@@ -381,9 +381,9 @@ class Daemon:
         workers = [handle.carried() for handle in shell.workers.values()]
         fork_servers = [handle.carried() for handle in shell.fork_servers.values()]
         listeners, scoreboard = shell.listeners.snapshot(), shell.scoreboard.snapshot()
-        relay = shell.relay[0].fileno(), shell.relay[1].fileno()
+        handoff = shell.handoff[0].fileno(), shell.handoff[1].fileno()
         descriptors = [
-            *relay,
+            *handoff,
             *(cell.fd for cell in scoreboard.cells),
             *listeners.sockets.values(),
             *(fd for worker in workers for fd in (worker.channel, worker.stacks) if fd >= 0),
@@ -398,7 +398,7 @@ class Daemon:
             fork_servers=fork_servers,
             loaded=shell.loaded,
             name=shell.name,
-            relay=relay,
+            handoff=handoff,
             listeners=listeners,
             scoreboard=scoreboard,
             journal=self._journal.snapshot(),
@@ -417,7 +417,7 @@ class Daemon:
             self._ledger.restore(carried.ledger)
             shell.listeners.restore(carried.listeners)
             shell.take_over(
-                carried.fleet, carried.workers, carried.fork_servers, carried.loaded, carried.relay
+                carried.fleet, carried.workers, carried.fork_servers, carried.loaded, carried.handoff
             )
             shell.await_ends(carried.leaving)
             shell.name = carried.name

@@ -91,7 +91,7 @@ class Measurer:
         return events.Measured(loads, self._free() if autoscaled else None)
 
     def _load(self, handle: "WorkerHandle", reading: Reading, memory: int | None) -> Load:
-        looked, now = self._looked[handle.launch], self._clock()
+        looked, now = self._looked[handle.worker_id], self._clock()
         in_flight, counts, before = reading.in_flight, reading.counts, looked.counts
         answered = counts.requests - before.requests
         if handle.one_loop:
@@ -151,12 +151,12 @@ class MemoryReader:
         self._known: dict[int, _Memory] = {}
 
     def read(self, pids: Mapping[int, int], limit: int, wanted: bool) -> dict[int, int | None]:
-        """Own memory in bytes by launch; None where it is not known.
+        """Own memory in bytes by worker id; None where it is not known.
 
         What is above the limit was read just now; what is not may be some seconds old.
 
         Args:
-            pids: by launch.
+            pids: by worker id.
             limit: bytes, 0 for none.
             wanted: also where no limit is in question.
         """
@@ -165,32 +165,32 @@ class MemoryReader:
             return {}
         now, due = self._clock(), []
         known, self._known = self._known, {}
-        for launch, pid in pids.items():
+        for worker_id, pid in pids.items():
             try:
-                memory = known.get(launch) or _Memory(psutil.Process(pid))
+                memory = known.get(worker_id) or _Memory(psutil.Process(pid))
                 rss = memory.process.memory_info().rss
             except psutil.Error:
                 continue  # its death is about to be reported
-            self._known[launch] = memory
+            self._known[worker_id] = memory
             if memory.uss is not None:
                 memory.uss = min(memory.uss, rss)
             old = memory.uss is None or now - memory.read_at >= _MEMORY_SECONDS
             if 0 < limit < rss or (wanted and old):
-                due.append((memory.read_at, launch))
-        self._read_some([launch for _, launch in sorted(due)], now)
-        return {launch: self._told(memory, limit, now) for launch, memory in self._known.items()}
+                due.append((memory.read_at, worker_id))
+        self._read_some([worker_id for _, worker_id in sorted(due)], now)
+        return {worker_id: self._told(memory, limit, now) for worker_id, memory in self._known.items()}
 
-    def _read_some(self, launches: Iterable[int], now: float) -> None:
+    def _read_some(self, worker_ids: Iterable[int], now: float) -> None:
         began = time.perf_counter()
-        for launch in launches:
-            memory = self._known[launch]
+        for worker_id in worker_ids:
+            memory = self._known[worker_id]
             try:
                 # A process that is just ending has no memory any more.
                 memory.uss, memory.read_at = memory.process.memory_full_info().uss or None, now
             except psutil.AccessDenied:
                 self._tell_denied()
             except psutil.Error:
-                del self._known[launch]
+                del self._known[worker_id]
             if time.perf_counter() - began > _MEMORY_TIME:
                 return
 

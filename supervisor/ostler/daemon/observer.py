@@ -205,10 +205,12 @@ class Observer:
         return self._workers(self._shell.scoreboard.read_all())
 
     def _workers(self, readings: Mapping[int, Reading]) -> list[WorkerView]:
-        known = sorted(self._shell.fleet.workers.values(), key=lambda w: (w.slot, _ORDER[w.state], -w.launch))
+        known = sorted(
+            self._shell.fleet.workers.values(), key=lambda w: (w.slot, _ORDER[w.state], -w.worker_id)
+        )
         views = [self._worker(worker, readings) for worker in known]
-        for launch in self._usage.keys() - self._shell.fleet.workers.keys():
-            del self._usage[launch]
+        for worker_id in self._usage.keys() - self._shell.fleet.workers.keys():
+            del self._usage[worker_id]
         return views
 
     def config(self) -> ConfigView:
@@ -393,7 +395,7 @@ class Observer:
 
     def _worker(self, worker: Worker, readings: Mapping[int, Reading]) -> WorkerView:
         now = time.monotonic()
-        handle = self._shell.workers.get(worker.launch)
+        handle = self._shell.workers.get(worker.worker_id)
         reading = readings[handle.cell] if handle else Reading()
         timeout = self._sensor.timeout()
         in_flight = [
@@ -432,9 +434,9 @@ class Observer:
     def _usage_of(self, worker: Worker) -> _Usage | None:
         if worker.pid is None:
             return None
-        usage = self._usage.get(worker.launch)
+        usage = self._usage.get(worker.worker_id)
         if usage is None:
-            usage = self._usage[worker.launch] = _Usage(worker.pid)
+            usage = self._usage[worker.worker_id] = _Usage(worker.pid)
         return usage
 
 

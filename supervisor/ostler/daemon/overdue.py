@@ -28,7 +28,7 @@ class Overdue:
         self._left_out = 0
 
     def dump_stack(self, action: actions.DumpStack) -> None:
-        handle = self._shell.workers[action.launch]
+        handle = self._shell.workers[action.worker_id]
         # The sensor has just read it, and there may be hundreds.
         found = self._shell.scoreboard.last(handle.cell).in_flight
         ident = next((request.ident for request in found if request.thread == action.thread), 0)
@@ -40,14 +40,14 @@ class Overdue:
 
     def interrupt(self, action: actions.Interrupt) -> None:
         """End a request; which one of the thread's it is, the sensor has marked."""
-        handle = self._shell.workers[action.launch]
+        handle = self._shell.workers[action.worker_id]
         # After the dump: system calls that a thread waits in go on after faulthandler's handler, whatever
         # signals came within it.
         self._shell.loop.call_later(DUMP_TIME, self._send_interrupt, handle, action.thread, _INTERRUPTS)
 
     def _send_interrupt(self, handle: WorkerHandle, thread: int, times: int) -> None:
         """Also more than once: one that comes just before a system call begins does not end it."""
-        if handle.launch not in self._shell.workers:
+        if handle.worker_id not in self._shell.workers:
             return
         if self._shell.scoreboard.is_overdue(handle.cell, thread):
             handle.interrupt()
@@ -73,7 +73,7 @@ class Overdue:
         self._shell.journal.record("error", "request_overdue", fields)
 
     def _report_blocked(self, handle: WorkerHandle, seconds: float, dump: str) -> None:
-        if handle.launch not in self._shell.workers:
+        if handle.worker_id not in self._shell.workers:
             return
         fields = {
             "slot": handle.slot,

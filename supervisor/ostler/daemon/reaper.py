@@ -104,8 +104,8 @@ class Reaper:
 
     def _ended(self, dead: Dead) -> None:
         shell = self._shell
-        launch = shell.launch_of.pop(dead.pid, None)
-        worker = shell.workers.get(launch) if launch is not None else None
+        worker_id = shell.worker_id_of.pop(dead.pid, None)
+        worker = shell.workers.get(worker_id) if worker_id is not None else None
         if worker is not None:
             self.worker_ended(worker, dead.status, dead.peak_memory)
         elif (old := self.leaving.pop(dead.pid, None)) is not None:
@@ -122,11 +122,11 @@ class Reaper:
         """We have no use for a tracee, which would stop at each signal and wait for us to let it go on."""
         pid = thread_group(tid)
         shell = self._shell
-        launch = shell.launch_of.get(pid)
+        worker_id = shell.worker_id_of.get(pid)
         servers = (*shell.fork_servers.values(), *self.leaving.values())
         child: WorkerHandle | ForkServerHandle | None = (
-            shell.workers.get(launch)
-            if launch is not None
+            shell.workers.get(worker_id)
+            if worker_id is not None
             else next((server for server in servers if server.pid == pid), None)
         )
         if child is None:
@@ -201,10 +201,10 @@ class Reaper:
         dump = attempt("a dead worker's stacks", lambda: self._take_dump(handle, status)) or ""
         end = attempt("an entry of the ledger", lambda: self._record(handle, status, peak_memory, dump))
         attempt("hooks of a worker's end", lambda: self._shell.hooks.worker_ended(handle, status))
-        attempt("giving up a worker", lambda: self._shell.forget(handle.launch))
+        attempt("giving up a worker", lambda: self._shell.forget(handle.worker_id))
         self._shell.submit(
             events.WorkerExited(
-                handle.launch,
+                handle.worker_id,
                 status,
                 outsider=end is not None and end.cause == "killed by an outsider",
                 request=next(iter(end.last_requests), "") if end is not None else "",
@@ -214,7 +214,7 @@ class Reaper:
         )
 
     def _report_lost_with(self, handle: WorkerHandle) -> None:
-        worker = self._shell.fleet.workers.get(handle.launch)
+        worker = self._shell.fleet.workers.get(handle.worker_id)
         if worker is not None and worker.state is not WorkerState.STOPPING:
             self.report_lost(handle)
 
@@ -244,7 +244,7 @@ class Reaper:
             status,
             time.monotonic() - handle.spawned_at,
             handle.slot,
-            shell.fleet.workers.get(handle.launch),
+            shell.fleet.workers.get(handle.worker_id),
             sent=handle.sent,
             signalled=handle.signalled,
             requests=counts.requests if counts is not None else 0,

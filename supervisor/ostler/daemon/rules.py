@@ -25,7 +25,7 @@ class Phase(enum.Enum):
     UNKNOWN = "not forked yet"
     BOOTING = "booting"
     SERVING = "serving"
-    LEFT = "a template that is not in use yet"
+    LEFT = "a zygote that is not in use yet"
     CONFIGURING = "reading the configuration"
     DECIDED = "reading the configuration that it has decided on"
     CONFIGURED = "configured"
@@ -50,8 +50,8 @@ WORKER: _Table = {
     Phase.SERVING: {
         messages.Signalled: Phase.SERVING,
         messages.RecycleDue: Phase.SERVING,
-        messages.TemplateAudited: Phase.SERVING,
-        messages.TemplateReady: Phase.LEFT,
+        messages.ZygoteAudited: Phase.SERVING,
+        messages.ZygoteReady: Phase.LEFT,
         messages.Watch: Phase.SERVING,
         messages.AppBroken: Phase.SERVING,
     },
@@ -89,13 +89,13 @@ FORK_SERVER: _Table = {
 def check_worker(handle: "WorkerHandle", message: messages.FromWorker, loaded: Loaded | None) -> None:
     """Raises BadMessage if a worker may not say that now, else takes note. `loaded`: of its generation."""
     phase = _next(WORKER, handle.phase, message)
-    if isinstance(message, messages.TemplateAudited):
+    if isinstance(message, messages.ZygoteAudited):
         if not handle.audits:
-            raise BadMessage("TemplateAudited without having been asked")
+            raise BadMessage("ZygoteAudited without having been asked")
         handle.audits -= 1
-    elif isinstance(message, messages.TemplateReady):
-        if not handle.template_asked:
-            raise BadMessage("TemplateReady without having been asked")
+    elif isinstance(message, messages.ZygoteReady):
+        if not handle.zygote_asked:
+            raise BadMessage("ZygoteReady without having been asked")
     elif isinstance(message, messages.Watch | messages.AppBroken):
         _check_reload(message, loaded)
     handle.phase = phase

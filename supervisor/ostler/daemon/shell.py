@@ -106,10 +106,10 @@ class Shell:
 
     Attributes:
         fleet: the state machine.
-        workers: handles of live worker processes by launch.
-        launch_of: launches by pid.
+        workers: handles of live worker processes by worker id.
+        worker_id_of: worker ids by pid.
         loaded: settings by generation.
-        relay: its two ends; connections that one worker gives to another are in it, so it outlives all.
+        handoff: its two ends; connections that one worker gives to another are in it, so it outlives all.
         name: the instance's, from the first configuration.
         loop: the one that all of this runs in.
     """
@@ -138,8 +138,8 @@ class Shell:
         self.hooks = HookCaller(self)
         self.overdue = Overdue(self)
         self.loaded: dict[int, Loaded] = {}
-        self.relay = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.launch_of: dict[int, int] = {}
+        self.handoff = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.worker_id_of: dict[int, int] = {}
         self._waiting: deque[events.Event] = deque()
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
@@ -151,14 +151,14 @@ class Shell:
             actions.KillForkServer: self._kill_fork_server,
             actions.Spawn: self._spawn,
             actions.Drain: self._drain,
-            actions.AuditTemplate: self._audit_template,
-            actions.UseTemplate: self._use_template,
+            actions.AuditZygote: self._audit_zygote,
+            actions.UseZygote: self._use_zygote,
             actions.DumpStack: self.overdue.dump_stack,
             actions.Interrupt: self.overdue.interrupt,
-            actions.Cancel: lambda action: self._signal(action.launch, signal.SIGTERM),
+            actions.Cancel: lambda action: self._signal(action.worker_id, signal.SIGTERM),
             actions.Quit: self._quit,
-            actions.Abort: lambda action: self._end(action.launch, signal.SIGABRT),
-            actions.Kill: lambda action: self._end(action.launch, signal.SIGKILL),
+            actions.Abort: lambda action: self._end(action.worker_id, signal.SIGABRT),
+            actions.Kill: lambda action: self._end(action.worker_id, signal.SIGKILL),
             actions.Report: lambda action: journal.record(action.level, action.name, action.fields),
             actions.Serving: lambda _action: callbacks.serving(),
             actions.Stopping: lambda _action: callbacks.stopping(),
@@ -174,19 +174,19 @@ class Shell:
         workers: list[CarriedWorker],
         fork_servers: list[CarriedForkServer],
         loaded: dict[int, Loaded],
-        relay: tuple[int, int],
+        handoff: tuple[int, int],
     ) -> None:
         """Go on where another program in this process stopped; before the first event."""
         self.fleet = Fleet.restored(fleet, random.random)
         self.loaded = loaded
-        for end in self.relay:
+        for end in self.handoff:
             end.close()
-        self.relay = socket.socket(fileno=relay[0]), socket.socket(fileno=relay[1])
+        self.handoff = socket.socket(fileno=handoff[0]), socket.socket(fileno=handoff[1])
         for carried in workers:
             worker = WorkerHandle.taken_over(carried)
-            self.workers[worker.launch] = worker
+            self.workers[worker.worker_id] = worker
             if worker.pid is not None:
-                self.launch_of[worker.pid] = worker.launch
+                self.worker_id_of[worker.pid] = worker.worker_id
                 worker.phase = self._phase_of_worker(worker)
             self._listen_to(worker)
             self.reaper.watch(worker)
@@ -209,12 +209,12 @@ class Shell:
             self.hooks.leave(handle)
 
     def _phase_of_worker(self, handle: WorkerHandle) -> Phase:
-        worker = self.fleet.workers.get(handle.launch)
+        worker = self.fleet.workers.get(handle.worker_id)
         refork, generation = self.fleet.refork, self.fleet.generations.get(handle.generation)
-        if refork is not None and refork.launch == handle.launch:
+        if refork is not None and refork.worker_id == handle.worker_id:
             handle.audits = 0 if refork.audited else 1
-            handle.template_asked = refork.audited
-        handle.template_asked |= generation is not None and generation.standby == handle.launch
+            handle.zygote_asked = refork.audited
+        handle.zygote_asked |= generation is not None and generation.spare == handle.worker_id
         serves = worker is not None and worker.state in (WorkerState.READY, WorkerState.DRAINING)
         return Phase.SERVING if serves else Phase.BOOTING
 
@@ -265,13 +265,13 @@ class Shell:
     def _give_up(self, action: actions.Action) -> None:
         """The fleet must not wait for a process that there never was."""
         if isinstance(action, actions.Spawn):
-            self.forget(action.launch)
-            self.submit(events.SpawnFailed(action.launch, "a defect of Ostler's, see the log"))
+            self.forget(action.worker_id)
+            self.submit(events.SpawnFailed(action.worker_id, "a defect of Ostler's, see the log"))
         elif (
             isinstance(action, actions.Cancel | actions.Quit | actions.Kill)
-            and action.launch not in self.workers
+            and action.worker_id not in self.workers
         ):
-            self.submit(events.WorkerExited(action.launch, ExitStatus(), outsider=True))
+            self.submit(events.WorkerExited(action.worker_id, ExitStatus(), outsider=True))
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -347,9 +347,9 @@ class Shell:
             app_failed = generation in self.loaded
             self.submit(events.GenerationFailed(generation, message.reason, message.traceback, app_failed))
         elif isinstance(message, messages.ForkFailed):
-            if self._asked_for(handle, message.launch) is not None:
-                self.forget(message.launch)
-                self.submit(events.SpawnFailed(message.launch, message.reason))
+            if self._asked_for(handle, message.worker_id) is not None:
+                self.forget(message.worker_id)
+                self.submit(events.SpawnFailed(message.worker_id, message.reason))
         elif isinstance(message, messages.Forked):
             self._forked(handle, message)
         elif isinstance(message, messages.Watch | messages.AppBroken):
@@ -409,9 +409,9 @@ class Shell:
 
     def _load_app(self, action: actions.LoadApp) -> None:
         handle = self.fork_servers[action.generation]
-        relay = [end.fileno() for end in self.relay]
+        handoff = [end.fileno() for end in self.handoff]
         listeners = map(self.listeners.fileno, handle.listener_keys)
-        descriptors = [*relay, *listeners]
+        descriptors = [*handoff, *listeners]
         handle.phase = Phase.LOADING
         self._tell(handle.channel, messages.Load(handle.listener_keys, self.name), descriptors)
 
@@ -458,29 +458,29 @@ class Shell:
         try:
             cell = self.scoreboard.take_cell(classes.lanes(loaded.settings, loaded.one_loop) + 1)
         except OSError as error:
-            self.submit(events.SpawnFailed(action.launch, with_remedy(error)))
+            self.submit(events.SpawnFailed(action.worker_id, with_remedy(error)))
             return
         try:
-            handle = WorkerHandle.new(action.launch, action.slot, action.generation, cell, loaded)
+            handle = WorkerHandle.new(action.worker_id, action.slot, action.generation, cell, loaded)
         except OSError as error:
             self.scoreboard.give_back(cell)
-            self.submit(events.SpawnFailed(action.launch, with_remedy(error)))
+            self.submit(events.SpawnFailed(action.worker_id, with_remedy(error)))
             return
-        self.workers[action.launch] = handle
+        self.workers[action.worker_id] = handle
         self._listen_to(handle)
         problem = self._ask_to_fork(fork_server, handle, action.urgent) if fork_server is not None else None
         handle.close_child_ends()
         if problem is not None:
-            self.forget(action.launch)
+            self.forget(action.worker_id)
             reason = f"the fork server can't be asked: {problem.strerror}"
-            self.submit(events.SpawnFailed(action.launch, reason, isinstance(problem, BlockingIOError)))
+            self.submit(events.SpawnFailed(action.worker_id, reason, isinstance(problem, BlockingIOError)))
 
     def _ask_to_fork(
         self, fork_server: ForkServerHandle, handle: WorkerHandle, urgent: bool
     ) -> OSError | None:
         """Returns why it will not hear of that, unless it is gone, which its death says."""
         descriptors = [*handle.descriptors_for_child(), self.scoreboard.fileno(handle.cell)]
-        spawn = messages.Spawn(handle.launch, handle.slot, urgent)
+        spawn = messages.Spawn(handle.worker_id, handle.slot, urgent)
         try:
             fork_server.channel.send(spawn, descriptors)
         except (BrokenPipeError, ConnectionResetError):
@@ -500,33 +500,33 @@ class Shell:
             self.loop.call_later(_DUMP_PAUSE, self._read_dumps_again, handle)
 
     def _read_dumps_again(self, handle: WorkerHandle) -> None:
-        if self.workers.get(handle.launch) is handle:
+        if self.workers.get(handle.worker_id) is handle:
             self.loop.add_reader(handle.stacks_fd, self._on_dumps, handle)
 
-    def _asked_for(self, fork_server: ForkServerHandle, launch: int) -> WorkerHandle | None:
+    def _asked_for(self, fork_server: ForkServerHandle, worker_id: int) -> WorkerHandle | None:
         """The worker that a fork server was asked for; None if that is not wanted any more.
 
         Raises:
             BadMessage: it was never asked for that one, or has answered already.
         """
-        handle = self.workers.get(launch)
+        handle = self.workers.get(worker_id)
         if handle is None:
-            if 0 < launch <= self.fleet.spawned:
+            if 0 < worker_id <= self.fleet.spawned:
                 return None
-            raise BadMessage(f"what became of worker {launch}, which was never asked for")
+            raise BadMessage(f"what became of worker {worker_id}, which was never asked for")
         if handle.generation != fork_server.generation or handle.pid is not None:
-            raise BadMessage(f"what became of worker {launch}, which is not its to fork")
+            raise BadMessage(f"what became of worker {worker_id}, which is not its to fork")
         return handle
 
     def _is_known(self, pid: int) -> bool:
         """Whether a process is a child with another part."""
         servers = (*self.fork_servers.values(), *self.reaper.leaving.values())
-        known = pid in self.launch_of or self.reaper.expects(pid)
+        known = pid in self.worker_id_of or self.reaper.expects(pid)
         return known or any(pid == server.pid for server in servers)
 
     def _forked(self, fork_server: ForkServerHandle, message: messages.Forked) -> None:
-        handle = self._asked_for(fork_server, message.launch)
-        if handle is None or message.launch not in self.fleet.workers:
+        handle = self._asked_for(fork_server, message.worker_id)
+        if handle is None or message.worker_id not in self.fleet.workers:
             return  # it is not wanted any more; the end of its channel says so to it
         if self._is_known(message.pid):
             raise BadMessage(f"that process {message.pid} is a worker, which is something else")
@@ -534,9 +534,9 @@ class Shell:
             raise BadMessage(f"that process {message.pid} is a worker, which is no child of the supervisor's")
         handle.phase = Phase.BOOTING
         alive = handle.forked(message.pid)
-        self.submit(events.WorkerForked(message.launch, message.pid))
+        self.submit(events.WorkerForked(message.worker_id, message.pid))
         if alive:
-            self.launch_of[message.pid] = message.launch
+            self.worker_id_of[message.pid] = message.worker_id
             self.reaper.watch(handle)
             self._tell(handle.channel, messages.Boot())
         else:
@@ -546,25 +546,25 @@ class Shell:
         """Raises BadMessage if that is nothing that it may say now."""
         check_worker(handle, message, self.loaded.get(handle.generation))
         if isinstance(message, messages.Ready):
-            self.submit(events.WorkerReady(handle.launch))
+            self.submit(events.WorkerReady(handle.worker_id))
             self._warm(handle.generation, message.modules)
         elif isinstance(message, messages.BootFailed):
-            self.submit(events.WorkerBootFailed(handle.launch, message.reason, message.traceback))
-        elif isinstance(message, messages.TemplateAudited):
+            self.submit(events.WorkerBootFailed(handle.worker_id, message.reason, message.traceback))
+        elif isinstance(message, messages.ZygoteAudited):
             problems, warnings = tuple(message.problems), tuple(message.warnings)
-            self.submit(events.TemplateAudited(handle.launch, problems, warnings))
-        elif isinstance(message, messages.TemplateReady):
+            self.submit(events.ZygoteAudited(handle.worker_id, problems, warnings))
+        elif isinstance(message, messages.ZygoteReady):
             # A process that is dead can't be a fork server.
-            if handle.launch in self.launch_of.values():
+            if handle.worker_id in self.worker_id_of.values():
                 handle.takes_lines = message.loggers
-                self.submit(events.TemplateReady(handle.launch))
+                self.submit(events.ZygoteReady(handle.worker_id))
         elif isinstance(message, messages.Signalled):
             handle.signalled = message.signum
         elif isinstance(message, messages.Watch | messages.AppBroken):
             self._callbacks.watch(handle.generation, message)
         elif isinstance(message, messages.RecycleDue) and not handle.recycles:
             handle.recycles = True
-            self.submit(events.RecycleDue(handle.launch, message.requests))
+            self.submit(events.RecycleDue(handle.worker_id, message.requests))
 
     def _warm(self, generation: int, modules: list[str]) -> None:
         """Let the fork server learn once from the first worker what the app needs of the standard library."""
@@ -574,23 +574,23 @@ class Shell:
             self._tell(fork_server.channel, messages.Warm(modules))
 
     def _drain(self, action: actions.Drain) -> None:
-        handle = self.workers[action.launch]
-        handle.template_asked |= action.template
-        if not self._tell(handle.channel, messages.Drain(action.hand_over, action.template)):
+        handle = self.workers[action.worker_id]
+        handle.zygote_asked |= action.zygote
+        if not self._tell(handle.channel, messages.Drain(action.hand_over, action.zygote)):
             # It has not read its channel for long, or closed it: SIGTERM says the same.
-            self._signal(action.launch, signal.SIGTERM)
+            self._signal(action.worker_id, signal.SIGTERM)
 
     def _quit(self, action: actions.Quit) -> None:
         if self.fleet.stopping:
-            self.reaper.report_lost(self.workers[action.launch])
-        self._signal(action.launch, signal.SIGQUIT)
+            self.reaper.report_lost(self.workers[action.worker_id])
+        self._signal(action.worker_id, signal.SIGQUIT)
 
-    def _end(self, launch: int, signum: int) -> None:
-        self.reaper.report_lost(self.workers[launch])
-        self._signal(launch, signum)
+    def _end(self, worker_id: int, signum: int) -> None:
+        self.reaper.report_lost(self.workers[worker_id])
+        self._signal(worker_id, signum)
 
-    def _signal(self, launch: int, signum: int) -> None:
-        handle = self.workers[launch]
+    def _signal(self, worker_id: int, signum: int) -> None:
+        handle = self.workers[worker_id]
         if handle.pid is not None and signum == signal.SIGKILL:
             self.reaper.kill(handle)
         elif handle.pid is not None:
@@ -600,34 +600,34 @@ class Shell:
             self.loop.remove_reader(handle.channel.fileno())
             disposal.close(handle.channel)
 
-    # -- templates --------------------------------------------------------------------------------------
+    # -- zygotes --------------------------------------------------------------------------------------
 
-    def _audit_template(self, action: actions.AuditTemplate) -> None:
-        handle = self.workers[action.launch]
+    def _audit_zygote(self, action: actions.AuditZygote) -> None:
+        handle = self.workers[action.worker_id]
         handle.audits += 1
-        self._tell(handle.channel, messages.AuditTemplate(action.force))
+        self._tell(handle.channel, messages.AuditZygote(action.force))
 
-    def _use_template(self, action: actions.UseTemplate) -> None:
+    def _use_zygote(self, action: actions.UseZygote) -> None:
         """A worker serves no more and forks instead: its channel now carries a fork server's messages."""
-        worker = self.workers.pop(action.launch)
+        worker = self.workers.pop(action.worker_id)
         assert worker.pid is not None
-        del self.launch_of[worker.pid]
+        del self.worker_id_of[worker.pid]
         for fd in (worker.channel.fileno(), worker.stacks_fd):
             self.loop.remove_reader(fd)
         self.scoreboard.give_back(worker.cell)
         self.reaper.unwatch(worker)
-        template = ForkServerHandle.of_template(worker)
-        self.reaper.watch(template)
-        template.takes_lines = worker.takes_lines
+        zygote = ForkServerHandle.of_zygote(worker)
+        self.reaper.watch(zygote)
+        zygote.takes_lines = worker.takes_lines
         old = self.fork_servers.get(action.generation)
         # One that is being restarted may not have told yet what the generation listens on.
         known = old.listener_keys if old is not None else []
-        template.listener_keys = known or self._bind(self.loaded[action.generation])
-        self.fork_servers[action.generation] = template
+        zygote.listener_keys = known or self._bind(self.loaded[action.generation])
+        self.fork_servers[action.generation] = zygote
         if old is not None:
             self.reaper.leaving[old.pid] = old
-        self.hooks.template(old, template, worker)
-        self.loop.add_reader(template.channel.fileno(), self.inbox.read, template)
+        self.hooks.zygote(old, zygote, worker)
+        self.loop.add_reader(zygote.channel.fileno(), self.inbox.read, zygote)
         self._forget_unforked(action.generation)
 
     # -- deaths -----------------------------------------------------------------------------------------
@@ -654,13 +654,13 @@ class Shell:
 
     def _forget_unforked(self, generation: int) -> None:
         """What was asked of a fork server and never came will not come; the fleet gives it up by itself."""
-        for launch, handle in list(self.workers.items()):
+        for worker_id, handle in list(self.workers.items()):
             if handle.pid is None and handle.generation == generation:
-                self.forget(launch)
+                self.forget(worker_id)
 
-    def forget(self, launch: int) -> None:
+    def forget(self, worker_id: int) -> None:
         """Give up a worker that is dead or never was."""
-        handle = self.workers.pop(launch, None)
+        handle = self.workers.pop(worker_id, None)
         if handle is None:
             return
         if handle.channel.fileno() >= 0:

@@ -29,14 +29,14 @@ class Stacks:
 
     def __init__(self, shell: "Shell") -> None:
         self._shell = shell
-        # By launch: who waits for the next dump; from a worker's first question to its last answer.
+        # By worker_id: who waits for the next dump; from a worker's first question to its last answer.
         self._next: dict[int, list[Then]] = {}
 
     def of(self, handle: WorkerHandle, dump: str, ident: int) -> str:
         """The part of a dump that is a thread's or a greenlet's, or what else can be said."""
         if not dump:
             return "(the process did not answer: it is stopped)"
-        if f"0x{ident:016x}" not in dump and handle.launch in self._shell.workers:
+        if f"0x{ident:016x}" not in dump and handle.worker_id in self._shell.workers:
             # A greenlet that C code keeps from telling where it is: what the main thread does says why.
             ident = self._shell.scoreboard.last(handle.cell).ident
         # All of a dump is much, and there may be many that are not found in it.
@@ -44,17 +44,17 @@ class Stacks:
 
     def ask(self, handle: WorkerHandle, then: Then) -> None:
         """Call back with a dump that begins after now; with an empty one if the worker is gone or stopped."""
-        waiting = self._next.get(handle.launch)
+        waiting = self._next.get(handle.worker_id)
         if waiting is not None:
             waiting.append(then)
             return
-        self._next[handle.launch] = [then]
+        self._next[handle.worker_id] = [then]
         # Not at once: what else is found in the same look belongs to it.
         self._shell.loop.call_soon(self._dump, handle)
 
     def _dump(self, handle: WorkerHandle) -> None:
-        asked, self._next[handle.launch] = self._next[handle.launch], []
-        if handle.launch not in self._shell.workers:
+        asked, self._next[handle.worker_id] = self._next[handle.worker_id], []
+        if handle.worker_id not in self._shell.workers:
             self._answer(handle, asked)
             return
         handle.drop_dumps()
@@ -63,7 +63,7 @@ class Stacks:
 
     def _look(self, handle: WorkerHandle, asked: list[Then], looks: int = 1, seen: int = 0) -> None:
         """Answer if the dump is whole, or will not be soon. seen: its size at the last look."""
-        if handle.launch in self._shell.workers and looks < _LOOKS:
+        if handle.worker_id in self._shell.workers and looks < _LOOKS:
             size = handle.whole_dumps()
             if not size or size != seen:
                 self._shell.loop.call_later(_LOOK, self._look, handle, asked, looks + 1, size)
@@ -72,10 +72,10 @@ class Stacks:
 
     def _answer(self, handle: WorkerHandle, asked: list[Then]) -> None:
         # One that has ended meanwhile was aborted, perhaps, with a dump that is younger than the question.
-        dump = handle.take_dumps() if handle.launch in self._shell.workers else handle.last_dump
+        dump = handle.take_dumps() if handle.worker_id in self._shell.workers else handle.last_dump
         for then in asked:
             then(dump)
-        if self._next[handle.launch]:
+        if self._next[handle.worker_id]:
             self._dump(handle)
         else:
-            del self._next[handle.launch]
+            del self._next[handle.worker_id]

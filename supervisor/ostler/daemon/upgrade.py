@@ -59,8 +59,8 @@ _spare: list[socket.socket] = []
 class Carried(msgspec.Struct, frozen=True):
     """What one program leaves to the next. A field that comes later needs a default, here and further in.
 
-    descriptors: all that must stay open; relay: its two ends; pidfile: its path and descriptor; leaving: fork
-    servers that end with the old program, because their channels do.
+    descriptors: all that must stay open; handoff: its two ends; pidfile: its path and descriptor; leaving:
+    fork servers that end with the old program, because their channels do.
     """
 
     descriptors: list[int]
@@ -69,7 +69,7 @@ class Carried(msgspec.Struct, frozen=True):
     fork_servers: list[CarriedForkServer]
     loaded: dict[int, Loaded]
     name: str
-    relay: tuple[int, int]
+    handoff: tuple[int, int]
     listeners: ListenersState
     scoreboard: ScoreboardState
     journal: JournalState

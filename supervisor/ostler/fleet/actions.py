@@ -30,7 +30,7 @@ class KillForkServer:
 class Spawn:
     """Fork a worker. `urgent`: nobody serves in the slot, so it need not step back while it boots."""
 
-    launch: int
+    worker_id: int
     slot: int
     generation: int
     urgent: bool = False
@@ -40,27 +40,27 @@ class Spawn:
 class Drain:
     """Stop accepting, finish what is there, leave.
 
-    hand_over: idle connections go to other workers; template: then be the generation's fork server.
+    hand_over: idle connections go to other workers; zygote: then be the generation's fork server.
     """
 
-    launch: int
+    worker_id: int
     hand_over: bool
-    template: bool = False
+    zygote: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class AuditTemplate:
-    """Let the worker look whether it could be forked from; the answer is `TemplateAudited`."""
+class AuditZygote:
+    """Let the worker look whether it could be forked from; the answer is `ZygoteAudited`."""
 
-    launch: int
+    worker_id: int
     force: bool
 
 
 @dataclass(frozen=True, slots=True)
-class UseTemplate:
+class UseZygote:
     """The worker is its generation's fork server now; the one before is to end."""
 
-    launch: int
+    worker_id: int
     generation: int
 
 
@@ -68,7 +68,7 @@ class UseTemplate:
 class Interrupt:
     """Raise an exception in the thread that serves an overdue request."""
 
-    launch: int
+    worker_id: int
     thread: int
 
 
@@ -76,7 +76,7 @@ class Interrupt:
 class DumpStack:
     """Log an overdue request with the stack of the thread that serves it."""
 
-    launch: int
+    worker_id: int
     thread: int
     method: str
     path: str
@@ -87,26 +87,26 @@ class DumpStack:
 class Cancel:
     """The worker boots, and need not any more. Should it serve by now, it drains as if it were told to."""
 
-    launch: int
+    worker_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Quit:
     """End the worker at once, letting Python clean up."""
 
-    launch: int
+    worker_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Abort:
     """SIGABRT: end the worker, its stacks go to the log."""
 
-    launch: int
+    worker_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    launch: int
+    worker_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +160,8 @@ Action = (
     | KillForkServer
     | Spawn
     | Drain
-    | AuditTemplate
-    | UseTemplate
+    | AuditZygote
+    | UseZygote
     | Interrupt
     | DumpStack
     | Cancel

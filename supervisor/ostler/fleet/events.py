@@ -1,6 +1,6 @@
 """What can happen to a fleet. Facts are past tense, wishes end in `Asked`; all are frozen.
 
-A `launch` names one worker process for good: launches are counted from 1 and never reused, unlike slots
+A `worker_id` names one worker process for good: worker ids are counted from 1 and never reused, unlike slots
 (places) and pids (the kernel's).
 """
 
@@ -65,7 +65,7 @@ class ForkServerExited:
 class WorkerForked:
     """The fork server made the process that was asked for."""
 
-    launch: int
+    worker_id: int
     pid: int
 
 
@@ -76,7 +76,7 @@ class SpawnFailed:
     unread: because it has not read for so long that there is no room for what is asked.
     """
 
-    launch: int
+    worker_id: int
     reason: str
     unread: bool = False
 
@@ -85,14 +85,14 @@ class SpawnFailed:
 class WorkerReady:
     """The worker has loaded the app and accepts connections."""
 
-    launch: int
+    worker_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerBootFailed:
     """The app could not be loaded in the worker, which is about to exit."""
 
-    launch: int
+    worker_id: int
     reason: str
     traceback: str | None
 
@@ -106,7 +106,7 @@ class WorkerExited:
     not, for which it was killed, or an empty text.
     """
 
-    launch: int
+    worker_id: int
     status: ExitStatus
     outsider: bool = False
     request: str = ""
@@ -118,7 +118,7 @@ class WorkerExited:
 class RecycleDue:
     """The worker has served its share (`max_requests`) and asks for a successor."""
 
-    launch: int
+    worker_id: int
     requests: int
 
 
@@ -126,7 +126,7 @@ class RecycleDue:
 class RequestOverdue:
     """A request passed its deadline."""
 
-    launch: int
+    worker_id: int
     thread: int
     method: str
     path: str
@@ -137,46 +137,46 @@ class RequestOverdue:
 class OverdueEnded:
     """None of the worker's requests is overdue any more."""
 
-    launch: int
+    worker_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class OnlyOverdueLeft:
     """All that is still in flight in a worker with an overdue request is overdue."""
 
-    launch: int
+    worker_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class LoopStalled:
     """The worker's loop has not passed for `age` seconds although no request keeps it."""
 
-    launch: int
+    worker_id: int
     age: float
 
 
 @dataclass(frozen=True, slots=True)
-class TemplateAudited:
+class ZygoteAudited:
     """A worker has looked whether it could be forked from.
 
     problems: why not, unless `force` was said; warnings: what deserves a look all the same.
     """
 
-    launch: int
+    worker_id: int
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class TemplateReady:
+class ZygoteReady:
     """The worker serves no more: it is its generation's fork server from now on."""
 
-    launch: int
+    worker_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Once a second: what the workers did, by launch. `memory_free`: bytes until the machine or the cgroup
+    """Once a second: what the workers did, by worker id. `memory_free`: bytes until the machine or the cgroup
     has none, or None if nobody knows."""
 
     loads: Mapping[int, Load]
@@ -239,7 +239,7 @@ class RecycleAsked:
 
 @dataclass(frozen=True, slots=True)
 class ReforkAsked:
-    """Make a warmed-up worker the template that the others are forked from.
+    """Make a warmed-up worker the zygote that the others are forked from.
 
     slot: which, or None for the one that has served most; force: also if an audit finds problems.
     """
@@ -286,8 +286,8 @@ Event = (
     | OverdueEnded
     | OnlyOverdueLeft
     | LoopStalled
-    | TemplateAudited
-    | TemplateReady
+    | ZygoteAudited
+    | ZygoteReady
     | Measured
     | UpgradeChecked
     | UpgradeDone

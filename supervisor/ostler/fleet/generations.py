@@ -28,7 +28,7 @@ from ostler.fleet.state import State
 Level = Literal["debug", "info", "warning", "error"]
 
 # How long a roll back waits for a worker to become the old generation's fork server.
-_STANDBY_TIME = 2.0
+_SPARE_TIME = 2.0
 # What else would tell why the same goes on after a roll back?
 _LOADS_ANEW = (
     "new workers load the app from its files as they are now, for no old worker stands by to be forked from"
@@ -89,9 +89,9 @@ class Generations(State):
         generation.deadline = None
         if gone:
             generation.state = GenerationState.DOWN
-        if self.stopping or generation.state is GenerationState.STANDBY:
+        if self.stopping or generation.state is GenerationState.SPARE:
             # Nobody needs it any more. With the last worker it is retired, unless it hangs: then none comes.
-            if generation.state in (GenerationState.UP, GenerationState.STANDBY):
+            if generation.state in (GenerationState.UP, GenerationState.SPARE):
                 self._retire(number, now)
             return
         if number == self.candidate and self.reload:
@@ -120,7 +120,7 @@ class Generations(State):
         match generation.state:
             case GenerationState.RETIRING:
                 del self.generations[generation.number]
-            case GenerationState.STANDBY:
+            case GenerationState.SPARE:
                 del self.generations[generation.number]
                 self.probation = None
             case GenerationState.DOWN:
@@ -221,9 +221,9 @@ class Generations(State):
 
     def _follow_canary(self, now: float) -> None:
         reload = self.reload
-        if reload is None or reload.phase is not ReloadPhase.CANARY or reload.canary_launch is None:
+        if reload is None or reload.phase is not ReloadPhase.CANARY or reload.canary_worker_id is None:
             return
-        canary = self.workers[reload.canary_launch]
+        canary = self.workers[reload.canary_worker_id]
         # It may have to go for another reason, too.
         overdue = canary.overdue_since is not None and canary.leaving is not None
         if overdue or canary.leaving in (Cause.DEADLINE, Cause.STALLED):
@@ -260,7 +260,7 @@ class Generations(State):
         # No more than the last minute is known.
         known = min(after.policy.probation, CRASH_WINDOW)
         recent = sum(now - at <= known for at in before.crashes) * after.policy.probation / known
-        before.state = GenerationState.STANDBY
+        before.state = GenerationState.SPARE
         self.probation = Probation(
             before.number,
             math.ceil(recent),
@@ -391,9 +391,9 @@ class Generations(State):
         bad, self.current = self.current, probation.fallback
         back = self.generations[self.current]
         back.state = GenerationState.UP
-        if back.standby is not None:
+        if back.spare is not None:
             # What it forks before has no app, and would load the one that is on the disk now.
-            back.retry_at = now + _STANDBY_TIME
+            back.retry_at = now + _SPARE_TIME
         elif not back.has_app:
             reason = f"{reason}; {_LOADS_ANEW}"
         self._bring_number_back(probation, self.generations[bad].policy)
@@ -410,28 +410,28 @@ class Generations(State):
             fields = {"generation": bad, "back_to": self.current, "reason": reason, "traceback": traceback}
             self._tell("error", "reload_rolled_back", fields)
 
-    def _take_for_standby(self, worker: Worker) -> bool:
+    def _take_for_spare(self, worker: Worker) -> bool:
         """Whether a worker that leaves is to be what its generation can come back from: without `preload_app`
         only workers have the app's old code."""
         generation = self.generations.get(worker.generation)
         if (
             generation is None
-            or generation.state is not GenerationState.STANDBY
+            or generation.state is not GenerationState.SPARE
             or generation.has_app
-            or generation.standby is not None
-            or generation.standby_failed
+            or generation.spare is not None
+            or generation.spare_failed
             or worker.overdue_since is not None
         ):
             return False
-        generation.standby = worker.launch
+        generation.spare = worker.worker_id
         return True
 
-    def _no_standby(self, worker: Worker) -> None:
+    def _no_spare(self, worker: Worker) -> None:
         """A worker has ended: if it was to be a fork server it is none."""
         generation = self.generations.get(worker.generation)
-        if generation is not None and generation.standby == worker.launch:
-            generation.standby = None
-            generation.standby_failed = True
+        if generation is not None and generation.spare == worker.worker_id:
+            generation.spare = None
+            generation.spare_failed = True
             problem = "the old code could not be kept for a roll back; the worker's log says why"
             self._report("warning", "standby_failed", worker, pid=worker.pid, problem=problem)
             if generation.state is GenerationState.UP:

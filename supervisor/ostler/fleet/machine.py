@@ -9,11 +9,11 @@ actions. The same few rules do starting, scaling, recycling, reloading, reforkin
 - A ready worker that must go (`leaving`) is only drained when its successor in the slot is ready, or when its
   slot is not wanted any more: make before break.
 - Successors of planned replacements exist within `max_surge`; boots happen within `boot_parallelism`.
-- What is stale (of an older generation, or of an older template) must go. A reload, a rollback and a refork
+- What is stale (of an older generation, or of an older zygote) must go. A reload, a rollback and a refork
   only change what is current.
 
 The parts: `state` (what is known), `generations` (reloads, probation), `slots` (boots, successors, ends),
-`upkeep` (measurements, hanging requests, templates), and here who is told what.
+`upkeep` (measurements, hanging requests, zygotes), and here who is told what.
 
 Time comes in with every call (CLOCK_MONOTONIC, seconds); `next_deadline` says when to call again with
 `DeadlinePassed` if nothing else happens.
@@ -57,8 +57,8 @@ class Fleet(Upkeep):
             events.OverdueEnded: self._on_overdue_ended,
             events.OnlyOverdueLeft: self._on_only_overdue_left,
             events.LoopStalled: self._on_stalled,
-            events.TemplateAudited: self._on_template_audited,
-            events.TemplateReady: self._on_template_ready,
+            events.ZygoteAudited: self._on_zygote_audited,
+            events.ZygoteReady: self._on_zygote_ready,
             events.Measured: self._on_measured,
             events.DeadlinePassed: lambda _event, _now: None,
             events.ResizeAsked: self._on_resize,
@@ -159,17 +159,17 @@ class Fleet(Upkeep):
         self._fork_server_gone(generation, f"the fork server {reason}", now)
 
     def _on_forked(self, event: events.WorkerForked, now: float) -> None:
-        if worker := self.workers.get(event.launch):
+        if worker := self.workers.get(event.worker_id):
             self._forked(worker, event.pid, now)
 
     def _on_spawn_failed(self, event: events.SpawnFailed, now: float) -> None:
-        if worker := self.workers.pop(event.launch, None):
+        if worker := self.workers.pop(event.worker_id, None):
             if event.unread and self._reads_nothing(worker.generation, now):
                 return
             self._boot_failed(worker, f"can't fork: {event.reason}", None, now)
 
     def _on_ready(self, event: events.WorkerReady, now: float) -> None:
-        worker = self.workers.get(event.launch)
+        worker = self.workers.get(event.worker_id)
         if worker is not None and worker.cancelled:
             self._serves_already(worker, now)
         if worker is None or worker.state is not BOOTING:
@@ -190,18 +190,18 @@ class Fleet(Upkeep):
             self.ever_ready = True
             self._out += self._held
             self._do(actions.Serving())
-        if self.reload and self.reload.running and self.reload.canary_launch == worker.launch:
+        if self.reload and self.reload.running and self.reload.canary_worker_id == worker.worker_id:
             self._canary_ready(self.reload, now)
 
     def _on_boot_failed(self, event: events.WorkerBootFailed, now: float) -> None:
-        if worker := self.workers.get(event.launch):
+        if worker := self.workers.get(event.worker_id):
             worker.boot_error = (event.reason, event.traceback)
 
     def _on_exited(self, event: events.WorkerExited, now: float) -> None:
-        worker = self.workers.pop(event.launch, None)
+        worker = self.workers.pop(event.worker_id, None)
         if worker is None:
             return
-        self._no_standby(worker)
+        self._no_spare(worker)
         how = f"ended with {event.status}"
         if event.problem:
             how = f"was killed for a protocol error: {event.problem}"
@@ -228,7 +228,7 @@ class Fleet(Upkeep):
             self._crashed(worker, f"{how}{last}", event.traceback, now)
 
     def _on_recycle_due(self, event: events.RecycleDue, now: float) -> None:
-        worker = self.workers.get(event.launch)
+        worker = self.workers.get(event.worker_id)
         if worker is None or worker.state is not READY:
             return
         worker.due = True

@@ -17,7 +17,7 @@ class GenerationState(enum.Enum):
     UP = "up"  # can spawn
     FAILED = "failed"  # could not load; its fork server is being ended
     DOWN = "down"  # its fork server is gone; another will be started
-    STANDBY = "standby"  # replaced by a reload on probation, which may be rolled back to it
+    SPARE = "standby"  # replaced by a reload on probation, which may be rolled back to it
     RETIRING = "retiring"  # its fork server was told to end
 
 
@@ -123,7 +123,7 @@ class Load:
 class Worker:
     """One worker process, from the wish to spawn it to its reaping."""
 
-    launch: int
+    worker_id: int
     slot: int
     generation: int
     state: WorkerState
@@ -142,7 +142,7 @@ class Worker:
     boot_error: tuple[str, str | None] | None = None
     cancelled: bool = False
     """It was told to end while it booted."""
-    template: int = 0
+    zygote: int = 0
     """Which of its generation's fork servers made it: 0 is the one that loaded the app."""
     age_limit: float | None = None
     """When it is to be recycled for its age."""
@@ -177,13 +177,13 @@ class Generation:
     retry_at: float | None = None
     """No boot before this time."""
     deadline: float | None = None
-    template: int = 0
+    zygote: int = 0
     """How often a worker has become its fork server."""
     has_app: bool = False
     """Its fork server has the app."""
-    standby: int | None = None
-    """The launch of the worker that is to be its fork server, so that the app is there when it is wanted."""
-    standby_failed: bool = False
+    spare: int | None = None
+    """Worker id of the worker that is to be its fork server, so that the app is there when it is wanted."""
+    spare_failed: bool = False
     """One was to be and ended instead; the others are like it."""
     refork_refused: bool = False
     """An audit found that its workers can't be forked from; nobody tries again unasked."""
@@ -207,7 +207,7 @@ class Reload:
     ended: float | None = None
     reason: str | None = None
     traceback: str | None = None
-    canary_launch: int | None = None
+    canary_worker_id: int | None = None
     canary_until: float | None = None
     """When the canary, which is ready, has lived long enough."""
     resumes: bool = False
@@ -246,7 +246,7 @@ class Refork:
     audited: it may; deadline: when it must have said whether it may.
     """
 
-    launch: int
+    worker_id: int
     generation: int
     asked_by: str
     force: bool

@@ -44,17 +44,17 @@ class Slots(Generations):
     def _spawn(self, slot: int, generation: Generation, now: float, urgent: bool = False) -> Worker:
         self.spawned += 1
         worker = Worker(
-            launch=self.spawned,
+            worker_id=self.spawned,
             slot=slot,
             generation=generation.number,
             state=BOOTING,
             since=now,
             spawned_at=now,
             deadline=_boot_deadline(generation, now),
-            template=generation.template,
+            zygote=generation.zygote,
         )
-        self.workers[worker.launch] = worker
-        self._do(actions.Spawn(worker.launch, slot, generation.number, urgent))
+        self.workers[worker.worker_id] = worker
+        self._do(actions.Spawn(worker.worker_id, slot, generation.number, urgent))
         return worker
 
     def _forked(self, worker: Worker, pid: int, now: float) -> None:
@@ -70,7 +70,7 @@ class Slots(Generations):
         """What a fork server was asked for and has not forked will not come: it is gone, or replaced."""
         for worker in list(self.workers.values()):
             if worker.generation == generation and worker.pid is None:
-                del self.workers[worker.launch]
+                del self.workers[worker.worker_id]
 
     def _boot_failed(self, worker: Worker, reason: str, traceback: str | None, now: float) -> None:
         if self.stopping or worker.leaving not in (None, Cause.BOOT_TIMEOUT):
@@ -122,13 +122,13 @@ class Slots(Generations):
             self.kills.append(now)
         too_many = kills_too_many(len(self.kills), self.wanted)
         reload = self.reload
-        if reload is not None and reload.canary_launch == worker.launch:
+        if reload is not None and reload.canary_worker_id == worker.worker_id:
             if reload.phase is ReloadPhase.CANARY and too_many:
                 told = f"its first worker was killed again and again, the last one {reason}"
                 self._fail_candidate(reload, told, None, now)
                 return
             # Another one is to show what the new code is worth.
-            reload.canary_launch = reload.canary_until = None
+            reload.canary_worker_id = reload.canary_until = None
         # A single kill is repaired at once, also while others crash.
         generation = self.generations.get(self.current)
         if too_many and generation is not None and worker.generation == self.current and not expected:
@@ -151,15 +151,15 @@ class Slots(Generations):
             return
         stays = not self.stopping and not self.paused
         refork = self.refork
-        reforks = refork is not None and refork.launch == worker.launch and refork.audited
-        template = stays and (reforks or self._take_for_standby(worker))
-        self._do(actions.Drain(worker.launch, hand_over=stays, template=template))
+        reforks = refork is not None and refork.worker_id == worker.worker_id and refork.audited
+        zygote = stays and (reforks or self._take_for_spare(worker))
+        self._do(actions.Drain(worker.worker_id, hand_over=stays, zygote=zygote))
 
     def _cancel(self, worker: Worker, now: float) -> None:
         """End a worker that boots. If it is ready by now it may have a request in hand: `_serves_already`."""
         self._enter(worker, STOPPING, now, deadline=now + _QUIT_GRACE)
         worker.cancelled = True
-        self._do(actions.Cancel(worker.launch))
+        self._do(actions.Cancel(worker.worker_id))
 
     def _serves_already(self, worker: Worker, now: float) -> None:
         """A worker was ready before it heard that it need not be: it finishes what it has."""
@@ -169,11 +169,11 @@ class Slots(Generations):
 
     def _quit(self, worker: Worker, now: float) -> None:
         self._enter(worker, STOPPING, now, deadline=now + _QUIT_GRACE)
-        self._do(actions.Quit(worker.launch))
+        self._do(actions.Quit(worker.worker_id))
 
     def _abort(self, worker: Worker, now: float) -> None:
         self._enter(worker, STOPPING, now, deadline=now + _ABORT_GRACE)
-        self._do(actions.Abort(worker.launch))
+        self._do(actions.Abort(worker.worker_id))
 
     def _grace_end(self, worker: Worker) -> float | None:
         """When the next thing happens to a worker with an overdue request: its successor boots, or, when
@@ -193,7 +193,7 @@ class Slots(Generations):
         if worker.pid is not None:
             return None
         generation = self.generations.get(worker.generation)
-        if generation is None or generation.state not in (GenerationState.UP, GenerationState.STANDBY):
+        if generation is None or generation.state not in (GenerationState.UP, GenerationState.SPARE):
             return None
         return worker.spawned_at + _fork_time(generation)
 
@@ -253,7 +253,7 @@ class Slots(Generations):
         if worker.state is DRAINING:
             self._report("warning", "drain_timeout", worker, pid=worker.pid)
         self._enter(worker, STOPPING, now, deadline=now + KILL_REPEAT)
-        self._do(actions.Kill(worker.launch))
+        self._do(actions.Kill(worker.worker_id))
 
     # -- wanted against observed ------------------------------------------------------------------------
 
@@ -276,11 +276,11 @@ class Slots(Generations):
             self._do(self._finish)
 
     def _start_canary(self, now: float) -> None:
-        if self.candidate is None or self.reload is None or self.reload.canary_launch is not None:
+        if self.candidate is None or self.reload is None or self.reload.canary_worker_id is not None:
             return
         generation = self.generations[self.candidate]
         if generation.state is GenerationState.UP:
-            self.reload.canary_launch = self._spawn(1, generation, now).launch
+            self.reload.canary_worker_id = self._spawn(1, generation, now).worker_id
 
     def _mark_leaving(self) -> None:
         current, wanted = self.generations.get(self.current), self.wanted
@@ -293,7 +293,7 @@ class Slots(Generations):
                 continue
             elif worker.generation != self.current:
                 worker.leaving = Cause.RELOAD if worker.generation < self.current else Cause.ROLLBACK
-            elif current is not None and worker.template < current.template and worker.state is READY:
+            elif current is not None and worker.zygote < current.zygote and worker.state is READY:
                 worker.leaving = Cause.REFORK
 
     def _note_leaving(self, now: float) -> None:
@@ -305,7 +305,7 @@ class Slots(Generations):
         wanted = self.wanted
         # A canary is nobody's successor before its generation is the current one.
         serving = [w for w in self.workers.values() if w.state is READY and w.generation != self.candidate]
-        serving.sort(key=lambda w: (w.generation == self.current, w.launch))
+        serving.sort(key=lambda w: (w.generation == self.current, w.worker_id))
         held = {w.slot for w in serving if w.leaving is None and w.generation == self.current}
         # Of several in one slot that must go, only the last waits: else they would wait for each other.
         last = {w.slot: w for w in serving}

@@ -19,11 +19,11 @@ from ostler.fleet.model import (
 class State:
     """Times are CLOCK_MONOTONIC in seconds.
 
-    workers: live processes by launch; generations: those with a fork server, or waiting for one, by number;
-    current: the generation that slots are filled with; candidate: the one a reload is trying; reload: the
-    newest; probation: what it can still be rolled back to; override: the number of workers set by hand, or
-    None for the configuration's own; autoscaled: the number that the load asks for, if it decides; kills:
-    when outsiders ended workers that served, within the last minute.
+    workers: live processes by worker id; generations: those with a fork server, or waiting for one, by
+    number; current: the generation that slots are filled with; candidate: the one a reload is trying;
+    reload: the newest; probation: what it can still be rolled back to; override: the number of workers
+    set by hand, or None for the configuration's own; autoscaled: the number that the load asks for, if it
+    decides; kills: when outsiders ended workers that served, within the last minute.
     """
 
     workers: dict[int, Worker] = field(default_factory=dict)
@@ -78,4 +78,4 @@ class State:
             for w in self.workers.values()
             if w.slot == slot and w.state is WorkerState.READY and w.generation != self.candidate
         ]
-        return max(found, key=lambda worker: worker.launch, default=None)
+        return max(found, key=lambda worker: worker.worker_id, default=None)

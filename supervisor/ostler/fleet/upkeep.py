@@ -1,4 +1,4 @@
-"""What is done about workers that serve: those that grow or hang, templates, how many there should be."""
+"""What is done about workers that serve: those that grow or hang, zygotes, how many there should be."""
 
 from ostler.fleet import actions, events
 from ostler.fleet.autoscale import decide
@@ -17,8 +17,8 @@ class Upkeep(Slots):
     # -- measurements -----------------------------------------------------------------------------------
 
     def _on_measured(self, event: events.Measured, now: float) -> None:
-        for launch, load in event.loads.items():
-            worker = self.workers.get(launch)
+        for worker_id, load in event.loads.items():
+            worker = self.workers.get(worker_id)
             if worker is None:
                 continue
             if generation := self.generations.get(worker.generation):
@@ -56,22 +56,22 @@ class Upkeep(Slots):
     # -- requests that hang, loops that stand still ------------------------------------------------------
 
     def _on_overdue(self, event: events.RequestOverdue, now: float) -> None:
-        worker = self.workers.get(event.launch)
+        worker = self.workers.get(event.worker_id)
         if worker is None:
             return
         if worker.overdue_since is None:
             worker.overdue_since = now
         soft = self.policy is not None and self.policy.timeout_soft
         self._do(
-            actions.DumpStack(worker.launch, event.thread, event.method, event.path, round(event.age, 3))
+            actions.DumpStack(worker.worker_id, event.thread, event.method, event.path, round(event.age, 3))
         )
         if soft:
-            self._do(actions.Interrupt(worker.launch, event.thread))
+            self._do(actions.Interrupt(worker.worker_id, event.thread))
         elif worker.leaving is None:
             worker.leaving = Cause.DEADLINE
 
     def _on_overdue_ended(self, event: events.OverdueEnded, now: float) -> None:
-        worker = self.workers.get(event.launch)
+        worker = self.workers.get(event.worker_id)
         if worker is not None and worker.state is not STOPPING and worker.leaving is not Cause.STALLED:
             if worker.overdue_since is not None and worker.leaving is None:
                 late = round(now - worker.overdue_since, 1)
@@ -80,13 +80,13 @@ class Upkeep(Slots):
             worker.only_overdue_left = False
 
     def _on_only_overdue_left(self, event: events.OnlyOverdueLeft, now: float) -> None:
-        worker = self.workers.get(event.launch)
+        worker = self.workers.get(event.worker_id)
         # While it still accepts, the next request may be a good one.
         if worker is not None and worker.state is DRAINING:
             worker.only_overdue_left = True
 
     def _on_stalled(self, event: events.LoopStalled, now: float) -> None:
-        worker = self.workers.get(event.launch)
+        worker = self.workers.get(event.worker_id)
         if worker is None or worker.state is not READY or worker.leaving is Cause.STALLED:
             return
         worker.leaving = Cause.STALLED
@@ -95,11 +95,11 @@ class Upkeep(Slots):
         worker.only_overdue_left = True
         self._report("error", "worker_stalled", worker, pid=worker.pid, seconds=round(event.age, 1))
 
-    # -- templates --------------------------------------------------------------------------------------
+    # -- zygotes --------------------------------------------------------------------------------------
 
     def _on_refork_asked(self, event: events.ReforkAsked, now: float) -> None:
         problem = self._why_no_refork()
-        worker = self._best_template(event.slot)
+        worker = self._best_zygote(event.slot)
         if problem is None and worker is None:
             problem = (
                 "no worker is ready" if event.slot is None else f"no worker is ready in slot {event.slot}"
@@ -118,7 +118,7 @@ class Upkeep(Slots):
             return "another one is running"
         return None
 
-    def _best_template(self, slot: int | None = None) -> Worker | None:
+    def _best_zygote(self, slot: int | None = None) -> Worker | None:
         """The worker that has served most."""
         able = [
             w
@@ -132,13 +132,13 @@ class Upkeep(Slots):
         return max(able, key=lambda w: (w.load.requests, -w.slot), default=None)
 
     def _begin_refork(self, worker: Worker, by: str, force: bool, now: float) -> None:
-        self.refork = Refork(worker.launch, worker.generation, by, force, now, now + _AUDIT_TIME)
+        self.refork = Refork(worker.worker_id, worker.generation, by, force, now, now + _AUDIT_TIME)
         self._report("info", "refork", worker, pid=worker.pid, by=by)
-        self._do(actions.AuditTemplate(worker.launch, force))
+        self._do(actions.AuditZygote(worker.worker_id, force))
 
-    def _on_template_audited(self, event: events.TemplateAudited, now: float) -> None:
-        refork, worker = self.refork, self.workers.get(event.launch)
-        if refork is None or refork.launch != event.launch or worker is None or refork.audited:
+    def _on_zygote_audited(self, event: events.ZygoteAudited, now: float) -> None:
+        refork, worker = self.refork, self.workers.get(event.worker_id)
+        if refork is None or refork.worker_id != event.worker_id or worker is None or refork.audited:
             return
         if event.problems and not refork.force:
             generation = self.generations.get(refork.generation)
@@ -152,36 +152,36 @@ class Upkeep(Slots):
         if worker.leaving is None:
             worker.leaving = Cause.REFORK
 
-    def _on_template_ready(self, event: events.TemplateReady, now: float) -> None:
-        worker, refork = self.workers.get(event.launch), self.refork
+    def _on_zygote_ready(self, event: events.ZygoteReady, now: float) -> None:
+        worker, refork = self.workers.get(event.worker_id), self.refork
         if worker is None:
             return
         generation = self.generations.get(worker.generation)
-        reforks = refork is not None and refork.launch == event.launch
+        reforks = refork is not None and refork.worker_id == event.worker_id
         if (
             generation is None
             or generation.state is GenerationState.RETIRING
-            or not (reforks or generation.standby == event.launch)
+            or not (reforks or generation.spare == event.worker_id)
             or self.stopping
         ):
             # Meanwhile something else was asked for.
             self._enter(worker, STOPPING, now, deadline=now)
             return
-        del self.workers[worker.launch]
+        del self.workers[worker.worker_id]
         self._give_up_unforked(generation.number)
         generation.has_app = True
-        if generation.state is not GenerationState.STANDBY:
+        if generation.state is not GenerationState.SPARE:
             generation.state = GenerationState.UP
         generation.deadline = generation.retry_at = None
         generation.server_failures = 0
         generation.up_since = now
-        self._do(actions.UseTemplate(worker.launch, generation.number))
+        self._do(actions.UseZygote(worker.worker_id, generation.number))
         if refork is None or not reforks:
-            generation.standby = None
+            generation.spare = None
             self._report("info", "standby", worker, pid=worker.pid)
             return
         self.refork = None
-        generation.template += 1  # those that the fork server before it made are to be replaced
+        generation.zygote += 1  # those that the fork server before it made are to be replaced
         seconds = round(now - refork.started, 3)
         self._report("info", "refork_done", worker, pid=worker.pid, seconds=seconds, by=refork.asked_by)
 
@@ -189,8 +189,8 @@ class Upkeep(Slots):
         refork = self.refork
         if refork is None:
             return
-        if refork.launch not in self.workers:
-            self._end_refork("the worker ended before it was a template; its log says more")
+        if refork.worker_id not in self.workers:
+            self._end_refork("the worker ended before it was a zygote; its log says more")
         elif not refork.audited and refork.deadline <= now:
             self._end_refork("the worker did not say whether it can be forked from")
 
@@ -201,15 +201,15 @@ class Upkeep(Slots):
             or generation is None
             or generation.state is not GenerationState.UP
             or generation.refork_refused
-            or generation.template >= len(policy.refork_after)
+            or generation.zygote >= len(policy.refork_after)
             or self.ready < self.wanted
             or self._why_no_refork() is not None
         ):
             return
-        worker = self._best_template()
+        worker = self._best_zygote()
         if (
             worker is not None
-            and worker.template == generation.template
-            and worker.load.requests >= policy.refork_after[generation.template]
+            and worker.zygote == generation.zygote
+            and worker.load.requests >= policy.refork_after[generation.zygote]
         ):
             self._begin_refork(worker, "refork_after", False, now)

@@ -23,14 +23,14 @@ from ostler.ipc import messages
 from ostler.ipc.channel import Channel
 from ostler.logs import bridge
 from ostler.logs.outlets import Outlets
-from ostler.osapi import real
+from ostler.osapi import original
 from ostler.osapi.needed import with_remedy
 from ostler.osapi.process import adopt_no_orphans, set_title
 from ostler.workers import boot
 
 _PID = struct.Struct("i")
 
-# A worker that has become a template may yet be told what it was told as a worker.
+# A worker that has become a zygote may yet be told what it was told as a worker.
 Asked = messages.ToForkServer | messages.ToWorker
 
 
@@ -48,7 +48,7 @@ class Forking:
         self._generation = generation
         self._outlets = outlets
 
-    def run(self, ready: messages.AppLoaded | messages.TemplateReady) -> boot.Inheritance | None:
+    def run(self, ready: messages.AppLoaded | messages.ZygoteReady) -> boot.Inheritance | None:
         """Say that it is ready and serve the supervisor until that hangs up, which ends the process.
 
         Returns in forked workers with what they inherit, else None at the end. What is told to leave before
@@ -75,7 +75,7 @@ class Forking:
                     self._log_line(message)
                 elif isinstance(message, messages.ReopenLogs):
                     self._outlets.reopen()
-                elif isinstance(message, messages.Drain) and not message.template:
+                elif isinstance(message, messages.Drain) and not message.zygote:
                     boot.leave(0)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the supervisor is gone in the middle of an answer
@@ -90,7 +90,7 @@ class Forking:
     def _retire(self) -> bool:
         """Let go of what is shared with those who serve on; whether anything runs that hooks have begun."""
         generation = self._generation
-        for sock in (*generation.listeners, *generation.relay):
+        for sock in (*generation.listeners, *generation.handoff):
             sock.close()
         set_title(f"ostler: hooks gen {generation.number} [{generation.name}]")
         children = Path("/proc/thread-self/children")
@@ -107,52 +107,52 @@ class Forking:
         # The worker is to be the supervisor's child, whatever the app wants of its own.
         adopt_no_orphans()
         try:
-            intermediate = real.fork()
+            intermediate = original.fork()
         except OSError as error:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
             for fd in (read_fd, write_fd, *descriptors):
-                real.close(fd)
-            self._channel.send(messages.ForkFailed(ask.launch, with_remedy(error)))
+                original.close(fd)
+            self._channel.send(messages.ForkFailed(ask.worker_id, with_remedy(error)))
             return None
         if intermediate == 0:
             try:
-                worker = real.fork()
+                worker = original.fork()
             except OSError as error:
-                real.write(write_fd, _PID.pack(-(error.errno or 1)))
+                original.write(write_fd, _PID.pack(-(error.errno or 1)))
                 os._exit(1)
             if worker == 0:
-                real.close(read_fd)
-                real.close(write_fd)
+                original.close(read_fd)
+                original.close(write_fd)
                 self._channel.close()
                 self._outlets.drop()
-                place = ask.launch, ask.urgent, ask.slot
+                place = ask.worker_id, ask.urgent, ask.slot
                 ends = channel_fd, stacks_fd, cell_fd
                 return boot.Inheritance(self._generation, *place, *ends, hook_worker)
-            real.write(write_fd, _PID.pack(worker))
+            original.write(write_fd, _PID.pack(worker))
             os._exit(0)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
-        real.close(write_fd)
+        original.close(write_fd)
         for fd in descriptors:
-            real.close(fd)
-        answer = real.read(read_fd, _PID.size)
-        real.close(read_fd)
-        real.waitpid(intermediate, 0)
+            original.close(fd)
+        answer = original.read(read_fd, _PID.size)
+        original.close(read_fd)
+        original.waitpid(intermediate, 0)
         pid = _PID.unpack(answer)[0] if len(answer) == _PID.size else -1
         if pid > 0:
             self._generation.hooks.forked(hook_worker, pid)
-            self._channel.send(messages.Forked(ask.launch, pid))
+            self._channel.send(messages.Forked(ask.worker_id, pid))
         else:
             refused = OSError(-pid, os.strerror(-pid))
-            self._channel.send(messages.ForkFailed(ask.launch, with_remedy(refused)))
+            self._channel.send(messages.ForkFailed(ask.worker_id, with_remedy(refused)))
         return None
 
 
-def take_over(template: boot.Template) -> Forking:
+def take_over(zygote: boot.Zygote) -> Forking:
     """Be the fork server of what a worker has left."""
     # Without its supervisor it ends, as any fork server.
-    boot.on_hang_up(template.channel_fd, lambda: os._exit(0))
-    channel: Channel[Asked] = Channel(real.Socket(fileno=template.channel_fd), Asked)
-    generation = template.generation
+    boot.on_hang_up(zygote.channel_fd, lambda: os._exit(0))
+    channel: Channel[Asked] = Channel(original.Socket(fileno=zygote.channel_fd), Asked)
+    generation = zygote.generation
     outlets = Outlets(generation.settings, generation.log_format, fields_of(generation.number))
     generation.hooks.taken_over(outlets.log.event)
     return Forking(channel, generation, outlets)

@@ -40,7 +40,7 @@ from ostler.logs.lean import resolve_format
 from ostler.logs.opening import make_for_sharer, open_log, share_with
 from ostler.logs.outlets import Outlets
 from ostler.logs.streams import forgive, write_at_once
-from ostler.osapi import imports, real, trust
+from ostler.osapi import imports, original, trust
 from ostler.osapi.account import Account, find_account
 from ostler.osapi.cpus import usable_cpus
 from ostler.osapi.files import read_file
@@ -286,7 +286,7 @@ class Preparation:
         assert self._hooks is not None
         settings = self._loaded.settings
         giving_fd, taking_fd, *listener_fds = descriptors
-        listeners: list[socket.socket] = [real.Socket(fileno=fd) for fd in listener_fds]
+        listeners: list[socket.socket] = [original.Socket(fileno=fd) for fd in listener_fds]
         app = self._hooks.server.app
         try:
             # Not before: a daemon that is to detach does so now, and starts over.
@@ -313,7 +313,7 @@ class Preparation:
             worker_class=self._worker_class,
             app=app.callable,
             tls=self._tls,
-            relay=(real.Socket(fileno=giving_fd), real.Socket(fileno=taking_fd)),
+            handoff=(original.Socket(fileno=giving_fd), original.Socket(fileno=taking_fd)),
             listeners=listeners,
             hooks=self._hooks,
         )
@@ -455,7 +455,7 @@ def _check_logs(settings: Settings) -> str:
             raise SettingError(name, f"can't open {path!r}: {error.strerror}") from None
         terminal = os.isatty(fd) if name == "errorlog" else terminal
         # Not kept: after logrotate this process would hold the old file.
-        real.close(fd)
+        original.close(fd)
     return resolve_format(settings.log_format, terminal)
 
 
@@ -481,7 +481,7 @@ def main(channel_fd: int, lowered: int) -> None:
     lowered = preparation.lowered
     inheritance = Forking(channel, generation, preparation.outlets).run(messages.AppLoaded())
     while inheritance is not None:
-        template = boot.run(inheritance, lowered)
+        zygote = boot.run(inheritance, lowered)
         lowered = step_back()
-        inheritance = take_over(template).run(messages.TemplateReady())
+        inheritance = take_over(zygote).run(messages.ZygoteReady())
     os._exit(0)

@@ -75,8 +75,8 @@ class Hooks:
     # -- forks and ends of workers ---------------------------------------------------------------------
 
     def about_to_fork(self, ask: messages.Spawn) -> Worker:
-        self.server.worker_age = ask.launch
-        worker = Worker(self.server, ask.launch, ask.slot)
+        self.server.worker_age = ask.worker_id
+        worker = Worker(self.server, ask.worker_id, ask.slot)
         self.calls.call_in_time("pre_fork", self.server, worker)
         return worker
 
@@ -90,7 +90,7 @@ class Hooks:
         if due.name == "child_exit":
             worker = self.server.WORKERS.pop(due.pid, None)
             if worker is None:  # another process has forked it
-                worker = Worker(self.server, due.launch, due.slot)
+                worker = Worker(self.server, due.worker_id, due.slot)
                 worker.pid = due.pid
             worker.end()
             worker.exitcode = due.exitcode

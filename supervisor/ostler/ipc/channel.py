@@ -15,7 +15,7 @@ from typing import Any, Generic, Self, TypeVar
 import msgspec
 
 from ostler.ipc import wire
-from ostler.osapi import real, received
+from ostler.osapi import original, received
 
 Incoming = TypeVar("Incoming")
 
@@ -53,14 +53,14 @@ class Channel(Generic[Incoming]):
 
     @classmethod
     def from_fd(cls, fd: int, incoming: Any) -> Self:
-        return cls(real.Socket(fileno=fd), incoming)
+        return cls(original.Socket(fileno=fd), incoming)
 
     @classmethod
     def carried(cls, fd: int, incoming: Any) -> Self:
         """As `from_fd`; a descriptor of -1 gives a channel that is closed."""
         if fd >= 0:
             return cls.from_fd(fd, incoming)
-        with real.Socket(socket.AF_UNIX) as sock:
+        with original.Socket(socket.AF_UNIX) as sock:
             return cls(sock, incoming)
 
     def fileno(self) -> int:
@@ -99,7 +99,7 @@ class Channel(Generic[Incoming]):
             return self._decode(data), descriptors
         except msgspec.DecodeError:
             for fd in descriptors:
-                real.close(fd)
+                original.close(fd)
             raise
 
     def receive_unvouched(self) -> tuple[Incoming, int] | None:
@@ -139,7 +139,7 @@ class Channel(Generic[Incoming]):
 
     def _has_ended(self) -> bool:
         """Whether no more comes: an empty message looks like the end."""
-        poll = real.poll()
+        poll = original.poll()
         poll.register(self._sock, select.POLLRDHUP)
         return bool(poll.poll(0))
 

@@ -66,7 +66,7 @@ class Configure(_Message, frozen=True):
 class Load(_Message, frozen=True):
     """Get ready to spawn.
 
-    Descriptors: the relay's two ends, then the listeners in the order of `addresses`.
+    Descriptors: the hand-off's two ends, then the listeners in the order of `addresses`.
     """
 
     addresses: list[str]
@@ -79,7 +79,7 @@ class Spawn(_Message, frozen=True):
     urgent: it boots at normal priority, because nobody serves in its slot.
     """
 
-    launch: int
+    worker_id: int
     slot: int
     urgent: bool = False
 
@@ -94,13 +94,13 @@ class HookDue(_Message, frozen=True):
     """Call a hook of the configuration file, if it has it; the answer is `HookDone`.
 
     name: child_exit, nworkers_changed, pre_exec or on_exit, or retire: let go of all that is shared, and end
-    unless hooks have begun something that runs; launch, slot, pid: of the worker that child_exit
+    unless hooks have begun something that runs; worker id, slot, pid: of the worker that child_exit
     is about; exitcode: its exit code, -N for signal N, None if nobody knows; old, new: the numbers of workers
     for nworkers_changed, the same if it is only to be known.
     """
 
     name: str
-    launch: int = 0
+    worker_id: int = 0
     slot: int = 0
     pid: int = 0
     exitcode: int | None = None
@@ -181,12 +181,12 @@ class LogTaken(_Message, frozen=True):
 
 
 class Forked(_Message, frozen=True):
-    launch: Number
+    worker_id: Number
     pid: Pid
 
 
 class ForkFailed(_Message, frozen=True):
-    launch: Number
+    worker_id: Number
     reason: Line
 
 
@@ -206,7 +206,7 @@ class HookDone(_Message, frozen=True):
 class Watch(_Message, frozen=True):
     """Reload when one of these changes: what was loaded, or could not be.
 
-    files: absolute paths; folders: where the app's templates may be; since: when they began to be read
+    files: absolute paths; folders: where the app's zygotes may be; since: when they began to be read
     (time.time()): what was written later may be newer than what is in force.
     """
 
@@ -246,21 +246,21 @@ class Boot(_Message, frozen=True):
 class Drain(_Message, frozen=True):
     """Stop accepting, finish what is there, leave.
 
-    hand_over: idle connections go to other workers; template: do not end, but answer `TemplateReady` and be a
+    hand_over: idle connections go to other workers; zygote: do not end, but answer `ZygoteReady` and be a
     fork server from then on, with the same channel.
     """
 
     hand_over: bool = False
-    template: bool = False
+    zygote: bool = False
 
 
-class AuditTemplate(_Message, frozen=True):
+class AuditZygote(_Message, frozen=True):
     """Look whether this process could be forked from. `force`: it will be, whatever is found."""
 
     force: bool = False
 
 
-ToWorker = Boot | Drain | AuditTemplate | ReopenLogs
+ToWorker = Boot | Drain | AuditZygote | ReopenLogs
 
 # -- worker -> supervisor --------------------------------------------------------------------------------
 
@@ -286,17 +286,17 @@ class Signalled(_Message, frozen=True):
     signum: Signum
 
 
-class TemplateAudited(_Message, frozen=True):
+class ZygoteAudited(_Message, frozen=True):
     """problems: why this process can't be forked from; warnings: what deserves a look all the same."""
 
     problems: Lines
     warnings: Lines
 
 
-class TemplateReady(_Message, frozen=True):
+class ZygoteReady(_Message, frozen=True):
     """The last message as a worker: what follows is a fork server's. `loggers`: as for `AppLoaded`."""
 
     loggers: bool = False
 
 
-FromWorker = Ready | BootFailed | RecycleDue | Signalled | TemplateAudited | TemplateReady | Watch | AppBroken
+FromWorker = Ready | BootFailed | RecycleDue | Signalled | ZygoteAudited | ZygoteReady | Watch | AppBroken

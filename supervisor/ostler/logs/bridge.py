@@ -20,7 +20,7 @@ from typing import Any
 from ostler.logs.access import Answered, all_atoms
 from ostler.logs.lean import Log, LogFile
 from ostler.logs.render import LEVELS, indented, plain_text, traceback_of
-from ostler.osapi import real
+from ostler.osapi import original
 from ostler.terminal import one_line
 from ostler.text import trace_of
 
@@ -184,7 +184,7 @@ def reopen_files() -> None:
                 continue  # the old file stays in use
             # The stream stays: whatever thread is about to write to it, this very one perhaps, can do so.
             os.dup2(new, fd, inheritable=False)
-            real.close(new)
+            original.close(new)
 
 
 def write_errors(own: Callable[[str], object]) -> Callable[[str], None]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from ostler.logs.opening import open_log
 from ostler.logs.render import LEVELS, console_line, json_line
-from ostler.osapi import real
+from ostler.osapi import original
 
 # Lines; some 15 KiB of an access log. More would save next to nothing and be lost in a crash.
 _LARGEST_BATCH = 64
@@ -65,7 +65,7 @@ class LogFile:
         self._fd = _without_waiting(standard_fd) if path == "-" else open_log(path)
         self._look()
         self._lines: list[bytes] = []
-        self._writing = real.Lock()
+        self._writing = original.Lock()
         self._torn = 0  # bytes of a part of a line, which were the last that was written
         self._asleep = False  # the reader let us wait in vain, and has read nothing since
         self._lost = 0
@@ -90,7 +90,7 @@ class LogFile:
             return
         # The number stays: threads may be writing to it (dup3 replaces it atomically).
         os.dup2(new, self._fd, inheritable=False)
-        real.close(new)
+        original.close(new)
         self._look()
         self._torn = 0
         self._asleep = False
@@ -134,7 +134,7 @@ class LogFile:
         self._patience, self._asleep = self._patience or _PATIENCE, False
         self.flush()
         if self._fd >= 0 and self._fd != self._standard_fd:
-            real.close(self._fd)
+            original.close(self._fd)
         self._fd = -1
 
     def _put_pieces(self, batch: list[bytes]) -> list[bytes]:
@@ -170,7 +170,7 @@ class LogFile:
             try:
                 if not ready and not self._reader_comes():
                     raise BlockingIOError
-                written = real.write(self._fd, data[:limit] if limit < whole else data)
+                written = original.write(self._fd, data[:limit] if limit < whole else data)
             except BlockingIOError:
                 if not self._waits and self._reader_comes():
                     continue
@@ -190,7 +190,7 @@ class LogFile:
 
     def _reader_comes(self) -> bool:
         """Wait until there is room, or an error that write(2) will tell; not again before somebody read."""
-        poll = real.poll()
+        poll = original.poll()
         poll.register(self._fd, select.POLLOUT)
         if poll.poll(0 if self._asleep else self._patience * 1000):
             return True
@@ -215,7 +215,7 @@ class LogFile:
 
     def __del__(self) -> None:
         if self._fd >= 0 and self._fd != self._standard_fd:
-            real.close(self._fd)
+            original.close(self._fd)
 
     @property
     def is_terminal(self) -> bool:

@@ -6,7 +6,7 @@
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ostler.osapi import real
+from ostler.osapi import original
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +79,7 @@ class LimitedLog:
         self._log = log
         self._clock = clock
         self._limiter: LineLimiter[tuple[str, str, str]] = LineLimiter() if limiter is None else limiter
-        self._lock = real.Lock()
+        self._lock = original.Lock()
 
     def write(self, level: str, event: str, peer: str, /, **fields: Any) -> None:
         """Write a line unless `peer` has caused too many of this `event`."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ostler.osapi import real
+from ostler.osapi import original
 from ostler.settings.address import host_and_port
 from ostler.settings.table import Settings
 
@@ -40,7 +40,7 @@ class Statsd:
         self._durations: list[int] = []
         self._others: list[str] = []
         self._due = 0.0
-        self._flushing = real.Lock()
+        self._flushing = original.Lock()
         self._address = address
         self._sock: socket.socket | None = None
         self._where: Any = None
@@ -149,10 +149,10 @@ class Statsd:
                 family, self._where = socket.AF_UNIX, rest
             else:
                 host, port = host_and_port(rest, 8125)
-                found = real.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+                found = original.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
                 # localhost is ::1 first, where many a statsd does not listen.
                 family, _, _, _, self._where = min(found, key=lambda one: one[0] != socket.AF_INET)
-            self._sock = real.Socket(family, socket.SOCK_DGRAM)
+            self._sock = original.Socket(family, socket.SOCK_DGRAM)
             self._sock.setblocking(False)
         except (OSError, UnicodeError):  # UnicodeError: by its form it can't be a host name
             self._sock = None  # nobody knows the host: as good as a statsd that does not run

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ostler.logs.opening import open_log
-from ostler.osapi import real
+from ostler.osapi import original
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -63,7 +63,7 @@ def capture(path: str) -> None:
         for standard in (1, 2):
             os.dup2(fd, standard)
     finally:
-        real.close(fd)
+        original.close(fd)
 
 
 def write_at_once() -> None:

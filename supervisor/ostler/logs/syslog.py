@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ostler.logs.render import plain_text
-from ostler.osapi import real
+from ostler.osapi import original
 from ostler.settings.address import host_and_port
 from ostler.settings.table import SYSLOG_FACILITIES, Settings
 
@@ -73,7 +73,7 @@ class Syslog:
         self._try_at = 0.0
         self._lost = 0
         # Signal handlers log, too.
-        self._lock = real.RLock()
+        self._lock = original.RLock()
         self._reason = ""
         self._places: list[_Place] = []
         try:
@@ -171,7 +171,7 @@ class Syslog:
     def _connect(self) -> bool:
         self._try_at = self._clock() + _PAUSE
         for family, kind, address in self._places:
-            sock = real.Socket(family, kind)
+            sock = original.Socket(family, kind)
             sock.setblocking(False)
             try:
                 sock.connect(address)
@@ -218,7 +218,7 @@ def _places(address: str) -> list[_Place]:
         return [(socket.AF_UNIX, one, path) for one in kinds]
     host, port = host_and_port(rest, 514)
     kind_of = socket.SOCK_STREAM if scheme == "tcp" else socket.SOCK_DGRAM
-    found = real.getaddrinfo(host, port, type=kind_of)
+    found = original.getaddrinfo(host, port, type=kind_of)
     # localhost is ::1 first, where many a syslog does not listen, and UDP tells of that too late.
     found.sort(key=lambda one: one[0] != socket.AF_INET)
     return [(family, kind, where) for family, kind, _, _, where in found]

@@ -5,7 +5,7 @@ import socket
 import struct
 from collections.abc import Iterable
 
-from ostler.osapi import real
+from ostler.osapi import original
 
 MOST = 253
 """In one message (SCM_MAX_FD, linux/net/scm.h)."""
@@ -31,10 +31,10 @@ def discard(fd: int) -> None:
     has asked for (SO_LINGER, socket(7)), also if the socket does not block.
     """
     try:
-        with real.Socket(fileno=fd) as sock:
+        with original.Socket(fileno=fd) as sock:
             never_linger(sock)
     except OSError:
-        real.close(fd)  # no socket
+        original.close(fd)  # no socket
 
 
 def never_linger(sock: socket.socket) -> None:

@@ -3,7 +3,7 @@
 import os
 from typing import Final
 
-from ostler.osapi import real
+from ostler.osapi import original
 
 _ONE: Final = (1).to_bytes(8, "little")
 
@@ -29,14 +29,14 @@ class Wake:
     def send(self) -> None:
         """Any thread and any signal handler may call it."""
         try:
-            real.write(self._sending, _ONE)
+            original.write(self._sending, _ONE)
         except BlockingIOError:
             pass  # the pipe is full: it is readable
 
     def clear(self) -> None:
         """Be not readable any more."""
         try:
-            real.read(self.fd, 65536)
+            original.read(self.fd, 65536)
         except BlockingIOError:
             pass  # another thread has read it
 
@@ -45,4 +45,4 @@ class Wake:
 
     def close(self) -> None:
         for fd in self.descriptors():
-            real.close(fd)
+            original.close(fd)

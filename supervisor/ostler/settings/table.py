@@ -238,7 +238,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[int, ...],
         Setting(
             kinds.COUNTS,
-            "After so many requests a worker becomes the template of all others; further numbers count from "
+            "After so many requests a worker becomes the zygote of all others; further numbers count from "
             "each time on. Not by default.",
             ("--refork-after",),
             LIVE,

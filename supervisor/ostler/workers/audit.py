@@ -1,6 +1,6 @@
 """What in a process does not survive being forked.
 
-Children of a template have one thread, a copy of its memory, and the very same open descriptions. So a thread
+Children of a zygote have one thread, a copy of its memory, and the very same open descriptions. So a thread
 is gone in them together with the locks that it held, and a connection is one that all of them talk on: each
 may get an answer that was for another. Such things are problems. What may or may not harm is a warning.
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ostler.osapi import real
+from ostler.osapi import original
 
 _STANDARD = {0, 1, 2}  # a service manager may have made them connected sockets
 _SELF = Path("/proc/self")
@@ -83,7 +83,7 @@ def audit_serving(ours: set[int], busy: bool) -> Audit:
     """Look at a worker that serves, as a forecast: what it finds is true once it has been drained, too.
 
     Args:
-        ours: descriptors that are closed, or shared on purpose, when it is a template.
+        ours: descriptors that are closed, or shared on purpose, when it is a zygote.
         busy: requests are in the app, so connections may be theirs and end with them.
     """
     if not _SELF.exists():
@@ -150,7 +150,7 @@ def _unknown_threads() -> list[str]:
         unknown = [name for task in sorted(tasks - known) if (name := _name_of(task))]
         if not unknown:
             break
-        real.sleep(_ENDING)  # a thread leaves Python's list a little before the kernel's
+        original.sleep(_ENDING)  # a thread leaves Python's list a little before the kernel's
     return unknown
 
 
@@ -168,10 +168,10 @@ def _has_openblas() -> bool:
 
 def _try_fork() -> None:
     """Fork for nothing, so that libraries do what they do before a fork."""
-    child = real.fork()
+    child = original.fork()
     if child == 0:
         os._exit(0)
-    real.waitpid(child, 0)
+    original.waitpid(child, 0)
 
 
 # -- descriptors -----------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def _look_at_descriptors(found: Audit, ours: set[int], connections: list[str]) -
 
 def _connected(fd: int) -> tuple[int, str] | None:
     """Type of a connected socket, and a line that names it; None if it is not connected."""
-    with real.Socket(fileno=os.dup(fd)) as sock:
+    with original.Socket(fileno=os.dup(fd)) as sock:
         kind = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
         if sock.family == socket.AF_NETLINK:
             return socket.SOCK_DGRAM, "a netlink socket: children would share it"

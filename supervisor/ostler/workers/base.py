@@ -40,7 +40,7 @@ from ostler.logs.access import AccessLog
 from ostler.logs.lean import Log
 from ostler.scoreboard.writer import CellWriter
 from ostler.settings.table import Settings
-from ostler.workers.relay import Relay
+from ostler.workers.handoff import HandOff
 from ostler.wsgi.exchange import Exchange
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Context:
             about once a second.
         quota: call `on_quota` with the number of answers once so many have been given; 0: never.
         on_quota: asks for a successor; the worker goes on serving until it is told to drain.
-        relay: to sibling workers, or None.
+        handoff: to sibling workers, or None.
         tls: what connections are wrapped with, or None.
         exchange: what serves one WSGI request; with hooks around the app if the configuration file has such.
         stacks_fd: takes dumps of stacks in faulthandler's format, at DUMP_SIGNAL; -1: nobody wants them.
@@ -76,7 +76,7 @@ class Context:
     access: AccessLog | None = None
     quota: int = 0
     on_quota: Callable[[int], None] = lambda _answers: None
-    relay: Relay | None = None
+    handoff: HandOff | None = None
     tls: "SSLContext | None" = None
     exchange: type[Exchange] = Exchange
     stacks_fd: int = -1

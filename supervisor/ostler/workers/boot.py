@@ -5,7 +5,7 @@ its cell of the scoreboard, perhaps the loaded app. It waits until the superviso
 says `Ready`, serves, and leaves when it is told to, when a signal says so, or when its supervisor is gone.
 
 If it was asked to, it does not leave when it has been drained: with nothing left in it but the app and what
-that has loaded and cached it becomes the fork server of its generation (a *template*), so that its successors
+that has loaded and cached it becomes the fork server of its generation (a *zygote*), so that its successors
 share all this. A worker that serves is never forked from: it has threads, connections and requests in hand.
 """
 
@@ -34,7 +34,7 @@ from ostler.hooks.worker import WorkerHooks
 from ostler.ipc import messages
 from ostler.ipc.channel import Channel, line, lines, shorten
 from ostler.logs.outlets import Outlets
-from ostler.osapi import real
+from ostler.osapi import original
 from ostler.osapi.needed import LIMITS
 from ostler.osapi.priority import step_back_for_good, step_forward
 from ostler.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL, enlarge_signal_stack, set_title
@@ -47,9 +47,9 @@ from ostler.text import trace_of
 from ostler.workers.audit import Audit, audit_drained, audit_serving
 from ostler.workers.base import BaseWorker, Context
 from ostler.workers.engine import Engine
+from ostler.workers.handoff import HandOff
 from ostler.workers.loader import AppLoadError, load, standard_modules
 from ostler.workers.rehearsal import SHORT, rehearse
-from ostler.workers.relay import Relay
 from ostler.workers.warmup import WarmupError, warm_up
 from ostler.wsgi.exchange import App, QuitWorker, note_fork, note_worker
 
@@ -83,7 +83,7 @@ _fork_noted = False
 class Generation:
     """What all workers of a generation have in common.
 
-    worker_class: what serves in them; app: None if each worker loads it itself; relay: giving and taking end.
+    worker_class: what serves in them; app: None if each worker loads it itself; handoff: both ends.
     """
 
     number: int
@@ -93,7 +93,7 @@ class Generation:
     worker_class: type[BaseWorker]
     app: App | None
     tls: "SSLContext | None"
-    relay: tuple[socket.socket, socket.socket]
+    handoff: tuple[socket.socket, socket.socket]
     listeners: list[socket.socket]
     hooks: Hooks
 
@@ -107,7 +107,7 @@ class Inheritance:
     """
 
     generation: Generation
-    launch: int
+    worker_id: int
     urgent: bool
     slot: int
     channel_fd: int
@@ -117,7 +117,7 @@ class Inheritance:
 
 
 @dataclass(slots=True)
-class Template:
+class Zygote:
     """What a worker leaves that is a fork server from now on; channel_fd: to the supervisor, as before."""
 
     generation: Generation
@@ -139,7 +139,7 @@ class WorkerProcess:
         self._outlets = Outlets(self._settings, generation.log_format, fields)
         self._log = self._outlets.log
         self._memory = map_cell(inheritance.cell_fd)
-        real.close(inheritance.cell_fd)
+        original.close(inheritance.cell_fd)
         self._hooks = WorkerHooks(generation.hooks, inheritance.hook_worker, self._log)
         self._engine: BaseWorker | None = None
         self._leave_early = False
@@ -148,7 +148,7 @@ class WorkerProcess:
         self._quitting = False
         self._standard_modules: list[str] = []
         self._cell: CellWriter | None = None
-        self._template_wanted = False
+        self._zygote_wanted = False
         self._must_leave = False
         self._forced = False
         self._development: Development | None = None
@@ -173,21 +173,21 @@ class WorkerProcess:
         with suppress(QuitWorker):
             self._hooks.ended()
 
-    def become_template(self) -> Template | None:
+    def become_zygote(self) -> Zygote | None:
         """Leave all behind that was this worker's own, after `run`; None if it was not asked for or can't be.
 
         Raises QuitWorker as `run` does.
         """
         engine = self._engine
         otherwise = self._must_leave or self._orphaned or self._quitting
-        if engine is None or not self._template_wanted or otherwise:
+        if engine is None or not self._zygote_wanted or otherwise:
             return None
         if self._development is not None:
             self._development.stop()
         deadline = time.monotonic() + _THREADS_END
         for thread in _engine_threads():
             thread.join(max(0.0, deadline - time.monotonic()))
-        # Requests that did not end in time; with them it ends, as without being a template.
+        # Requests that did not end in time; with them it ends, as without being a zygote.
         if late := [thread.name for thread in _engine_threads()]:
             self._log.warning("template_refused", problems=f"requests are running in {', '.join(late)}")
             return None
@@ -216,13 +216,13 @@ class WorkerProcess:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (DUMP_SIGNAL,))
         disregard(INTERRUPT_SIGNAL)
         self._let_go_of_cell()
-        real.close(self._got.stacks_fd)
+        original.close(self._got.stacks_fd)
         self._outlets.close()
         self._channel.set_blocking(True)
-        return Template(self._generation, self._channel.detach())
+        return Zygote(self._generation, self._channel.detach())
 
     def _let_go_of_cell(self) -> None:
-        """Unmap the scoreboard's cell, which else each template would hand on to all that come after it.
+        """Unmap the scoreboard's cell, which else each zygote would hand on to all that come after it.
 
         Something of the engine may be kept for ever: by a library's hub, by the app, by a module of C.
         """
@@ -316,7 +316,7 @@ class WorkerProcess:
             self._outlets.open_access(),
             quota,
             lambda requests: self._tell(messages.RecycleDue(requests)),
-            Relay(*generation.relay),
+            HandOff(*generation.handoff),
             generation.tls,
             self._hooks.exchange(),
             self._got.stacks_fd,
@@ -370,9 +370,9 @@ class WorkerProcess:
                 return
             message = received[0]
             if isinstance(message, messages.Drain):
-                self._template_wanted = message.template  # the last word counts
+                self._zygote_wanted = message.zygote  # the last word counts
                 self._drain(message.hand_over)
-            elif isinstance(message, messages.AuditTemplate):
+            elif isinstance(message, messages.AuditZygote):
                 self._audit(message.force)
             elif isinstance(message, messages.ReopenLogs):
                 self._reopen_logs()
@@ -415,7 +415,7 @@ class WorkerProcess:
         self._drain()
 
     def _audit(self, force: bool) -> None:
-        """Tell whether this worker could become a template; it goes on serving."""
+        """Tell whether this worker could become a zygote; it goes on serving."""
         assert self._engine is not None
         self._forced = force
         try:
@@ -425,7 +425,7 @@ class WorkerProcess:
         if force:
             found = found.forced()
         problems, warnings = (lines(texts, messages.MOST_LINES) for texts in (found.problems, found.warnings))
-        self._tell(messages.TemplateAudited(problems, warnings))
+        self._tell(messages.ZygoteAudited(problems, warnings))
 
     def _is_busy(self) -> bool:
         """Whether a request is in the app."""
@@ -435,7 +435,7 @@ class WorkerProcess:
 
     def _own_descriptors(self) -> set[int]:
         generation = self._generation
-        sockets = (*generation.relay, *generation.listeners)
+        sockets = (*generation.handoff, *generation.listeners)
         return {
             self._channel.fileno(),
             *(sock.fileno() for sock in sockets),
@@ -546,7 +546,7 @@ def on_hang_up(
     """
 
     def look(*_: object) -> None:
-        poll = real.poll()
+        poll = original.poll()
         poll.register(fd, 0)  # POLLHUP is reported unasked
         if poll.poll(0):
             callback()
@@ -568,13 +568,13 @@ def leave(code: int) -> NoReturn:
         signal.signal(signum, signal.SIG_IGN)
     if (logging := sys.modules.get("logging")) is not None:
         # A monkey-patched lock can't be used any more when the last handlers go.
-        logging._lock = real.RLock()  # type: ignore[attr-defined]
+        logging._lock = original.RLock()  # type: ignore[attr-defined]
     # What is left to do is tearing down an interpreter, some 20 ms of work that nobody waits for.
     step_back_for_good()
     sys.exit(code)
 
 
-def run(inheritance: Inheritance, lowered: int) -> Template:
+def run(inheritance: Inheritance, lowered: int) -> Zygote:
     """Be the worker; does not return, but in one that is a fork server from now on.
 
     lowered: for `step_forward`.
@@ -584,8 +584,8 @@ def run(inheritance: Inheritance, lowered: int) -> Template:
     try:
         worker = WorkerProcess(inheritance, lowered)
         code = worker.run()
-        if code == 0 and (template := worker.become_template()) is not None:
-            return template
+        if code == 0 and (zygote := worker.become_zygote()) is not None:
+            return zygote
     except QuitWorker:
         pass
     except BaseException:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ostler.http1 import response
 from ostler.http1.errors import ProtocolViolation
 from ostler.http1.request import BodySink, Head, RequestParser, Rules
-from ostler.osapi import real
+from ostler.osapi import original
 from ostler.settings.table import Settings
 from ostler.workers.outbox import Outbox
 from ostler.wsgi.environ import Environ
@@ -346,7 +346,7 @@ def bytes_acked(sock: Any) -> int:
 
 def _wait_for(fd: int, event: int, deadline: int) -> bool:
     """Wait for an event of poll(2) until a time (CLOCK_MONOTONIC, ns; 0: for ever); False if none came."""
-    poll = real.poll()
+    poll = original.poll()
     poll.register(fd, event)
     while True:
         left = deadline - monotonic_ns() if deadline else _LONGEST_WAIT

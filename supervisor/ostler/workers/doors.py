@@ -7,7 +7,7 @@ from time import monotonic_ns
 from typing import Any
 
 from ostler.http1.errors import RequestTimeout
-from ostler.osapi import real
+from ostler.osapi import original
 from ostler.scoreboard import layout
 from ostler.settings.networks import Networks
 from ostler.workers import eviction
@@ -24,7 +24,7 @@ _SHARED = select.EPOLLIN | select.EPOLLEXCLUSIVE
 # Out of descriptors or memory: accepting pauses this long instead of spinning on a listener that stays ready.
 _ACCEPT_PAUSE = 1_000_000_000
 # What siblings give away is not looked at for so long after much that was no connection.
-_RELAY_PAUSE = 1_000_000_000
+_HANDOFF_PAUSE = 1_000_000_000
 # How often a crowded worker gives a connection away (ns), and how seldom if it comes back each time.
 GIFT_PAUSE = 10_000_000
 _LONGEST_GIFT_PAUSE = 250_000_000
@@ -44,9 +44,9 @@ class Doors(Serving):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        settings, relay = context.settings, context.relay
-        self._relay = relay
-        self._relay_fd = relay.fileno() if relay is not None else -1
+        settings, handoff = context.settings, context.handoff
+        self._handoff = handoff
+        self._handoff_fd = handoff.fileno() if handoff is not None else -1
         self._most_connections = most_connections(settings.worker_connections)
         self._limits = Limits.of(settings)
         self._proxies = Networks.parse(settings.proxy_allow_ips)
@@ -56,12 +56,12 @@ class Doors(Serving):
             address = listener.getsockname()
             self._listeners[listener.fileno()] = listener, str(address)
             self._environs[str(address)] = listener_environ(self._shared, address)
-        # All descriptors that connections come from; first the relay's, for what is in it waits already.
-        self._doors = (*([self._relay_fd] if relay is not None else []), *self._listeners)
+        # All descriptors that connections come from; first the hand-off's, for what is in it waits already.
+        self._doors = (*([self._handoff_fd] if handoff is not None else []), *self._listeners)
         self._accepting = False
         self._resume_accepting: int | None = None
-        self._resume_relay: int | None = None
-        self._backlog = real.poll()
+        self._resume_handoff: int | None = None
+        self._backlog = original.poll()
         for fd in self._listeners:
             self._backlog.register(fd, select.POLLIN)
         self._waiting_since = self._pressed_until = self._next_room_look = 0
@@ -105,20 +105,24 @@ class Doors(Serving):
         self._waiting_since = 0
         self._accept_on()
 
-    def _relay_off(self) -> None:
+    def _pause_handoff(self) -> None:
         """Disregard siblings for a while: they send what is no connection."""
-        if self._resume_relay is None:
+        if self._resume_handoff is None:
             self._log.warning("hand_off_paused", reason="what sibling workers hand over is no connection")
-        self._resume_relay = monotonic_ns() + _RELAY_PAUSE
+        self._resume_handoff = monotonic_ns() + _HANDOFF_PAUSE
         self._doors = tuple(self._listeners)
         if self._accepting:
-            self._epoll_remove(self._relay_fd)
+            self._epoll_remove(self._handoff_fd)
 
-    def _relay_on_again(self, now: int) -> None:
-        if self._resume_relay is not None and now >= self._resume_relay and self._relay_fd not in self._doors:
-            self._doors = (self._relay_fd, *self._listeners)
+    def _handoff_on_again(self, now: int) -> None:
+        if (
+            self._resume_handoff is not None
+            and now >= self._resume_handoff
+            and self._handoff_fd not in self._doors
+        ):
+            self._doors = (self._handoff_fd, *self._listeners)
             if self._accepting:
-                self._epoll_add(self._relay_fd)
+                self._epoll_add(self._handoff_fd)
 
     @property
     def _is_full(self) -> bool:
@@ -195,12 +199,12 @@ class Doors(Serving):
 
     def _take(self, lane: Lane) -> Connection | None:
         """Take one connection that a sibling gives away; its next request is probably there."""
-        assert self._relay is not None
-        if not (self._accepting or self.draining) or self._relay_fd not in self._doors:
+        assert self._handoff is not None
+        if not (self._accepting or self.draining) or self._handoff_fd not in self._doors:
             return None
-        if (taken := self._relay.take()) is None:
-            if self._relay.useless:
-                self._relay_off()
+        if (taken := self._handoff.take()) is None:
+            if self._handoff.useless:
+                self._pause_handoff()
             return None
         if self._tls is not None:
             # From a generation before, which did without TLS: it can't go on here.
@@ -277,7 +281,7 @@ class Doors(Serving):
 
     def _give(self, connection: Connection, lane: Lane) -> bool:
         """Hand a connection over to a sibling if it can be; True if it is gone."""
-        if self._relay is None or not connection.is_idle or not self._relay.give(connection):
+        if self._handoff is None or not connection.is_idle or not self._handoff.give(connection):
             return False
         connection.closed = True
         del self._connections[connection.fd]

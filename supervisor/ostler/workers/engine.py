@@ -1,8 +1,8 @@
 """The epoll engine: the worker classes `sync` and `gthread`.
 
-One epoll holds the listeners, the connections, the supervisor's channel, the relay and an eventfd that wakes
-it. One thread at a time leads: it waits at the epoll, receives, and runs the app itself; see `lead` for how
-the lead goes to another thread when the app takes long.
+One epoll holds the listeners, the connections, the supervisor's channel, the hand-off and an eventfd that
+wakes it. One thread at a time leads: it waits at the epoll, receives, and runs the app itself; see `lead` for
+how the lead goes to another thread when the app takes long.
 
 Slow clients cost no app time: the app is called when a request has been received whole, and what a client
 does not take of an answer is kept and sent when it does.
@@ -14,7 +14,7 @@ import threading
 import traceback
 from time import monotonic_ns
 
-from ostler.osapi import real
+from ostler.osapi import original
 from ostler.osapi.held import Held
 from ostler.osapi.process import set_timer_slack
 from ostler.scoreboard import layout
@@ -58,8 +58,8 @@ class Engine(Loop):
             self._read = self._read_in_a_crowd
             self._modify = self._modify_in_a_crowd
             self._send_now = self._send_in_a_crowd
-        self._others: list[threading.Thread | real.NativeThread] = []
-        self._gate, self._entered = real.Lock(), real.Lock()
+        self._others: list[threading.Thread | original.NativeThread] = []
+        self._gate, self._entered = original.Lock(), original.Lock()
         self._in_hand: Connection | None = None
         # The lead was lent from within a request, by `attend`.
         self._attended = False
@@ -77,7 +77,7 @@ class Engine(Loop):
         Must be called from a signal handler of the main thread, and does nothing unless there is a need.
         """
         lane = self._lane
-        if lane is None or not lane.words[layout.STARTED] or self._lead.watched or self._relay is None:
+        if lane is None or not lane.words[layout.STARTED] or self._lead.watched or self._handoff is None:
             return
         if self._attended:
             return  # the next message came while this function does its work
@@ -107,7 +107,7 @@ class Engine(Loop):
         if sys.getswitchinterval() == _USUAL_SWITCH_INTERVAL:
             sys.setswitchinterval(_SWITCH_INTERVAL)
         for number in range(1, self._threads):
-            thread = real.thread(self._run_behind_gate, f"ostler-{number + 1}", (number,))
+            thread = original.thread(self._run_behind_gate, f"ostler-{number + 1}", (number,))
             thread.start()
             self._others.append(thread)
 
@@ -222,7 +222,7 @@ class Engine(Loop):
         connections = self._connections
         now = self._now
         crowd = len(events) >= CROWD
-        if crowd and now >= self._next_gift and self._relay is not None and self._accepting:
+        if crowd and now >= self._next_gift and self._handoff is not None and self._accepting:
             self._share(now, lane)
         arrivals: list[int] = []
         while events:
@@ -244,7 +244,7 @@ class Engine(Loop):
         # Last: a connection that came while the app was busy has gone to a sibling that was not.
         for fd in arrivals:
             for _ in range(self._arrivals_in_a_pass(1, now)):
-                newcomer = self._take(lane) if fd == self._relay_fd else self._accept(fd, lane, now)
+                newcomer = self._take(lane) if fd == self._handoff_fd else self._accept(fd, lane, now)
                 if newcomer is None:
                     break
                 if self._receive(newcomer, lane, now):
@@ -270,7 +270,7 @@ class Engine(Loop):
                 return still_leading
             if connection.outbox or connection.mask != IN or connection.parser.requests:
                 self._put_back(connection, True)
-            if self._had_long and self._relay is not None:
+            if self._had_long and self._handoff is not None:
                 self._start_watcher()
             return True
         if self._average > _HURRY and lead.wanted:
@@ -300,7 +300,7 @@ class Engine(Loop):
             self._watch(connection)
 
     def _read_in_a_crowd(self, fd: int, size: int) -> bytes:
-        return self._held.recv(fd) if self._lead.crowded else real.read(fd, size)
+        return self._held.recv(fd) if self._lead.crowded else original.read(fd, size)
 
     def _modify_in_a_crowd(self, fd: int, mask: int) -> None:
         if self._lead.crowded:

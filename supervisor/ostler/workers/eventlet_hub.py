@@ -11,7 +11,7 @@ with warnings.catch_warnings():
     import eventlet
     from eventlet import hubs
 
-from ostler.osapi import real
+from ostler.osapi import original
 from ostler.settings.table import Settings
 from ostler.workers.greenlets import GreenletEngine
 from ostler.workers.hubs import Callback, Hub
@@ -31,7 +31,7 @@ class EventletHub(Hub):
     def __init__(self) -> None:
         super().__init__()
         self._hub = hubs.get_hub()
-        if os.getpid() != _importer and isinstance(getattr(self._hub, "poll", None), real.epoll):
+        if os.getpid() != _importer and isinstance(getattr(self._hub, "poll", None), original.epoll):
             self._renew_epoll()
         self._squelches = {name: getattr(self._hub, name) for name in _SQUELCHES}
         for name, squelch in self._squelches.items():
@@ -62,7 +62,7 @@ class EventletHub(Hub):
 
     def descriptors(self) -> set[int]:
         epoll = getattr(self._hub, "poll", None)
-        return {epoll.fileno()} if isinstance(epoll, real.epoll) else set()
+        return {epoll.fileno()} if isinstance(epoll, original.epoll) else set()
 
     def close(self) -> None:
         for name, squelch in self._squelches.items():
@@ -72,7 +72,7 @@ class EventletHub(Hub):
         """A preloaded app may have made it, in the fork server: all workers would share it."""
         hub = self._hub
         hub.poll.close()
-        hub.poll = real.epoll()
+        hub.poll = original.epoll()
         for fd in {*hub.listeners[hub.READ], *hub.listeners[hub.WRITE]}:
             hub.register(fd, new=True)
 

@@ -25,7 +25,7 @@ import msgspec
 from greenlet import getcurrent, greenlet
 
 from ostler.logs.lean import Log, LogFile, resolve_format
-from ostler.osapi import real
+from ostler.osapi import original
 from ostler.osapi.process import DUMP_SIGNAL
 from ostler.scoreboard import layout
 from ostler.scoreboard.writer import CellWriter
@@ -167,12 +167,12 @@ class GreenletEngine(Loop):
 
     def _dump(self, _signum: int, frame: FrameType | None) -> None:
         text = self.deadlines.stacks(frame).encode(errors="backslashreplace")
-        poll = real.poll()
+        poll = original.poll()
         poll.register(self._stacks_fd, select.POLLOUT)
         # There is room for a block if there is any; and a supervisor that does not read must not stop us.
         while text and poll.poll(_DUMP_PATIENCE):
             try:
-                text = text[real.write(self._stacks_fd, text[: select.PIPE_BUF]) :]
+                text = text[original.write(self._stacks_fd, text[: select.PIPE_BUF]) :]
             except OSError:
                 return  # it is gone
 
@@ -220,7 +220,7 @@ class GreenletEngine(Loop):
             self._accept_on_again(house, now)
         if self.deadlines.late:
             self.deadlines.end_late()
-        if len(events) >= CROWD and now >= self._next_gift and self._relay is not None and self._accepting:
+        if len(events) >= CROWD and now >= self._next_gift and self._handoff is not None and self._accepting:
             self._events.extend(events)
             self._share(now, house)
             events = list(self._events)
@@ -261,7 +261,7 @@ class GreenletEngine(Loop):
         """Take some of the connections that wait at a listener; the others are for siblings, too."""
         house = self._berths.house
         for _ in range(self._arrivals_in_a_pass(_ARRIVALS, now)):
-            newcomer = self._take(house) if fd == self._relay_fd else self._accept(fd, house, now)
+            newcomer = self._take(house) if fd == self._handoff_fd else self._accept(fd, house, now)
             if newcomer is None:
                 return
             if self._receive(newcomer, house, now):

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from time import monotonic_ns
 from types import FrameType
 
-from ostler.osapi import real
+from ostler.osapi import original
 from ostler.scoreboard import layout
 from ostler.scoreboard.writer import CellWriter, Words
 from ostler.wsgi.exchange import DeadlineExceeded, Exchange
@@ -52,7 +52,7 @@ class Deadlines:
         self._lanes = [cell.lane(thread)[0] for thread in range(cell.threads)]
         # By thread: what STARTED was in the request that was interrupted last.
         self._interrupted: dict[int, int] = {}
-        self._lock = real.Lock()
+        self._lock = original.Lock()
         self._looking = self._look_again = False
 
     def interrupt(self, _signum: int, frame: FrameType | None) -> None:
@@ -74,7 +74,7 @@ class Deadlines:
         finally:
             self._looking = False
         if ours is not None and (self._is_in_app or is_in_app)(frame):
-            self._interrupted[real.get_ident()] = ours
+            self._interrupted[original.get_ident()] = ours
             raise DeadlineExceeded
 
     def end(self, started: int) -> None:
@@ -85,8 +85,8 @@ class Deadlines:
         # The main thread raises its own: nothing waits. And its handler may want the lock at any moment.
         if threading.get_native_id() != os.getpid():
             with self._lock:
-                if self._interrupted.get(real.get_ident()) == started:
-                    _set_exception(real.get_ident(), None)
+                if self._interrupted.get(original.get_ident()) == started:
+                    _set_exception(original.get_ident(), None)
 
     def extend(self, seconds: float) -> None:
         """`environ["ostler.extend_deadline"]`: the request at hand has at least `seconds` from now.
@@ -111,12 +111,12 @@ class Deadlines:
 
     def _at_hand(self) -> Words | None:
         """What tells of the request that the caller serves."""
-        here = real.get_ident()
+        here = original.get_ident()
         return next((words for words in self._lanes if words[layout.IDENT] == here), None)
 
     def _interrupt_others(self) -> int | None:
         """Interrupt other threads' overdue requests; returns what STARTED is in this thread's, if it is."""
-        here = real.get_ident()
+        here = original.get_ident()
         found = None
         for words in self._lanes:
             ident = words[layout.IDENT]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ostler.http1.request import Line
-from ostler.osapi import real
+from ostler.osapi import original
 from ostler.scoreboard import layout
 from ostler.scoreboard.writer import CellWriter
 
@@ -36,7 +36,7 @@ class Lane:
     def __init__(self, cell: CellWriter, thread: int) -> None:
         self.words, self.text = cell.lane(thread)
         self.flight = self.words
-        self.words[layout.IDENT] = real.get_ident()
+        self.words[layout.IDENT] = original.get_ident()
         self.line: Line | None = None
         self.quick_until = 0
 

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from time import sleep
 
-from ostler.osapi import real
+from ostler.osapi import original
 from ostler.scoreboard import layout
 from ostler.workers.lane import Lane
 
@@ -50,14 +50,14 @@ class Lead:
         self._let_go = let_go
         self._mind = mind
         self._wake = wake
-        self._lock = real.Lock()
+        self._lock = original.Lock()
         self._loan: deque[Lane] = deque()
-        self._passing = real.Lock()
+        self._passing = original.Lock()
         self._wanting: deque[None] = deque()
-        self._watcher: threading.Thread | real.NativeThread | None = None
+        self._watcher: threading.Thread | original.NativeThread | None = None
         self._parked = False
         self._stopped = False
-        self._bell = real.Lock()
+        self._bell = original.Lock()
         self.minding = False
         self.watched = False
 
@@ -118,7 +118,7 @@ class Lead:
         """Start the watcher, once. Raises RuntimeError if no thread can be made."""
         if self._watcher is None:
             self._bell.acquire()
-            watcher = real.thread(self._run, "ostler-watcher")
+            watcher = original.thread(self._run, "ostler-watcher")
             try:
                 watcher.start()
             except RuntimeError:

@@ -2,7 +2,7 @@
 
 from ipaddress import IPv6Address
 
-from ostler.osapi import real
+from ostler.osapi import original
 from ostler.osapi.files import most_open_files, open_files
 
 # Descriptors that stay free for the app, at least.
@@ -36,7 +36,7 @@ class AddressCounts:
     def __init__(self, most: int) -> None:
         self.most = most
         self._counts: dict[str, int] = {}
-        self._lock = real.Lock()
+        self._lock = original.Lock()
 
     def add(self, host: str) -> str | None:
         """Count a connection; returns what `remove` wants, None if the address has too many."""

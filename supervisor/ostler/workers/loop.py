@@ -1,8 +1,8 @@
 """What the engines have in common: an epoll, what is in it, and what time brings.
 
-One epoll holds the listeners, the connections, the supervisor's channel, the relay and an eventfd that wakes
-it. Who waits at it, and in what the app runs, is the engine's own: threads that take turns (`engine`), or
-greenlets (`greenlets`).
+One epoll holds the listeners, the connections, the supervisor's channel, the hand-off and an eventfd that
+wakes it. What waits at it, and in what the app runs, is the engine's own: threads that take turns (`engine`),
+or greenlets (`greenlets`).
 """
 
 import select
@@ -101,7 +101,7 @@ class Loop(Doors, BaseWorker):
         Args:
             hand_over: others go on serving: give idle connections to them.
         """
-        self._hand_over = hand_over and self._relay is not None and self._tls is None
+        self._hand_over = hand_over and self._handoff is not None and self._tls is None
         self.draining = True
         self.wake()
 
@@ -164,7 +164,7 @@ class Loop(Doors, BaseWorker):
         if not self._sweeping:
             self._sweeping = list(self._connections.values())
             self._next_sweep = now + int((SWEEP_DRAINING if self.draining else SWEEP) * SECOND)
-            self._relay_on_again(now)
+            self._handoff_on_again(now)
         size = len(self._sweeping) if self.draining else _SWEEP_SLICE
         batch = self._sweeping[-size:]
         del self._sweeping[-size:]
@@ -186,7 +186,7 @@ class Loop(Doors, BaseWorker):
             self._keep_connections = self._keep_connections and self._hand_over
             self._drain_began = monotonic_ns()
             self._drain_deadline = self._drain_began + self._graceful_timeout
-        if self._relay is not None and not self._hand_over:
+        if self._handoff is not None and not self._hand_over:
             # All workers leave: what one of them gave away just before is nobody else's. There may be no end
             # of it: the rest waits for the next sweep.
             for _ in range(_MOST_LEFT):

@@ -11,7 +11,7 @@ import tempfile
 from collections import deque
 from typing import Any
 
-from ostler.osapi import real
+from ostler.osapi import original
 
 # Sent at most at one go: a client that is quick to read must not keep the loop from the others.
 _TURN = 4 * 1024 * 1024
@@ -57,7 +57,7 @@ class FilePart:
 
     def close(self) -> None:
         if self.fd >= 0:
-            real.close(self.fd)
+            original.close(self.fd)
             self.fd = -1
 
     def __del__(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from ostler.logs.lean import Log
-from ostler.osapi import real
+from ostler.osapi import original
 from ostler.scoreboard import layout
 from ostler.scoreboard.writer import CellWriter
 from ostler.settings.table import Settings
@@ -46,7 +46,7 @@ def rehearse(settings: Settings, log: Log, times: int) -> None:
 
 def _rehearse(settings: Settings, log: Log, times: int) -> None:
     cell = CellWriter(mmap.mmap(-1, layout.PAGE + layout.LANE_SIZE), 1)
-    with real.Socket(socket.AF_UNIX) as listener, real.Socket(socket.AF_UNIX) as client:
+    with original.Socket(socket.AF_UNIX) as listener, original.Socket(socket.AF_UNIX) as client:
         listener.bind("")  # autobind: a name in the abstract name space (unix(7))
         listener.listen(1)
         listener.setblocking(False)

@@ -11,7 +11,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from ostler.logs.lean import Log
-from ostler.osapi import real
+from ostler.osapi import original
 from ostler.osapi.needed import LIMITS
 from ostler.scoreboard.memory import size
 from ostler.scoreboard.writer import CellWriter
@@ -122,7 +122,7 @@ class _PrivateEngine(Engine):
 
     def ask(self, request: bytes, lane: Lane, facts: dict[str, str]) -> bytes:
         """Serve one request on a connection of its own; its answer, as far as there is one."""
-        served, asking = real.socketpair()
+        served, asking = original.socketpair()
         with asking:
             served.setblocking(False)
             connection = self._adopt(served, "", _PEER, "", lane)
@@ -130,7 +130,7 @@ class _PrivateEngine(Engine):
             asking.sendall(request)
             answer = bytearray()
             # A thread, because the app may answer with more than fits between two sockets.
-            reader = real.thread(_read_head, "ostler-warmup", (asking, answer), daemon=False)
+            reader = original.thread(_read_head, "ostler-warmup", (asking, answer), daemon=False)
             try:
                 reader.start()
             except RuntimeError as error:

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeGuard
 
 import ostler
 from ostler.ipc import messages
-from ostler.osapi import real
+from ostler.osapi import original
 from ostler.text import frames_of
 from ostler.workers.loader import attributes
 
@@ -161,7 +161,7 @@ class Telling:
         self._told: set[str] = set()
         self._count = 0
         self._since = time.time()
-        self._going_on = real.Lock()  # held while it keeps telling
+        self._going_on = original.Lock()  # held while it keeps telling
 
     def tell(self, more: Iterable[str] = ()) -> None:
         """Tell what is new.
@@ -185,7 +185,7 @@ class Telling:
     def keep_telling(self) -> None:
         """Look again whenever modules have been imported, in a thread, until `stop` or the process's end."""
         self._going_on.acquire()
-        real.thread(self._keep, "ostler-watched").start()
+        original.thread(self._keep, "ostler-watched").start()
 
     def stop(self) -> None:
         self._going_on.release()

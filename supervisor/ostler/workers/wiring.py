@@ -15,7 +15,7 @@ from ostler.http1 import response
 from ostler.http1.errors import BodyNotStored, ProtocolViolation
 from ostler.http1.proxy import read_proxy_header
 from ostler.logs.limiter import LimitedLog
-from ostler.osapi import real
+from ostler.osapi import original
 from ostler.scoreboard import layout
 from ostler.workers.base import Context
 from ostler.workers.connection import READ_SIZE, Connection
@@ -39,9 +39,9 @@ class Wiring:
         self._tls = context.tls
         self._threads = context.settings.threads
         self._proxy_mode = context.settings.proxy_protocol
-        self._epoll = real.epoll()
+        self._epoll = original.epoll()
         # Other ways to do these are for several threads.
-        self._read: Callable[[int, int], bytes] = real.read
+        self._read: Callable[[int, int], bytes] = original.read
         self._send_now: Callable[[socket.socket, bytes], int] | None = None
         self._modify: Callable[[int, int], None] = self._epoll.modify
         # Another way to wait for a client is for greenlets.

@@ -209,8 +209,8 @@ ATTACKS = {
     # From a worker.
     "twice_ready": lambda: send(message("Ready", modules=[])),
     "not_booted": lambda: send(message("BootFailed", reason="x\x1b[31m\n" * 200, traceback=None)),
-    "template": lambda: send(message("TemplateReady")),
-    "audited": lambda: send(message("TemplateAudited", problems=[], warnings=[])),
+    "zygote": lambda: send(message("ZygoteReady")),
+    "audited": lambda: send(message("ZygoteAudited", problems=[], warnings=[])),
     "odd_signal": lambda: send(message("Signalled", signum=-1)),
     "orphans": orphans,
     "write_forever": write_forever,
@@ -220,7 +220,7 @@ ATTACKS = {
     "relay_lingering": lambda: give_lingering(between_workers()),
     # From a fork server.
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
-    "forked_other": lambda: send(message("Forked", launch=10_000, pid=1)),
+    "forked_other": lambda: send(message("Forked", worker_id=10_000, pid=1)),
     "adopts": lambda: os.register_at_fork(before=adopt),
     "hook_done": lambda: send(message("HookDone", name="on_exit")),
     "configured": lambda: send(message("LoadFailed", reason="x", traceback=None)),

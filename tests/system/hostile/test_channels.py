@@ -93,7 +93,7 @@ WORDS = {
     "reload_files": "without --reload",
     "twice_ready": "Ready while it is",
     "not_booted": "BootFailed while it is",
-    "template": "without having been asked",
+    "zygote": "without having been asked",
     "audited": "without having been asked",
     "odd_signal": "no message",
     "flood": "more than any worker",
@@ -294,7 +294,7 @@ def test_fork_server_that_is_stopped(place: Place) -> None:
 
 
 @pytest.mark.parametrize("name", ["garbage", "flood"])
-def test_template(place: Place, name: str) -> None:
+def test_zygote(place: Place, name: str) -> None:
     """The same of a worker that has become the fork server: an app's hook attacks when it forks."""
     daemon = place.start("--preload", "-w", "2", *CLASSES["sync"])
     daemon.settled(2)

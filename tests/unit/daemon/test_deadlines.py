@@ -42,30 +42,30 @@ class Stage:
             scoreboard=self.scoreboard,
             submit=self.said.append,
             overdue=SimpleNamespace(
-                report_blocked=lambda handle, age: self.said.append((handle.launch, age))
+                report_blocked=lambda handle, age: self.said.append((handle.worker_id, age))
             ),
         )
         self.sensor = DeadlineSensor(self.shell)
 
     def worker(
         self,
-        launch: int = 1,
+        worker_id: int = 1,
         threads: int = 2,
         state: WorkerState = WorkerState.READY,
         one_loop: bool = False,
     ) -> "ActingWorker":
         cell = self.scoreboard.take_cell(threads + 1)
-        worker = Worker(launch, launch, 1, state, since=self.now, spawned_at=self.now - 1)
-        self.shell.fleet.workers[launch] = worker
-        self.shell.workers[launch] = SimpleNamespace(
-            launch=launch, cell=cell, threads=threads, generation=1, one_loop=one_loop
+        worker = Worker(worker_id, worker_id, 1, state, since=self.now, spawned_at=self.now - 1)
+        self.shell.fleet.workers[worker_id] = worker
+        self.shell.workers[worker_id] = SimpleNamespace(
+            worker_id=worker_id, cell=cell, threads=threads, generation=1, one_loop=one_loop
         )
         mapped = memory.map_cell(self.scoreboard.fileno(cell))
         return ActingWorker(self, worker, CellWriter(mapped, threads))
 
-    def bury(self, launch: int) -> None:
-        del self.shell.fleet.workers[launch]
-        self.scoreboard.give_back(self.shell.workers.pop(launch).cell)
+    def bury(self, worker_id: int) -> None:
+        del self.shell.fleet.workers[worker_id]
+        self.scoreboard.give_back(self.shell.workers.pop(worker_id).cell)
 
     def look(self, after: float = 0.0) -> float:
         self.now += after
@@ -117,8 +117,8 @@ def stage() -> Iterator[Stage]:
     stage.scoreboard.close()
 
 
-def overdue(launch: int, age: float, thread: int = 0, path: str = "/x") -> events.RequestOverdue:
-    return events.RequestOverdue(launch, thread, "GET", path, pytest.approx(age))
+def overdue(worker_id: int, age: float, thread: int = 0, path: str = "/x") -> events.RequestOverdue:
+    return events.RequestOverdue(worker_id, thread, "GET", path, pytest.approx(age))
 
 
 # -- requests --------------------------------------------------------------------------------------------
@@ -283,8 +283,8 @@ def pass_time(stage: Stage, seconds: float) -> None:
         stage.look(min(stage.sensor.look(stage.now), end - stage.now))
 
 
-def stalled(launch: int, age: float) -> events.LoopStalled:
-    return events.LoopStalled(launch, pytest.approx(age, abs=LATE))
+def stalled(worker_id: int, age: float) -> events.LoopStalled:
+    return events.LoopStalled(worker_id, pytest.approx(age, abs=LATE))
 
 
 def test_a_loop_that_stands_still(stage: Stage) -> None:
@@ -404,7 +404,7 @@ def test_one_loop_whose_request_has_asked_for_time(stage: Stage) -> None:
 
 
 def test_dead_workers_are_forgotten(stage: Stage) -> None:
-    """The next one with the same launch number, which there never is, would be reported anew."""
+    """The next one with the same worker id number, which there never is, would be reported anew."""
     stage.worker()
     pass_time(stage, TIMEOUT + LATE)
     assert len(stage.told()) == 1

@@ -25,7 +25,7 @@ class Stage:
         self.shell: Any = SimpleNamespace(
             scoreboard=SimpleNamespace(on_implausible=None),
             workers={
-                n: SimpleNamespace(launch=n, slot=n, cell=10 + n, pid=100 + n, generation=1)
+                n: SimpleNamespace(worker_id=n, slot=n, cell=10 + n, pid=100 + n, generation=1)
                 for n in (1, 2, 3)
             },
             fleet=SimpleNamespace(workers=self.workers, serving=self.workers.get),
@@ -80,10 +80,12 @@ def test_those_that_are_gone_keep_no_other_waiting() -> None:
     stage = Stage()
     stage.doubt(11)
     stage.pass_time()
-    for launch in range(100, 1100):
-        stage.shell.workers[launch] = SimpleNamespace(launch=launch, slot=1, cell=launch, pid=1, generation=1)
-        stage.doubt(launch)
-        del stage.shell.workers[launch]
+    for worker_id in range(100, 1100):
+        stage.shell.workers[worker_id] = SimpleNamespace(
+            worker_id=worker_id, slot=1, cell=worker_id, pid=1, generation=1
+        )
+        stage.doubt(worker_id)
+        del stage.shell.workers[worker_id]
     stage.doubt(12)
     assert len(stage.due) == 1
     assert stage.pass_time() == 60.0

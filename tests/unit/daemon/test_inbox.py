@@ -37,8 +37,8 @@ WORKER = [
     (b"\x91" * 5000, "no message"),
     (messages.Ready([]), "Ready while it is serving"),
     (messages.BootFailed("x", None), "BootFailed while it is serving"),
-    (messages.TemplateReady(), "TemplateReady without having been asked"),
-    (messages.TemplateAudited([], []), "TemplateAudited without having been asked"),
+    (messages.ZygoteReady(), "ZygoteReady without having been asked"),
+    (messages.ZygoteAudited([], []), "ZygoteAudited without having been asked"),
     (messages.Watch(["/x"]), "Watch without --reload"),
     (messages.AppBroken("x", None), "AppBroken without --reload"),
     (messages.Signalled(65), "no message"),
@@ -61,7 +61,7 @@ async def test_worker(said: Any, words: str) -> None:
 
 
 def forked_by_another(theatre: Theatre) -> messages.Forked:
-    return messages.Forked(theatre.workers[0].launch, theatre.workers[1].pid)
+    return messages.Forked(theatre.workers[0].worker_id, theatre.workers[1].pid)
 
 
 FORK_SERVER = [
@@ -133,7 +133,7 @@ async def test_a_sibling_as_a_worker() -> None:
         theatre.shell.submit(events.ResizeAsked("a test", workers=3))
         one.say(messages.Forked(theatre.shell.fleet.spawned, sibling.pid))
         await ended(theatre, one, "which is something else")
-        assert theatre.shell.launch_of[sibling.pid] == sibling.launch
+        assert theatre.shell.worker_id_of[sibling.pid] == sibling.worker_id
 
 
 @asynccontextmanager
@@ -146,7 +146,7 @@ async def unreported_worker(theatre: Theatre, message: messages.FromWorker) -> A
     with socket.socket(fileno=descriptors[0]) as channel:
         channel.send(msgspec.msgpack.encode(message))
         await theatre.turn()
-        yield spawn.launch
+        yield spawn.worker_id
     os.close(descriptors[1])
 
 
@@ -154,9 +154,9 @@ async def test_a_worker_that_speaks_before_it_is_known() -> None:
     """Only its fork server can do that: there is no process to kill, and the boot has failed."""
     with Theatre() as theatre:
         await theatre.start().play()
-        async with unreported_worker(theatre, messages.Ready([])) as launch:
+        async with unreported_worker(theatre, messages.Ready([])) as worker_id:
             pass
-        assert launch not in theatre.shell.workers
+        assert worker_id not in theatre.shell.workers
         assert "Ready while it is not forked yet" in theatre.shell.fleet.generations[1].last_failure
         assert len(theatre.events("protocol_error")) == 1
 
@@ -165,8 +165,8 @@ async def test_a_signal_before_it_is_known() -> None:
     """A worker may leave for a signal (from a terminal, say) before its fork server has reported its pid."""
     with Theatre() as theatre:
         await theatre.start().play()
-        async with unreported_worker(theatre, messages.Signalled(2)) as launch:
-            assert theatre.shell.workers[launch].signalled == 2
+        async with unreported_worker(theatre, messages.Signalled(2)) as worker_id:
+            assert theatre.shell.workers[worker_id].signalled == 2
         assert theatre.events("protocol_error") == []
 
 
@@ -196,7 +196,7 @@ async def test_many_deaths_are_booked_in_parts() -> None:
         for _ in range(4):
             await asyncio.sleep(0)
         assert waiting(pids) == []
-        assert one.launch not in theatre.shell.fleet.workers
+        assert one.worker_id not in theatre.shell.fleet.workers
 
 
 async def test_all_die_with_garbage_unread() -> None:
@@ -224,10 +224,10 @@ async def test_flood_is_read_in_small_parts() -> None:
         other.say(messages.Signalled(2))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        assert theatre.shell.workers[other.launch].signalled == 2
+        assert theatre.shell.workers[other.worker_id].signalled == 2
         left = 0
         one.sock.close()
-        handle = theatre.shell.workers[one.launch]
+        handle = theatre.shell.workers[one.worker_id]
         # A stand-in that was forked later holds the other end, too: then there is no end, only no more.
         with suppress(BlockingIOError):
             while handle.channel.receive_unvouched() is not None:
@@ -276,18 +276,18 @@ async def test_descriptors_are_not_received() -> None:
         theirs.close()
 
 
-async def test_dead_template() -> None:
-    """A worker that says it is a template and dies at once becomes no fork server."""
+async def test_dead_zygote() -> None:
+    """A worker that says it is a zygote and dies at once becomes no fork server."""
     with Theatre() as theatre:
         await theatre.start().play()
         one, fork_server = theatre.workers[0], theatre.fork_server
         theatre.shell.submit(events.ReforkAsked("a test", None, False))
-        theatre.shell.workers[one.launch].template_asked = True
-        one.say(messages.TemplateReady())
+        theatre.shell.workers[one.worker_id].zygote_asked = True
+        one.say(messages.ZygoteReady())
         one.die()
         theatre.shell.reaper.reap()
         assert theatre.shell.fork_servers[1].pid == fork_server.pid
-        assert one.launch not in theatre.shell.fleet.workers
+        assert one.worker_id not in theatre.shell.fleet.workers
 
 
 async def test_stacks_without_end() -> None:
@@ -295,7 +295,7 @@ async def test_stacks_without_end() -> None:
     with Theatre() as theatre:
         await theatre.start().play()
         one = theatre.workers[0]
-        handle = theatre.shell.workers[one.launch]
+        handle = theatre.shell.workers[one.worker_id]
         os.set_blocking(one.stacks, False)
         written = 0
         for _ in range(50):
@@ -332,8 +332,8 @@ async def test_a_death_is_booked_whatever_fails(step: str, monkeypatch: pytest.M
             for one in workers:
                 one.die()
             shell.reaper.reap()
-        assert not {one.launch for one in workers} & shell.fleet.workers.keys()
-        assert not {one.launch for one in workers} & shell.workers.keys()
+        assert not {one.worker_id for one in workers} & shell.fleet.workers.keys()
+        assert not {one.worker_id for one in workers} & shell.workers.keys()
         assert len(theatre.events("internal_error")) >= 2
         assert len(theatre.ledger.newest_first(9)) == (0 if step == "ledger" else 2)
         await theatre.play()

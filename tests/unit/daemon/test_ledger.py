@@ -173,7 +173,7 @@ def a_fleet(state: GenerationState | None = None, **more: Any) -> Fleet:
         (a_fleet(GenerationState.UP), False, killed(KILL), [], "killed by an outsider"),
         (a_fleet(GenerationState.UP), False, killed(SEGV), [], "crashed"),
         (a_fleet(GenerationState.UP), False, code(1), [], "exited"),
-        (a_fleet(GenerationState.STANDBY), False, code(1), [], "exited"),
+        (a_fleet(GenerationState.SPARE), False, code(1), [], "exited"),
         (a_fleet(GenerationState.UP), True, code(0), [], "reforked"),
         (a_fleet(GenerationState.FAILED), False, killed(KILL), [KILL], "boot failed"),
         (a_fleet(GenerationState.RETIRING), False, code(0), [], "rolled"),

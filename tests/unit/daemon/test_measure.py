@@ -47,40 +47,40 @@ class Stage:
         self.asked += 1
         return self.free
 
-    def add(self, launch: int, threads: int = 1, state: WorkerState = WorkerState.READY) -> None:
+    def add(self, worker_id: int, threads: int = 1, state: WorkerState = WorkerState.READY) -> None:
         cell = self.scoreboard.take_cell(threads + 1)
         mapped = memory.map_cell(self.scoreboard.fileno(cell))
-        self.writers[launch] = CellWriter(mapped, threads)
-        self.workers[launch] = Worker(launch, launch, 1, state, self.now, self.now, pid=os.getpid())
-        self.handles[launch] = SimpleNamespace(
-            launch=launch, cell=cell, threads=threads, one_loop=False, pid=os.getpid()
+        self.writers[worker_id] = CellWriter(mapped, threads)
+        self.workers[worker_id] = Worker(worker_id, worker_id, 1, state, self.now, self.now, pid=os.getpid())
+        self.handles[worker_id] = SimpleNamespace(
+            worker_id=worker_id, cell=cell, threads=threads, one_loop=False, pid=os.getpid()
         )
 
-    def begin(self, launch: int, thread: int = 0) -> None:
+    def begin(self, worker_id: int, thread: int = 0) -> None:
         """A request enters the app now."""
-        words, _ = self.writers[launch].lane(thread)
+        words, _ = self.writers[worker_id].lane(thread)
         words[layout.STARTED] = int(self.now * 1e9)
 
-    def end(self, launch: int, thread: int = 0, status: int = 200) -> None:
+    def end(self, worker_id: int, thread: int = 0, status: int = 200) -> None:
         """The request leaves the app now."""
-        words, _ = self.writers[launch].lane(thread)
+        words, _ = self.writers[worker_id].lane(thread)
         took = int(self.now * 1e9) - words[layout.STARTED]
         words[layout.STARTED] = 0
         words[layout.STATUS_CLASSES + status // 100] += 1
         words[layout.HISTOGRAM + layout.bucket_of(took)] += 1
 
-    def wait(self, launch: int, milliseconds: int) -> None:
+    def wait(self, worker_id: int, milliseconds: int) -> None:
         """A request that waited so long comes to the app."""
-        words, _ = self.writers[launch].lane(0)
+        words, _ = self.writers[worker_id].lane(0)
         words[layout.QUEUED + layout.bucket_of(milliseconds * 1_000_000)] += 1
 
-    def serve(self, launch: int, seconds: float, thread: int = 0, status: int = 200) -> None:
-        self.begin(launch, thread)
+    def serve(self, worker_id: int, seconds: float, thread: int = 0, status: int = 200) -> None:
+        self.begin(worker_id, thread)
         self.now += seconds
-        self.end(launch, thread, status)
+        self.end(worker_id, thread, status)
 
-    def take(self, launch: int = 1) -> Load:
-        return self.measurer.take().loads[launch]
+    def take(self, worker_id: int = 1) -> Load:
+        return self.measurer.take().loads[worker_id]
 
 
 @pytest.fixture
@@ -190,12 +190,15 @@ def test_a_new_worker_is_measured_from_its_first_moment(stage: Stage) -> None:
 
 def test_only_workers_that_serve_are_measured(stage: Stage) -> None:
     """Booting ones have done nothing, stopping ones are given up; one whose death is known is gone."""
-    for launch, state in enumerate(WorkerState, start=1):
-        stage.add(launch, state=state)
+    for worker_id, state in enumerate(WorkerState, start=1):
+        stage.add(worker_id, state=state)
     stage.add(9)
     del stage.handles[9]
     loads = stage.measurer.take().loads
-    assert {stage.workers[launch].state for launch in loads} == {WorkerState.READY, WorkerState.DRAINING}
+    assert {stage.workers[worker_id].state for worker_id in loads} == {
+        WorkerState.READY,
+        WorkerState.DRAINING,
+    }
     assert 9 not in loads
 
 
@@ -337,7 +340,7 @@ def test_a_stale_reading_accuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None
     for _ in range(6):
         now[0] += 1.0
         answer = reader.read({1: 11, 2: 12}, 200 * MIB, False)
-        told.append([launch for launch, uss in answer.items() if uss is not None])
+        told.append([worker_id for worker_id, uss in answer.items() if uss is not None])
     assert sorted(told[:2]) == [[1], [2]]
     assert told == told[:2] * 3
 

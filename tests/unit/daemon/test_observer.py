@@ -107,9 +107,9 @@ class Rig:
         self.submit(events.ForkServerConfigured(generation, FleetPolicy()))
         self.submit(events.AppLoaded(generation))
 
-    def boot(self, launch: int) -> None:
-        self.submit(events.WorkerForked(launch, 100 + launch))
-        self.submit(events.WorkerReady(launch))
+    def boot(self, worker_id: int) -> None:
+        self.submit(events.WorkerForked(worker_id, 100 + worker_id))
+        self.submit(events.WorkerReady(worker_id))
 
     def names(self) -> list[str]:
         view = self.observer.reload()

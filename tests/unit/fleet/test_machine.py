@@ -520,7 +520,7 @@ def test_second_reload_during_the_roll() -> None:
 def test_superseded_canary_that_gets_ready_late() -> None:
     """A canary that was given up is not promoted by its last words."""
     play = running(workers=1).reload().loaded().forked(1).reload()
-    canary = next(launch for launch, worker in play.workers.items() if worker.generation == 2)
+    canary = next(worker_id for worker_id, worker in play.workers.items() if worker.generation == 2)
     play.boot(canary)
     assert play.fleet.current == 1
     assert play.fleet.workers[canary].state is WorkerState.DRAINING
@@ -1019,7 +1019,7 @@ def test_a_fork_server_that_reads_nothing() -> None:
     began = play.now
     waits = []
     while play.fork_servers[1].told is None:
-        if asked := [launch for launch, worker in play.workers.items() if worker.state == "asked"]:
+        if asked := [worker_id for worker_id, worker in play.workers.items() if worker.state == "asked"]:
             play.fail_to_fork(asked[0], unread=True)
             continue
         deadline = play.fleet.next_deadline()

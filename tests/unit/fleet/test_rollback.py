@@ -75,8 +75,8 @@ def test_canary_that_crashes_fails_the_reload() -> None:
 def test_canary_with_a_hung_request_fails_the_reload() -> None:
     """A first worker that does not answer in time is none to roll out, though it lives."""
     play = canary(timeout_grace=0.0)
-    launch = play._serving_newest(1)
-    play.on(events.RequestOverdue(launch, 0, "GET", "/slow", 30.0)).then(
+    worker_id = play._serving_newest(1)
+    play.on(events.RequestOverdue(worker_id, 0, "GET", "/slow", 30.0)).then(
         dump_stack(1), stop_fork_server(2), reload_ended(2), drain(1, 2)
     )
     play.said("reload_failed", reason="the first new worker did not answer in time")
@@ -85,8 +85,8 @@ def test_canary_with_a_hung_request_fails_the_reload() -> None:
 def test_canary_with_a_hung_request_that_is_due_fails_the_reload() -> None:
     """That it would be recycled anyway is no excuse."""
     play = canary()
-    launch = play._serving_newest(1)
-    play.on(events.RecycleDue(launch, 1)).on(events.RequestOverdue(launch, 0, "GET", "/slow", 30.0))
+    worker_id = play._serving_newest(1)
+    play.on(events.RecycleDue(worker_id, 1)).on(events.RequestOverdue(worker_id, 0, "GET", "/slow", 30.0))
     play.said("reload_failed", reason="the first new worker did not answer in time")
 
 
@@ -126,12 +126,12 @@ def test_canary_that_is_killed_again_and_again_fails_the_reload() -> None:
 def test_canary_that_is_due_for_recycling_counts() -> None:
     """A small max_requests is no failure: it is promoted, and replaced like any other afterwards."""
     play = canary(boot_parallelism=1)
-    launch = play._serving_newest(1)
-    play.on(events.RecycleDue(launch, 10)).nothing_until(5.0)
+    worker_id = play._serving_newest(1)
+    play.on(events.RecycleDue(worker_id, 10)).nothing_until(5.0)
     assert phase(play) is ReloadPhase.ROLLING
     play.settled()
     assert play.slots(2) == [1, 2]
-    assert launch not in play.workers
+    assert worker_id not in play.workers
 
 
 def test_old_worker_that_boots_after_the_canary() -> None:
@@ -158,7 +158,7 @@ def test_old_fork_server_stands_by_on_probation() -> None:
     """It is kept until the probation is over, counted from the end of the roll, and then ended."""
     play = running(**PROBATION).reload().loaded()
     play.ready(1).then(start_fork_server(2), load_app(2), spawn(1, 2), drain(1, 1), spawn(2, 2))
-    assert play.fleet.generations[1].state is GenerationState.STANDBY
+    assert play.fleet.generations[1].state is GenerationState.SPARE
     play.exits(1).after(9.0).ready(2).exits(2).then(drain(2, 1), reload_ended(2))
     play.nothing_until(10.0).then(stop_fork_server(1))
 
@@ -189,10 +189,10 @@ def test_crashes_on_probation_roll_back() -> None:
 def test_without_preload_an_old_worker_stands_by() -> None:
     """Only workers have the old code then: the first that leaves becomes the fork server to go back to."""
     play = running(**PROBATION | {"preload": False}).reload().loaded().ready(1)
-    play.template_ready(1).said("standby", slot=1, generation=1)
+    play.zygote_ready(1).said("standby", slot=1, generation=1)
     play.ready(2).exits(2)
     assert phase(play) is ReloadPhase.DONE
-    assert play.fleet.generations[1].state is GenerationState.STANDBY
+    assert play.fleet.generations[1].state is GenerationState.SPARE
     play.crashes(1).ready(1).crashes(2)
     assert phase(play) is ReloadPhase.ROLLED_BACK
     play.settled()
@@ -316,7 +316,7 @@ def test_errors_are_no_reason_unless_asked_for() -> None:
 def test_second_reload_on_probation() -> None:
     """One fork server at most stands by: the one whose place the newest takes."""
     play = reloaded().reload().loaded().ready(1)
-    standing_by = [n for n, g in play.fleet.generations.items() if g.state is GenerationState.STANDBY]
+    standing_by = [n for n, g in play.fleet.generations.items() if g.state is GenerationState.SPARE]
     assert standing_by == [2]
     play.settled()
     assert play.slots(3) == [1, 2]

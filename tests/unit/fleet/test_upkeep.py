@@ -1,4 +1,4 @@
-"""What is done about workers that grow, age, crash and hang; templates; the number that the load asks for."""
+"""What is done about workers that grow, age, crash and hang; zygotes; the number that the load asks for."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from ostler.fleet.policies import crash_loop, crash_pause, jittered
 from tests.kit.play import (
     Play,
     abort,
-    audit_template,
+    audit_zygote,
     drain,
     dump_stack,
     interrupt,
@@ -18,7 +18,7 @@ from tests.kit.play import (
     running,
     spawn,
     start_fork_server,
-    use_template,
+    use_zygote,
 )
 
 LIMIT = 1000
@@ -59,7 +59,7 @@ def test_all_over_the_limit_go_in_turns_idle_ones_first() -> None:
     play = running(workers=4, max_memory=LIMIT, max_surge=1, boot_parallelism=4)
     for _ in range(2):
         play.measured(memory=LIMIT + 1)
-    busy = {launch: worker.slot in (1, 2) for launch, worker in play.workers.items()}
+    busy = {worker_id: worker.slot in (1, 2) for worker_id, worker in play.workers.items()}
     loads = {n: Load(in_flight=int(b), memory=LIMIT + 1) for n, b in busy.items()}
     play.on(events.Measured(loads)).then(spawn(3))
     play.ready(3).exits(3).then(drain(3), spawn(4))
@@ -128,9 +128,9 @@ def test_the_crash_of_one_says_its_request() -> None:
     """The poisonous request is named, so that somebody can do something about it."""
     play = running(workers=1)
     for _ in range(4):
-        launch = play._serving(1)
-        del play.workers[launch]
-        play.on(events.WorkerExited(launch, ExitStatus(signal=11), request="GET /poison"))
+        worker_id = play._serving(1)
+        del play.workers[worker_id]
+        play.on(events.WorkerExited(worker_id, ExitStatus(signal=11), request="GET /poison"))
         play.settled()
     assert "ended with signal 11 (last request: GET /poison)" in health.sentence(play.fleet)
 
@@ -282,24 +282,24 @@ def test_a_loop_that_stands_still() -> None:
     play.nothing_until(1.0).then(kill(1))
 
 
-# -- templates ------------------------------------------------------------------------------------------
+# -- zygotes ------------------------------------------------------------------------------------------
 
 
 def refork(**policy: Any) -> Play:
-    """A fleet of two whose worker 1 is asked to be the template."""
+    """A fleet of two whose worker 1 is asked to be the zygote."""
     play = running(**{"workers": 2} | policy).measured(1, requests=10).refork()
-    return play.then(audit_template(1))
+    return play.then(audit_zygote(1))
 
 
 def test_refork() -> None:
     """The audited worker's successor boots, it drains and is the fork server; the others are forked anew."""
     play = refork().audited(1).then(spawn(1))
     play.ready(1).then(drain(1))
-    play.template_ready(1).then(use_template(1, 1), spawn(1))
+    play.zygote_ready(1).then(use_zygote(1, 1), spawn(1))
     play.said("refork_done", by="test")
     play.settled()
     assert play.slots(1) == [1, 2]
-    assert {worker.template for worker in play.fleet.workers.values()} == {1}
+    assert {worker.zygote for worker in play.fleet.workers.values()} == {1}
 
 
 def test_refork_refused_by_the_audit() -> None:
@@ -312,10 +312,7 @@ def test_refork_refused_by_the_audit() -> None:
 def test_refork_by_force() -> None:
     """What an operator knows better is a warning."""
     play = (
-        running(workers=1)
-        .refork(force=True)
-        .audited(1, "a thread is alive")
-        .then(audit_template(1), spawn(1))
+        running(workers=1).refork(force=True).audited(1, "a thread is alive").then(audit_zygote(1), spawn(1))
     )
     play.said("refork_warning", problem="a thread is alive")
 
@@ -327,7 +324,7 @@ def test_refork_without_an_answer() -> None:
     play.audited(1).then()
 
 
-def test_template_that_dies() -> None:
+def test_zygote_that_dies() -> None:
     """The fork server before it is still there; who asked is told."""
     play = refork().audited(1).ready(1).exits(1, signal=9)
     play.said("refork_refused", by="test")
@@ -337,27 +334,27 @@ def test_template_that_dies() -> None:
 
 @pytest.mark.parametrize("what", ["reload", "stop"])
 def test_refork_that_something_comes_in_between(what: str) -> None:
-    """A reload or a stop makes it pointless; who asked is told, and the template to be ends."""
+    """A reload or a stop makes it pointless; who asked is told, and the zygote to be ends."""
     play = refork().audited(1).ready(1)
     getattr(play, what)()
     play.said("refork_refused", by="test")
     play.unseen.clear()
-    launch = next(n for n, w in play.workers.items() if w.told == "template")
-    play.template_ready(1)
-    assert play.workers[launch].told == "kill"
+    worker_id = next(n for n, w in play.workers.items() if w.told == "zygote")
+    play.zygote_ready(1)
+    assert play.workers[worker_id].told == "kill"
 
 
 def test_refork_after() -> None:
     """The worker that has served most, once it has served so many; the next number counts from there."""
     play = running(workers=2, refork_after=(100, 500))
     play.measured(1, requests=99).measured(2, requests=98).then()
-    play.measured(2, requests=100).then(audit_template(2))
+    play.measured(2, requests=100).then(audit_zygote(2))
     play.settled()
     play.measured(requests=100).measured(requests=499).then()
-    play.measured(1, requests=500).then(audit_template(1))
+    play.measured(1, requests=500).then(audit_zygote(1))
     play.settled()
     play.measured(requests=10_000).then()
-    assert play.fleet.generations[1].template == 2
+    assert play.fleet.generations[1].zygote == 2
 
 
 def test_refork_that_was_refused_is_not_tried_again_unasked() -> None:
@@ -365,11 +362,11 @@ def test_refork_that_was_refused_is_not_tried_again_unasked() -> None:
     play = running(workers=2, refork_after=(100,)).measured(1, requests=100).audited(1, "a thread")
     play.unseen.clear()
     play.measured(requests=200).then()
-    play.refork(slot=2).then(audit_template(2))
+    play.refork(slot=2).then(audit_zygote(2))
 
 
 def test_fork_server_that_dies_after_a_refork() -> None:
-    """The app is loaded anew, without what the template had; workers serve on."""
+    """The app is loaded anew, without what the zygote had; workers serve on."""
     play = refork().settled().fork_server_exits().then(start_fork_server(1))
     play.settled()
     assert play.slots() == [1, 2]
@@ -431,7 +428,7 @@ def test_no_more_than_memory_has_room_for() -> None:
     assert play.slots() == [1, 2]
 
 
-def test_a_template_to_be_that_has_not_answered_is_drained_like_any_other() -> None:
+def test_a_zygote_to_be_that_has_not_answered_is_drained_like_any_other() -> None:
     """Scaled down before the audit's answer it ends; nobody is forked from what was not looked at."""
     play = running(workers=2).refork(slot=2).scale(1)
     assert [worker.told for worker in play.workers.values() if worker.slot == 2] == ["drain"]
@@ -439,8 +436,8 @@ def test_a_template_to_be_that_has_not_answered_is_drained_like_any_other() -> N
     play.said("refork_refused", by="test")
 
 
-def test_a_template_ends_the_wait_for_a_fork_server() -> None:
+def test_a_zygote_ends_the_wait_for_a_fork_server() -> None:
     """It can fork at once, whatever became of the fork server before it."""
     play = refork().audited(1).ready(1).fork_server_exits(1).fork_server_exits(1)
     play.unseen.clear()
-    play.template_ready(1).then(use_template(1, 1), spawn(1))
+    play.zygote_ready(1).then(use_zygote(1, 1), spawn(1))

@@ -63,15 +63,15 @@ def test_who_wants_the_supervisor_s_lines(folder: Path) -> None:
         assert (folder / "mine.log").read_text() == "4711 WARNING worker_exited slot=1 pid=5\n"
 
 
-def test_a_template_goes_on_with_them(folder: Path) -> None:
+def test_a_zygote_goes_on_with_them(folder: Path) -> None:
     """What was a worker hands the supervisor's lines on as a fork server; its workers write as before."""
     (folder / "gunicorn.conf.py").write_text(LOGGERS)
     with Keeper(folder, wsgi_app="app:app") as keeper:
         server = configured(keeper)
         server.hear(messages.AppLoaded)
         worker = keeper.spawn(server)
-        worker.say(messages.Drain(hand_over=True, template=True))
-        assert worker.hear(messages.TemplateReady).loggers
+        worker.say(messages.Drain(hand_over=True, zygote=True))
+        assert worker.hear(messages.ZygoteReady).loggers
         worker.say(line("told", 9))
         assert worker.hear(messages.LogTaken).number == 9
         young = keeper.spawn(worker)
@@ -124,7 +124,7 @@ def test_asked_to_reopen_before_it_boots(folder: Path) -> None:
 
 
 def test_nothing_is_inherited(folder: Path) -> None:
-    """A worker has its own log and syslog connection, not its fork server's beside; so has a template."""
+    """A worker has its own log and syslog connection, not its fork server's beside; so has a zygote."""
     with socket.create_server(("127.0.0.1", 0)) as syslog:
         settings = {
             "errorlog": "error.log",
@@ -135,11 +135,11 @@ def test_nothing_is_inherited(folder: Path) -> None:
         with Keeper(folder, wsgi_app="app:app", **settings) as keeper:
             server = keeper.server()
             worker = keeper.spawn(server)
-            second = keeper.spawn(keeper.make_template(worker), slot=2)
+            second = keeper.spawn(keeper.make_zygote(worker), slot=2)
             for peer in (server, worker, second):
                 opened = peer.descriptors()
                 assert sum(name.endswith("/error.log") for name in opened) == 1
-            # A template has none of what serves; else the same, or something was left of its parent's.
+            # A zygote has none of what serves; else the same, or something was left of its parent's.
             sockets = [
                 sum(name.startswith("socket:") for name in peer.descriptors()) for peer in (server, worker)
             ]

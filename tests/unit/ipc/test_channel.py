@@ -85,10 +85,10 @@ def test_every_message_travels(kind: type[msgspec.Struct], union: Any) -> None:
 def test_order_and_boundaries(ends: Ends) -> None:
     """Messages stay apart and in order."""
     supervisor, fork_server = ends
-    for launch in range(1, 6):
-        supervisor.send(messages.Spawn(launch, launch))
+    for worker_id in range(1, 6):
+        supervisor.send(messages.Spawn(worker_id, worker_id))
     got = [fork_server.receive() for _ in range(5)]
-    assert [message[0].launch for message in got if message] == [1, 2, 3, 4, 5]
+    assert [message[0].worker_id for message in got if message] == [1, 2, 3, 4, 5]
 
 
 def test_descriptors_travel(ends: Ends) -> None:
@@ -169,10 +169,10 @@ def test_full_channel(ends: Ends) -> None:
 
     with pytest.raises(BlockingIOError):
         send_for_ever()
-    for launch in range(sent):
+    for worker_id in range(sent):
         received = fork_server.receive()
         assert received is not None
-        assert received[0].launch == launch
+        assert received[0].worker_id == worker_id
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_full_channel(ends: Ends) -> None:
         b"\xc1",
         b"not msgpack",
         msgspec.msgpack.encode({"type": "NoSuchMessage"}),
-        msgspec.msgpack.encode({"type": "Spawn", "launch": "x", "slot": 1, "cell": 1}),
+        msgspec.msgpack.encode({"type": "Spawn", "worker_id": "x", "slot": 1, "cell": 1}),
         msgspec.msgpack.encode(messages.Forked(1, 2)),
     ],
     ids=["byte", "text", "unknown", "wrong type", "wrong direction"],

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ostler.logs.lean import ErrorStream, Log, LogFile, resolve_format, wants_colour
-from ostler.osapi import real
+from ostler.osapi import original
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def record_writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         writes.append(data)
         return before(fd, data)
 
-    monkeypatch.setattr(real, "write", write)
+    monkeypatch.setattr(original, "write", write)
     return writes
 
 
@@ -131,7 +131,7 @@ def test_a_line_that_comes_while_another_thread_writes(
         assert leave.wait(10)
         return before(fd, data)
 
-    monkeypatch.setattr(real, "write", slow)
+    monkeypatch.setattr(original, "write", slow)
     first = threading.Thread(target=file.write, args=("one",))
     first.start()
     try:

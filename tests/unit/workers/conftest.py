@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from ostler.workers.relay import Relay
+from ostler.workers.handoff import HandOff
 from ostler.wsgi.exchange import App
 from tests.unit.workers.rig import Rig, Serve
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Starts an engine: `serve(app, threads=4, quota=0, access=False, relay=None, tls=None, **settings)`."""
+    """Start an engine: `serve(app, threads=4, quota=0, access=False, handoff=None, tls=None, **settings)`."""
     with ExitStack() as stack:
 
         def start(app: App, **options: Any) -> Rig:
@@ -25,8 +25,8 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 
 @pytest.fixture
-def relay() -> Iterator[Relay]:
+def handoff() -> Iterator[HandOff]:
     """What the workers of one daemon share."""
     giving, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with giving, taking:
-        yield Relay(giving, taking)
+        yield HandOff(giving, taking)

@@ -1,6 +1,6 @@
 """A supervisor in miniature: starts a real fork server and talks with it and its workers, word by word.
 
-It keeps what a supervisor keeps (channels, the scoreboard, a listener, the relay) and decides nothing. At its
+It keeps what a supervisor keeps (channels, scoreboard, listener, hand-off) and decides nothing. At its
 end it hangs up, and what is still there then is killed.
 
     with Keeper(folder, wsgi_app="app:app") as keeper:
@@ -124,14 +124,14 @@ class Keeper:
         self.log, self.output = folder / "stderr.log", folder / "stdout.log"
         self._settings = settings
         self._stack = ExitStack()
-        self._launches = 0
+        self._worker_ids = 0
         self._peers: list[Peer] = []
         self._servers: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
-        self._relay = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._handoff = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener = socket.create_server(("127.0.0.1", 0))
-        for sock in (*self._relay, self._listener):
+        for sock in (*self._handoff, self._listener):
             sock.setblocking(False)
             self._stack.enter_context(sock)
         self.address = self._listener.getsockname()
@@ -184,25 +184,25 @@ class Keeper:
         peer.hear(messages.AppLoaded)
 
     def ask_to_load(self, peer: Peer) -> None:
-        fds = [*(end.fileno() for end in self._relay), self._listener.fileno()]
+        fds = [*(end.fileno() for end in self._handoff), self._listener.fileno()]
         peer.say(messages.Load(["127.0.0.1:0"], "shop"), fds)
 
     # -- workers ------------------------------------------------------------------------------------------
 
     def boot(self, server: Peer, slot: int = 1) -> Peer:
         """A worker that was told to boot."""
-        self._launches += 1
-        launch = self._launches
+        self._worker_ids += 1
+        worker_id = self._worker_ids
         ours, theirs = pair()
         reading, writing = os.pipe()
         cell = memory.create(_LANES)
         for fd in (reading, cell):
             self._stack.callback(os.close, fd)
         with theirs:
-            server.say(messages.Spawn(launch, slot, True), [theirs.fileno(), writing, cell])
+            server.say(messages.Spawn(worker_id, slot, True), [theirs.fileno(), writing, cell])
         os.close(writing)
         forked = server.hear(messages.Forked)
-        assert forked.launch == launch
+        assert forked.worker_id == worker_id
         peer = Peer(ours, messages.FromWorker | messages.FromForkServer)
         peer.found(forked.pid)
         peer.cell, peer.stacks = cell, reading
@@ -216,10 +216,10 @@ class Keeper:
         peer.hear(messages.Ready)
         return peer
 
-    def make_template(self, worker: Peer) -> Peer:
+    def make_zygote(self, worker: Peer) -> Peer:
         """The same process as a fork server."""
-        worker.say(messages.Drain(hand_over=True, template=True))
-        worker.hear(messages.TemplateReady)
+        worker.say(messages.Drain(hand_over=True, zygote=True))
+        worker.hear(messages.ZygoteReady)
         return worker
 
     def answered(self, worker: Peer) -> int:

@@ -21,7 +21,7 @@ from ostler.scoreboard.writer import CellWriter
 from ostler.settings.table import Settings
 from ostler.workers.base import Context
 from ostler.workers.engine import Engine
-from ostler.workers.relay import Relay
+from ostler.workers.handoff import HandOff
 from ostler.wsgi.exchange import App, Exchange
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class Rig:
     """An engine at work.
 
     Args:
-        relay: shared with other rigs; belongs to whoever made it.
+        handoff: shared with other rigs; belongs to whoever made it.
         tls: what connections are wrapped with.
         make: makes the engine.
         exchange: what serves one request.
@@ -163,7 +163,7 @@ class Rig:
         threads: int = 1,
         quota: int = 0,
         access: bool = False,
-        relay: Relay | None = None,
+        handoff: HandOff | None = None,
         tls: "SSLContext | None" = None,
         make: Callable[..., Any] = Engine,
         exchange: type[Exchange] = Exchange,
@@ -187,7 +187,7 @@ class Rig:
             access_log,
             quota,
             self.quotas.append,
-            relay,
+            handoff,
             tls,
             exchange,
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ostler.workers.relay import Relay
+from ostler.workers.handoff import HandOff
 from ostler.wsgi.environ import Environ
 from tests.kit.daemon import until
 from tests.unit.workers.rig import PATIENCE, Rig
@@ -21,12 +21,12 @@ Start = Callable[..., Any]
 class Worker:
     """A rig with a channel, and a handler that attends to it as a worker's does."""
 
-    def __init__(self, folder: Path, relay: Relay) -> None:
+    def __init__(self, folder: Path, handoff: HandOff) -> None:
         self.gate = threading.Event()
         self.in_app = threading.Event()
         self.heard = 0
         self.handled = 0
-        self.rig = Rig(folder, self._app, relay=relay)
+        self.rig = Rig(folder, self._app, handoff=handoff)
         self._channel, self._supervisor = os.pipe()
         os.set_blocking(self._channel, False)
         self.rig.engine.add_reader(self._channel, self._read)
@@ -70,8 +70,8 @@ class Worker:
 
 
 @pytest.fixture
-def worker(tmp_path: Path, relay: Relay) -> Iterator[Worker]:
-    worker = Worker(tmp_path, relay)
+def worker(tmp_path: Path, handoff: HandOff) -> Iterator[Worker]:
+    worker = Worker(tmp_path, handoff)
     before = signal.signal(signal.SIGUSR1, worker.attend)
     yield worker
     signal.signal(signal.SIGUSR1, before)

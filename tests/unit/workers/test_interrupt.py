@@ -17,8 +17,8 @@ from ostler.osapi.process import INTERRUPT_SIGNAL
 from ostler.scoreboard import layout
 from ostler.scoreboard.reader import InFlight
 from ostler.workers import interrupt as module
+from ostler.workers.handoff import HandOff
 from ostler.workers.interrupt import LONG, Deadlines
-from ostler.workers.relay import Relay
 from ostler.wsgi.environ import Environ
 from ostler.wsgi.exchange import DeadlineExceeded
 from tests.kit.daemon import until
@@ -365,11 +365,11 @@ def test_nothing_is_raised_outside_of_the_app(stage: Stage) -> None:
 
 
 def test_nothing_is_raised_in_another_handler(
-    tmp_path: Path, handled: Handled, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, handled: Handled, handoff: HandOff, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A handler of ours that runs above the app, here one that starts a thread, is not left half done."""
     shop = Shop()
-    rig = Rig(tmp_path, shop, relay=relay)
+    rig = Rig(tmp_path, shop, handoff=handoff)
     handled(rig)
     start = rig.engine._lead.watch
 

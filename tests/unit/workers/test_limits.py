@@ -26,8 +26,8 @@ from ostler.workers import engine as engine_module
 from ostler.workers import loop as loop_module
 from ostler.workers.connection import Connection, Limits
 from ostler.workers.eviction import MOVING, SLOW, rank
+from ostler.workers.handoff import HandOff
 from ostler.workers.limits import AddressCounts
-from ostler.workers.relay import Relay
 from ostler.workers.tls import make_context
 from ostler.wsgi.body import Body, StreamedBody
 from ostler.wsgi.environ import Environ
@@ -116,7 +116,7 @@ def test_time_that_others_take_is_not_the_clients(serve: Serve) -> None:
             assert may_go.wait(PATIENCE)
         return echo(environ, start_response)
 
-    # Without relay there is no watcher who would receive meanwhile.
+    # Without handoff there is no watcher who would receive meanwhile.
     rig = serve(app, header_timeout=0.3, body_timeout=0.3, body_min_rate=0)
     head, body, busy = rig.client(), rig.client(), rig.client()
     head.send(b"GET /head HTTP/1.1\r\nHo")
@@ -377,14 +377,14 @@ def test_connections_of_one_address_behind_a_proxy(serve: Serve) -> None:
         assert own.rest() == b""
 
 
-def test_connections_of_one_address_from_siblings(serve: Serve, relay: Relay) -> None:
+def test_connections_of_one_address_from_siblings(serve: Serve, handoff: HandOff) -> None:
     """A connection that a sibling gives away counts as its client's, too, and not as its proxy's."""
-    rig = serve(echo, relay=relay, limit_connections_per_address=1, keepalive=600)
+    rig = serve(echo, handoff=handoff, limit_connections_per_address=1, keepalive=600)
     with ExitStack() as stack:
         for number in range(3):
             ours, theirs = (stack.enter_context(sock) for sock in socket.socketpair())
             facts = {"REMOTE_ADDR": f"192.0.2.{number}"}
-            assert relay.give(Given(theirs.fileno(), facts))
+            assert handoff.give(Given(theirs.fileno(), facts))
             theirs.close()
             ours.settimeout(PATIENCE)
             ours.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -525,10 +525,10 @@ def test_clients_that_are_gone_before_they_are_accepted(
 
 @BOTH
 def test_tls_clients_are_told_that_their_worker_leaves(
-    serve: Serve, context: ssl.SSLContext, relay: Any, threads: int
+    serve: Serve, context: ssl.SSLContext, handoff: Any, threads: int
 ) -> None:
     """Their connections can't be handed over, so they hear it with their next answer, and in time."""
-    rig = serve(echo, threads=threads, relay=relay, tls=context)
+    rig = serve(echo, threads=threads, handoff=handoff, tls=context)
     client = rig.client()
     speak_tls(client)
     assert "connection" not in client.get().headers

@@ -12,8 +12,8 @@ import pytest
 from ostler.scoreboard import layout
 from ostler.scoreboard.counts import Counts
 from ostler.workers import queueing
+from ostler.workers.handoff import HandOff
 from ostler.workers.queueing import waiting_time
-from ostler.workers.relay import Relay
 from ostler.wsgi.environ import Environ
 from tests.kit.daemon import until
 from tests.unit.workers.rig import PATIENCE, Rig, Serve
@@ -256,14 +256,14 @@ def test_a_head_request_too_late(serve: Serve) -> None:
     assert client.get("/again").body == b"ok"
 
 
-def test_what_was_given_away(tmp_path: Path, relay: Relay) -> None:
+def test_what_was_given_away(tmp_path: Path, handoff: HandOff) -> None:
     """A connection that a busy worker gave away, and nobody had time for: it waits since its arrival."""
     gates = [Gate(), Gate()]
     rigs: list[Rig] = []
     for number, gate in enumerate(gates):
         folder = tmp_path / str(number)
         folder.mkdir()
-        rigs.append(Rig(folder, gate, relay=relay, threads=2))
+        rigs.append(Rig(folder, gate, handoff=handoff, threads=2))
     with rigs[0], rigs[1]:
         client = rigs[0].client()
         client.get("/before")

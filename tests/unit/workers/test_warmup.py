@@ -145,7 +145,7 @@ def test_no_answer_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left(tmp_path: Path) -> None:
-    """Neither a thread nor a descriptor; the audit of a template would find them."""
+    """Neither a thread nor a descriptor; the audit of a zygote would find them."""
     threads, descriptors = threading.enumerate(), len(list(Path("/proc/self/fd").iterdir()))
     run(answering("200 OK"), tmp_path, WarmupRequest("/"), WarmupRequest("/b"))
     assert threading.enumerate() == threads
@@ -197,7 +197,7 @@ def test_a_worker_that_fails_does_not_boot(tmp_path: Path, preload: bool) -> Non
     assert "LookupError: the shop is closed" in (failed.traceback or "")
 
 
-def test_workers_of_a_template_are_warmed_up(tmp_path: Path) -> None:
+def test_workers_of_a_zygote_are_warmed_up(tmp_path: Path) -> None:
     """They have the app already, and are asked all the same."""
     (tmp_path / "app.py").write_text(
         "count = 0\n"
@@ -206,6 +206,6 @@ def test_workers_of_a_template_are_warmed_up(tmp_path: Path) -> None:
         )
     )
     with Keeper(tmp_path, wsgi_app="app:app", warmup_request="/") as keeper:
-        template = keeper.make_template(keeper.spawn(keeper.server()))
-        keeper.spawn(template, 2)
+        zygote = keeper.make_zygote(keeper.spawn(keeper.server()))
+        keeper.spawn(zygote, 2)
         assert keeper.get() == ("200 OK", b"03")

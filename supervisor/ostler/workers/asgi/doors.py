@@ -2,7 +2,7 @@
 
 Connections are accepted one at a time: taking all that wait, as asyncio's own servers do, would leave
 siblings idle. A worker that leaves gives connections between two requests to those that stay, so that clients
-notice nothing (see `workers.relay`); websockets, and connections under TLS, can't travel.
+notice nothing (see `workers.handoff`); websockets, and connections under TLS, can't travel.
 """
 
 import asyncio
@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from ostler.logs.lean import Log
 from ostler.logs.limiter import LimitedLog
-from ostler.osapi.real import Socket
+from ostler.osapi.original import Socket
 from ostler.scoreboard import layout
 from ostler.scoreboard.writer import Words
 from ostler.settings.table import Settings
 from ostler.workers.asgi import pace
 from ostler.workers.doors import ROOM_LOOK
 from ostler.workers.eviction import IDLE, MOVING, ONE_IN, SLOW, YOUTH
+from ostler.workers.handoff import HandOff
 from ostler.workers.limits import AddressCounts, most_connections, network_of
-from ostler.workers.relay import Relay
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # Seconds without accepting when there are no descriptors left.
 _ACCEPT_PAUSE = 1.0
 # The same for what siblings give away, after much that was no connection.
-_RELAY_PAUSE = 1.0
+_HANDOFF_PAUSE = 1.0
 # As in the engines, in seconds: see `workers.doors`.
 _PRESSED, _PRESSED_ARRIVALS, _REPORT_PAUSE = 1.0, 16, 10.0
 # Seconds after which asyncio cuts a TLS connection that was closed, even if its client is still reading. That
@@ -93,7 +93,7 @@ class Doors:
         self,
         loop: asyncio.AbstractEventLoop,
         listeners: list[socket.socket],
-        relay: Relay | None,
+        handoff: HandOff | None,
         tls: "SSLContext | None",
         settings: Settings,
         words: Words,
@@ -105,7 +105,7 @@ class Doors:
         self.listeners = listeners
         self.count = 0
         self._loop = loop
-        self._relay = relay
+        self._handoff = handoff
         self._tls = tls
         self._words = words
         self._log = log
@@ -132,7 +132,7 @@ class Doors:
         # that order. Weak: those that have ended would fill memory for that long.
         self._fresh: dict[float, weakref.WeakKeyDictionary[Any, float]] = {}
         self._given: set[Any] = set()
-        self._relay_paused = False
+        self._handoff_paused = False
 
     def open(self) -> None:
         """Begin to accept."""
@@ -149,16 +149,16 @@ class Doors:
             self._open = True
             for listener in self.listeners:
                 self._loop.add_reader(listener.fileno(), self._accept, listener)
-            if self._relay is not None:
-                self._loop.add_reader(self._relay.fileno(), self._take)
+            if self._handoff is not None:
+                self._loop.add_reader(self._handoff.fileno(), self._take)
 
     def _shut(self) -> None:
         if self._open:
             self._open = False
             for listener in self.listeners:
                 self._loop.remove_reader(listener.fileno())
-            if self._relay is not None:
-                self._loop.remove_reader(self._relay.fileno())
+            if self._handoff is not None:
+                self._loop.remove_reader(self._handoff.fileno())
 
     # -- in ----------------------------------------------------------------------------------------------
 
@@ -184,10 +184,10 @@ class Doors:
 
     def _take(self) -> None:
         """Take a connection that a sibling gives away; its next request is probably there."""
-        assert self._relay is not None
-        if (taken := self._relay.take()) is None:
-            if self._relay.useless:
-                self._pause_relay()
+        assert self._handoff is not None
+        if (taken := self._handoff.take()) is None:
+            if self._handoff.useless:
+                self._pause_handoff()
             return
         if self._tls is not None or taken.facts:
             # From workers that were set up otherwise: it can't go on here.
@@ -196,18 +196,18 @@ class Doors:
         self._words[layout.TAKEN] += 1
         self._adopt(taken.sock, taken.peer, self._keepalive)
 
-    def _pause_relay(self) -> None:
+    def _pause_handoff(self) -> None:
         """Disregard siblings for a while: they send what is no connection."""
-        assert self._relay is not None
-        if not self._relay_paused:
+        assert self._handoff is not None
+        if not self._handoff_paused:
             self._log.warning("hand_off_paused", reason="what sibling workers hand over is no connection")
-            self._relay_paused = True
-        self._loop.remove_reader(self._relay.fileno())
-        self._loop.call_later(_RELAY_PAUSE, self._resume_relay)
+            self._handoff_paused = True
+        self._loop.remove_reader(self._handoff.fileno())
+        self._loop.call_later(_HANDOFF_PAUSE, self._resume_handoff)
 
-    def _resume_relay(self) -> None:
-        if self._open and self._relay is not None:
-            self._loop.add_reader(self._relay.fileno(), self._take)
+    def _resume_handoff(self) -> None:
+        if self._open and self._handoff is not None:
+            self._loop.add_reader(self._handoff.fileno(), self._take)
 
     def _adopt(self, accepted: socket.socket, peer: Any, patience: float) -> None:
         sock = _Accepted(accepted, peer)
@@ -362,10 +362,10 @@ class Doors:
 
     def give(self, protocol: Any) -> bool:
         """Hand over a connection that has answered and received nothing since; True if it is gone."""
-        if self._relay is None or self._tls is not None or protocol.timeout_keep_alive_task is None:
+        if self._handoff is None or self._tls is not None or protocol.timeout_keep_alive_task is None:
             return False
         sock = protocol.transport.get_extra_info("socket")
-        if sock is None or not self._relay.give(_Parcel(sock.fileno(), str(sock.getsockname()))):
+        if sock is None or not self._handoff.give(_Parcel(sock.fileno(), str(sock.getsockname()))):
             return False
         self._words[layout.GIVEN] += 1
         self._given.add(protocol)

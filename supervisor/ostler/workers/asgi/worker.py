@@ -114,7 +114,7 @@ class AsgiWorker(BaseWorker):
         self._doors = Doors(
             loop,
             context.listeners,
-            context.relay,
+            context.handoff,
             context.tls,
             settings,
             self._requests.count,

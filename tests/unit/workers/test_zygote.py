@@ -82,43 +82,43 @@ def keep(tmp_path: Path) -> Iterator[Keep]:
         yield start
 
 
-def audit(worker: Peer, force: bool = False) -> messages.TemplateAudited:
-    worker.say(messages.AuditTemplate(force))
-    return worker.hear(messages.TemplateAudited)
+def audit(worker: Peer, force: bool = False) -> messages.ZygoteAudited:
+    worker.say(messages.AuditZygote(force))
+    return worker.hear(messages.ZygoteAudited)
 
 
 @pytest.mark.parametrize("preload", [False, True], ids=["each loads", "preload"])
 @pytest.mark.parametrize("threads", [1, 4])
 def test_three_in_a_row(keep: Keep, threads: int, preload: bool) -> None:
-    """A template's worker can be a template itself, and so on; each has what the first has cached."""
+    """A zygote's worker can be a zygote itself, and so on; each has what the first has cached."""
     keeper = keep(threads=threads, preload_app=preload)
     worker = keeper.spawn(keeper.server())
     keeper.get("/learn")
     first = worker.pid
     for slot in (2, 3, 4):
-        assert audit(worker) == messages.TemplateAudited([], [])
-        template = keeper.make_template(worker)
-        worker = keeper.spawn(template, slot)
+        assert audit(worker) == messages.ZygoteAudited([], [])
+        zygote = keeper.make_zygote(worker)
+        worker = keeper.spawn(zygote, slot)
         who, loaded_by, learnt = map(int, keeper.get("/who")[1].split())
         assert (who, learnt) == (worker.pid, first)
         assert (loaded_by == first) is not preload
         assert worker.title == f"ostler: worker {slot} gen 7 [shop]"
-        assert template.title == "ostler: fork server gen 7 [shop]"
+        assert zygote.title == "ostler: fork server gen 7 [shop]"
 
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_nothing_of_the_worker_is_left(keep: Keep, threads: int) -> None:
-    """A template has one thread, no part of the scoreboard mapped, and no descriptor more than it needs."""
+    """A zygote has one thread, no part of the scoreboard mapped, and no descriptor more than it needs."""
     keeper = keep(threads=threads, errorlog=str(keep_file()), accesslog=str(keep_file()))
     server = keeper.server()
-    template = keeper.make_template(keeper.spawn(server))
-    assert len(template.tasks) == 1
-    assert "ostler-scoreboard" not in template.proc("maps")
+    zygote = keeper.make_zygote(keeper.spawn(server))
+    assert len(zygote.tasks) == 1
+    assert "ostler-scoreboard" not in zygote.proc("maps")
 
     def kinds(peer: Peer) -> list[str]:
         return sorted(re.sub(r"\d+", "N", link) for link in peer.descriptors())
 
-    assert kinds(template) == kinds(server)
+    assert kinds(zygote) == kinds(server)
 
 
 def keep_file() -> Path:
@@ -126,12 +126,12 @@ def keep_file() -> Path:
 
 
 def test_workers_count_for_themselves(keep: Keep) -> None:
-    """A template's worker writes to its own cell alone, and its quota begins anew."""
+    """A zygote's worker writes to its own cell alone, and its quota begins anew."""
     keeper = keep(max_requests=3)
     old = keeper.spawn(keeper.server())
     keeper.get()
     keeper.get()
-    new = keeper.spawn(keeper.make_template(old), 2)
+    new = keeper.spawn(keeper.make_zygote(old), 2)
     keeper.get()
     keeper.get()
     assert (keeper.answered(old), keeper.answered(new)) == (2, 2)
@@ -140,12 +140,12 @@ def test_workers_count_for_themselves(keep: Keep) -> None:
 
 
 def test_children_draw_different_numbers(keep: Keep) -> None:
-    """Python's random numbers differ between two workers of one template."""
+    """Python's random numbers differ between two workers of one zygote."""
     keeper = keep()
-    template = keeper.make_template(keeper.spawn(keeper.server()))
+    zygote = keeper.make_zygote(keeper.spawn(keeper.server()))
     drawn = set()
     for slot in (2, 3):
-        worker = keeper.spawn(template, slot)
+        worker = keeper.spawn(zygote, slot)
         drawn.add(keeper.get("/random"))
         worker.say(messages.Drain())
         worker.ended()
@@ -154,20 +154,20 @@ def test_children_draw_different_numbers(keep: Keep) -> None:
 
 
 def test_children_tell_their_own_forks(keep: Keep) -> None:
-    """What the app of a template's worker forks does not come back into the worker's loop."""
+    """What the app of a zygote's worker forks does not come back into the worker's loop."""
     keeper = keep()
-    keeper.spawn(keeper.make_template(keeper.spawn(keeper.server())), 2)
+    keeper.spawn(keeper.make_zygote(keeper.spawn(keeper.server())), 2)
     assert keeper.get("/fork") == ("200 OK", b"3")
     assert keeper.get() == ("200 OK", b"ok")
 
 
 def test_log_lines_name_the_child(keep: Keep) -> None:
-    """What a template's worker logs carries its own slot and pid."""
+    """What a zygote's worker logs carries its own slot and pid."""
     keeper = keep(
         APP
         + "\nserve = app\ndef app(e, s):\n    return 1 / 0 if e['PATH_INFO'] == '/raise' else serve(e, s)\n"
     )
-    worker = keeper.spawn(keeper.make_template(keeper.spawn(keeper.server())), 5)
+    worker = keeper.spawn(keeper.make_zygote(keeper.spawn(keeper.server())), 5)
     assert keeper.get("/raise")[0].startswith("500")
     log = keeper.wait_for_log("request_failed")
     assert re.search(rf'"slot":\s*5.*"pid":\s*{worker.pid}|slot=5.*pid={worker.pid}', log), log
@@ -178,37 +178,37 @@ def test_unwritten_output_is_not_repeated(keep: Keep) -> None:
     keeper = keep()
     worker = keeper.spawn(keeper.server())
     keeper.get("/print")
-    template = keeper.make_template(worker)
+    zygote = keeper.make_zygote(worker)
     for slot in (2, 3):
-        child = keeper.spawn(template, slot)
+        child = keeper.spawn(zygote, slot)
         child.say(messages.Drain())
         child.ended()
-    template.hang_up()
-    template.ended()
+    zygote.hang_up()
+    zygote.ended()
     assert keeper.output.read_text().count("one ") == 1
 
 
 def test_stack_dumps_reach_the_childs_own_pipe(keep: Keep) -> None:
-    """The old worker's pipe ends with the worker, though it lives on as a template with children."""
+    """The old worker's pipe ends with the worker, though it lives on as a zygote with children."""
     keeper = keep()
     worker = keeper.spawn(keeper.server())
-    child = keeper.spawn(keeper.make_template(worker), 2)
+    child = keeper.spawn(keeper.make_zygote(worker), 2)
     assert os.read(worker.stacks, 100) == b""
     child.send(signal.SIGRTMIN + 5)
     assert os.read(child.stacks, 100)
-    worker.send(signal.SIGRTMIN + 5)  # too late for the worker; the template must survive it
+    worker.send(signal.SIGRTMIN + 5)  # too late for the worker; the zygote must survive it
     keeper.spawn(worker, 3)
 
 
-def test_signals_to_the_group_do_not_end_a_template(keep: Keep) -> None:
+def test_signals_to_the_group_do_not_end_a_zygote(keep: Keep) -> None:
     """Like a fork server it ends by its channel alone, and then at once and without the app's atexit."""
     keeper = keep()
-    template = keeper.make_template(keeper.spawn(keeper.server()))
+    zygote = keeper.make_zygote(keeper.spawn(keeper.server()))
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1):
-        template.send(signum)
-        child = keeper.spawn(template, 2)
-    template.hang_up()
-    template.ended()
+        zygote.send(signum)
+        child = keeper.spawn(zygote, 2)
+    zygote.hang_up()
+    zygote.ended()
     assert not (keeper.folder / "goodbyes").exists()
     child.say(messages.Drain())
     child.ended()
@@ -216,13 +216,13 @@ def test_signals_to_the_group_do_not_end_a_template(keep: Keep) -> None:
 
 
 def test_what_the_app_set_up_for_its_process_does_not_hurt(keep: Keep) -> None:
-    """A timer of the app's does not fire in the template; its way with SIGCHLD does not confuse forking."""
+    """A timer of the app's does not fire in the zygote; its way with SIGCHLD does not confuse forking."""
     keeper = keep()
     worker = keeper.spawn(keeper.server())
     keeper.get("/alarm")
-    template = keeper.make_template(worker)
-    assert not template.wait_for_end(0.5)
-    keeper.spawn(template, 2)
+    zygote = keeper.make_zygote(worker)
+    assert not zygote.wait_for_end(0.5)
+    keeper.spawn(zygote, 2)
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -238,8 +238,8 @@ def test_an_audit_names_threads_and_connections(keep: Keep, threads: int) -> Non
             "thread 'flusher' runs time.sleep",
             f"connection to 127.0.0.1:{port}: children would share it and get each other's answers",
         ]
-        assert audit(worker) == messages.TemplateAudited(problems, [])
-        assert audit(worker, force=True) == messages.TemplateAudited([], problems)
+        assert audit(worker) == messages.ZygoteAudited(problems, [])
+        assert audit(worker, force=True) == messages.ZygoteAudited([], problems)
         assert keeper.get() == ("200 OK", b"ok")
 
 
@@ -249,7 +249,7 @@ def test_what_appears_after_the_audit_is_found(keep: Keep) -> None:
     worker = keeper.spawn(keeper.server())
     assert audit(worker).problems == []
     keeper.get("/thread")
-    worker.say(messages.Drain(hand_over=True, template=True))
+    worker.say(messages.Drain(hand_over=True, zygote=True))
     worker.ended()
     assert worker.channel.receive() is None
     log = keeper.wait_for_log("template_refused")
@@ -258,12 +258,12 @@ def test_what_appears_after_the_audit_is_found(keep: Keep) -> None:
 
 
 def test_force_goes_over_problems(keep: Keep) -> None:
-    """A forced template is one although a thread is lost; its children do not have it."""
+    """A forced zygote is one although a thread is lost; its children do not have it."""
     keeper = keep()
     worker = keeper.spawn(keeper.server())
     keeper.get("/thread")
     audit(worker, force=True)
-    keeper.spawn(keeper.make_template(worker), 2)
+    keeper.spawn(keeper.make_zygote(worker), 2)
     assert keeper.get("/threads") == ("200 OK", b"MainThread")
 
 
@@ -275,29 +275,29 @@ def test_requests_that_do_not_end_forbid_it(keep: Keep) -> None:
     with socket.create_connection(keeper.address) as stuck:
         stuck.sendall(b"GET /sleep HTTP/1.1\r\nHost: x\r\n\r\n")
         keeper.wait_for_request(worker)
-        worker.say(messages.Drain(hand_over=True, template=True))
+        worker.say(messages.Drain(hand_over=True, zygote=True))
         worker.ended()
     assert "requests are running in ostler-" in keeper.wait_for_log("template_refused")
 
 
 def test_the_last_word_counts(keep: Keep) -> None:
-    """A worker that drains to be a template and is then told to leave leaves."""
+    """A worker that drains to be a zygote and is then told to leave leaves."""
     keeper = keep(graceful_timeout=10)
     worker = keeper.spawn(keeper.server())
-    worker.say(messages.Drain(hand_over=True, template=True))
+    worker.say(messages.Drain(hand_over=True, zygote=True))
     worker.say(messages.Drain())
     worker.ended()
     assert (keeper.folder / "goodbyes").read_text() == f"{worker.pid}\n"
 
 
 def test_sigterm_is_a_last_word_too(keep: Keep) -> None:
-    """Who ends a worker by hand gets its end, though it drains to be a template."""
+    """Who ends a worker by hand gets its end, though it drains to be a zygote."""
     keeper = keep()
     worker = keeper.spawn(keeper.server())
     with socket.create_connection(keeper.address) as client:
         client.sendall(b"GET /nap HTTP/1.1\r\nHost: x\r\n\r\n")
         keeper.wait_for_request(worker)
-        worker.say(messages.Drain(hand_over=True, template=True))
+        worker.say(messages.Drain(hand_over=True, zygote=True))
         worker.send(signal.SIGTERM)
         (keeper.folder / "wake").touch()
         assert client.recv(100).startswith(b"HTTP/1.1 200")
@@ -328,17 +328,17 @@ def test_sigterm_while_it_looks_at_itself(keep: Keep) -> None:
         + "sys.modules['torch'] = SimpleNamespace(cuda=SimpleNamespace(is_initialized=end))\n"
     )
     worker = keeper.spawn(keeper.server())
-    worker.say(messages.Drain(hand_over=True, template=True))
+    worker.say(messages.Drain(hand_over=True, zygote=True))
     worker.ended()
     assert worker.hear(messages.Signalled).signum == signal.SIGTERM
     assert worker.channel.receive() is None
 
 
-def test_a_template_that_is_told_to_drain_leaves(keep: Keep) -> None:
-    """The word to leave may cross `TemplateReady`: it holds then, too."""
+def test_a_zygote_that_is_told_to_drain_leaves(keep: Keep) -> None:
+    """The word to leave may cross `ZygoteReady`: it holds then, too."""
     keeper = keep()
-    template = keeper.make_template(keeper.spawn(keeper.server()))
-    template.say(messages.ReopenLogs())
-    template.say(messages.Drain())
-    template.ended()
-    assert (keeper.folder / "goodbyes").read_text() == f"{template.pid}\n"
+    zygote = keeper.make_zygote(keeper.spawn(keeper.server()))
+    zygote.say(messages.ReopenLogs())
+    zygote.say(messages.Drain())
+    zygote.ended()
+    assert (keeper.folder / "goodbyes").read_text() == f"{zygote.pid}\n"

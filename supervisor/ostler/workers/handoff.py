@@ -22,7 +22,7 @@ from typing import Annotated, Any, Protocol
 
 import msgspec
 
-from ostler.osapi import real, received
+from ostler.osapi import original, received
 
 # Bounds what a message costs: what is told of a connection besides its descriptor.
 _MESSAGE = 4096
@@ -68,7 +68,7 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Parcel)
 
 
-class Relay:
+class HandOff:
     """The shared pair; `giving` and `taking` are its two ends.
 
     Attributes:
@@ -126,7 +126,7 @@ class Relay:
 
     def _has_ended(self) -> bool:
         """Whether the pair was shut down: it is readable for ever then."""
-        poll = real.poll()
+        poll = original.poll()
         poll.register(self._taking, select.POLLRDHUP)
         return bool(poll.poll(0))
 
@@ -135,7 +135,7 @@ def _unpack(data: bytes, descriptor: int) -> Taken | None:
     """None if it is no connection; the descriptor is still the caller's then."""
     try:
         parcel = _decoder.decode(data)
-        sock = real.Socket(fileno=descriptor)
+        sock = original.Socket(fileno=descriptor)
     except (OSError, ValueError, RecursionError):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Connections that go from worker to worker: two engines in one process share a relay.
+"""Connections that go from worker to worker: two engines in one process share a hand-off.
 
 Each engine has its own listener and its own scoreboard, so it is known which of them has a connection.
 """
@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ostler.workers.relay import Relay
+from ostler.workers.handoff import HandOff
 from ostler.wsgi.environ import Environ
 from tests.kit.daemon import until
 from tests.unit.osapi.test_received import lingering
@@ -81,10 +81,10 @@ def occupy(rig: Rig, worker: Worker, threads: int) -> list[Client]:
 
 @BOTH
 def test_who_leaves_gives_its_connections_away(
-    serve: Serve, relay: Relay, workers: tuple[Worker, Worker], threads: int
+    serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker], threads: int
 ) -> None:
     """Clients notice nothing: no close is announced, and the next answer is a sibling's."""
-    leaving, staying = (serve(worker, threads=threads, relay=relay) for worker in workers)
+    leaving, staying = (serve(worker, threads=threads, handoff=handoff) for worker in workers)
     clients = [leaving.client() for _ in range(20)]
     fresh = leaving.client()
     for client in clients:
@@ -102,11 +102,11 @@ def test_who_leaves_gives_its_connections_away(
 
 @BOTH
 def test_a_request_on_its_way_is_answered_by_the_taker(
-    serve: Serve, relay: Relay, workers: tuple[Worker, Worker], threads: int
+    serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker], threads: int
 ) -> None:
     """Bytes that nobody has read travel with the connection; who was in the app gets two whole answers."""
     one, two = workers
-    leaving, _ = serve(one, threads=threads, relay=relay), serve(two, threads=threads, relay=relay)
+    leaving, _ = serve(one, threads=threads, handoff=handoff), serve(two, threads=threads, handoff=handoff)
     old = [leaving.client() for _ in range(3)]
     for client in old:
         assert client.get().body == b"one"
@@ -122,9 +122,9 @@ def test_a_request_on_its_way_is_answered_by_the_taker(
     assert leaving.ended()
 
 
-def test_half_a_request_stays(serve: Serve, relay: Relay, workers: tuple[Worker, Worker]) -> None:
+def test_half_a_request_stays(serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker]) -> None:
     """A connection whose bytes were read in part does not travel: who leaves answers it first."""
-    leaving, _ = (serve(worker, relay=relay) for worker in workers)
+    leaving, _ = (serve(worker, handoff=handoff) for worker in workers)
     client = leaving.client()
     assert client.get().body == b"one"
     client.send(b"GET /half HTTP/1.1\r\nHo")
@@ -138,7 +138,7 @@ def test_half_a_request_stays(serve: Serve, relay: Relay, workers: tuple[Worker,
     assert leaving.ended()
 
 
-def test_an_answer_that_is_not_taken_stays(serve: Serve, relay: Relay) -> None:
+def test_an_answer_that_is_not_taken_stays(serve: Serve, handoff: HandOff) -> None:
     """Who leaves sends what it owes; then the connection travels."""
     large = b"x" * (8 << 20)
 
@@ -146,7 +146,7 @@ def test_an_answer_that_is_not_taken_stays(serve: Serve, relay: Relay) -> None:
         start_response("200 OK", [])
         return [large]
 
-    leaving, _ = serve(one, relay=relay), serve(Worker("two"), relay=relay)
+    leaving, _ = serve(one, handoff=handoff), serve(Worker("two"), handoff=handoff)
     client = leaving.client(receive_buffer=4096)
     client.ask()
     client._more()
@@ -159,11 +159,11 @@ def test_an_answer_that_is_not_taken_stays(serve: Serve, relay: Relay) -> None:
 
 @BOTH
 def test_the_last_worker_gives_nothing_away(
-    serve: Serve, relay: Relay, workers: tuple[Worker, Worker], threads: int
+    serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker], threads: int
 ) -> None:
     """When all leave, what arrives late is answered by who has it, with `Connection: close`."""
     one = workers[0]
-    rig = serve(one, threads=threads, relay=relay)
+    rig = serve(one, threads=threads, handoff=handoff)
     idle = rig.client()
     assert idle.get().body == b"one"
     busy = occupy(rig, one, threads)
@@ -181,11 +181,11 @@ def test_the_last_worker_gives_nothing_away(
 
 
 def test_what_nobody_has_taken_is_taken_back(
-    serve: Serve, relay: Relay, workers: tuple[Worker, Worker]
+    serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker]
 ) -> None:
-    """A connection lies in the relay when all workers begin to leave: its request is answered."""
+    """A connection lies in the hand-off when all workers begin to leave: its request is answered."""
     one = workers[0]
-    rig = serve(one, relay=relay)
+    rig = serve(one, handoff=handoff)
     idle = rig.client()
     assert idle.get().body == b"one"
     (busy,) = occupy(rig, one, 1)
@@ -206,11 +206,11 @@ def test_what_nobody_has_taken_is_taken_back(
 
 @BOTH
 def test_what_would_wait_for_a_long_request_goes_to_a_sibling(
-    serve: Serve, relay: Relay, workers: tuple[Worker, Worker], threads: int
+    serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker], threads: int
 ) -> None:
     """A keep-alive connection of a worker that is busy is served by one that is not."""
     one, two = workers
-    busy, free = serve(one, threads=threads, relay=relay), serve(two, threads=threads, relay=relay)
+    busy, free = serve(one, threads=threads, handoff=handoff), serve(two, threads=threads, handoff=handoff)
     old = [busy.client() for _ in range(5)]
     for client in old:
         assert client.get().body == b"one"
@@ -226,11 +226,11 @@ def test_what_would_wait_for_a_long_request_goes_to_a_sibling(
 
 
 def test_without_a_free_sibling_it_is_served_in_the_end(
-    serve: Serve, relay: Relay, workers: tuple[Worker, Worker]
+    serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker]
 ) -> None:
     """The worker itself takes back what it has given away when it is done."""
     one = workers[0]
-    rig = serve(one, relay=relay)
+    rig = serve(one, handoff=handoff)
     old = rig.client()
     assert old.get().body == b"one"
     (busy,) = occupy(rig, one, 1)
@@ -243,10 +243,10 @@ def test_without_a_free_sibling_it_is_served_in_the_end(
     assert rig.counts().taken == 1
 
 
-def test_who_minds_sends_and_receives(serve: Serve, relay: Relay, workers: tuple[Worker, Worker]) -> None:
+def test_who_minds_sends_and_receives(serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker]) -> None:
     """A body goes on to be received in the middle of a long request; it stays where it began."""
     one = workers[0]
-    rig, _ = serve(one, relay=relay), serve(workers[1], relay=relay)
+    rig, _ = serve(one, handoff=handoff), serve(workers[1], handoff=handoff)
     writer = rig.client()
     writer.send(b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n12")
     (busy,) = occupy(rig, one, 1)
@@ -260,12 +260,12 @@ def test_who_minds_sends_and_receives(serve: Serve, relay: Relay, workers: tuple
 
 @BOTH
 def test_nothing_is_lost_under_load(
-    serve: Serve, relay: Relay, workers: tuple[Worker, Worker], threads: int
+    serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker], threads: int
 ) -> None:
     """Clients that go on asking while workers are busy, leave and come: each request has one answer."""
     one, two = workers
-    first = serve(one, threads=threads, relay=relay)
-    serve(two, threads=threads, relay=relay)
+    first = serve(one, threads=threads, handoff=handoff)
+    serve(two, threads=threads, handoff=handoff)
     wrong: list[object] = []
     asked = [0] * 6
 
@@ -299,7 +299,7 @@ def test_nothing_is_lost_under_load(
 
 
 class Pair:
-    """A connection as the relay sees one, and its client's end."""
+    """A connection as the hand-off sees one, and its client's end."""
 
     tls = False
     listener = "('127.0.0.1', 80)"
@@ -321,28 +321,28 @@ class Pair:
         self.sock.close()
 
 
-def test_what_is_known_travels_along(relay: Relay) -> None:
+def test_what_is_known_travels_along(handoff: HandOff) -> None:
     """Listener, the facts that a proxy told, when it was used; the bytes, and who is at the other end."""
     with Pair() as pair:
         pair.facts = {"REMOTE_ADDR": "192.0.2.1"}
         pair.client.send(b"unread")
-        assert relay.give(pair)
-        taken = relay.take()
+        assert handoff.give(pair)
+        taken = handoff.take()
         assert taken is not None
         with taken.sock:
             assert (taken.listener, taken.facts, taken.served) == (pair.listener, pair.facts, 4711)
             assert taken.peer == pair.client.getsockname()
             assert taken.sock.recv(100) == b"unread"
-        assert relay.take() is None
+        assert handoff.take() is None
 
 
-def test_a_taken_connection_never_blocks(relay: Relay) -> None:
+def test_a_taken_connection_never_blocks(handoff: HandOff) -> None:
     """Whatever default time-out an app has set: one slow client must not stop the loop."""
     with Pair() as pair:
-        assert relay.give(pair)
+        assert handoff.give(pair)
         socket.setdefaulttimeout(5.0)
         try:
-            taken = relay.take()
+            taken = handoff.take()
         finally:
             socket.setdefaulttimeout(None)
         assert taken is not None
@@ -350,61 +350,61 @@ def test_a_taken_connection_never_blocks(relay: Relay) -> None:
             assert taken.sock.gettimeout() == 0
 
 
-def test_a_taken_connection_is_not_inherited(relay: Relay) -> None:
+def test_a_taken_connection_is_not_inherited(handoff: HandOff) -> None:
     """A program that the app starts does not get the client's connection."""
     with Pair() as pair:
-        assert relay.give(pair)
-        taken = relay.take()
+        assert handoff.give(pair)
+        taken = handoff.take()
         assert taken is not None
         with taken.sock:
             assert not os.get_inheritable(taken.sock.fileno())
 
 
-def test_a_client_that_has_gone_is_not_taken(relay: Relay) -> None:
-    """A reset while it lay in the relay: nothing is taken, and nothing stays open."""
+def test_a_client_that_has_gone_is_not_taken(handoff: HandOff) -> None:
+    """A reset while it lay in the hand-off: nothing is taken, and nothing stays open."""
     with Pair() as pair:
-        assert relay.give(pair)
+        assert handoff.give(pair)
         pair.sock.close()
         pair.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         pair.client.close()
         before = len(list(Path("/proc/self/fd").iterdir()))
-        assert relay.take() is None
+        assert handoff.take() is None
         assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
-def test_tls_does_not_travel(relay: Relay) -> None:
+def test_tls_does_not_travel(handoff: HandOff) -> None:
     """Its keys are in the memory of the process that has it."""
     with Pair() as pair:
         pair.tls = True
-        assert not relay.give(pair)
-        assert relay.take() is None
+        assert not handoff.give(pair)
+        assert handoff.take() is None
 
 
-def test_a_listener_of_any_name_can_be_told(relay: Relay) -> None:
+def test_a_listener_of_any_name_can_be_told(handoff: HandOff) -> None:
     """A path that is no UTF-8 is no reason to fail: it travels or it stays."""
     with Pair() as pair:
         pair.listener = "/run/\udcff.sock"
-        if relay.give(pair):
-            taken = relay.take()
+        if handoff.give(pair):
+            taken = handoff.take()
             assert taken is not None
             taken.sock.close()
 
 
-def test_a_full_relay_refuses(relay: Relay) -> None:
+def test_a_full_handoff_refuses(handoff: HandOff) -> None:
     """Nobody takes: giving fails at some point, and does not wait. What was given is all there."""
     with Pair() as pair:
         given = 0
-        while relay.give(pair):
+        while handoff.give(pair):
             given += 1
             assert given < 100_000
         assert given > 20
         taken = 0
-        while (connection := relay.take()) is not None:
+        while (connection := handoff.take()) is not None:
             connection.sock.close()
             taken += 1
         assert taken == given
-        assert relay.give(pair)
-        last = relay.take()
+        assert handoff.give(pair)
+        last = handoff.take()
         assert last is not None
         last.sock.close()
 
@@ -412,18 +412,18 @@ def test_a_full_relay_refuses(relay: Relay) -> None:
 GONE = """
 import socket, sys
 sys.path.insert(0, ".")
-from tests.unit.workers.test_relay import Pair
-from ostler.workers.relay import Relay
+from tests.unit.workers.test_handoff import Pair
+from ostler.workers.handoff import HandOff
 
 giving, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-relay = Relay(giving, taking)
+handoff = HandOff(giving, taking)
 taking.close()
 with Pair() as pair:
-    print(relay.give(pair))
+    print(handoff.give(pair))
 """
 
 
-def test_a_relay_whose_other_end_is_gone_refuses() -> None:
+def test_a_handoff_whose_other_end_is_gone_refuses() -> None:
     """The pair went with its daemon: no exception, and no SIGPIPE."""
     result = subprocess.run(
         [sys.executable, "-c", GONE], capture_output=True, text=True, timeout=PATIENCE, check=False
@@ -431,7 +431,7 @@ def test_a_relay_whose_other_end_is_gone_refuses() -> None:
     assert (result.returncode, result.stdout) == (0, "False\n")
 
 
-def test_a_crowded_worker_shares(serve: Serve, relay: Relay) -> None:
+def test_a_crowded_worker_shares(serve: Serve, handoff: HandOff) -> None:
     """Connections that stay open reach a worker that came later: of many that wait at once some are given."""
     inside, gate = threading.Semaphore(0), threading.Semaphore(0)
 
@@ -442,11 +442,11 @@ def test_a_crowded_worker_shares(serve: Serve, relay: Relay) -> None:
         start_response("200 OK", [("Content-Length", "2")])
         return [b"ok"]
 
-    first = serve(app, relay=relay)
+    first = serve(app, handoff=handoff)
     clients = [first.client() for _ in range(16)]
     for client in clients:
         assert client.get("/").body == b"ok"
-    second = serve(app, relay=relay)
+    second = serve(app, handoff=handoff)
 
     def shared() -> bool:
         clients[0].ask("/wait")
@@ -471,16 +471,16 @@ def parcel(*fields: object) -> bytes:
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[Relay, socket.socket]]:
-    """A relay, and the end that a sibling sends into."""
+def ends() -> Iterator[tuple[HandOff, socket.socket]]:
+    """A hand-off, and the end that a sibling sends into."""
     giving, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with giving, taking:
-        yield Relay(giving, taking), giving
+        yield HandOff(giving, taking), giving
 
 
-def test_what_is_no_connection(ends: tuple[Relay, socket.socket]) -> None:
+def test_what_is_no_connection(ends: tuple[HandOff, socket.socket]) -> None:
     """Whatever else comes is closed, and what comes behind it is taken."""
-    relay, sibling = ends
+    handoff, sibling = ends
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()) as client,
@@ -511,30 +511,30 @@ def test_what_is_no_connection(ends: tuple[Relay, socket.socket]) -> None:
             else:
                 sibling.send(data)
         socket.send_fds(sibling, [parcel(1, "x", {}, 2**64 - 1)], [client.fileno()])
-        taken = relay.take()
+        taken = handoff.take()
         assert taken is not None
         assert taken.peer == listener.getsockname()
         assert taken.served < 2**63
         taken.sock.close()
-        assert relay.take() is None
+        assert handoff.take() is None
         assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_garbage_without_end(ends: tuple[Relay, socket.socket]) -> None:
+def test_garbage_without_end(ends: tuple[HandOff, socket.socket]) -> None:
     """Not all of it is looked at, and it is said that there is no use in looking."""
-    relay, sibling = ends
+    handoff, sibling = ends
     for _ in range(100):
         sibling.send(b"x")
-    assert relay.take() is None
-    assert relay.useless
+    assert handoff.take() is None
+    assert handoff.useless
 
 
-def test_a_pair_that_was_shut_down(ends: tuple[Relay, socket.socket]) -> None:
+def test_a_pair_that_was_shut_down(ends: tuple[HandOff, socket.socket]) -> None:
     """It can be read from for ever, and there is no use in that."""
-    relay, sibling = ends
+    handoff, sibling = ends
     sibling.shutdown(socket.SHUT_RDWR)
-    assert relay.take() is None
-    assert relay.useless
+    assert handoff.take() is None
+    assert handoff.useless
 
 
 @dataclass
@@ -546,24 +546,24 @@ class Idle:
     served: int = 0
 
 
-def test_a_pair_that_blocks(ends: tuple[Relay, socket.socket]) -> None:
+def test_a_pair_that_blocks(ends: tuple[HandOff, socket.socket]) -> None:
     """A sibling can fill the shared sockets and make them block: then nothing is given, and nobody waits."""
-    relay, sibling = ends
+    handoff, sibling = ends
     sibling.setblocking(False)
     with suppress(BlockingIOError):
         while True:
             sibling.send(b"x" * 1000)
     sibling.setblocking(True)
-    assert not relay.give(Idle(0))
+    assert not handoff.give(Idle(0))
 
 
-def test_close_that_would_wait(ends: tuple[Relay, socket.socket]) -> None:
+def test_close_that_would_wait(ends: tuple[HandOff, socket.socket]) -> None:
     """A connection with SO_LINGER does not make the one that takes it wait when it closes it."""
-    relay, sibling = ends
+    handoff, sibling = ends
     ours, theirs = lingering()
     socket.send_fds(sibling, [parcel()], [ours.fileno()])
     ours.detach()
-    taken = relay.take()
+    taken = handoff.take()
     assert taken is not None
     began = time.monotonic()
     taken.sock.close()
