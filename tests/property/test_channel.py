@@ -161,9 +161,9 @@ async def survive(todo: list[Step]) -> None:
         assert {fields.get("pid") for fields in theatre.events("protocol_error")} <= guilty | {None}
         # Each death is booked.
         dead = {one.pid for one in theatre.stand_ins if one.dead}
-        assert not dead & shell.worker_id_of.keys()
+        assert not {pid for pid in dead if shell.children.with_pid(pid)}
         assert not dead & {worker.pid for worker in shell.fleet.workers.values()}
-        assert not dead & {server.pid for server in shell.fork_servers.values()}
+        assert not dead & {server.pid for server in shell.children.fork_servers.values()}
         booked = {end.pid for end in theatre.ledger.newest_first(1000)}
         assert {one.pid for one in theatre.stand_ins if one.dead and one.fork_server} <= booked
         # It goes on as before.

@@ -145,8 +145,8 @@ def test_half_installed(place: Place) -> None:
     argv = (sys.executable, "-P", "-m", "ostler")
     daemon = place.start("up:app", argv=argv, PYTHONPATH=path)
     daemon.settled(1)
-    plane = package / "daemon" / "plane.py"
-    plane.write_text("import nowhere_to_be_found\n")
+    module = package / "daemon" / "control_server.py"
+    module.write_text("import nowhere_to_be_found\n")
     daemon.send(signal.SIGUSR2)
     assert "nowhere_to_be_found" in daemon.event("upgrade_failed", level="error")["problem"]
     assert daemon.get().status == 200
@@ -321,7 +321,7 @@ def test_few_descriptors(place: Place) -> None:
     [
         "import ostler.daemon.upgrade as module; module._format = bytes",
         "import ostler.daemon.main as module; module.Observer = None",
-        "import ostler.daemon.main as module; module.PidFile = None",
+        "import ostler.daemon.own_settings as module; module.PidFile = None",
     ],
     ids=["reading", "building", "taking over"],
 )

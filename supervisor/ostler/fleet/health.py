@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-from ostler.fleet.machine import Fleet
 from ostler.fleet.model import Cause, GenerationState, ReloadPhase, WorkerState
 from ostler.fleet.policies import crash_loop, kills_too_many
+from ostler.fleet.state import State
 
 FleetState = Literal["starting", "ready", "degraded", "reloading", "paused", "stopping"]
 
 
-def state(fleet: Fleet) -> FleetState:
+def state(fleet: State) -> FleetState:
     """The most important thing that is true of the fleet."""
     if fleet.stopping:
         return "stopping"
@@ -24,7 +24,7 @@ def state(fleet: Fleet) -> FleetState:
     return "ready"
 
 
-def sentence(fleet: Fleet) -> str:
+def sentence(fleet: State) -> str:
     """What an operator wants to hear first; ends with a full stop."""
     # Slots, not workers: while one replaces another, two of them serve in one.
     ready = fleet.ready
@@ -58,7 +58,7 @@ def sentence(fleet: Fleet) -> str:
     return f"Healthy: {all_are} ready{_undone(fleet)}."
 
 
-def _hanging(fleet: Fleet) -> str:
+def _hanging(fleet: State) -> str:
     hanging = [worker for worker in fleet.workers.values() if worker.overdue_since is not None]
     stalled = sum(worker.leaving is Cause.STALLED for worker in hanging)
     told = [f"{_counted(stalled)} whose loop stands still being replaced"] if stalled else []
@@ -69,7 +69,7 @@ def _hanging(fleet: Fleet) -> str:
     return ", ".join(told)
 
 
-def _undone(fleet: Fleet) -> str:
+def _undone(fleet: State) -> str:
     """That what serves is not what was asked for last."""
     if fleet.reload is None or fleet.reload.phase not in (ReloadPhase.FAILED, ReloadPhase.ROLLED_BACK):
         return ""
@@ -77,7 +77,7 @@ def _undone(fleet: Fleet) -> str:
     return f", but the last reload {end}: {(fleet.reload.reason or 'see the log').rstrip('.')}"
 
 
-def _trouble(fleet: Fleet) -> str:
+def _trouble(fleet: State) -> str:
     """Why the fleet is not what is wanted, or an empty text."""
     generation = fleet.generations.get(fleet.current)
     if generation is None:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from ostler.daemon.children import stacks
-from ostler.daemon.children.stacks import DUMP_TIME, Stacks
+from ostler.daemon.children.stacks import DUMP_TIME
 from ostler.fleet.model import ExitStatus
 from ostler.ipc import messages
 from tests.kit.standins import Theatre
@@ -18,7 +18,7 @@ async def test_a_fork_server_whose_channel_is_full() -> None:
     """A worker that it can't be asked for has failed, with nothing left of it, and is asked for again."""
     with Theatre(workers=1) as theatre:
         await theatre.start().play()
-        channel = theatre.shell.fork_servers[1].channel
+        channel = theatre.shell.children.fork_servers[1].channel
         try:
             while True:
                 channel.send(messages.ReopenLogs())
@@ -31,7 +31,7 @@ async def test_a_fork_server_whose_channel_is_full() -> None:
         (failed,) = theatre.events("worker_boot_failed")
         expected = "can't fork: the fork server can't be asked: Resource temporarily unavailable"
         assert failed["reason"] == expected
-        assert theatre.shell.workers == {}
+        assert theatre.shell.children.workers == {}
         assert len(os.listdir("/proc/self/fd")) < before  # noqa: PTH208
         deadline = time.monotonic() + 15
         while theatre.shell.fleet.ready == 0:
@@ -48,11 +48,11 @@ async def test_a_fork_server_that_has_ended_is_no_failed_fork() -> None:
     with Theatre(workers=1) as theatre:
         await theatre.start().play()
         (worker,) = theatre.workers
-        theatre.shell.loop.remove_reader(theatre.shell.fork_servers[1].channel.fileno())
+        theatre.shell.ports.loop.remove_reader(theatre.shell.children.fork_servers[1].channel.fileno())
         theatre.fork_server.sock.close()
         worker.kill()
         await theatre.killed(worker)
-        assert len(theatre.shell.workers) == 1
+        assert len(theatre.shell.children.workers) == 1
         assert theatre.events("worker_boot_failed") == []
         assert theatre.errors == []
 
@@ -61,10 +61,12 @@ async def test_the_dump_of_an_abort_that_was_read_with_another() -> None:
     """An overdue request's dump and the abort's came in one read: the abort's event has them all the same."""
     with Theatre(workers=1) as theatre:
         await theatre.start().play()
-        (handle,) = theatre.shell.workers.values()
-        handle.dumps += b"Thread 0x1:\n  overdue\nFatal Python error: Aborted\n\nThread 0x1:\n  aborted\n"
+        (handle,) = theatre.shell.children.workers.values()
+        handle.record.dumps += (
+            b"Thread 0x1:\n  overdue\nFatal Python error: Aborted\n\nThread 0x1:\n  aborted\n"
+        )
         assert "overdue" in handle.take_dumps()
-        handle.sent.add(signal.SIGABRT)
+        handle.record.sent_signals.add(signal.SIGABRT)
         taken = theatre.shell.reaper._take_dump(handle, ExitStatus(signal=signal.SIGABRT))
         assert taken.endswith("aborted\n")
         (event,) = theatre.events("worker_aborted")
@@ -76,12 +78,12 @@ async def test_an_overdue_requests_stack_is_in_the_dump_of_the_abort() -> None:
     """A worker that is aborted before it has answered the question for its stacks."""
     with Theatre(workers=1) as theatre:
         await theatre.start().play()
-        (handle,) = theatre.shell.workers.values()
+        (handle,) = theatre.shell.children.workers.values()
         (worker,) = theatre.workers
         found: list[str] = []
-        Stacks(theatre.shell).ask(handle, found.append)
+        theatre.shell.stacks.ask(handle, found.append)
         await asyncio.sleep(0)  # it is asked
-        handle.dumps += b"Fatal Python error: Aborted\n\nThread 0x1:\n  aborted\n"
+        handle.record.dumps += b"Fatal Python error: Aborted\n\nThread 0x1:\n  aborted\n"
         worker.kill()
         await theatre.killed(worker)
         deadline = time.monotonic() + 15
@@ -97,14 +99,14 @@ async def test_a_dump_that_is_written_slowly_is_read_whole(monkeypatch: pytest.M
     monkeypatch.setattr(stacks, "_LOOKS", 1000)
     with Theatre(workers=1) as theatre:
         await theatre.start().play()
-        (handle,) = theatre.shell.workers.values()
+        (handle,) = theatre.shell.children.workers.values()
         monkeypatch.setattr(stacks, "DUMP_SIGNAL", 0)  # of which the stand-in would die
         found: list[str] = []
-        Stacks(theatre.shell).ask(handle, found.append)
+        theatre.shell.stacks.ask(handle, found.append)
         await asyncio.sleep(0)  # it is asked
         dump = 'Current thread 0x1:\n  File "/app.py", line 1 in app\n  File "/ours.py", line 2 in run\n'
         for part in (dump[:30], dump[30:60], dump[60:]):
-            handle.dumps += part.encode()
+            handle.record.dumps += part.encode()
             await asyncio.sleep(DUMP_TIME * 0.6)
             assert found == [] or part == dump[60:]
         deadline = time.monotonic() + 15

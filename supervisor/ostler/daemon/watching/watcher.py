@@ -144,7 +144,7 @@ class Watcher:
             self._task.cancel()
             self._task = None
 
-    def hear(self, generation: int, message: messages.Watch | messages.AppBroken) -> None:
+    def received(self, generation: int, message: messages.Watch | messages.AppBroken) -> None:
         """A process of a generation has told something."""
         if not self._on:
             return
