@@ -10,6 +10,7 @@ from tests.kit.certificates import Authority
 from tests.kit.daemon import Daemon, Place, fork_server
 from tests.kit.load import Load
 from tests.kit.processes import Process, title
+from tests.kit.tiers import thorough, tiers
 from tests.kit.waiting import PATIENCE
 
 pytestmark = pytest.mark.system
@@ -166,7 +167,7 @@ def test_requests_wait_together(green: Place, kind: str) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["", "preload"])
+@pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_patched_before_the_app_is_imported(green: Place, kind: str, preload: list[str]) -> None:
     """What the app finds at its import waits in the library's way; as with gunicorn, it is multithreaded."""
     daemon = start(green, kind, "-w", "2", *preload)
@@ -275,6 +276,7 @@ def test_an_overdue_request_is_ended_alone(green: Place, kind: str) -> None:
     assert daemon.events("request_failed") == []
 
 
+@pytest.mark.thorough
 @BOTH
 def test_many_overdue_at_once(green: Place, kind: str) -> None:
     """More than the scoreboard has lanes for: each is ended, and each is told of with a stack."""
@@ -397,8 +399,8 @@ def test_refork(green: Place) -> None:
 
 
 @pytest.mark.parametrize("patch", ["gevent.monkey.patch_all()", "eventlet.monkey_patch()"])
-@pytest.mark.parametrize("kind", ["gthread", "itself"])
-@pytest.mark.parametrize("preload", [False, True])
+@pytest.mark.parametrize("kind", ["itself", *thorough("gthread")])
+@pytest.mark.parametrize("preload", [True, *thorough(False)])
 def test_a_file_that_patches(place: Place, patch: str, kind: str, preload: bool) -> None:
     """In the fork server everything waits for real all the same, with every worker class."""
     library = patch.partition(".")[0]
