@@ -30,6 +30,7 @@ sleep = time.sleep
 getaddrinfo = socket.getaddrinfo
 get_ident = _thread.get_ident
 Lock = threading.Lock
+ThreadLocal = threading.local
 RLock = _thread.RLock  # threading.RLock is a function that gevent makes return another
 
 _start = _thread.start_new_thread

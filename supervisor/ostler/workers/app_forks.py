@@ -1,9 +1,9 @@
 """Processes that the app forks from a worker or from the fork server, e.g. with multiprocessing.
 
-A forked process inherits Python's signal handlers. Ours must not run there: the handler for SIGTERM would drain
-a worker that the process is not, so `Process.terminate()` would have no effect and `join()` would wait for
-ever. Therefore the child gets the dispositions of an ordinary Python program. Handlers that the app has
-installed stay.
+A forked process inherits Python's signal handlers. Those of a worker must not run there: the handler for
+SIGTERM would drain a worker that the process is not, so `Process.terminate()` would have no effect and
+`join()` would wait for ever. Therefore the child gets the dispositions of an ordinary Python program.
+Handlers that the app has installed stay.
 
 Signals are blocked from before the fork until the child has its dispositions: one that is sent at once after
 the fork takes effect then.
@@ -55,7 +55,7 @@ def _in_child() -> None:
 
 
 def reset_signals() -> None:
-    """Replace Ostler's handlers by the defaults, and write no signal numbers to a descriptor of the parent's."""
+    """Replace Ostler's handlers by the defaults, and take away the descriptor for signal numbers."""
     signal.set_wakeup_fd(-1)
     faulthandler.unregister(DUMP_SIGNAL)
     for signum in signal.valid_signals():

@@ -497,7 +497,7 @@ class WorkerProcess:
 
     def _tell_signal(self, signum: int) -> None:
         """It leaves with exit code 0, as if by itself."""
-        # Children that the app forks have our handlers, too.
+        # A process that C code has forked, without Python's at-fork functions, still has our handlers.
         if os.getpid() == self._pid:
             with suppress(OSError):  # the supervisor is gone or does not read; not worth a line
                 self._channel.send(messages.Signalled(signum))
