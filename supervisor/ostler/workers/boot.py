@@ -44,6 +44,7 @@ from ostler.scoreboard.writer import CellWriter
 from ostler.settings.classes import lanes
 from ostler.settings.table import Settings
 from ostler.text import trace_of
+from ostler.workers import app_forks
 from ostler.workers.audit import Audit, audit_drained, audit_serving
 from ostler.workers.base import BaseWorker, Context
 from ostler.workers.engine import Engine
@@ -51,7 +52,7 @@ from ostler.workers.handoff import HandOff
 from ostler.workers.loader import AppLoadError, load, standard_modules
 from ostler.workers.rehearsal import SHORT, rehearse
 from ostler.workers.warmup import WarmupError, warm_up
-from ostler.wsgi.exchange import App, QuitWorker, note_fork, note_worker
+from ostler.wsgi.exchange import App, QuitWorker
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -74,9 +75,6 @@ _F_SETOWN_EX, _F_OWNER_TID = 15, 0
 
 # How long the engine's threads may take to end when all is answered.
 _THREADS_END = 1.0
-
-# Done by the first worker, holds in all that are forked from it.
-_fork_noted = False
 
 
 @dataclass(slots=True)
@@ -158,6 +156,7 @@ class WorkerProcess:
         if self._got.urgent:
             step_forward(self._lowered)
         self._install_signals()
+        app_forks.register()
         self._channel.set_blocking(True)
         if not self._wait_for_boot():
             return 0
@@ -329,7 +328,6 @@ class WorkerProcess:
             return 3
         self._hooks.serving(self._cell, context.on_quota, engine.extend_deadline)
         signal.signal(INTERRUPT_SIGNAL, engine.interrupt)
-        _note_forks()
         if issubclass(generation.worker_class, Engine):
             rehearse(settings, self._log, SHORT)
         self._channel.set_blocking(False)
@@ -499,7 +497,7 @@ class WorkerProcess:
 
     def _tell_signal(self, signum: int) -> None:
         """It leaves with exit code 0, as if by itself."""
-        # Children that the app forks have our handlers, too.
+        # A process that C code has forked, without Python's at-fork functions, still has our handlers.
         if os.getpid() == self._pid:
             with suppress(OSError):  # the supervisor is gone or does not read; not worth a line
                 self._channel.send(messages.Signalled(signum))
@@ -511,15 +509,6 @@ class WorkerProcess:
 def _engine_threads() -> list[threading.Thread]:
     """Threads of ours that live, but for the main thread."""
     return [thread for thread in threading.enumerate() if thread.name.startswith("ostler-")]
-
-
-def _note_forks() -> None:
-    """Tell processes that the app forks from workers."""
-    global _fork_noted
-    note_worker()
-    if not _fork_noted:
-        _fork_noted = True
-        os.register_at_fork(after_in_child=note_fork)
 
 
 def ignore_group_signals() -> None:
