@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from ostler.cli.arguments import command
+from ostler.cli.ctl import cli
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "supervisor/ostler"
 SECURITY = ROOT / "contrib/docs/security.md"
@@ -27,6 +30,7 @@ DOCUMENTS = sorted(
     ]
 )
 NAMING = [document for document in DOCUMENTS if document != CHANGELOG]
+OF_USERS = sorted([ROOT / "README.md", *ROOT.glob("contrib/docs/*.md"), *ROOT.glob("contrib/systemd/*.md")])
 # What a path in a document begins with if it is one of ours.
 FOLDERS = {
     *(folder.name for folder in PACKAGE.iterdir() if folder.is_dir()),
@@ -83,6 +87,13 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert heading in _headings(found), target
 
 
+@pytest.mark.parametrize("document", OF_USERS, ids=_relative)
+def test_flags_exist(document: Path) -> None:
+    """Each flag that a document for users names is one of `ostler` or `ctl`."""
+    named = [re.split(r"[ =]", text)[0] for text in _quoted(document) if text.startswith("--")]
+    assert [flag for flag in named if flag not in _flags()] == []
+
+
 def test_each_document_is_in_the_index() -> None:
     """contrib/docs/README.md lists all documents beside it."""
     folder = ROOT / "contrib/docs"
@@ -121,6 +132,12 @@ def test_the_readme_is_short() -> None:
 def test_the_check_itself(name: str, exists: bool) -> None:
     """It sees what is missing, and lets alone what names no code of ours."""
     assert _exists(ROOT / "README.md", name) is exists
+
+
+@cache
+def _flags() -> set[str]:
+    commands = [command(lambda _given: None), cli, *cli.commands.values()]
+    return {flag for found in commands for param in found.params for flag in param.opts} | {"--help"}
 
 
 def _prose(document: Path) -> str:
