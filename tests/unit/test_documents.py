@@ -43,6 +43,10 @@ AHEAD = {
         for name in ("reactor", "acceptor", "connection_table", "request_runner", "leader_followers")
     ),
     "scoreboard/accounting.py",
+    *(
+        f"scoreboard/accounting.py:{name}"
+        for name in ("Accounting", "RequestSlot", "RequestSlot.begin", "RequestSlot.end")
+    ),
     "lifecycle.md",
 }
 _MODULE_NAME = re.compile(r"([a-z_0-9]+)\.([A-Za-z_]\w*(?:\.\w+)?)(?:\(\))?")
