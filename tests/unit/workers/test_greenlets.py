@@ -14,7 +14,7 @@ import pytest
 
 from ostler.osapi.process import INTERRUPT_SIGNAL
 from ostler.scoreboard import layout
-from ostler.scoreboard.reader import InFlight
+from ostler.scoreboard.cell import InFlight
 from ostler.scoreboard.writer import CellWriter
 from ostler.workers import greenlets
 from ostler.workers.base import Context

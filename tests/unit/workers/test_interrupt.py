@@ -15,7 +15,7 @@ import pytest
 
 from ostler.osapi.process import INTERRUPT_SIGNAL
 from ostler.scoreboard import layout
-from ostler.scoreboard.reader import InFlight
+from ostler.scoreboard.cell import InFlight
 from ostler.workers import interrupt as module
 from ostler.workers.handoff import HandOff
 from ostler.workers.interrupt import LONG, Deadlines
