@@ -16,7 +16,9 @@ import pytest
 
 from ostler.control.client import Client
 from ostler.control.routes import STATUS
-from tests.kit.daemon import Daemon, ask, until
+from tests.kit.daemon import Daemon
+from tests.kit.http_client import ask
+from tests.kit.waiting import until
 
 APP = '''\
 """Answers with its process's pid, under WSGI and ASGI. Code in `attack.py`, if there, runs before that."""

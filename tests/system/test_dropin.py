@@ -16,8 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import Daemon, Place, Process, ask, until
+from tests.kit.daemon import Daemon, Place
+from tests.kit.http_client import ask
 from tests.kit.load import Load
+from tests.kit.processes import Process
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 

@@ -6,7 +6,8 @@ import socket
 
 import pytest
 
-from tests.kit.daemon import Daemon, Place, children
+from tests.kit.daemon import Daemon, Place
+from tests.kit.processes import children
 
 pytestmark = pytest.mark.system
 

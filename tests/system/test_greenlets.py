@@ -7,8 +7,10 @@ import socket
 import pytest
 
 from tests.kit.certificates import Authority
-from tests.kit.daemon import PATIENCE, Daemon, Place, Process, fork_server, title
+from tests.kit.daemon import Daemon, Place, fork_server
 from tests.kit.load import Load
+from tests.kit.processes import Process, title
+from tests.kit.waiting import PATIENCE
 
 pytestmark = pytest.mark.system
 
@@ -413,7 +415,7 @@ def test_a_file_that_patches(place: Place, patch: str, kind: str, preload: bool)
     assert daemon.get().text == "one"
     open_gate(daemon, "slow")
     assert client.answer().text == "slow passed"
-    daemon.hang_up()
+    daemon.close_connections()
     assert daemon.ctl("reload").code == 0
     assert daemon.get().text == "one"
     assert daemon.stop() == 0

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from ostler.control.routes import EXITS
-from tests.kit.daemon import Daemon, Place, Process, ask, descriptors, fork_server, title
+from tests.kit.daemon import Daemon, Place, fork_server
+from tests.kit.http_client import ask
+from tests.kit.processes import Process, descriptors, title
 
 pytestmark = pytest.mark.system
 

@@ -15,8 +15,11 @@ import pytest
 import ostler
 from ostler.control.routes import RELOAD, SCALE
 from ostler.control.views import Reload, Scale
-from tests.kit.daemon import Daemon, Place, Process, ask, children, descriptors, title, until, zombies
+from tests.kit.daemon import Daemon, Place
+from tests.kit.http_client import ask
 from tests.kit.load import Load
+from tests.kit.processes import Process, children, descriptors, title, zombies
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 

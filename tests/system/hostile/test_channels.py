@@ -16,8 +16,11 @@ import pytest
 
 from ostler.control.routes import EXITS
 from ostler.control.views import ExitView
-from tests.kit.daemon import Connection, Daemon, Place, Process, fork_server, until, zombies
+from tests.kit.daemon import Daemon, Place, fork_server
 from tests.kit.hostile import CLASSES, assert_unharmed, each_class, every_class
+from tests.kit.http_client import Connection
+from tests.kit.processes import Process, zombies
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 ATTACKS = Path(__file__).with_name("attack_channels.py").read_text()

@@ -23,7 +23,9 @@ from typing import NamedTuple
 import pytest
 
 from tests.kit.certificates import Authority
-from tests.kit.daemon import PATIENCE, Daemon, Place, descriptors, until
+from tests.kit.daemon import Daemon, Place
+from tests.kit.processes import descriptors
+from tests.kit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.system
 

@@ -7,8 +7,10 @@ import sys
 import pytest
 
 from tests.kit.accounts import second_account, shown
-from tests.kit.daemon import OSTLER, Place, Process, ask, end_with_us
+from tests.kit.daemon import OSTLER, Place, end_with_parent
 from tests.kit.hostile import CLASSES, each_class
+from tests.kit.http_client import ask
+from tests.kit.processes import Process
 
 pytestmark = pytest.mark.system
 
@@ -85,7 +87,7 @@ def test_threads_that_do_not_fit_into_memory(hostile_place: Place) -> None:
         pytest.skip("threads have no stacks of that size here")
 
     def limit() -> None:
-        end_with_us()
+        end_with_parent()
         resource.setrlimit(resource.RLIMIT_DATA, (64 << 20, 64 << 20))
 
     daemon = hostile_place.start(
@@ -100,7 +102,7 @@ def test_too_little_memory(hostile_place: Place) -> None:
     """So little that not even all modules fit: one line."""
 
     def limit() -> None:
-        end_with_us()
+        end_with_parent()
         resource.setrlimit(resource.RLIMIT_DATA, (24 << 20, 24 << 20))
 
     daemon = hostile_place.start("attacked:app", serving=False, popen={"preexec_fn": limit})

@@ -8,8 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.kit.daemon import Daemon, Place, ask, end_with_us, until
+from tests.kit.daemon import Daemon, Place, end_with_parent
+from tests.kit.http_client import ask
 from tests.kit.seccomp import can_refuse, refusing
+from tests.kit.waiting import until
 
 pytestmark = [
     pytest.mark.system,
@@ -142,7 +144,7 @@ def test_no_memory_file(hostile_place: Place, call: str, number: int) -> None:
 
 def limited(which: int, value: int) -> Callable[[], None]:
     def limit() -> None:
-        end_with_us()
+        end_with_parent()
         resource.setrlimit(which, (value, value))
 
     return limit

@@ -15,8 +15,9 @@ import pytest
 
 from ostler.control.routes import METRICS
 from ostler.control.views import Totals
-from tests.kit.daemon import Daemon, Place, ask
+from tests.kit.daemon import Daemon, Place
 from tests.kit.hostile import CLASSES, assert_unharmed, each_class
+from tests.kit.http_client import ask
 
 pytestmark = pytest.mark.system
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.kit.certificates import Authority
-from tests.kit.daemon import OSTLER, Daemon, Place, until
+from tests.kit.daemon import OSTLER, Daemon, Place
 from tests.kit.hostile import CLASSES, SLACK, each_class
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 

@@ -10,8 +10,10 @@ import pytest
 
 from ostler.control.routes import CONFIG, RELOAD
 from tests.kit.certificates import Authority
-from tests.kit.daemon import Daemon, Place, ask, until
+from tests.kit.daemon import Daemon, Place
 from tests.kit.hostile import APP, CLASSES
+from tests.kit.http_client import ask
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 
