@@ -23,8 +23,8 @@ from ostler.fleet.model import Load, WorkerState
 from ostler.logs.setup import get_logger
 from ostler.osapi.memory import memory_free
 from ostler.scoreboard import layout
+from ostler.scoreboard.cell import Reading
 from ostler.scoreboard.counts import Counts
-from ostler.scoreboard.reader import Reading
 
 if TYPE_CHECKING:
     from ostler.daemon.children.handles import WorkerHandle
