@@ -576,7 +576,8 @@ class Shell:
     def _drain(self, action: actions.Drain) -> None:
         handle = self.workers[action.worker_id]
         handle.zygote_asked |= action.zygote
-        if not self._tell(handle.channel, messages.Drain(action.hand_over, action.zygote)):
+        seconds = self.fleet.policy.graceful_timeout if self.fleet.policy is not None else None
+        if not self._tell(handle.channel, messages.Drain(action.hand_over, action.zygote, seconds)):
             # It has not read its channel for long, or closed it: SIGTERM says the same.
             self._signal(action.worker_id, signal.SIGTERM)
 

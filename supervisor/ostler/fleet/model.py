@@ -72,6 +72,8 @@ class FleetPolicy:
     workers_most: int | None = None
     """With it the load decides on a number from `workers` to this."""
     graceful_timeout: float = 30.0
+    drain_grace: float = 0.0
+    """How much longer a draining worker may take to end by itself, before it is killed."""
     boot_timeout: float = 60.0
     timeout_grace: float = 2.0
     timeout_soft: bool = False

@@ -144,7 +144,7 @@ class Slots(Generations):
 
     def _drain(self, worker: Worker, now: float) -> None:
         policy = self.policy or FleetPolicy()
-        self._enter(worker, DRAINING, now, deadline=now + policy.graceful_timeout)
+        self._enter(worker, DRAINING, now, deadline=now + policy.graceful_timeout + policy.drain_grace)
         grace_end = self._grace_end(worker)
         if grace_end is not None and grace_end <= now:
             self._abort(worker, now)  # it stalled, and has had its time while the successor booted
@@ -165,7 +165,7 @@ class Slots(Generations):
         """A worker was ready before it heard that it need not be: it finishes what it has."""
         policy = self.policy or FleetPolicy()
         worker.cancelled = False
-        self._enter(worker, DRAINING, now, deadline=now + policy.graceful_timeout)
+        self._enter(worker, DRAINING, now, deadline=now + policy.graceful_timeout + policy.drain_grace)
 
     def _quit(self, worker: Worker, now: float) -> None:
         self._enter(worker, STOPPING, now, deadline=now + _QUIT_GRACE)
