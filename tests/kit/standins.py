@@ -105,6 +105,7 @@ class Theatre:
         self.errors: list[dict[str, Any]] = []
         self.finished: list[actions.Finish] = []
         self.ended_reloads: list[int] = []
+        self.rolled_back: list[int] = []
         self.watched: list[Any] = []
         self.taken: list[int] = []
         loop = asyncio.get_running_loop()
@@ -130,6 +131,7 @@ class Theatre:
                 finish=self.finished.append,
                 check_upgrade=nothing,
                 upgrade=nothing,
+                rolled_back=lambda: self.rolled_back.append(self.shell.state.current),
                 on_event=nothing,
             ),
         )
@@ -264,7 +266,7 @@ class Theatre:
             if self.finished:
                 return
             await asyncio.sleep(0.002)
-        raise AssertionError(f"it does not stop: {self.shell.fleet.workers} {self.shell.fleet.generations}")
+        raise AssertionError(f"it does not stop: {self.shell.state.workers} {self.shell.state.generations}")
 
 
 def _has_ended(pid: int) -> bool:

@@ -43,7 +43,8 @@ from ostler.logs.limiter import LimitedLog
 from ostler.logs.setup import get_logger, tap
 from ostler.osapi.needed import refused
 from ostler.osapi.process import become_subreaper, has_terminal, set_title
-from ostler.scoreboard.reader import Reading, Scoreboard
+from ostler.scoreboard.cell import Reading
+from ostler.scoreboard.reader import Scoreboard
 from ostler.settings.kinds import WORKERS
 from ostler.settings.load import Loaded
 
@@ -93,10 +94,11 @@ class Daemon:
                 serving=self._on_serving,
                 stopping=self._on_stopping,
                 reload_ended=self._on_reload_ended,
+                rolled_back=self._on_rolled_back,
                 finish=self._on_finish,
                 check_upgrade=lambda: self._upgrader.check(),
                 upgrade=self._upgrade_soon,
-                on_event=self._on_event,
+                on_event=lambda: self._observer.follow(),
             ),
         )
         self._forwarder = LogForwarder(shell.ports, self._listeners)
@@ -125,8 +127,6 @@ class Daemon:
         self._chores = self._make_chores()
         # What all cells of the scoreboard contain, and in which round of the chores they were read.
         self._readings: tuple[int, dict[int, Reading]] = 0, {}
-        # The generation whose settings are in effect in the supervisor; None before it serves.
-        self._in_effect: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -191,24 +191,18 @@ class Daemon:
 
     def _on_reload_ended(self, generation: int) -> None:
         self._observer.on_reload_ended(generation)
-        self._watcher.forget_before(self._shell.state.current)
-        if self._in_effect is not None:
-            self._follow_settings()
+        self._follow_settings()
 
-    def _on_event(self) -> None:
-        """A reload that is rolled back after its end changes the current generation without another word."""
-        state = self._shell.state
-        self._observer.follow()
-        ended = state.reload is None or not state.reload.running
-        if ended and self._in_effect not in (None, state.current):
-            self._follow_settings()
+    def _on_rolled_back(self) -> None:
+        """After its end. The generation before is the current one again, so its settings apply."""
+        self._follow_settings()
 
     def _follow_settings(self) -> None:
         """Apply the current generation's settings to the supervisor."""
+        self._watcher.forget_before(self._shell.state.current)
         loaded = self._shell.configurations.current
-        if loaded is None:
-            return
-        self._in_effect = self._shell.state.current
+        if loaded is None or not self._shell.state.ever_ready:
+            return  # the first configuration is still being read, or the daemon does not serve yet
         self._own.follow(loaded.settings)
         # A generation that was tried in between may have configured it.
         self._watcher.configure(loaded.settings)
@@ -243,9 +237,8 @@ class Daemon:
             self._start_task(self._greet())
 
     def _begin_supervising(self) -> None:
-        """From now on the settings of the current generation are followed, and the chores done."""
+        """From now on deadlines are watched, and the chores done."""
         set_title(f"ostler: supervisor [{terminal.one_line(self._shell.name)}]")
-        self._in_effect = self._shell.state.current
         self._deadlines.start()
         self._start_task(self._chores.run())
 

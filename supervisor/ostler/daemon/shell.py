@@ -48,12 +48,14 @@ _LATER = 0.001
 class Callbacks(ForkServerCallbacks):
     """What the fleet wants of the rest of the daemon.
 
-    on_event: called after each event, when its actions were performed.
+    rolled_back: called when a reload was rolled back after its end; on_event: called after each event, when
+    its actions were performed.
     """
 
     serving: Callable[[], None]
     stopping: Callable[[], None]
     reload_ended: Callable[[int], None]
+    rolled_back: Callable[[], None]
     finish: Callable[[actions.Finish], None]
     check_upgrade: Callable[[], None]
     upgrade: Callable[[], None]
@@ -176,6 +178,7 @@ class Shell:
             actions.Serving: lambda _action: callbacks.serving(),
             actions.Stopping: lambda _action: callbacks.stopping(),
             actions.ReloadEnded: self._reload_ended,
+            actions.RolledBack: self._rolled_back,
             actions.CheckUpgrade: lambda _action: callbacks.check_upgrade(),
             actions.Upgrade: lambda _action: callbacks.upgrade(),
             actions.Finish: self._finish,
@@ -184,7 +187,7 @@ class Shell:
     @property
     def state(self) -> State:
         """What the fleet knows, for reading only. All of the daemon reads it here."""
-        return self.fleet
+        return self.fleet.state
 
     @property
     def name(self) -> str:
@@ -294,6 +297,11 @@ class Shell:
     def _reload_ended(self, action: actions.ReloadEnded) -> None:
         self.fork_servers.settle_listeners()
         self._callbacks.reload_ended(action.generation)
+        self.fork_servers.forget_configurations()
+
+    def _rolled_back(self, _action: actions.RolledBack) -> None:
+        self.fork_servers.settle_listeners()
+        self._callbacks.rolled_back()
         self.fork_servers.forget_configurations()
 
     def _finish(self, action: actions.Finish) -> None:

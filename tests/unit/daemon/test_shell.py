@@ -34,7 +34,7 @@ async def test_a_fork_server_whose_channel_is_full() -> None:
         assert theatre.shell.children.workers == {}
         assert len(os.listdir("/proc/self/fd")) < before  # noqa: PTH208
         deadline = time.monotonic() + 15
-        while theatre.shell.fleet.ready == 0:
+        while theatre.shell.state.ready == 0:
             assert time.monotonic() < deadline, "it is not asked for again"
             await theatre.play(1)
             await asyncio.sleep(0.01)

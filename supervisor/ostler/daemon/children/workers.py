@@ -89,7 +89,7 @@ class WorkerManager:
             self._spawn_failed(action, "its generation has no configuration")
             return
         try:
-            cell = self._scoreboard.take_cell(classes.lanes(loaded.settings, loaded.one_loop) + 1)
+            cell = self._scoreboard.take_cell(classes.request_slots(loaded.settings, loaded.one_loop))
         except OSError as error:
             self._spawn_failed(action, with_remedy(error))
             return
@@ -205,7 +205,8 @@ class WorkerManager:
     def drain(self, action: actions.Drain) -> None:
         handle = self._children.workers[action.worker_id]
         handle.record.zygote_asked |= action.zygote
-        if not send(handle.channel, messages.Drain(action.hand_over, action.zygote)):
+        message = messages.Drain(action.hand_over, action.zygote, action.seconds)
+        if not send(handle.channel, message):
             # It has not read its channel for long, or has closed it: SIGTERM means the same.
             self._signal(handle, signal.SIGTERM)
 

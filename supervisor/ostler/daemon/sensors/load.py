@@ -20,13 +20,14 @@ import psutil
 from ostler.daemon.children.handles import WorkerHandle
 from ostler.daemon.children.registry import Children
 from ostler.fleet import events
-from ostler.fleet.model import FleetPolicy, Load, WorkerState
+from ostler.fleet.model import Load, WorkerState
 from ostler.fleet.state import State
 from ostler.logs.setup import get_logger
 from ostler.osapi.memory import memory_free
 from ostler.scoreboard import layout
+from ostler.scoreboard.cell import Reading
 from ostler.scoreboard.counts import Counts
-from ostler.scoreboard.reader import Reading, Scoreboard
+from ostler.scoreboard.reader import Scoreboard
 
 # How old a reading of own memory may be, if no limit is near.
 _MEMORY_SECONDS = 5.0
@@ -85,12 +86,12 @@ class LoadSensor:
         """
         read = self._scoreboard.read if readings is None else readings.__getitem__
         state, handles = self._state(), self._children.workers
-        policy = state.policy or FleetPolicy()
-        autoscaled = policy.workers_most is not None
+        policy = state.policy
+        autoscaled = policy is not None and policy.workers_most is not None
         serving = {n: w for n, w in state.workers.items() if w.state in _MEASURED and n in handles}
         self._looked = {n: self._looked.get(n) or _LastLook(at=w.since) for n, w in serving.items()}
         pids = {n: w.pid for n, w in serving.items() if w.pid is not None}
-        memory = self._memory.read(pids, policy.max_memory, autoscaled)
+        memory = self._memory.read(pids, policy.max_memory if policy else 0, autoscaled)
         loads = {n: self._load(handles[n], read(handles[n].cell), memory.get(n)) for n in serving}
         return events.Measured(loads, self._free() if autoscaled else None)
 

@@ -38,9 +38,10 @@ from ostler.fleet import events, health
 from ostler.fleet.model import Reload, Worker, WorkerState
 from ostler.fleet.model import ReloadPhase as Phase
 from ostler.osapi.backlog import accept_queue
+from ostler.scoreboard.cell import Reading
 from ostler.scoreboard.counts import Counts
 from ostler.scoreboard.layout import percentile
-from ostler.scoreboard.reader import Reading, Scoreboard
+from ostler.scoreboard.reader import Scoreboard
 from ostler.settings import classes
 from ostler.settings.render import shown
 from ostler.settings.table import rows

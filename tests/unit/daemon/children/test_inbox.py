@@ -56,7 +56,7 @@ async def test_worker(said: Any, words: str) -> None:
         await ended(theatre, one, words)
         await theatre.play()
         assert other in theatre.workers
-        assert theatre.shell.fleet.ready == 2
+        assert theatre.shell.state.ready == 2
         await theatre.stopped()
 
 
@@ -88,7 +88,7 @@ async def test_fork_server(said: Any, words: str) -> None:
         await ended(theatre, one, words)
         await theatre.play()
         assert theatre.workers == workers
-        assert theatre.shell.fleet.generations[1].state is GenerationState.UP
+        assert theatre.shell.state.generations[1].state is GenerationState.UP
         assert theatre.fork_server is not one
         await theatre.stopped()
 
@@ -123,7 +123,7 @@ async def test_settings_of_a_restart() -> None:
         before, theatre.loaded = theatre.loaded, msgspec.structs.replace(theatre.loaded, settings=settings)
         await theatre.play()
         assert theatre.shell.configurations.get(1) == before
-        assert theatre.shell.fleet.wanted == 2
+        assert theatre.shell.state.wanted == 2
 
 
 async def test_a_sibling_as_a_worker() -> None:
@@ -132,7 +132,7 @@ async def test_a_sibling_as_a_worker() -> None:
         await theatre.start().play()
         one, sibling = theatre.fork_server, theatre.workers[0]
         theatre.shell.submit(events.ResizeAsked("a test", workers=3))
-        one.say(messages.Forked(theatre.shell.fleet.spawned, sibling.pid))
+        one.say(messages.Forked(theatre.shell.state.spawned, sibling.pid))
         await ended(theatre, one, "which is something else")
         assert theatre.shell.children.worker_with_pid(sibling.pid).worker_id == sibling.worker_id
 
@@ -158,7 +158,7 @@ async def test_a_worker_that_speaks_before_it_is_known() -> None:
         async with unreported_worker(theatre, messages.Ready([])) as worker_id:
             pass
         assert worker_id not in theatre.shell.children.workers
-        assert "Ready while it is not forked yet" in theatre.shell.fleet.generations[1].last_failure
+        assert "Ready while it is not forked yet" in theatre.shell.state.generations[1].last_failure
         assert len(theatre.events("protocol_error")) == 1
 
 
@@ -197,7 +197,7 @@ async def test_many_deaths_are_booked_in_parts() -> None:
         for _ in range(4):
             await asyncio.sleep(0)
         assert waiting(pids) == []
-        assert one.worker_id not in theatre.shell.fleet.workers
+        assert one.worker_id not in theatre.shell.state.workers
 
 
 async def test_all_die_with_garbage_unread() -> None:
@@ -209,7 +209,7 @@ async def test_all_die_with_garbage_unread() -> None:
             one.send(b"\xff")
             one.die()
         theatre.shell.reaper.reap()
-        assert not theatre.shell.fleet.workers
+        assert not theatre.shell.state.workers
         causes = [(view.pid, view.cause) for view in theatre.ledger.newest_first(9)]
         assert sorted(causes) == sorted((one.pid, "protocol error") for one in everybody)
         await theatre.stopped()
@@ -288,7 +288,7 @@ async def test_dead_zygote() -> None:
         one.die()
         theatre.shell.reaper.reap()
         assert theatre.shell.children.fork_servers[1].pid == fork_server.pid
-        assert one.worker_id not in theatre.shell.fleet.workers
+        assert one.worker_id not in theatre.shell.state.workers
 
 
 async def test_stacks_without_end() -> None:
@@ -333,12 +333,12 @@ async def test_a_death_is_booked_whatever_fails(step: str, monkeypatch: pytest.M
             for one in workers:
                 one.die()
             shell.reaper.reap()
-        assert not {one.worker_id for one in workers} & shell.fleet.workers.keys()
+        assert not {one.worker_id for one in workers} & shell.state.workers.keys()
         assert not {one.worker_id for one in workers} & shell.children.workers.keys()
         assert len(theatre.events("internal_error")) >= 2
         assert len(theatre.ledger.newest_first(9)) == (0 if step == "ledger" else 2)
         await theatre.play()
-        assert shell.fleet.ready == 2
+        assert shell.state.ready == 2
 
 
 async def test_a_message_that_our_code_fails_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,12 @@ import structlog
 
 from ostler.daemon.sensors import load as module
 from ostler.daemon.sensors.load import LoadSensor, MemoryReader
-from ostler.fleet.model import FleetPolicy, Load, Worker, WorkerState
+from ostler.fleet.model import Load, Worker, WorkerState
 from ostler.logs.setup import set_up
 from ostler.scoreboard import layout, memory
 from ostler.scoreboard.reader import Scoreboard
 from ostler.scoreboard.writer import CellWriter
+from tests.kit.policies import fleet_policy
 from tests.unit.daemon.fakes import fake_ports
 
 MIB = 1 << 20
@@ -40,7 +41,7 @@ class Stage:
         self.workers: dict[int, Worker] = {}
         self.handles: dict[int, Any] = {}
         self.writers: dict[int, CellWriter] = {}
-        self.fleet = SimpleNamespace(workers=self.workers, policy=FleetPolicy())
+        self.fleet = SimpleNamespace(workers=self.workers, policy=fleet_policy())
         state: Any = self.fleet
         children = fake_ports(workers=self.handles).children
         self.sensor = LoadSensor(lambda: state, children, self.scoreboard, lambda: self.now, self._free)
@@ -216,7 +217,7 @@ def test_memory_is_not_looked_at_unless_somebody_wants_to_know(stage: Stage) -> 
 def test_autoscaling_wants_memory(stage: Stage) -> None:
     """With a range of workers own memory and what is left are known."""
     stage.add(1)
-    stage.fleet.policy = FleetPolicy(workers_most=4)
+    stage.fleet.policy = fleet_policy(workers_most=4)
     measured = stage.sensor.take()
     assert measured.memory_free == 7 * MIB
     assert measured.loads[1].memory is not None

@@ -16,10 +16,11 @@ from ostler.daemon.views.histograms import QUEUE_WAITS, coarse_histogram
 from ostler.daemon.views.observer import Observer, ObserverState
 from ostler.fleet import actions, events
 from ostler.fleet.machine import Fleet
-from ostler.fleet.model import ExitStatus, FleetPolicy
+from ostler.fleet.model import ExitStatus
 from ostler.scoreboard.counts import Counts
 from ostler.scoreboard.layout import BUCKETS, bucket_of
 from ostler.settings.load import Loaded, load
+from tests.kit.policies import fleet_policy
 from tests.unit.daemon.fakes import fake_ports
 
 
@@ -91,13 +92,13 @@ class Rig:
 
     def __init__(self) -> None:
         self.fleet = Fleet()
-        self.configurations = Configurations(lambda: self.fleet)
+        self.configurations = Configurations(lambda: self.fleet.state)
         self.configurations.add(1, loaded(workers="1"))
         self.logged: list[tuple[str, str, dict[str, Any]]] = []
         journal = SimpleNamespace(record=lambda *what: self.logged.append(what))
         self.scoreboard: Any = SimpleNamespace(read_all=dict)
         self.observer = Observer(
-            fake_ports(state=self.fleet, journal=journal),
+            fake_ports(state=self.fleet.state, journal=journal),
             self.configurations,
             self.scoreboard,
             Listeners([]),
@@ -120,7 +121,7 @@ class Rig:
         self.observer.follow()
 
     def configured(self, generation: int) -> None:
-        self.submit(events.ForkServerConfigured(generation, FleetPolicy()))
+        self.submit(events.ForkServerConfigured(generation, fleet_policy()))
         self.submit(events.AppLoaded(generation))
 
     def boot(self, worker_id: int) -> None:
@@ -169,7 +170,7 @@ def test_a_reload_that_is_rolled_back_after_its_end() -> None:
     rig = Rig()
     rig.submit(events.ReloadAsked("test"))
     rig.configurations.add(2, loaded(timeout="5"))
-    rig.submit(events.ForkServerConfigured(2, FleetPolicy(probation=60, rollback_crashes=1)))
+    rig.submit(events.ForkServerConfigured(2, fleet_policy(probation=60, rollback_crashes=1)))
     rig.submit(events.AppLoaded(2))
     rig.boot(2)
     rig.submit(events.WorkerExited(1, ExitStatus(0)))

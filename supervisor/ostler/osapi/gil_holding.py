@@ -1,12 +1,12 @@
-"""System calls during which this thread keeps the interpreter lock.
+"""System calls that keep the interpreter lock (GIL) while they run.
 
-Python lets go of its lock around every system call. That is right for those that wait. For one that takes a
-microsecond, in a process whose other threads want the lock, it means to queue up for it once more behind all
-of them: some 10 µs of switching threads, or milliseconds when one of them computes. These calls never wait
-(recv(2) and send(2) with MSG_DONTWAIT, epoll_ctl(2), epoll_wait(2) with a time-out of 0), and ctypes.PyDLL
-makes them without letting go.
+Python releases the lock around each system call. That is right for calls that wait. For a call that takes a
+microsecond, in a process whose other threads wait for the lock, it means to queue for the lock again behind
+all of them: some 10 µs of switching threads, or milliseconds when one of them computes. The calls here never
+wait (recv(2) and send(2) with MSG_DONTWAIT, epoll_ctl(2), epoll_wait(2) with a time-out of 0), and
+ctypes.PyDLL makes them without releasing the lock.
 
-They cost a microsecond more than Python's own, so they are for threads that would have to queue.
+Each costs a microsecond more than Python's own, so they are for threads that would have to queue.
 """
 
 import ctypes
@@ -39,10 +39,13 @@ _epoll_wait = _libc.epoll_wait
 _epoll_wait.argtypes = (ctypes.c_int, ctypes.POINTER(_Event), ctypes.c_int, ctypes.c_int)
 
 
-class Held:
-    """The calls; receiving goes into one buffer of `size` bytes, so for one thread at a time.
+class GilHoldingCalls:
+    """The calls. `recv` and `poll` use buffers of this object, so only one thread at a time may call them.
 
     All raise BlockingIOError and other OSErrors as Python's own do.
+
+    Args:
+        size: of the buffer that `recv` receives into, in bytes.
     """
 
     def __init__(self, size: int) -> None:
@@ -52,25 +55,28 @@ class Held:
         self._events = (_Event * _BATCH)()
 
     def poll(self, epoll_fd: int) -> list[tuple[int, int]]:
-        """What epoll.poll(0) gives."""
+        """As `epoll.poll(0)`."""
         count = _epoll_wait(epoll_fd, self._events, _BATCH, 0)
         if count < 0:
             raise _error()
         return [(event.data & 0xFFFF_FFFF, event.events) for event in self._events[:count]]
 
     def recv(self, fd: int) -> bytes:
+        """What has come, up to the buffer's size; b"" at the end."""
         count = _recv(fd, self._address, self._size, _DONTWAIT)
         if count < 0:
             raise _error()
         return ctypes.string_at(self._address, count)
 
     def send(self, fd: int, data: bytes) -> int:
+        """Send what goes now; returns how many bytes that was."""
         count: int = _send(fd, data, len(data), _DONTWAIT | _NOSIGNAL)
         if count < 0:
             raise _error()
         return count
 
     def modify(self, epoll_fd: int, fd: int, mask: int) -> None:
+        """As `epoll.modify(fd, mask)`."""
         if _epoll_ctl(epoll_fd, _EPOLL_CTL_MOD, fd, _Event(mask, fd)) < 0:
             raise _error()
 
