@@ -9,6 +9,7 @@ import pytest
 
 from ostler.daemon.children import stacks
 from ostler.daemon.children.stacks import DUMP_TIME
+from ostler.fleet import actions, events
 from ostler.fleet.model import ExitStatus
 from ostler.ipc import messages
 from tests.kit.standins import Theatre
@@ -115,3 +116,83 @@ async def test_a_dump_that_is_written_slowly_is_read_whole(monkeypatch: pytest.M
             await asyncio.sleep(DUMP_TIME / 10)
         assert found == [dump]
         await theatre.stopped()
+
+
+async def test_a_fleet_that_fails_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is called again a bounded number of times, each failure is logged, and serving goes on."""
+    with Theatre(workers=1) as theatre:
+        await theatre.start().play()
+        shell, calls = theatre.shell, 0
+        handle = shell.fleet.handle
+
+        def fail(event: events.Event, now: float) -> list[actions.Action]:
+            nonlocal calls
+            if isinstance(event, events.DeadlinePassed):
+                calls += 1
+                raise RuntimeError("a defect")
+            return handle(event, now)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(shell.fleet, "handle", fail)
+            patch.setattr(shell.fleet, "next_deadline", lambda: time.monotonic() - 5.0)
+            shell.submit(events.DeadlinePassed())
+            ends = time.monotonic() + 1.5
+            while time.monotonic() < ends:  # it is the number of calls within this time that counts
+                await theatre.turn()
+                await asyncio.sleep(0.01)
+            # At once, and after a second.
+            assert calls == 2
+            assert len(theatre.events("internal_error")) == calls
+            shell.submit(events.ResizeAsked("a test", workers=2))
+            await theatre.play()
+            assert shell.state.ready == 2
+        shell.submit(events.DeadlinePassed())
+        assert theatre.errors == []
+        await theatre.stopped()
+
+
+async def test_a_fleet_that_fails_at_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event is lost, those after it are handled."""
+    with Theatre(workers=1) as theatre:
+        await theatre.start().play()
+        shell, handle = theatre.shell, theatre.shell.fleet.handle
+
+        def fail(event: events.Event, now: float) -> list[actions.Action]:
+            if isinstance(event, events.ReloadAsked):
+                raise RuntimeError("a defect")
+            return handle(event, now)
+
+        monkeypatch.setattr(shell.fleet, "handle", fail)
+        shell.submit(events.ReloadAsked("a test"))
+        shell.submit(events.ResizeAsked("a test", workers=2))
+        await theatre.play()
+        assert shell.state.ready == 2
+        (error,) = theatre.events("internal_error")
+        assert "the fleet can't handle ReloadAsked" in error["problem"]
+        await theatre.stopped()
+
+
+@pytest.mark.parametrize(
+    "second", [events.ReloadAsked("a test"), events.StopAsked("a test", "graceful")], ids=["reload", "stop"]
+)
+async def test_before_the_first_configuration_is_known(second: events.Event) -> None:
+    """Two reloads, or a reload and a stop, while the first configuration is still being evaluated."""
+    with Theatre(workers=1) as theatre:
+        theatre.start()
+        theatre.shell.submit(events.ReloadAsked("a test"))
+        theatre.shell.submit(second)
+        assert theatre.ended_reloads == [2]
+        assert theatre.events("internal_error") == []
+        if isinstance(second, events.ReloadAsked):
+            await theatre.play(30)
+            assert theatre.shell.state.ready == 1
+            await theatre.stopped()
+        else:
+            for _ in range(2000):
+                await theatre.play(1)
+                if theatre.finished:
+                    break
+                await asyncio.sleep(0.002)
+            assert theatre.finished
+        assert theatre.events("internal_error") == []
+        assert theatre.errors == []
