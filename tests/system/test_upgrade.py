@@ -104,7 +104,13 @@ def test_descriptors_do_not_grow(place: Place) -> None:
         daemon.send(signal.SIGUSR2)
         daemon.event("reload_done", after=number)
     daemon.until(lambda: len(children(daemon.pid)) == 3, "a fork server and two workers")
-    daemon.until(lambda: held() == before, f"{before} descriptors, as before")
+
+    # Not the same number: a connection of `ctl` that was just being closed may have been counted before. What
+    # an upgrade does not close is more than that after two of them.
+    def as_before() -> bool:
+        return all(now <= then for now, then in zip(held(), before, strict=True))
+
+    daemon.until(as_before, f"{before} descriptors, as before")
     assert (place.app_folder / "up.pid").read_text() == f"{daemon.pid}\n"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ostler.daemon.reporting.journal import Journal
+from ostler.daemon.watching import files
 from ostler.daemon.watching import watcher as watching
 from ostler.daemon.watching.watcher import Watcher
 from ostler.fleet import events
@@ -217,7 +218,7 @@ def make_pages(number: int) -> None:
 
 async def test_a_flood_of_folders(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often an app names folders, and however much is in them, looks take little of the time."""
-    monkeypatch.setattr(watching, "_MOST_ENTRIES", 50)
+    monkeypatch.setattr(files, "_MOST_ENTRIES", 50)
     make_pages(100)
     configured(rig)
     walks = []
