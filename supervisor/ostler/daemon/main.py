@@ -18,7 +18,8 @@ from ostler.control.server import ControlServer
 from ostler.daemon import upgrade
 from ostler.daemon.chores import Chores
 from ostler.daemon.control_server import ControlStarter
-from ostler.daemon.listening.listeners import Listeners, systemd_listeners
+from ostler.daemon.listening.listeners import Listeners
+from ostler.daemon.listening.systemd import systemd_listeners
 from ostler.daemon.log_forwarder import LogForwarder
 from ostler.daemon.own_settings import OwnSettings
 from ostler.daemon.process.detach import LauncherLink

@@ -17,7 +17,8 @@ from ostler.daemon.children.records import Phase, StartCause
 from ostler.daemon.children.sending import send
 from ostler.daemon.children.workers import WorkerManager
 from ostler.daemon.configurations import Configurations
-from ostler.daemon.listening.listeners import Listeners, access_of
+from ostler.daemon.listening.listeners import Listeners
+from ostler.daemon.listening.unix import access_of
 from ostler.daemon.policy import fleet_policy
 from ostler.daemon.reporting.ledger import fork_server_leaving
 from ostler.daemon.start_request import StartRequest

@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from ostler.daemon.listening import listeners as module
-from ostler.daemon.listening.listeners import Access, Listeners
+from ostler.daemon.listening import unix as module
+from ostler.daemon.listening.listeners import Listeners
+from ostler.daemon.listening.unix import Access
 from ostler.errors import SettingError
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to others, which takes privileges")
