@@ -10,6 +10,7 @@ of a fork server or worker is one call, and time passes in `pass_time`. `settle`
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -19,6 +20,7 @@ from ostler.fleet import actions, events
 from ostler.fleet.machine import Fleet
 from ostler.fleet.model import ExitStatus, FleetPolicy, Load
 from ostler.fleet.state import State
+from tests.kit.policies import fleet_policy
 
 # "Just before", and how much of a difference is only arithmetic.
 _BEFORE = 1e-6
@@ -70,10 +72,10 @@ class World:
     """
 
     def __init__(self, policy: FleetPolicy | None = None, chance: Callable[[], float] = lambda: 0.5) -> None:
-        self.fleet = Fleet(chance)
+        self.fleet = Fleet(chance, strict=True)
         self.chance = chance
         self.now = 1000.0
-        self.policy = policy or FleetPolicy()
+        self.policy = policy or fleet_policy()
         self.fork_servers: dict[int, SimForkServer] = {}
         self.workers: dict[int, SimWorker] = {}
         self.launched: dict[int, tuple[int, int]] = {}
@@ -143,7 +145,13 @@ class World:
                 assert not self.fork_servers, f"{action}: fork servers are left"
                 self.finished.append(action)
                 self.upgrade = None  # the process that would be another program has ended
-            case actions.Report() | actions.Serving() | actions.ReloadEnded() | actions.Stopping():
+            case (
+                actions.Report()
+                | actions.Serving()
+                | actions.ReloadEnded()
+                | actions.RolledBack()
+                | actions.Stopping()
+            ):
                 pass
 
     # Fork servers. What a dead one was asked to spawn never comes.
@@ -204,7 +212,7 @@ class World:
         if problem is not None:
             self.hand_in(events.UpgradeChecked(problem))
             return
-        self.fleet = Fleet.restored(carried(self.fleet.snapshot()), self.chance)
+        self.fleet = Fleet.restored(carried(self.fleet.state), self.chance, strict=True)
         self.hand_in(events.UpgradeDone("2"))
 
     # Time, and everybody doing what they are told.
@@ -270,10 +278,10 @@ class World:
 
     def _only_ages(self) -> bool:
         """Whether the fleet waits for nothing else than that workers grow old."""
-        if not any(worker.age_limit for worker in self.fleet.workers.values()):
+        if not any(worker.age_limit for worker in self.fleet.state.workers.values()):
             return False
-        ageless = Fleet.restored(self.fleet.snapshot())
-        for worker in ageless.workers.values():
+        ageless = Fleet.restored(deepcopy(self.fleet.state))
+        for worker in ageless.state.workers.values():
             worker.age_limit = None
         return ageless.next_deadline() is None
 
@@ -371,6 +379,10 @@ def reload_ended(generation: int) -> Cue:
     return Cue("ReloadEnded", generation=generation)
 
 
+def rolled_back(generation: int) -> Cue:
+    return Cue("RolledBack", generation=generation)
+
+
 SERVING = Cue("Serving")
 STOPPING = Cue("Stopping")
 FINISH = Cue("Finish")
@@ -389,7 +401,7 @@ class Play(World):
     """
 
     def __init__(self, **policy: Any) -> None:
-        super().__init__(FleetPolicy(**policy))
+        super().__init__(fleet_policy(**policy))
         self.unseen: list[Cue] = []
         self.reports: list[actions.Report] = []
 
@@ -448,7 +460,7 @@ class Play(World):
     def configured(self, generation: int | None = None, **policy: Any) -> Self:
         """The configuration is good; `policy` is what it changes."""
         if policy:
-            self.policy = FleetPolicy(**policy)
+            self.policy = fleet_policy(**policy)
         self.configure(generation or max(self.fork_servers))
         return self
 

@@ -185,7 +185,7 @@ class Simulator(World):
             case actions.Report(_, name, fields):
                 self.stats.reports[name] += 1
                 if name == "recycle":
-                    cause = self.fleet.serving(fields["slot"])
+                    cause = self.fleet.state.serving(fields["slot"])
                     assert cause is not None
                     assert cause.leaving is not None
                     self.stats.recycles.append((self.time, cause.leaving.value))
@@ -297,7 +297,7 @@ class Simulator(World):
         self._in(seconds, self._measure)
         serving = self._serving()
         rate = scenario.rate(self.time)
-        if self.fleet.ever_ready:
+        if self.fleet.state.ever_ready:
             self.stats.offered += int(rate * seconds)
         loads: dict[int, Load] = {}
         due: list[int] = []
@@ -322,22 +322,22 @@ class Simulator(World):
         for worker_id, _ in serving:
             if chance and self.random.random() < chance and worker_id in self.workers:
                 self._crash(worker_id)
-        self.stats.sizes.append((self.time, self.fleet.wanted))
+        self.stats.sizes.append((self.time, self.fleet.state.wanted))
 
     # -- what must be true at each moment ---------------------------------------------------------------
 
     def _check(self) -> None:
-        fleet, stats, policy = self.fleet, self.stats, self.fleet.policy
+        fleet, stats, policy = self.fleet, self.stats, self.fleet.state.policy
         if policy is None:
             return
-        wanted, canary = fleet.wanted, fleet.candidate is not None
+        wanted, canary = fleet.state.wanted, fleet.state.candidate is not None
         served, replaced = set(), 0
         for worker in self.workers.values():
             if worker.told is None and worker.state == "serving":
                 served.add(worker.slot)
             elif worker.told in ("drain", "zygote") and worker.slot <= wanted:
                 replaced += 1
-        booting = fleet.count(WorkerState.BOOTING) - canary
+        booting = fleet.state.count(WorkerState.BOOTING) - canary
         stats.most_booting = max(stats.most_booting, booting)
         stats.most_extra = max(stats.most_extra, len(self.workers) - wanted - canary)
         stats.most_leaving = max(stats.most_leaving, replaced)
@@ -345,7 +345,7 @@ class Simulator(World):
         # One more for the canary, which is there beyond the budget until its predecessor has left.
         budget = surge(policy.max_surge, policy.max_surge_share, wanted)
         assert replaced <= budget + 1, "too many leave at once"
-        assert fleet.workers.keys() == self.workers.keys(), "the fleet is wrong about who lives"
+        assert fleet.state.workers.keys() == self.workers.keys(), "the fleet is wrong about who lives"
         self._check_served(served, wanted)
 
     def _check_served(self, served: set[int], wanted: int) -> None:

@@ -120,6 +120,7 @@ class Theatre:
                 serving=nothing,
                 stopping=nothing,
                 reload_ended=nothing,
+                rolled_back=nothing,
                 watch=lambda *told: self.watched.append(told),
                 finish=self.finished.append,
                 check_upgrade=nothing,

@@ -22,13 +22,15 @@ from ostler.fleet.model import (
     WorkerState,
 )
 from ostler.fleet.policies import crash_loop, kills_too_many, surge
+from ostler.fleet.state import State
 from tests.kit.play import World, carried
+from tests.kit.policies import fleet_policy
 
 READY, BOOTING = WorkerState.READY, WorkerState.BOOTING
 
 MEMORY_LIMIT = 1000
 POLICIES = st.builds(
-    FleetPolicy,
+    fleet_policy,
     workers=st.integers(1, 4),
     preload=st.booleans(),
     graceful_timeout=st.sampled_from([0.0, 5.0, 30.0]),
@@ -76,7 +78,8 @@ class Before:
     """Those that leave for their age."""
 
     @classmethod
-    def of(cls, fleet: Fleet) -> "Before":
+    def of(cls, whole: Fleet) -> "Before":
+        fleet = whole.state
         current = fleet.generations.get(fleet.current)
         return cls(
             {worker_id: worker.slot for worker_id, worker in fleet.workers.items()},
@@ -85,7 +88,7 @@ class Before:
             fleet.stopping,
             fleet.reload,
             fleet.reload.phase if fleet.reload else None,
-            fleet.next_deadline(),
+            whole.next_deadline(),
             fleet.current,
             current.retry_at if current and current.state is GenerationState.UP else None,
             {worker_id for worker_id, worker in fleet.workers.items() if worker.leaving is Cause.AGE},
@@ -142,7 +145,7 @@ class Watched(World):
         self._check_spawns(before, event, out)
         self._check_patience(before)
         self._check_timer(before, event, out)
-        assert before.stopping is None or self.fleet.stopping is not None
+        assert before.stopping is None or self.fleet.state.stopping is not None
         return out
 
     def decide(self, event: events.Event) -> list[actions.Action]:
@@ -155,7 +158,7 @@ class Watched(World):
 
     def _check_patience(self, before: "Before") -> None:
         """Nobody is promoted before its canary has lived, or replaced for its age before it is of age."""
-        fleet, reload = self.fleet, self.fleet.reload
+        fleet, reload = self.fleet.state, self.fleet.state.reload
         policy = fleet.policy
         if policy is None:
             return
@@ -196,8 +199,8 @@ class Watched(World):
 
     def _check_reloads(self, out: list[actions.Action]) -> None:
         """A wish for a reload is answered exactly once; that it is answered at all is seen at the end."""
-        if self.fleet.reload is not None:
-            self.reloads.setdefault(self.fleet.reload.generation, 0)
+        if self.fleet.state.reload is not None:
+            self.reloads.setdefault(self.fleet.state.reload.generation, 0)
         for action in out:
             if isinstance(action, actions.ReloadEnded):
                 self.reloads[action.generation] += 1
@@ -205,7 +208,7 @@ class Watched(World):
 
     def _check_ready_workers(self, before: "Before", event: events.Event, out: list[actions.Action]) -> None:
         """Make before break: of what was ready and is wanted, only a death takes anything away."""
-        fleet = self.fleet
+        fleet = self.fleet.state
         if not isinstance(event, events.WorkerExited):
             serving = {worker.slot for worker in fleet.workers.values() if worker.state is READY}
             served = {before.slots[worker_id] for worker_id in before.ready}
@@ -238,21 +241,21 @@ class Watched(World):
 
     def _held(self, worker: Worker) -> bool:
         """Whether another one serves in the slot that may stay, or that goes later."""
-        current = self.fleet.current
+        current = self.fleet.state.current
         return any(
             w.slot == worker.slot
             and w.state is READY
-            and w.generation != self.fleet.candidate
+            and w.generation != self.fleet.state.candidate
             and (
                 (w.generation == current and w.leaving is None)
                 or (w.generation == current, w.worker_id) > (worker.generation == current, worker.worker_id)
             )
-            for w in self.fleet.workers.values()
+            for w in self.fleet.state.workers.values()
         )
 
     def _check_spawns(self, before: "Before", event: events.Event, out: list[actions.Action]) -> None:
         """Spawns fill empty slots or succeed a worker that must go, within max_surge; none while stopping."""
-        fleet, planned = self.fleet, False
+        fleet, planned = self.fleet.state, False
         booting = [w for w in fleet.workers.values() if w.state is BOOTING and w.generation == fleet.current]
         assert fleet.spawned == before.spawned + sum(isinstance(action, actions.Spawn) for action in out)
         if fleet.stopping:
@@ -297,8 +300,8 @@ class FleetMachine(RuleBasedStateMachine):
             self.world.settle()
 
     @property
-    def fleet(self) -> Fleet:
-        return self.world.fleet
+    def fleet(self) -> State:
+        return self.world.fleet.state
 
     @property
     def alive(self) -> bool:
@@ -483,7 +486,7 @@ class FleetMachine(RuleBasedStateMachine):
     @rule()
     def all_is_written_down(self) -> None:
         """A fleet that is restored from it does from now on what the one that wrote it does."""
-        self.world.double = Fleet.restored(carried(self.fleet.snapshot()), self.world.random.again)
+        self.world.double = Fleet.restored(carried(self.fleet), self.world.random.again, strict=True)
 
     @rule(slot=st.integers(0, 5))
     def recycle_is_asked(self, slot: int) -> None:
@@ -546,7 +549,7 @@ class FleetMachine(RuleBasedStateMachine):
     @rule(
         kind=st.sampled_from(
             [
-                lambda n: events.ForkServerConfigured(n, FleetPolicy(workers=9)),
+                lambda n: events.ForkServerConfigured(n, fleet_policy(workers=9)),
                 events.AppLoaded,
                 lambda n: events.GenerationFailed(n, "late"),
                 lambda n: events.ForkServerExited(n, ExitStatus(code=0)),

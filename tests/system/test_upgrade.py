@@ -88,6 +88,7 @@ def test_nothing_is_lost(place: Place) -> None:
     assert zombies(daemon.pid) == []
 
 
+@pytest.mark.thorough
 def test_descriptors_do_not_grow(place: Place) -> None:
     """Each program has as many descriptors as the one before, and so have its children."""
     daemon = start(place, "--probation", "0", "-p", "up.pid")

@@ -105,6 +105,7 @@ class Daemon:
                 serving=self._on_serving,
                 stopping=self._on_stopping,
                 reload_ended=self._on_reload_ended,
+                rolled_back=self._follow_current,
                 watch=self._on_watch,
                 finish=self._on_finish,
                 check_upgrade=self._check_upgrade,
@@ -272,9 +273,15 @@ class Daemon:
 
     def _on_reload_ended(self, generation: int) -> None:
         self._observer.tell_reload_ended(generation)
+        self._follow_current()
+
+    def _follow_current(self) -> None:
+        """Another generation may be current: its settings apply to the supervisor, too."""
         self._watcher.forget_before(self._shell.fleet.current)
-        # Both may be others now.
-        settings = self._shell.loaded[self._shell.fleet.current].settings
+        loaded = self._shell.loaded.get(self._shell.fleet.current)
+        if loaded is None:
+            return  # the first configuration is still being read
+        settings = loaded.settings
         set_level(settings.loglevel)
         self._outlets.follow(settings)
         self._sensor.start()

@@ -83,6 +83,7 @@ class Callbacks:
     serving: Callable[[], None]
     stopping: Callable[[], None]
     reload_ended: Callable[[int], None]
+    rolled_back: Callable[[], None]
     watch: Callable[[int, messages.Watch | messages.AppBroken], None]
     finish: Callable[[actions.Finish], None]
     check_upgrade: Callable[[], None]
@@ -163,6 +164,7 @@ class Shell:
             actions.Serving: lambda _action: callbacks.serving(),
             actions.Stopping: lambda _action: callbacks.stopping(),
             actions.ReloadEnded: self._reload_ended,
+            actions.RolledBack: self._rolled_back,
             actions.CheckUpgrade: lambda _action: callbacks.check_upgrade(),
             actions.Upgrade: lambda _action: callbacks.upgrade(),
             actions.Finish: self._finish,
@@ -456,7 +458,7 @@ class Shell:
         fork_server = self.fork_servers.get(action.generation)
         loaded = self.loaded[action.generation]
         try:
-            cell = self.scoreboard.take_cell(classes.lanes(loaded.settings, loaded.one_loop) + 1)
+            cell = self.scoreboard.take_cell(classes.request_slots(loaded.settings, loaded.one_loop))
         except OSError as error:
             self.submit(events.SpawnFailed(action.worker_id, with_remedy(error)))
             return
@@ -673,6 +675,11 @@ class Shell:
     def _reload_ended(self, action: actions.ReloadEnded) -> None:
         self._settle_listeners()
         self._callbacks.reload_ended(action.generation)
+        self._forget_generations()
+
+    def _rolled_back(self, _action: actions.RolledBack) -> None:
+        self._settle_listeners()
+        self._callbacks.rolled_back()
         self._forget_generations()
 
     def _finish(self, action: actions.Finish) -> None:

@@ -14,7 +14,7 @@ import msgspec
 from ostler.ipc.channel import LINE_LIMIT, TRACEBACK_LIMIT
 from ostler.settings.load import Loaded
 
-VERSION = 8
+VERSION = 9
 
 MOST_LINES = 100
 MOST_NAMES = 2000

@@ -406,12 +406,6 @@ def is_forked() -> bool:
     return _forked
 
 
-def note_worker() -> None:
-    """Called in a worker: it may be the child of one that called `note_fork` at each fork."""
-    global _forked
-    _forked = False
-
-
 def _leave(error: BaseException) -> None:
     """End a process that the app has forked and that comes back to us; we would be there twice."""
     if isinstance(error, SystemExit):

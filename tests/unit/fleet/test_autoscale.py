@@ -12,8 +12,9 @@ from hypothesis import given, settings
 
 from ostler.fleet.autoscale import Decision, Trend, bounds, decide
 from ostler.fleet.model import FleetPolicy, Load
+from tests.kit.policies import fleet_policy
 
-POLICY = FleetPolicy(
+POLICY = fleet_policy(
     workers=2,
     workers_most=16,
     autoscale_utilisation=0.7,

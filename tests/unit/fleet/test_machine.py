@@ -4,7 +4,7 @@ import pytest
 
 from ostler.fleet import events, health
 from ostler.fleet.actions import Finish, Spawn
-from ostler.fleet.model import Cause, ExitStatus, FleetPolicy, ReloadPhase, WorkerState
+from ostler.fleet.model import Cause, ExitStatus, ReloadPhase, WorkerState
 from ostler.fleet.policies import backoff, surge
 from tests.kit.play import (
     FINISH,
@@ -26,6 +26,7 @@ from tests.kit.play import (
     start_fork_server,
     stop_fork_server,
 )
+from tests.kit.policies import fleet_policy
 
 # -- start ----------------------------------------------------------------------------------------------
 
@@ -90,7 +91,7 @@ def test_all_first_boots_fail() -> None:
     play = Play(workers=2).start().loaded()
     play.boot_fails(1, "first")
     play.never_said("worker_boot_failed")
-    assert not play.fleet.stopping
+    assert not play.fleet.state.stopping
     play.boot_fails(2, "second")
     play.fork_server_exits()
     assert play.finished == [Finish(True, True, "second", None)]
@@ -100,7 +101,7 @@ def test_a_first_boot_fails_and_another_does_not() -> None:
     """The failure that was held back is told as soon as a sibling is ready: the daemon lives and goes on."""
     play = Play(workers=2).start().loaded()
     play.boot_fails(1, "first").ready(2).said("worker_boot_failed", slot=1, reason="first", retry_in=0.5)
-    assert not play.fleet.stopping
+    assert not play.fleet.state.stopping
 
 
 def test_first_boot_takes_too_long() -> None:
@@ -128,12 +129,12 @@ def test_partial_start_is_degraded() -> None:
     play = Play(workers=2).start().loaded().ready(1)
     play.boot_fails(2, "no database")
     play.then(start_fork_server(1), load_app(1), spawn(1), spawn(2), SERVING)
-    assert health.state(play.fleet) == "degraded"
-    assert health.sentence(play.fleet) == (
+    assert health.state(play.fleet.state) == "degraded"
+    assert health.sentence(play.fleet.state) == (
         "Degraded: 1 of 2 workers ready; booting failed once, last: no database."
     )
     play.nothing_until(0.5).then(spawn(2)).ready(2).then()
-    assert health.state(play.fleet) == "ready"
+    assert health.state(play.fleet.state) == "ready"
 
 
 def test_reload_during_a_failing_start_is_answered() -> None:
@@ -176,7 +177,7 @@ def test_scale_back_to_the_configuration() -> None:
     """A number set by hand is given up: the configuration's own counts again."""
     play = running(workers=1).scale(2).then(spawn(2)).ready(2)
     play.on(events.ResizeAsked("test")).then(drain(2)).said("scale", workers=1, before=2, by="test")
-    assert play.fleet.override is None
+    assert play.fleet.state.override is None
 
 
 def test_scale_down_while_booting() -> None:
@@ -190,7 +191,7 @@ def test_scale_down_of_one_that_serves_already() -> None:
     """If it was ready before it heard, it may have a request in hand: it drains for as long as any other."""
     play = running(workers=1, graceful_timeout=20.0).scale(2).forked(2).scale(1).then(spawn(2), cancel(2))
     play.after(1.0).ready(2).then()
-    assert play.fleet.count(WorkerState.DRAINING) == 1
+    assert play.fleet.state.count(WorkerState.DRAINING) == 1
     play.nothing_until(20.0).then(kill(2)).exits(2).then()
 
 
@@ -205,7 +206,7 @@ def test_scale_down_before_the_fork() -> None:
     play = running(workers=1).scale(2).scale(1).then(spawn(2), cancel(2))
     play.fail_to_fork(max(play.workers))
     play.then().never_said("worker_boot_failed")
-    assert health.state(play.fleet) == "ready"
+    assert health.state(play.fleet.state) == "ready"
 
 
 def test_scale_down_with_a_lost_signal() -> None:
@@ -217,8 +218,8 @@ def test_scale_down_with_a_lost_signal() -> None:
 def test_never_below_one() -> None:
     """TTOU stops at one worker, and so does a number from the API."""
     play = running(workers=1)
-    assert play.scale_by(-1).fleet.wanted == 1
-    assert play.scale(0).fleet.wanted == 1
+    assert play.scale_by(-1).fleet.state.wanted == 1
+    assert play.scale(0).fleet.state.wanted == 1
     play.then()
 
 
@@ -239,7 +240,7 @@ def test_freed_boots_are_used_at_once() -> None:
 def test_scale_before_the_configuration_is_ignored() -> None:
     """Nobody knows yet what to add to."""
     play = Play(workers=2).start().scale(5).loaded()
-    assert play.fleet.wanted == 2
+    assert play.fleet.state.wanted == 2
 
 
 # -- repair ---------------------------------------------------------------------------------------------
@@ -252,7 +253,7 @@ def test_killed_worker_is_replaced_at_once() -> None:
         "worker_died", slot=1, status="signal 9", cause="unexpected", pid=10_001
     )
     play.ready(1).then()
-    assert play.fleet.deaths == 1
+    assert play.fleet.state.deaths == 1
 
 
 def test_backoff_doubles_up_to_30_seconds() -> None:
@@ -322,7 +323,7 @@ def test_recycle_boots_the_successor_first() -> None:
     assert play.slots() == [1, 2]
     play.ready(1).then(drain(1)).exits(1).then()
     play.said("worker_exited", cause="recycle")
-    assert play.fleet.deaths == 0
+    assert play.fleet.state.deaths == 0
 
 
 def test_recycle_asked_by_slot() -> None:
@@ -338,7 +339,7 @@ def test_recycle_whose_successor_fails_keeps_the_old() -> None:
     play.boot_fails(1).nothing_until(0.5).then(spawn(1))
     play.boot_fails(1).nothing_until(1.0).then(spawn(1))
     assert play.slots() == [1]
-    assert health.state(play.fleet) == "degraded"
+    assert health.state(play.fleet.state) == "degraded"
     play.ready(1).then(drain(1))
 
 
@@ -424,7 +425,7 @@ def test_each_overdue_request_is_dumped() -> None:
         .overdue(1, thread=1)
         .then(dump_stack(1), spawn(1), dump_stack(1))
     )
-    assert play.fleet.workers[1].leaving is Cause.DEADLINE
+    assert play.fleet.state.workers[1].leaving is Cause.DEADLINE
 
 
 # -- reload ---------------------------------------------------------------------------------------------
@@ -449,8 +450,8 @@ def test_reload_with_a_broken_configuration() -> None:
     play.generation_failed(reason="workers: bad").then(stop_fork_server(2), reload_ended(2))
     play.fork_server_exits(2).then().said("reload_failed", generation=2, reason="workers: bad")
     assert play.slots(generation=1) == [1, 2]
-    assert play.fleet.current == 1
-    assert health.state(play.fleet) == "ready"
+    assert play.fleet.state.current == 1
+    assert health.state(play.fleet.state) == "ready"
 
 
 def test_reload_with_a_broken_preloaded_app() -> None:
@@ -467,7 +468,7 @@ def test_reload_whose_fork_server_dies() -> None:
     play.fork_server_exits(2, signal=11).then(reload_ended(2))
     play.said("reload_failed", reason="the fork server ended with signal 11")
     assert play.slots(generation=1) == [1, 2]
-    assert list(play.fleet.generations) == [1]
+    assert list(play.fleet.state.generations) == [1]
 
 
 def test_reload_whose_canary_fails() -> None:
@@ -477,8 +478,8 @@ def test_reload_whose_canary_fails() -> None:
     play.said("reload_failed", reason="NameError: x", traceback="Traceback ...")
     play.settled()
     assert play.slots(generation=1) == [1, 2]
-    assert play.fleet.reload is not None
-    assert play.fleet.reload.phase is ReloadPhase.FAILED
+    assert play.fleet.state.reload is not None
+    assert play.fleet.state.reload.phase is ReloadPhase.FAILED
 
 
 def test_reload_whose_canary_hangs() -> None:
@@ -505,8 +506,8 @@ def test_second_reload_supersedes() -> None:
     play.reload().then(reload_ended(2), stop_fork_server(2), start_fork_server(3), cancel(1, 2))
     play.said("reload_superseded", generation=2).settled()
     assert play.slots(generation=3) == [1, 2]
-    assert play.fleet.reload is not None
-    assert play.fleet.reload.phase is ReloadPhase.DONE
+    assert play.fleet.state.reload is not None
+    assert play.fleet.state.reload.phase is ReloadPhase.DONE
 
 
 def test_second_reload_during_the_roll() -> None:
@@ -522,8 +523,8 @@ def test_superseded_canary_that_gets_ready_late() -> None:
     play = running(workers=1).reload().loaded().forked(1).reload()
     canary = next(worker_id for worker_id, worker in play.workers.items() if worker.generation == 2)
     play.boot(canary)
-    assert play.fleet.current == 1
-    assert play.fleet.workers[canary].state is WorkerState.DRAINING
+    assert play.fleet.state.current == 1
+    assert play.fleet.state.workers[canary].state is WorkerState.DRAINING
 
 
 def test_roll_that_fails_after_its_canary() -> None:
@@ -550,7 +551,7 @@ def test_unforked_workers_of_a_retired_fork_server() -> None:
     play = running(workers=2).reload().loaded().exits(2, signal=9).ready(1)
     assert len(play.workers) == 4
     play.fork_server_exits(1)
-    assert sorted(play.fleet.workers) == sorted(play.workers)
+    assert sorted(play.fleet.state.workers) == sorted(play.workers)
     play.settled().said("reload_done", generation=2)
 
 
@@ -658,9 +659,9 @@ def test_pause_and_resume_by_a_resize() -> None:
 def test_pause_and_resume_by_a_reload() -> None:
     """HUP ends a pause as soon as the new generation has proved itself, not before."""
     play = running(workers=2).pause().settled().reload().loaded()
-    assert health.state(play.fleet) == "paused"
+    assert health.state(play.fleet.state) == "paused"
     play.ready(1)
-    assert health.state(play.fleet) == "reloading"
+    assert health.state(play.fleet.state) == "reloading"
     play.settled()
     assert play.slots(generation=2) == [1, 2]
 
@@ -669,7 +670,7 @@ def test_failed_reload_leaves_the_pause() -> None:
     """Nothing is changed by a reload that failed."""
     play = running(workers=2).pause().settled().reload().generation_failed().settled()
     assert play.slots() == []
-    assert health.state(play.fleet) == "paused"
+    assert health.state(play.fleet.state) == "paused"
 
 
 def test_pause_ends_boots() -> None:
@@ -746,7 +747,7 @@ def test_wishes_after_a_stop_are_ignored() -> None:
     """A fleet that ends takes no more orders."""
     play = running(workers=2).stop().then(STOPPING, drain(1), drain(2))
     play.scale(5).reload().pause().recycle(1).then()
-    assert play.fleet.candidate is None
+    assert play.fleet.state.candidate is None
 
 
 # -- late, double and unknown ---------------------------------------------------------------------------
@@ -763,13 +764,13 @@ def test_wishes_after_a_stop_are_ignored() -> None:
         events.RecycleDue(99, 1),
         events.RequestOverdue(99, 0, "GET", "/", 1.0),
         events.OnlyOverdueLeft(99),
-        events.ForkServerConfigured(99, FleetPolicy(workers=9)),
+        events.ForkServerConfigured(99, fleet_policy(workers=9)),
         events.AppLoaded(99),
         events.GenerationFailed(99, "late"),
         events.ForkServerExited(99, ExitStatus(code=0)),
         events.WorkerReady(1),
         events.AppLoaded(1),
-        events.ForkServerConfigured(1, FleetPolicy(workers=9)),
+        events.ForkServerConfigured(1, fleet_policy(workers=9)),
         events.OnlyOverdueLeft(1),
         events.RecycleAsked("test", 99),
         events.DeadlinePassed(),
@@ -782,8 +783,8 @@ def test_late_and_unknown_events_are_ignored(event: events.Event) -> None:
     reports = list(play.reports)
     play.on(event).then()
     assert play.reports == reports
-    assert play.fleet.wanted == 2
-    assert health.state(play.fleet) == "ready"
+    assert play.fleet.state.wanted == 2
+    assert health.state(play.fleet.state) == "ready"
 
 
 def test_recycle_is_due_once() -> None:
@@ -817,7 +818,7 @@ def test_stop_at_the_moment_of_a_boot_timeout() -> None:
 
 
 def _health(play: Play) -> tuple[str, str]:
-    return health.state(play.fleet), health.sentence(play.fleet)
+    return health.state(play.fleet.state), health.sentence(play.fleet.state)
 
 
 def test_health_while_starting() -> None:
@@ -983,8 +984,8 @@ def test_a_hung_fork_server_that_stands_by_does_not_hold_up_the_roll() -> None:
     play.ready(1).exits(1).ready(2).after(12.0)
     assert play.fork_servers[1].told == "kill"
     play.fork_server_exits(1).settled()
-    assert play.fleet.reload is not None
-    assert play.fleet.reload.phase is ReloadPhase.DONE
+    assert play.fleet.state.reload is not None
+    assert play.fleet.state.reload.phase is ReloadPhase.DONE
 
 
 def test_a_withdrawn_spawn_that_is_not_forked_shows_a_hung_fork_server() -> None:
@@ -1010,7 +1011,7 @@ def test_a_late_fork_has_its_boot_timeout() -> None:
 def test_fewer_than_none_is_none() -> None:
     """TTOU does not end a pause."""
     play = running(workers=2).pause().settled().scale_by(-1).then()
-    assert health.state(play.fleet) == "paused"
+    assert health.state(play.fleet.state) == "paused"
 
 
 def test_a_fork_server_that_reads_nothing() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ostler.fleet import events, health
-from ostler.fleet.model import ExitStatus, FleetPolicy, GenerationState, ReloadPhase
+from ostler.fleet.model import ExitStatus, GenerationState, ReloadPhase
 from tests.kit.play import (
     CHECK_UPGRADE,
     UPGRADE,
@@ -15,11 +15,13 @@ from tests.kit.play import (
     dump_stack,
     load_app,
     reload_ended,
+    rolled_back,
     running,
     spawn,
     start_fork_server,
     stop_fork_server,
 )
+from tests.kit.policies import fleet_policy
 
 PROBATION: dict[str, Any] = {
     "workers": 2,
@@ -41,15 +43,15 @@ def reloaded(**policy: Any) -> Play:
     """A fleet of two, all of a new generation that is on probation."""
     play = running(**PROBATION | policy).reload().loaded()
     play.ready(1, 2).exits(1).exits(2)
-    assert play.fleet.reload is not None
-    assert play.fleet.reload.phase is ReloadPhase.DONE
+    assert play.fleet.state.reload is not None
+    assert play.fleet.state.reload.phase is ReloadPhase.DONE
     play.unseen.clear()
     return play
 
 
 def phase(play: Play) -> ReloadPhase:
-    assert play.fleet.reload is not None
-    return play.fleet.reload.phase
+    assert play.fleet.state.reload is not None
+    return play.fleet.state.reload.phase
 
 
 # -- the canary -----------------------------------------------------------------------------------------
@@ -69,7 +71,7 @@ def test_canary_that_crashes_fails_the_reload() -> None:
     play.said("reload_failed", reason="the first new worker ended with signal 11")
     assert play.slots(1) == [1, 2]
     play.fork_server_exits(2).after(60.0).then()
-    assert health.state(play.fleet) == "ready"
+    assert health.state(play.fleet.state) == "ready"
 
 
 def test_canary_with_a_hung_request_fails_the_reload() -> None:
@@ -158,7 +160,7 @@ def test_old_fork_server_stands_by_on_probation() -> None:
     """It is kept until the probation is over, counted from the end of the roll, and then ended."""
     play = running(**PROBATION).reload().loaded()
     play.ready(1).then(start_fork_server(2), load_app(2), spawn(1, 2), drain(1, 1), spawn(2, 2))
-    assert play.fleet.generations[1].state is GenerationState.SPARE
+    assert play.fleet.state.generations[1].state is GenerationState.SPARE
     play.exits(1).after(9.0).ready(2).exits(2).then(drain(2, 1), reload_ended(2))
     play.nothing_until(10.0).then(stop_fork_server(1))
 
@@ -175,7 +177,7 @@ def test_crashes_on_probation_roll_back() -> None:
     """The old generation fills the slots again; the new one's workers serve until their successors do."""
     play = reloaded().after(3.0)
     play.crashes(1).then(spawn(1, 2))
-    play.ready(1).crashes(2).then(stop_fork_server(2), spawn(2, 1), spawn(1, 1))
+    play.ready(1).crashes(2).then(stop_fork_server(2), rolled_back(2), spawn(2, 1), spawn(1, 1))
     assert phase(play) is ReloadPhase.ROLLED_BACK
     play.said("reload_rolled_back", generation=2, back_to=1)
     play.said("reload_rolled_back", reason="its workers crashed 2 times, last: ended with signal 11")
@@ -183,7 +185,7 @@ def test_crashes_on_probation_roll_back() -> None:
     play.ready(1).then(drain(1, 2))
     play.settled()
     assert play.slots(1) == [1, 2]
-    assert list(play.fleet.generations) == [1]
+    assert list(play.fleet.state.generations) == [1]
 
 
 def test_without_preload_an_old_worker_stands_by() -> None:
@@ -192,12 +194,12 @@ def test_without_preload_an_old_worker_stands_by() -> None:
     play.zygote_ready(1).said("standby", slot=1, generation=1)
     play.ready(2).exits(2)
     assert phase(play) is ReloadPhase.DONE
-    assert play.fleet.generations[1].state is GenerationState.SPARE
+    assert play.fleet.state.generations[1].state is GenerationState.SPARE
     play.crashes(1).ready(1).crashes(2)
     assert phase(play) is ReloadPhase.ROLLED_BACK
     play.settled()
     assert play.slots(1) == [1, 2]
-    assert not any(worker.leaving for worker in play.fleet.workers.values())
+    assert not any(worker.leaving for worker in play.fleet.state.workers.values())
 
 
 def test_rollback_waits_for_the_old_code() -> None:
@@ -236,7 +238,7 @@ def test_one_crash_is_not_enough() -> None:
     play = reloaded().crashes(1).settled()
     assert phase(play) is ReloadPhase.DONE
     assert play.slots(2) == [1, 2]
-    assert list(play.fleet.generations) == [2]
+    assert list(play.fleet.state.generations) == [2]
 
 
 def test_crashes_the_old_generation_had_too_are_no_reason() -> None:
@@ -303,7 +305,7 @@ def test_code_that_is_not_kept() -> None:
     reloaded(preload=False).exits(1, signal=11).exits(2, signal=11).said(
         "reload_rolled_back",
         reason="its workers crashed 2 times, last: ended with signal 11; new workers load the app from its "
-        "files as they are now, for no old worker stands by to be forked from",
+        "files as they are now, because no old worker could be kept to fork them from",
     )
 
 
@@ -316,7 +318,7 @@ def test_errors_are_no_reason_unless_asked_for() -> None:
 def test_second_reload_on_probation() -> None:
     """One fork server at most stands by: the one whose place the newest takes."""
     play = reloaded().reload().loaded().ready(1)
-    standing_by = [n for n, g in play.fleet.generations.items() if g.state is GenerationState.SPARE]
+    standing_by = [n for n, g in play.fleet.state.generations.items() if g.state is GenerationState.SPARE]
     assert standing_by == [2]
     play.settled()
     assert play.slots(3) == [1, 2]
@@ -335,20 +337,20 @@ def test_no_way_back_to_closed_listeners() -> None:
     play = running(**PROBATION).reload()
     play.configure(2, closes_listeners=True)
     play.app_loaded().ready(1)
-    assert play.fleet.generations[1].state is GenerationState.RETIRING
+    assert play.fleet.state.generations[1].state is GenerationState.RETIRING
 
 
 def test_rollback_brings_the_old_number_back() -> None:
     """The configuration that counts is the old one again, its number of workers included."""
     play = running(**PROBATION).reload()
-    play.configure(2, FleetPolicy(**PROBATION | {"workers": 4}))
+    play.configure(2, fleet_policy(**PROBATION | {"workers": 4}))
     play.app_loaded()
     while play.step():
         pass
-    assert play.fleet.wanted == 4
+    assert play.fleet.state.wanted == 4
     play.crashes(1).ready(1).crashes(1)
     assert phase(play) is ReloadPhase.ROLLED_BACK
-    assert play.fleet.wanted == 2
+    assert play.fleet.state.wanted == 2
     play.settled()
     assert play.slots() == [1, 2]
 
@@ -412,7 +414,7 @@ def test_roll_whose_fork_server_can_not_be_loaded_again() -> None:
     play.said("reload_rolled_back", reason="boom")
     play.settled()
     assert play.slots(1) == [1, 2]
-    assert list(play.fleet.generations) == [1]
+    assert list(play.fleet.state.generations) == [1]
 
 
 def test_roll_whose_fork_server_can_not_be_loaded_again_without_a_way_back() -> None:
@@ -454,10 +456,10 @@ def test_fork_server_deaths_long_apart() -> None:
 # -- what a roll back brings back -----------------------------------------------------------------------
 
 
-def rolled_back(play: Play) -> Play:
+def after_roll_back(play: Play) -> Play:
     """The workers that are there of the newest generation crash."""
     play.settle_processes()
-    while play.fleet.probation is not None:
+    while play.fleet.state.probation is not None:
         play.crashes(1).settle_processes()
     assert phase(play) is ReloadPhase.ROLLED_BACK
     return play.settled()
@@ -489,7 +491,7 @@ def test_rollback_brings_the_number_set_by_hand_back() -> None:
     """A new number in the configuration ended it; with the configuration it comes back."""
     play = running(**PROBATION).scale(3).settled().reload()
     play.configured(**PROBATION | {"workers": 1})
-    assert rolled_back(play).fleet.override == 3
+    assert after_roll_back(play).fleet.state.override == 3
     assert play.slots(1) == [1, 2, 3]
 
 
@@ -497,15 +499,15 @@ def test_number_set_by_hand_on_probation_survives_a_roll_back() -> None:
     """The newest wish counts."""
     play = running(**PROBATION).reload().configured(**PROBATION | {"workers": 1}).settle_processes()
     play.scale(4)
-    assert rolled_back(play).slots(1) == [1, 2, 3, 4]
+    assert after_roll_back(play).slots(1) == [1, 2, 3, 4]
 
 
 def test_rollback_brings_the_number_the_load_asked_for_back() -> None:
     """A fixed number in between is no reason to begin with the fewest again."""
     play = running(**PROBATION | {"workers_most": 6})
-    play.fleet.autoscaled = 5
+    play.fleet.state.autoscaled = 5
     play.settled().reload().configured(**PROBATION | {"workers": 3})
-    assert rolled_back(play).fleet.wanted == 5
+    assert after_roll_back(play).fleet.state.wanted == 5
 
 
 # -- reloads and pauses ---------------------------------------------------------------------------------
@@ -515,7 +517,7 @@ def test_a_pause_during_a_reload_holds() -> None:
     """It was asked for last. The new generation takes over, without workers."""
     play = running(workers=2).reload().loaded().pause().settled()
     assert phase(play) is ReloadPhase.DONE
-    assert health.state(play.fleet) == "paused"
+    assert health.state(play.fleet.state) == "paused"
     assert play.slots() == []
     play.scale(2).settled()
     assert play.slots(2) == [1, 2]
@@ -525,5 +527,5 @@ def test_an_upgrade_does_not_end_a_pause() -> None:
     """Nobody asked for workers."""
     play = running(workers=2).pause().settled().upgrade_asked().settled()
     play.said("upgraded")
-    assert health.state(play.fleet) == "paused"
+    assert health.state(play.fleet.state) == "paused"
     assert play.slots() == []

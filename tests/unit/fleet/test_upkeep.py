@@ -100,7 +100,7 @@ def test_first_crashes_are_repaired_at_once() -> None:
     play = running(workers=2)
     for _ in range(3):
         play.crashes(1).then(spawn(1)).ready(1)
-    assert health.state(play.fleet) == "ready"
+    assert health.state(play.fleet.state) == "ready"
 
 
 def test_a_crash_loop_is_paced_and_told() -> None:
@@ -117,11 +117,11 @@ def test_a_crash_loop_is_paced_and_told() -> None:
         waits.append(round(play.now - before, 3))
         play.ready(1)
     assert waits == [0.0, 0.0, 0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
-    assert health.state(play.fleet) == "degraded"
+    assert health.state(play.fleet.state) == "degraded"
     expected = "workers crashed 10 times within a minute, the last one ended with signal 11"
-    assert expected in health.sentence(play.fleet)
+    assert expected in health.sentence(play.fleet.state)
     play.after(61.0).measured()
-    assert health.state(play.fleet) == "ready"
+    assert health.state(play.fleet.state) == "ready"
 
 
 def test_the_crash_of_one_says_its_request() -> None:
@@ -132,7 +132,7 @@ def test_the_crash_of_one_says_its_request() -> None:
         del play.workers[worker_id]
         play.on(events.WorkerExited(worker_id, ExitStatus(signal=11), request="GET /poison"))
         play.settled()
-    assert "ended with signal 11 (last request: GET /poison)" in health.sentence(play.fleet)
+    assert "ended with signal 11 (last request: GET /poison)" in health.sentence(play.fleet.state)
 
 
 def test_crashes_do_not_extend_a_pause() -> None:
@@ -158,7 +158,7 @@ def test_outsiders_do_not_make_a_crash_loop() -> None:
     play = running(workers=1)
     for _ in range(30):
         killed(play, 1).then(spawn(1)).ready(1)
-    assert health.state(play.fleet) == "ready"
+    assert health.state(play.fleet.state) == "ready"
 
 
 def test_all_workers_of_a_large_fleet_may_be_killed() -> None:
@@ -168,7 +168,7 @@ def test_all_workers_of_a_large_fleet_may_be_killed() -> None:
         for slot in range(1, 65):
             killed(play, slot).then(spawn(slot))
         play.ready(*range(1, 65))
-        assert health.state(play.fleet) == state
+        assert health.state(play.fleet.state) == state
 
 
 def test_kills_that_do_not_end_are_paced() -> None:
@@ -185,10 +185,12 @@ def test_kills_that_do_not_end_are_paced() -> None:
         waits.append(round(play.now - before, 3))
         play.ready(1)
     assert waits == [0.0] * 33 + [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
-    assert health.state(play.fleet) == "degraded"
-    assert "workers were killed 40 times within a minute, and not by Ostler" in health.sentence(play.fleet)
+    assert health.state(play.fleet.state) == "degraded"
+    assert "workers were killed 40 times within a minute, and not by Ostler" in health.sentence(
+        play.fleet.state
+    )
     play.after(61.0).measured()
-    assert health.state(play.fleet) == "ready"
+    assert health.state(play.fleet.state) == "ready"
     play.unseen.clear()
     killed(play, 1).then(spawn(1))
 
@@ -223,7 +225,7 @@ def test_an_upgrade_remembers_kills() -> None:
         killed(play, 1).ready(1)
     play.on(events.UpgradeAsked("test")).check_upgrade()
     play.take_over()
-    assert len(play.fleet.kills) == 33
+    assert len(play.fleet.state.kills) == 33
 
 
 def test_crash_pause() -> None:
@@ -299,7 +301,7 @@ def test_refork() -> None:
     play.said("refork_done", by="test")
     play.settled()
     assert play.slots(1) == [1, 2]
-    assert {worker.zygote for worker in play.fleet.workers.values()} == {1}
+    assert {worker.zygote for worker in play.fleet.state.workers.values()} == {1}
 
 
 def test_refork_refused_by_the_audit() -> None:
@@ -354,7 +356,7 @@ def test_refork_after() -> None:
     play.measured(1, requests=500).then(audit_zygote(1))
     play.settled()
     play.measured(requests=10_000).then()
-    assert play.fleet.generations[1].zygote == 2
+    assert play.fleet.state.generations[1].zygote == 2
 
 
 def test_refork_that_was_refused_is_not_tried_again_unasked() -> None:
@@ -370,7 +372,7 @@ def test_fork_server_that_dies_after_a_refork() -> None:
     play = refork().settled().fork_server_exits().then(start_fork_server(1))
     play.settled()
     assert play.slots() == [1, 2]
-    assert play.fleet.generations[1].state is GenerationState.UP
+    assert play.fleet.state.generations[1].state is GenerationState.UP
 
 
 # -- the number that the load asks for ------------------------------------------------------------------
@@ -410,9 +412,9 @@ def test_a_number_set_by_hand_counts() -> None:
 def test_the_number_survives_a_reload_within_the_new_range() -> None:
     """What the load has asked for is not forgotten; a new range holds at once."""
     play = seconds_of(running(**RANGE), 20, busy=1.0, rate=10.0)
-    assert play.fleet.wanted == 6
+    assert play.fleet.state.wanted == 6
     play.reload().settled()
-    assert play.fleet.wanted == 6
+    assert play.fleet.state.wanted == 6
     play.reload().configured(**RANGE | {"workers_most": 4}).settled()
     assert play.slots() == [1, 2, 3, 4]
     play.reload().configured(workers=2).settled()

@@ -39,6 +39,7 @@ from ostler.fleet.events import Event
 from ostler.fleet.model import Reload, Worker, WorkerState
 from ostler.fleet.model import ReloadPhase as Phase
 from ostler.osapi.backlog import accept_queue
+from ostler.scoreboard.cell import Reading
 from ostler.scoreboard.counts import Counts
 from ostler.scoreboard.layout import (
     BUCKETS,
@@ -48,7 +49,6 @@ from ostler.scoreboard.layout import (
     bucket_of,
     percentile,
 )
-from ostler.scoreboard.reader import Reading
 from ostler.settings import classes
 from ostler.settings.render import shown
 from ostler.settings.table import rows

@@ -14,7 +14,7 @@ from ostler.daemon.children.handles import WorkerHandle
 from ostler.daemon.shell import Shell
 from ostler.fleet import events
 from ostler.fleet.model import WorkerState
-from ostler.scoreboard.reader import InFlight, Reading
+from ostler.scoreboard.cell import InFlight, Reading
 
 _LOOK = 1.0
 # Of one worker's overdue requests: how many are reported at once, in a look, and a second in the long run.

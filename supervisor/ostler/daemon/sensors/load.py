@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 import psutil
 
 from ostler.fleet import events
-from ostler.fleet.model import FleetPolicy, Load, WorkerState
+from ostler.fleet.model import Load, WorkerState
 from ostler.logs.setup import get_logger
 from ostler.osapi.memory import memory_free
 from ostler.scoreboard import layout
+from ostler.scoreboard.cell import Reading
 from ostler.scoreboard.counts import Counts
-from ostler.scoreboard.reader import Reading
 
 if TYPE_CHECKING:
     from ostler.daemon.children.handles import WorkerHandle
@@ -81,12 +81,12 @@ class Measurer:
         """
         read = self._shell.scoreboard.read if readings is None else readings.__getitem__
         fleet, handles = self._shell.fleet, self._shell.workers
-        policy = fleet.policy or FleetPolicy()
-        autoscaled = policy.workers_most is not None
+        policy = fleet.policy
+        autoscaled = policy is not None and policy.workers_most is not None
         serving = {n: w for n, w in fleet.workers.items() if w.state in _MEASURED and n in handles}
         self._looked = {n: self._looked.get(n) or _Looked(at=w.since) for n, w in serving.items()}
         pids = {n: w.pid for n, w in serving.items() if w.pid is not None}
-        memory = self._memory.read(pids, policy.max_memory, autoscaled)
+        memory = self._memory.read(pids, policy.max_memory if policy else 0, autoscaled)
         loads = {n: self._load(handles[n], read(handles[n].cell), memory.get(n)) for n in serving}
         return events.Measured(loads, self._free() if autoscaled else None)
 

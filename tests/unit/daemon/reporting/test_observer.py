@@ -13,10 +13,11 @@ from ostler.daemon.reporting.ledger import Ledger
 from ostler.daemon.reporting.observer import Observer, ObserverState, _histogram
 from ostler.fleet import events
 from ostler.fleet.machine import Fleet
-from ostler.fleet.model import ExitStatus, FleetPolicy
+from ostler.fleet.model import ExitStatus
 from ostler.scoreboard.counts import Counts
 from ostler.scoreboard.layout import BUCKETS, LEAST_QUEUED, bucket_of
 from ostler.settings.load import Loaded, load
+from tests.kit.policies import fleet_policy
 
 
 def loaded(**given: Any) -> Loaded:
@@ -104,7 +105,7 @@ class Rig:
         self.fleet.handle(event, 0.0)
 
     def configured(self, generation: int) -> None:
-        self.submit(events.ForkServerConfigured(generation, FleetPolicy()))
+        self.submit(events.ForkServerConfigured(generation, fleet_policy()))
         self.submit(events.AppLoaded(generation))
 
     def boot(self, worker_id: int) -> None:
@@ -153,7 +154,7 @@ def test_a_reload_that_is_rolled_back_after_its_end() -> None:
     rig = Rig()
     rig.submit(events.ReloadAsked("test"))
     rig.settings[2] = loaded(timeout="5")
-    rig.submit(events.ForkServerConfigured(2, FleetPolicy(probation=60, rollback_crashes=1)))
+    rig.submit(events.ForkServerConfigured(2, fleet_policy(probation=60, rollback_crashes=1)))
     rig.submit(events.AppLoaded(2))
     rig.boot(2)
     rig.submit(events.WorkerExited(1, ExitStatus(0)))

@@ -14,11 +14,12 @@ import structlog
 
 from ostler.daemon.sensors import load as measure
 from ostler.daemon.sensors.load import Measurer, MemoryReader
-from ostler.fleet.model import FleetPolicy, Load, Worker, WorkerState
+from ostler.fleet.model import Load, Worker, WorkerState
 from ostler.logs.setup import set_up
 from ostler.scoreboard import layout, memory
 from ostler.scoreboard.reader import Scoreboard
 from ostler.scoreboard.writer import CellWriter
+from tests.kit.policies import fleet_policy
 
 MIB = 1 << 20
 
@@ -39,7 +40,7 @@ class Stage:
         self.workers: dict[int, Worker] = {}
         self.handles: dict[int, Any] = {}
         self.writers: dict[int, CellWriter] = {}
-        self.fleet = SimpleNamespace(workers=self.workers, policy=FleetPolicy())
+        self.fleet = SimpleNamespace(workers=self.workers, policy=fleet_policy())
         shell: Any = SimpleNamespace(fleet=self.fleet, workers=self.handles, scoreboard=self.scoreboard)
         self.measurer = Measurer(shell, lambda: self.now, self._free)
 
@@ -214,7 +215,7 @@ def test_memory_is_not_looked_at_unless_somebody_wants_to_know(stage: Stage) -> 
 def test_autoscaling_wants_memory(stage: Stage) -> None:
     """With a range of workers own memory and what is left are known."""
     stage.add(1)
-    stage.fleet.policy = FleetPolicy(workers_most=4)
+    stage.fleet.policy = fleet_policy(workers_most=4)
     measured = stage.measurer.take()
     assert measured.memory_free == 7 * MIB
     assert measured.loads[1].memory is not None
