@@ -578,7 +578,8 @@ class Shell:
     def _drain(self, action: actions.Drain) -> None:
         handle = self.workers[action.worker_id]
         handle.zygote_asked |= action.zygote
-        if not self._tell(handle.channel, messages.Drain(action.hand_over, action.zygote)):
+        message = messages.Drain(action.hand_over, action.zygote, action.seconds)
+        if not self._tell(handle.channel, message):
             # It has not read its channel for long, or closed it: SIGTERM says the same.
             self._signal(action.worker_id, signal.SIGTERM)
 

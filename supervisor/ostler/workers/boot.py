@@ -369,7 +369,7 @@ class WorkerProcess:
             message = received[0]
             if isinstance(message, messages.Drain):
                 self._zygote_wanted = message.zygote  # the last word counts
-                self._drain(message.hand_over)
+                self._drain(message.hand_over, message.seconds)
             elif isinstance(message, messages.AuditZygote):
                 self._audit(message.force)
             elif isinstance(message, messages.ReopenLogs):
@@ -397,12 +397,12 @@ class WorkerProcess:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
 
-    def _drain(self, hand_over: bool = False) -> None:
+    def _drain(self, hand_over: bool = False, seconds: float | None = None) -> None:
         if self._engine is None:
             self._leave_early = True
         elif not self._engine.draining:
             self._title(f"worker {self._got.slot} gen {self._generation.number} draining")
-            self._engine.drain(hand_over)
+            self._engine.drain(hand_over, seconds)
 
     def _on_term(self, signum: int, frame: FrameType | None) -> None:
         self._must_leave = True  # whatever the supervisor has in mind with us

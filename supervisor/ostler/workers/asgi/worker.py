@@ -135,6 +135,7 @@ class AsgiWorker(BaseWorker):
         self._ticker: asyncio.TimerHandle | None = None
         self._flushing = False
         self._hand_over = False
+        self._graceful_timeout = settings.graceful_timeout
         self._stopped = False
         # Requests that wait and are to be ended; signal handlers add to it.
         self._overdue: set[Request] = set()
@@ -155,7 +156,8 @@ class AsgiWorker(BaseWorker):
             if self._context.access is not None:
                 self._context.access.flush()
 
-    def drain(self, hand_over: bool = False) -> None:
+    def drain(self, hand_over: bool = False, seconds: float | None = None) -> None:
+        self._graceful_timeout = self._settings.graceful_timeout if seconds is None else seconds
         self._hand_over = hand_over
         self.draining = True
         self._call(self._told.set)
@@ -309,7 +311,7 @@ class AsgiWorker(BaseWorker):
             self._doors.open()
             await self._told.wait()
         self._doors.close()
-        graceful = self._settings.graceful_timeout
+        graceful = self._graceful_timeout
         until = self._loop.time() + graceful
         kept = min(_SHUTDOWN_MOST, graceful * _SHUTDOWN_PART)
         await self._finish(until - kept)
