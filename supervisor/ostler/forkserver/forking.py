@@ -22,7 +22,7 @@ from msgspec import structs
 from ostler.ipc import messages
 from ostler.ipc.channel import Channel
 from ostler.logs import bridge
-from ostler.logs.outlets import Outlets
+from ostler.logs.sinks import LogSinks
 from ostler.osapi import original
 from ostler.osapi.needed import with_remedy
 from ostler.osapi.process import adopt_no_orphans, set_title
@@ -40,13 +40,13 @@ class Forking:
     Args:
         channel: to the supervisor.
         generation: what they inherit.
-        outlets: its own logs.
+        sinks: its own logs.
     """
 
-    def __init__(self, channel: Channel[Asked], generation: boot.Generation, outlets: Outlets) -> None:
+    def __init__(self, channel: Channel[Asked], generation: boot.Generation, sinks: LogSinks) -> None:
         self._channel = channel
         self._generation = generation
-        self._outlets = outlets
+        self._sinks = sinks
 
     def run(self, ready: messages.AppLoaded | messages.ZygoteReady) -> boot.Inheritance | None:
         """Say that it is ready and serve the supervisor until that hangs up, which ends the process.
@@ -74,7 +74,7 @@ class Forking:
                 elif isinstance(message, messages.LogLine):
                     self._log_line(message)
                 elif isinstance(message, messages.ReopenLogs):
-                    self._outlets.reopen()
+                    self._sinks.reopen()
                 elif isinstance(message, messages.Drain) and not message.zygote:
                     boot.leave(0)
         except (BrokenPipeError, ConnectionResetError):
@@ -124,7 +124,7 @@ class Forking:
                 original.close(read_fd)
                 original.close(write_fd)
                 self._channel.close()
-                self._outlets.drop()
+                self._sinks.drop()
                 place = ask.worker_id, ask.urgent, ask.slot
                 ends = channel_fd, stacks_fd, cell_fd
                 return boot.Inheritance(self._generation, *place, *ends, hook_worker)
@@ -153,9 +153,9 @@ def take_over(zygote: boot.Zygote) -> Forking:
     boot.on_hang_up(zygote.channel_fd, lambda: os._exit(0))
     channel: Channel[Asked] = Channel(original.Socket(fileno=zygote.channel_fd), Asked)
     generation = zygote.generation
-    outlets = Outlets(generation.settings, generation.log_format, fields_of(generation.number))
-    generation.hooks.taken_over(outlets.log.event)
-    return Forking(channel, generation, outlets)
+    sinks = LogSinks(generation.settings, generation.log_format, fields_of(generation.number))
+    generation.hooks.taken_over(sinks.log.event)
+    return Forking(channel, generation, sinks)
 
 
 def fields_of(generation: int) -> dict[str, int]:

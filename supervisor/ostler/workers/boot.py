@@ -33,7 +33,7 @@ from ostler.hooks.objects import Worker
 from ostler.hooks.worker import WorkerHooks
 from ostler.ipc import messages
 from ostler.ipc.channel import Channel, line, lines, shorten
-from ostler.logs.outlets import Outlets
+from ostler.logs.sinks import LogSinks
 from ostler.osapi import original
 from ostler.osapi.needed import LIMITS
 from ostler.osapi.priority import step_back_for_good, step_forward
@@ -134,8 +134,8 @@ class WorkerProcess:
         self._title(f"worker {inheritance.slot} gen {generation.number} booting")
         self._channel: Channel[messages.ToWorker] = Channel.from_fd(inheritance.channel_fd, messages.ToWorker)
         fields = {"slot": inheritance.slot, "pid": self._pid, "generation": generation.number}
-        self._outlets = Outlets(self._settings, generation.log_format, fields)
-        self._log = self._outlets.log
+        self._sinks = LogSinks(self._settings, generation.log_format, fields)
+        self._log = self._sinks.log
         self._memory = map_cell(inheritance.cell_fd)
         original.close(inheritance.cell_fd)
         self._hooks = WorkerHooks(generation.hooks, inheritance.hook_worker, self._log)
@@ -216,7 +216,7 @@ class WorkerProcess:
         disregard(INTERRUPT_SIGNAL)
         self._let_go_of_cell()
         original.close(self._got.stacks_fd)
-        self._outlets.close()
+        self._sinks.close()
         self._channel.set_blocking(True)
         return Zygote(self._generation, self._channel.detach())
 
@@ -312,7 +312,7 @@ class WorkerProcess:
             settings,
             self._cell,
             self._log,
-            self._outlets.open_access(),
+            self._sinks.open_access(),
             quota,
             lambda requests: self._tell(messages.RecycleDue(requests)),
             HandOff(*generation.handoff),
@@ -437,7 +437,7 @@ class WorkerProcess:
         return {
             self._channel.fileno(),
             *(sock.fileno() for sock in sockets),
-            *self._outlets.descriptors(),
+            *self._sinks.descriptors(),
         }
 
     def _lose_supervisor(self) -> None:
@@ -486,7 +486,7 @@ class WorkerProcess:
             os.kill(os.getpid(), signal.SIGABRT)
 
     def _reopen_logs(self) -> None:
-        self._outlets.reopen()
+        self._sinks.reopen()
 
     def _tell(self, message: messages.FromWorker) -> None:
         try:

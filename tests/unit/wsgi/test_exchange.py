@@ -545,7 +545,7 @@ def test_raising_in_a_generator_before_the_head() -> None:
 @pytest.mark.parametrize("error", [ValueError("oops"), SystemExit(1)])
 @pytest.mark.parametrize("headers", [TEXT, [("Content-Length", "10")]])
 def test_raising_behind_the_head(error: BaseException, headers: list[tuple[str, str]]) -> None:
-    """The answer is cut: no last chunk and no error page inside it, so the client sees that it is incomplete."""
+    """The answer is cut: no last chunk, no error page inside it; the client sees that it is incomplete."""
 
     def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
         start_response("200 OK", headers)
