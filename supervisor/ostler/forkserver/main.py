@@ -51,10 +51,11 @@ from ostler.settings import configfile
 from ostler.settings.load import Loaded, load
 from ostler.settings.rights import others_logs, rights_for
 from ostler.settings.table import Settings
-from ostler.workers import app_forks, boot
+from ostler.workers import app_forks, boot, signals
 from ostler.workers.base import BaseWorker
 from ostler.workers.classes import worker_class
 from ostler.workers.engine import Engine
+from ostler.workers.inheritance import WorkerGeneration
 from ostler.workers.loader import AppLoadError, enter, extend_path, set_environment
 from ostler.workers.loader import load as load_app
 from ostler.workers.rehearsal import LONG, rehearse
@@ -93,7 +94,7 @@ class Preparation:
         self._development: Development | None = None
         self._hooks: Hooks | None = None
 
-    def run(self) -> boot.Generation | None:
+    def run(self) -> WorkerGeneration | None:
         """Do what the supervisor asks; None if it can't be done, or the supervisor is gone."""
         while (received := self._channel.receive()) is not None:
             message, descriptors = received
@@ -144,7 +145,7 @@ class Preparation:
         warnings = lines(warnings, messages.MOST_LINES)
         self._channel.send(messages.Configured(loaded, warnings, hooks, line(problem)))
         if self._development is not None:
-            self._development.tell_configuration(loaded.config, ask, loaded.settings)
+            self._development.report_configuration(loaded.config, ask, loaded.settings)
         return True
 
     def _read(self, ask: messages.Configure) -> tuple[Loaded, list[str], configfile.ConfigFile | None]:
@@ -281,7 +282,7 @@ class Preparation:
             return self._development.load(settings, self._worker_class, self._number)
         return load_app(settings, self._worker_class.interface)
 
-    def _load(self, ask: messages.Load, descriptors: list[int]) -> boot.Generation | None:
+    def _load(self, ask: messages.Load, descriptors: list[int]) -> WorkerGeneration | None:
         assert self._loaded is not None
         assert self._hooks is not None
         settings = self._loaded.settings
@@ -305,7 +306,7 @@ class Preparation:
         assert self.sinks is not None
         if issubclass(self._worker_class, Engine):
             rehearse(settings, self.sinks.log, LONG)
-        return boot.Generation(
+        return WorkerGeneration(
             number=self._number,
             name=ask.name,
             settings=settings,
@@ -466,11 +467,11 @@ def main(channel_fd: int, lowered: int) -> None:
     """
     ignore_write_errors()  # before any user code: it may keep the streams it finds
     # The supervisor ends us by hanging up.
-    boot.ignore_group_signals()
+    signals.ignore_group_signals()
     app_forks.register()
     random.seed()
     # Without its supervisor it ends, also in the middle of an app that takes forever to load.
-    boot.on_hang_up(channel_fd, lambda: os._exit(0))
+    signals.on_hang_up(channel_fd, lambda: os._exit(0))
     channel: Channel[Asked] = Channel.from_fd(channel_fd, Asked)
     try:
         preparation = Preparation(channel, lowered)
