@@ -150,7 +150,7 @@ def test_an_audit_refuses_with_names(lazy: Place) -> None:
         )
         assert problem == (
             "thread 'flusher' runs time.sleep; "
-            f"connection to 127.0.0.1:{port}: children would share it and get each other's answers"
+            f"connection to 127.0.0.1:{port}: workers would share it and get each other's answers"
         )
         assert daemon.pids() == before
         assert daemon.ctl("refork", "--force").code == 0

@@ -39,10 +39,10 @@ from ostler.errors import ExitCode, OstlerError, SettingError
 from ostler.fleet import actions, events, health
 from ostler.fleet.model import ExitStatus
 from ostler.ipc import messages
-from ostler.logs.lean import LogFile
 from ostler.logs.limiter import LimitedLog
+from ostler.logs.logfile import LogFile
 from ostler.logs.opening import make_for_sharer, share_with
-from ostler.logs.setup import get_logger, set_level, set_up, tap
+from ostler.logs.setup import get_logger, set_handler, set_level, set_up
 from ostler.osapi.account import find_account
 from ostler.osapi.needed import check_calls, refused
 from ostler.osapi.process import become_subreaper, has_terminal, set_title, silence
@@ -115,7 +115,7 @@ class Daemon:
             ),
         )
         self._outlets = Outlets(self._shell)
-        tap(self._outlets.take)
+        set_handler(self._outlets.take)
         self._loop = asyncio.get_running_loop()
         self._watcher = Watcher(self._shell.submit, self._journal)
         self._sensor = DeadlineSensor(self._shell)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ostler.ipc import messages
-from ostler.logs.lean import LogFile
+from ostler.logs.logfile import LogFile
 from ostler.logs.setup import get_logger
 from ostler.logs.statsd import Statsd, statsd_of
 from ostler.logs.syslog import Syslog, syslog_of

@@ -9,7 +9,7 @@ import pytest
 
 from ostler.daemon.reporting.log_forwarder import Outlets
 from ostler.ipc import messages
-from ostler.logs.lean import LogFile
+from ostler.logs.logfile import LogFile
 from ostler.settings.table import Settings
 
 
