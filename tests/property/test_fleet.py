@@ -5,15 +5,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
-from ostler.fleet import actions, events, health
+from ostler.fleet import actions, events, health, lifecycle
 from ostler.fleet.machine import Fleet
 from ostler.fleet.model import (
     Cause,
     ExitStatus,
     FleetPolicy,
+    Generation,
     GenerationState,
     Load,
     Reload,
@@ -23,6 +32,7 @@ from ostler.fleet.model import (
 )
 from ostler.fleet.policies import crash_loop, kills_too_many, surge
 from ostler.fleet.state import State
+from ostler.fleet.step import Step
 from tests.kit.play import World, carried
 from tests.kit.policies import fleet_policy
 
@@ -685,8 +695,7 @@ def _one(found: list[int], pick: int) -> int:
     return found[pick % len(found)]
 
 
-TestFleet = FleetMachine.TestCase
-TestFleet.settings = settings(
+SETTINGS = settings(
     max_examples=600,
     stateful_step_count=60,
     derandomize=True,
@@ -697,3 +706,30 @@ TestFleet.settings = settings(
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
+
+# Legal, and not reached here.
+UNREACHED: set[tuple[str, str]] = set()
+
+
+def test_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rules above in random order; on the way each transition of the tables in `lifecycle` is made."""
+    made: set[tuple[str, str]] = set()
+    original = Step.move
+
+    def move(step: Step, subject: Worker | Generation | Reload, cause: lifecycle.Input) -> bool:
+        state = subject.phase if isinstance(subject, Reload) else subject.state
+        changed = original(step, subject, cause)
+        if changed:
+            made.add((f"{type(subject).__name__.lower()} {state.value}", lifecycle.label(cause)))
+        return changed
+
+    monkeypatch.setattr(Step, "move", move)
+    run_state_machine_as_test(FleetMachine, settings=SETTINGS)
+    legal = {
+        (f"{table.subject} {state.value}", lifecycle.label(cause))
+        for table in (lifecycle.WORKERS, lifecycle.GENERATIONS, lifecycle.RELOADS)
+        for state, cause in table.transitions
+        if state is not None
+    }
+    unreached = legal - made - UNREACHED
+    assert not unreached, "; ".join(f"{state} {cause}" for state, cause in sorted(unreached))
