@@ -28,7 +28,7 @@ Service = Callable[[int, int], tuple[float, float, float]]
 
 
 def needs(busy: float, each: float = 0.02) -> Service:
-    """Clients who need so many workers' time; a request takes `each` seconds, and waits if all are busy."""
+    """Clients that need so many workers' time; a request takes `each` seconds, and waits if all are busy."""
 
     def serve(workers: int, _second: int) -> tuple[float, float, float]:
         served = min(busy, workers)
@@ -135,7 +135,7 @@ def test_unused_workers_go_after_the_cool_down_a_quarter_at_a_time() -> None:
     """Nothing is taken away before a whole cool-down; then a quarter at most; and so on to the least."""
     rig = Rig(wanted=16).run(1200, needs(0.2))
     assert rig.numbers == [12, 9, 7, 6, 5, 4, 3, 2]
-    assert rig.seconds[0] == 63  # three measurements tell that it is low; from then on it must stay so
+    assert rig.seconds[0] == 63  # three measurements show that it is low; from then on it must stay so
     assert all(b - a >= 60 for a, b in pairwise(rig.seconds))
     assert rig.changes[0][1].reason == "busy 1 %, 2 would have done for 60 s"
 
@@ -230,7 +230,7 @@ def test_requests_that_grew_longer_are_no_failed_trial() -> None:
 
 
 def test_few_long_requests_are_no_failed_trial() -> None:
-    """Three answers a second tell nothing about throughput; the steps go on."""
+    """Three answers a second are too few to compare throughput; the steps go on."""
     rig = Rig(wanted=2).run(60, lambda w, _s: (float(w), 0.0, 3.0))
     assert rig.wanted == 16
     assert sorted(rig.numbers) == rig.numbers
@@ -263,7 +263,7 @@ def test_workers_that_memory_has_no_room_for_are_not_added() -> None:
 
 
 def test_unknown_memory_is_no_bound() -> None:
-    """Where nobody can tell how much is free, or what a worker takes, the load decides alone."""
+    """If it is not known how much is free, or what a worker takes, the load decides alone."""
     assert Rig(wanted=4, memory_free=1, memory_each=None).run(5, needs(3.6)).numbers == [6]
     assert Rig(wanted=4, memory_free=None, memory_each=MIB).run(5, needs(3.6)).numbers == [6]
 
@@ -282,7 +282,7 @@ def test_new_bounds_hold_at_once(wanted: int, into: int) -> None:
 
 
 def test_nothing_is_decided_while_workers_boot() -> None:
-    """The busy ones of a fleet that is not complete say nothing about what the complete one will be."""
+    """How busy an incomplete fleet is does not predict how busy the complete one will be."""
     trend = Trend()
     for second in range(60):
         assert decide(trend, [Load(busy=1.0)] * 3, None, POLICY, 4, float(second)) is None

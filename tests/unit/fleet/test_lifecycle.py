@@ -174,7 +174,7 @@ def test_a_zygote_that_is_ended_does_not_fork() -> None:
     play.unseen.clear()
     play.on(events.ZygoteReady(1)).then()
     assert play.fleet.state.refork is not None
-    play.exits(1, signal=9).said("refork_refused")
+    play.exits(1, signal=9).reported("refork_refused")
     assert play.fleet.state.generations[1].zygote == 0
 
 
