@@ -2,8 +2,7 @@
 
 import pytest
 
-from ostler.fleet import events, health
-from ostler.fleet.actions import Finish, Spawn
+from ostler.fleet import actions, events, health
 from ostler.fleet.model import Cause, ExitStatus, ReloadPhase, WorkerState
 from ostler.fleet.policies import backoff, surge
 from tests.kit.play import (
@@ -48,7 +47,7 @@ def test_configuration_of_the_start_fails() -> None:
     play = Play().start()
     play.generation_failed(reason="bind: bad").then(start_fork_server(1), STOPPING, stop_fork_server(1))
     play.fork_server_exits(signal=15).then(FINISH)
-    assert play.finished == [Finish(True, False, "bind: bad", None)]
+    assert play.finished == [actions.Finish(True, False, "bind: bad", None)]
 
 
 def test_preloaded_app_of_the_start_fails() -> None:
@@ -56,13 +55,13 @@ def test_preloaded_app_of_the_start_fails() -> None:
     play = Play().start().configured()
     play.generation_failed(reason="ImportError: x", traceback="Traceback", app_failed=True)
     play.fork_server_exits()
-    assert play.finished == [Finish(True, True, "ImportError: x", "Traceback")]
+    assert play.finished == [actions.Finish(True, True, "ImportError: x", "Traceback")]
 
 
 def test_fork_server_of_the_start_dies() -> None:
     """A fork server that dies before anything ran ends the daemon, with its exit status in the log."""
     play = Play().start().configured().fork_server_exits(signal=11)
-    assert play.finished == [Finish(True, True, "the fork server ended with signal 11", None)]
+    assert play.finished == [actions.Finish(True, True, "the fork server ended with signal 11", None)]
 
 
 def test_first_boot_fails() -> None:
@@ -72,7 +71,7 @@ def test_first_boot_fails() -> None:
         start_fork_server(1), load_app(1), spawn(1), STOPPING, stop_fork_server(1)
     )
     play.fork_server_exits().then(FINISH)
-    assert play.finished == [Finish(True, True, "ImportError: flask", "Traceback ...")]
+    assert play.finished == [actions.Finish(True, True, "ImportError: flask", "Traceback ...")]
 
 
 def test_who_boots_in_a_hurry() -> None:
@@ -80,10 +79,10 @@ def test_who_boots_in_a_hurry() -> None:
     fleet = Play(workers=1).start().loaded().fleet
     fleet.handle(events.WorkerReady(1), 1.0)
     recycled = fleet.handle(events.RecycleAsked("test", 1), 2.0)
-    assert [action.urgent for action in recycled if isinstance(action, Spawn)] == [False]
+    assert [action.urgent for action in recycled if isinstance(action, actions.Spawn)] == [False]
     fleet.handle(events.WorkerReady(2), 3.0)
     died = fleet.handle(events.WorkerExited(2, ExitStatus(signal=9)), 4.0)
-    assert [action.urgent for action in died if isinstance(action, Spawn)] == [True]
+    assert [action.urgent for action in died if isinstance(action, actions.Spawn)] == [True]
 
 
 def test_all_first_boots_fail() -> None:
@@ -94,7 +93,7 @@ def test_all_first_boots_fail() -> None:
     assert not play.fleet.state.stopping
     play.boot_fails(2, "second")
     play.fork_server_exits()
-    assert play.finished == [Finish(True, True, "second", None)]
+    assert play.finished == [actions.Finish(True, True, "second", None)]
 
 
 def test_a_first_boot_fails_and_another_does_not() -> None:
@@ -112,7 +111,7 @@ def test_first_boot_takes_too_long() -> None:
     play.exits(1, signal=6).then(stop_fork_server(1))
     play.fork_server_exits().then(FINISH)
     reason = "took longer than boot_timeout (10 s) to load the app; the log has its stack"
-    assert play.finished == [Finish(True, True, reason, None)]
+    assert play.finished == [actions.Finish(True, True, reason, None)]
 
 
 def test_first_loading_takes_too_long() -> None:
@@ -121,7 +120,7 @@ def test_first_loading_takes_too_long() -> None:
     play.then(start_fork_server(1)).nothing_until(60.0).then(STOPPING, stop_fork_server(1))
     play.nothing_until(1.0).then(kill_fork_server(1))
     play.fork_server_exits()
-    assert play.finished == [Finish(True, True, "loading took longer than boot_timeout", None)]
+    assert play.finished == [actions.Finish(True, True, "loading took longer than boot_timeout", None)]
 
 
 def test_partial_start_is_degraded() -> None:
@@ -382,6 +381,43 @@ def test_drain_timeout_kills() -> None:
 
 
 # -- deadlines of requests ------------------------------------------------------------------------------
+
+
+def drained(out: list[actions.Action]) -> list[actions.Drain]:
+    return [action for action in out if isinstance(action, actions.Drain)]
+
+
+def test_the_budget_and_the_kill_come_from_one_number() -> None:
+    """graceful_timeout is sent with the drain message; drain_grace seconds after that comes the kill."""
+    play = running(workers=2, graceful_timeout=20.0, drain_grace=1.5)
+    (action,) = drained(play.hand_in(events.ResizeAsked("test", workers=1)))
+    assert action.seconds == 20.0
+    play.then(drain(2)).nothing_until(21.5).then(kill(2))
+
+
+def test_a_lower_graceful_timeout_does_not_shorten_a_drain() -> None:
+    """A worker that drains keeps the budget that it was given; the next one gets the new."""
+    play = running(workers=3, graceful_timeout=100.0).scale(2).then(drain(3))
+    play.reload().loaded(workers=2, graceful_timeout=5.0, boot_parallelism=2, max_surge=3)
+    (first,) = [n for n, worker in play.workers.items() if worker.generation == 2]
+    play.fork(first)
+    play.workers[first].state = "serving"
+    (action,) = drained(play.hand_in(events.WorkerReady(first)))
+    assert action.seconds == 5.0
+    play.fork_server_exits(1)
+    play.unseen.clear()
+    play.nothing_until(5.0).then(kill(1, 1))
+    play.exits(1).ready(2).exits(2)
+    play.unseen.clear()
+    play.nothing_until(95.0).then(kill(3, 1))
+
+
+def test_a_cancelled_worker_that_serves_has_its_own_generation_s_budget() -> None:
+    """No drain message reaches it, so it takes its own setting, whatever the current one's is."""
+    play = running(workers=1, graceful_timeout=5.0).reload().loaded(graceful_timeout=50.0).forked(1)
+    play.reload().fork_server_exits(2).generation_failed(3).fork_server_exits(3)
+    play.unseen.clear()
+    play.ready(1).nothing_until(50.0).then(kill(1, 2))
 
 
 def test_overdue_request() -> None:
@@ -688,7 +724,7 @@ def test_graceful_stop() -> None:
     play = running(workers=2).stop().then(STOPPING, drain(1), drain(2))
     play.exits(1).then().exits(2).then(stop_fork_server(1))
     play.fork_server_exits(1).then(FINISH)
-    assert play.finished == [Finish()]
+    assert play.finished == [actions.Finish()]
     play.stop().on(events.DeadlinePassed()).reload().scale(3).then()
 
 
@@ -717,13 +753,13 @@ def test_stop_while_booting() -> None:
     play = Play(workers=2).start().loaded().forked(1).ready(2).stop()
     play.then(start_fork_server(1), load_app(1), spawn(1), spawn(2), SERVING, STOPPING, cancel(1), drain(2))
     play.settled()
-    assert play.finished == [Finish()]
+    assert play.finished == [actions.Finish()]
 
 
 def test_stop_before_the_configuration() -> None:
     """A stop during the start is no failure."""
     play = Play().start().stop().settled()
-    assert play.finished == [Finish()]
+    assert play.finished == [actions.Finish()]
 
 
 def test_stop_during_a_reload() -> None:
@@ -732,7 +768,43 @@ def test_stop_during_a_reload() -> None:
     play.then(start_fork_server(2), load_app(2), spawn(1, 2))
     play.stop().then(STOPPING, reload_ended(2), stop_fork_server(2), drain(1, 1), cancel(1, 2))
     play.reported("reload_failed", reason="the daemon stops").settled()
-    assert play.finished == [Finish()]
+    assert play.finished == [actions.Finish()]
+
+
+# Reloads that are asked for before there is a configuration.
+
+
+def test_two_reloads_before_the_first_configuration() -> None:
+    """Each has its end; the first generation serves, and the newest takes over."""
+    play = Play(workers=1).start().reload().reload()
+    play.then(
+        start_fork_server(1), start_fork_server(2), reload_ended(2), stop_fork_server(2), start_fork_server(3)
+    )
+    play.loaded(1).ready(1).then(load_app(1), spawn(1, 1), SERVING)
+    play.settled()
+    assert play.slots(3) == [1]
+
+
+def test_a_reload_that_overtakes_the_first_configuration() -> None:
+    """The daemon serves when the canary's generation is the current one: the first has no settings yet."""
+    play = Play(workers=1, canary_time=5.0).start().reload().loaded(2).ready(1)
+    play.then(start_fork_server(1), start_fork_server(2), load_app(2), spawn(1, 2))
+    play.nothing_until(5.0).then(stop_fork_server(1), SERVING, reload_ended(2))
+    assert play.fleet.state.policy is not None
+
+
+@pytest.mark.parametrize("ready", [False, True], ids=["configuring", "canary"])
+@pytest.mark.parametrize("wish", ["stop", "stop_quickly", "pause", "upgrade_asked", "refork"])
+def test_wishes_between_a_reload_and_the_first_configuration(wish: str, ready: bool) -> None:
+    """None of them needs a configuration; after all of them the daemon can be stopped."""
+    play = Play(workers=1, canary_time=5.0).start().reload()
+    if ready:
+        play.loaded(2).ready(1)
+    getattr(play, wish)()
+    play.fleet.next_deadline()
+    health.sentence(play.fleet.state)
+    play.stop().settled()
+    assert len(play.finished) == 1
 
 
 def test_stop_during_the_backoff() -> None:
@@ -740,7 +812,7 @@ def test_stop_during_the_backoff() -> None:
     play = running(workers=2).exits(1, signal=9).boot_fails(1).stop()
     play.then(spawn(1), STOPPING, drain(2)).nothing_until(29.0).then()
     play.exits(2).settled()
-    assert play.finished == [Finish()]
+    assert play.finished == [actions.Finish()]
 
 
 def test_wishes_after_a_stop_are_ignored() -> None:
@@ -811,7 +883,7 @@ def test_stop_at_the_moment_of_a_boot_timeout() -> None:
     play = Play(workers=1, boot_timeout=5.0).start().loaded().forked(1)
     play.now += 5.0
     play.stop().settled()
-    assert play.finished == [Finish()]
+    assert play.finished == [actions.Finish()]
 
 
 # -- health ---------------------------------------------------------------------------------------------
@@ -963,7 +1035,9 @@ def test_a_start_whose_fork_server_hangs_fails() -> None:
     play = Play(workers=2).start().loaded().after(15.0)
     assert play.fork_servers[1].ordered == "kill"
     play.fork_server_exits(1)
-    assert play.finished == [Finish(True, True, "the fork server has not forked for 10 seconds", None)]
+    assert play.finished == [
+        actions.Finish(True, True, "the fork server has not forked for 10 seconds", None)
+    ]
 
 
 def test_a_stop_does_not_wait_for_a_fork_that_never_comes() -> None:
