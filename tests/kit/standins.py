@@ -16,10 +16,10 @@ from typing import Any, Self
 import msgspec
 
 from ostler.daemon import shell as shells
-from ostler.daemon.children import ForkServerHandle
-from ostler.daemon.journal import Journal
-from ostler.daemon.ledger import Ledger
-from ostler.daemon.listeners import Listeners
+from ostler.daemon.children.handles import ForkServerHandle
+from ostler.daemon.listening.listeners import Listeners
+from ostler.daemon.reporting.journal import Journal
+from ostler.daemon.reporting.ledger import Ledger
 from ostler.daemon.shell import Callbacks, Shell, Start
 from ostler.fleet import actions, events
 from ostler.ipc import channel, messages

@@ -13,8 +13,10 @@ import pytest
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import ClientConnection, connect
 
-from tests.kit.daemon import PATIENCE, Daemon, Place, Process, until
+from tests.kit.daemon import Daemon, Place
 from tests.kit.load import Load
+from tests.kit.processes import Process
+from tests.kit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.system
 

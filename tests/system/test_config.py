@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import Daemon, Place, ask
+from tests.kit.daemon import Daemon, Place
+from tests.kit.http_client import ask
 
 pytestmark = pytest.mark.system
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import Answer, Daemon, Place, Process
+from tests.kit.daemon import Daemon, Place
+from tests.kit.http_client import Answer
+from tests.kit.processes import Process
 from tests.system.test_signals import page
 
 pytestmark = pytest.mark.system

@@ -15,8 +15,10 @@ import pytest
 
 from ostler.control.routes import RELOAD, SCALE
 from ostler.control.views import Reload, Scale
-from tests.kit.daemon import Daemon, Killed, Place, fork_server, kill_holding
-from tests.kit.load import Load, Outcome, Record, Report
+from tests.kit.daemon import Daemon, Place, fork_server
+from tests.kit.load import Load
+from tests.kit.processes import Killed, kill_holding
+from tests.kit.report import Outcome, Record, Report
 
 pytestmark = pytest.mark.system
 

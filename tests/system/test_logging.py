@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import Daemon, Place, fork_server, freeze, until
+from tests.kit.daemon import Daemon, Place, fork_server
+from tests.kit.processes import freeze
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 

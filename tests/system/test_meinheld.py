@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import PATIENCE, Place, Process, until
+from tests.kit.daemon import Place
 from tests.kit.load import Load
+from tests.kit.processes import Process
+from tests.kit.waiting import PATIENCE, until
 
 pytest.importorskip("meinheld.server", reason="meinheld is not installed", exc_type=ImportError)
 

@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.kit.accounts import NOBODY, second_account, shown
-from tests.kit.daemon import OSTLER, Daemon, Place, Process, ask, children, fork_server, title, until
+from tests.kit.daemon import OSTLER, Daemon, Place, fork_server
+from tests.kit.http_client import ask
+from tests.kit.processes import Process, children, title
+from tests.kit.waiting import until
 from tests.system.conftest import furnished
 
 APP = """\
@@ -45,7 +48,7 @@ pytestmark = [
 def open_place() -> Iterator[Place]:
     """A place that other users may enter; its folder `mine` belongs to nobody."""
     with furnished() as place:
-        place.let_others_in()
+        place.open_to_others()
         place.add("who.py", APP)
         mine = place.folder / "mine"
         mine.mkdir()

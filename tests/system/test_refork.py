@@ -10,9 +10,10 @@ import pytest
 from ostler.control.client import RefusedError
 from ostler.control.routes import REFORK
 from ostler.control.views import Refork, WorkerView
-from tests.kit.daemon import Daemon, Place, Process, children, descriptors, fork_server, title
+from tests.kit.daemon import Daemon, Place, fork_server
 from tests.kit.hostile import APP
 from tests.kit.load import Load
+from tests.kit.processes import Process, children, descriptors, title
 
 pytestmark = pytest.mark.system
 

@@ -7,8 +7,9 @@ import pytest
 
 from ostler.control.routes import RECYCLE, RELOAD
 from ostler.control.views import Reload
-from tests.kit.daemon import Daemon, Place, Process, children, descriptors, fork_server
+from tests.kit.daemon import Daemon, Place, fork_server
 from tests.kit.load import Load
+from tests.kit.processes import Process, children, descriptors
 from tests.system.test_deadlines import successor_first
 from tests.system.test_signals import page
 

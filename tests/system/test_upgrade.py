@@ -15,8 +15,11 @@ import pytest
 import ostler
 from ostler.control.routes import RELOAD, SCALE
 from ostler.control.views import Reload, Scale
-from tests.kit.daemon import Daemon, Place, Process, ask, children, descriptors, title, until, zombies
+from tests.kit.daemon import Daemon, Place
+from tests.kit.http_client import ask
 from tests.kit.load import Load
+from tests.kit.processes import Process, children, descriptors, title, zombies
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 
@@ -85,6 +88,7 @@ def test_nothing_is_lost(place: Place) -> None:
     assert zombies(daemon.pid) == []
 
 
+@pytest.mark.thorough
 def test_descriptors_do_not_grow(place: Place) -> None:
     """Each program has as many descriptors as the one before, and so have its children."""
     daemon = start(place, "--probation", "0", "-p", "up.pid")

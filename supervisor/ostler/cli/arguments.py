@@ -9,7 +9,7 @@ import os
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -46,7 +46,13 @@ class Given:
     remarks: list[str] = field(default_factory=list)
 
 
-class _Value(click.ParamType[Any]):
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # generic only from click 8.4 on
+
+
+class _Value(_ParamType):
     """Checks a value as its row does and hands on what was written."""
 
     def __init__(self, row: Setting) -> None:

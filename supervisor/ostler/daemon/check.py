@@ -19,7 +19,7 @@ from typing import TypeVar
 import msgspec
 
 from ostler.daemon import upgrade
-from ostler.daemon.children import ForkServerHandle
+from ostler.daemon.children.handles import ForkServerHandle
 from ostler.errors import BootError, ExitCode, OstlerError, SettingError
 from ostler.ipc import messages
 from ostler.ipc.channel import BadMessage

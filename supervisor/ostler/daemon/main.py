@@ -19,22 +19,22 @@ from ostler import __version__, terminal
 from ostler.control.handover import Handover
 from ostler.control.server import ControlServer
 from ostler.daemon import upgrade
-from ostler.daemon.deadlines import DeadlineSensor
-from ostler.daemon.detach import SHOWN, Launch, detach, log_gets_lost, reason_to_stay
-from ostler.daemon.doubts import Doubts
-from ostler.daemon.journal import Journal
-from ostler.daemon.ledger import Ledger
-from ostler.daemon.listeners import Listeners, systemd_listeners
-from ostler.daemon.measure import Measurer
-from ostler.daemon.notify import SystemdNotifier
-from ostler.daemon.observer import Observer
-from ostler.daemon.outlets import Outlets
-from ostler.daemon.pidfile import PidFile
-from ostler.daemon.plane import ControlPlane
+from ostler.daemon.control_server import ControlPlane
+from ostler.daemon.listening.listeners import Listeners, systemd_listeners
+from ostler.daemon.process.detach import SHOWN, Launch, detach, log_gets_lost, reason_to_stay
+from ostler.daemon.process.notify import SystemdNotifier
+from ostler.daemon.process.pidfile import PidFile
+from ostler.daemon.process.signals import on_signal, release
+from ostler.daemon.reporting.journal import Journal
+from ostler.daemon.reporting.ledger import Ledger
+from ostler.daemon.reporting.log_forwarder import Outlets
+from ostler.daemon.reporting.observer import Observer
+from ostler.daemon.sensors.deadlines import DeadlineSensor
+from ostler.daemon.sensors.implausible import Doubts
+from ostler.daemon.sensors.load import Measurer
 from ostler.daemon.shell import Callbacks, Shell, Start
-from ostler.daemon.signals import on_signal, release
 from ostler.daemon.upgrade import Carried
-from ostler.daemon.watching import Watcher
+from ostler.daemon.watching.watcher import Watcher
 from ostler.errors import ExitCode, OstlerError, SettingError
 from ostler.fleet import actions, events, health
 from ostler.fleet.model import ExitStatus

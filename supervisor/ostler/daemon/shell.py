@@ -17,22 +17,22 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from ostler.daemon import disposal
-from ostler.daemon.children import (
+from ostler.daemon.children import closing
+from ostler.daemon.children.handles import (
     CarriedForkServer,
     CarriedWorker,
     ForkServerHandle,
     WorkerHandle,
 )
-from ostler.daemon.hooks import HookCaller
-from ostler.daemon.inbox import Inbox
-from ostler.daemon.journal import Journal
-from ostler.daemon.ledger import Ledger, fork_server_leaving
-from ostler.daemon.listeners import Listeners, access_of
-from ostler.daemon.overdue import Overdue
+from ostler.daemon.children.hooks import HookCaller
+from ostler.daemon.children.inbox import Inbox
+from ostler.daemon.children.overdue import Overdue
+from ostler.daemon.children.protocol import Phase, check_fork_server, check_worker
+from ostler.daemon.children.reaper import Reaper
+from ostler.daemon.listening.listeners import Listeners, access_of
 from ostler.daemon.policy import fleet_policy
-from ostler.daemon.reaper import Reaper
-from ostler.daemon.rules import Phase, check_fork_server, check_worker
+from ostler.daemon.reporting.journal import Journal
+from ostler.daemon.reporting.ledger import Ledger, fork_server_leaving
 from ostler.errors import SettingError
 from ostler.fleet import actions, events
 from ostler.fleet.machine import Fleet
@@ -446,7 +446,7 @@ class Shell:
     def _hang_up(self, handle: ForkServerHandle) -> None:
         if handle.channel.fileno() >= 0:
             self.loop.remove_reader(handle.channel.fileno())
-            disposal.close(handle.channel)
+            closing.close(handle.channel)
 
     def _kill_fork_server(self, action: actions.KillForkServer) -> None:
         if handle := self.fork_servers.get(action.generation):
@@ -458,7 +458,7 @@ class Shell:
         fork_server = self.fork_servers.get(action.generation)
         loaded = self.loaded[action.generation]
         try:
-            cell = self.scoreboard.take_cell(classes.lanes(loaded.settings, loaded.one_loop) + 1)
+            cell = self.scoreboard.take_cell(classes.request_slots(loaded.settings, loaded.one_loop))
         except OSError as error:
             self.submit(events.SpawnFailed(action.worker_id, with_remedy(error)))
             return
@@ -578,7 +578,8 @@ class Shell:
     def _drain(self, action: actions.Drain) -> None:
         handle = self.workers[action.worker_id]
         handle.zygote_asked |= action.zygote
-        if not self._tell(handle.channel, messages.Drain(action.hand_over, action.zygote)):
+        message = messages.Drain(action.hand_over, action.zygote, action.seconds)
+        if not self._tell(handle.channel, message):
             # It has not read its channel for long, or closed it: SIGTERM says the same.
             self._signal(action.worker_id, signal.SIGTERM)
 
@@ -600,7 +601,7 @@ class Shell:
         elif handle.channel.fileno() >= 0:
             # Not forked yet: with its channel gone it leaves before it runs a line of the app.
             self.loop.remove_reader(handle.channel.fileno())
-            disposal.close(handle.channel)
+            closing.close(handle.channel)
 
     # -- zygotes --------------------------------------------------------------------------------------
 

@@ -22,11 +22,11 @@ import psutil
 
 import ostler
 from ostler.control.handover import Handover
-from ostler.daemon.children import CarriedForkServer, CarriedWorker
-from ostler.daemon.journal import JournalState
-from ostler.daemon.ledger import LedgerState
-from ostler.daemon.listeners import ListenersState
-from ostler.daemon.observer import ObserverState
+from ostler.daemon.children.handles import CarriedForkServer, CarriedWorker
+from ostler.daemon.listening.listeners import ListenersState
+from ostler.daemon.reporting.journal import JournalState
+from ostler.daemon.reporting.ledger import LedgerState
+from ostler.daemon.reporting.observer import ObserverState
 from ostler.errors import ExitCode, OstlerError
 from ostler.fleet.model import ExitStatus
 from ostler.fleet.state import State

@@ -51,7 +51,7 @@ from ostler.settings import configfile
 from ostler.settings.load import Loaded, load
 from ostler.settings.rights import others_logs, rights_for
 from ostler.settings.table import Settings
-from ostler.workers import boot
+from ostler.workers import app_forks, boot
 from ostler.workers.base import BaseWorker
 from ostler.workers.classes import worker_class
 from ostler.workers.engine import Engine
@@ -467,6 +467,7 @@ def main(channel_fd: int, lowered: int) -> None:
     forgive()  # before any user code: it may keep the streams it finds
     # The supervisor ends us by hanging up.
     boot.ignore_group_signals()
+    app_forks.register()
     random.seed()
     # Without its supervisor it ends, also in the middle of an app that takes forever to load.
     boot.on_hang_up(channel_fd, lambda: os._exit(0))

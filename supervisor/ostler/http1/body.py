@@ -39,7 +39,13 @@ _FORBIDDEN = frozenset(
 class BodySink(Protocol):
     """Takes a request's body; made by whoever feeds the parser, who may spill it to a file."""
 
-    def write(self, data: bytes, /) -> int: ...
+    def write(self, data: bytes, /) -> int:
+        """Raises OSError: there is no room."""
+        ...
+
+    def flush(self) -> None:
+        """Called once, when all of it has come: write what is still buffered. Raises OSError as `write`."""
+        ...
 
 
 class Body(Protocol):

@@ -74,6 +74,8 @@ class Outlets:
 
     def close(self) -> None:
         """Write what is left and let go of all files and sockets."""
+        if self.log.errors is not None:
+            self.log.errors.flush_all()
         self.log.close()
         if self._access is not None:
             self._access.close()

@@ -38,12 +38,12 @@ from ostler.osapi import original
 from ostler.osapi.needed import LIMITS
 from ostler.osapi.priority import step_back_for_good, step_forward
 from ostler.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL, enlarge_signal_stack, set_title
-from ostler.scoreboard import layout
+from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.memory import map_cell
-from ostler.scoreboard.writer import CellWriter
-from ostler.settings.classes import lanes
+from ostler.settings.classes import request_slots
 from ostler.settings.table import Settings
 from ostler.text import trace_of
+from ostler.workers import app_forks
 from ostler.workers.audit import Audit, audit_drained, audit_serving
 from ostler.workers.base import BaseWorker, Context
 from ostler.workers.engine import Engine
@@ -51,7 +51,7 @@ from ostler.workers.handoff import HandOff
 from ostler.workers.loader import AppLoadError, load, standard_modules
 from ostler.workers.rehearsal import SHORT, rehearse
 from ostler.workers.warmup import WarmupError, warm_up
-from ostler.wsgi.exchange import App, QuitWorker, note_fork, note_worker
+from ostler.wsgi.exchange import App, QuitWorker
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -74,9 +74,6 @@ _F_SETOWN_EX, _F_OWNER_TID = 15, 0
 
 # How long the engine's threads may take to end when all is answered.
 _THREADS_END = 1.0
-
-# Done by the first worker, holds in all that are forked from it.
-_fork_noted = False
 
 
 @dataclass(slots=True)
@@ -147,7 +144,7 @@ class WorkerProcess:
         self._orphaned = False
         self._quitting = False
         self._standard_modules: list[str] = []
-        self._cell: CellWriter | None = None
+        self._accounting: Accounting | None = None
         self._zygote_wanted = False
         self._must_leave = False
         self._forced = False
@@ -158,6 +155,7 @@ class WorkerProcess:
         if self._got.urgent:
             step_forward(self._lowered)
         self._install_signals()
+        app_forks.register()
         self._channel.set_blocking(True)
         if not self._wait_for_boot():
             return 0
@@ -226,9 +224,9 @@ class WorkerProcess:
 
         Something of the engine may be kept for ever: by a library's hub, by the app, by a module of C.
         """
-        assert self._cell is not None
+        assert self._accounting is not None
         self._engine = None  # for signal handlers, which look there
-        self._cell.close()
+        self._accounting.close()
 
     # -- booting -----------------------------------------------------------------------------------------
 
@@ -306,12 +304,13 @@ class WorkerProcess:
         if quota and settings.max_requests_jitter:
             quota += random.randint(0, settings.max_requests_jitter)  # noqa: S311 - spreads load, guards nothing
         generation = self._generation
-        self._cell = CellWriter(self._memory, lanes(settings, generation.worker_class.one_loop))
+        slots = request_slots(settings, generation.worker_class.one_loop)
+        self._accounting = Accounting(self._memory, slots)
         context = Context(
             app,
             generation.listeners,
             settings,
-            self._cell,
+            self._accounting,
             self._log,
             self._outlets.open_access(),
             quota,
@@ -327,9 +326,8 @@ class WorkerProcess:
             # No descriptors, or a call that is refused.
             self._tell(messages.BootFailed(f"can't begin to serve: {error.strerror}", trace_of(error)))
             return 3
-        self._hooks.serving(self._cell, context.on_quota, engine.extend_deadline)
+        self._hooks.serving(self._accounting, context.on_quota, engine.extend_deadline)
         signal.signal(INTERRUPT_SIGNAL, engine.interrupt)
-        _note_forks()
         if issubclass(generation.worker_class, Engine):
             rehearse(settings, self._log, SHORT)
         self._channel.set_blocking(False)
@@ -371,7 +369,7 @@ class WorkerProcess:
             message = received[0]
             if isinstance(message, messages.Drain):
                 self._zygote_wanted = message.zygote  # the last word counts
-                self._drain(message.hand_over)
+                self._drain(message.hand_over, message.seconds)
             elif isinstance(message, messages.AuditZygote):
                 self._audit(message.force)
             elif isinstance(message, messages.ReopenLogs):
@@ -399,12 +397,12 @@ class WorkerProcess:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
 
-    def _drain(self, hand_over: bool = False) -> None:
+    def _drain(self, hand_over: bool = False, seconds: float | None = None) -> None:
         if self._engine is None:
             self._leave_early = True
         elif not self._engine.draining:
             self._title(f"worker {self._got.slot} gen {self._generation.number} draining")
-            self._engine.drain(hand_over)
+            self._engine.drain(hand_over, seconds)
 
     def _on_term(self, signum: int, frame: FrameType | None) -> None:
         self._must_leave = True  # whatever the supervisor has in mind with us
@@ -429,9 +427,8 @@ class WorkerProcess:
 
     def _is_busy(self) -> bool:
         """Whether a request is in the app."""
-        assert self._cell is not None
-        in_use = range(self._cell.header[layout.LANES_IN_USE])
-        return any(self._cell.lane(lane)[0][layout.STARTED] for lane in in_use)
+        assert self._accounting is not None
+        return self._accounting.busy
 
     def _own_descriptors(self) -> set[int]:
         generation = self._generation
@@ -499,7 +496,7 @@ class WorkerProcess:
 
     def _tell_signal(self, signum: int) -> None:
         """It leaves with exit code 0, as if by itself."""
-        # Children that the app forks have our handlers, too.
+        # A process that C code has forked, without Python's at-fork functions, still has our handlers.
         if os.getpid() == self._pid:
             with suppress(OSError):  # the supervisor is gone or does not read; not worth a line
                 self._channel.send(messages.Signalled(signum))
@@ -511,15 +508,6 @@ class WorkerProcess:
 def _engine_threads() -> list[threading.Thread]:
     """Threads of ours that live, but for the main thread."""
     return [thread for thread in threading.enumerate() if thread.name.startswith("ostler-")]
-
-
-def _note_forks() -> None:
-    """Tell processes that the app forks from workers."""
-    global _fork_noted
-    note_worker()
-    if not _fork_noted:
-        _fork_noted = True
-        os.register_at_fork(after_in_child=note_fork)
 
 
 def ignore_group_signals() -> None:

@@ -15,7 +15,7 @@ import traceback
 from time import monotonic_ns
 
 from ostler.osapi import original
-from ostler.osapi.held import Held
+from ostler.osapi.gil_holding import GilHoldingCalls
 from ostler.osapi.process import set_timer_slack
 from ostler.scoreboard import layout
 from ostler.workers.base import Context
@@ -54,7 +54,7 @@ class Engine(Loop):
         super().__init__(context)
         self._lead = Lead(self._threads, self._let_go, self._mind, self.wake)
         if self._threads > 1:
-            self._held = Held(READ_SIZE)
+            self._held = GilHoldingCalls(READ_SIZE)
             self._read = self._read_in_a_crowd
             self._modify = self._modify_in_a_crowd
             self._send_now = self._send_in_a_crowd

@@ -7,7 +7,8 @@ in others by PyThreadState_SetAsyncExc, which a thread notices when it runs Pyth
 
 The exception must not meet the next request, nor our own code:
 
-- The main thread raises only where `Exchange.run` is among the calls that the signal interrupted, and no
+- The main thread raises only where a function that calls user code for a request (`exchange.interruptible`:
+  Exchange.run, and around it the hooks' own) is among the calls that the signal interrupted, and no
   handler of ours for another signal is above it; a worker class that calls the app otherwise says where.
 - In another thread it is set while the lock is held and the lane still shows the request. Who ends a request
   clears the lane first and then, under the lock, takes back what has not been noticed by then. What was
@@ -29,7 +30,7 @@ from types import FrameType
 from ostler.osapi import original
 from ostler.scoreboard import layout
 from ostler.scoreboard.writer import CellWriter, Words
-from ostler.wsgi.exchange import DeadlineExceeded, Exchange
+from ostler.wsgi.exchange import DeadlineExceeded, is_interruptible
 
 # A request that takes this long (ns) tells that there are such; a quicker one is never interrupted.
 LONG = 20_000_000
@@ -148,7 +149,7 @@ def is_extended(words: Words, started: int, now: int) -> bool:
 def is_in_app(frame: FrameType | None) -> bool:
     """Whether it may be raised here; if not yet, the supervisor sends the signal again."""
     while frame is not None:
-        if frame.f_code is Exchange.run.__code__:
+        if is_interruptible(frame):
             return True
         if frame.f_globals.get("__name__") in _HANDLERS:
             return False

@@ -93,14 +93,17 @@ class Loop(Doors, BaseWorker):
         """Make the loop look around; may be called from a signal handler."""
         self._wake.send()
 
-    def drain(self, hand_over: bool = False) -> None:
+    def drain(self, hand_over: bool = False, seconds: float | None = None) -> None:
         """Stop accepting; `run` returns when what is there has been answered or the time is over.
 
         May be called from a signal handler: it only leaves a note for the loop.
 
         Args:
             hand_over: others go on serving: give idle connections to them.
+            seconds: how long open requests may take; None: graceful_timeout.
         """
+        if seconds is not None:
+            self._graceful_timeout = int(seconds * SECOND)
         self._hand_over = hand_over and self._handoff is not None and self._tls is None
         self.draining = True
         self.wake()

@@ -11,8 +11,8 @@ import stat
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import Any, Protocol
+from types import CodeType, FrameType, TracebackType
+from typing import Any, Protocol, TypeVar
 
 from ostler.http1 import response
 from ostler.http1.errors import ResponseError
@@ -28,6 +28,10 @@ _JOIN_LIMIT = 64 * 1024
 
 # This process is not the worker but was forked by its app.
 _forked = False
+
+# The code of the functions that call user code for a request; see `interruptible`.
+_interruptible: set[CodeType] = set()
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _NO_HEAD = "the app returned without calling start_response"
 _FAILED = "500 Internal Server Error"
@@ -69,6 +73,17 @@ class DeadlineExceeded(BaseException):
 
 class ClientGone(ConnectionError):
     """The client went away before it had the whole answer, or sent its whole request."""
+
+
+def interruptible(function: Function) -> Function:
+    """Mark a function that calls the app or a hook: DeadlineExceeded may be raised anywhere in it."""
+    _interruptible.add(function.__code__)
+    return function
+
+
+def is_interruptible(frame: FrameType) -> bool:
+    """Whether a frame is that of a function which is marked `interruptible`."""
+    return frame.f_code in _interruptible
 
 
 class Exchange:
@@ -143,6 +158,7 @@ class Exchange:
 
     # -- what the worker calls ---------------------------------------------------------------------------
 
+    @interruptible
     def run(self, app: App, environ: Environ) -> None:
         """Call the app and send its answer.
 
@@ -388,12 +404,6 @@ def note_fork() -> None:
 def is_forked() -> bool:
     """Whether this process is no worker but was forked by its app."""
     return _forked
-
-
-def note_worker() -> None:
-    """Called in a worker: it may be the child of one that called `note_fork` at each fork."""
-    global _forked
-    _forked = False
 
 
 def _leave(error: BaseException) -> None:

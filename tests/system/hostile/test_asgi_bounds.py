@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import PATIENCE, Daemon, Place
+from tests.kit.daemon import Daemon, Place
 from tests.kit.hostile import CLASSES, SLACK, client_time
+from tests.kit.waiting import PATIENCE
 
 pytestmark = pytest.mark.system
 

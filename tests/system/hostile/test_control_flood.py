@@ -18,8 +18,11 @@ from pathlib import Path
 import pytest
 
 from tests.kit.accounts import as_nobody, second_account
-from tests.kit.daemon import OSTLER, Connection, Daemon, Place, ask, client_ports, until
+from tests.kit.daemon import OSTLER, Daemon, Place
 from tests.kit.hostile import CLASSES, assert_unharmed, each_class
+from tests.kit.http_client import Connection, ask
+from tests.kit.processes import client_ports
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 

@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from ostler.control.routes import EXITS
-from tests.kit.daemon import PATIENCE, Connection, Daemon, Place, Process, ask, title
+from tests.kit.daemon import Daemon, Place
 from tests.kit.hostile import REPLACED_WITHIN, SLACK, STATUS_WITHIN, each_class, status_time
+from tests.kit.http_client import Connection, ask
+from tests.kit.processes import Process, title
+from tests.kit.waiting import PATIENCE
 
 pytestmark = pytest.mark.system
 

@@ -12,8 +12,9 @@ import pytest
 from ostler.control.client import Client
 from ostler.control.routes import STATUS
 from tests.kit.accounts import second_account, shown
-from tests.kit.daemon import OSTLER, Daemon, Place, ask
+from tests.kit.daemon import OSTLER, Daemon, Place
 from tests.kit.hostile import each_class
+from tests.kit.http_client import ask
 
 pytestmark = [
     pytest.mark.system,

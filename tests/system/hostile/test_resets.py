@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import Place, Process, freeze
+from tests.kit.daemon import Place
 from tests.kit.hostile import CLASSES, EVERY_CLASS
+from tests.kit.processes import Process, freeze
 
 pytestmark = pytest.mark.system
 

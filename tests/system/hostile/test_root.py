@@ -15,7 +15,8 @@ import pytest
 
 from tests.kit.accounts import NOBODY, second_account, shown
 from tests.kit.certificates import Authority
-from tests.kit.daemon import OSTLER, Daemon, Place, descriptors, fork_server
+from tests.kit.daemon import OSTLER, Daemon, Place, fork_server
+from tests.kit.processes import descriptors
 from tests.system.conftest import furnished
 
 pytestmark = [
@@ -123,7 +124,7 @@ class Field:
 @pytest.fixture
 def field() -> Iterator[Field]:
     with furnished() as place:
-        place.let_others_in()
+        place.open_to_others()
         place.add("who.py", APP)
         os.chown(place.app_folder, UID, NOBODY.pw_gid)
         yield Field(place)

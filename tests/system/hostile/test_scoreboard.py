@@ -15,8 +15,9 @@ import pytest
 
 from ostler.control.routes import METRICS
 from ostler.control.views import Totals
-from tests.kit.daemon import Daemon, Place, ask
+from tests.kit.daemon import Daemon, Place
 from tests.kit.hostile import CLASSES, assert_unharmed, each_class
+from tests.kit.http_client import ask
 
 pytestmark = pytest.mark.system
 
@@ -130,7 +131,7 @@ def calm(daemon: Daemon) -> None:
     for worker in daemon.workers():
         assert 0 <= worker.requests < 10**6
         assert 0 <= worker.connections < 10**6
-        assert len(worker.in_flight) <= 257
+        assert len(worker.in_flight) <= 1001
         for request in worker.in_flight:
             assert (request.method + request.path).isascii()
             assert (request.method + request.path).isprintable()

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.kit.certificates import Authority
-from tests.kit.daemon import OSTLER, Daemon, Place, until
-from tests.kit.hostile import CLASSES, SLACK, each_class
+from tests.kit.daemon import OSTLER, Daemon, Place
+from tests.kit.hostile import CLASSES, SLACK, USUAL, each_class
+from tests.kit.tiers import thorough, tiers
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 
@@ -204,7 +206,7 @@ def assert_open(daemon: Daemon, first: bytes, context: ssl.SSLContext | None = N
 
 
 @each_class
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", [*thorough("nothing", "chunks"), "heads", "bodies"])
 def test_new_clients_are_answered(hostile_place: Place, words: tuple[str, ...], attack: str) -> None:
     """Six times as many slow connections as the worker keeps: the slowest make room."""
     daemon = hostile_place.start(*LIMITS, *reading(words))
@@ -212,7 +214,9 @@ def test_new_clients_are_answered(hostile_place: Place, words: tuple[str, ...], 
 
 
 @each_class
-@pytest.mark.parametrize("first", [lambda: b"", hello], ids=["nothing", "half a ClientHello"])
+@pytest.mark.parametrize(
+    "first", tiers({"nothing": bytes, "half a ClientHello": hello}.items(), ["half a ClientHello"])
+)
 def test_slow_handshakes(
     hostile_place: Place, words: tuple[str, ...], first: Callable[[], bytes], tmp_path: Path
 ) -> None:
@@ -223,7 +227,7 @@ def test_slow_handshakes(
     assert_open(daemon, first(), authority.client_context())
 
 
-@pytest.mark.parametrize("words", [CLASSES[name] for name in ("sync", "threads", "gevent")])
+@pytest.mark.parametrize("words", [CLASSES["threads"], *thorough((CLASSES["sync"],), (CLASSES["gevent"],))])
 def test_slow_proxy_headers(hostile_place: Place, words: tuple[str, ...]) -> None:
     """The same for PROXY headers that do not end."""
     daemon = hostile_place.start(*LIMITS, "--proxy-protocol", "auto", *reading(words))
@@ -420,7 +424,7 @@ WITH_EVENTLET = {**CLASSES, "eventlet": ("-k", "eventlet", "attacked:app")}
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-@pytest.mark.parametrize("words", WITH_EVENTLET.values(), ids=WITH_EVENTLET.keys())
+@pytest.mark.parametrize("words", tiers(WITH_EVENTLET.items(), USUAL))
 def test_slow_readers(hostile_place: Place, words: tuple[str, ...], tls: bool, tmp_path: Path) -> None:
     """Clients that ask for a large answer and read nothing make room, and one that reads does not."""
     hostile_place.add("large.py", LARGE)

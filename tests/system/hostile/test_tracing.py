@@ -9,8 +9,11 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from ostler.control.routes import EXITS
-from tests.kit.daemon import Daemon, Place, Process, ask, until
+from tests.kit.daemon import Daemon, Place
 from tests.kit.hostile import REPLACED_WITHIN, SLACK, assert_unharmed, each_class
+from tests.kit.http_client import ask
+from tests.kit.processes import Process
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from ostler.daemon import stacks
-from ostler.daemon.stacks import DUMP_TIME, Stacks
+from ostler.daemon.children import stacks
+from ostler.daemon.children.stacks import DUMP_TIME, Stacks
 from ostler.fleet.model import ExitStatus
 from ostler.ipc import messages
 from tests.kit.standins import Theatre

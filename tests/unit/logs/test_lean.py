@@ -7,8 +7,10 @@ import os
 import resource
 import select
 import socket
+import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -595,3 +597,114 @@ def test_a_traceback_is_written_as_it_is() -> None:
     except ValueError:
         traceback.print_exc(file=ErrorStream(written.append))
     assert "".join(written).endswith("ValueError: mistake\n")
+
+
+def test_the_end_of_a_thread_ends_its_line() -> None:
+    """What a thread has begun is written when it has ended, and is not kept for another thread."""
+    written: list[str] = []
+    stream = ErrorStream(written.append)
+    for number in range(3):
+        thread = threading.Thread(target=lambda text=f"piece {number}": stream.write(text))
+        thread.start()
+        thread.join()
+        _eventually(lambda number=number: written[number:] == [f"piece {number}\n"])
+    stream.write("next line\n")
+    assert written[3:] == ["next line\n"]
+
+
+def test_pieces_of_lines_are_few() -> None:
+    """Of many threads that have begun a line the oldest ones' pieces are written; all are at the end."""
+    written: list[str] = []
+    stream = ErrorStream(written.append)
+    count, done = 300, threading.Event()
+    begun = threading.Barrier(count + 1)
+
+    def begin(number: int) -> None:
+        stream.write(f"piece {number}")
+        begun.wait(20)
+        done.wait(20)
+
+    threads = [threading.Thread(target=begin, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    begun.wait(20)
+    assert len(written) == count - 256
+    stream.flush_all()
+    assert sorted(written) == sorted(f"piece {number}\n" for number in range(count))
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert len(written) == count
+
+
+_GREENLETS = """\
+import gc, sys
+from ostler.logs.lean import ErrorStream
+{patch}
+written = []
+stream = ErrorStream(written.append)
+
+begun = []
+
+def request(number, wait):
+    stream.write(f"piece {{number}}")
+    sleep(0)
+    stream.write(" and")
+    begun.append(number)
+    while wait and not ended:
+        sleep(0.001)
+
+# Each ends before the next begins.
+ended = False
+for number in range(1000):
+    join(spawn(request, number, False))
+sleep(0.01)
+gc.collect()
+assert written == [f"piece {{number}} and\\n" for number in range(1000)], (len(written), written[:3])
+# All at the same time.
+del written[:], begun[:]
+running = [spawn(request, number, True) for number in range(1000)]
+while len(begun) < 1000:
+    sleep(0.001)
+assert len(written) >= 1000 - 256, len(written)
+stream.write("of the main greenlet")
+ended = True
+for one in running:
+    join(one)
+del running, one
+sleep(0.01)
+gc.collect()
+stream.write(" is whole\\n")
+assert "of the main greenlet is whole\\n" in written, written[-3:]
+assert sum(line.count("and") for line in written) == 1000, len(written)
+"""
+_PATCHES = {
+    "gevent": """
+import gevent.monkey
+gevent.monkey.patch_all()
+from gevent import sleep, spawn
+join = gevent.Greenlet.join
+""",
+    "eventlet": """
+import eventlet
+eventlet.monkey_patch()
+from eventlet import sleep, spawn
+from eventlet.greenthread import GreenThread
+join = GreenThread.wait
+""",
+}
+
+
+@pytest.mark.parametrize("library", _PATCHES)
+def test_pieces_of_greenlets(library: str) -> None:
+    """The end of a greenlet ends its line; of many at once the oldest pieces are written."""
+    pytest.importorskip(library)
+    program = _GREENLETS.format(patch=_PATCHES[library])
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=60)
+
+
+def _eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from ostler.hooks.calling import Calls
+from ostler.hooks.requests import Requests
 from ostler.osapi.process import INTERRUPT_SIGNAL
 from ostler.scoreboard import layout
-from ostler.scoreboard.reader import InFlight
+from ostler.scoreboard.cell import InFlight
 from ostler.workers import interrupt as module
 from ostler.workers.handoff import HandOff
 from ostler.workers.interrupt import LONG, Deadlines
@@ -273,6 +275,44 @@ def test_close_that_hangs(tmp_path: Path, handled: Handled) -> None:
 
     rig.run_here(play)
     assert "DeadlineExceeded" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("main", [True, False])
+@pytest.mark.parametrize("hang", [nap, receive])
+def test_post_request_that_hangs(
+    tmp_path: Path, serve: Serve, handled: Handled, main: bool, hang: Callable[[], None]
+) -> None:
+    """The hook belongs to its request and is ended as the app is. The answer was given; the next one is."""
+    if not main and hang is receive:
+        pytest.skip("a system call is ended in the main thread only")
+    told: list[str] = []
+    calls = Calls(
+        {"post_request": lambda _worker, req, _environ, _resp: hang() if req.path == "/post" else None},
+        lambda _level, name, **_fields: told.append(name),
+    )
+    worker: Any = None
+    exchange = Requests(calls, worker).exchange()
+    options: dict[str, Any] = {"access": True, "exchange": exchange}
+    rig = Rig(tmp_path, Shop(), **options) if main else serve(Shop(), **options)
+    handled(rig)
+
+    def play() -> None:
+        client = rig.client()
+        client.ask("/post")
+        assert client.answer().body == b"ok"
+        interrupt(rig, "/post")
+        assert client.rest() == b""
+        assert rig.client().get("/").body == b"ok"
+        until(lambda: rig.counts().statuses[2] == 2, "both are counted")
+
+    if main:
+        rig.run_here(play)
+    else:
+        play()
+    lines = (tmp_path / "access").read_text().splitlines()
+    assert lines == ["GET /post HTTP/1.1 200 2", "GET / HTTP/1.1 200 2"]
+    assert (tmp_path / "log").read_text() == ""
+    assert told == []
 
 
 def test_a_client_that_takes_nothing(serve: Serve, handled: Handled) -> None:

@@ -1,6 +1,7 @@
 """What clients may cost: time, bytes, connections. What is refused is answered, counted and logged once."""
 
 import gc
+import io
 import json
 import random
 import select
@@ -29,7 +30,7 @@ from ostler.workers.eviction import MOVING, SLOW, rank
 from ostler.workers.handoff import HandOff
 from ostler.workers.limits import AddressCounts
 from ostler.workers.tls import make_context
-from ostler.wsgi.body import Body, StreamedBody
+from ostler.wsgi.body import Body, StreamedBody, _Unlinked
 from ostler.wsgi.environ import Environ
 from tests.kit.certificates import Authority
 from tests.kit.daemon import until
@@ -295,6 +296,36 @@ def test_limits_are_those_that_are_set(serve: Serve, threads: int) -> None:
     assert client.answer().status == "200 OK"
 
 
+@BOTH
+@pytest.mark.parametrize(
+    "framed",
+    [
+        b"Content-Length: 5000\r\n\r\n" + b"x" * 5000,
+        b"Transfer-Encoding: chunked\r\n\r\n1388\r\n" + b"x" * 5000 + b"\r\n0\r\n\r\n",
+    ],
+)
+def test_a_spooled_body_whose_end_does_not_fit(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, threads: int, framed: bytes
+) -> None:
+    """The disk is full when the last bytes, which were buffered until then, are written: 507, counted once.
+
+    The app is not called; it is no defect of ours, and the next client is served.
+    """
+    monkeypatch.setattr(
+        "ostler.wsgi.body._unlinked", lambda _folder: _Unlinked(io.FileIO("/dev/full", "rb+"))
+    )
+    rig = serve(echo, threads=threads, buffer_request=0)
+    client = rig.client()
+    client.send(POST + framed)
+    assert client.answer().status == "507 Insufficient Storage"
+    assert client.rest() == b""
+    assert rig.client().get("/next").body == b"/next"
+    until(lambda: rig.counts().requests == 2, "both are counted")
+    assert rig.counts().statuses[2:6] == [1, 0, 0, 1]
+    assert "body_not_stored" in rig.log()
+    assert "internal_error" not in rig.log()
+
+
 # -- connections -----------------------------------------------------------------------------------------
 
 
@@ -536,7 +567,7 @@ def test_tls_clients_are_told_that_their_worker_leaves(
     assert client.get().headers["connection"] == "close"
     client.close()
     assert rig.ended()
-    assert rig.counts().given == 0
+    assert rig.counts().handed_off == 0
 
 
 # -- bodies that are read while they come ------------------------------------------------------------------

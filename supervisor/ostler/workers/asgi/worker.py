@@ -23,7 +23,6 @@ from typing import Any, ClassVar, Self
 from ostler.logs.limiter import LimitedLog
 from ostler.osapi.files import open_files
 from ostler.scoreboard import layout
-from ostler.settings import classes
 from ostler.settings.table import Settings, rows
 from ostler.text import name_and_text, trace_of
 from ostler.workers.asgi import bounds, pace, records, server
@@ -97,7 +96,7 @@ class AsgiWorker(BaseWorker):
             server.as_asgi3(context.app),
             settings,
             context.cell,
-            classes.lanes(settings, self.one_loop),
+            context.cell.threads,
             threading.get_ident(),
             loop,
             context.log,
@@ -136,6 +135,7 @@ class AsgiWorker(BaseWorker):
         self._ticker: asyncio.TimerHandle | None = None
         self._flushing = False
         self._hand_over = False
+        self._graceful_timeout = settings.graceful_timeout
         self._stopped = False
         # Requests that wait and are to be ended; signal handlers add to it.
         self._overdue: set[Request] = set()
@@ -156,7 +156,8 @@ class AsgiWorker(BaseWorker):
             if self._context.access is not None:
                 self._context.access.flush()
 
-    def drain(self, hand_over: bool = False) -> None:
+    def drain(self, hand_over: bool = False, seconds: float | None = None) -> None:
+        self._graceful_timeout = self._settings.graceful_timeout if seconds is None else seconds
         self._hand_over = hand_over
         self.draining = True
         self._call(self._told.set)
@@ -310,7 +311,7 @@ class AsgiWorker(BaseWorker):
             self._doors.open()
             await self._told.wait()
         self._doors.close()
-        graceful = self._settings.graceful_timeout
+        graceful = self._graceful_timeout
         until = self._loop.time() + graceful
         kept = min(_SHUTDOWN_MOST, graceful * _SHUTDOWN_PART)
         await self._finish(until - kept)
