@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ostler.fleet import actions
-from ostler.fleet.lifecycle import GENERATIONS, RELOADS, WORKERS, Decided, Input, Lifecycle, label
+from ostler.fleet.lifecycle import GENERATIONS, RELOADS, WORKERS, FleetDecision, Input, Lifecycle, label
 from ostler.fleet.model import GenerationState, ReloadPhase, WorkerState
 
 FILE = Path(__file__).parents[2] / "contrib" / "docs" / "lifecycle.md"
@@ -61,13 +61,13 @@ STATES: dict[enum.Enum, str] = {
 }
 
 DECISIONS = {
-    Decided.RETIRE: "the generation is not needed any more, and has no fork server that would have to end",
-    Decided.STAND_BY: "the generation was replaced and is kept for a roll-back",
-    Decided.PROMOTE: "the canary has lived long enough: its generation becomes the current one",
-    Decided.COMPLETE: "the last old worker has ended and all slots are served",
-    Decided.FAIL: "loading, the canary or too many workers failed, or the daemon stops",
-    Decided.SUPERSEDE: "another reload was asked for",
-    Decided.ROLL_BACK: "crashes, errors or failed boots during probation",
+    FleetDecision.RETIRE: "the generation is not needed any more, and has no fork server to end",
+    FleetDecision.STAND_BY: "the generation was replaced and is kept for a roll-back",
+    FleetDecision.PROMOTE: "the canary has lived long enough: its generation becomes the current one",
+    FleetDecision.COMPLETE: "the last old worker has ended and all slots are served",
+    FleetDecision.FAIL: "loading, the canary or too many workers failed, or the daemon stops",
+    FleetDecision.SUPERSEDE: "another reload was asked for",
+    FleetDecision.ROLL_BACK: "crashes, errors or failed boots during probation",
 }
 
 
@@ -96,14 +96,14 @@ def _name(state: enum.Enum | None) -> str:
 
 
 def _kind(cause: Input) -> str:
-    if isinstance(cause, Decided):
+    if isinstance(cause, FleetDecision):
         return "decision"
     return "action" if cause.__module__ == actions.__name__ else "event"
 
 
 def _meaning(cause: Input) -> str:
     """A decision's meaning from here; that of an event or action is its docstring's first paragraph."""
-    if isinstance(cause, Decided):
+    if isinstance(cause, FleetDecision):
         return DECISIONS[cause]
     return " ".join((cause.__doc__ or "").split("\n\n")[0].split()).rstrip(".")
 

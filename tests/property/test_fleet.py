@@ -32,7 +32,7 @@ from ostler.fleet.model import (
 )
 from ostler.fleet.policies import crash_loop, kills_too_many, surge
 from ostler.fleet.state import State
-from ostler.fleet.step import Step
+from ostler.fleet.step import FleetStep
 from tests.kit.play import World, carried
 from tests.kit.policies import fleet_policy
 
@@ -737,16 +737,16 @@ PLAYED = {
 def test_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rules above in random order; on the way each transition of the tables in `lifecycle` is made."""
     made: set[tuple[str, str]] = set()
-    original = Step.move
+    original = FleetStep.move
 
-    def move(step: Step, subject: Worker | Generation | Reload, cause: lifecycle.Input) -> bool:
+    def move(step: FleetStep, subject: Worker | Generation | Reload, cause: lifecycle.Input) -> bool:
         state = subject.phase if isinstance(subject, Reload) else subject.state
         changed = original(step, subject, cause)
         if changed:
             made.add((f"{type(subject).__name__.lower()} {state.value}", lifecycle.label(cause)))
         return changed
 
-    monkeypatch.setattr(Step, "move", move)
+    monkeypatch.setattr(FleetStep, "move", move)
     run_state_machine_as_test(FleetMachine, settings=SETTINGS)
     legal = {
         (f"{table.subject} {state.value}", lifecycle.label(cause))

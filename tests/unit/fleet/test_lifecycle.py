@@ -20,7 +20,7 @@ from ostler.fleet.model import (
     WorkerState,
 )
 from ostler.fleet.state import State
-from ostler.fleet.step import Step
+from ostler.fleet.step import FleetStep
 from tests.kit import lifecycle_diagram
 from tests.kit.play import Play, running
 from tests.kit.policies import fleet_policy
@@ -37,9 +37,9 @@ PAIRS = [
 Subject = Worker | Generation | Reload
 
 
-def a_step(table: Lifecycle[Any], state: Any, strict: bool) -> tuple[Step, Subject]:
+def a_step(table: Lifecycle[Any], state: Any, strict: bool) -> tuple[FleetStep, Subject]:
     """A step whose state has one subject, in a state."""
-    step = Step(State(), 10.0, lambda: 0.5, strict)
+    step = FleetStep(State(), 10.0, lambda: 0.5, strict)
     if table is WORKERS:
         worker = step.state.workers[7] = Worker(7, 1, 1, state, since=1.0, spawned_at=1.0)
         return step, worker
@@ -50,7 +50,7 @@ def a_step(table: Lifecycle[Any], state: Any, strict: bool) -> tuple[Step, Subje
     return step, step.state.reload
 
 
-def state_of(step: Step, subject: Subject) -> Any:
+def state_of(step: FleetStep, subject: Subject) -> Any:
     """The state that a subject is in; None if it is not known any more."""
     match subject:
         case Worker():
