@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ostler.settings.kinds import Kind
-from ostler.settings.own import OWN
-from ostler.settings.table import Setting, rows
+from ostler.settings.table import Setting, not_in_gunicorn, rows
 from ostler.settings.unused import UNUSED, Unused
 
 # More arguments; the first that says something wins, and the command line itself before them.
@@ -147,7 +146,7 @@ def _whole(flag: str, options: Mapping[str, click.Option]) -> str:
     if flag in options:
         return flag
     longer = [name for name in options if name.startswith(flag)]
-    for names in (longer, [name for name in longer if str(options[name].name)[1:] not in OWN]):
+    for names in (longer, [name for name in longer if str(options[name].name)[1:] not in not_in_gunicorn()]):
         if len({options[name].name for name in names}) == 1:
             return names[0]
     return flag

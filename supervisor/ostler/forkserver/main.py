@@ -50,10 +50,10 @@ from ostler.osapi.process import set_title
 from ostler.settings import configfile
 from ostler.settings.load import Loaded, load
 from ostler.settings.rights import others_logs, rights_for
-from ostler.settings.table import Settings
+from ostler.settings.table import Settings, without_effect
 from ostler.workers import boot
 from ostler.workers.base import BaseWorker
-from ostler.workers.classes import worker_class
+from ostler.workers.classes import built_in, worker_class
 from ostler.workers.engine import Engine
 from ostler.workers.loader import AppLoadError, enter, extend_path, set_environment
 from ostler.workers.loader import load as load_app
@@ -125,6 +125,9 @@ class Preparation:
                 self._set_up_logs(loaded.settings, file)
                 self._worker_class = worker_class(loaded.settings)
                 remarks = self._worker_class.check(loaded.settings)
+                kind = built_in(self._worker_class, loaded.settings)
+                if kind is not None and (unused := without_effect(loaded.settings, kind)):
+                    remarks.append(f"without effect in {kind} workers: {', '.join(unused)}")
             loaded = msgspec.structs.replace(loaded, one_loop=self._worker_class.one_loop)
             remarks += self._set_up_hooks(loaded.settings, functions, ask.cause)
             if ask.known is None:

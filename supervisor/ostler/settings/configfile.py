@@ -14,8 +14,7 @@ from ostler.errors import ConfigFileError
 from ostler.osapi.files import read_file
 from ostler.settings import tomlfile, unknown
 from ostler.settings.kinds import shown
-from ostler.settings.own import OWN
-from ostler.settings.table import rows
+from ostler.settings.table import not_in_gunicorn, rows
 from ostler.settings.unused import UNUSED
 from ostler.text import frames_of, name_and_text, name_of, text_of
 
@@ -128,7 +127,7 @@ def evaluate(config: str, folder: Path, source: bytes | None = None) -> ConfigFi
         _assignment_lines(tree),
         _hooks(namespace, name),
         unknown=tuple(unknown.in_python(tree, namespace, _known(), set(HOOKS))),
-        helpers=OWN & unknown.names_read(tree),
+        helpers=not_in_gunicorn() & unknown.names_read(tree),
     )
 
 
@@ -160,7 +159,7 @@ def _module(name: str) -> ConfigFile:
         _assignment_lines(tree),
         _hooks(namespace, f"python:{name}"),
         unknown=tuple(unknown.in_python(tree, namespace, _known(), set(HOOKS), imported=True)),
-        helpers=OWN & unknown.names_read(tree),
+        helpers=not_in_gunicorn() & unknown.names_read(tree),
     )
 
 

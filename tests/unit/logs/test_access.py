@@ -16,7 +16,7 @@ from ostler.errors import SettingError
 from ostler.logs import access
 from ostler.logs.access import AccessLog, Answered, all_atoms, compile_format, unknown_atoms
 from ostler.logs.lean import LogFile
-from ostler.settings.table import DEFAULT_ACCESS_FORMAT
+from ostler.settings.table.logs import DEFAULT_ACCESS_FORMAT
 
 ENVIRON = {
     "REMOTE_ADDR": "192.0.2.7",

@@ -6,7 +6,7 @@ import pytest
 
 from ostler.settings import load, rows
 from ostler.settings.configfile import HOOKS, ConfigFile
-from ostler.settings.own import OWN
+from ostler.settings.table import not_in_gunicorn
 from ostler.settings.unused import UNUSED
 from tests.unit.settings.gunicorn27 import HOOKS as GUNICORNS_HOOKS
 from tests.unit.settings.gunicorn27 import SETTINGS
@@ -23,7 +23,7 @@ def test_every_setting_is_known() -> None:
     """A setting of gunicorn's has a row or is told to have no effect; no row is neither its nor ours."""
     names = {name for name, *_ in SETTINGS}
     assert names <= {*rows(), *UNUSED, "config", "default_proc_name"}
-    assert set(rows()) - names == OWN
+    assert set(rows()) - names == not_in_gunicorn()
 
 
 def test_every_hook_is_known() -> None:
