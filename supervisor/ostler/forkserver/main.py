@@ -339,8 +339,8 @@ def _configure(
         sys.path.insert(0, str(folder))
     if name is not None and not decision.skipped:
         file = configfile.evaluate(name, folder, decision.source)
-        if file.unknown:
-            warnings.append(f"{file.name}: no settings, and without effect: {'; '.join(file.unknown)}")
+        if file.unrecognised:
+            warnings.append(f"{file.name}: no settings, and without effect: {'; '.join(file.unrecognised)}")
     if ask.known is not None:
         return ask.known, [], file
     given, variables = override(ask, decision)
