@@ -8,6 +8,13 @@ if TYPE_CHECKING:
 # What runs in a worker, by name; other names are looked up in the entry-point group `ostler.workers`.
 BUILT_IN = ("sync", "gthread", "gevent", "eventlet", "meinheld", "asgi")
 
+# Which of them a setting means something to (`Setting.worker_classes`).
+THREADED = frozenset({"sync", "gthread"})
+OWN_HTTP = THREADED | {"gevent", "eventlet"}  # Ostler's own code reads requests and writes answers
+WSGI = OWN_HTTP | {"meinheld"}
+ASGI = frozenset({"asgi"})
+NOT_MEINHELD = OWN_HTTP | ASGI
+
 _ALIASES = {
     "threads": "gthread",
     "gunicorn.workers.sync.syncworker": "sync",

@@ -30,7 +30,7 @@ from ostler.workers.eviction import MOVING, SLOW, rank
 from ostler.workers.handoff import HandOff
 from ostler.workers.limits import AddressCounts
 from ostler.workers.tls import make_context
-from ostler.wsgi.body import BufferedBody, StreamedBody
+from ostler.wsgi.body import BufferedBody, StreamedBody, _Unlinked
 from ostler.wsgi.environ import Environ
 from tests.kit.certificates import Authority
 from tests.kit.daemon import until
