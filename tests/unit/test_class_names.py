@@ -29,6 +29,7 @@ KNOWN_DUPLICATES = frozenset(
         "Route",
         "Server",
         "SettingView",
+        "Step",
         "Worker",
         "_Parcel",
         "_Peers",
