@@ -26,6 +26,7 @@ KNOWN_DUPLICATES = frozenset(
         "Route",
         "Server",
         "SettingView",
+        "Step",
         "Worker",
         "_Peers",
         "_Walk",
