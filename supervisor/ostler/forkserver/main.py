@@ -56,7 +56,8 @@ from ostler.workers.base import BaseWorker
 from ostler.workers.classes import built_in, worker_class
 from ostler.workers.engine import Engine
 from ostler.workers.inheritance import WorkerGeneration
-from ostler.workers.loader import AppLoadError, enter, extend_path, set_environment
+from ostler.workers.load_errors import AppLoadError
+from ostler.workers.loader import enter, extend_path, set_environment
 from ostler.workers.loader import load as load_app
 from ostler.workers.rehearsal import LONG, rehearse
 from ostler.wsgi.exchange import App
