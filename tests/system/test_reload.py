@@ -11,6 +11,7 @@ from ostler.control.views import Reload
 from tests.kit.daemon import Daemon, Place, fork_server
 from tests.kit.load import Load
 from tests.kit.processes import Process, children, descriptors
+from tests.kit.tiers import thorough, tiers
 from tests.system.test_deadlines import successor_first
 from tests.system.test_signals import page
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.system
 
 
 @pytest.mark.parametrize("kind", ["sync", "gthread"])
-@pytest.mark.parametrize("preload", [[], ["--preload"]])
+@pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_reload_under_load(place: Place, preload: list[str], kind: str) -> None:
     """Steady keep-alive load, an app that takes a while to import: no failure, old code, then only new."""
     source = "import time\ntime.sleep(0.3)\n"
@@ -42,6 +43,7 @@ def test_reload_under_load(place: Place, preload: list[str], kind: str) -> None:
     successor_first(daemon.events())
 
 
+@pytest.mark.thorough
 def test_reloads_in_a_row_under_load(place: Place) -> None:
     """One reload after the other, some overtaking the one before: the last one wins, no request fails."""
     place.add("page.py", page("0"))
@@ -71,7 +73,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("preload", [[], ["--preload"]])
+@pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_broken_code(place: Place, preload: list[str]) -> None:
     """Whatever the new code does at import, `ctl reload` exits 1 with the reason and the old serves on."""
     place.add("page.py", page("old"))
@@ -110,10 +112,10 @@ def test_crash_at_import_leaves_its_stack(place: Place) -> None:
     ("source", "words"),
     [
         ("workers = 'many'\n", "workers (conf.py line 1): expected a whole number"),
-        ("workers = (\n", "config: conf.py line 1: "),
-        ("import sys\nsys.exit(1)\n", "config: conf.py line 2: SystemExit"),
+        *thorough(("workers = (\n", "config: conf.py line 1: ")),
+        *thorough(("import sys\nsys.exit(1)\n", "config: conf.py line 2: SystemExit")),
         ("import os\nos._exit(1)\n", "exit code 1"),
-        ("chdir = '/nowhere'\n", "chdir: can't enter '/nowhere'"),
+        *thorough(("chdir = '/nowhere'\n", "chdir: can't enter '/nowhere'")),
         ("accesslog = '/nowhere/access.log'\n", "accesslog (conf.py line 1): can't open '/nowhere/"),
         ("bind = ['127.0.0.1:0', '192.0.2.1:80']\n", "bind: 192.0.2.1:80: this machine has no such address"),
         (None, "config: can't read 'conf.py'"),
@@ -207,6 +209,7 @@ def test_workers_that_wait_are_not_forgotten(place: Place) -> None:
     assert outcomes["second"] == (0, "")
 
 
+@pytest.mark.thorough
 def test_descriptors_do_not_grow(place: Place) -> None:
     """Four reloads and ten recycled workers leave no zombie and no descriptor behind."""
     daemon = place.start("-w", "2", "--probation", "0", "--canary-time", "0", "plain:app")

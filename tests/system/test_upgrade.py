@@ -19,6 +19,7 @@ from tests.kit.daemon import Daemon, Place
 from tests.kit.http_client import ask
 from tests.kit.load import Load
 from tests.kit.processes import Process, children, descriptors, title, zombies
+from tests.kit.tiers import thorough
 from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
@@ -306,6 +307,7 @@ def test_token_can_not_be_written(place: Place) -> None:
     assert str(token) in daemon.event("control_unavailable")["problem"]
 
 
+@pytest.mark.thorough
 def test_few_descriptors(place: Place) -> None:
     """An upgrade takes hardly more descriptors than the daemon has open anyway."""
     place.add("up.py", APP)
@@ -359,7 +361,7 @@ def test_new_program_fails_and_workers_end(place: Place) -> None:
     assert daemon.wait() == 1
 
 
-@pytest.mark.parametrize("value", ["0", "99", "1:0", "nothing"])
+@pytest.mark.parametrize("value", ["99", *thorough("0", "1:0", "nothing")])
 def test_variable_of_somebody_else(place: Place, value: str) -> None:
     """What an older program left is only believed if it was in this very process."""
     daemon = start(place, OSTLER_UPGRADE=value, OSTLER_UPGRADE_CHECK=value)

@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from ostler import __version__
-from ostler.cli.arguments import Given, command
+from ostler.cli.arguments import CommandLine, command
 from ostler.errors import ExitCode, OstlerError
 from ostler.osapi.needed import LIMITS
 from ostler.osapi.process import fill_standard_descriptors
@@ -26,7 +26,7 @@ def _command() -> click.Command:
     return version(command(_run))
 
 
-def _run(given: Given) -> None:
+def _run(given: CommandLine) -> None:
     with _loading():
         from ostler.daemon import upgrade
         from ostler.osapi.inherited import set_right

@@ -20,7 +20,7 @@ from ostler.daemon.children.handles import ForkServerHandle
 from ostler.daemon.children.ports import Ports
 from ostler.daemon.listening.listeners import Listeners
 from ostler.ipc import messages
-from ostler.logs.lean import LogFile
+from ostler.logs.logfile import LogFile
 from ostler.logs.setup import get_logger
 from ostler.logs.statsd import Statsd, statsd_of
 from ostler.logs.syslog import Syslog, syslog_of

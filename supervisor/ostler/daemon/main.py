@@ -39,9 +39,9 @@ from ostler.daemon.watching.watcher import Watcher
 from ostler.errors import ExitCode
 from ostler.fleet import actions, events, health
 from ostler.ipc import messages
-from ostler.logs.lean import LogFile
 from ostler.logs.limiter import LimitedLog
-from ostler.logs.setup import get_logger, tap
+from ostler.logs.logfile import LogFile
+from ostler.logs.setup import get_logger, set_handler
 from ostler.osapi.needed import refused
 from ostler.osapi.process import become_subreaper, has_terminal, set_title
 from ostler.scoreboard.cell import Reading
@@ -104,7 +104,7 @@ class Daemon:
         )
         self._forwarder = LogForwarder(shell.ports, self._listeners)
         self._own = OwnSettings(request, self._journal, self._forwarder)
-        tap(self._forwarder.take)
+        set_handler(self._forwarder.take)
         self._watcher = Watcher(shell.submit, self._journal)
         self._deadlines = DeadlineSensor(
             shell.ports, shell.configurations, self._scoreboard, shell.overdue.report_blocked

@@ -14,7 +14,7 @@ from ostler.daemon.process.pidfile import PidFile
 from ostler.daemon.reporting.journal import Journal
 from ostler.daemon.start_request import RunRequest
 from ostler.errors import SettingError
-from ostler.logs.lean import LogFile
+from ostler.logs.logfile import LogFile
 from ostler.logs.opening import make_for_sharer, share_with
 from ostler.logs.setup import set_level, set_up
 from ostler.osapi.account import find_account

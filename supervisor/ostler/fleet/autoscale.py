@@ -89,7 +89,7 @@ class Trend:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class ScaleDecision:
     """How many workers there should be from now on, and why.
 
     The number is the present one if only the reason is new: more are needed, but a limit prevents that.
@@ -106,7 +106,7 @@ def decide(
     policy: FleetPolicy,
     wanted: int,
     now: float,
-) -> Decision | None:
+) -> ScaleDecision | None:
     """Evaluate a new measurement; returns what is to change, or None.
 
     Args:
@@ -120,7 +120,7 @@ def decide(
     least, most = bounds(policy)
     if not least <= wanted <= most:
         _reset(trend)
-        return Decision(min(max(wanted, least), most), f"{least} to {most} workers are allowed")
+        return ScaleDecision(min(max(wanted, least), most), f"{least} to {most} workers are allowed")
     if trend.trial is not None and trend.trial.workers != wanted:
         trend.trial = None  # the number was changed by other means
     if loads and len(loads) >= wanted:
@@ -208,7 +208,7 @@ def _up(
     policy: FleetPolicy,
     wanted: int,
     now: float,
-) -> Decision | None:
+) -> ScaleDecision | None:
     if trend.trial is not None:
         if seen.seconds < _WINDOW:
             return None
@@ -235,7 +235,7 @@ def _up(
     trend.trial = Trial(wanted, number, seen.wait, seen.rate)
     trend.samples.clear()
     trend.reported = ""
-    return Decision(number, reason)
+    return ScaleDecision(number, reason)
 
 
 def _room(loads: Sequence[Load], memory_free: int | None, policy: FleetPolicy, wanted: int) -> int | None:
@@ -260,7 +260,7 @@ def _helped(trial: Trial, seen: _Seen, policy: FleetPolicy) -> bool:
     return seen.rate >= trial.rate * (1 + _LEAST_GAIN * growth)
 
 
-def _undo(trend: Trend, trial: Trial, seen: _Seen, policy: FleetPolicy, now: float) -> Decision:
+def _undo(trend: Trend, trial: Trial, seen: _Seen, policy: FleetPolicy, now: float) -> ScaleDecision:
     cooldowns = min(2**trend.fruitless, _LONGEST_HOLD)
     trend.fruitless += 1
     trend.held_until = now + cooldowns * policy.autoscale_cooldown
@@ -272,10 +272,10 @@ def _undo(trend: Trend, trial: Trial, seen: _Seen, policy: FleetPolicy, now: flo
         found = f"with {trial.workers} workers requests waited {_milliseconds(seen.wait)}"
         before = f"with {trial.before} {_milliseconds(trial.wait)}"
     least, most = bounds(policy)
-    return Decision(min(max(trial.before, least), most), f"more did not help: {found}, {before}")
+    return ScaleDecision(min(max(trial.before, least), most), f"more did not help: {found}, {before}")
 
 
-def _down(trend: Trend, seen: _Seen, policy: FleetPolicy, wanted: int, now: float) -> Decision | None:
+def _down(trend: Trend, seen: _Seen, policy: FleetPolicy, wanted: int, now: float) -> ScaleDecision | None:
     least, _ = bounds(policy)
     fewer = max(least, _fitting(seen.busy_high, policy.autoscale_utilisation * (1 - _SPARE)))
     if fewer >= wanted or seen.wait_high * 2 > policy.autoscale_queue_wait > 0:
@@ -292,15 +292,15 @@ def _down(trend: Trend, seen: _Seen, policy: FleetPolicy, wanted: int, now: floa
     reason += f", {trend.low_peak} would have done for {max(low_for, seen.seconds):.0f} s"
     trend.low_since = None
     trend.reported = ""
-    return Decision(number, reason)
+    return ScaleDecision(number, reason)
 
 
-def _report_limit(trend: Trend, wanted: int, limit: str, reason: str) -> Decision | None:
+def _report_limit(trend: Trend, wanted: int, limit: str, reason: str) -> ScaleDecision | None:
     """A decision that changes nothing, once for each limit."""
     if trend.reported == limit:
         return None
     trend.reported = limit
-    return Decision(wanted, reason)
+    return ScaleDecision(wanted, reason)
 
 
 def _reset(trend: Trend) -> None:

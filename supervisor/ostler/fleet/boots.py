@@ -3,13 +3,13 @@
 from ostler.fleet import actions, events, loading, probation, reloads, stopping, workers
 from ostler.fleet.model import Cause, Generation, Worker, WorkerState
 from ostler.fleet.policies import backoff, jittered
-from ostler.fleet.step import Step
+from ostler.fleet.step import FleetStep
 
 # How long a fork server may take to fork, which it does in milliseconds.
 _FORK_TIME = 10.0
 
 
-def ready(step: Step, event: events.WorkerReady) -> None:
+def ready(step: FleetStep, event: events.WorkerReady) -> None:
     state = step.state
     worker = state.workers.get(event.worker_id)
     if worker is None:
@@ -38,7 +38,7 @@ def ready(step: Step, event: events.WorkerReady) -> None:
     reloads.canary_ready(step, worker)
 
 
-def announce(step: Step) -> None:
+def announce(step: FleetStep) -> None:
     """The daemon serves as soon as a worker of the current generation is ready.
 
     Not with the canary of a reload that was asked for while the first configuration was still being read:
@@ -53,13 +53,13 @@ def announce(step: Step) -> None:
         step.do(actions.Serving())
 
 
-def app_failed(step: Step, event: events.WorkerBootFailed) -> None:
+def app_failed(step: FleetStep, event: events.WorkerBootFailed) -> None:
     """The worker reports why it is about to exit; its exit is the failure."""
     if worker := step.state.workers.get(event.worker_id):
         worker.boot_error = (event.reason, event.traceback)
 
 
-def spawn_failed(step: Step, event: events.SpawnFailed) -> None:
+def spawn_failed(step: FleetStep, event: events.SpawnFailed) -> None:
     worker = step.state.workers.get(event.worker_id)
     if worker is None or not step.move(worker, events.SpawnFailed):
         return
@@ -68,7 +68,7 @@ def spawn_failed(step: Step, event: events.SpawnFailed) -> None:
     fail(step, worker, f"can't fork: {event.reason}", None)
 
 
-def fail(step: Step, worker: Worker, reason: str, traceback: str | None) -> None:
+def fail(step: FleetStep, worker: Worker, reason: str, traceback: str | None) -> None:
     """A worker did not become ready: try again after a while, or give up what brought it."""
     state = step.state
     if state.stopping or worker.leaving not in (None, Cause.BOOT_TIMEOUT):
@@ -106,7 +106,7 @@ def fork_time(generation: Generation) -> float:
     return min(_FORK_TIME, limit or _FORK_TIME)
 
 
-def _is_unread_too_long(step: Step, number: int) -> bool:
+def _is_unread_too_long(step: FleetStep, number: int) -> bool:
     """A fork server does not read its channel. If it has not for long it is taken to hang, and fails."""
     generation = step.state.generations.get(number)
     if generation is None:

@@ -2,10 +2,10 @@
 
 from ostler.fleet import actions, boots, loading, workers
 from ostler.fleet.model import Cause, GenerationState, ReloadPhase, Worker, WorkerState
-from ostler.fleet.step import Step
+from ostler.fleet.step import FleetStep
 
 
-def earliest(step: Step) -> float | None:
+def earliest(step: FleetStep) -> float | None:
     """When something is due at the latest, or None."""
     state = step.state
     times: list[float | None] = []
@@ -31,7 +31,7 @@ def earliest(step: Step) -> float | None:
     return min((time for time in times if time is not None), default=None)
 
 
-def expire_workers(step: Step) -> None:
+def expire_workers(step: FleetStep) -> None:
     now = step.now
     for worker in list(step.state.workers.values()):
         fork_deadline = _fork_deadline(step, worker)
@@ -59,7 +59,7 @@ def expire_workers(step: Step) -> None:
             _deadline_passed(step, worker)
 
 
-def expire_generations(step: Step) -> None:
+def expire_generations(step: FleetStep) -> None:
     for generation in list(step.state.generations.values()):
         if generation.deadline is None or generation.deadline > step.now:
             continue
@@ -72,7 +72,7 @@ def expire_generations(step: Step) -> None:
             loading.fail(step, generation.number, reason, app_failed=True)
 
 
-def _deadline_passed(step: Step, worker: Worker) -> None:
+def _deadline_passed(step: FleetStep, worker: Worker) -> None:
     if worker.state is not WorkerState.BOOTING:
         if worker.state is WorkerState.DRAINING:
             step.report_worker("warning", "drain_timeout", worker, pid=worker.pid)
@@ -88,7 +88,7 @@ def _deadline_passed(step: Step, worker: Worker) -> None:
         boots.fail(step, worker, *(worker.boot_error or late))
 
 
-def _fork_deadline(step: Step, worker: Worker) -> float | None:
+def _fork_deadline(step: FleetStep, worker: Worker) -> float | None:
     """When a fork server that has not forked the worker is taken to hang.
 
     Also if the worker is not wanted any more: it is known until it ends, or its fork server does.

@@ -1,13 +1,13 @@
 """What follows from the death of a worker: as asked, by a crash, or by a signal from outside."""
 
 from ostler.fleet import boots, events, probation, reloads, spares
-from ostler.fleet.lifecycle import Decided
+from ostler.fleet.lifecycle import FleetDecision
 from ostler.fleet.model import Generation, ReloadPhase, Worker, WorkerState
 from ostler.fleet.policies import CRASH_WINDOW, crash_loop, crash_pause, jittered, kills_too_many
-from ostler.fleet.step import Step
+from ostler.fleet.step import FleetStep
 
 
-def exited(step: Step, event: events.WorkerExited) -> None:
+def exited(step: FleetStep, event: events.WorkerExited) -> None:
     state = step.state
     worker = state.workers.get(event.worker_id)
     if worker is None or not step.move(worker, events.WorkerExited):
@@ -39,7 +39,7 @@ def exited(step: Step, event: events.WorkerExited) -> None:
         _crashed(step, worker, f"{how}{last}", event.traceback)
 
 
-def forget_old(step: Step) -> None:
+def forget_old(step: FleetStep) -> None:
     """Forget crashes and kills after CRASH_WINDOW."""
     state, now = step.state, step.now
     if state.kills and now - state.kills[0] > CRASH_WINDOW:
@@ -49,7 +49,7 @@ def forget_old(step: Step) -> None:
             generation.crashes = [at for at in generation.crashes if now - at <= CRASH_WINDOW]
 
 
-def _crashed(step: Step, worker: Worker, reason: str, traceback: str | None) -> None:
+def _crashed(step: FleetStep, worker: Worker, reason: str, traceback: str | None) -> None:
     """A worker died while it served, and neither the fleet nor an outsider ended it."""
     state = step.state
     reload = state.reload
@@ -63,11 +63,11 @@ def _crashed(step: Step, worker: Worker, reason: str, traceback: str | None) -> 
     crashes = len(generation.crashes)
     if reload is not None and reload.phase is ReloadPhase.ROLLING and crash_loop(crashes, state.wanted):
         summary = f"its workers crashed {crashes} times, the last one {reason}"
-        reloads.end(step, reload, Decided.FAIL, summary, traceback)
+        reloads.end(step, reload, FleetDecision.FAIL, summary, traceback)
     _delay_successors(step, generation)
 
 
-def _killed(step: Step, worker: Worker, expected: bool, reason: str) -> None:
+def _killed(step: FleetStep, worker: Worker, expected: bool, reason: str) -> None:
     """An outsider ended a worker, or its app did, which looks the same.
 
     So the fleet waits after many kills as it does after crashes. They are no evidence against a new
@@ -91,7 +91,7 @@ def _killed(step: Step, worker: Worker, expected: bool, reason: str) -> None:
         _delay_successors(step, generation)
 
 
-def _delay_successors(step: Step, generation: Generation) -> None:
+def _delay_successors(step: FleetStep, generation: Generation) -> None:
     """Wait before the next boot if too many workers of the current generation died while they served."""
     state = step.state
     deaths = len(generation.crashes) + kills_too_many(len(state.kills), state.wanted)

@@ -2,10 +2,10 @@
 
 from ostler.fleet import actions, events
 from ostler.fleet.model import Cause, WorkerState
-from ostler.fleet.step import Step
+from ostler.fleet.step import FleetStep
 
 
-def overdue(step: Step, event: events.RequestOverdue) -> None:
+def overdue(step: FleetStep, event: events.RequestOverdue) -> None:
     worker = step.state.workers.get(event.worker_id)
     if worker is None:
         return
@@ -20,7 +20,7 @@ def overdue(step: Step, event: events.RequestOverdue) -> None:
         worker.leaving = Cause.DEADLINE
 
 
-def overdue_ended(step: Step, event: events.OverdueEnded) -> None:
+def overdue_ended(step: FleetStep, event: events.OverdueEnded) -> None:
     worker = step.state.workers.get(event.worker_id)
     if worker is None or worker.state is WorkerState.STOPPING or worker.leaving is Cause.STALLED:
         return
@@ -31,14 +31,14 @@ def overdue_ended(step: Step, event: events.OverdueEnded) -> None:
     worker.only_overdue_left = False
 
 
-def only_overdue_left(step: Step, event: events.OnlyOverdueLeft) -> None:
+def only_overdue_left(step: FleetStep, event: events.OnlyOverdueLeft) -> None:
     worker = step.state.workers.get(event.worker_id)
     # While it accepts, its next request may be a good one.
     if worker is not None and worker.state is WorkerState.DRAINING:
         worker.only_overdue_left = True
 
 
-def stalled(step: Step, event: events.LoopStalled) -> None:
+def stalled(step: FleetStep, event: events.LoopStalled) -> None:
     worker = step.state.workers.get(event.worker_id)
     if worker is None or worker.state is not WorkerState.READY or worker.leaving is Cause.STALLED:
         return

@@ -1,10 +1,10 @@
 """Which changes of state are legal, as data: a table each for workers, generations and reloads.
 
 A table maps (state, input) to the next state. An input is an event that came in (`events.WorkerReady`), an
-action that the fleet takes (`actions.Drain`), or a decision that is neither (`Decided.PROMOTE`). The state
-None stands for both ends: the subject does not exist yet, or not any more. `step.Step.move` is the only
-function that changes a state, and it looks here. Some inputs can be repeated or come too late in the ordinary
-course of things; those are `ignored`. All others are defects: see `IllegalTransition`.
+action that the fleet takes (`actions.Drain`), or a decision that is neither (`FleetDecision.PROMOTE`). The
+state None stands for both ends: the subject does not exist yet, or not any more. `step.FleetStep.move` is the
+only function that changes a state, and it looks here. Some inputs can be repeated or come too late in the
+ordinary course of things; those are `ignored`. All others are defects: see `IllegalTransition`.
 
 The state diagrams in contrib/docs/lifecycle.md are made from these tables.
 """
@@ -18,7 +18,7 @@ from ostler.fleet import actions, events
 from ostler.fleet.model import GenerationState, ReloadPhase, WorkerState
 
 
-class Decided(enum.Enum):
+class FleetDecision(enum.Enum):
     """Decisions of the fleet that change a state and are neither an event nor an action."""
 
     RETIRE = "retire"
@@ -30,7 +30,7 @@ class Decided(enum.Enum):
     ROLL_BACK = "roll back"
 
 
-Input = type[Any] | Decided
+Input = type[Any] | FleetDecision
 """A class of `events` or `actions`, or a decision."""
 
 StateT = TypeVar("StateT", bound=enum.Enum)
@@ -71,7 +71,7 @@ class Lifecycle(Generic[StateT]):
 
 def label(cause: Input) -> str:
     """The input's name."""
-    return cause.value if isinstance(cause, Decided) else cause.__name__
+    return cause.value if isinstance(cause, FleetDecision) else cause.__name__
 
 
 # -- workers ------------------------------------------------------------------------------------------------
@@ -135,13 +135,13 @@ GENERATIONS = Lifecycle(
         **{(state, actions.UseZygote): UP for state in (*_STARTING, UP, FAILED, DOWN)},
         (SPARE, actions.UseZygote): SPARE,
         # A reload replaces it; during probation it is kept.
-        (UP, Decided.STAND_BY): SPARE,
-        (SPARE, Decided.ROLL_BACK): UP,
+        (UP, FleetDecision.STAND_BY): SPARE,
+        (SPARE, FleetDecision.ROLL_BACK): UP,
         **{(state, actions.StopForkServer): RETIRING for state in (*_STARTING, UP, FAILED, SPARE)},
         (RETIRING, actions.KillForkServer): RETIRING,
         (RETIRING, events.ForkServerExited): None,
         (SPARE, events.ForkServerExited): None,
-        (DOWN, Decided.RETIRE): None,
+        (DOWN, FleetDecision.RETIRE): None,
     },
     frozenset(
         {
@@ -164,13 +164,13 @@ RELOADS = Lifecycle(
         (None, events.ReloadAsked): ReloadPhase.LOADING,
         (None, events.UpgradeDone): ReloadPhase.LOADING,
         (ReloadPhase.LOADING, events.AppLoaded): ReloadPhase.CANARY,
-        (ReloadPhase.CANARY, Decided.PROMOTE): ReloadPhase.ROLLING,
-        (ReloadPhase.ROLLING, Decided.COMPLETE): ReloadPhase.DONE,
-        **{(phase, Decided.FAIL): ReloadPhase.FAILED for phase in _RUNNING},
-        **{(phase, Decided.SUPERSEDE): ReloadPhase.SUPERSEDED for phase in _RUNNING},
+        (ReloadPhase.CANARY, FleetDecision.PROMOTE): ReloadPhase.ROLLING,
+        (ReloadPhase.ROLLING, FleetDecision.COMPLETE): ReloadPhase.DONE,
+        **{(phase, FleetDecision.FAIL): ReloadPhase.FAILED for phase in _RUNNING},
+        **{(phase, FleetDecision.SUPERSEDE): ReloadPhase.SUPERSEDED for phase in _RUNNING},
         # Also one that has ended, as long as its generation is on probation.
         **{
-            (phase, Decided.ROLL_BACK): ReloadPhase.ROLLED_BACK
+            (phase, FleetDecision.ROLL_BACK): ReloadPhase.ROLLED_BACK
             for phase in (ReloadPhase.ROLLING, ReloadPhase.DONE, ReloadPhase.FAILED)
         },
     },

@@ -3,13 +3,13 @@
 from ostler.fleet import actions, events, fork_servers, probation, reloads, stopping, workers
 from ostler.fleet.model import GenerationState
 from ostler.fleet.policies import backoff, jittered
-from ostler.fleet.step import Step
+from ostler.fleet.step import FleetStep
 
 # If a fork server that could fork for so long dies, its start was no failure.
 _SETTLED = 60.0
 
 
-def configured(step: Step, event: events.ForkServerConfigured) -> None:
+def configured(step: FleetStep, event: events.ForkServerConfigured) -> None:
     generation = step.state.generations.get(event.generation)
     if generation is None or not step.move(generation, events.ForkServerConfigured):
         return
@@ -21,7 +21,7 @@ def configured(step: Step, event: events.ForkServerConfigured) -> None:
     step.do(actions.LoadApp(event.generation))
 
 
-def loaded(step: Step, event: events.AppLoaded) -> None:
+def loaded(step: FleetStep, event: events.AppLoaded) -> None:
     state = step.state
     generation = state.generations.get(event.generation)
     if generation is None or not step.move(generation, events.AppLoaded):
@@ -32,11 +32,11 @@ def loaded(step: Step, event: events.AppLoaded) -> None:
         step.move(state.reload, events.AppLoaded)
 
 
-def failed(step: Step, event: events.GenerationFailed) -> None:
+def failed(step: FleetStep, event: events.GenerationFailed) -> None:
     fail(step, event.generation, event.reason, event.traceback, event.app_failed)
 
 
-def exited(step: Step, event: events.ForkServerExited) -> None:
+def exited(step: FleetStep, event: events.ForkServerExited) -> None:
     state = step.state
     generation = state.generations.get(event.generation)
     if generation is None:
@@ -55,7 +55,7 @@ def exited(step: Step, event: events.ForkServerExited) -> None:
 
 
 def fail(
-    step: Step,
+    step: FleetStep,
     number: int,
     reason: str,
     traceback: str | None = None,

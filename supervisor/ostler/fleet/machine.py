@@ -12,8 +12,8 @@ recycling, reloading, reforking and repairing:
 - What is stale (of an older generation, or of an older zygote) must go. A reload, a roll-back and a refork
   only change what is current.
 
-Each module beside this one is about one subject; its functions get a `Step`, which has the state, the time
-and the list of actions. Which changes of state are legal is in the tables of `lifecycle`.
+Each module beside this one is about one subject; its functions get a `FleetStep`, which has the state, the
+time and the list of actions. Which changes of state are legal is in the tables of `lifecycle`.
 
 Time comes in with every call (CLOCK_MONOTONIC, seconds); `next_deadline` says when to call again with
 `DeadlinePassed` if nothing else happens.
@@ -44,9 +44,9 @@ from ostler.fleet import (
 )
 from ostler.fleet.model import FleetPolicy, Generation, Refork, Reload, Worker, WorkerState
 from ostler.fleet.state import State
-from ostler.fleet.step import Step
+from ostler.fleet.step import FleetStep
 
-HANDLERS: Mapping[type[Any], Callable[[Step, Any], None]] = {
+HANDLERS: Mapping[type[Any], Callable[[FleetStep, Any], None]] = {
     events.StartAsked: fork_servers.start_first,
     events.ForkServerConfigured: loading.configured,
     events.AppLoaded: loading.loaded,
@@ -78,7 +78,7 @@ HANDLERS: Mapping[type[Any], Callable[[Step, Any], None]] = {
 }
 """What each event changes."""
 
-RECONCILE: tuple[Callable[[Step], None], ...] = (
+RECONCILE: tuple[Callable[[FleetStep], None], ...] = (
     deaths.forget_old,
     reloads.follow_canary,
     boots.announce,
@@ -206,5 +206,5 @@ class Fleet:
         """A copy of the state, for `restored`."""
         return deepcopy(self.state)
 
-    def _step(self, now: float) -> Step:
-        return Step(self.state, now, self._random, self._strict)
+    def _step(self, now: float) -> FleetStep:
+        return FleetStep(self.state, now, self._random, self._strict)

@@ -2,13 +2,13 @@
 
 from ostler.fleet import events, reforks, sizes
 from ostler.fleet.model import Cause, Worker, WorkerState
-from ostler.fleet.step import Step
+from ostler.fleet.step import FleetStep
 
 # Measurements in a row, one a second, that must find a worker over max_memory.
 _MEMORY_SAMPLES = 3
 
 
-def measured(step: Step, event: events.Measured) -> None:
+def measured(step: FleetStep, event: events.Measured) -> None:
     state = step.state
     for worker_id, load in event.loads.items():
         worker = state.workers.get(worker_id)
@@ -25,7 +25,7 @@ def measured(step: Step, event: events.Measured) -> None:
     reforks.begin_when_due(step)
 
 
-def _check_memory(step: Step, worker: Worker) -> None:
+def _check_memory(step: FleetStep, worker: Worker) -> None:
     policy, memory = step.state.policy, worker.load.memory
     if policy is None or not policy.max_memory or memory is None:
         return

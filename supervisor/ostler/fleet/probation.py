@@ -5,10 +5,10 @@ the other direction: the old generation is current again, which makes the new on
 """
 
 from ostler.fleet import actions, fork_servers, reloads, sizes
-from ostler.fleet.lifecycle import Decided
+from ostler.fleet.lifecycle import FleetDecision
 from ostler.fleet.model import Cause, Generation, ReloadPhase, Worker, WorkerState
 from ostler.fleet.policies import errs_more
-from ostler.fleet.step import Step
+from ostler.fleet.step import FleetStep
 
 # How long a roll-back waits for a worker to become the old generation's fork server.
 _SPARE_TIME = 2.0
@@ -23,7 +23,7 @@ _GIVE_UP = 3
 
 
 def count_failures(
-    step: Step, generation: Generation, failures: int, reason: str, traceback: str | None
+    step: FleetStep, generation: Generation, failures: int, reason: str, traceback: str | None
 ) -> None:
     """Something of a generation failed to start, so many times in a row: if that is often, the reload that
     brought it is rolled back or given up."""
@@ -33,10 +33,10 @@ def count_failures(
     if state.probation is not None:
         _roll_back(step, reason, traceback)
     elif state.reload is not None and state.reload.phase is ReloadPhase.ROLLING:
-        reloads.end(step, state.reload, Decided.FAIL, reason, traceback)
+        reloads.end(step, state.reload, FleetDecision.FAIL, reason, traceback)
 
 
-def count_crash(step: Step, worker: Worker, reason: str, traceback: str | None) -> None:
+def count_crash(step: FleetStep, worker: Worker, reason: str, traceback: str | None) -> None:
     """A worker died while it served, and neither the fleet nor an outsider ended it."""
     state = step.state
     generation = state.generations.get(worker.generation)
@@ -56,7 +56,7 @@ def count_crash(step: Step, worker: Worker, reason: str, traceback: str | None) 
         _roll_back(step, f"its workers crashed {times}, last: {reason}", traceback)
 
 
-def follow(step: Step) -> None:
+def follow(step: FleetStep) -> None:
     """Compare the error rates; end the probation when its time is over."""
     state = step.state
     probation, policy = state.probation, state.policy
@@ -72,13 +72,13 @@ def follow(step: Step) -> None:
         fork_servers.retire(step, probation.fallback)
 
 
-def _roll_back(step: Step, reason: str, traceback: str | None) -> None:
+def _roll_back(step: FleetStep, reason: str, traceback: str | None) -> None:
     """Let the old generation fill the slots again; its fork server was kept for that."""
     state = step.state
     probation = state.probation
     assert probation is not None
     back = state.generations[probation.fallback]
-    if not step.move(back, Decided.ROLL_BACK):
+    if not step.move(back, FleetDecision.ROLL_BACK):
         return
     state.probation = None
     bad, state.current = state.current, back.number
@@ -95,8 +95,8 @@ def _roll_back(step: Step, reason: str, traceback: str | None) -> None:
         step.report("error", "reload_rolled_back", {"generation": bad, "reason": reason})
         step.do(actions.RolledBack(bad))
     elif reload.running:
-        reloads.end(step, reload, Decided.ROLL_BACK, reason, traceback)
-    elif step.move(reload, Decided.ROLL_BACK):
+        reloads.end(step, reload, FleetDecision.ROLL_BACK, reason, traceback)
+    elif step.move(reload, FleetDecision.ROLL_BACK):
         # The reload's result was reported before; the record says what became of it.
         reload.reason, reload.traceback = reason, traceback
         fields = {"generation": bad, "back_to": back.number, "reason": reason, "traceback": traceback}
@@ -104,7 +104,7 @@ def _roll_back(step: Step, reason: str, traceback: str | None) -> None:
         step.do(actions.RolledBack(bad))
 
 
-def _keep_old_workers(step: Step) -> None:
+def _keep_old_workers(step: FleetStep) -> None:
     """Workers of the old generation that still serve were leaving for the reload only: they stay."""
     for worker in step.state.workers.values():
         stale = worker.generation == step.state.current and worker.leaving is Cause.RELOAD

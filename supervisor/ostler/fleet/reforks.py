@@ -7,13 +7,13 @@ then, so `slots` replaces them.
 
 from ostler.fleet import actions, events, workers
 from ostler.fleet.model import Cause, GenerationState, Refork, Worker, WorkerState
-from ostler.fleet.step import Step
+from ostler.fleet.step import FleetStep
 
 # How long the audit of a worker may take.
 _AUDIT_TIME = 10.0
 
 
-def asked(step: Step, event: events.ReforkAsked) -> None:
+def asked(step: FleetStep, event: events.ReforkAsked) -> None:
     problem = _why_not(step)
     worker = _best_zygote(step, event.slot)
     if problem is None and worker is None:
@@ -24,7 +24,7 @@ def asked(step: Step, event: events.ReforkAsked) -> None:
     _begin(step, worker, event.by, event.force)
 
 
-def audited(step: Step, event: events.ZygoteAudited) -> None:
+def audited(step: FleetStep, event: events.ZygoteAudited) -> None:
     refork, worker = step.state.refork, step.state.workers.get(event.worker_id)
     if refork is None or refork.worker_id != event.worker_id or worker is None or refork.audited:
         return
@@ -41,7 +41,7 @@ def audited(step: Step, event: events.ZygoteAudited) -> None:
         worker.leaving = Cause.REFORK
 
 
-def zygote_ready(step: Step, event: events.ZygoteReady) -> None:
+def zygote_ready(step: FleetStep, event: events.ZygoteReady) -> None:
     """A worker has drained and can fork: for a refork, or as a spare (see `spares`)."""
     state = step.state
     worker, refork = state.workers.get(event.worker_id), state.refork
@@ -78,7 +78,7 @@ def zygote_ready(step: Step, event: events.ZygoteReady) -> None:
     step.report_worker("info", "refork_done", worker, pid=worker.pid, seconds=seconds, by=refork.asked_by)
 
 
-def follow(step: Step) -> None:
+def follow(step: FleetStep) -> None:
     """Give up a refork whose worker has ended, or whose audit takes too long."""
     refork = step.state.refork
     if refork is None:
@@ -89,14 +89,14 @@ def follow(step: Step) -> None:
         give_up(step, "the worker did not say whether it can be forked from")
 
 
-def give_up(step: Step, problem: str) -> None:
+def give_up(step: FleetStep, problem: str) -> None:
     """End the refork that runs, if one does, and report why."""
     refork, step.state.refork = step.state.refork, None
     if refork is not None:
         step.report("warning", "refork_refused", {"problem": problem, "by": refork.asked_by})
 
 
-def begin_when_due(step: Step) -> None:
+def begin_when_due(step: FleetStep) -> None:
     """`refork_after`: begin a refork when a worker has served so many requests."""
     state = step.state
     policy, generation = state.policy, state.generations.get(state.current)
@@ -119,7 +119,7 @@ def begin_when_due(step: Step) -> None:
         _begin(step, worker, "refork_after", force=False)
 
 
-def _begin(step: Step, worker: Worker, by: str, force: bool) -> None:
+def _begin(step: FleetStep, worker: Worker, by: str, force: bool) -> None:
     step.state.refork = Refork(
         worker.worker_id, worker.generation, by, force, step.now, step.now + _AUDIT_TIME
     )
@@ -127,7 +127,7 @@ def _begin(step: Step, worker: Worker, by: str, force: bool) -> None:
     step.do(actions.AuditZygote(worker.worker_id, force))
 
 
-def _why_not(step: Step) -> str | None:
+def _why_not(step: FleetStep) -> str | None:
     state = step.state
     if state.stopping or state.paused:
         return "the fleet stops or is paused"
@@ -138,7 +138,7 @@ def _why_not(step: Step) -> str | None:
     return None
 
 
-def _best_zygote(step: Step, slot: int | None = None) -> Worker | None:
+def _best_zygote(step: FleetStep, slot: int | None = None) -> Worker | None:
     """The worker that has served most."""
     state = step.state
     able = [

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from ostler.fleet import actions, events, fork_servers, reforks, sizes, workers
-from ostler.fleet.lifecycle import RELOADS, Decided, Input
+from ostler.fleet.lifecycle import RELOADS, FleetDecision, Input
 from ostler.fleet.model import (
     Cause,
     GenerationState,
@@ -21,19 +21,19 @@ from ostler.fleet.model import (
     WorkerState,
 )
 from ostler.fleet.policies import CRASH_WINDOW
-from ostler.fleet.step import Step
+from ostler.fleet.step import FleetStep
 
 
-def asked(step: Step, event: events.ReloadAsked) -> None:
+def asked(step: FleetStep, event: events.ReloadAsked) -> None:
     if not step.state.stopping:
         begin(step, event.by, events.ReloadAsked, resumes=step.state.paused)
 
 
-def begin(step: Step, by: str, cause: Input, resumes: bool = False) -> None:
+def begin(step: FleetStep, by: str, cause: Input, resumes: bool = False) -> None:
     """Start a reload in place of one that may be running. `resumes`: see `Reload`."""
     state = step.state
     if state.reload and state.reload.running:
-        end(step, state.reload, Decided.SUPERSEDE, "a newer reload took its place")
+        end(step, state.reload, FleetDecision.SUPERSEDE, "a newer reload took its place")
     drop_candidate(step)
     reforks.give_up(step, "a reload took its place")
     state.candidate = fork_servers.new_generation(step)
@@ -42,19 +42,19 @@ def begin(step: Step, by: str, cause: Input, resumes: bool = False) -> None:
     step.report("info", "reload", {"generation": state.candidate, "by": by})
 
 
-def drop_candidate(step: Step) -> None:
+def drop_candidate(step: FleetStep) -> None:
     """End the generation that is being tried, if there is one."""
     if step.state.candidate is not None:
         fork_servers.abandon(step, step.state.candidate, Cause.RELOAD)
         step.state.candidate = None
 
 
-def fail_candidate(step: Step, reload: Reload, reason: str, traceback: str | None) -> None:
+def fail_candidate(step: FleetStep, reload: Reload, reason: str, traceback: str | None) -> None:
     drop_candidate(step)
-    end(step, reload, Decided.FAIL, reason, traceback)
+    end(step, reload, FleetDecision.FAIL, reason, traceback)
 
 
-def start_canary(step: Step) -> None:
+def start_canary(step: FleetStep) -> None:
     """Spawn the canary as soon as the candidate's fork server can fork."""
     state = step.state
     if state.candidate is None or state.reload is None or state.reload.canary_worker_id is not None:
@@ -64,7 +64,7 @@ def start_canary(step: Step) -> None:
         state.reload.canary_worker_id = workers.spawn(step, 1, generation).worker_id
 
 
-def canary_ready(step: Step, worker: Worker) -> None:
+def canary_ready(step: FleetStep, worker: Worker) -> None:
     """A worker is ready. If it is the canary, its time begins."""
     reload = step.state.reload
     if reload and reload.running and reload.canary_worker_id == worker.worker_id:
@@ -72,7 +72,7 @@ def canary_ready(step: Step, worker: Worker) -> None:
         reload.canary_until = step.now + (policy.canary_time if policy else 0.0)
 
 
-def follow_canary(step: Step) -> None:
+def follow_canary(step: FleetStep) -> None:
     """Promote the candidate, or fail it because its worker hangs."""
     state = step.state
     reload = state.reload
@@ -88,9 +88,9 @@ def follow_canary(step: Step) -> None:
         _promote(step, reload)
 
 
-def _promote(step: Step, reload: Reload) -> None:
+def _promote(step: FleetStep, reload: Reload) -> None:
     """From now on slots are filled with workers of the candidate."""
-    if not step.move(reload, Decided.PROMOTE):
+    if not step.move(reload, FleetDecision.PROMOTE):
         return
     state = step.state
     before = state.generations.get(state.current)
@@ -118,7 +118,7 @@ def _promote(step: Step, reload: Reload) -> None:
     # No more than the last minute is known.
     known = min(after.policy.probation, CRASH_WINDOW)
     recent = sum(step.now - at <= known for at in before.crashes) * after.policy.probation / known
-    if step.move(before, Decided.STAND_BY):
+    if step.move(before, FleetDecision.STAND_BY):
         state.probation = Probation(
             before.number,
             math.ceil(recent),
@@ -129,7 +129,7 @@ def _promote(step: Step, reload: Reload) -> None:
         )
 
 
-def follow_roll(step: Step) -> None:
+def follow_roll(step: FleetStep) -> None:
     """Count what is replaced, and end the reload when all is."""
     state = step.state
     reload = state.reload
@@ -144,11 +144,15 @@ def follow_roll(step: Step) -> None:
     reload.replaced = min(len({w.slot for w in fresh}), reload.of)
     stale = any(w.generation < reload.generation for w in state.workers.values())
     if reload.replaced >= reload.of and not stale:
-        end(step, reload, Decided.COMPLETE)
+        end(step, reload, FleetDecision.COMPLETE)
 
 
 def end(
-    step: Step, reload: Reload, how: Decided, reason: str | None = None, traceback: str | None = None
+    step: FleetStep,
+    reload: Reload,
+    how: FleetDecision,
+    reason: str | None = None,
+    traceback: str | None = None,
 ) -> None:
     """End a reload that runs. `reason` and `traceback`: why it did not succeed."""
     if not step.move(reload, how):
@@ -162,9 +166,9 @@ def end(
         "seconds": round(step.now - reload.started, 3),
         "workers": reload.replaced,
     }
-    if how is not Decided.COMPLETE:
+    if how is not FleetDecision.COMPLETE:
         fields |= {"reason": reason, "traceback": traceback}
-    failed = how in (Decided.FAIL, Decided.ROLL_BACK)
+    failed = how in (FleetDecision.FAIL, FleetDecision.ROLL_BACK)
     step.report("error" if failed else "info", f"reload_{phase.value.replace(' ', '_')}", fields)
     step.do(actions.ReloadEnded(reload.generation))
     if state.probation is not None and state.probation.until is None and state.policy is not None:

@@ -4,10 +4,10 @@ from ostler.fleet import events
 from ostler.fleet.autoscale import decide
 from ostler.fleet.model import FleetPolicy, Probation, WorkerState
 from ostler.fleet.policies import MAX_WORKERS
-from ostler.fleet.step import Step
+from ostler.fleet.step import FleetStep
 
 
-def resize(step: Step, event: events.ResizeAsked) -> None:
+def resize(step: FleetStep, event: events.ResizeAsked) -> None:
     state = step.state
     before = state.wanted
     fewer_than_none = state.paused and event.delta is not None and event.delta < 0
@@ -27,13 +27,13 @@ def resize(step: Step, event: events.ResizeAsked) -> None:
     step.report("info", "scale", fields)
 
 
-def pause(step: Step, event: events.PauseAsked) -> None:
+def pause(step: FleetStep, event: events.PauseAsked) -> None:
     if not step.state.stopping:
         step.state.paused = True
         step.report("info", "pause", {"by": event.by})
 
 
-def autoscale(step: Step, event: events.Measured) -> None:
+def autoscale(step: FleetStep, event: events.Measured) -> None:
     """Let the load decide, if the configuration gives a range and no number was set by hand."""
     state = step.state
     policy = state.policy
@@ -49,7 +49,7 @@ def autoscale(step: Step, event: events.Measured) -> None:
     state.autoscaled = decision.workers
 
 
-def fit(step: Step, before: FleetPolicy | None) -> None:
+def fit(step: FleetStep, before: FleetPolicy | None) -> None:
     """Another generation is current: keep what was set by hand if its configuration says nothing new."""
     _fit_autoscaled(step, before)
     state = step.state
@@ -64,7 +64,7 @@ def fit(step: Step, before: FleetPolicy | None) -> None:
         state.override = None
 
 
-def bring_back(step: Step, probation: Probation, before: FleetPolicy | None) -> None:
+def bring_back(step: FleetStep, probation: Probation, before: FleetPolicy | None) -> None:
     """A roll-back: the number is the one before the reload, or what was set by hand since."""
     if step.state.autoscaled is None:
         step.state.autoscaled = probation.autoscaled
@@ -72,7 +72,7 @@ def bring_back(step: Step, probation: Probation, before: FleetPolicy | None) -> 
     step.state.override = probation.override
 
 
-def _fit_autoscaled(step: Step, before: FleetPolicy | None) -> None:
+def _fit_autoscaled(step: FleetStep, before: FleetPolicy | None) -> None:
     """Keep the number that the load asks for within the current bounds; without one begin with as many as
     there were."""
     state = step.state

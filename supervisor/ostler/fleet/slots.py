@@ -8,7 +8,7 @@ happen within `boot_parallelism`.
 from ostler.fleet import events, workers
 from ostler.fleet.model import Cause, GenerationState, Worker, WorkerState
 from ostler.fleet.policies import surge
-from ostler.fleet.step import Step
+from ostler.fleet.step import FleetStep
 
 BOOTING, READY = WorkerState.BOOTING, WorkerState.READY
 
@@ -16,7 +16,7 @@ BOOTING, READY = WorkerState.BOOTING, WorkerState.READY
 _IDLE_FIRST = 10.0
 
 
-def recycle_due(step: Step, event: events.RecycleDue) -> None:
+def recycle_due(step: FleetStep, event: events.RecycleDue) -> None:
     worker = step.state.workers.get(event.worker_id)
     if worker is None or worker.state is not READY:
         return
@@ -26,14 +26,14 @@ def recycle_due(step: Step, event: events.RecycleDue) -> None:
         step.report_worker("info", "recycle", worker, pid=worker.pid, requests=event.requests)
 
 
-def recycle_asked(step: Step, event: events.RecycleAsked) -> None:
+def recycle_asked(step: FleetStep, event: events.RecycleAsked) -> None:
     worker = step.state.serving(event.slot)
     if worker is not None and worker.leaving is None:
         worker.leaving = Cause.ASKED
         step.report_worker("info", "recycle", worker, pid=worker.pid, by=event.by)
 
 
-def mark_leaving(step: Step) -> None:
+def mark_leaving(step: FleetStep) -> None:
     """Workers must go that are too many, of another generation, or of an older zygote."""
     state = step.state
     current, wanted = state.generations.get(state.current), state.wanted
@@ -50,13 +50,13 @@ def mark_leaving(step: Step) -> None:
             worker.leaving = Cause.REFORK
 
 
-def note_leaving(step: Step) -> None:
+def note_leaving(step: FleetStep) -> None:
     for worker in step.state.workers.values():
         if worker.leaving is not None and worker.leaving_since is None:
             worker.leaving_since = step.now
 
 
-def drain_replaced(step: Step) -> None:
+def drain_replaced(step: FleetStep) -> None:
     """Drain workers that must go and whose slot is served by another one, or not wanted."""
     state = step.state
     wanted = state.wanted
@@ -77,7 +77,7 @@ def drain_replaced(step: Step) -> None:
             workers.drain(step, worker)
 
 
-def fill(step: Step) -> None:
+def fill(step: FleetStep) -> None:
     """Spawn workers for slots without one, then successors for those that must go."""
     state = step.state
     generation = state.generations.get(state.current)

@@ -6,10 +6,10 @@ code, whatever is on the disk by then.
 """
 
 from ostler.fleet.model import GenerationState, Worker
-from ostler.fleet.step import Step
+from ostler.fleet.step import FleetStep
 
 
-def take(step: Step, worker: Worker) -> bool:
+def take(step: FleetStep, worker: Worker) -> bool:
     """Choose a worker that is about to drain as its generation's next fork server, if one is needed."""
     generation = step.state.generations.get(worker.generation)
     if (
@@ -25,7 +25,7 @@ def take(step: Step, worker: Worker) -> bool:
     return True
 
 
-def lost(step: Step, worker: Worker) -> None:
+def lost(step: FleetStep, worker: Worker) -> None:
     """A worker has ended. If it was chosen, no other is: it would fail in the same way."""
     generation = step.state.generations.get(worker.generation)
     if generation is None or generation.spare != worker.worker_id:

@@ -10,7 +10,7 @@ from ostler.fleet.state import State
 
 
 @dataclass(slots=True)
-class Step:
+class FleetStep:
     """What the functions of this package work on. Each event gets a new one; only the state outlives it.
 
     state: changed in place. now: CLOCK_MONOTONIC, seconds. random: returns a number from 0 to 1, for jitter.

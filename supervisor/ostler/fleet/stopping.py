@@ -3,12 +3,12 @@
 from typing import Literal
 
 from ostler.fleet import actions, events, fork_servers, reforks, reloads, workers
-from ostler.fleet.lifecycle import Decided
+from ostler.fleet.lifecycle import FleetDecision
 from ostler.fleet.model import Cause, WorkerState
-from ostler.fleet.step import Step
+from ostler.fleet.step import FleetStep
 
 
-def asked(step: Step, event: events.StopAsked) -> None:
+def asked(step: FleetStep, event: events.StopAsked) -> None:
     state = step.state
     how = "quick" if state.stopping else event.how
     if state.stopping == how:
@@ -17,13 +17,13 @@ def asked(step: Step, event: events.StopAsked) -> None:
     _stop(step, how)
 
 
-def fail_start(step: Step, reason: str, traceback: str | None, app_failed: bool) -> None:
+def fail_start(step: FleetStep, reason: str, traceback: str | None, app_failed: bool) -> None:
     """No worker was ever ready, so there is nothing to keep: the daemon ends and says why."""
     step.state.finish = actions.Finish(True, app_failed, reason, traceback)
     _stop(step, "quick")
 
 
-def _stop(step: Step, how: Literal["graceful", "quick"]) -> None:
+def _stop(step: FleetStep, how: Literal["graceful", "quick"]) -> None:
     state = step.state
     first, state.stopping = state.stopping is None, how
     if not first:
@@ -34,11 +34,11 @@ def _stop(step: Step, how: Literal["graceful", "quick"]) -> None:
         state.upgrading = None
         step.report("warning", "upgrade_failed", {"problem": "the daemon stops"})
     if state.reload and state.reload.running:
-        reloads.end(step, state.reload, Decided.FAIL, "the daemon stops")
+        reloads.end(step, state.reload, FleetDecision.FAIL, "the daemon stops")
     reloads.drop_candidate(step)
 
 
-def wind_down(step: Step) -> None:
+def wind_down(step: FleetStep) -> None:
     """End all workers, and when there are none any more the fork servers, and then the daemon."""
     state = step.state
     for worker in state.workers.values():

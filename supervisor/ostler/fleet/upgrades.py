@@ -1,10 +1,10 @@
 """Upgrades in place: check the new program, become it, and then reload."""
 
 from ostler.fleet import actions, events, reloads
-from ostler.fleet.step import Step
+from ostler.fleet.step import FleetStep
 
 
-def asked(step: Step, event: events.UpgradeAsked) -> None:
+def asked(step: FleetStep, event: events.UpgradeAsked) -> None:
     state = step.state
     problem = None
     if state.stopping or not state.ever_ready:
@@ -21,7 +21,7 @@ def asked(step: Step, event: events.UpgradeAsked) -> None:
     step.do(actions.CheckUpgrade())
 
 
-def checked(step: Step, event: events.UpgradeChecked) -> None:
+def checked(step: FleetStep, event: events.UpgradeChecked) -> None:
     state = step.state
     if state.upgrading is None:
         return
@@ -33,7 +33,7 @@ def checked(step: Step, event: events.UpgradeChecked) -> None:
         step.do(actions.Upgrade())
 
 
-def done(step: Step, event: events.UpgradeDone) -> None:
+def done(step: FleetStep, event: events.UpgradeDone) -> None:
     state = step.state
     state.upgrading = None
     step.report("info", "upgraded", {"version": event.version})

@@ -3,7 +3,7 @@
 from ostler.fleet import actions, events, spares
 from ostler.fleet.lifecycle import WORKERS, Input
 from ostler.fleet.model import FleetPolicy, Generation, Worker, WorkerState
-from ostler.fleet.step import Step
+from ostler.fleet.step import FleetStep
 
 KILL_REPEAT = 5.0
 """Seconds after which SIGKILL is sent again to a process that is still there."""
@@ -14,7 +14,7 @@ _ABORT_GRACE = 1.0
 _UNKNOWN_BUDGET = 30.0
 
 
-def spawn(step: Step, slot: int, generation: Generation, urgent: bool = False) -> Worker:
+def spawn(step: FleetStep, slot: int, generation: Generation, urgent: bool = False) -> Worker:
     """Let the generation's fork server fork a worker. `urgent`: see `actions.Spawn`."""
     state = step.state
     state.spawned += 1
@@ -33,13 +33,13 @@ def spawn(step: Step, slot: int, generation: Generation, urgent: bool = False) -
     return worker
 
 
-def boot_deadline(step: Step, generation: Generation) -> float | None:
+def boot_deadline(step: FleetStep, generation: Generation) -> float | None:
     """When a worker that begins to boot now is given up."""
     timeout = generation.policy.boot_timeout if generation.policy else 0.0
     return step.now + timeout if timeout else None
 
 
-def forked(step: Step, event: events.WorkerForked) -> None:
+def forked(step: FleetStep, event: events.WorkerForked) -> None:
     worker = step.state.workers.get(event.worker_id)
     if worker is None:
         return
@@ -53,14 +53,14 @@ def forked(step: Step, event: events.WorkerForked) -> None:
         worker.deadline = boot_deadline(step, generation)
 
 
-def drop_unforked(step: Step, generation: int, cause: Input) -> None:
+def drop_unforked(step: FleetStep, generation: int, cause: Input) -> None:
     """Remove what a fork server was asked for and has not forked: it has ended or was replaced."""
     for worker in list(step.state.workers.values()):
         if worker.generation == generation and worker.pid is None:
             step.move(worker, cause)
 
 
-def drain(step: Step, worker: Worker) -> None:
+def drain(step: FleetStep, worker: Worker) -> None:
     """Let a worker finish its requests and end, or become a fork server (refork, spare).
 
     The drain message carries the worker's budget, and the deadline for the kill is that budget and a little
@@ -84,7 +84,7 @@ def drain(step: Step, worker: Worker) -> None:
     step.do(actions.Drain(worker.worker_id, hand_over=stays, zygote=zygote, seconds=seconds))
 
 
-def cancel(step: Step, worker: Worker) -> None:
+def cancel(step: FleetStep, worker: Worker) -> None:
     """End a worker that boots. It may serve by the time it gets the signal: see `serves_already`."""
     if not step.move(worker, actions.Cancel):
         return
@@ -95,21 +95,21 @@ def cancel(step: Step, worker: Worker) -> None:
     step.do(actions.Cancel(worker.worker_id))
 
 
-def serves_already(step: Step, worker: Worker) -> None:
+def serves_already(step: FleetStep, worker: Worker) -> None:
     """A worker was ready before its cancellation arrived: it drains and finishes its requests."""
     if step.move(worker, events.WorkerReady):
         worker.cancelled = False
         worker.deadline = step.now + worker.drain_time
 
 
-def quit_worker(step: Step, worker: Worker) -> None:
+def quit_worker(step: FleetStep, worker: Worker) -> None:
     """SIGQUIT: end at once."""
     if step.move(worker, actions.Quit):
         worker.deadline = step.now + _QUIT_GRACE
         step.do(actions.Quit(worker.worker_id))
 
 
-def abort(step: Step, worker: Worker) -> bool:
+def abort(step: FleetStep, worker: Worker) -> bool:
     """SIGABRT: end, with the stacks in the log. Returns False if that is not possible."""
     if not step.move(worker, actions.Abort):
         return False
@@ -118,14 +118,14 @@ def abort(step: Step, worker: Worker) -> bool:
     return True
 
 
-def kill(step: Step, worker: Worker) -> None:
+def kill(step: FleetStep, worker: Worker) -> None:
     """SIGKILL; sent again if the process is still there after KILL_REPEAT."""
     if step.move(worker, actions.Kill):
         worker.deadline = step.now + KILL_REPEAT
         step.do(actions.Kill(worker.worker_id))
 
 
-def overdue_limit(step: Step, worker: Worker) -> float | None:
+def overdue_limit(step: FleetStep, worker: Worker) -> float | None:
     """When a worker's first overdue request has had `timeout_grace` seconds more; None without one."""
     if worker.overdue_since is None:
         return None
@@ -133,7 +133,7 @@ def overdue_limit(step: Step, worker: Worker) -> float | None:
     return worker.overdue_since + (policy.timeout_grace if policy else 0.0)
 
 
-def grace_end(step: Step, worker: Worker) -> float | None:
+def grace_end(step: FleetStep, worker: Worker) -> float | None:
     """When something happens to a worker with an overdue request: its successor boots, or, if it drains and
     all that it still does is overdue, it is aborted."""
     waits = (worker.state is WorkerState.READY and worker.leaving is None) or (
@@ -142,7 +142,7 @@ def grace_end(step: Step, worker: Worker) -> float | None:
     return overdue_limit(step, worker) if waits else None
 
 
-def _own_policy(step: Step, worker: Worker) -> FleetPolicy | None:
+def _own_policy(step: FleetStep, worker: Worker) -> FleetPolicy | None:
     generation = step.state.generations.get(worker.generation)
     return generation.policy if generation else None
 

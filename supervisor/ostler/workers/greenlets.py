@@ -24,7 +24,8 @@ from typing import ClassVar, NamedTuple, Self
 import msgspec
 from greenlet import getcurrent, greenlet
 
-from ostler.logs.lean import Log, LogFile, resolve_format
+from ostler.logs.lean import Log, resolve_format
+from ostler.logs.logfile import LogFile
 from ostler.osapi import original
 from ostler.osapi.process import DUMP_SIGNAL
 from ostler.scoreboard import layout

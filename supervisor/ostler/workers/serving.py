@@ -14,7 +14,7 @@ from ostler.workers.interrupt import LONG, Deadlines
 from ostler.workers.lane import QUICK, QUICK_NS, Lane
 from ostler.workers.queueing import overloaded, waiting_time
 from ostler.workers.wiring import Wiring
-from ostler.wsgi.body import Body, StreamedBody
+from ostler.wsgi.body import BufferedBody, StreamedBody
 from ostler.wsgi.environ import Environ, head_environ, listener_environ, request_environ, worker_environ
 from ostler.wsgi.exchange import App, ClientGone, DeadlineExceeded, Exchange
 
@@ -297,4 +297,4 @@ def _rules(settings: Settings) -> tuple[Rules, Rules]:
 def _body_factory(settings: Settings) -> Callable[[], BodySink]:
     if settings.stream_request:
         return StreamedBody
-    return lambda: Body(settings.buffer_request, settings.tmp_upload_dir)
+    return lambda: BufferedBody(settings.buffer_request, settings.tmp_upload_dir)

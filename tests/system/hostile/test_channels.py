@@ -122,6 +122,7 @@ def test_each_is_the_end_of_its_worker(place: Place) -> None:
     is_well(daemon, count)
 
 
+@pytest.mark.thorough
 @each_class
 def test_a_descriptor_whose_close_waits(place: Place, words: Sequence[str]) -> None:
     """A connection with SO_LINGER that nobody receives does not stop the supervisor when it is closed."""
@@ -144,6 +145,7 @@ def test_flood(place: Place, attackers: int) -> None:
     is_well(daemon, 5)
 
 
+@pytest.mark.thorough
 def test_orphans(place: Place) -> None:
     """Thousands of dead children that an app leaves the supervisor: it books deaths and hears signals.
 
@@ -193,6 +195,7 @@ def test_messages_that_take_long_to_decode(place: Place, name: str, why: str) ->
     is_well(daemon, 5)
 
 
+@pytest.mark.thorough
 @each_class
 def test_what_goes_on(place: Place, words: Sequence[str]) -> None:
     """Stack dumps without end, and garbage between workers, harm neither supervisor nor siblings."""
@@ -245,6 +248,7 @@ def test_fork_server(place: Place, name: str, words: str) -> None:
     is_well(daemon, 2)
 
 
+@pytest.mark.thorough
 def test_fork_server_that_adopts_workers(place: Place) -> None:
     """An app that makes itself a subreaper does no harm; one that insists loses its fork server."""
     place.add("attack.py", f"{ATTACKS}\nadopt()\n")
@@ -323,6 +327,7 @@ def test_worker_that_reads_nothing(place: Place) -> None:
     is_well(daemon, 2)
 
 
+@pytest.mark.thorough
 def test_upgrade_with_garbage_pending(place: Place) -> None:
     """What a worker has sent before an upgrade is the same to the new program."""
     daemon = place.start("--preload", "-w", "2", *CLASSES["sync"])
@@ -344,6 +349,7 @@ def when_ready(server):
 """
 
 
+@pytest.mark.thorough
 def test_upgrade_with_a_fork_server_that_does_not_end(place: Place) -> None:
     """One that has retired ends with the old program, or is killed. In both cases it is booked."""
     place.add("gunicorn.conf.py", LASTING)

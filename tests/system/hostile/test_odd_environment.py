@@ -138,6 +138,7 @@ def test_configuration_nested_too_deeply(hostile_place: Place) -> None:
     assert not done.error.rstrip().endswith(":"), done.error
 
 
+@pytest.mark.thorough
 def test_ctl_with_closed_descriptors(hostile_place: Place) -> None:
     """Python has None for a stream that is closed when it begins."""
     daemon = hostile_place.start("attacked:app")

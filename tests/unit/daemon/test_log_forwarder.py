@@ -12,7 +12,7 @@ from ostler.daemon.listening.listeners import Listeners
 from ostler.daemon.log_forwarder import LogForwarder
 from ostler.fleet.state import State
 from ostler.ipc import messages
-from ostler.logs.lean import LogFile
+from ostler.logs.logfile import LogFile
 from ostler.settings.table import Settings
 from tests.unit.daemon.fakes import fake_ports
 

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from ostler.logs.lean import ErrorStream, Log, LogFile, resolve_format, wants_colour
+from ostler.logs.error_stream import ErrorStream
+from ostler.logs.lean import Log, resolve_format, wants_colour
+from ostler.logs.logfile import LogFile
 from ostler.osapi import original
 
 
@@ -47,7 +49,7 @@ def test_a_new_file_is_not_for_everybody(tmp_path: Path) -> None:
 
 
 def test_a_file_that_can_not_be_opened_is_an_error(tmp_path: Path) -> None:
-    """At start the operator is told; only later nothing must stop."""
+    """At start the operator is reported; only later nothing must stop."""
     with pytest.raises(FileNotFoundError):
         LogFile(str(tmp_path / "missing" / "log"), 2)
 
@@ -294,20 +296,23 @@ def drain(fd: int) -> bytes:
 
 @pytest.mark.parametrize("full", [full_pipe, full_socket])
 def test_a_reader_that_does_not_read(full: Callable[[], tuple[int, int]]) -> None:
-    """It costs a worker its patience once, then nothing; what was lost is told when the reader is back."""
+    """It costs a worker its patience once, then nothing.
+
+    What was lost is reported when the reader is back.
+    """
     reader, writer = full()
-    told: list[tuple[int, str]] = []
+    reported: list[tuple[int, str]] = []
     try:
         file = LogFile("-", writer, patience=0.05)
-        file.trouble = lambda lines, reason: told.append((lines, reason))
+        file.on_lost = lambda lines, reason: reported.append((lines, reason))
         for number in range(1000):
             file.write(f"lost {number}")
-        assert told == [(0, "the reader is not reading")]
+        assert reported == [(0, "the reader is not reading")]
         drain(reader)
         file.write("one")
         file.write("two")
         assert drain(reader) == b"one\ntwo\n"
-        assert told[1:] == [(1000, "the reader is not reading")]
+        assert reported[1:] == [(1000, "the reader is not reading")]
         assert os.get_blocking(writer), "what others share is as they left it"
     finally:
         os.close(reader)
@@ -318,18 +323,18 @@ def test_a_reader_that_does_not_read(full: Callable[[], tuple[int, int]]) -> Non
 def test_a_supervisor_keeps_lines_for_its_reader(full: Callable[[], tuple[int, int]]) -> None:
     """It does not wait at all; what it keeps is bounded, and comes in its order."""
     reader, writer = full()
-    told: list[tuple[int, str]] = []
+    reported: list[tuple[int, str]] = []
     try:
         file = LogFile("-", writer, patience=0.0, kept=1000)
-        file.trouble = lambda lines, reason: told.append((lines, reason))
+        file.on_lost = lambda lines, reason: reported.append((lines, reason))
         lines = [f"{number:03}" for number in range(300)]
         for line in lines:
             file.write(line)
-        assert told == [(0, "the reader is not reading")]
+        assert reported == [(0, "the reader is not reading")]
         drain(reader)
         file.flush()
         assert drain(reader).decode().split() == lines[:250]
-        assert told[1:] == [(50, "the reader is not reading")]
+        assert reported[1:] == [(50, "the reader is not reading")]
         file.flush()
         assert drain(reader) == b""
     finally:
@@ -381,8 +386,8 @@ def test_close_writes_what_was_kept() -> None:
 def test_lines_lost_to_a_full_disk_are_counted(tmp_path: Path) -> None:
     """Once when it begins, once when there is room again, with the number."""
     file = LogFile(str(tmp_path / "log"), 2)
-    told: list[tuple[int, str]] = []
-    file.trouble = lambda lines, reason: told.append((lines, reason))
+    reported: list[tuple[int, str]] = []
+    file.on_lost = lambda lines, reason: reported.append((lines, reason))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     try:
@@ -390,12 +395,12 @@ def test_lines_lost_to_a_full_disk_are_counted(tmp_path: Path) -> None:
         file.gather(b"two\n")
         file.gather(b"three\n")
         file.flush()
-        assert told == [(0, "File too large")]
+        assert reported == [(0, "File too large")]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     file.write("next")
     file.write("last")
-    assert told[1:] == [(3, "File too large")]
+    assert reported[1:] == [(3, "File too large")]
     assert (tmp_path / "log").read_text() == "next\nlast\n"
 
 
@@ -432,8 +437,8 @@ def test_of_a_batch_whole_lines_stay(tmp_path: Path) -> None:
     """Only what is torn is taken back, and only that is counted as lost."""
     path = tmp_path / "log"
     file = LogFile(str(path), 2)
-    told: list[tuple[int, str]] = []
-    file.trouble = lambda lines, reason: told.append((lines, reason))
+    reported: list[tuple[int, str]] = []
+    file.on_lost = lambda lines, reason: reported.append((lines, reason))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
     try:
@@ -444,7 +449,7 @@ def test_of_a_batch_whole_lines_stay(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert path.read_text() == "one\ntwo\n"
     file.write("next")
-    assert told == [(0, "File too large"), (2, "File too large")]
+    assert reported == [(0, "File too large"), (2, "File too large")]
     assert path.read_text() == "one\ntwo\nnext\n"
 
 
@@ -639,7 +644,7 @@ def test_pieces_of_lines_are_few() -> None:
 
 _GREENLETS = """\
 import gc, sys
-from ostler.logs.lean import ErrorStream
+from ostler.logs.error_stream import ErrorStream
 {patch}
 written = []
 stream = ErrorStream(written.append)

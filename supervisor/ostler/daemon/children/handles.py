@@ -25,7 +25,7 @@ from ostler.ipc.channel import Channel
 from ostler.osapi import imports
 from ostler.osapi.priority import step_back, step_forward
 from ostler.osapi.process import INTERRUPT_SIGNAL, is_to_be_reaped, send_signal, signal_main_thread
-from ostler.settings import classes
+from ostler.settings import capacity
 from ostler.settings.load import Loaded
 
 # Bytes of a worker's stack dumps that are kept until they are logged.
@@ -255,7 +255,7 @@ class WorkerHandle(Child):
                 worker_id=worker_id,
                 slot=slot,
                 cell=cell,
-                threads=classes.threads(loaded.settings, loaded.one_loop),
+                threads=capacity.threads(loaded.settings, loaded.one_loop),
                 one_loop=loaded.one_loop,
             )
             chan = Channel[messages.FromWorker].from_fd(ours.detach(), messages.FromWorker)

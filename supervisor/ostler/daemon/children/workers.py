@@ -19,7 +19,7 @@ from ostler.ipc.channel import BadMessage
 from ostler.osapi.needed import with_remedy
 from ostler.osapi.process import is_anothers_child
 from ostler.scoreboard.reader import Scoreboard
-from ostler.settings import classes
+from ostler.settings import capacity
 
 
 class WorkerManager:
@@ -89,7 +89,7 @@ class WorkerManager:
             self._spawn_failed(action, "its generation has no configuration")
             return
         try:
-            cell = self._scoreboard.take_cell(classes.request_slots(loaded.settings, loaded.one_loop))
+            cell = self._scoreboard.take_cell(capacity.request_slots(loaded.settings, loaded.one_loop))
         except OSError as error:
             self._spawn_failed(action, with_remedy(error))
             return

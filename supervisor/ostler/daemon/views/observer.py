@@ -42,7 +42,7 @@ from ostler.scoreboard.cell import Reading
 from ostler.scoreboard.counts import Counts
 from ostler.scoreboard.layout import percentile
 from ostler.scoreboard.reader import Scoreboard
-from ostler.settings import classes
+from ostler.settings import capacity
 from ostler.settings.render import shown
 from ostler.settings.table import rows
 
@@ -144,7 +144,7 @@ class Observer:
             draining=state.count(WorkerState.DRAINING) + state.count(WorkerState.STOPPING),
             generation=generation,
             worker_class=settings.worker_class if settings else "",
-            threads=classes.threads(loaded.settings, loaded.one_loop) if loaded else 0,
+            threads=capacity.threads(loaded.settings, loaded.one_loop) if loaded else 0,
             timeout=settings.timeout if settings else 0.0,
             listeners=self._listeners.urls(
                 fork_server.record.listener_keys if fork_server else [],

@@ -8,7 +8,7 @@ _SMALLEST, _LARGEST = -(1 << 63), (1 << 64) - 1
 _DEEPEST = 20
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def plain_data(value: Any, depth: int = 0) -> Any:
     """A copy of texts, numbers, lists and dicts; of anything else only what it is.
 
     A class or function is its dotted name, which `logging.config` would import. What else there is is told by
@@ -24,9 +24,9 @@ def plain(value: Any, depth: int = 0) -> Any:
         return value.encode("utf-8", "backslashreplace").decode()
     if depth < _DEEPEST:
         if isinstance(value, Mapping):
-            return {str(plain(key)): plain(item, depth + 1) for key, item in value.items()}
+            return {str(plain_data(key)): plain_data(item, depth + 1) for key, item in value.items()}
         if isinstance(value, list | tuple | set | frozenset):
-            return [plain(item, depth + 1) for item in value]
+            return [plain_data(item, depth + 1) for item in value]
     name = getattr(value, "__qualname__", None)
     if isinstance(name, str):
         return f"{getattr(value, '__module__', None) or '?'}.{name}"

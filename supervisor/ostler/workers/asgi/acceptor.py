@@ -1,28 +1,29 @@
-"""Where connections come from and go to: our listeners, and siblings.
+"""Accepts connections of asgi workers, receives them from siblings, and hands them off to siblings.
 
 Connections are accepted one at a time: taking all that wait, as asyncio's own servers do, would leave
-siblings idle. A worker that leaves gives connections between two requests to those that stay, so that clients
-notice nothing (see `workers.handoff`); websockets, and connections under TLS, can't travel.
+siblings idle. A worker that drains hands off connections between two requests to its siblings, so that
+clients notice nothing (see `workers.handoff`). Websockets, and connections under TLS, can't be handed off.
 """
 
 import asyncio
 import select
 import socket
+import time
 import traceback
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from ostler.logs.lean import Log
 from ostler.logs.limiter import LimitedLog
 from ostler.osapi.original import Socket
-from ostler.scoreboard import layout
-from ostler.scoreboard.writer import Words
+from ostler.scoreboard.accounting import RequestSlot
 from ostler.settings.table import Settings
-from ostler.workers.asgi import pace
+from ostler.workers import accept_pause
+from ostler.workers.accept_pause import AcceptPause
+from ostler.workers.asgi import client_speed
 from ostler.workers.doors import ROOM_LOOK
 from ostler.workers.eviction import IDLE, MOVING, ONE_IN, SLOW, YOUTH
 from ostler.workers.handoff import HandOff
@@ -31,12 +32,13 @@ from ostler.workers.limits import AddressCounts, most_connections, network_of
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-# Seconds without accepting when there are no descriptors left.
-_ACCEPT_PAUSE = 1.0
-# The same for what siblings give away, after much that was no connection.
+# Seconds without receiving connections from siblings, after much that was no connection.
 _HANDOFF_PAUSE = 1.0
-# As in the engines, in seconds: see `workers.doors`.
-_PRESSED, _PRESSED_ARRIVALS, _REPORT_PAUSE = 1.0, 16, 10.0
+# After clients had to wait for room, for so many seconds: so many connections are accepted at once, and
+# connections are evicted as soon as the worker is full.
+_PRESSURE, _PRESSURE_ARRIVALS = 1.0, 16
+# Evictions are logged this often (s).
+_REPORT_PAUSE = 10.0
 # Seconds after which asyncio cuts a TLS connection that was closed, even if its client is still reading. That
 # is for `close_slow` to decide.
 _TLS_SHUTDOWN = 86_400.0
@@ -48,8 +50,8 @@ _TOO_SLOW = (
 
 
 @dataclass(slots=True)
-class _Parcel:
-    """A connection on its way to a sibling; what `Relay.give` wants to know of it."""
+class _IdleConnection:
+    """A connection that is to be handed off, as `HandOff.give` takes it."""
 
     fd: int
     listener: str
@@ -58,8 +60,11 @@ class _Parcel:
     facts: dict[str, str] | None = None
 
 
-class _Accepted(Socket):
-    """Knows its peer also when that has reset the connection: it is no proxy behind a Unix socket then."""
+class _AcceptedSocket(Socket):
+    """Knows its peer's address also when that has reset the connection.
+
+    Without an address it would pass for a proxy behind a Unix socket, which is trusted.
+    """
 
     __slots__ = ("_peer",)
 
@@ -74,15 +79,15 @@ class _Accepted(Socket):
             return self._peer
 
 
-class Doors:
-    """Accepts connections and hands them to uvicorn's protocol.
+class AsgiAcceptor:
+    """Accepts connections and connects them to uvicorn's protocol. Used by the loop's thread only.
 
     Args:
-        words: of the scoreboard's lane that counts connections.
-        log: for what clients can't cause at will.
-        limited: for what clients can cause.
+        slot: the loop's, which counts connections.
+        log: for events that clients can't cause at will.
+        limited: for those that they can cause.
         protocol: makes the protocol of one connection.
-        connections: uvicorn's, those that are open.
+        connections: uvicorn's set of those that are open.
 
     Attributes:
         listeners: what is accepted from.
@@ -96,7 +101,7 @@ class Doors:
         handoff: HandOff | None,
         tls: "SSLContext | None",
         settings: Settings,
-        words: Words,
+        slot: RequestSlot,
         log: Log,
         limited: LimitedLog,
         protocol: Callable[[], Any],
@@ -107,9 +112,10 @@ class Doors:
         self._loop = loop
         self._handoff = handoff
         self._tls = tls
-        self._words = words
+        self._slot = slot
         self._log = log
         self._limited = limited
+        self._pause = AcceptPause(limited)
         self._protocol = protocol
         self._most = most_connections(settings.worker_connections)
         self._settings = settings
@@ -120,7 +126,7 @@ class Doors:
         self._waiting = False
         # The one timer of `_look_for_room`.
         self._looking: asyncio.TimerHandle | None = None
-        self._pressed_until = 0.0
+        self._pressure_until = 0.0
         self._evicted, self._next_report = 0, 0.0
         self._addresses = AddressCounts(settings.limit_connections_per_address)
         self._header_timeout = settings.header_timeout
@@ -131,7 +137,7 @@ class Doors:
         # By how long they may take: connections, and by when a request must have come (the loop's time), in
         # that order. Weak: those that have ended would fill memory for that long.
         self._fresh: dict[float, weakref.WeakKeyDictionary[Any, float]] = {}
-        self._given: set[Any] = set()
+        self._handed_off: set[Any] = set()
         self._handoff_paused = False
 
     def open(self) -> None:
@@ -140,7 +146,7 @@ class Doors:
         self._open_if_room()
 
     def close(self) -> None:
-        """Accept no more; the listeners stay open, they are the siblings' too."""
+        """Accept no more. The listeners stay open: siblings have them as well."""
         self._wanted = False
         self._shut()
 
@@ -150,7 +156,7 @@ class Doors:
             for listener in self.listeners:
                 self._loop.add_reader(listener.fileno(), self._accept, listener)
             if self._handoff is not None:
-                self._loop.add_reader(self._handoff.fileno(), self._take)
+                self._loop.add_reader(self._handoff.fileno(), self._receive)
 
     def _shut(self) -> None:
         if self._open:
@@ -160,44 +166,42 @@ class Doors:
             if self._handoff is not None:
                 self._loop.remove_reader(self._handoff.fileno())
 
-    # -- in ----------------------------------------------------------------------------------------------
+    # -- accepting --------------------------------------------------------------------------------------
 
     def _accept(self, listener: socket.socket) -> None:
-        arrivals = _PRESSED_ARRIVALS if self._loop.time() < self._pressed_until else 1
+        arrivals = _PRESSURE_ARRIVALS if self._loop.time() < self._pressure_until else 1
         while arrivals and self._open:
             arrivals -= 1
             try:
                 sock, peer = listener.accept()
             except OSError as error:
-                if error.errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM) and not self._evict(
+                if accept_pause.is_exhaustion(error) and not self._evict(
                     MOVING, error.strerror or "no descriptors"
                 ):
                     self._shut()
-                    self._loop.call_later(_ACCEPT_PAUSE, self._open_if_room)
-                    self._limited.write(
-                        "error", "accept_paused", "", reason=error.strerror, seconds=_ACCEPT_PAUSE
-                    )
-                return  # or a sibling was quicker, or the client went away again
+                    self._loop.call_later(accept_pause.SECONDS, self._open_if_room)
+                    self._pause.begin(error, time.monotonic_ns())
+                return  # or a sibling was quicker, or the client has gone
             sock.setblocking(False)
-            self._words[layout.OPENED] += 1
+            self._slot.connection_opened()
             self._adopt(sock, peer, self._header_timeout)
 
-    def _take(self) -> None:
-        """Take a connection that a sibling gives away; its next request is probably there."""
+    def _receive(self) -> None:
+        """Receive a connection that a sibling hands off; its next request is probably there."""
         assert self._handoff is not None
-        if (taken := self._handoff.take()) is None:
+        if (received := self._handoff.take()) is None:
             if self._handoff.useless:
                 self._pause_handoff()
             return
-        if self._tls is not None or taken.facts:
-            # From workers that were set up otherwise: it can't go on here.
-            taken.sock.close()
+        if self._tls is not None or received.facts:
+            # From a worker with other settings: it can't be continued here.
+            received.sock.close()
             return
-        self._words[layout.RECEIVED] += 1
-        self._adopt(taken.sock, taken.peer, self._keepalive)
+        self._slot.connection_received()
+        self._adopt(received.sock, received.peer, self._keepalive)
 
     def _pause_handoff(self) -> None:
-        """Disregard siblings for a while: they send what is no connection."""
+        """Receive nothing for a while: siblings send what is no connection."""
         assert self._handoff is not None
         if not self._handoff_paused:
             self._log.warning("hand_off_paused", reason="what sibling workers hand over is no connection")
@@ -207,16 +211,16 @@ class Doors:
 
     def _resume_handoff(self) -> None:
         if self._open and self._handoff is not None:
-            self._loop.add_reader(self._handoff.fileno(), self._take)
+            self._loop.add_reader(self._handoff.fileno(), self._receive)
 
     def _adopt(self, accepted: socket.socket, peer: Any, patience: float) -> None:
-        sock = _Accepted(accepted, peer)
+        sock = _AcceptedSocket(accepted, peer)
         address = None
         if self._addresses.most and isinstance(peer, tuple):
             address = self._addresses.add(peer[0])
             if address is None:
                 sock.close()
-                self._words[layout.CLOSED] += 1
+                self._slot.connection_closed()
                 where = {"address": network_of(peer[0]), "limit": self._addresses.most}
                 self._limited.write("warning", "too_many_connections", "", **where)
                 return
@@ -227,7 +231,7 @@ class Doors:
         self._arriving[task] = self._loop.time()
         task.add_done_callback(lambda task: self._arrived(task, sock, protocol))
         if self.count >= self._most:
-            pressed = self._loop.time() < self._pressed_until and self._clients_wait()
+            pressed = self._loop.time() < self._pressure_until and self._clients_wait()
             self._evict(MOVING if pressed else IDLE, "worker_connections is reached")
             self._shut()
             self._look_for_room_in(0.0)
@@ -244,7 +248,7 @@ class Doors:
         self._looking = self._loop.call_later(seconds, self._look_for_room)
 
     def _look_for_room(self) -> None:
-        """While full: close slow connections if others wait that no sibling takes."""
+        """While full: evict connections if clients wait that no sibling accepts."""
         self._looking = None
         self._open_if_room()
         if self._open or not self._wanted:
@@ -252,16 +256,16 @@ class Doors:
         now = self._loop.time()
         if not self._clients_wait():
             self._waiting = False
-        elif not self._waiting and now >= self._pressed_until:
+        elif not self._waiting and now >= self._pressure_until:
             self._waiting = True
         elif self._evict(MOVING, "worker_connections is reached"):
-            self._pressed_until = now + _PRESSED
+            self._pressure_until = now + _PRESSURE
         self._look_for_room_in(ROOM_LOOK)
 
     def _evict(self, worst: int, reason: str = "") -> int:
-        """Have the connections that are worth least closed, as `workers.eviction` says; how many they are."""
+        """Close the connections that are worth least, as `workers.eviction` says; returns their number."""
         now, rate = self._loop.time(), self._settings.body_min_rate
-        number, least = pace.least_worth(list(self._connections), now, rate, worst)
+        number, least = client_speed.least_worth(list(self._connections), now, rate, worst)
         if number >= SLOW:
             # Handshakes, the oldest first, unless all have only just begun.
             old = [task for task, began in self._arriving.items() if now - began > YOUTH / 1e9]
@@ -290,14 +294,14 @@ class Doors:
         """
         transport, cycle = protocol.transport, getattr(protocol, "cycle", None)
         if transport.is_closing():
-            if at_once or pace.unsent(transport):
-                pace.abort(protocol)
+            if at_once or client_speed.unsent(transport):
+                client_speed.abort(protocol)
             return
         begun = getattr(protocol, "got", 0) or (cycle is not None and not cycle.response_complete)
         if begun and protocol.stalled is None and (cycle is None or not cycle.response_started):
             transport.write(_TOO_SLOW)
-            self._words[layout.STATUS_CLASSES + 4] += 1
-        if pace.unsent(transport) or (at_once and self._tls is not None):
+            self._slot.refused(408, 0)
+        if client_speed.unsent(transport) or (at_once and self._tls is not None):
             transport.abort()
         else:
             transport.close()
@@ -306,9 +310,9 @@ class Doors:
         """Close those of `connections` that take too long for a head or a body, to read, or to close."""
         now, settings = self._loop.time(), self._settings
         for protocol in list(connections):
-            if self._tls is not None and pace.lingers(protocol, now):
+            if self._tls is not None and client_speed.lingers(protocol, now):
                 self._refuse(protocol, at_once=True)
-            elif pace.is_late(protocol, now, settings):
+            elif client_speed.is_late(protocol, now, settings):
                 self._refuse(protocol)
 
     async def _connect(self, sock: socket.socket, protocol: Any, patience: float) -> None:
@@ -319,7 +323,7 @@ class Doors:
         try:
             await self._loop.connect_accepted_socket(lambda: protocol, sock, ssl=self._tls, **limits)
         except (OSError, asyncio.CancelledError) as error:
-            # Gone before it was there, or no TLS (ssl.SSLError is an OSError).
+            # The client has gone already, or does not speak TLS (ssl.SSLError is an OSError).
             # asyncio's frames refer to what the exception is stored in: a cycle, with TLS buffers of 256 KiB.
             traceback.clear_frames(error.__traceback__)
             return
@@ -336,18 +340,18 @@ class Doors:
             self.lost(protocol)
 
     def lost(self, protocol: Any) -> None:
-        """A connection has ended here."""
+        """A connection has ended, or was handed off."""
         self.count -= 1
         if (address := getattr(protocol, "address", None)) is not None:
             self._addresses.remove(address)
-        if protocol in self._given:
-            self._given.remove(protocol)
+        if protocol in self._handed_off:
+            self._handed_off.remove(protocol)
         else:
-            self._words[layout.CLOSED] += 1
+            self._slot.connection_closed()
         if not self._open:
             self._open_if_room()
 
-    # -- out ---------------------------------------------------------------------------------------------
+    # -- closing and handing off -------------------------------------------------------------------------
 
     def close_late(self, connections: set[Any]) -> None:
         """Close those of `connections` whose first request here has not come in time."""
@@ -356,20 +360,20 @@ class Doors:
             late = [protocol for protocol, _ in takewhile(lambda entry: entry[1] <= now, fresh.items())]
             for protocol in late:
                 del fresh[protocol]
-                # Those that have become websockets are not among uvicorn's connections any more.
+                # Those that have become websockets are not among uvicorn's connections.
                 if protocol in connections and protocol.cycle is None:
                     protocol.transport.close()
 
-    def give(self, protocol: Any) -> bool:
-        """Hand over a connection that has answered and received nothing since; True if it is gone."""
+    def hand_off(self, protocol: Any) -> bool:
+        """Hand off a connection that has answered and received nothing since; True if that was done."""
         if self._handoff is None or self._tls is not None or protocol.timeout_keep_alive_task is None:
             return False
         sock = protocol.transport.get_extra_info("socket")
-        if sock is None or not self._handoff.give(_Parcel(sock.fileno(), str(sock.getsockname()))):
+        if sock is None or not self._handoff.give(_IdleConnection(sock.fileno(), str(sock.getsockname()))):
             return False
-        self._words[layout.HANDED_OFF] += 1
-        self._given.add(protocol)
-        # At once, without a goodbye: the one that travels lives on.
+        self._slot.connection_sent()
+        self._handed_off.add(protocol)
+        # At once, and without a shutdown: the connection itself lives on in the sibling.
         protocol.transport.abort()
         return True
 

@@ -10,10 +10,9 @@ import pytest
 
 pytest.importorskip("uvicorn")
 
-from ostler.scoreboard import layout
 from ostler.settings.table import Settings
-from ostler.workers.asgi import pace
-from ostler.workers.asgi.doors import Doors
+from ostler.workers.asgi import client_speed
+from ostler.workers.asgi.acceptor import AsgiAcceptor
 from ostler.workers.eviction import MOVING
 
 
@@ -66,14 +65,14 @@ class Measured:
     def __init__(self, sock: socket.socket, **settings: Any) -> None:
         self.settings = Settings(**settings)
         self.loop = Loop()
-        self.protocol = pace.measured(Protocol, self.settings)(self.loop, sock)
+        self.protocol = client_speed.measured(Protocol, self.settings)(self.loop, sock)
 
     def feed(self, size: int, at: float) -> None:
         self.loop.now = at
         self.protocol.data_received(b"x" * size)
 
     def late(self, at: float) -> bool:
-        return pace.is_late(self.protocol, at, self.settings)
+        return client_speed.is_late(self.protocol, at, self.settings)
 
 
 @pytest.fixture
@@ -116,21 +115,24 @@ def test_answers_by_a_unix_socket_are_not_given_up_while_they_move(measured: Cal
     for second in range(100, 300, 10):
         client.protocol.unsent = 100_000 - second
         assert not client.late(second)
-        assert (client.protocol.stalled, pace.rank(client.protocol, second * 1.0, 500)) != (None, None)
-        assert pace.rank(client.protocol, second, 500) == (MOVING, 0.0)
+        assert (client.protocol.stalled, client_speed.rank(client.protocol, second * 1.0, 500)) != (
+            None,
+            None,
+        )
+        assert client_speed.rank(client.protocol, second, 500) == (MOVING, 0.0)
     assert not client.late(345)
     assert client.late(351)
 
 
 def test_an_answer_that_is_sent_is_no_slow_one(measured: Callable[..., Measured]) -> None:
-    """What was said of the last answer does not go for the request that is in the app now."""
+    """What was noted of the last answer is not counted against the request that is in the app now."""
     client = measured()
     client.feed(10, at=100)
     client.protocol.unsent = 10
     client.late(101)
     client.protocol.unsent = 0
     client.protocol.cycle.more_body = False
-    assert pace.rank(client.protocol, 102, 500) is None
+    assert client_speed.rank(client.protocol, 102, 500) is None
 
 
 def test_what_is_unsent_under_tls() -> None:
@@ -138,21 +140,20 @@ def test_what_is_unsent_under_tls() -> None:
     below = SimpleNamespace(get_write_buffer_size=lambda: 7)
     tls = SimpleNamespace(_transport=below, _get_write_buffer_size=lambda: 5)
     transport = _SSLProtocolTransport(None, tls)
-    assert pace.unsent(transport) == 12
+    assert client_speed.unsent(transport) == 12
     transport._closed = True
     transport._ssl_protocol = None
-    assert pace.unsent(transport) == 0
+    assert client_speed.unsent(transport) == 0
 
 
 def test_one_look_at_a_time() -> None:
     """However often a worker gets full and has room again: one timer, not one for each time."""
     loop: Any = Loop()
-    words: Any = dict.fromkeys(range(layout.SLOT_SIZE), 0)
     unused: Any = None
     settings = Settings(worker_connections=1)
-    doors = Doors(loop, [], None, None, settings, words, unused, unused, unused, set())
-    doors._wanted, doors.count = True, 1
+    acceptor = AsgiAcceptor(loop, [], None, None, settings, unused, unused, unused, unused, set())
+    acceptor._wanted, acceptor.count = True, 1
     for _ in range(10):
-        doors._look_for_room_in(0.0)
+        acceptor._look_for_room_in(0.0)
         loop.fire()
     assert len(loop.timers) == 1

@@ -1,27 +1,30 @@
-"""All that one worker or fork server writes to: files, loggers, syslog, statsd; see the settings for each."""
+"""All log sinks of one worker or fork server: files, loggers, syslog, statsd."""
 
 import sys
 from typing import Any
 
 from ostler.logs import bridge, logconfig
-from ostler.logs.access import AccessLog, Answered, compile_format
-from ostler.logs.lean import ErrorStream, Log, LogFile
+from ostler.logs.access import AccessLog
+from ostler.logs.access_format import Answered, compile_format
+from ostler.logs.error_stream import ErrorStream
+from ostler.logs.lean import Log
+from ostler.logs.logfile import LogFile
 from ostler.logs.statsd import statsd_of
 from ostler.logs.streams import capture
 from ostler.logs.syslog import syslog_of
 from ostler.settings.table import Settings
 
 
-class Outlets:
-    """Opens them; what logging's handlers write goes there from now on, too.
+class LogSinks:
+    """Opens the sinks, and has the loggers of `bridge` write to them, too.
 
     Args:
         settings: of the generation.
         log_format: `console` or `json`.
-        fields: what every event carries.
+        fields: fields of every event.
 
     Attributes:
-        log: takes events.
+        log: the log for events.
 
     Raises:
         OSError: a file can't be opened.
@@ -35,15 +38,17 @@ class Outlets:
         self._access_file: LogFile | None = None
         self._syslog = syslog_of(settings, self.log.warning)
         self._statsd = statsd_of(settings)
-        self.log.outlets = [outlet.event for outlet in (self._syslog, self._statsd) if outlet is not None]
+        self.log.sinks = [sink.event for sink in (self._syslog, self._statsd) if sink is not None]
         if settings.errorlog != "-" or logconfig.is_given(settings):
             self.log.errors = ErrorStream(bridge.write_errors(self._write_errors))
         bridge.attach(self.log)
         self._capture()
 
     def open_access(self) -> AccessLog | None:
-        """What is to be told of requests; None if nobody wants to know. To be called once, when the app is
-        loaded: it may have changed where that goes."""
+        """The access log; None if no sink gets requests.
+
+        To be called once, when the app is loaded: the app may have configured the loggers.
+        """
         settings, syslog, statsd = self._settings, self._syslog, self._statsd
         wanted = bool(settings.accesslog) or logconfig.is_given(settings)
         diverted = wanted and bridge.access_diverted()
@@ -65,7 +70,7 @@ class Outlets:
         return self._access
 
     def reopen(self) -> None:
-        """Open all files anew, as logrotate asks; may be called from a signal handler."""
+        """Open all files again, as logrotate asks; may be called from a signal handler."""
         self.log.reopen()
         self._capture()
         if self._access_file is not None:
@@ -73,7 +78,7 @@ class Outlets:
         bridge.reopen_files()
 
     def close(self) -> None:
-        """Write what is left and let go of all files and sockets."""
+        """Write remaining lines and close all files and sockets."""
         if self.log.errors is not None:
             self.log.errors.flush_all()
         self.log.close()
@@ -81,18 +86,18 @@ class Outlets:
             self._access.close()
         if self._access_file is not None:
             self._access_file.close()
-        for outlet in (self._syslog, self._statsd):
-            if outlet is not None:
-                outlet.close()
+        for sink in (self._syslog, self._statsd):
+            if sink is not None:
+                sink.close()
 
     def drop(self) -> None:
-        """Let go of all that a fork has brought along; whose it is will write what is left."""
+        """Close all copies that a fork has made; the parent writes the remaining lines."""
         if self._statsd is not None:
-            self._statsd.forget()
+            self._statsd.drop()
         self.close()
 
     def descriptors(self) -> set[int]:
-        """Of sockets, which `close` will close."""
+        """The descriptors of the sockets that `close` closes."""
         return {self._syslog.fileno()} - {-1} if self._syslog is not None else set()
 
     def _capture(self) -> None:
@@ -100,7 +105,7 @@ class Outlets:
             try:
                 capture(self._settings.errorlog)
             except OSError:
-                pass  # it can't be written as a log either; what is printed goes where it went before
+                pass  # the log can't be written either; the streams stay as they are
 
     def _write_errors(self, text: str) -> None:
         if self._settings.errorlog == "-":

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import PurePath
 from typing import Any
 
+from ostler.settings.ignored import IGNORED
 from ostler.settings.table import rows
-from ostler.settings.unused import UNUSED
 
 # Names that gunicorn had once, and those that many files have because they look like settings.
 _INSTEAD = {
@@ -101,7 +101,7 @@ def _told(name: str, line: int, hint: str) -> str:
 def _by_flag() -> dict[str, str]:
     """Names of settings by how their flags would be spelled in a file, where that is not the name."""
     flags = [(name, flag) for name, row in rows().items() for flag in row.flags]
-    flags += [(name, flag) for name, other in UNUSED.items() for flag in other.flags]
+    flags += [(name, flag) for name, other in IGNORED.items() for flag in other.flags]
     stems = {flag.removeprefix("--").replace("-", "_"): name for name, flag in flags if flag[:2] == "--"}
     return {stem: name for stem, name in stems.items() if stem != name and not stem.startswith("no_")}
 

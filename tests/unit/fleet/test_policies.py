@@ -33,12 +33,12 @@ def test_memory_over_the_limit_for_three_measurements() -> None:
     play.measured(1, memory=LIMIT + 1).measured(1, memory=LIMIT + 1).then()
     play.measured(1, memory=LIMIT).measured(1, memory=LIMIT + 1).measured(1, memory=LIMIT + 1).then()
     play.measured(1, memory=LIMIT + 1).then(spawn(1))
-    play.said("recycle", memory=LIMIT + 1, limit=LIMIT)
+    play.reported("recycle", memory=LIMIT + 1, limit=LIMIT)
     play.ready(1).then(drain(1))
 
 
 def test_unknown_memory_accuses_nobody() -> None:
-    """Where nobody has looked there is no measurement: it neither counts nor ends the count."""
+    """No measurement neither counts nor ends the count."""
     play = running(workers=1, max_memory=LIMIT)
     for memory in (None, LIMIT + 1, None, LIMIT + 1, None, None):
         play.measured(1, memory=memory)
@@ -55,7 +55,7 @@ def test_without_a_limit_memory_is_nobodys_business() -> None:
 
 
 def test_all_over_the_limit_go_in_turns_idle_ones_first() -> None:
-    """The same budget as for any replacement; who has nothing to do goes before who is busy."""
+    """The same budget as for any replacement; idle workers go before busy ones."""
     play = running(workers=4, max_memory=LIMIT, max_surge=1, boot_parallelism=4)
     for _ in range(2):
         play.measured(memory=LIMIT + 1)
@@ -73,7 +73,7 @@ def test_age() -> None:
     """A worker that has served max_age and its own share of the jitter is recycled, successor first."""
     play = running(workers=1, max_age=100.0, max_age_jitter=20.0)
     play.nothing_until(110.0).then(spawn(1))
-    play.said("recycle", age=110.0)
+    play.reported("recycle", age=110.0)
     play.ready(1).then(drain(1))
 
 
@@ -85,7 +85,7 @@ def test_age_counts_from_ready() -> None:
 
 
 def test_age_of_one_that_leaves_anyway() -> None:
-    """Who is on its way out does not get a second reason."""
+    """A worker that is leaving does not get a second cause."""
     play = running(workers=1, max_age=100.0).recycle_due(1).then(spawn(1))
     play.forked(1).after(59.0).then()
     play.ready(1).exits(1).then(drain(1))
@@ -104,7 +104,7 @@ def test_first_crashes_are_repaired_at_once() -> None:
 
 
 def test_a_crash_loop_is_paced_and_told() -> None:
-    """From the fourth on it waits, each time longer; the state is degraded and one sentence says why."""
+    """From the fourth on it waits, each time longer; the state is degraded, with a reason."""
     play = running(workers=2)
     waits = []
     for _ in range(10):
@@ -125,7 +125,7 @@ def test_a_crash_loop_is_paced_and_told() -> None:
 
 
 def test_the_crash_of_one_says_its_request() -> None:
-    """The poisonous request is named, so that somebody can do something about it."""
+    """The request that crashed it is named."""
     play = running(workers=1)
     for _ in range(4):
         worker_id = play._serving(1)
@@ -229,7 +229,7 @@ def test_an_upgrade_remembers_kills() -> None:
 
 
 def test_crash_pause() -> None:
-    """Nothing for a few, then doubling up to five seconds, or to one if nobody is left."""
+    """Nothing for a few, then doubling up to five seconds, or to one if no worker is left."""
     assert [crash_pause(n, 2, 2) for n in range(1, 6)] == [0, 0, 0, 0.1, 0.2]
     assert [crash_pause(1000, 8, ready) for ready in (8, 4, 0)] == [5.0, 2.0, 1.0]
     assert crash_pause(64, 64, 60) == 0
@@ -255,7 +255,7 @@ SOFT: dict[str, Any] = {"workers": 1, "timeout_soft": True, "timeout_grace": 2.0
 def test_an_overdue_request_is_first_ended_alone() -> None:
     """An exception in its thread; if that helps, the worker stays."""
     play = running(**SOFT).overdue(1).then(dump_stack(1), interrupt(1))
-    play.after(1.0).overdue_ended(1).said("overdue_ended", slot=1, seconds_late=1.0).after(60.0).then()
+    play.after(1.0).overdue_ended(1).reported("overdue_ended", slot=1, seconds_late=1.0).after(60.0).then()
     assert play.slots() == [1]
 
 
@@ -268,7 +268,7 @@ def test_a_request_that_does_not_end_softly() -> None:
 
 
 def test_a_request_that_ends_while_its_worker_drains() -> None:
-    """Nobody is aborted for what is over: the rest is finished in peace."""
+    """No worker is aborted for a request that has ended: the others are finished."""
     play = running(**SOFT).overdue(1).after(2.0).ready(1)
     play.overdue_ended(1)
     play.unseen.clear()
@@ -276,7 +276,7 @@ def test_a_request_that_ends_while_its_worker_drains() -> None:
 
 
 def test_a_loop_that_stands_still() -> None:
-    """Replaced like a hung request, beyond the budget; nobody waits for what it can't finish."""
+    """Replaced like one with a hung request, beyond the budget; it is not waited for."""
     play = running(workers=2, max_surge=1, boot_parallelism=2).recycle_due(2).then(spawn(2))
     play.stalls(1).then(spawn(1))
     play.after(3.0).then()
@@ -294,56 +294,56 @@ def refork(**policy: Any) -> Play:
 
 
 def test_refork() -> None:
-    """The audited worker's successor boots, it drains and is the fork server; the others are forked anew."""
+    """The audited worker's successor boots, it drains and is the fork server; the others are replaced."""
     play = refork().audited(1).then(spawn(1))
     play.ready(1).then(drain(1))
     play.zygote_ready(1).then(use_zygote(1, 1), spawn(1))
-    play.said("refork_done", by="test")
+    play.reported("refork_done", by="test")
     play.settled()
     assert play.slots(1) == [1, 2]
     assert {worker.zygote for worker in play.fleet.state.workers.values()} == {1}
 
 
 def test_refork_refused_by_the_audit() -> None:
-    """Threads and sockets are named to whoever asked; the worker serves on."""
+    """Threads and sockets are named; the worker serves on."""
     play = refork().audited(1, "a thread is alive: reaper").then()
-    play.said("refork_refused", problem="a thread is alive: reaper", by="test")
+    play.reported("refork_refused", problem="a thread is alive: reaper", by="test")
     assert play.slots() == [1, 2]
 
 
 def test_refork_by_force() -> None:
-    """What an operator knows better is a warning."""
+    """With force, what the audit finds is a warning."""
     play = (
         running(workers=1).refork(force=True).audited(1, "a thread is alive").then(audit_zygote(1), spawn(1))
     )
-    play.said("refork_warning", problem="a thread is alive")
+    play.reported("refork_warning", problem="a thread is alive")
 
 
 def test_refork_without_an_answer() -> None:
-    """A worker that does not say whether it may is left alone after ten seconds."""
+    """A worker whose audit does not end within ten seconds serves on."""
     play = refork().nothing_until(10.0)
-    play.said("refork_refused", by="test")
+    play.reported("refork_refused", by="test")
     play.audited(1).then()
 
 
 def test_zygote_that_dies() -> None:
-    """The fork server before it is still there; who asked is told."""
+    """The fork server before it is still there; the failure is reported."""
     play = refork().audited(1).ready(1).exits(1, signal=9)
-    play.said("refork_refused", by="test")
+    play.reported("refork_refused", by="test")
     play.settled()
     assert play.slots() == [1, 2]
 
 
 @pytest.mark.parametrize("what", ["reload", "stop"])
 def test_refork_that_something_comes_in_between(what: str) -> None:
-    """A reload or a stop makes it pointless; who asked is told, and the zygote to be ends."""
+    """A reload or a stop ends it; that is reported, and the zygote to be ends."""
     play = refork().audited(1).ready(1)
     getattr(play, what)()
-    play.said("refork_refused", by="test")
+    play.reported("refork_refused", by="test")
     play.unseen.clear()
-    worker_id = next(n for n, w in play.workers.items() if w.told == "zygote")
+    worker_id = next(n for n, w in play.workers.items() if w.ordered == "zygote")
     play.zygote_ready(1)
-    assert play.workers[worker_id].told == "kill"
+    assert play.workers[worker_id].ordered == "kill"
 
 
 def test_refork_after() -> None:
@@ -368,7 +368,7 @@ def test_refork_that_was_refused_is_not_tried_again_unasked() -> None:
 
 
 def test_fork_server_that_dies_after_a_refork() -> None:
-    """The app is loaded anew, without what the zygote had; workers serve on."""
+    """The app is loaded again, without what the zygote had; workers serve on."""
     play = refork().settled().fork_server_exits().then(start_fork_server(1))
     play.settled()
     assert play.slots() == [1, 2]
@@ -389,18 +389,18 @@ def seconds_of(play: Play, seconds: int, **load: Any) -> Play:
 
 
 def test_load_decides() -> None:
-    """Busy workers get company, idle ones go after the cool-down; each decision says why."""
+    """Busy workers get more beside them, idle ones go after the cool-down; each decision has a reason."""
     play = running(**RANGE)
     seconds_of(play, 3, busy=0.9, rate=10.0)
-    play.said("autoscale", workers=3, before=2, reason="busy 90 % (70 % wanted) over 3 s")
+    play.reported("autoscale", workers=3, before=2, reason="busy 90 % (70 % wanted) over 3 s")
     assert play.slots() == [1, 2, 3]
     seconds_of(play, 25, busy=0.1)
-    play.said("autoscale", workers=2, before=3)
+    play.reported("autoscale", workers=2, before=3)
     assert play.slots() == [1, 2]
 
 
 def test_a_number_set_by_hand_counts() -> None:
-    """While somebody has said how many, the load is not asked; until he takes that back."""
+    """A number set by hand counts until it is taken back, whatever the load."""
     play = running(**RANGE).scale(1).settled()
     seconds_of(play, 10, busy=1.0, rate=10.0)
     assert play.slots() == [1]
@@ -425,17 +425,17 @@ def test_no_more_than_memory_has_room_for() -> None:
     """When more are needed and can't be had, that is said once."""
     play = running(**RANGE)
     seconds_of(play, 10, busy=1.0, rate=10.0, memory=100 << 20, memory_free=100 << 20)
-    play.said("autoscale", workers=2, before=2)
+    play.reported("autoscale", workers=2, before=2)
     assert len([report for report in play.reports if report.name == "autoscale"]) == 1
     assert play.slots() == [1, 2]
 
 
 def test_a_zygote_to_be_that_has_not_answered_is_drained_like_any_other() -> None:
-    """Scaled down before the audit's answer it ends; nobody is forked from what was not looked at."""
+    """Scaled down before the audit's answer it ends; what was not audited is not forked from."""
     play = running(workers=2).refork(slot=2).scale(1)
-    assert [worker.told for worker in play.workers.values() if worker.slot == 2] == ["drain"]
+    assert [worker.ordered for worker in play.workers.values() if worker.slot == 2] == ["drain"]
     play.exits(2)
-    play.said("refork_refused", by="test")
+    play.reported("refork_refused", by="test")
 
 
 def test_a_zygote_ends_the_wait_for_a_fork_server() -> None:

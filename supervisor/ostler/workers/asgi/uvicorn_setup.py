@@ -1,4 +1,4 @@
-"""uvicorn, set up from our settings, with what it says in our log."""
+"""uvicorn: its configuration from our settings, its protocols with our ends, and its log lines in our log."""
 
 import asyncio.selector_events
 import logging
@@ -22,10 +22,11 @@ except ImportError as error:
 
 from ostler.text import trace_of
 from ostler.workers import interface
-from ostler.workers.asgi.requests import App, Requests
+from ostler.workers.asgi.app import AsgiApp
+from ostler.workers.asgi.interface import App
 
 ServerState = uvicorn.server.ServerState
-# What a subclass of uvicorn's worker may want of uvicorn and we do by other means, or not at all.
+# Arguments that a subclass of uvicorn's worker may set, but that we do by other means, or not at all.
 _OURS = frozenset(
     "app host port uds fd workers reload reload_dirs reload_delay reload_includes reload_excludes "
     "limit_max_requests limit_max_requests_jitter callback_notify timeout_notify timeout_worker_healthcheck "
@@ -41,7 +42,7 @@ def make_config(app: App, settings: Settings, wanted: dict[str, Any], unix: bool
 
     Args:
         app: what uvicorn is to call.
-        wanted: uvicorn's own arguments, which count more than our settings.
+        wanted: uvicorn's own arguments, which take precedence over our settings.
         unix: clients may come through a Unix socket, and so are trusted proxies.
 
     Raises:
@@ -56,7 +57,7 @@ def make_config(app: App, settings: Settings, wanted: dict[str, Any], unix: bool
         "backlog": settings.backlog,
         "forwarded_allow_ips": list(settings.forwarded_allow_ips),
         "log_config": None,
-        # Whoever gives uvicorn's access logger handlers wants its lines besides ours.
+        # If uvicorn's access logger has handlers, its lines are wanted besides ours.
         "access_log": bool(logging.getLogger("uvicorn.access").handlers),
         "workers": 1,
     }
@@ -83,14 +84,16 @@ def as_asgi3(app: Any) -> App:
 
 
 def _behind_proxies(app: Any, trusted: list[str] | str, unix: bool) -> Any:
-    """The app, behind what believes the headers of trusted proxies."""
+    """The app, behind a middleware that believes the headers of trusted proxies."""
     behind = ProxyHeadersMiddleware(app, trusted)
     if unix:
-        behind.trusted_hosts = _Trusted(behind.trusted_hosts)  # type: ignore[assignment]
+        behind.trusted_hosts = _TrustingUnixSockets(behind.trusted_hosts)  # type: ignore[assignment]
     return behind
 
 
-class _Trusted:
+class _TrustingUnixSockets:
+    """uvicorn's set of trusted hosts, and besides clients without an address: those of Unix sockets."""
+
     def __init__(self, hosts: Any) -> None:
         self._hosts = hosts
         self.get_trusted_client_address = hosts.get_trusted_client_address
@@ -107,7 +110,7 @@ def count_ends(protocol: type[Any], lost: Callable[[Any], None]) -> type[Any]:
     """
 
     class Counted(protocol):  # type: ignore[misc]
-        # See `records`.
+        # See `tls_reading`.
         arrived = False
 
         def data_received(self, data: bytes) -> None:
@@ -146,7 +149,7 @@ def count_ends(protocol: type[Any], lost: Callable[[Any], None]) -> type[Any]:
             self.drop_parser()
 
         def drop_parser(self) -> None:
-            """httptools' parser refers back; for protocols that hear of no connection's end."""
+            """httptools' parser refers back; for protocols whose `connection_lost` is not called."""
             if hasattr(self, "parser"):
                 self.parser = None
 
@@ -177,25 +180,25 @@ def drop_cycles_of_asyncio() -> None:
     transport._call_connection_lost = call_connection_lost
 
 
-class Bridge(logging.Handler):
-    """What uvicorn logs goes to our log; its news are of interest only to who debugs.
+class UvicornLogHandler(logging.Handler):
+    """Writes what uvicorn logs into our log; what is less than a warning, for debugging only.
 
-    Warnings and errors are limited: bytes that are no HTTP are enough for one.
+    Warnings and errors are limited: any client can cause one by bytes that are no HTTP.
     """
 
-    def __init__(self, log: Log, limited: LimitedLog, requests: Requests) -> None:
+    def __init__(self, log: Log, limited: LimitedLog, app: AsgiApp) -> None:
         super().__init__()
         self._log = log
         self._limited = limited
-        self._requests = requests
+        self._app = app
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._requests.quitting:
+        if self._app.quitting:
             return
         fields = {}
         if record.exc_info and (error := record.exc_info[1]) is not None:
-            if error is self._requests.told:
-                self._requests.told = None
+            if error is self._app.logged:
+                self._app.logged = None
                 return
             fields["traceback"] = trace_of(error)
         level = next((name for least, name in _LEVELS.items() if record.levelno >= least), "debug")
@@ -206,11 +209,11 @@ class Bridge(logging.Handler):
             self._limited.write(level, "uvicorn", "", **fields)
 
 
-def listen(log: Log, limited: LimitedLog, requests: Requests, level: str) -> None:
-    """Take what uvicorn logs, unless the app has set up uvicorn's logger itself."""
+def forward_logs(log: Log, limited: LimitedLog, app: AsgiApp, level: str) -> None:
+    """Write what uvicorn logs into our log, unless the app has set up uvicorn's logger itself."""
     logger = logging.getLogger(_LOGGER)
     if not (logger.handlers or logging.getLogger("uvicorn").handlers):
-        logger.handlers = [Bridge(log, limited, requests)]
+        logger.handlers = [UvicornLogHandler(log, limited, app)]
         logger.propagate = False
         logger.setLevel(logging.INFO if level == "debug" else logging.WARNING)
     elif logger.level == logging.NOTSET:

@@ -1,4 +1,4 @@
-"""Settings whose change counts at once: also for workers that were started before the reload."""
+"""What rows of the settings table say, in a running daemon: worker classes, and when a change counts."""
 
 import time
 
@@ -56,3 +56,16 @@ def test_shorter_graceful_timeout(place: Place, kind: str) -> None:
     else:
         assert exited["status"] == "exit code 0"
         assert not daemon.events("drain_timeout")
+
+
+@pytest.mark.parametrize(
+    ("kind", "unused"), [("asgi", "threads, limit_request_line"), ("gevent", "threads"), ("sync", None)]
+)
+def test_settings_without_effect(place: Place, kind: str, unused: str | None) -> None:
+    """Settings that the worker class does not use are named in one warning."""
+    given = ("--threads", "2", "--limit-request-line", "99", "--check-config", CLASSES[kind][-1])
+    done = place.run("-k", kind, *given)
+    assert done.code == 0
+    warned = [line for line in (done.out + done.err).splitlines() if "without effect" in line]
+    assert len(warned) == (unused is not None)
+    assert unused is None or f"without effect in {kind} workers: {unused}" in warned[0]

@@ -46,7 +46,7 @@ class Logger:
 def test_what_asks_for_what_is_the_case(name: str, value: Any) -> None:
     """No word of it, whether it is text of the command line or an object of a file."""
     for result in (loaded({name: value}), loaded(line={name: value})):
-        assert (result.unused, result.warnings) == ({}, [])
+        assert (result.ignored, result.warnings) == ({}, [])
 
 
 def test_one_line_for_all() -> None:
@@ -62,7 +62,7 @@ def test_one_line_for_all() -> None:
     assert "http_protocols (command line): HTTP/1.1 is what" in line
     assert "logger_class (app.conf.py line 3): " in line
     assert line.count("dirty workers") == 1
-    assert set(result.unused) == {
+    assert set(result.ignored) == {
         "dirty_apps",
         "worker_tmp_dir",
         "logger_class",

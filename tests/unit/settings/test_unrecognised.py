@@ -9,7 +9,7 @@ from ostler.settings.configfile import evaluate
 
 def told(tmp_path: Path, source: str) -> list[str]:
     (tmp_path / "app.conf.py").write_text(source)
-    return list(evaluate("app.conf.py", tmp_path).unknown)
+    return list(evaluate("app.conf.py", tmp_path).unrecognised)
 
 
 @pytest.mark.parametrize(
@@ -105,4 +105,4 @@ def test_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ostler_test_unknown.py").write_text("workers = 2\nshop = 'x'\nlogfile = 'y'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     file = evaluate("python:ostler_test_unknown", tmp_path)
-    assert file.unknown == ("logfile (line 3): use errorlog",)
+    assert file.unrecognised == ("logfile (line 3): use errorlog",)

@@ -9,7 +9,7 @@ from ostler.settings.kinds import shown
 
 
 @dataclass(frozen=True, slots=True)
-class Unused:
+class Ignored:
     """One such setting.
 
     Args:
@@ -54,10 +54,10 @@ def find(given: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, str]
         SettingError: for the first that is refused.
     """
     found = {}
-    for name, unused in UNUSED.items():
-        if name in given and unused.matters(given[name]):
-            if _text(given[name]) in unused.refused:
-                raise SettingError(name, f"{unused.advice}; got {shown(given[name])}", origins.get(name, ""))
+    for name, ignored in IGNORED.items():
+        if name in given and ignored.matters(given[name]):
+            if _text(given[name]) in ignored.refused:
+                raise SettingError(name, f"{ignored.advice}; got {shown(given[name])}", origins.get(name, ""))
             found[name] = shown(given[name])
     return found
 
@@ -66,7 +66,7 @@ def warning(found: Mapping[str, str], origins: Mapping[str, str]) -> str:
     """One line that names each and says what to do instead; equal advice is given once."""
     by_advice: dict[str, list[str]] = {}
     for name in found:
-        by_advice.setdefault(UNUSED[name].advice, []).append(f"{name} ({origins[name]})")
+        by_advice.setdefault(IGNORED[name].advice, []).append(f"{name} ({origins[name]})")
     return "without effect: " + "; ".join(f"{', '.join(names)}: {text}" for text, names in by_advice.items())
 
 
@@ -74,23 +74,23 @@ _DIRTY = "there are no dirty workers; let a task queue (Celery, RQ, Dramatiq) do
 _HTTP2 = "HTTP/1.1 is what Ostler speaks; let nginx, HAProxy or Caddy in front of it speak HTTP/2 to clients"
 _TLS = "TLS handshakes never make other clients wait here, and ends without goodbye are no errors"
 
-UNUSED = {
-    unused.name: unused
-    for unused in (
-        Unused(
+IGNORED = {
+    ignored.name: ignored
+    for ignored in (
+        Ignored(
             "worker_tmp_dir",
             "heartbeats are in shared memory, not in files",
             ("--worker-tmp-dir",),
             silent=(None, "", "/dev/shm", "/dev/shm/", "/run/shm"),  # noqa: S108 - nothing is written there
         ),
-        Unused(
+        Ignored(
             "protocol",
             "only http is spoken; in nginx write proxy_pass http://... in the place of uwsgi_pass",
             ("--protocol",),
             silent=(None, "", "http"),
             refused=("uwsgi",),
         ),
-        Unused(
+        Ignored(
             "ssl_version",
             "the oldest version of TLS that is spoken is 1.2; ssl_minimum_version can ask for a newer one",
             ("--ssl-version",),
@@ -100,48 +100,50 @@ UNUSED = {
                 *("PROTOCOL_SSLv23", "PROTOCOL_TLS", "PROTOCOL_TLS_SERVER"),
             ),
         ),
-        Unused(
+        Ignored(
             "do_handshake_on_connect", _TLS, ("--do-handshake-on-connect",), switch=True, silent=(True, False)
         ),
-        Unused(
+        Ignored(
             "suppress_ragged_eofs", _TLS, ("--suppress-ragged-eofs",), switch=True, silent=(None, True, False)
         ),
-        Unused(
+        Ignored(
             "http_parser",
             "requests are parsed by httptools",
             ("--http-parser",),
             silent=(None, "auto", "fast"),
         ),
-        Unused("http_protocols", _HTTP2, ("--http-protocols",), silent=(None, "h1", ["h1"], ("h1",))),
-        Unused("http2_cleartext", _HTTP2, ("--http2-cleartext",), silent=(None, "off", False)),
-        Unused(
+        Ignored("http_protocols", _HTTP2, ("--http-protocols",), silent=(None, "h1", ["h1"], ("h1",))),
+        Ignored("http2_cleartext", _HTTP2, ("--http2-cleartext",), silent=(None, "off", False)),
+        Ignored(
             "http2_max_concurrent_streams", _HTTP2, ("--http2-max-concurrent-streams",), silent=(None, 100)
         ),
-        Unused("http2_initial_window_size", _HTTP2, ("--http2-initial-window-size",), silent=(None, 65535)),
-        Unused("http2_max_frame_size", _HTTP2, ("--http2-max-frame-size",), silent=(None, 16384)),
-        Unused("http2_max_header_list_size", _HTTP2, ("--http2-max-header-list-size",), silent=(None, 65536)),
-        Unused(
+        Ignored("http2_initial_window_size", _HTTP2, ("--http2-initial-window-size",), silent=(None, 65535)),
+        Ignored("http2_max_frame_size", _HTTP2, ("--http2-max-frame-size",), silent=(None, 16384)),
+        Ignored(
+            "http2_max_header_list_size", _HTTP2, ("--http2-max-header-list-size",), silent=(None, 65536)
+        ),
+        Ignored(
             "uwsgi_allow_ips",
             "the uwsgi protocol is not spoken",
             ("--uwsgi-allow-from",),
             silent=(None, "", "127.0.0.1,::1", ["127.0.0.1", "::1"]),
         ),
-        Unused(
+        Ignored(
             "asgi_disconnect_grace_period",
             "uvicorn tells an ASGI app at once that its client is gone",
             ("--asgi-disconnect-grace-period",),
             silent=(None, 3),
         ),
-        Unused("dirty_apps", _DIRTY, ("--dirty-app",), several=True, silent=(None, [], ())),
-        Unused("dirty_workers", _DIRTY, ("--dirty-workers",), silent=(None, 0)),
-        Unused("dirty_timeout", _DIRTY, ("--dirty-timeout",), silent=(None, 300)),
-        Unused("dirty_threads", _DIRTY, ("--dirty-threads",), silent=(None, 1)),
-        Unused("dirty_graceful_timeout", _DIRTY, ("--dirty-graceful-timeout",), silent=(None, 30)),
-        Unused("on_dirty_starting", _DIRTY, silent=()),
-        Unused("dirty_post_fork", _DIRTY, silent=()),
-        Unused("dirty_worker_init", _DIRTY, silent=()),
-        Unused("dirty_worker_exit", _DIRTY, silent=()),
-        Unused(
+        Ignored("dirty_apps", _DIRTY, ("--dirty-app",), several=True, silent=(None, [], ())),
+        Ignored("dirty_workers", _DIRTY, ("--dirty-workers",), silent=(None, 0)),
+        Ignored("dirty_timeout", _DIRTY, ("--dirty-timeout",), silent=(None, 300)),
+        Ignored("dirty_threads", _DIRTY, ("--dirty-threads",), silent=(None, 1)),
+        Ignored("dirty_graceful_timeout", _DIRTY, ("--dirty-graceful-timeout",), silent=(None, 30)),
+        Ignored("on_dirty_starting", _DIRTY, silent=()),
+        Ignored("dirty_post_fork", _DIRTY, silent=()),
+        Ignored("dirty_worker_init", _DIRTY, silent=()),
+        Ignored("dirty_worker_exit", _DIRTY, silent=()),
+        Ignored(
             "logger_class",
             "loggers of gunicorn's need gunicorn; use logconfig_dict, whose loggers gunicorn.error and "
             "gunicorn.access take our lines, log_format = 'json', or statsd_host",
@@ -155,7 +157,7 @@ UNUSED = {
                 "gunicorn.instrument.statsd.Statsd",
             ),
         ),
-        Unused("check_config", "ask for it on the command line: --check-config", silent=(None, False)),
-        Unused("print_config", "ask for it on the command line: --print-config", silent=(None, False)),
+        Ignored("check_config", "ask for it on the command line: --check-config", silent=(None, False)),
+        Ignored("print_config", "ask for it on the command line: --print-config", silent=(None, False)),
     )
 }
