@@ -1,9 +1,9 @@
 """The fork server's life.
 
-Single-threaded and blocking: configure, load, then fork on demand (see `forking`). When the supervisor is
-gone the channel ends, and so does the fork server.
+Single-threaded and blocking: configure, load, then fork on demand (see `forking`). When the supervisor ends,
+so does the channel, and then the fork server.
 
-Every process that comes of it goes on in `main`: a forked worker lives in there, and so does the fork server
+Every process that is forked from it continues in `main`: a worker runs in there, and so does the fork server
 that a worker may become at its end.
 """
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ostler.errors import OstlerError, SettingError
-from ostler.forkserver.deciding import (
+from ostler.forkserver.config_source import (
     Decision,
     decide,
     folder_warning,
@@ -76,7 +76,7 @@ class Preparation:
     """What comes before forking: the configuration, perhaps the app.
 
     Attributes:
-        lowered: how we stepped back, as far as it can be undone.
+        lowered: how the priority was lowered, as far as that can be undone.
     """
 
     def __init__(self, channel: Channel[Asked], lowered: int) -> None:
@@ -91,12 +91,12 @@ class Preparation:
         self._certificates: dict[str, int] = {}
         self._worker_class: type[BaseWorker] = Engine
         self.sinks: LogSinks | None = None
-        # With `reload`, and not when all that is asked is whether the app can be loaded.
+        # With `reload`, unless the cause is a check.
         self._development: Development | None = None
         self._hooks: Hooks | None = None
 
     def run(self) -> WorkerGeneration | None:
-        """Do what the supervisor asks; None if it can't be done, or the supervisor is gone."""
+        """Do what the supervisor asks; None if it can't be done, or the supervisor has ended."""
         while (received := self._channel.receive()) is not None:
             message, descriptors = received
             if isinstance(message, messages.Configure):
@@ -119,9 +119,9 @@ class Preparation:
             loaded, warnings, file = self._read(ask)
             if ask.detached and loaded.settings.daemon:
                 leave_terminal(loaded.settings)
-            with _telling_where(loaded), self._rights_for(loaded, "chdir"):
+            with _with_origin(loaded), self._rights_for(loaded, "chdir"):
                 enter(loaded.settings)
-            with _telling_where(loaded), _new_logs(loaded.settings, keep=ask.cause != "check"):
+            with _with_origin(loaded), _new_logs(loaded.settings, keep=ask.cause != "check"):
                 warnings += self._set_up(loaded, file, ask)
                 functions = configfile.imported_hooks(file) if file is not None else {}
                 self._set_up_logs(loaded.settings, file)
@@ -135,7 +135,7 @@ class Preparation:
             if ask.known is None:
                 warnings += remarks
             if loaded.settings.reload and ask.cause != "check":
-                # Only now: who does not ask for it need not have it in memory.
+                # Imported only if it is used, to save memory.
                 from ostler.workers.development import Development
 
                 self._development = Development(self._channel.send)
@@ -153,14 +153,14 @@ class Preparation:
         return True
 
     def _read(self, ask: messages.Configure) -> tuple[Loaded, list[str], configfile.ConfigFile | None]:
-        """The settings, what to warn of, and the configuration file.
+        """The settings, warnings, and the configuration file.
 
         What others can write is evaluated with fewer rights than root's. Before any of that, or of the app,
-        runs, the supervisor knows all that it believes: from then on this process may say anything.
+        runs, the supervisor has received all that it trusts: from then on this process may send anything.
         """
         folder = Path(ask.folder)
         try:
-            # By its name: where that is a link to the newest release, a reload follows it.
+            # By its name: if that is a link to the newest release, a reload follows it.
             os.chdir(folder)
         except OSError as error:
             raise OstlerError(f"can't enter {folder}, where Ostler was started: {error.strerror}") from None
@@ -185,7 +185,7 @@ class Preparation:
     def _give_up_rights(
         self, account: Account, user: str | None, group: str | None, trial: bool = False
     ) -> list[str]:
-        """For good; returns what to warn of. Raises SettingError if we may not."""
+        """For good; returns warnings. Raises SettingError if this process has no right to."""
         self.lowered = keep_way_forward(self.lowered)
         warnings = become_account(account, user, group, trial)
         imports.release()
@@ -197,14 +197,14 @@ class Preparation:
     def _set_up(
         self, loaded: Loaded, file: configfile.ConfigFile | None, ask: messages.Configure
     ) -> list[str]:
-        """Do what needs the supervisor's rights, then take the workers'; returns what to warn of."""
+        """Do what needs the supervisor's rights, then take the workers'; returns warnings."""
         settings = loaded.settings
         account = None
         if not self._given_up:
             account = find_account(settings.user, settings.group, settings.initgroups)
         share_with(account, others_logs(loaded))
         self._log_format = _check_logs(settings)
-        # What others have a path lead to, or have said, is read and obeyed with the rights of the account.
+        # Paths and settings that others control are used with the rights of the account.
         others = account is not None and "raw_env" in loaded.confined
         if not others:
             set_environment(settings)
@@ -239,7 +239,7 @@ class Preparation:
             hook = functions.get("ssl_context")
             if settings.certfile is None and hook is None:
                 return None
-            # Only now: it brings OpenSSL along, some megabytes which plain HTTP does without.
+            # Imported only if it is used: it loads OpenSSL, some megabytes that plain HTTP does not need.
             from ostler.workers import tls
 
             copies = {path: f"/proc/self/fd/{fd}" for path, fd in self._certificates.items()}
@@ -249,7 +249,7 @@ class Preparation:
                 os.close(self._certificates.popitem()[1])
 
     def _set_up_logs(self, settings: Settings, file: configfile.ConfigFile | None) -> None:
-        """With the workers' rights: what user code opens is to be openable for them.
+        """With the workers' rights: they have to be able to open what user code opens.
 
         Raises:
             SettingError: `logconfig` or its like can't be used.
@@ -263,7 +263,7 @@ class Preparation:
     def _set_up_hooks(
         self, settings: Settings, functions: Mapping[str, Callable[..., Any]], cause: Cause
     ) -> list[str]:
-        """Take those that will be called; returns what to warn of: those that will not."""
+        """Keep the hooks that will be called; returns warnings about those that will not."""
         remarks = []
         if "ssl_context" in functions and self._tls is None:
             remarks.append("ssl_context: without effect, because certfile is not set")
@@ -294,7 +294,7 @@ class Preparation:
         listeners: list[socket.socket] = [original.Socket(fileno=fd) for fd in listener_fds]
         app = self._hooks.server.app
         try:
-            # Not before: a daemon that is to detach does so now, and starts over.
+            # Not before: a daemon that is to detach does so before this, and starts again.
             self._hooks.configured()
             if settings.preload_app:
                 app.wsgi()
@@ -327,15 +327,15 @@ class Preparation:
 def _configure(
     ask: messages.Configure, folder: Path, decision: Decision
 ) -> tuple[Loaded, list[str], configfile.ConfigFile | None]:
-    """The settings, what to warn of, and the configuration file.
+    """The settings, warnings, and the configuration file.
 
-    With `ask.known` the file is evaluated for what else it does: workers of a generation have one
-    configuration, whatever has been written into its file meanwhile.
+    With `ask.known` the file is evaluated only for what else it does: workers of a generation have one
+    configuration, whatever was written into its file meanwhile.
     """
     warnings = list(ask.remarks)
     name = decision.config
     file = None
-    # As in gunicorn, a configuration file may import what lies beside it.
+    # As in gunicorn, a configuration file may import what is in its folder.
     beside = name is not None and imports.may_come_from(str(folder))
     if beside:
         sys.path.insert(0, str(folder))
@@ -348,8 +348,8 @@ def _configure(
     given, variables = override(ask, decision)
     loaded = load(given, os.environ, file, usable_cpus, variables)
     if loaded.settings.paste:
-        # Only now: few have such a file.
-        from ostler.forkserver.pasting import read_paste
+        # Imported only if it is used: few have such a file.
+        from ostler.forkserver.paste_settings import read_paste
 
         loaded, file = read_paste(loaded, given, variables, file, folder, warnings)
     elif not loaded.settings.wsgi_app:
@@ -375,7 +375,7 @@ def _others_name_certificates(loaded: Loaded) -> bool:
 
 
 def _make_logs(ask: messages.Configure, folder: Path, account: Account) -> None:
-    """Those that the command line names, where only root can make them: later we have no such rights."""
+    """Make logs that the command line names where only root can: later this process has no right to."""
     share_with(account)
     for name in ("errorlog", "accesslog"):
         path = ask.command_line.get(name)
@@ -386,8 +386,9 @@ def _make_logs(ask: messages.Configure, folder: Path, account: Account) -> None:
 def _certificates(ask: messages.Configure, account: Account) -> dict[str, int]:
     """Copies, in memory, of the files with certificates and keys that only root can read and write.
 
-    The command line names them; the configuration, which says how they are used, is evaluated when we have
-    no right to read them any more. By their paths; what can't be read is reported when it is missed.
+    The command line names them; the configuration, which decides how they are used, is evaluated when this
+    process has no right to read them any more. By their paths; what can't be read is reported when it is
+    used.
     """
     copies: dict[str, int] = {}
     for name in ("certfile", "keyfile", "ca_certs"):
@@ -406,8 +407,8 @@ def _certificates(ask: messages.Configure, account: Account) -> dict[str, int]:
 
 
 @contextmanager
-def _telling_where(loaded: Loaded) -> Iterator[None]:
-    """A SettingError also tells where its setting comes from."""
+def _with_origin(loaded: Loaded) -> Iterator[None]:
+    """Adds to a SettingError where its setting comes from."""
     try:
         yield
     except SettingError as error:
@@ -428,7 +429,7 @@ def _check_folder(folder: str | None) -> None:
 
 @contextmanager
 def _new_logs(settings: Settings, keep: bool) -> Iterator[None]:
-    """Logs that come into being meanwhile stay if `keep`: who only checks may be another user."""
+    """Remove logs that are made meanwhile, unless `keep`: a check may be made by another user."""
     if keep:
         yield
         return
@@ -439,13 +440,13 @@ def _new_logs(settings: Settings, keep: bool) -> Iterator[None]:
             yield
     finally:
         for path in (*new, *made):
-            # With the workers' rights by now; one that root has made for them in its own folder stays.
+            # With the workers' rights by now: one that root has made in its own folder stays.
             with suppress(OSError):
                 path.unlink()
 
 
 def _check_logs(settings: Settings) -> str:
-    """The log's format, after a look whether workers will be able to open their logs.
+    """The log's format, after a check whether workers will be able to open their logs.
 
     Raises:
         SettingError: they will not.
@@ -467,21 +468,22 @@ def _check_logs(settings: Settings) -> str:
 def main(channel_fd: int, lowered: int) -> None:
     """Be the fork server until the channel ends, or a worker until that ends.
 
-    lowered: how we stepped back (for good: only who boots waits for us); a worker undoes it for itself.
+    lowered: how the priority was lowered (for good: only booting workers wait for it); a worker raises its
+    own.
     """
     ignore_write_errors()  # before any user code: it may keep the streams it finds
-    # The supervisor ends us by hanging up.
+    # The supervisor ends this process by closing the channel.
     signals.ignore_group_signals()
     app_forks.register()
     random.seed()
-    # Without its supervisor it ends, also in the middle of an app that takes forever to load.
+    # Without its supervisor it ends, also while an app is being loaded.
     signals.on_hang_up(channel_fd, lambda: os._exit(0))
     channel: Channel[Asked] = Channel.from_fd(channel_fd, Asked)
     try:
         preparation = Preparation(channel, lowered)
         generation = preparation.run()
     except (BrokenPipeError, ConnectionResetError):
-        return  # the supervisor is gone in the middle of an answer
+        return  # the supervisor has ended while it was answered
     if generation is None or preparation.sinks is None:
         return
     lowered = preparation.lowered
