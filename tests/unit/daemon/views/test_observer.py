@@ -58,7 +58,7 @@ def test_waits_never_shrink() -> None:
     requests that did not wait are as many as before."""
     rig = Rig()
 
-    def told(answered: int, queued: int) -> list[int]:
+    def waits(answered: int, queued: int) -> list[int]:
         counts = Counts(statuses=[0, 0, answered] + [0] * 7)
         counts.queued[bucket_of(10_000_000)] = queued
         rig.scoreboard.totals = lambda _: counts
@@ -66,13 +66,13 @@ def test_waits_never_shrink() -> None:
         assert waits is not None
         return list(itertools.accumulate(waits.counts))
 
-    for earlier, later in itertools.pairwise([told(100, 5), told(100, 6), told(101, 6), told(102, 6)]):
+    for earlier, later in itertools.pairwise([waits(100, 5), waits(100, 6), waits(101, 6), waits(102, 6)]):
         assert all(a <= b for a, b in zip(earlier, later, strict=True))
-    assert (told(102, 6)[0], told(102, 6)[-1]) == (96, 102)
+    assert (waits(102, 6)[0], waits(102, 6)[-1]) == (96, 102)
 
 
 def test_changes_between_two_configurations() -> None:
-    """Names, both values and when the change takes effect; equal settings are not told."""
+    """Names, both values and when the change takes effect; equal settings are not listed."""
     found = changed_settings(loaded(workers="4", pidfile="/a"), loaded(workers="2..6", pidfile="/b"))
     assert found == [
         ChangeView("workers", 4, "2..6", "live"),
@@ -82,7 +82,7 @@ def test_changes_between_two_configurations() -> None:
 
 
 def test_changed_secrets_stay_secret() -> None:
-    """That the app's environment has changed is told, its values are not."""
+    """That the app's environment has changed is shown, its values are not."""
     (found,) = changed_settings(loaded(raw_env=["TOKEN=one"]), loaded(raw_env=["TOKEN=two"]))
     assert (found.name, found.before, found.after) == ("raw_env", ("TOKEN=...",), ("TOKEN=...",))
 
@@ -134,7 +134,7 @@ class Rig:
         return [change.name for change in view.changes]
 
 
-def test_a_reload_tells_what_it_has_changed() -> None:
+def test_a_reload_shows_what_it_has_changed() -> None:
     """As soon as the new configuration is read, at the end, and still when the old settings are forgotten."""
     rig = Rig()
     rig.submit(events.ReloadAsked("test"))
