@@ -287,7 +287,7 @@ class Shell:
             deadline = self.fleet.next_deadline()
         except Exception:  # noqa: BLE001 - as for an event
             self._failures.failed(now)
-            self.attempt.failed("the fleet can't say when it is to be called")
+            self.attempt.failed("the fleet can't compute its next deadline")
             deadline = now
         if deadline is not None:
             # A fleet that fails leaves its deadline in the past, and must not be called all the time.

@@ -220,7 +220,9 @@ class ForkServerManager:
             return known, []
         decision = handle.record.decision
         if decision is None:
-            raise SettingError("config", "the fork server has not said which file it is; this is a defect")
+            raise SettingError(
+                "config", "the fork server has not reported which file it is; this is a defect"
+            )
         if decision.loaded is not None:
             return msgspec.structs.replace(decision.loaded, one_loop=reported.one_loop), []
         settings = msgspec.structs.replace(

@@ -114,11 +114,11 @@ class Rig:
         """As the shell: the end of a reload is reported before `follow`, here by `reload_ended`."""
         found = self.fleet.handle(event, 0.0)
         if not any(isinstance(action, actions.ReloadEnded) for action in found):
-            self.observer.follow()
+            self.observer.reloads.follow()
 
     def reload_ended(self, generation: int) -> None:
-        self.observer.on_reload_ended(generation)
-        self.observer.follow()
+        self.observer.reloads.on_ended(generation)
+        self.observer.reloads.follow()
 
     def configured(self, generation: int) -> None:
         self.submit(events.ForkServerConfigured(generation, fleet_policy()))
@@ -175,14 +175,14 @@ def test_a_reload_that_is_rolled_back_after_its_end() -> None:
     rig.boot(2)
     rig.submit(events.WorkerExited(1, ExitStatus(0)))
     rig.reload_ended(2)
-    assert rig.observer._reloads == {"done": 1}
+    assert rig.observer.reloads.counts == {"done": 1}
     assert rig.logged == [("info", "settings_changed", {"generation": 2, "changes": "timeout 30 -> 5"})]
     rig.submit(events.WorkerExited(2, ExitStatus(signal=11)))
     view = rig.observer.reload()
     assert view is not None
     assert (view.phase, rig.names()) == ("rolled back", ["timeout"])
-    rig.observer.follow()
-    assert rig.observer._reloads == {"done": 1, "rolled back": 1}
+    rig.observer.reloads.follow()
+    assert rig.observer.reloads.counts == {"done": 1, "rolled back": 1}
     rig.boot(3)
     rig.submit(events.ReloadAsked("test"))
     rig.configurations.add(3, loaded(backlog="9"))
@@ -199,3 +199,19 @@ def test_another_program_goes_on() -> None:
     other.observer.restore(state)
     assert other.observer.snapshot() == rig.observer.snapshot() == state
     assert other.observer._program_since >= other.observer._started_at
+
+
+def test_reading_changes_nothing() -> None:
+    """Views may be asked for at any time and any number of times: what is known stays the same."""
+    rig = Rig()
+    rig.scoreboard.totals = lambda _: Counts()
+    rig.submit(events.ReloadAsked("test"))
+    rig.configurations.add(2, loaded(timeout="5"))
+    rig.fleet.handle(events.GenerationFailed(2, "no such module"), 0.0)  # and nothing has followed yet
+    before = msgspec.json.encode(rig.observer.snapshot())
+    for _ in range(2):
+        rig.observer.reload()
+        rig.observer.status()
+        rig.observer.workers()
+        rig.observer.config()
+    assert msgspec.json.encode(rig.observer.snapshot()) == before
