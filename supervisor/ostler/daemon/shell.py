@@ -456,7 +456,7 @@ class Shell:
         fork_server = self.fork_servers.get(action.generation)
         loaded = self.loaded[action.generation]
         try:
-            cell = self.scoreboard.take_cell(classes.lanes(loaded.settings, loaded.one_loop) + 1)
+            cell = self.scoreboard.take_cell(classes.request_slots(loaded.settings, loaded.one_loop))
         except OSError as error:
             self.submit(events.SpawnFailed(action.worker_id, with_remedy(error)))
             return

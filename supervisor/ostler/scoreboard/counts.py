@@ -20,8 +20,8 @@ class Counts:
     bytes_sent: int = 0
     opened: int = 0
     closed: int = 0
-    given: int = 0
-    taken: int = 0
+    handed_off: int = 0
+    received: int = 0
     statuses: list[int] = field(default_factory=lambda: _none(10))
     """Answers by the status's first digit."""
     histogram: list[int] = field(default_factory=lambda: _none(layout.BUCKETS))
@@ -41,7 +41,7 @@ class Counts:
     @property
     def connections(self) -> int:
         """Open right now."""
-        return max(0, self.opened + self.taken - self.given - self.closed)
+        return max(0, self.opened + self.received - self.handed_off - self.closed)
 
     def queue_wait(self, fraction: float) -> float | None:
         """How long (seconds) `fraction` of the requests waited at most; None without requests.
@@ -55,8 +55,8 @@ class Counts:
         self.bytes_sent = min(self.bytes_sent + other.bytes_sent, MOST)
         self.opened = min(self.opened + other.opened, MOST)
         self.closed = min(self.closed + other.closed, MOST)
-        self.given = min(self.given + other.given, MOST)
-        self.taken = min(self.taken + other.taken, MOST)
+        self.handed_off = min(self.handed_off + other.handed_off, MOST)
+        self.received = min(self.received + other.received, MOST)
         self.statuses = _sums(self.statuses, other.statuses, MOST // len(self.statuses))
         self.histogram = _sums(self.histogram, other.histogram, MOST // layout.BUCKETS)
         self.queued = _sums(self.queued, other.queued, MOST // layout.BUCKETS)

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 
 WORD = 8
 PAGE = 4096
-LANE_SIZE = 3072
+SLOT_SIZE = 3072
 
 # The header's words.
 HEARTBEAT = 0  # CLOCK_MONOTONIC ns of the serving loop's last pass
-LANES_IN_USE = 1
+SLOTS_IN_USE = 1
 
 # A lane's words.
 BYTES_SENT = 0
@@ -28,8 +28,8 @@ STARTED = 3  # CLOCK_MONOTONIC ns when the request in the app began; 0: none
 IDENT = 4  # the thread's pthread_self, as faulthandler prints it
 METHOD_LENGTH = 5
 PATH_LENGTH = 6
-GIVEN = 7  # connections that a sibling took over
-TAKEN = 18  # and those that were taken over from siblings
+HANDED_OFF = 7  # connections that were handed off to a sibling
+RECEIVED = 18  # connections that siblings handed off to this worker
 STATUS_CLASSES = 8  # ten words: answers by the status's first digit
 OVERDUE = 19  # what STARTED was in the request that the supervisor found overdue
 EXTENDED_FOR = 20  # what STARTED was in the request that asked for more time
@@ -40,7 +40,7 @@ QUEUED = HISTOGRAM + BUCKETS  # the same of times before, from LEAST_QUEUED on; 
 
 # A lane's text, behind its words: method, then path.
 TEXT = 2048
-TEXT_SIZE = LANE_SIZE - TEXT
+TEXT_SIZE = SLOT_SIZE - TEXT
 METHOD_SIZE = 24
 PATH_SIZE = TEXT_SIZE - METHOD_SIZE
 

@@ -12,7 +12,7 @@ from ostler.scoreboard import layout
 
 def size(lanes: int) -> int:
     """Bytes of a cell with so many lanes: whole pages."""
-    return -(-(layout.PAGE + lanes * layout.LANE_SIZE) // layout.PAGE) * layout.PAGE
+    return -(-(layout.PAGE + lanes * layout.SLOT_SIZE) // layout.PAGE) * layout.PAGE
 
 
 def create(lanes: int) -> int:

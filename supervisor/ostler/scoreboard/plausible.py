@@ -1,6 +1,6 @@
 """What can be true of the numbers in a cell, and what of its text may be shown.
 
-A cell is memory that its worker's app can write. So nothing in it is taken for true that can't be: counters
+A cell is memory that its worker's app can write. So nothing in it is believed that can't be true: counters
 only grow, and no quicker than a machine can serve; times lie between the worker's birth and now. What passes
 may still be a lie, but one that does no harm: all numbers are bounded.
 
@@ -44,8 +44,8 @@ def doubt_counts(before: Counts, after: Counts, seconds: float, age: float) -> s
         after.bytes_sent < before.bytes_sent
         or after.opened < before.opened
         or after.closed < before.closed
-        or after.given < before.given
-        or after.taken < before.taken
+        or after.handed_off < before.handed_off
+        or after.received < before.received
         or any(map(gt, before.statuses, after.statuses))
         or any(map(gt, before.histogram, after.histogram))
         or any(map(gt, before.queued, after.queued))
@@ -54,13 +54,13 @@ def doubt_counts(before: Counts, after: Counts, seconds: float, age: float) -> s
     requests, time = after.requests, max(seconds, 0.0) + SLACK
     if (more := requests - before.requests) > REQUESTS_PER_SECOND * time:
         return f"{more} requests were answered within {time:.1f} s"
-    for name in ("opened", "closed", "given", "taken"):
+    for name in ("opened", "closed", "handed_off", "received"):
         if (more := getattr(after, name) - getattr(before, name)) > CONNECTIONS_PER_SECOND * time:
-            return f"{more} connections were {name} within {time:.1f} s"
+            return f"{more} connections were {name.replace('_', ' ')} within {time:.1f} s"
     # An answer's bytes are counted at its end, however long it took.
     if after.bytes_sent > BYTES_PER_SECOND * (max(age, 0.0) + SLACK):
         return f"{after.bytes_sent} bytes were sent within {age:.1f} s"
-    if not -APART <= after.opened + after.taken - after.given - after.closed <= MOST_CONNECTIONS:
+    if not -APART <= after.opened + after.received - after.handed_off - after.closed <= MOST_CONNECTIONS:
         return "the connections that are open are too many, or less than none"
     if sum(after.histogram) > requests + APART or sum(after.queued) > requests + APART:
         return "more times were measured than requests were answered"

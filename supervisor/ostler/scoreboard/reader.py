@@ -29,11 +29,13 @@ _LAST_REQUESTS = 5
 
 # In words.
 _HEADER = layout.PAGE // layout.WORD
-_LANE = layout.LANE_SIZE // layout.WORD
+_LANE = layout.SLOT_SIZE // layout.WORD
 _COUNTED = layout.QUEUED + layout.BUCKETS
 # What of a lane says whether anything was counted there, in bytes; the rest comes with these.
 _SENT_TO_CLOSED = slice(layout.BYTES_SENT * layout.WORD, (layout.CLOSED + 1) * layout.WORD)
-_GIVEN_TO_TAKEN = slice(layout.GIVEN * layout.WORD, (layout.TAKEN + 1) * layout.WORD)  # answers in between
+_GIVEN_TO_TAKEN = slice(
+    layout.HANDED_OFF * layout.WORD, (layout.RECEIVED + 1) * layout.WORD
+)  # answers in between
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class InFlight:
 class Reading:
     """What a cell said when it was read.
 
-    lanes: how many of them the worker uses; heartbeat: when its loop passed last (CLOCK_MONOTONIC, seconds),
+    slots: how many of them the worker uses; heartbeat: when its loop passed last (CLOCK_MONOTONIC, seconds),
     0.0 before the first time; ident: the main thread as faulthandler names it, 0 before it has a lane;
     in_flight: the requests in the app, by thread.
     """
@@ -79,7 +81,7 @@ class Reading:
     counts: Counts = field(default_factory=Counts)
     in_flight: list[InFlight] = field(default_factory=list)
     heartbeat: float = 0.0
-    lanes: int = 0
+    slots: int = 0
     ident: int = 0
 
 
@@ -88,7 +90,7 @@ class CellState(msgspec.Struct, frozen=True):
 
     number: int
     fd: int
-    lanes: int
+    slots: int
     born: int
     looked: int
     counts: Counts
@@ -111,7 +113,7 @@ class _Cell:
     """One worker's cell.
 
     Args:
-        lanes: how many it has, whatever is written there.
+        slots: how many it has, whatever is written there.
         born: CLOCK_MONOTONIC in ns when it was made, which is before the worker's fork.
 
     Attributes:
@@ -121,13 +123,13 @@ class _Cell:
     """
 
     __slots__ = (
-        *("_counted", "_lanes_read", "_looked", "_raw"),
-        *("born", "fd", "lanes", "marked", "reading", "trusted"),
+        *("_counted", "_slots_read", "_looked", "_raw"),
+        *("born", "fd", "slots", "marked", "reading", "trusted"),
     )
 
-    def __init__(self, fd: int, lanes: int, born: int) -> None:
+    def __init__(self, fd: int, slots: int, born: int) -> None:
         self.fd = fd
-        self.lanes = lanes
+        self.slots = slots
         self.born = self._looked = born
         self.reading = Reading()
         self.trusted = True
@@ -135,17 +137,17 @@ class _Cell:
         # What was read last, whether it was counted, and when that was done last.
         self._raw = b""
         self._counted = False
-        # Workers of greenlets take lanes into use as they need them, mostly few.
-        self._lanes_read = min(lanes, 2)
+        # Workers of greenlets take slots into use as they need them, mostly few.
+        self._slots_read = min(slots, 2)
 
     def carried(self, number: int) -> CellState:
         return CellState(
-            number, self.fd, self.lanes, self.born, self._looked, self.reading.counts, self.trusted
+            number, self.fd, self.slots, self.born, self._looked, self.reading.counts, self.trusted
         )
 
     @classmethod
     def taken_over(cls, state: CellState) -> "_Cell":
-        cell = cls(state.fd, state.lanes, state.born)
+        cell = cls(state.fd, state.slots, state.born)
         cell._looked = state.looked
         cell.reading = Reading(state.counts)
         cell.trusted = state.trusted
@@ -164,12 +166,12 @@ class _Cell:
         new = raw != self._raw
         if new or (count and not self._counted):
             words = memoryview(raw).cast("Q")
-            lanes, beat = words[layout.LANES_IN_USE], words[layout.HEARTBEAT]
+            slots, beat = words[layout.SLOTS_IN_USE], words[layout.HEARTBEAT]
             _raise(doubt_time("the heartbeat", beat, self.born, now))
-            in_flight = self._in_flight(raw, words, lanes, now) if new else self.reading.in_flight
-            counts = self._counts(raw, words, lanes, now) if count else self.reading.counts
-            ident = words[_HEADER + layout.IDENT] if lanes else 0
-            self.reading = Reading(counts, in_flight, beat / 1e9, lanes, ident)
+            in_flight = self._in_flight(raw, words, slots, now) if new else self.reading.in_flight
+            counts = self._counts(raw, words, slots, now) if count else self.reading.counts
+            ident = words[_HEADER + layout.IDENT] if slots else 0
+            self.reading = Reading(counts, in_flight, beat / 1e9, slots, ident)
             self._raw, self._counted = raw, count
         if count:
             self._looked = now
@@ -186,7 +188,7 @@ class _Cell:
         found = [f"{request.method} {request.path}" for request in busy]
         shown = {request.thread for request in busy}
         words = memoryview(self._raw).cast("Q")
-        for thread in range(self.reading.lanes):
+        for thread in range(self.reading.slots):
             if thread not in shown:
                 method, path = self._text(self._raw, words, thread)
                 if method:
@@ -205,24 +207,24 @@ class _Cell:
         os.pwrite(self.fd, word, _lane(thread) * layout.WORD + layout.OVERDUE * layout.WORD)
 
     def _copy(self) -> bytes:
-        """Header and lanes in use, all of one moment or nearly so."""
+        """Header and slots in use, all of one moment or nearly so."""
         while True:
-            size = layout.PAGE + self._lanes_read * layout.LANE_SIZE
+            size = layout.PAGE + self._slots_read * layout.SLOT_SIZE
             raw = os.pread(self.fd, size, 0)
             if len(raw) < size:
                 raise _Implausible("its memory is cut off")
-            start = layout.LANES_IN_USE * layout.WORD
+            start = layout.SLOTS_IN_USE * layout.WORD
             in_use = int.from_bytes(raw[start : start + layout.WORD], byteorder)
-            if in_use > self.lanes:
-                raise _Implausible(f"{in_use} request slots are in use, of {self.lanes}")
-            enough = in_use <= self._lanes_read
-            self._lanes_read = max(in_use, 1)
+            if in_use > self.slots:
+                raise _Implausible(f"{in_use} request slots are in use, of {self.slots}")
+            enough = in_use <= self._slots_read
+            self._slots_read = max(in_use, 1)
             if enough:
                 return raw
 
-    def _counts(self, raw: bytes, words: memoryview, lanes: int, now: int) -> Counts:
-        numbers = words[_HEADER : _HEADER + _COUNTED].tolist() if lanes else [0] * _COUNTED
-        for thread in range(1, lanes):
+    def _counts(self, raw: bytes, words: memoryview, slots: int, now: int) -> Counts:
+        numbers = words[_HEADER : _HEADER + _COUNTED].tolist() if slots else [0] * _COUNTED
+        for thread in range(1, slots):
             start = _lane(thread)
             lane = raw[start * layout.WORD : (start + layout.HISTOGRAM) * layout.WORD]
             if any(lane[_SENT_TO_CLOSED]) or any(lane[_GIVEN_TO_TAKEN]):  # greenlets count in the first only
@@ -231,8 +233,8 @@ class _Cell:
             numbers[layout.BYTES_SENT],
             numbers[layout.OPENED],
             numbers[layout.CLOSED],
-            numbers[layout.GIVEN],
-            numbers[layout.TAKEN],
+            numbers[layout.HANDED_OFF],
+            numbers[layout.RECEIVED],
             numbers[layout.STATUS_CLASSES : layout.STATUS_CLASSES + 10],
             numbers[layout.HISTOGRAM : layout.HISTOGRAM + layout.BUCKETS],
             numbers[layout.QUEUED : layout.QUEUED + layout.BUCKETS],
@@ -241,9 +243,9 @@ class _Cell:
         _raise(doubt_counts(self.reading.counts, counts, seconds, age))
         return counts
 
-    def _in_flight(self, raw: bytes, words: memoryview, lanes: int, now: int) -> list[InFlight]:
+    def _in_flight(self, raw: bytes, words: memoryview, slots: int, now: int) -> list[InFlight]:
         found = []
-        for thread, started in enumerate(_started(words, lanes)):
+        for thread, started in enumerate(_started(words, slots)):
             if not started:
                 continue
             _raise(doubt_time("a request's start", started, self.born, now))
@@ -260,7 +262,7 @@ class _Cell:
         again = memoryview(os.pread(self.fd, len(raw), 0))
         if len(again) < len(raw):
             raise _Implausible("its memory is cut off")
-        now_started = _started(again.cast("Q"), lanes)
+        now_started = _started(again.cast("Q"), slots)
         # Those that ended while they were read may have the next one's text.
         return [request for request in found if now_started[request.thread] == request.started_ns]
 
@@ -312,18 +314,18 @@ class Scoreboard:
             os.close(cell.fd)
         self._cells.clear()
 
-    def take_cell(self, lanes: int) -> int:
+    def take_cell(self, slots: int) -> int:
         """A cell for a new worker: its number.
 
         Args:
-            lanes: how many it has.
+            slots: how many it has.
 
         Raises:
             OSError: as `memory.create`.
         """
-        fd = memory.create(lanes)
+        fd = memory.create(slots)
         self._newest += 1
-        self._cells[self._newest] = _Cell(fd, lanes, self._clock())
+        self._cells[self._newest] = _Cell(fd, slots, self._clock())
         return self._newest
 
     def fileno(self, cell: int) -> int:
@@ -373,8 +375,8 @@ class Scoreboard:
         """Whether all that was read of a cell can be true."""
         return self._cells[cell].trusted
 
-    def lanes(self, cell: int) -> int:
-        return self.look(cell).lanes
+    def slots(self, cell: int) -> int:
+        return self.look(cell).slots
 
     def heartbeat(self, cell: int) -> float:
         """See `Reading`, as for those below."""
@@ -429,9 +431,9 @@ def _lane(thread: int) -> int:
     return _HEADER + thread * _LANE
 
 
-def _started(words: memoryview, lanes: int) -> list[int]:
-    """STARTED of the first lanes."""
-    return words[_HEADER + layout.STARTED : _HEADER + lanes * _LANE : _LANE].tolist()
+def _started(words: memoryview, slots: int) -> list[int]:
+    """STARTED of the first slots."""
+    return words[_HEADER + layout.STARTED : _HEADER + slots * _LANE : _LANE].tolist()
 
 
 def _raise(problem: str | None) -> None:

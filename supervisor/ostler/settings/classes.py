@@ -72,8 +72,10 @@ _REFUSED = {
     "uwsgi": "uWSGI is a server of its own; its apps are WSGI apps: use sync or gthread",
 }
 
-# Requests that a worker of these classes may serve at once and tell of; the scoreboard has no more lanes.
-MOST_LANES = 256
+# A worker has no more threads.
+MOST_THREADS = 256
+# The scoreboard shows no more requests of a worker. Slots that no request has needed take no memory.
+MOST_SLOTS = 16384
 
 
 def canonical(value: Any) -> str:
@@ -104,6 +106,9 @@ def threads(settings: "Settings", one_loop: bool) -> int:
     return 1 if one_loop else settings.threads
 
 
-def lanes(settings: "Settings", one_loop: bool) -> int:
-    """How many requests at once a worker can tell the scoreboard of; `one_loop` as in `BaseWorker`."""
-    return min(settings.worker_connections, MOST_LANES) if one_loop else settings.threads
+def request_slots(settings: "Settings", one_loop: bool) -> int:
+    """How many request slots a worker's cell of the scoreboard has; `one_loop` as in `BaseWorker`.
+
+    One for each request that the worker serves at once, and one for the thread that runs the loop.
+    """
+    return (min(settings.worker_connections, MOST_SLOTS) if one_loop else settings.threads) + 1

@@ -38,10 +38,9 @@ from ostler.osapi import original
 from ostler.osapi.needed import LIMITS
 from ostler.osapi.priority import step_back_for_good, step_forward
 from ostler.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL, enlarge_signal_stack, set_title
-from ostler.scoreboard import layout
+from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.memory import map_cell
-from ostler.scoreboard.writer import CellWriter
-from ostler.settings.classes import lanes
+from ostler.settings.classes import request_slots
 from ostler.settings.table import Settings
 from ostler.text import trace_of
 from ostler.workers.audit import Audit, audit_drained, audit_serving
@@ -147,7 +146,7 @@ class WorkerProcess:
         self._orphaned = False
         self._quitting = False
         self._standard_modules: list[str] = []
-        self._cell: CellWriter | None = None
+        self._accounting: Accounting | None = None
         self._zygote_wanted = False
         self._must_leave = False
         self._forced = False
@@ -226,9 +225,9 @@ class WorkerProcess:
 
         Something of the engine may be kept for ever: by a library's hub, by the app, by a module of C.
         """
-        assert self._cell is not None
+        assert self._accounting is not None
         self._engine = None  # for signal handlers, which look there
-        self._cell.close()
+        self._accounting.close()
 
     # -- booting -----------------------------------------------------------------------------------------
 
@@ -306,12 +305,13 @@ class WorkerProcess:
         if quota and settings.max_requests_jitter:
             quota += random.randint(0, settings.max_requests_jitter)  # noqa: S311 - spreads load, guards nothing
         generation = self._generation
-        self._cell = CellWriter(self._memory, lanes(settings, generation.worker_class.one_loop))
+        slots = request_slots(settings, generation.worker_class.one_loop)
+        self._accounting = Accounting(self._memory, slots)
         context = Context(
             app,
             generation.listeners,
             settings,
-            self._cell,
+            self._accounting,
             self._log,
             self._outlets.open_access(),
             quota,
@@ -327,7 +327,7 @@ class WorkerProcess:
             # No descriptors, or a call that is refused.
             self._tell(messages.BootFailed(f"can't begin to serve: {error.strerror}", trace_of(error)))
             return 3
-        self._hooks.serving(self._cell, context.on_quota, engine.extend_deadline)
+        self._hooks.serving(self._accounting, context.on_quota, engine.extend_deadline)
         signal.signal(INTERRUPT_SIGNAL, engine.interrupt)
         _note_forks()
         if issubclass(generation.worker_class, Engine):
@@ -429,9 +429,8 @@ class WorkerProcess:
 
     def _is_busy(self) -> bool:
         """Whether a request is in the app."""
-        assert self._cell is not None
-        in_use = range(self._cell.header[layout.LANES_IN_USE])
-        return any(self._cell.lane(lane)[0][layout.STARTED] for lane in in_use)
+        assert self._accounting is not None
+        return self._accounting.busy
 
     def _own_descriptors(self) -> set[int]:
         generation = self._generation

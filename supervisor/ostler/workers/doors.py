@@ -214,7 +214,7 @@ class Doors(Serving):
             # Nobody was free: that is not soon tried again.
             self._gift_pause = min(2 * self._gift_pause, _LONGEST_GIFT_PAUSE)
             self._gift_out = False
-        lane.words[layout.TAKEN] += 1
+        lane.words[layout.RECEIVED] += 1
         host = taken.facts.get("REMOTE_ADDR") or host_of(taken.peer)
         connection = self._adopt(taken.sock, taken.listener, taken.peer, host, lane)
         connection.facts = taken.facts
@@ -286,7 +286,7 @@ class Doors(Serving):
         connection.closed = True
         del self._connections[connection.fd]
         self._uncount_address(connection)
-        lane.words[layout.GIVEN] += 1
+        lane.words[layout.HANDED_OFF] += 1
         if connection.mask:
             self._epoll_remove(connection.fd)
         connection.sock.close()  # ours alone: the one that travels lives on

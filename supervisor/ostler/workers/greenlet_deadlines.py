@@ -40,14 +40,14 @@ class Berths:
         self._shown = 0
         self._free: list[Berth] = []
         self._free_unseen: list[Berth] = []
-        cell.header[layout.LANES_IN_USE] = 1
+        cell.header[layout.SLOTS_IN_USE] = 1
 
     def take(self) -> Berth:
         if self._free:
             return self._free.pop()
         if self._shown < self._cell.threads:
             self._shown += 1
-            self._cell.header[layout.LANES_IN_USE] = self._shown + 1
+            self._cell.header[layout.SLOTS_IN_USE] = self._shown + 1
             berth = Berth(self.house, self._cell, self._shown)
         elif self._free_unseen:
             return self._free_unseen.pop()

@@ -74,7 +74,7 @@ class Berth(Lane):
         if cell is not None:
             self.flight, self.text = cell.lane(number)
         else:
-            memory = memoryview(bytearray(layout.LANE_SIZE))
+            memory = memoryview(bytearray(layout.SLOT_SIZE))
             self.flight, self.text = memory[: layout.TEXT].cast("Q"), memory[layout.TEXT :]
         self.flight[layout.IDENT] = id(self)
         self.number = number

@@ -15,8 +15,8 @@ import msgspec
 
 from ostler.logs.lean import Log
 from ostler.osapi import original
-from ostler.scoreboard import layout
-from ostler.scoreboard.writer import CellWriter
+from ostler.scoreboard.accounting import Accounting
+from ostler.scoreboard.memory import size
 from ostler.settings.table import Settings
 from ostler.workers.base import Context
 from ostler.workers.engine import Engine
@@ -45,13 +45,13 @@ def rehearse(settings: Settings, log: Log, times: int) -> None:
 
 
 def _rehearse(settings: Settings, log: Log, times: int) -> None:
-    cell = CellWriter(mmap.mmap(-1, layout.PAGE + layout.LANE_SIZE), 1)
+    accounting = Accounting(mmap.mmap(-1, size(2)), 2)
     with original.Socket(socket.AF_UNIX) as listener, original.Socket(socket.AF_UNIX) as client:
         listener.bind("")  # autobind: a name in the abstract name space (unix(7))
         listener.listen(1)
         listener.setblocking(False)
         client.settimeout(1.0)
-        engine = Engine(Context(_app, [listener], settings, cell, log))
+        engine = Engine(Context(_app, [listener], settings, accounting, log))
         try:
             client.connect(listener.getsockname())
             for _ in range(times):

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ostler.logs.lean import Log
 from ostler.osapi import original
 from ostler.osapi.needed import LIMITS
+from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.memory import size
-from ostler.scoreboard.writer import CellWriter
 from ostler.settings.kinds import WarmupRequest
 from ostler.settings.table import Settings
 from ostler.workers.base import Context
@@ -63,16 +63,16 @@ def warm_up(app: App, settings: Settings, log: Log, tls: "SSLContext | None", li
     if not settings.warmup_request:
         return
     listening = _Listening(log)
-    # Lanes that nobody writes cost nothing, and so the app is told as many threads as there will be.
-    cell = CellWriter(mmap.mmap(-1, size(settings.threads + 1)), settings.threads)
-    engine = _PrivateEngine(Context(app, [], settings, cell, listening, tls=tls))
+    slots = settings.threads + 1
+    accounting = Accounting(mmap.mmap(-1, size(slots)), slots)
+    engine = _PrivateEngine(Context(app, [], settings, accounting, listening, tls=tls))
     facts = (
         {"SERVER_NAME": "localhost", "SERVER_PORT": str(listener[1])} if isinstance(listener, tuple) else {}
     )
     try:
         for request in settings.warmup_request:
             listening.trace = None
-            answer = engine.ask(_bytes_of(request), Lane(cell, 0), facts)
+            answer = engine.ask(_bytes_of(request), Lane(accounting.writer, 0), facts)
             match = _STATUS.match(answer)
             judge(request, match[1].decode("latin-1").strip() if match else None, listening.trace, log)
     finally:

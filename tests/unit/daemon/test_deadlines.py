@@ -254,10 +254,10 @@ def test_who_is_not_trusted_has_no_deadlines(stage: Stage) -> None:
     worker.begin(0)
     stage.look(TIMEOUT)
     assert stage.told() == [overdue(1, TIMEOUT)]
-    worker.cell.header[layout.LANES_IN_USE] = 260
+    worker.cell.header[layout.SLOTS_IN_USE] = 260
     stage.look(0.1)
     assert stage.told() == [events.OverdueEnded(1)]
-    worker.cell.header[layout.LANES_IN_USE] = 3
+    worker.cell.header[layout.SLOTS_IN_USE] = 3
     pass_time(stage, 3 * TIMEOUT)
     assert stage.told() == []
 

@@ -79,7 +79,7 @@ def begin(worker: CellWriter, thread: int, method: bytes, path: bytes, started: 
 
 def test_layout_fits() -> None:
     """Words, text and lanes stay within their bounds, and cells begin on pages."""
-    single = (layout.TAKEN, layout.OVERDUE, layout.EXTENDED_FOR, layout.EXTENDED_UNTIL)
+    single = (layout.RECEIVED, layout.OVERDUE, layout.EXTENDED_FOR, layout.EXTENDED_UNTIL)
     assert len(set(single)) == 4
     assert min(single) >= layout.STATUS_CLASSES + 10
     assert max(single) < layout.HISTOGRAM
@@ -108,7 +108,7 @@ def test_counts_round_trip(board: Board) -> None:
     assert (counts.opened, counts.closed) == (4, 3)
     assert [n for n in range(10) if counts.statuses[n]] == [2, 5]
     assert sum(counts.histogram) == sum(counts.queued) == 2
-    assert board.lanes(cell) == 3 + 1  # and the watcher's
+    assert board.slots(cell) == 3 + 1  # and the watcher's
     assert board.heartbeat(cell) == 1005.5
 
 
@@ -268,8 +268,8 @@ HEADER_LIES = {
     "heartbeat in the future": (layout.HEARTBEAT, NOW + 2 * 10**9),
     "heartbeat before birth": (layout.HEARTBEAT, BORN - 1),
     "heartbeat": (layout.HEARTBEAT, 2**64 - 1),
-    "lanes": (layout.LANES_IN_USE, 260),
-    "more lanes": (layout.LANES_IN_USE, 2**64 - 1),
+    "lanes": (layout.SLOTS_IN_USE, 260),
+    "more lanes": (layout.SLOTS_IN_USE, 2**64 - 1),
 }
 LANE_LIES = {
     "start in the future": (layout.STARTED, NOW + 2 * 10**9),
@@ -383,7 +383,7 @@ def test_any_words_at_all(data: st.DataObject) -> None:
         st.integers(0, 5000),
     )
     place = st.one_of(
-        st.sampled_from([layout.HEARTBEAT, layout.LANES_IN_USE]),
+        st.sampled_from([layout.HEARTBEAT, layout.SLOTS_IN_USE]),
         st.tuples(st.integers(0, 2), st.one_of(st.integers(0, 23), st.integers(0, layout.TEXT // 8 - 1))),
     )
     board = Board()
@@ -401,7 +401,7 @@ def test_any_words_at_all(data: st.DataObject) -> None:
             worker.lane(data.draw(st.integers(0, 2)))[1][:30] = data.draw(st.binary(min_size=30, max_size=30))
             readings = board.read_all()
             reading = readings[hostile]
-            assert reading.lanes <= 3
+            assert reading.slots <= 3
             assert reading.heartbeat <= NOW / 1e9 + 1
             for request in reading.in_flight:
                 text = request.method + request.path

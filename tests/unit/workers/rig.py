@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ostler.logs.access import AccessLog
 from ostler.logs.lean import Log, LogFile
+from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.counts import Counts
 from ostler.scoreboard.memory import map_cell
 from ostler.scoreboard.reader import Scoreboard
-from ostler.scoreboard.writer import CellWriter
 from ostler.settings.table import Settings
 from ostler.workers.base import Context
 from ostler.workers.engine import Engine
@@ -182,7 +182,7 @@ class Rig:
             app,
             [self.listener],
             Settings(**{"threads": threads, "graceful_timeout": PATIENCE} | settings),
-            CellWriter(map_cell(self.scoreboard.fileno(self.cell)), threads),
+            Accounting(map_cell(self.scoreboard.fileno(self.cell)), threads + 1),
             Log(LogFile(str(folder / "log"), 2), "json", "debug", {}),
             access_log,
             quota,

@@ -147,7 +147,7 @@ def test_what_is_unsent_under_tls() -> None:
 def test_one_look_at_a_time() -> None:
     """However often a worker gets full and has room again: one timer, not one for each time."""
     loop: Any = Loop()
-    words: Any = dict.fromkeys(range(layout.LANE_SIZE), 0)
+    words: Any = dict.fromkeys(range(layout.SLOT_SIZE), 0)
     unused: Any = None
     settings = Settings(worker_connections=1)
     doors = Doors(loop, [], None, None, settings, words, unused, unused, unused, set())

@@ -174,7 +174,7 @@ def test_more_time_is_for_the_greenlet_that_asks(serve: Callable[..., Rig], shop
 
 @pytest.fixture
 def berths() -> Berths:
-    return Berths(CellWriter(mmap.mmap(-1, layout.PAGE + 4 * layout.LANE_SIZE), 2))
+    return Berths(CellWriter(mmap.mmap(-1, layout.PAGE + 4 * layout.SLOT_SIZE), 2))
 
 
 def begin(berths: Berths, path: bytes, started: int) -> Any:
@@ -227,7 +227,7 @@ def test_a_free_lane_is_used_first(berths: Berths) -> None:
 def test_lanes_that_were_never_needed(berths: Berths) -> None:
     """The supervisor looks at no more lanes than were ever in use at once."""
     header = berths._cell.header
-    assert header[layout.LANES_IN_USE] == 1
+    assert header[layout.SLOTS_IN_USE] == 1
     for _ in range(5):
         berths.give_back(berths.take())
-    assert header[layout.LANES_IN_USE] == 2
+    assert header[layout.SLOTS_IN_USE] == 2

@@ -95,8 +95,8 @@ def test_who_leaves_gives_its_connections_away(
     for client in (*clients, fresh):
         answer = client.get()
         assert (answer.body, "connection" in answer.headers) == (b"two", False)
-    assert (leaving.counts().given, leaving.counts().closed) == (21, 0)  # it has ended: these are final
-    assert (staying.counts().taken, staying.counts().opened) == (21, 0)
+    assert (leaving.counts().handed_off, leaving.counts().closed) == (21, 0)  # it has ended: these are final
+    assert (staying.counts().received, staying.counts().opened) == (21, 0)
     assert (leaving.counts().connections, staying.counts().connections) == (0, 21)
 
 
@@ -151,7 +151,7 @@ def test_an_answer_that_is_not_taken_stays(serve: Serve, handoff: HandOff) -> No
     client.ask()
     client._more()
     leaving.drain(hand_over=True)
-    assert leaving.counts().given == 0
+    assert leaving.counts().handed_off == 0
     assert client.answer().body == large
     assert client.get().body == b"two"
     assert leaving.ended()
@@ -177,7 +177,7 @@ def test_the_last_worker_gives_nothing_away(
         assert client.answer().body == b"one"
         client.close()
     assert rig.ended()
-    assert rig.counts().given == 0
+    assert rig.counts().handed_off == 0
 
 
 def test_what_nobody_has_taken_is_taken_back(
@@ -190,7 +190,7 @@ def test_what_nobody_has_taken_is_taken_back(
     assert idle.get().body == b"one"
     (busy,) = occupy(rig, one, 1)
     idle.ask("/late")
-    until(lambda: rig.counts().given == 1, "it is given away")
+    until(lambda: rig.counts().handed_off == 1, "it is given away")
     rig.drain()
     one.may_go.set()
     assert busy.answer().body == b"one"
@@ -218,7 +218,7 @@ def test_what_would_wait_for_a_long_request_goes_to_a_sibling(
     for client in old:
         assert client.get().body == b"two"
     # The taker may have answered before the giver has counted.
-    until(lambda: (busy.counts().given, free.counts().taken) == (5, 5), "all are counted")
+    until(lambda: (busy.counts().handed_off, free.counts().received) == (5, 5), "all are counted")
     one.may_go.set()
     for client in waiting:
         assert client.answer().body == b"one"
@@ -235,12 +235,12 @@ def test_without_a_free_sibling_it_is_served_in_the_end(
     assert old.get().body == b"one"
     (busy,) = occupy(rig, one, 1)
     old.ask("/later")
-    until(lambda: rig.counts().given == 1, "it is given away")
+    until(lambda: rig.counts().handed_off == 1, "it is given away")
     assert "/later" not in one.paths
     one.may_go.set()
     assert busy.answer().body == b"one"
     assert old.answer().body == b"one"
-    assert rig.counts().taken == 1
+    assert rig.counts().received == 1
 
 
 def test_who_minds_sends_and_receives(serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker]) -> None:
@@ -457,10 +457,10 @@ def test_a_crowded_worker_shares(serve: Serve, handoff: HandOff) -> None:
         for client in clients:
             assert client.answer().body == b"ok"
         # Whoever looks first takes what is given, be it the giver; so it is tried again.
-        return second.counts().taken > 0
+        return second.counts().received > 0
 
     until(shared, "the second worker has taken a connection")
-    assert first.counts().given > 0
+    assert first.counts().handed_off > 0
 
 
 # -- a sibling whose app is hostile ------------------------------------------------------------------------

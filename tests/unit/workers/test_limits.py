@@ -567,7 +567,7 @@ def test_tls_clients_are_told_that_their_worker_leaves(
     assert client.get().headers["connection"] == "close"
     client.close()
     assert rig.ended()
-    assert rig.counts().given == 0
+    assert rig.counts().handed_off == 0
 
 
 # -- bodies that are read while they come ------------------------------------------------------------------

@@ -276,7 +276,7 @@ def test_what_was_given_away(tmp_path: Path, handoff: HandOff) -> None:
                 holding.append(held)
         until(lambda: all(rig.engine._lead.minding for rig in rigs), "the watchers mind")
         client.ask("/waits")
-        until(lambda: sum(rig.counts().given for rig in rigs) == 1, "it was given away")
+        until(lambda: sum(rig.counts().handed_off for rig in rigs) == 1, "it was given away")
         let_pass(0.1)
         for gate in gates:
             gate.release()

@@ -193,7 +193,7 @@ class Doors:
             # From workers that were set up otherwise: it can't go on here.
             taken.sock.close()
             return
-        self._words[layout.TAKEN] += 1
+        self._words[layout.RECEIVED] += 1
         self._adopt(taken.sock, taken.peer, self._keepalive)
 
     def _pause_handoff(self) -> None:
@@ -367,7 +367,7 @@ class Doors:
         sock = protocol.transport.get_extra_info("socket")
         if sock is None or not self._handoff.give(_Parcel(sock.fileno(), str(sock.getsockname()))):
             return False
-        self._words[layout.GIVEN] += 1
+        self._words[layout.HANDED_OFF] += 1
         self._given.add(protocol)
         # At once, without a goodbye: the one that travels lives on.
         protocol.transport.abort()

@@ -288,7 +288,7 @@ class Requests:
         self._free: list[Lane] = []
         self._overflow = Lane(cell, 0, ident, hidden=True)
         # The others are taken into use as they are needed: so the supervisor reads no more than that.
-        cell.header[layout.LANES_IN_USE] = 1
+        cell.header[layout.SLOTS_IN_USE] = 1
         self._access = access
         self._quota = quota
         self._on_quota = on_quota
@@ -500,7 +500,7 @@ class Requests:
             return self._overflow
         lane = Lane(self._cell, len(self._lanes), self._ident)
         self._lanes.append(lane)
-        self._cell.header[layout.LANES_IN_USE] = len(self._lanes)
+        self._cell.header[layout.SLOTS_IN_USE] = len(self._lanes)
         return lane
 
 

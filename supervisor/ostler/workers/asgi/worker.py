@@ -23,7 +23,6 @@ from typing import Any, ClassVar, Self
 from ostler.logs.limiter import LimitedLog
 from ostler.osapi.files import open_files
 from ostler.scoreboard import layout
-from ostler.settings import classes
 from ostler.settings.table import Settings, rows
 from ostler.text import name_and_text, trace_of
 from ostler.workers.asgi import bounds, pace, records, server
@@ -97,7 +96,7 @@ class AsgiWorker(BaseWorker):
             server.as_asgi3(context.app),
             settings,
             context.cell,
-            classes.lanes(settings, self.one_loop),
+            context.cell.threads,
             threading.get_ident(),
             loop,
             context.log,
