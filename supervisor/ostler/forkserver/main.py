@@ -57,7 +57,7 @@ from ostler.workers.classes import worker_class
 from ostler.workers.engine import Engine
 from ostler.workers.loader import AppLoadError, enter, extend_path, set_environment
 from ostler.workers.loader import load as load_app
-from ostler.workers.rehearsal import LONG, rehearse
+from ostler.workers.priming import LONG, prime
 from ostler.wsgi.exchange import App
 
 if TYPE_CHECKING:
@@ -304,7 +304,7 @@ class Preparation:
             return None
         assert self.outlets is not None
         if issubclass(self._worker_class, Engine):
-            rehearse(settings, self.outlets.log, LONG)
+            prime(settings, self.outlets.log, LONG)
         return boot.Generation(
             number=self._number,
             name=ask.name,

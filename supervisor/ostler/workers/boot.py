@@ -48,7 +48,7 @@ from ostler.workers.base import BaseWorker, Context
 from ostler.workers.engine import Engine
 from ostler.workers.handoff import HandOff
 from ostler.workers.loader import AppLoadError, load, standard_modules
-from ostler.workers.rehearsal import SHORT, rehearse
+from ostler.workers.priming import SHORT, prime
 from ostler.workers.warmup import WarmupError, warm_up
 from ostler.wsgi.exchange import App, QuitWorker, note_fork, note_worker
 
@@ -331,7 +331,7 @@ class WorkerProcess:
         signal.signal(INTERRUPT_SIGNAL, engine.interrupt)
         _note_forks()
         if issubclass(generation.worker_class, Engine):
-            rehearse(settings, self._log, SHORT)
+            prime(settings, self._log, SHORT)
         self._channel.set_blocking(False)
         engine.add_reader(self._channel.fileno(), self._on_channel)
         try:

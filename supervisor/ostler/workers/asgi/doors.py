@@ -22,8 +22,8 @@ from ostler.osapi.original import Socket
 from ostler.scoreboard import layout
 from ostler.scoreboard.writer import Words
 from ostler.settings.table import Settings
+from ostler.workers.acceptor import ROOM_LOOK
 from ostler.workers.asgi import pace
-from ostler.workers.doors import ROOM_LOOK
 from ostler.workers.eviction import IDLE, MOVING, ONE_IN, SLOW, YOUTH
 from ostler.workers.handoff import HandOff
 from ostler.workers.limits import AddressCounts, most_connections, network_of
@@ -49,13 +49,13 @@ _TOO_SLOW = (
 
 @dataclass(slots=True)
 class _Parcel:
-    """A connection on its way to a sibling; what `Relay.give` wants to know of it."""
+    """A connection on its way to a sibling; what `HandOff.send` reads of it."""
 
     fd: int
     listener: str
     served: int = 0
     tls: bool = False
-    facts: dict[str, str] | None = None
+    peer_info: dict[str, str] | None = None
 
 
 class _Accepted(Socket):
@@ -185,11 +185,11 @@ class Doors:
     def _take(self) -> None:
         """Take a connection that a sibling gives away; its next request is probably there."""
         assert self._handoff is not None
-        if (taken := self._handoff.take()) is None:
+        if (taken := self._handoff.receive()) is None:
             if self._handoff.useless:
                 self._pause_handoff()
             return
-        if self._tls is not None or taken.facts:
+        if self._tls is not None or taken.peer_info:
             # From workers that were set up otherwise: it can't go on here.
             taken.sock.close()
             return
@@ -365,7 +365,7 @@ class Doors:
         if self._handoff is None or self._tls is not None or protocol.timeout_keep_alive_task is None:
             return False
         sock = protocol.transport.get_extra_info("socket")
-        if sock is None or not self._handoff.give(_Parcel(sock.fileno(), str(sock.getsockname()))):
+        if sock is None or not self._handoff.send(_Parcel(sock.fileno(), str(sock.getsockname()))):
             return False
         self._words[layout.HANDED_OFF] += 1
         self._given.add(protocol)

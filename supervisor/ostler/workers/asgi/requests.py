@@ -23,10 +23,10 @@ from typing import Any
 from ostler.logs.access import AccessLog
 from ostler.logs.lean import Log
 from ostler.scoreboard import layout
+from ostler.scoreboard.accounting import LONGEST
 from ostler.scoreboard.writer import CellWriter
 from ostler.settings.table import Settings
 from ostler.text import frames_of, trace_of
-from ostler.workers.interrupt import LONGEST
 from ostler.workers.lane import QUICK, QUICK_NS, status_class
 from ostler.wsgi.exchange import DeadlineExceeded, QuitWorker
 
