@@ -138,86 +138,83 @@ class WsgiRunner:
     def run(self, connection: Connection, slot: RequestSlot, prompt_until: int) -> None:
         """See RequestRunner."""
         try:
-            self._run(connection, slot, prompt_until)
+            requests = connection.parser.requests
+            turn_ends = 0
+            while requests and not connection.output:
+                request = requests.pop(0)
+                line = request.line
+                keep_alive = request.keep_alive and self.keep_connections
+                if not request.complete:
+                    keep_alive = False  # the connection ends with a request that the app reads while it comes
+                exchange = self._new_exchange(request, connection, self._date.lines, keep_alive)
+                if not request.complete:
+                    _feed_from(connection, request, exchange)
+                template = connection.template
+                if request.head is not connection.template_head or template is None:
+                    template = self._make_template(connection, request.head)
+                environ = request_environ(template, request)
+                started = monotonic_ns()
+                if started > prompt_until and (
+                    waited := self._queue_times.waited(connection, started, prompt_until - LEAST_QUEUED)
+                ):
+                    slot.waited(waited)
+                    if 0 < self._queue_timeout < waited:
+                        if self._turn_away(connection, slot, request, exchange, environ):
+                            continue
+                        return
+                gone = False
+                try:
+                    slot.begin(line.method, line.target, started)
+                    try:
+                        exchange.run(self._app, environ)
+                    except ClientGone:
+                        gone = True
+                    slot.leave_app()
+                    connection.idle_since = connection.served = ended = monotonic_ns()
+                    took = ended - started
+                    if took > LONG:
+                        self.had_long_request = True
+                        self._deadlines.end(started)
+                except DeadlineExceeded:
+                    slot.leave_app()
+                    connection.idle_since = connection.served = ended = monotonic_ns()
+                    took = ended - started
+                    gone = True
+                    exchange.give_up()
+                if gone and not exchange.head_sent:
+                    if connection.violation is not None:
+                        self._responder.refuse(connection, connection.violation, slot)
+                        return
+                    exchange.code, exchange.status = 499, "499 Client Gone"
+                sent = exchange.sent
+                if connection.output:
+                    # What a client has not taken of a file is counted when it has, if ever.
+                    connection.unconfirmed = min(connection.output.promised, sent)
+                    sent -= connection.unconfirmed
+                slot.count(exchange.code, sent, took)
+                if self._access is not None or exchange.error is not None:
+                    self._log_request(request, exchange, environ, took)
+                if self._quota:
+                    self._count_down()
+                if self._averages:
+                    self.average += (min(took, _CAP) - self.average) >> 3
+                if gone:
+                    self._table.close(connection, slot)
+                    return
+                if not exchange.keep_alive:
+                    self._table.end(connection, request.keep_alive, slot)
+                    return
+                if requests and self._turn:
+                    turn_ends = turn_ends or started + self._turn
+                    if ended > turn_ends:
+                        return
+            parser = connection.parser
+            if not connection.output and (connection.violation is not None or parser.wants_continue):
+                self._responder.settle(connection, slot)
         except QuitWorker:
             raise
         except BaseException:  # noqa: BLE001 - DeadlineExceeded and those of greenlets are no Exception
             self._responder.fail(connection, slot)
-
-    def _run(self, connection: Connection, slot: RequestSlot, prompt_until: int) -> None:
-        requests = connection.parser.requests
-        turn_ends = 0
-        while requests and not connection.output:
-            request = requests.pop(0)
-            line = request.line
-            keep_alive = request.keep_alive and self.keep_connections
-            if not request.complete:
-                keep_alive = False  # the connection ends with a request that the app reads while it comes
-            exchange = self._new_exchange(request, connection, self._date.lines, keep_alive)
-            if not request.complete:
-                _feed_from(connection, request, exchange)
-            template = connection.template
-            if request.head is not connection.template_head or template is None:
-                template = self._make_template(connection, request.head)
-            environ = request_environ(template, request)
-            started = monotonic_ns()
-            if started > prompt_until and (
-                waited := self._queue_times.waited(connection, started, prompt_until - LEAST_QUEUED)
-            ):
-                slot.waited(waited)
-                if 0 < self._queue_timeout < waited:
-                    if self._turn_away(connection, slot, request, exchange, environ):
-                        continue
-                    return
-            gone = False
-            try:
-                slot.begin(line.method, line.target, started)
-                try:
-                    exchange.run(self._app, environ)
-                except ClientGone:
-                    gone = True
-                slot.leave_app()
-                connection.idle_since = connection.served = ended = monotonic_ns()
-                took = ended - started
-                if took > LONG:
-                    self.had_long_request = True
-                    self._deadlines.end(started)
-            except DeadlineExceeded:
-                slot.leave_app()
-                connection.idle_since = connection.served = ended = monotonic_ns()
-                took = ended - started
-                gone = True
-                exchange.give_up()
-            if gone and not exchange.head_sent:
-                if connection.violation is not None:
-                    self._responder.refuse(connection, connection.violation, slot)
-                    return
-                exchange.code, exchange.status = 499, "499 Client Gone"
-            sent = exchange.sent
-            if connection.output:
-                # What a client has not taken of a file is counted when it has, if ever.
-                connection.unconfirmed = min(connection.output.promised, sent)
-                sent -= connection.unconfirmed
-            slot.count(exchange.code, sent, took)
-            if self._access is not None or exchange.error is not None:
-                self._log_request(request, exchange, environ, took)
-            if self._quota:
-                self._count_down()
-            if self._averages:
-                self.average += (min(took, _CAP) - self.average) >> 3
-            if gone:
-                self._table.close(connection, slot)
-                return
-            if not exchange.keep_alive:
-                self._table.end(connection, request.keep_alive, slot)
-                return
-            if requests and self._turn:
-                turn_ends = turn_ends or started + self._turn
-                if ended > turn_ends:
-                    return
-        parser = connection.parser
-        if not connection.output and (connection.violation is not None or parser.wants_continue):
-            self._responder.settle(connection, slot)
 
     def _turn_away(
         self,
