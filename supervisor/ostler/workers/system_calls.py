@@ -5,7 +5,6 @@ interpreter lock, so that their engine takes `contended_calls`. Greenlets replac
 stop all of them.
 """
 
-import select
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,10 +48,10 @@ class SystemCalls:
             runs, while its client is slow.
     """
 
-    poll: Callable[[select.epoll, float, int], Events] = original.epoll.poll
+    poll: Callable[[original.epoll, float, int], Events] = original.epoll.poll
     read: Callable[[int, int], bytes] = original.read
     send: Callable[[Any, bytes], int] = socket.socket.send
-    modify: Callable[[select.epoll, int, int], None] = original.epoll.modify
+    modify: Callable[[original.epoll, int, int], None] = original.epoll.modify
     wait_for: Callable[[int, int, int], bool] = wait_for
 
 
@@ -68,7 +67,7 @@ def contended_calls(is_contended: Callable[[], bool]) -> SystemCalls:
     holding = GilHoldingCalls(READ_SIZE)
     plain_poll, plain_send, plain_modify = PLAIN.poll, PLAIN.send, PLAIN.modify
 
-    def poll(epoll: select.epoll, seconds: float, most: int) -> Events:
+    def poll(epoll: original.epoll, seconds: float, most: int) -> Events:
         if is_contended() and (events := holding.poll(epoll.fileno())):
             return events
         return plain_poll(epoll, seconds, most)
@@ -81,7 +80,7 @@ def contended_calls(is_contended: Callable[[], bool]) -> SystemCalls:
             return holding.send(sock.fileno(), data)
         return plain_send(sock, data)
 
-    def modify(epoll: select.epoll, fd: int, mask: int) -> None:
+    def modify(epoll: original.epoll, fd: int, mask: int) -> None:
         if is_contended():
             holding.modify(epoll.fileno(), fd, mask)
         else:
