@@ -20,7 +20,7 @@ import msgspec
 from ostler.daemon.attempts import Attempts
 from ostler.daemon.backoff import Backoff
 from ostler.daemon.children.fork_servers import ForkServerCallbacks, ForkServerManager
-from ostler.daemon.children.hooks import HookCaller, HooksState
+from ostler.daemon.children.hooks import HookDispatcher, HooksState
 from ostler.daemon.children.inbox import Inbox
 from ostler.daemon.children.overdue import OverdueRequests
 from ostler.daemon.children.ports import Ports
@@ -123,7 +123,7 @@ class Shell:
             on_fork_server_message=lambda handle, message: self.fork_servers.received(handle, message),
             on_violation=lambda child, problem: self.reaper.end_violator(child, problem),
         )
-        self.hooks = HookCaller(
+        self.hooks = HookDispatcher(
             self.ports,
             self.configurations,
             hang_up=lambda handle: self.fork_servers.hang_up(handle),

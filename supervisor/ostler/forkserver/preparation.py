@@ -52,7 +52,7 @@ from ostler.workers.inheritance import WorkerGeneration
 from ostler.workers.load_errors import AppLoadError
 from ostler.workers.loader import enter, extend_path, set_environment
 from ostler.workers.loader import load as load_app
-from ostler.workers.rehearsal import LONG, rehearse
+from ostler.workers.priming import LONG, prime
 from ostler.wsgi.exchange import App
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ class Preparation:
             return None
         assert self.sinks is not None
         if issubclass(self._worker_class, Engine):
-            rehearse(settings, self.sinks.log, LONG)
+            prime(settings, self.sinks.log, LONG)
         return WorkerGeneration(
             number=self._number,
             name=ask.name,

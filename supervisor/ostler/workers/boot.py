@@ -44,7 +44,7 @@ from ostler.workers.handoff import HandOff
 from ostler.workers.inheritance import Inheritance, Zygote
 from ostler.workers.load_errors import AppLoadError
 from ostler.workers.loader import load, standard_modules
-from ostler.workers.rehearsal import SHORT, rehearse
+from ostler.workers.priming import SHORT, prime
 from ostler.workers.warmup import WarmupError, warm_up
 from ostler.wsgi.exchange import App, QuitWorker
 
@@ -262,7 +262,7 @@ class WorkerProcess:
         self._hooks.serving(self._accounting, context.on_quota, engine.extend_deadline)
         signal.signal(INTERRUPT_SIGNAL, engine.interrupt)
         if issubclass(generation.worker_class, Engine):
-            rehearse(settings, self._log, SHORT)
+            prime(settings, self._log, SHORT)
         self._channel.set_blocking(False)
         engine.add_reader(self._channel.fileno(), self._on_channel)
         try:

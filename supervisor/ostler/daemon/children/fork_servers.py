@@ -8,12 +8,12 @@ import msgspec
 
 from ostler.daemon.children import closing
 from ostler.daemon.children.handles import ForkServerHandle
-from ostler.daemon.children.hooks import HookCaller
+from ostler.daemon.children.hooks import HookDispatcher
 from ostler.daemon.children.inbox import Inbox
 from ostler.daemon.children.ports import Ports
 from ostler.daemon.children.protocol import check_fork_server
 from ostler.daemon.children.reaper import Reaper
-from ostler.daemon.children.records import Phase, StartCause
+from ostler.daemon.children.records import ChildPhase, StartCause
 from ostler.daemon.children.sending import send
 from ostler.daemon.children.workers import WorkerManager
 from ostler.daemon.configurations import Configurations
@@ -69,7 +69,7 @@ class ForkServerManager:
         listeners: Listeners,
         inbox: Inbox,
         reaper: Reaper,
-        hooks: HookCaller,
+        hooks: HookDispatcher,
         workers: WorkerManager,
         handoff: Callable[[], tuple[int, int]],
         callbacks: ForkServerCallbacks,
@@ -141,7 +141,7 @@ class ForkServerManager:
             return  # its death says so
         listeners = map(self._listeners.fileno, handle.record.listener_keys)
         descriptors = [*self._handoff(), *listeners]
-        handle.record.phase = Phase.LOADING
+        handle.record.phase = ChildPhase.LOADING
         request = messages.Load(handle.record.listener_keys, self.instance_name)
         send(handle.channel, request, descriptors)
 

@@ -13,7 +13,7 @@ from ostler.daemon.watching import files
 from ostler.daemon.watching import watcher as watching
 from ostler.daemon.watching.watcher import Watcher
 from ostler.fleet import events
-from ostler.ipc.messages import AppBroken, Watch
+from ostler.ipc import messages
 from ostler.logs.setup import get_logger
 from ostler.settings.table import Settings
 
@@ -49,7 +49,9 @@ class Rig:
 
     def report(self, *names: str, generation: int = 1, since: float | None = None) -> None:
         files = [path(name) for name in names]
-        self.watcher.received(generation, Watch(files, [], time.time() + 1 if since is None else since))
+        self.watcher.received(
+            generation, messages.Watch(files, [], time.time() + 1 if since is None else since)
+        )
 
     async def asks(self, number: int) -> list[str]:
         """Wait until it has asked so often."""
@@ -162,7 +164,7 @@ async def test_broken_app_is_told_once(rig: Rig) -> None:
     """However many workers can't load it, the log has one line a generation."""
     configured(rig)
     for generation in (1, 1, 2):
-        rig.watcher.received(generation, AppBroken("SyntaxError", "Traceback"))
+        rig.watcher.received(generation, messages.AppBroken("SyntaxError", "Traceback"))
     logged = [event.fields for event in rig.journal.recent if event.name == "app_broken"]
     assert [fields["generation"] for fields in logged] == [1, 2]
 
@@ -195,7 +197,7 @@ async def test_what_does_not_matter(rig: Rig) -> None:
     """Changes of files that are not loaded, the app's own log say, are no reason to look at all files."""
     write("shop/__init__.py", "1")
     configured(rig, "conf/*.yaml")
-    rig.watcher.received(1, Watch([path("shop/__init__.py")], [path("shop")]))
+    rig.watcher.received(1, messages.Watch([path("shop/__init__.py")], [path("shop")]))
     for name, matters in (
         ("shop/__init__.py", True),
         ("shop/list.html", True),
@@ -235,7 +237,7 @@ async def test_a_flood_of_folders(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(rig.watcher, "_survey", slow)
     began = time.monotonic()
     for number in range(1000):
-        rig.watcher.received(1, Watch([path(f"file{number}")], [path("deep")], began))
+        rig.watcher.received(1, messages.Watch([path(f"file{number}")], [path("deep")], began))
     assert len(walks) <= 5
     assert len(rig.watcher._files[1]) == 1000
 
