@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from ostler.daemon.children.hooks import HookDispatcher
+from ostler.daemon.children.hooks import HookDispatcher, HooksState
 from ostler.daemon.children.records import ForkServerRecord
 from ostler.daemon.configurations import Configurations
-from ostler.ipc import messages
+from ostler.fleet.state import State
+from ostler.ipc import messages, wire
 from tests.unit.daemon.fakes import fake_ports
 
 
@@ -31,3 +32,21 @@ def test_a_fork_server_that_was_sent_retire(due: str | None, killed: bool) -> No
     ((_, late, argument),) = timers
     late(argument)
     assert ended == ([server] if killed else [])
+
+
+def test_waiting_calls_after_an_upgrade() -> None:
+    """`child_exit` calls that waited before an upgrade in place are sent after it, in order."""
+    calls = [messages.HookDue("child_exit", number, 1, 100 + number, 0) for number in (1, 2)]
+    sent: list[Any] = []
+    record = ForkServerRecord(generation=2, spawned_at=0.0, pid=8, hooks=["child_exit"])
+    server: Any = SimpleNamespace(pid=8, generation=2, record=record)
+    server.channel = SimpleNamespace(send=sent.append)
+    ports = fake_ports(fork_servers={2: server}, state=State(current=2))
+    before = HookDispatcher(ports, Configurations(ports.state), hang_up=sent.append, kill=sent.append)
+    before.restore(HooksState(names={1: ["child_exit"]}, waiting=list(calls)))
+    after = HookDispatcher(ports, Configurations(ports.state), hang_up=sent.append, kill=sent.append)
+    after.restore(wire.decoder(HooksState)(wire.encode(before.snapshot())))
+    after.loaded(server, "upgrade")
+    assert sent == calls
+    assert record.pending_hooks == calls
+    assert after.snapshot().waiting == []
