@@ -312,8 +312,8 @@ class TokenFile:
 def _make_again(folder: Path, mode: int) -> None:
     """Make a folder that was removed, with the mode that it had.
 
-    A user who can write in the folder above may put something else in its place. So its mode is set through a
-    descriptor, and only if it is empty.
+    A user that can write in the folder above may put something else in its place. So its mode is set through
+    a descriptor, and only if it is empty.
     """
     folder.mkdir(mode=0o700)
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -72,7 +72,7 @@ class ControlStarter:
         try:
             return await start(default_socket_path(name, mode))
         except SocketInUse:
-            # A second instance of the same app: its socket's name tells it apart.
+            # A second instance of the same app: its socket gets another name.
             return await start(default_socket_path(f"{safe_name(name)}-{os.getpid()}", mode))
 
     async def _start_tcp(self, settings: Settings, socket_path: Path | None) -> None:

@@ -87,7 +87,7 @@ class Upgrader:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
     def _replace_program(self) -> None:
-        """Returns only if that failed; then the fleet is told so."""
+        """Returns only if that failed; then an event reports that."""
         self._before_exec()
         here = -1
         try:

@@ -1,8 +1,8 @@
 """Claiming the path of a Unix socket (unix(7)): for the app's listeners and for the control socket.
 
 A file remains when its socket's process has ended, and nothing in it says whether one listens there; a
-connection does. So a dead socket is removed and a live one never. Whoever may write in the folder can replace
-the file at any time, so a file is removed only if it is the one that was looked at.
+connection does. So a dead socket is removed and a live one never. A user that may write in the folder can
+replace the file at any time, so a file is removed only if it is the one that was looked at.
 """
 
 import enum

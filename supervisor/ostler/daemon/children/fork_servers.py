@@ -283,7 +283,7 @@ class ForkServerManager:
             self._hooks.stop(handle)
 
     def _keep_for_background_work(self, handle: ForkServerHandle) -> None:
-        """Its generation ends, and it does not, perhaps. The fleet is told that it has ended."""
+        """Its generation ends, and it does not, perhaps. For the fleet it has ended."""
         handle.record.exit_cause = fork_server_leaving(self._ports.state(), handle.generation)
         self._children.leave(handle)
         self._hooks.leave(handle)

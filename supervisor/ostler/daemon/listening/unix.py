@@ -1,4 +1,4 @@
-"""Listening at the path of a Unix socket (unix(7)), and changing who may connect to it."""
+"""Listening at the path of a Unix socket (unix(7)), and changing which users may connect to it."""
 
 import errno
 import grp

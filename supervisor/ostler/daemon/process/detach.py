@@ -1,6 +1,6 @@
 """Detaching from the terminal (setting `daemon`).
 
-The user who starts the daemon has to know whether it worked. So the process that was started, the launcher,
+The user that starts the daemon has to know whether it worked. So the process that was started, the launcher,
 stays until the daemon serves or has failed, and ends with the exit code that it would have had in the
 foreground. The two have a socket pair for that: if the launcher is interrupted, the daemon sees its end and
 ends.
