@@ -1004,7 +1004,7 @@ def test_health_while_paused() -> None:
     """A pause is shown as long as it lasts, also before anything was ready."""
     play = running(workers=2).pause().exits(1)
     assert _health(play) == ("paused", "Paused: all workers were asked to leave, 1 worker left.")
-    assert health.state(Play(workers=1).start().loaded().pause().fleet) == "paused"
+    assert health.state(Play(workers=1).start().loaded().pause().fleet.state) == "paused"
 
 
 def test_health_while_stopping() -> None:
