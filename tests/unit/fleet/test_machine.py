@@ -1,8 +1,11 @@
 """The fleet's machine, one rule at a time. Slots count from 1, times are seconds of a virtual clock."""
 
+from typing import get_args
+
 import pytest
 
 from ostler.fleet import actions, events, health
+from ostler.fleet.machine import HANDLERS
 from ostler.fleet.model import Cause, ExitStatus, ReloadPhase, WorkerState
 from ostler.fleet.policies import backoff, surge
 from tests.kit.play import (
@@ -857,6 +860,11 @@ def test_late_and_unknown_events_are_ignored(event: events.Event) -> None:
     assert play.reports == reports
     assert play.fleet.state.wanted == 2
     assert health.state(play.fleet.state) == "ready"
+
+
+def test_each_event_has_a_handler() -> None:
+    """And nothing else has one."""
+    assert set(HANDLERS) == set(get_args(events.Event))
 
 
 def test_recycle_is_due_once() -> None:
