@@ -13,7 +13,7 @@ import msgspec
 
 from ostler.errors import SettingError
 from ostler.settings import ignored
-from ostler.settings.classes import MOST_LANES
+from ostler.settings.classes import MOST_THREADS
 from ostler.settings.configfile import ConfigFile
 from ostler.settings.kinds import TLS_VERSION, shown
 from ostler.settings.table import Setting, Settings, rows
@@ -129,9 +129,10 @@ def load(
         warnings.append(ignored.warning(without_effect, origins))
     if values["workers"] == "auto":
         values["workers"] = 2 * usable_cpus() + 1
-    if values["threads"] > MOST_LANES:
-        warnings.append(f"threads ({origins['threads']}): {MOST_LANES} is the most, not {values['threads']}")
-        values["threads"] = MOST_LANES
+    if values["threads"] > MOST_THREADS:
+        asked = f"threads ({origins['threads']})"
+        warnings.append(f"{asked}: {MOST_THREADS} is the most, not {values['threads']}")
+        values["threads"] = MOST_THREADS
     if values["threads"] > 1 and values["worker_class"] == "sync":
         values["worker_class"] = "gthread"
         origins["worker_class"] = f"threads = {values['threads']}"
