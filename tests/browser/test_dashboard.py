@@ -45,7 +45,7 @@ pytestmark = [*needs_browser, pytest.mark.asyncio(loop_scope="module")]
 async def chromium() -> AsyncIterator[Browser]:
     """Its start takes longer than most tests."""
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.worker_id(
+        browser = await playwright.chromium.launch(
             executable_path=CHROMIUM,
             args=[
                 "--no-sandbox",

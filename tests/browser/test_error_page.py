@@ -34,7 +34,7 @@ def test_follows_the_next_edit(place: Place) -> None:
     place.add("shop.py", "price = '<b>1</b>'\nprint(undefined)\n")
     daemon = place.start("--reload", "shop:app")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.worker_id(
+        browser = playwright.chromium.launch(
             executable_path=CHROMIUM,
             args=["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"],
         )
