@@ -20,7 +20,7 @@ from tests.kit.http_client import ask
 pytestmark = needs_browser
 
 # Generous, for a busy machine; a test that passes never waits for it.
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 APP = """
 def app(environ, start_response):
