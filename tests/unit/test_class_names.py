@@ -16,7 +16,6 @@ KNOWN_DUPLICATES = frozenset(
         "Allowance",
         "Answer",
         "Body",
-        "Calls",
         "Decision",
         "Generation",
         "Outlets",
@@ -27,7 +26,6 @@ KNOWN_DUPLICATES = frozenset(
         "Server",
         "SettingView",
         "Worker",
-        "_Peers",
         "_Walk",
     }
 )

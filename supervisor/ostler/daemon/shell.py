@@ -391,7 +391,7 @@ class Shell:
         if decided is None:
             raise SettingError("config", "the fork server has not said which file it is; this is a defect")
         if decided.loaded is not None:
-            return msgspec.structs.replace(decided.loaded, one_loop=said.one_loop), []
+            return msgspec.structs.replace(decided.loaded, one_loop=said.one_loop, tls=said.tls), []
         settings = msgspec.structs.replace(
             said.settings, user=decided.user, group=decided.group, initgroups=decided.initgroups
         )

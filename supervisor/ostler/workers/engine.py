@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 from time import monotonic_ns
+from typing import ClassVar
 
 from ostler.osapi import original
 from ostler.osapi.gil_holding import GilHoldingCalls
@@ -48,6 +49,7 @@ _TIMER_SLACK = 1_000
 class Engine(Loop):
     """Serves one app on inherited listeners, with `settings.threads` threads."""
 
+    serves_tls: ClassVar[bool] = True
     _turn_lasts = _TURN
 
     def __init__(self, context: Context) -> None:

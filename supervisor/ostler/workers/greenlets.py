@@ -66,6 +66,7 @@ class GreenletEngine(Loop):
     """
 
     one_loop: ClassVar[bool] = True
+    serves_tls: ClassVar[bool] = True
     _interleaves = True
     deadlines: GreenletDeadlines
 

@@ -93,7 +93,7 @@ class Loop(Doors, BaseWorker):
         """Make the loop look around; may be called from a signal handler."""
         self._wake.send()
 
-    def drain(self, hand_over: bool = False) -> None:
+    def drain(self, hand_over: bool = False, seconds: float | None = None) -> None:  # noqa: ARG002
         """Stop accepting; `run` returns when what is there has been answered or the time is over.
 
         May be called from a signal handler: it only leaves a note for the loop.

@@ -17,7 +17,7 @@ from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.memory import size
 from ostler.workers.base import Context
 from ostler.workers.interrupt import Deadlines
-from ostler.workers.meinheld_calls import Calls, serves
+from ostler.workers.meinheld.calls import MeinheldCalls, is_in_app
 from ostler.wsgi.exchange import DeadlineExceeded
 
 
@@ -50,7 +50,7 @@ class Rig:
                 None,
             )
         )
-        self.calls = Calls(context, Deadlines(self.cell, serves), lambda: False)
+        self.calls = MeinheldCalls(context, Deadlines(self.cell, is_in_app), lambda: False)
 
     def request(self, **more: Any) -> dict[str, Any]:
         """An environ such as the server's."""
