@@ -371,6 +371,9 @@ class Place:
             "TMPDIR": str(self.folder),
             "NO_COLOR": "1",
             _MARK: self._mark,
+            # aiohttp reads the machine's certificates when it is imported, 40 ms; no test needs them.
+            "SSL_CERT_FILE": os.devnull,
+            "SSL_CERT_DIR": os.devnull,
             # setproctitle does not overwrite the environment, so that the mark stays visible in /proc.
             "SPT_NOENV": "1",
         }

@@ -25,6 +25,7 @@ KNOWN_DUPLICATES = frozenset(
         "Route",
         "Server",
         "SettingView",
+        "Step",
         "Worker",
         "_Walk",
     }

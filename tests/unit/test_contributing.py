@@ -234,23 +234,24 @@ def errs_too_often(errors: int, limit: int) -> bool:
 """,
         ),
         Edit(
-            "supervisor/ostler/fleet/upkeep.py",
+            "supervisor/ostler/fleet/measurements.py",
             "from ostler.fleet.policies import errs_too_often\n",
-            before="from ostler.fleet.slots import",
+            before="from ostler.fleet.step import",
         ),
         Edit(
-            "supervisor/ostler/fleet/upkeep.py",
-            """            limit = self.policy.max_errors if self.policy else 0
-            if errs_too_often(load.errors, limit) and worker.state is READY and worker.leaving is None:
-                worker.leaving = Cause.RECYCLE
-                self._report("info", "recycle", worker, pid=worker.pid, errors=load.errors)
+            "supervisor/ostler/fleet/measurements.py",
+            """        limit = state.policy.max_errors if state.policy else 0
+        serves = worker.state is WorkerState.READY and worker.leaving is None
+        if errs_too_often(load.errors, limit) and serves:
+            worker.leaving = Cause.RECYCLE
+            step.report_worker("info", "recycle", worker, pid=worker.pid, errors=load.errors)
 """,
-            before="            self._watch_memory(worker)\n",
+            before="        _check_memory(step, worker)\n",
         ),
         Edit(
             "supervisor/ostler/fleet/model.py",
-            "    max_errors: int = 0\n",
-            before="    fork_server_grace: float",
+            "    max_errors: int = 0\n\n\n",
+            before="@dataclass(frozen=True, slots=True)\nclass Load:",
         ),
         Edit(
             "supervisor/ostler/settings/table.py",

@@ -44,6 +44,7 @@ def deaths(daemon: Daemon, number: int) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.thorough
 @each_class
 def test_a_worker_that_kills_itself_again_and_again(hostile_place: Place, words: tuple[str, ...]) -> None:
     """The supervisor does not fork without limit: beyond what anybody kills by hand it takes its time."""
@@ -62,6 +63,7 @@ def test_a_worker_that_kills_itself_again_and_again(hostile_place: Place, words:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_an_administrator_kills_several_in_a_row(hostile_place: Place) -> None:
     """Each is replaced at once, the twentieth as fast as the first."""
     daemon = hostile_place.start("--preload", "-w", "1", "attacked:app")

@@ -10,6 +10,7 @@ import pytest
 from tests.kit.daemon import Place, end_with_parent, fork_server
 from tests.kit.http_client import ask
 from tests.kit.processes import Process
+from tests.kit.tiers import thorough
 from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
@@ -51,7 +52,7 @@ def request(path):
 """
 
 
-@pytest.mark.parametrize("inherit", [blocked, ignored])
+@pytest.mark.parametrize("inherit", [blocked, *thorough(ignored)])
 def test_inherited_signals(hostile_place: Place, inherit: Callable[[], None]) -> None:
     """All blocked, or all ignored: dead workers are replaced, signals are heeded, after an upgrade too."""
     hostile_place.add("attack.py", CHILD)

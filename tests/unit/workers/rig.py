@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ostler.logs.access import AccessLog
-from ostler.logs.lean import Log, LogFile
+from ostler.logs.lean import Log
+from ostler.logs.logfile import LogFile
 from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.counts import Counts
 from ostler.scoreboard.memory import map_cell
@@ -237,7 +238,7 @@ class Rig:
             client.close()
         self.engine.drain()
         self._thread.join(PATIENCE)
-        watcher = self.engine._lead._watcher if isinstance(self.engine, Engine) else None
+        watcher = self.engine.leader._watcher if isinstance(self.engine, Engine) else None
         if watcher is not None:
             watcher.join(PATIENCE)
         if not self._thread.is_alive():

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self
 
 from ostler.logs.limiter import LimitedLog
 from ostler.osapi.files import open_files
-from ostler.settings.table import Settings, rows
+from ostler.settings.table import Settings
 from ostler.text import name_and_text, trace_of
 from ostler.workers.asgi import client_speed, memory_bounds, tls_reading, uvicorn_setup
 from ostler.workers.asgi.acceptor import AsgiAcceptor
@@ -30,7 +30,7 @@ from ostler.workers.asgi.deadlines import AsgiDeadlines
 from ostler.workers.asgi.warmup import warm_up
 from ostler.workers.base import BaseWorker, Context
 from ostler.workers.error_page import ErrorPage
-from ostler.workers.loader import AppLoadError
+from ostler.workers.load_errors import AppLoadError
 from ostler.wsgi.exchange import QuitWorker
 
 # When draining begins, an idle connection is given this long to send a request that may be on its way.
@@ -42,15 +42,6 @@ _SHUTDOWN_PART, _SHUTDOWN_MOST = 0.1, 1.0
 _CANCEL = 0.5
 # Stands for a connection's request, which uvicorn calls a cycle.
 _WEBSOCKET = object()
-# What uvicorn has no counterpart for.
-_WITHOUT_EFFECT = (
-    *("limit_request_line", "limit_request_fields", "limit_request_field_size", "limit_request_body"),
-    *("buffer_request", "stream_request", "buffer_response"),
-    *("buffer_response_file", "queue_timeout", "header_map", "forwarder_headers", "strip_header_spaces"),
-    *("permit_obsolete_folding", "permit_unconventional_http_method", "casefold_http_method"),
-    *("permit_unconventional_http_version", "secure_scheme_headers", "proxy_protocol", "proxy_allow_ips"),
-    "threads",
-)
 
 
 class AsgiWorker(BaseWorker):
@@ -69,13 +60,7 @@ class AsgiWorker(BaseWorker):
     def check(cls, settings: Settings) -> list[str]:
         # What it imports is shared by all workers.
         uvicorn_setup.make_config(_nothing, settings, cls.config_kwargs).get_loop_factory()
-        defaults = rows()
-        names = [
-            name
-            for name in _WITHOUT_EFFECT
-            if getattr(settings, name, None) != getattr(defaults.get(name), "default", None)
-        ]
-        return [f"without effect in asgi workers: {', '.join(names)}"] if names else []
+        return []
 
     @classmethod
     def create(cls, context: Context) -> Self:

@@ -84,7 +84,7 @@ class MeinheldWorker(BaseWorker):
         self._wake_listener: socket.socket | None = None
         self._wakes: list[socket.socket] = []
         self._inner: set[int] = set()
-        self._deadlines = Deadlines(context.cell, is_in_app)
+        self._deadlines = Deadlines(context.accounting, is_in_app)
         self._calls = MeinheldCalls(context, self._deadlines, self._look)
 
     # -- what the life cycle calls ----------------------------------------------------------------------

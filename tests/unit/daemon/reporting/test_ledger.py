@@ -16,7 +16,8 @@ from ostler.daemon.reporting.ledger import (
 )
 from ostler.fleet import events
 from ostler.fleet.machine import Fleet
-from ostler.fleet.model import Cause, ExitStatus, FleetPolicy, GenerationState, Worker, WorkerState
+from ostler.fleet.model import Cause, ExitStatus, GenerationState, Worker, WorkerState
+from tests.kit.policies import fleet_policy
 
 BOOTING, READY, DRAINING, STOPPING = WorkerState
 QUIT, ABRT, KILL, TERM, SEGV = (
@@ -156,14 +157,14 @@ def a_fleet(state: GenerationState | None = None, **more: Any) -> Fleet:
     """One whose first generation is in this state, or unknown."""
     fleet = Fleet()
     fleet.handle(events.StartAsked(), 0.0)
-    fleet.handle(events.ForkServerConfigured(1, FleetPolicy()), 0.0)
+    fleet.handle(events.ForkServerConfigured(1, fleet_policy()), 0.0)
     fleet.handle(events.AppLoaded(1), 0.0)
     if state is None:
         del fleet.generations[1]
     else:
         fleet.generations[1].state = state
     for name, value in more.items():
-        setattr(fleet, name, value)
+        setattr(fleet.state, name, value)
     return fleet
 
 
