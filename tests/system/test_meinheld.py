@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import Place
+from tests.kit.daemon import Daemon, Place
 from tests.kit.load import Load
 from tests.kit.processes import Process
 from tests.kit.tiers import thorough
@@ -156,7 +156,7 @@ def test_counts(odd: Place) -> None:
     assert daemon.status().totals.errors == 2
     event = daemon.event("request_failed", path="/fail")
     assert "RuntimeError: the app's own mistake" in event["traceback"]
-    assert "meinheld_calls" not in event["traceback"]
+    assert "ostler/workers" not in event["traceback"]
 
 
 def test_access_log(odd: Place) -> None:
@@ -284,6 +284,57 @@ def test_term_finishes_what_is_in_flight(place: Place) -> None:
     assert busy.answer().text == "term passed"
     assert daemon.wait() == 0
     assert daemon.events("worker_exited")[-1]["status"] == "exit code 0"
+
+
+# The server's own time-outs are cut down, so that a test can outlast them. How long a body may take to come
+# is what it takes for its keep-alive.
+SHORT_TIMEOUTS = """\
+import ostler.workers.meinheld.worker as worker
+worker._LONGEST, worker._RENEW_AT = 5, 4
+"""
+PATIENT = ("--keep-alive", "60")
+
+
+def upload_slowly(daemon: Daemon, seconds: float) -> bytes:
+    """Have the worker drain, and send it a body for that long; its answer."""
+    with socket.create_connection(daemon.address, PATIENCE) as client:
+        count = int(seconds / 0.25)
+        client.sendall(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % count)
+        client.sendall(b"x")
+        daemon.get()  # accepted later than the slow one
+        daemon.send(signal.SIGTERM)
+        daemon.event("stop")
+        answer = b""
+        try:
+            for _ in range(count - 1):
+                time.sleep(0.25)  # a client that is slow
+                client.sendall(b"x")
+            while part := client.recv(1000):
+                answer += part
+        except OSError:
+            pass
+        return answer
+
+
+@pytest.mark.parametrize("bind", [(), ("-b", "127.0.0.1:0", "-b", "[::1]:0")])
+def test_draining_longer_than_the_servers_timeouts(odd: Place, bind: tuple[str, ...]) -> None:
+    """The server's time-outs reach 127 s, graceful_timeout may be longer: a request has all of it."""
+    odd.add("conf.py", SHORT_TIMEOUTS)
+    daemon = odd.start(*MEINHELD, "-c", "conf.py", *bind, *PATIENT, "--graceful-timeout", "60", "odd:app")
+    assert upload_slowly(daemon, 10.0).endswith(b"x" * 40)
+    assert daemon.wait() == 0
+    assert daemon.event("worker_exited")["status"] == "exit code 0"
+
+
+def test_draining_is_over_when_its_time_is(odd: Place) -> None:
+    """Connections that are left then are cut, and the worker ends by itself."""
+    odd.add("conf.py", SHORT_TIMEOUTS)
+    daemon = odd.start(*MEINHELD, "-c", "conf.py", *PATIENT, "--graceful-timeout", "4", "odd:app")
+    began = time.monotonic()
+    assert upload_slowly(daemon, 12.0) == b""
+    assert time.monotonic() - began > 3.9
+    assert daemon.wait() == 0
+    assert daemon.event("worker_exited")["status"] == "exit code 0"
 
 
 def test_idle_workers_are_prompt(place: Place) -> None:

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-
 from ostler.daemon.deadlines import DeadlineSensor
+
 from ostler.daemon.policy import fleet_policy
 from ostler.settings import Loaded, load, rows
 from ostler.settings.table import LIVE
