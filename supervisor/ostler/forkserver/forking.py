@@ -22,11 +22,12 @@ from msgspec import structs
 from ostler.ipc import messages
 from ostler.ipc.channel import Channel
 from ostler.logs import bridge
-from ostler.logs.outlets import Outlets
+from ostler.logs.sinks import LogSinks
 from ostler.osapi import original
 from ostler.osapi.needed import with_remedy
 from ostler.osapi.process import adopt_no_orphans, set_title
-from ostler.workers import boot
+from ostler.workers import boot, signals
+from ostler.workers.inheritance import Inheritance, WorkerGeneration, Zygote
 
 _PID = struct.Struct("i")
 
@@ -40,15 +41,15 @@ class Forking:
     Args:
         channel: to the supervisor.
         generation: what they inherit.
-        outlets: its own logs.
+        sinks: its own logs.
     """
 
-    def __init__(self, channel: Channel[Asked], generation: boot.Generation, outlets: Outlets) -> None:
+    def __init__(self, channel: Channel[Asked], generation: WorkerGeneration, sinks: LogSinks) -> None:
         self._channel = channel
         self._generation = generation
-        self._outlets = outlets
+        self._sinks = sinks
 
-    def run(self, ready: messages.AppLoaded | messages.ZygoteReady) -> boot.Inheritance | None:
+    def run(self, ready: messages.AppLoaded | messages.ZygoteReady) -> Inheritance | None:
         """Say that it is ready and serve the supervisor until that hangs up, which ends the process.
 
         Returns in forked workers with what they inherit, else None at the end. What is told to leave before
@@ -74,7 +75,7 @@ class Forking:
                 elif isinstance(message, messages.LogLine):
                     self._log_line(message)
                 elif isinstance(message, messages.ReopenLogs):
-                    self._outlets.reopen()
+                    self._sinks.reopen()
                 elif isinstance(message, messages.Drain) and not message.zygote:
                     boot.leave(0)
         except (BrokenPipeError, ConnectionResetError):
@@ -96,20 +97,20 @@ class Forking:
         children = Path("/proc/thread-self/children")
         return threading.active_count() > 1 or (children.exists() and bool(children.read_text().split()))
 
-    def _spawn(self, ask: messages.Spawn, descriptors: list[int]) -> boot.Inheritance | None:
+    def _spawn(self, ask: messages.Spawn, descriptors: list[int]) -> Inheritance | None:
         """Fork a worker; in the worker, returns what it inherits."""
         channel_fd, stacks_fd, cell_fd = descriptors
         hook_worker = self._generation.hooks.about_to_fork(ask)
         read_fd, write_fd = os.pipe()
         gc.freeze()  # what came since the last time; see `_tidy_up`
         # Blocked until the worker has handlers of its own: ours would swallow what is meant for it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, boot.ENDING)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
         # The worker is to be the supervisor's child, whatever the app wants of its own.
         adopt_no_orphans()
         try:
             intermediate = original.fork()
         except OSError as error:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.ENDING)
             for fd in (read_fd, write_fd, *descriptors):
                 original.close(fd)
             self._channel.send(messages.ForkFailed(ask.worker_id, with_remedy(error)))
@@ -124,13 +125,13 @@ class Forking:
                 original.close(read_fd)
                 original.close(write_fd)
                 self._channel.close()
-                self._outlets.drop()
+                self._sinks.drop()
                 place = ask.worker_id, ask.urgent, ask.slot
                 ends = channel_fd, stacks_fd, cell_fd
-                return boot.Inheritance(self._generation, *place, *ends, hook_worker)
+                return Inheritance(self._generation, *place, *ends, hook_worker)
             original.write(write_fd, _PID.pack(worker))
             os._exit(0)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, boot.ENDING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.ENDING)
         original.close(write_fd)
         for fd in descriptors:
             original.close(fd)
@@ -147,15 +148,15 @@ class Forking:
         return None
 
 
-def take_over(zygote: boot.Zygote) -> Forking:
+def take_over(zygote: Zygote) -> Forking:
     """Be the fork server of what a worker has left."""
     # Without its supervisor it ends, as any fork server.
-    boot.on_hang_up(zygote.channel_fd, lambda: os._exit(0))
+    signals.on_hang_up(zygote.channel_fd, lambda: os._exit(0))
     channel: Channel[Asked] = Channel(original.Socket(fileno=zygote.channel_fd), Asked)
     generation = zygote.generation
-    outlets = Outlets(generation.settings, generation.log_format, fields_of(generation.number))
-    generation.hooks.taken_over(outlets.log.event)
-    return Forking(channel, generation, outlets)
+    sinks = LogSinks(generation.settings, generation.log_format, fields_of(generation.number))
+    generation.hooks.taken_over(sinks.log.event)
+    return Forking(channel, generation, sinks)
 
 
 def fields_of(generation: int) -> dict[str, int]:

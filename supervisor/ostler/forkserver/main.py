@@ -35,11 +35,11 @@ from ostler.hooks.generation import Cause, Hooks
 from ostler.ipc import messages
 from ostler.ipc.channel import Channel, line, lines, shorten
 from ostler.logs import bridge, logconfig
-from ostler.logs.access import compile_format, unknown_atoms
+from ostler.logs.access_format import compile_format, unknown_atoms
 from ostler.logs.lean import resolve_format
 from ostler.logs.opening import make_for_sharer, open_log, share_with
-from ostler.logs.outlets import Outlets
-from ostler.logs.streams import forgive, write_at_once
+from ostler.logs.sinks import LogSinks
+from ostler.logs.streams import ignore_write_errors, write_at_once
 from ostler.osapi import imports, original, trust
 from ostler.osapi.account import Account, find_account
 from ostler.osapi.cpus import usable_cpus
@@ -50,12 +50,14 @@ from ostler.osapi.process import set_title
 from ostler.settings import configfile
 from ostler.settings.load import Loaded, load
 from ostler.settings.rights import others_logs, rights_for
-from ostler.settings.table import Settings
-from ostler.workers import boot
+from ostler.settings.table import Settings, without_effect
+from ostler.workers import app_forks, boot, signals
 from ostler.workers.base import BaseWorker
-from ostler.workers.classes import worker_class
+from ostler.workers.classes import built_in, worker_class
 from ostler.workers.engine import Engine
-from ostler.workers.loader import AppLoadError, enter, extend_path, set_environment
+from ostler.workers.inheritance import WorkerGeneration
+from ostler.workers.load_errors import AppLoadError
+from ostler.workers.loader import enter, extend_path, set_environment
 from ostler.workers.loader import load as load_app
 from ostler.workers.priming import LONG, prime
 from ostler.wsgi.exchange import App
@@ -88,12 +90,12 @@ class Preparation:
         self._tls: SSLContext | None = None
         self._certificates: dict[str, int] = {}
         self._worker_class: type[BaseWorker] = Engine
-        self.outlets: Outlets | None = None
+        self.sinks: LogSinks | None = None
         # With `reload`, and not when all that is asked is whether the app can be loaded.
         self._development: Development | None = None
         self._hooks: Hooks | None = None
 
-    def run(self) -> boot.Generation | None:
+    def run(self) -> WorkerGeneration | None:
         """Do what the supervisor asks; None if it can't be done, or the supervisor is gone."""
         while (received := self._channel.receive()) is not None:
             message, descriptors = received
@@ -102,8 +104,8 @@ class Preparation:
                     return None
             elif isinstance(message, messages.Load):
                 return self._load(message, descriptors)
-            elif isinstance(message, messages.ReopenLogs) and self.outlets is not None:
-                self.outlets.reopen()
+            elif isinstance(message, messages.ReopenLogs) and self.sinks is not None:
+                self.sinks.reopen()
         return None
 
     def _configure(self, ask: messages.Configure) -> bool:
@@ -125,6 +127,9 @@ class Preparation:
                 self._set_up_logs(loaded.settings, file)
                 self._worker_class = worker_class(loaded.settings)
                 remarks = self._worker_class.check(loaded.settings)
+                kind = built_in(self._worker_class, loaded.settings)
+                if kind is not None and (unused := without_effect(loaded.settings, kind)):
+                    remarks.append(f"without effect in {kind} workers: {', '.join(unused)}")
             loaded = msgspec.structs.replace(loaded, one_loop=self._worker_class.one_loop)
             remarks += self._set_up_hooks(loaded.settings, functions, ask.cause)
             if ask.known is None:
@@ -144,7 +149,7 @@ class Preparation:
         warnings = lines(warnings, messages.MOST_LINES)
         self._channel.send(messages.Configured(loaded, warnings, hooks, line(problem)))
         if self._development is not None:
-            self._development.tell_configuration(loaded.config, ask, loaded.settings)
+            self._development.report_configuration(loaded.config, ask, loaded.settings)
         return True
 
     def _read(self, ask: messages.Configure) -> tuple[Loaded, list[str], configfile.ConfigFile | None]:
@@ -251,7 +256,7 @@ class Preparation:
         """
         if settings.capture_output and settings.errorlog != "-":
             write_at_once()
-        self.outlets = Outlets(settings, self._log_format, fields_of(self._number))
+        self.sinks = LogSinks(settings, self._log_format, fields_of(self._number))
         bridge.set_up(settings.loglevel, access=bool(settings.accesslog))
         logconfig.apply(settings, file.values.get("logconfig_dict") if file is not None else None)
 
@@ -269,8 +274,8 @@ class Preparation:
             remarks.append(f"{', '.join(uncalled)}: without effect in {settings.worker_class} workers")
         without = {"ssl_context", *uncalled}
         called = {name: function for name, function in functions.items() if name not in without}
-        assert self.outlets is not None
-        self._hooks = Hooks(called, settings, self.outlets.log.event, self._load_app, cause)
+        assert self.sinks is not None
+        self._hooks = Hooks(called, settings, self.sinks.log.event, self._load_app, cause)
         return remarks
 
     def _load_app(self) -> App:
@@ -281,7 +286,7 @@ class Preparation:
             return self._development.load(settings, self._worker_class, self._number)
         return load_app(settings, self._worker_class.interface)
 
-    def _load(self, ask: messages.Load, descriptors: list[int]) -> boot.Generation | None:
+    def _load(self, ask: messages.Load, descriptors: list[int]) -> WorkerGeneration | None:
         assert self._loaded is not None
         assert self._hooks is not None
         settings = self._loaded.settings
@@ -302,10 +307,10 @@ class Preparation:
                 messages.LoadFailed(line(error.reason), shorten(error.trace) if error.trace else None)
             )
             return None
-        assert self.outlets is not None
+        assert self.sinks is not None
         if issubclass(self._worker_class, Engine):
-            prime(settings, self.outlets.log, LONG)
-        return boot.Generation(
+            prime(settings, self.sinks.log, LONG)
+        return WorkerGeneration(
             number=self._number,
             name=ask.name,
             settings=settings,
@@ -336,8 +341,8 @@ def _configure(
         sys.path.insert(0, str(folder))
     if name is not None and not decision.skipped:
         file = configfile.evaluate(name, folder, decision.source)
-        if file.unknown:
-            warnings.append(f"{file.name}: no settings, and without effect: {'; '.join(file.unknown)}")
+        if file.unrecognised:
+            warnings.append(f"{file.name}: no settings, and without effect: {'; '.join(file.unrecognised)}")
     if ask.known is not None:
         return ask.known, [], file
     given, variables = override(ask, decision)
@@ -464,22 +469,23 @@ def main(channel_fd: int, lowered: int) -> None:
 
     lowered: how we stepped back (for good: only who boots waits for us); a worker undoes it for itself.
     """
-    forgive()  # before any user code: it may keep the streams it finds
+    ignore_write_errors()  # before any user code: it may keep the streams it finds
     # The supervisor ends us by hanging up.
-    boot.ignore_group_signals()
+    signals.ignore_group_signals()
+    app_forks.register()
     random.seed()
     # Without its supervisor it ends, also in the middle of an app that takes forever to load.
-    boot.on_hang_up(channel_fd, lambda: os._exit(0))
+    signals.on_hang_up(channel_fd, lambda: os._exit(0))
     channel: Channel[Asked] = Channel.from_fd(channel_fd, Asked)
     try:
         preparation = Preparation(channel, lowered)
         generation = preparation.run()
     except (BrokenPipeError, ConnectionResetError):
         return  # the supervisor is gone in the middle of an answer
-    if generation is None or preparation.outlets is None:
+    if generation is None or preparation.sinks is None:
         return
     lowered = preparation.lowered
-    inheritance = Forking(channel, generation, preparation.outlets).run(messages.AppLoaded())
+    inheritance = Forking(channel, generation, preparation.sinks).run(messages.AppLoaded())
     while inheritance is not None:
         zygote = boot.run(inheritance, lowered)
         lowered = step_back()

@@ -1,1 +1,1 @@
-"""gunicorn's server hooks: the configuration file's functions, called in the fork server and in workers."""
+"""gunicorn's server hooks: functions of the configuration file, called in the fork server and in workers."""

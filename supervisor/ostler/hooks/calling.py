@@ -1,11 +1,12 @@
-"""Calling hooks: what they raise is told and goes no further, or fails what they were part of.
+"""Calls hooks and handles their exceptions.
 
-Some hooks take part in a start (`demand`): what they raise fails it, as in gunicorn, and what fails then is
-no more than the start of the daemon, a reload or one worker. The others are only told of things (`call`).
+Some hooks are part of a start (`require`): their exceptions make it fail, as in gunicorn; that is the start
+of the daemon, a reload or one worker. The other hooks are notifications (`call`): their exceptions are
+logged.
 
-A hook of the second kind that runs in the fork server keeps workers from being forked, so it has `HOOK_TIME`
-(`call_in_time`): then an exception is raised in it by SIGALRM, and this process does not call it again. One
-that hangs in C hears nothing of that; the fleet replaces a fork server that does not fork.
+A notification that runs in the fork server delays forks, so it has `HOOK_TIME` (`call_in_time`): after that
+SIGALRM raises an exception in it, and this process does not call it again. A hook that hangs in C code is not
+interrupted by that; the fleet replaces a fork server that does not fork.
 """
 
 import signal
@@ -20,16 +21,16 @@ from ostler.text import frames_of, name_and_text, trace_of
 from ostler.wsgi.exchange import QuitWorker
 
 HOOK_TIME = 4.0
-"""Seconds. Twice it is less than what the fleet lets a fork server take for a fork."""
-# Should a hook catch what ends it, it gets it again as often.
+"""Seconds. Twice as much is less than the time that the fleet allows a fork server for a fork."""
+# Seconds between further exceptions, for a hook that catches the first one.
 _AGAIN = 0.5
 
 
 class HookFailed(Exception):
-    """What a hook has raised.
+    """A hook has raised an exception.
 
     Args:
-        reason: one line with the hook, the exception and its place.
+        reason: one line with the hook, the exception and where it was raised.
         trace: the traceback from the hook on.
     """
 
@@ -40,30 +41,33 @@ class HookFailed(Exception):
 
 
 class HookTimeout(BaseException):
-    """Raised in a hook that takes longer than HOOK_TIME; no Exception, so that few catch it."""
+    """Raised in a hook that takes longer than HOOK_TIME.
+
+    Not a subclass of Exception, so that few hooks catch it.
+    """
 
     def __str__(self) -> str:
-        return f"a hook may keep the fork server for {HOOK_TIME:g} s"
+        return f"a hook may take {HOOK_TIME:g} s in the fork server"
 
 
-class Calls:
-    """Calls the functions of a configuration file.
+class HookCaller:
+    """Calls the hooks of a configuration file; in the main thread, but for those about requests.
 
     Args:
         functions: hooks by name.
-        emit: writes to the error log.
+        emit: writes an event to the error log.
     """
 
     def __init__(self, functions: Mapping[str, Callable[..., Any]], emit: Emit) -> None:
         self.functions = dict(functions)
         self.emit = emit
 
-    def demand(self, name: str, *args: Any) -> None:
+    def require(self, name: str, *args: Any) -> None:
         """Call the hook if there is one.
 
         Raises:
             HookFailed: it has raised.
-            QuitWorker: a signal says that this worker is to end.
+            QuitWorker: a signal ends this worker.
         """
         function = self.functions.get(name)
         if function is None:
@@ -78,14 +82,14 @@ class Calls:
             _flush()
 
     def call(self, name: str, *args: Any) -> None:
-        """As `demand`, but what it raises is only logged."""
+        """Call the hook if there is one; an exception is only logged."""
         try:
-            self.demand(name, *args)
+            self.require(name, *args)
         except HookFailed as failed:
-            self.tell(name, failed)
+            self.log_failure(name, failed)
 
-    def tell(self, name: str, failed: HookFailed) -> None:
-        """Log what a hook has raised."""
+    def log_failure(self, name: str, failed: HookFailed) -> None:
+        """Log the exception of a hook."""
         self.emit("error", "hook_failed", hook=name, problem=failed.reason, traceback=failed.trace)
 
     def call_in_time(self, name: str, *args: Any) -> None:
@@ -98,12 +102,12 @@ class Calls:
             if isinstance(failed.__cause__, HookTimeout):
                 del self.functions[name]
                 failed.reason += "; it is not called again"
-            self.tell(name, failed)
+            self.log_failure(name, failed)
         except HookTimeout:
-            pass  # it was over by then
+            pass  # the hook had ended already
 
     def _in_time(self, name: str, args: tuple[Any, ...]) -> None:
-        """User code may have an alarm of its own: it is set aside, and one that the hook sets stays."""
+        """An alarm of user code is suspended meanwhile, and an alarm that the hook sets stays."""
         running = True
 
         def ring(_signum: int, _frame: FrameType | None) -> None:
@@ -113,18 +117,18 @@ class Calls:
         before = signal.signal(signal.SIGALRM, ring)
         left, interval = signal.setitimer(signal.ITIMER_REAL, HOOK_TIME, _AGAIN)
         try:
-            self.demand(name, *args)
+            self.require(name, *args)
         finally:
             running = False
             if signal.getsignal(signal.SIGALRM) is ring:
                 signal.setitimer(signal.ITIMER_REAL, left, interval)
                 signal.signal(signal.SIGALRM, before if before is not None else signal.SIG_DFL)
             elif signal.getitimer(signal.ITIMER_REAL)[1] == _AGAIN:
-                signal.setitimer(signal.ITIMER_REAL, left, interval)  # still ours, under its handler
+                signal.setitimer(signal.ITIMER_REAL, left, interval)  # our timer, with the hook's handler
 
 
 def failure(name: str, error: BaseException) -> HookFailed:
-    """An exception that left the hook `name`."""
+    """The failure for an exception that the hook `name` has raised."""
     frames = frames_of(error)
     while (
         frames is not None and frames.tb_next is not None and frames.tb_frame.f_code.co_filename == __file__
@@ -137,9 +141,9 @@ def failure(name: str, error: BaseException) -> HookFailed:
 
 
 def _flush() -> None:
-    """What a hook has printed must be seen, and not be there once more in a fork."""
+    """Write what a hook has printed, so that it is not written again by a forked process."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError, AttributeError):
-            pass  # closed, full, or not there at all
+            pass  # closed, full, or None

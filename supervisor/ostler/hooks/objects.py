@@ -1,7 +1,7 @@
-"""What hooks are given: objects with the attributes that gunicorn's have and people use.
+"""The arguments of hooks: objects with those attributes of gunicorn's objects that are in use.
 
-Hooks may put attributes of their own on `server`, `worker` and requests, and find them again later: a worker
-inherits what `pre_fork` has left. What a hook looks for in vain it is told with the names that there are.
+Hooks may set attributes of their own on `server`, `worker` and requests, and read them later: a worker
+inherits those that `pre_fork` has set. The error for an unknown attribute names the known ones.
 """
 
 import os
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ostler.logs.render import LEVELS
 from ostler.settings.address import Address, parse_address
+from ostler.settings.ignored import IGNORED
 from ostler.settings.table import Settings
-from ostler.settings.unused import UNUSED
 from ostler.text import trace_of
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ Emit = Callable[..., None]
 _NUMBERS = {number: name for name, number in LEVELS.items()}
 
 
-class Known:
-    """An unknown attribute is an AttributeError that names those that there are."""
+class HookArgument:
+    """Base class: the AttributeError for an unknown attribute names the known ones."""
 
     _called = "it"
 
@@ -38,7 +38,7 @@ class Known:
         raise AttributeError(f"{self._called} has no attribute {name!r} here; it has {', '.join(known)}")
 
 
-class HookLog(Known):
+class HookLog(HookArgument):
     """`server.log` and `worker.log`: each call is one line of the error log.
 
     Args:
@@ -101,7 +101,7 @@ def _filled(message: object, args: tuple[object, ...]) -> str:
         # As logging does it: a lone mapping is for %(name)s.
         return text % (args[0] if len(args) == 1 and isinstance(args[0], dict) and args[0] else args)
     except (TypeError, ValueError, KeyError):
-        return f"{text} {args!r}"  # a mistake in a log line must not end what it tells of
+        return f"{text} {args!r}"  # a mistake in a log call must not make the hook fail
 
 
 def _trace(exc_info: Any) -> str | None:
@@ -114,13 +114,13 @@ def _trace(exc_info: Any) -> str | None:
 
 
 def _logger(name: str) -> "logging.Logger":
-    import logging  # only for who asks: workers do without
+    import logging  # imported only if used: workers do not need it
 
     return logging.getLogger(name)
 
 
-class Config(Known):
-    """`server.cfg`: the settings by gunicorn's names, and in the types that gunicorn has."""
+class HookConfig(HookArgument):
+    """`server.cfg`: the settings by gunicorn's names, with gunicorn's types."""
 
     _called = "cfg"
 
@@ -130,9 +130,9 @@ class Config(Known):
     def __getattr__(self, name: str) -> Any:
         if name in Settings.__struct_fields__:
             return _as_gunicorn(getattr(vars(self)["_settings"], name))
-        if name in UNUSED:
-            return UNUSED[name].silent[0]
-        raise AttributeError(f"cfg has no setting {name!r}; ostler --print-config shows those that there are")
+        if name in IGNORED:
+            return IGNORED[name].silent[0]
+        raise AttributeError(f"cfg has no setting {name!r}; ostler --print-config shows all settings")
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(
@@ -149,7 +149,7 @@ class Config(Known):
 
     @property
     def workers(self) -> int:
-        """Of a range, where it begins."""
+        """The number of workers; of a range, its beginning."""
         return least(self._settings)
 
     @property
@@ -163,9 +163,9 @@ class Config(Known):
         return bool(self._settings.certfile or self._settings.keyfile)
 
     @property
-    def settings(self) -> dict[str, "SettingView"]:
+    def settings(self) -> dict[str, "HookSetting"]:
         """All settings by name."""
-        return {name: SettingView(name, getattr(self, name)) for name in Settings.__struct_fields__}
+        return {name: HookSetting(name, getattr(self, name)) for name in Settings.__struct_fields__}
 
     @property
     def worker_class_str(self) -> str:
@@ -173,7 +173,7 @@ class Config(Known):
 
 
 @dataclass(frozen=True, slots=True)
-class SettingView:
+class HookSetting:
     """One of `cfg.settings`."""
 
     name: str
@@ -195,7 +195,7 @@ def _address(address: Address) -> Any:
     return address.path if address.kind == "unix" else address.fd
 
 
-class HookApp(Known):
+class HookApp(HookArgument):
     """`server.app` and `worker.app`.
 
     Args:
@@ -219,12 +219,12 @@ class HookApp(Known):
         return self.callable
 
 
-class Server(Known):
+class HookServer(HookArgument):
     """`server`: the fork server, as hooks see it.
 
     Attributes:
-        pid: the supervisor's, which signals for the fleet are to be sent to.
-        address: what it listens on; before the listeners are bound, as configured.
+        pid: of the supervisor, to which signals for the fleet are sent.
+        address: of the listeners; before they are bound, as configured.
         WORKERS: the workers that this process has forked and that have not ended, by pid.
         LISTENERS: the listening sockets; none before they are bound.
         worker_age: of the newest worker.
@@ -233,7 +233,7 @@ class Server(Known):
     _called = "server"
 
     def __init__(self, settings: Settings, app: HookApp, log: HookLog) -> None:
-        self.cfg = Config(settings)
+        self.cfg = HookConfig(settings)
         self.log = log
         self.app = app
         self.pid = os.getppid()
@@ -244,7 +244,7 @@ class Server(Known):
         self.timeout = self.cfg.timeout
         self.worker_class = settings.worker_class
         self.worker_age = 0
-        self.WORKERS: dict[int, Worker] = {}
+        self.WORKERS: dict[int, HookWorker] = {}
         self.LISTENERS: list[socket.socket] = []
 
     def kill_worker(self, pid: int, signum: int) -> None:
@@ -260,27 +260,27 @@ class Server(Known):
             self.kill_worker(pid, signum)
 
     def listen(self, listeners: "list[socket.socket]") -> None:
-        """They are bound."""
+        """The listeners are bound."""
         self.LISTENERS = listeners
         self.address = [listener.getsockname()[:2] if isinstance(listener.getsockname(), tuple)
                         else listener.getsockname() for listener in listeners]  # fmt: skip
 
 
-class Worker(Known):
-    """`worker`: made before the fork, and what the worker process and the fork server each have then.
+class HookWorker(HookArgument):
+    """`worker`: made before the fork; afterwards the worker process and the fork server each have a copy.
 
     Attributes:
-        age: counts workers, from 1.
+        age: number of the worker, from 1.
         pid: `[booting]` before the fork.
-        alive: set to False in the worker it asks for a successor, and for its own end when that is ready.
-        booted: the app is loaded; aborted: SIGABRT has come.
+        alive: if set to False in the worker, it asks for a successor, and ends when that is ready.
+        booted: the app is loaded; aborted: SIGABRT was received.
         exitcode: in child_exit: the exit code, or -N for signal N.
-        slot: its place in the fleet.
+        slot: its slot in the fleet.
     """
 
     _called = "worker"
 
-    def __init__(self, server: Server, age: int, slot: int) -> None:
+    def __init__(self, server: HookServer, age: int, slot: int) -> None:
         self.age = age
         self.slot = slot
         self.pid: int | str = "[booting]"
@@ -304,12 +304,15 @@ class Worker(Known):
         retire: Callable[[int], object] = int,
         extend: Callable[[float], object] = float,
     ) -> None:
-        """It serves: `count` tells requests, `retire` asks for a successor, `extend` for time. Or no more."""
+        """Set the functions that count requests, ask for a successor, and extend a deadline; without.
+
+        Reset.
+        """
         self._count, self._retire, self._extend = count, retire, extend
 
     @property
     def nr(self) -> int:
-        """Requests so far, the one at hand included once its pre_request is over."""
+        """Requests so far, including the current one after its pre_request."""
         return self._count()
 
     @property
@@ -323,7 +326,7 @@ class Worker(Known):
             self._retire(self.nr)
 
     def end(self) -> None:
-        """It ends anyway: nobody need be asked."""
+        """The worker is ending: it need not ask for a successor."""
         self._alive = False
 
     def notify(self) -> None:
@@ -332,9 +335,9 @@ class Worker(Known):
             try:
                 self._extend(self.timeout)
             except RuntimeError:
-                pass  # it serves none
+                pass  # this thread serves no request
 
 
 def least(settings: Settings) -> int:
-    """The configured number of workers; of a range, where it begins."""
+    """The configured number of workers; of a range, its beginning."""
     return settings.workers[0] if isinstance(settings.workers, tuple) else settings.workers

@@ -1,28 +1,29 @@
 """pre_request and post_request: around the app, within the request's deadline.
 
-A worker whose configuration file has neither serves with the plain `Exchange` and pays nothing.
+Without such hooks a worker uses the plain `Exchange`, at no extra cost.
 """
 
 import itertools
 from typing import Any
 
-from ostler.hooks.calling import Calls, failure
-from ostler.hooks.objects import Known, Worker
+from ostler.hooks.calling import HookCaller, failure
+from ostler.hooks.objects import HookArgument, HookWorker
 from ostler.wsgi.environ import Environ
 from ostler.wsgi.exchange import App, DeadlineExceeded, Exchange, QuitWorker, interruptible
 
 _SPECIAL = {"CONTENT_TYPE", "CONTENT_LENGTH"}
 
 
-class HookRequest(Known):
+class HookRequest(HookArgument):
     """`req`.
 
     Attributes:
         method, uri, path, query, fragment, scheme: of the request line, undecoded; a fragment is never sent.
         version: (1, 0) or (1, 1).
-        headers: (NAME, value) in their order; what a hook adds or takes away the app sees, too.
-        remote_addr: (host, port) of the client; peer_addr: of who is at the other end of the connection,
-            which is a proxy perhaps. Both are a text if that is no address of an IP network.
+        headers: (NAME, value) in their order; the app sees headers that a hook adds, and not those it
+        removes. remote_addr: (host, port) of the client; peer_addr: of the other end of the connection, which
+        may be
+            a proxy. Both are strings if that is no address of an IP network.
         body: `wsgi.input`.
     """
 
@@ -55,11 +56,11 @@ class HookRequest(Known):
         return not self._keep_alive
 
 
-class HookResponse(Known):
-    """`resp`: what was answered, also if it was not the app that said so.
+class HookResponse(HookArgument):
+    """`resp`: the answer, also if the server made it.
 
     Attributes:
-        status: e.g. `200 OK`; status_code: its number; headers: as the app gave them; sent: bytes of the
+        status: e.g. `200 OK`; status_code: its number; headers: those of the app; sent: bytes of the
             body; response_length: of Content-Length, or None.
     """
 
@@ -79,18 +80,18 @@ class HookResponse(Known):
         return self._closes
 
 
-class Requests:
-    """Calls the hooks about requests in one worker.
+class RequestHooks:
+    """Calls the hooks about requests in one worker, in the thread that serves the request.
 
     Attributes:
-        begun: requests that were given to the app.
+        begun: number of requests that the app was called for.
     """
 
-    def __init__(self, calls: Calls, worker: Worker) -> None:
-        self._calls = calls
+    def __init__(self, caller: HookCaller, worker: HookWorker) -> None:
+        self._caller = caller
         self._worker = worker
-        self._pre = calls.functions.get("pre_request")
-        self._post = calls.functions.get("post_request")
+        self._pre = caller.functions.get("pre_request")
+        self._post = caller.functions.get("post_request")
         self._numbers = itertools.count(1)
         self.begun = 0
 
@@ -99,7 +100,7 @@ class Requests:
         return self._pre is not None or self._post is not None
 
     def exchange(self) -> type[Exchange]:
-        """`Exchange`, or if there are hooks one that calls them."""
+        """`Exchange`, or a subclass that calls the hooks, if there are any."""
         if not self.wanted:
             return Exchange
         hooks = self
@@ -110,29 +111,29 @@ class Requests:
             def run(self, app: App, environ: Environ) -> None:
                 req = HookRequest(self, environ)
 
-                def prepared(environ: Environ, start_response: Any) -> Any:
-                    # Here, so that what it raises is answered as the app's mistakes are, and in time.
+                def app_with_hook(environ: Environ, start_response: Any) -> Any:
+                    # Within the app's call: its exceptions and its time are handled like the app's.
                     hooks.before(req, environ)
                     return app(environ, start_response)
 
                 try:
-                    super().run(prepared, environ)
+                    super().run(app_with_hook, environ)
                 finally:
                     hooks.after(req, environ, HookResponse(self, req))
 
         return HookedExchange
 
     def before(self, req: HookRequest, environ: Environ) -> None:
-        """Raises whatever pre_request raises."""
+        """Call pre_request; its exceptions are passed on."""
         if self._pre is not None:
             fields = req.headers[:]
             self._pre(self._worker, req)
             if req.headers != fields:
-                _take_over(environ, fields, req.headers)
+                _copy_changes(environ, fields, req.headers)
         self.begun = next(self._numbers)
 
     def after(self, req: HookRequest, environ: Environ, resp: HookResponse) -> None:
-        """What post_request raises is logged: the answer is out."""
+        """Call post_request; its exceptions are logged, as the answer is sent."""
         if self._post is None:
             return
         try:
@@ -140,11 +141,11 @@ class Requests:
         except (QuitWorker, DeadlineExceeded):
             raise
         except BaseException as error:  # noqa: BLE001 - SystemExit too: it must not end the worker
-            self._calls.tell("post_request", failure("post_request", error))
+            self._caller.log_failure("post_request", failure("post_request", error))
 
 
-def _take_over(environ: Environ, before: list[tuple[str, str]], after: list[tuple[str, str]]) -> None:
-    """Let the app see the fields that a hook has added, and no more those that it has taken away."""
+def _copy_changes(environ: Environ, before: list[tuple[str, str]], after: list[tuple[str, str]]) -> None:
+    """Copy the header fields that a hook has added or removed to the environ."""
     for name, _ in before:
         if all(other != name for other, _ in after):
             environ.pop(_variable(name), None)

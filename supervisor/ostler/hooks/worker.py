@@ -5,35 +5,35 @@ from collections.abc import Callable
 from typing import Any
 
 from ostler.hooks.generation import Hooks
-from ostler.hooks.objects import HookApp, Worker
-from ostler.hooks.requests import Requests
+from ostler.hooks.objects import HookApp, HookWorker
+from ostler.hooks.requests import RequestHooks
 from ostler.logs.lean import Log
 from ostler.scoreboard.accounting import Accounting
 from ostler.wsgi.exchange import Exchange, QuitWorker
 
 
 class WorkerHooks:
-    """Calls what is to be called in a worker.
+    """Calls the hooks of a worker process.
 
     Args:
         hooks: the generation's.
-        worker: what hooks know as `worker`.
+        worker: the object that hooks get as `worker`.
         log: the worker's.
     """
 
-    def __init__(self, hooks: Hooks, worker: Worker, log: Log) -> None:
-        self._calls = hooks.calls
+    def __init__(self, hooks: Hooks, worker: HookWorker, log: Log) -> None:
+        self._caller = hooks.caller
         self._server = hooks.server
         self._worker = worker
         self._begun = self._ended = False
-        self._requests = Requests(self._calls, worker)
+        self._requests = RequestHooks(self._caller, worker)
         worker.pid = os.getpid()
-        self._calls.emit = log.event
+        self._caller.emit = log.event
         self._server.log.rewire(log.event)
 
     @property
     def wants_abort(self) -> bool:
-        return "worker_abort" in self._calls.functions
+        return "worker_abort" in self._caller.functions
 
     @property
     def app(self) -> HookApp:
@@ -42,52 +42,53 @@ class WorkerHooks:
     def forked(self) -> None:
         """post_fork, before anything of the app is loaded here. Raises HookFailed."""
         self._begun = True
-        self._calls.demand("post_fork", self._server, self._worker)
+        self._caller.require("post_fork", self._server, self._worker)
 
     def loaded(self, app: Any) -> Any:
-        """post_worker_init, before any request; the app, or what the hook has put in its place.
+        """post_worker_init, before any request; returns the app, or the one that the hook has replaced it
+        with.
 
         Raises:
             HookFailed: the hook has raised.
         """
         worker = self._worker
         worker.wsgi = self.app.callable = app
-        self._calls.demand("post_worker_init", worker)
+        self._caller.require("post_worker_init", worker)
         worker.booted = True
         return worker.wsgi if worker.wsgi is not app else self.app.callable
 
     def exchange(self) -> type[Exchange]:
-        """What serves a request: with pre_request and post_request around it if they are there."""
+        """The class that serves a request, with pre_request and post_request if they exist."""
         return self._requests.exchange()
 
     def serving(
         self, accounting: Accounting, retire: Callable[[int], object], extend: Callable[[float], object]
     ) -> None:
         """The worker is about to serve."""
-        # What the scoreboard tells does not have the request at hand.
+        # The scoreboard does not count the current request.
         count = (lambda: self._requests.begun) if self._requests.wanted else lambda: accounting.answered
         self._worker.work(count, retire, extend)
 
     def interrupted(self) -> None:
-        """worker_int: SIGINT or SIGQUIT has come; called by a signal handler."""
+        """worker_int: SIGINT or SIGQUIT was received; called by a signal handler."""
         self._worker.end()
         if self._begun and not self._ended:
-            self._calls.call("worker_int", self._worker)
+            self._caller.call("worker_int", self._worker)
 
     def aborted(self) -> None:
-        """worker_abort: SIGABRT has come; called by a signal handler."""
+        """worker_abort: SIGABRT was received; called by a signal handler."""
         self._worker.end()
         self._worker.aborted = True
         if self._begun and not self._ended:
-            self._calls.call("worker_abort", self._worker)
+            self._caller.call("worker_abort", self._worker)
 
     def ended(self) -> None:
-        """worker_exit, once, and only in a worker that has begun. Raises nothing."""
+        """worker_exit, once, and only after post_fork. Raises nothing."""
         if self._begun and not self._ended:
             self._ended = True
             self._worker.end()
             try:
-                self._calls.call("worker_exit", self._server, self._worker)
+                self._caller.call("worker_exit", self._server, self._worker)
             except QuitWorker:
-                pass  # it is about to end
+                pass  # the worker is ending already
         self._worker.work()

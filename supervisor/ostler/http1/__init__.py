@@ -1,1 +1,1 @@
-"""HTTP/1.1 without I/O: bytes to requests, responses to bytes (RFC 9110, RFC 9112)."""
+"""HTTP/1.1 without I/O: parses requests from bytes and encodes responses (RFC 9110, RFC 9112)."""

@@ -1,7 +1,7 @@
-"""Bodies: where they end, and their bytes without the coding (RFC 9112 sections 6 and 7).
+"""Request bodies: find where they end and remove the transfer coding (RFC 9112 sections 6 and 7).
 
-Both kinds take a read whole, from a position on, and say where they ended in it. Whatever is cut across
-reads is put together before it is looked at, so that the cut makes no difference.
+Both kinds of body take the bytes of one read from a position on and return where the body ended in them.
+A line that is split over two reads is joined before it is parsed, so the split makes no difference.
 """
 
 import re
@@ -12,13 +12,13 @@ from ostler.http1.head import Rules
 
 _MAX_SIZE_LINE = 1024  # bytes of a chunk's size with its extensions
 _MAX_TRAILERS = 16 * 1024  # bytes of the trailer section
-# What size lines may have beyond what chunks of their sizes are worth: extensions that outgrow the body
-# are an attack, signatures of large chunks are not.
+# Bytes that size lines may have in excess of what chunks of their sizes justify: extensions that outgrow the
+# body are an attack, signatures of large chunks are not.
 _MAX_EXCESS = 16 * 1024
 _MAX_DIGITS = 15  # of a chunk's size, hexadecimal, without leading zeros
 
-# Possessive quantifiers only behind single characters: behind groups Python 3.11.2 takes what does not match
-# (CPython's issue 106052). Each way through these expressions is the only one.
+# Possessive quantifiers stand only behind single characters: behind groups Python 3.11.2 matches what it
+# should not (CPython's issue 106052). Each of these expressions can match a text in one way only.
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _PLAIN = rb"[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]*+"
 _QUOTED = rb'"' + _PLAIN + rb"(?:\\[\t\x20-\x7e\x80-\xff]" + _PLAIN + rb')*"'
@@ -27,7 +27,7 @@ _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]++)(?:" + _EXTENSION + rb")*")
 _TRAILER = re.compile(rb"(" + _TOKEN + rb"):[\t\x20-\x7e\x80-\xff]*+")
 
 # RFC 9110 section 6.5.1: fields for framing, routing, authentication, request modifiers and content format
-# must not come as trailers. Who sends one hopes that somebody believes it.
+# must not come as trailers. A client that sends one may try to smuggle a field past a proxy.
 _FORBIDDEN = frozenset(
     b"authorization cache-control connection content-encoding content-length content-location content-range "
     b"content-type cookie expect forwarded host if-match if-modified-since if-none-match if-range "
@@ -37,7 +37,7 @@ _FORBIDDEN = frozenset(
 
 
 class BodySink(Protocol):
-    """Takes a request's body; made by whoever feeds the parser, who may spill it to a file."""
+    """Stores a request's body, in memory or in a file; made by the caller of the parser."""
 
     def write(self, data: bytes, /) -> int:
         """Raises OSError: there is no room."""
@@ -49,23 +49,23 @@ class BodySink(Protocol):
 
 
 class Body(Protocol):
-    """A body that has not ended."""
+    """The body of a request that is being received."""
 
     length: int
-    """Bytes so far, without the coding."""
+    """Bytes received so far, without the coding."""
 
     def take(self, data: bytes, at: int) -> int:
-        """Take what belongs to the body, from `at` on; where it ended, or -1 if it has not.
+        """Store what belongs to the body, from `at` on; returns where the body ended, or -1 if it goes on.
 
         Raises:
-            ProtocolViolation: the coding is invalid, or a limit is passed.
-            OSError: the sink can't take it.
+            ProtocolViolation: the coding is invalid, or a limit is exceeded.
+            OSError: the sink can't store it.
         """
         ...
 
 
 class SizedBody:
-    """A body whose length was told."""
+    """A body with a Content-Length."""
 
     __slots__ = ("_left", "_sink", "length")
 
@@ -90,7 +90,7 @@ class SizedBody:
 
 
 class ChunkedBody:
-    """A body in chunks; trailers are checked and dropped, never taken for headers."""
+    """A chunked body; trailers are checked and dropped, never merged into the header fields."""
 
     __slots__ = ("_excess", "_in_trailers", "_left", "_part", "_rules", "_sink", "_trailers", "length")
 
@@ -98,11 +98,11 @@ class ChunkedBody:
         self._sink = sink
         self._rules = rules
         self.length = 0
-        self._left = 0  # of the chunk, with its line end
-        self._part = b""  # of a line that is cut, or of a chunk's line end
+        self._left = 0  # bytes of the chunk to come, with its line end
+        self._part = b""  # the beginning of a line, or of a chunk's line end
         self._excess = 0
         self._in_trailers = False
-        self._trailers = (0, 0)  # fields and bytes so far
+        self._trailers = (0, 0)  # number of fields, and their bytes, so far
 
     def take(self, data: bytes, at: int) -> int:
         shift = 0
@@ -120,7 +120,7 @@ class ChunkedBody:
         return -1
 
     def _take_chunks(self, data: bytes, at: int) -> int:
-        """Take chunks to the last or to the end of the data; where they ended if it was the last."""
+        """Store chunks up to the last chunk or the end of the data; returns where it stopped."""
         left = self._left
         end = len(data)
         write = self._sink.write
@@ -161,7 +161,7 @@ class ChunkedBody:
             left = size + 2
 
     def _size(self, line: bytes) -> int:
-        """The number in a size line (RFC 9112 section 7.1)."""
+        """The chunk size in a size line (RFC 9112 section 7.1)."""
         match = _SIZE_LINE.fullmatch(line, 0, len(line) - 2)
         if match is None or line[-2:] != b"\r\n":
             raise ProtocolViolation("invalid chunk size")

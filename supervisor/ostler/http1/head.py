@@ -1,7 +1,7 @@
-"""A block of header fields: httptools (llhttp) takes it apart, and what it lets through is checked here.
+"""A block of header fields: httptools (llhttp) splits it, and its result is checked here.
 
-llhttp sees each block whole and in a parser of its own, behind a request line of ours. So no state of it
-outlives a block, none is shared, and what it thinks of bodies and connections does not matter.
+Each complete block goes to a new llhttp parser, behind a fixed request line. So no parser state outlives a
+block, none is shared, and llhttp's own view of bodies and connections does not matter.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from ostler.http1.errors import ExpectationFailed, HeadTooLarge, NotSupported, P
 from ostler.http1.line import MAX_LINE, LineRules, is_authority
 
 MAX_HEAD = 64 * 1024
-"""Bytes of a block at most, whatever the settings say; one that has not ended by then never will."""
+"""The most bytes of a block, whatever the settings say; a longer one is refused before its end."""
 MAX_FIELDS = 1000
-"""Fields at most, whatever the settings say."""
+"""The most fields, whatever the settings say."""
 
 CHUNKED = -1
-"""In place of a length: the body is chunked."""
+"""In the place of a length: the body is chunked."""
 
-# What a field means to us; nothing if it is for the app alone.
+# What a field means to the server; _PLAIN (false) if it is only for the app.
 _PLAIN, _HOST, _LENGTH, _CODING, _TYPE, _CONNECTION, _EXPECT, _UPGRADE, _SCHEME, _DROP, _REFUSE = range(11)
 _MEANINGS = {
     b"host": _HOST,
@@ -32,7 +32,7 @@ _MEANINGS = {
     b"expect": _EXPECT,
     b"upgrade": _UPGRADE,
 }
-_MAX_DIGITS = 18  # of a Content-Length; llhttp, too, refuses what does not fit into 64 bits
+_MAX_DIGITS = 18  # of a Content-Length; llhttp also refuses what does not fit into 64 bits
 
 _BLANKS = (b" ", b"\t")
 _NEVER_FOLDED = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"))
@@ -42,14 +42,15 @@ _LONGEST_NAME = 64
 _REMEMBERED_HOSTS = 256
 _LONGEST_HOST = 255
 
-_hosts: set[bytes] = set()  # values of Host that were found valid
+_hosts: set[bytes] = set()  # values of Host that are valid
 
 
-class Meanings:
-    """What names mean under some rules.
+class FieldMeanings:
+    """What the names of fields mean under some rules.
 
     Attributes:
-        known: of the names that were met, as sent. A dict by itself: one with `__missing__` is slower.
+        known: the meanings of names seen so far, by the name as sent. A plain dict: a subclass with
+            `__missing__` is slower.
     """
 
     __slots__ = ("_allowed", "_map", "_schemes", "known")
@@ -61,10 +62,10 @@ class Meanings:
         self.known: dict[bytes, int] = {}
 
     def learn(self, name: bytes) -> int:
-        """What a name means that is not known."""
+        """Find and remember the meaning of a name that is not in `known`."""
         lower = name.lower()
         if b"_" in lower and lower not in self._allowed and self._map != "dangerous":
-            # X_Forwarded_For would pass for X-Forwarded-For, which only a proxy may set.
+            # The environ can't tell X_Forwarded_For from X-Forwarded-For, which only a proxy may set.
             meaning = _REFUSE if self._map == "refuse" else _DROP
         elif lower in self._schemes:
             meaning = _SCHEME
@@ -78,24 +79,25 @@ class Meanings:
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """What requests may be; one for each kind of peer, shared by connections.
+    """Limits and options for requests; one object for each kind of peer, shared by connections.
 
     Attributes:
         limit_request_line: bytes of the request line without its end; 0: only MAX_LINE bounds it.
-        limit_request_fields: how many fields; 0: only MAX_FIELDS bounds them.
+        limit_request_fields: number of fields; 0: only MAX_FIELDS bounds it.
         limit_request_field_size: bytes of one field line; 0: only MAX_HEAD bounds it.
         limit_request_body: bytes of the body; 0: no limit.
-        header_map: what becomes of a name with an underscore: `drop`, `refuse` or `dangerous` (is kept).
-        forwarder_headers: names with an underscore, in lower case, that are kept all the same.
-        secure_scheme_headers: names in lower case, each with the value that means https.
-        stream: hand a request out as soon as its head is there.
-        permit_obsolete_folding: a field may go on in lines that begin with blanks (RFC 9112 section 5.2).
-        strip_header_spaces: blanks between a name and its colon do not count (RFC 9112 section 5.1).
+        header_map: what to do with a name with an underscore: `drop`, `refuse` or `dangerous` (keep it).
+        forwarder_headers: names with an underscore, in lower case, that are always kept.
+        secure_scheme_headers: names in lower case, each with the value that stands for https.
+        stream: yield a request as soon as its head is complete.
+        permit_obsolete_folding: a field may continue in lines that begin with blanks (RFC 9112 section 5.2).
+        strip_header_spaces: blanks between a name and its colon are ignored (RFC 9112 section 5.1).
         permit_unconventional_http_method, casefold_http_method, permit_unconventional_http_version: see
             `LineRules`.
-        lenient_fields: one of those for fields is set; line_rules: those for lines if one is set.
-        max_line, max_fields, max_field_size: what the limits and the hard bounds come to.
-        meanings: what names mean under these rules; filled as they come.
+        lenient_fields: one of the options for fields is set; line_rules: the options for lines, None if none
+            is set.
+        max_line, max_fields, max_field_size: the limits, with 0 and values above the hard bounds resolved.
+        meanings: a FieldMeanings, filled as names come.
     """
 
     limit_request_line: int = 4094
@@ -116,7 +118,7 @@ class Rules(msgspec.Struct, frozen=True):
     max_line: int = 0
     max_fields: int = 0
     max_field_size: int = 0
-    meanings: Any = None  # a Meanings, which msgspec does not need to know
+    meanings: Any = None  # a FieldMeanings; msgspec need not know that type
 
     def __post_init__(self) -> None:
         settle = msgspec.structs.force_setattr
@@ -130,20 +132,20 @@ class Rules(msgspec.Struct, frozen=True):
             self.permit_unconventional_http_version,
         )
         settle(self, "line_rules", None if lines == LineRules() else lines)
-        settle(self, "meanings", Meanings(self))
+        settle(self, "meanings", FieldMeanings(self))
 
 
 class Head(msgspec.Struct):
-    """What was made of a block of header fields.
+    """A parsed block of header fields.
 
     Attributes:
         block: its bytes, from the line end before the first field to the empty line.
         headers: (name, value) as sent, in order, values without surrounding blanks.
-        https: a field that the rules trust says that the client came by https.
-        keep_alive: the connection may go on (RFC 9112 section 9.3).
-        length: of the body, in bytes; CHUNKED if only the end will tell.
+        https: a trusted field says that the client uses https.
+        keep_alive: the connection may stay open (RFC 9112 section 9.3).
+        length: bytes of the body; CHUNKED if its length is not announced.
         expects_continue: the client waits for `100 Continue` (RFC 9110 section 10.1.1).
-        repeatable: the same block may be taken for the same head again.
+        repeatable: an equal block in a later request has this head, too.
     """
 
     block: bytes
@@ -156,20 +158,20 @@ class Head(msgspec.Struct):
 
 
 class _Fields(list[tuple[bytes, bytes]]):
-    """Gathers what httptools finds; it looks callbacks up by name."""
+    """Collects the fields that httptools finds, which calls `on_header`."""
 
     __slots__ = ()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # llhttp leaves blanks behind a value (RFC 9112 section 5.1).
+        # llhttp does not remove blanks behind a value (RFC 9112 section 5.1).
         self.append((name, value.rstrip(b" \t")))
 
 
 def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
-    """Take a block apart and check it.
+    """Parse and check a block.
 
     Raises:
-        ProtocolViolation: it is malformed, ambiguous, too much, or asks for what is not done here.
+        ProtocolViolation: it is malformed, ambiguous or too large, or asks for what is not implemented.
     """
     whole = block
     if rules.lenient_fields:
@@ -178,14 +180,14 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
     try:
         httptools.HttpRequestParser(headers).feed_data(b"GET / HTTP/1.1" + block)
     except httptools.HttpParserUpgrade:
-        pass  # none is offered, and a server may ignore the wish (RFC 9110 section 7.8)
+        pass  # no upgrade is offered, and a server may ignore the field (RFC 9110 section 7.8)
     except httptools.HttpParserCallbackError as error:
-        # Not the client's doing: a signal's exception, or no memory, in the middle of a callback.
+        # No fault of the client: an exception of a signal handler, or no memory, in a callback.
         raise (error.__context__ or error) from None
     except httptools.HttpParserError as error:
         raise ProtocolViolation(str(error)) from None
-    # Each line is one field, or llhttp has seen other lines than the caller, who will look for the next
-    # request behind this block.
+    # Each line must be one field. Otherwise llhttp splits lines in another way than the caller, which looks
+    # for the next request behind this block.
     if block.count(b"\n") != len(headers) + 2:
         raise ProtocolViolation("malformed fields")
     if len(headers) > rules.max_fields:
@@ -199,7 +201,7 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
     length: int | None = None
     close = https = insecure = expects = upgrades = dropped = False
     keep = not old
-    meanings: Meanings = rules.meanings
+    meanings: FieldMeanings = rules.meanings
     known = meanings.known
     for name, value in headers:
         try:
@@ -210,7 +212,7 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
             continue
         if meaning == _HOST:
             if host is not None:
-                raise ProtocolViolation("Host is given twice")
+                raise ProtocolViolation("more than one Host")
             host = value
         elif meaning == _LENGTH:
             if length is not None or not value.isdigit() or len(value) > _MAX_DIGITS:
@@ -218,11 +220,11 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
             length = int(value)
         elif meaning == _CODING:
             if coding is not None:
-                raise ProtocolViolation("Transfer-Encoding is given twice")
+                raise ProtocolViolation("more than one Transfer-Encoding")
             coding = value
         elif meaning == _TYPE:
             if content_type is not None:
-                raise ProtocolViolation("Content-Type is given twice")
+                raise ProtocolViolation("more than one Content-Type")
             content_type = value
         elif meaning == _CONNECTION:
             options = [option.strip(b" \t") for option in value.lower().split(b",")]
@@ -254,7 +256,7 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
         _check_coding(coding, old)
         length = CHUNKED
     if https and insecure:
-        raise ProtocolViolation("fields contradict each other about the scheme")
+        raise ProtocolViolation("contradictory fields for the scheme")
     if dropped:
         headers = [field for field in headers if meanings.learn(field[0]) != _DROP]
     keep = keep and not close
@@ -263,15 +265,15 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
 
 
 def _strict(block: bytes, rules: Rules) -> bytes:
-    """The block as it had to be, where some rule allows it to be otherwise."""
-    fields: list[list[bytes]] = []  # each with the lines that it goes on in
+    """The block in the strict form, for what the rules permit beyond it."""
+    fields: list[list[bytes]] = []  # each with its continuation lines
     for line in block.split(b"\r\n")[1:-2]:
         name, colon, value = line.partition(b":")
         if line[:1] in _BLANKS:
             if not rules.permit_obsolete_folding or not fields:
                 raise ProtocolViolation("a field in several lines")
             before = fields[-1][0].partition(b":")
-            # What frames a request or says whom it is for must not depend on how far somebody reads.
+            # Fields for framing and routing must mean the same to a recipient that ignores the folding.
             if not before[1] or before[0].lower() in _NEVER_FOLDED:
                 raise ProtocolViolation("a field that must not be in several lines")
             if len(fields[-1]) == 1:
@@ -294,13 +296,13 @@ def _check_host(value: bytes) -> None:
 
 
 def _check_coding(value: bytes, old: bool) -> None:
-    """`chunked` is the one coding that is undone here (RFC 9112 section 6.1)."""
+    """`chunked` is the only transfer coding that is decoded here (RFC 9112 section 6.1)."""
     if old:
         raise ProtocolViolation("Transfer-Encoding in HTTP/1.0")
     coding = value.lower()
     if coding != b"chunked":
         codings = [part.strip(b" \t") for part in coding.split(b",")]
-        # Unless chunked comes last, and once, where the body ends is anybody's guess.
+        # Unless chunked comes last, and once, the end of the body is undefined.
         if codings[-1] != b"chunked" or codings.count(b"chunked") > 1 or b"" in codings:
             raise ProtocolViolation("Transfer-Encoding does not end with chunked")
-        raise NotSupported("a transfer coding besides chunked")
+        raise NotSupported("a transfer coding other than chunked")

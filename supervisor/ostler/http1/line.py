@@ -1,6 +1,6 @@
-"""The request line: what it may be, and what is made of it (RFC 9112 section 3).
+"""The request line: its syntax and its parts (RFC 9112 section 3).
 
-Lines repeat: `parse_line` is asked only for those that are not in `remembered`.
+Request lines repeat, so parsed ones are kept in `remembered`; `parse_line` is called only for others.
 """
 
 import re
@@ -11,26 +11,26 @@ import msgspec
 from ostler.http1.errors import NotSupported, ProtocolViolation, VersionNotSupported
 
 MAX_LINE = 64 * 1024
-"""Bytes of a request line at most, whatever the settings say."""
+"""The most bytes of a request line, whatever the settings say."""
 
 LONGEST_REMEMBERED = 256
-"""A longer line is not remembered; a parser with a smaller limit must not trust `remembered`."""
+"""A longer line is not remembered; a parser with a smaller limit must not use `remembered`."""
 
-_REMEMBERED = 2048  # lines; beyond it all are forgotten
+_REMEMBERED = 2048  # lines; when there are more all are dropped
 
-# Any token is a method (RFC 9110 section 9.1), but for lower case: `get` is a mistake or an attempt to get
-# past a filter. Section 3 of RFC 9112 wants 501 for one that is longer than any that is known.
+# Any token without lower-case letters is a method (RFC 9110 section 9.1): `get` is a mistake or an attempt to
+# get past a filter. RFC 9112 section 3 asks for 501 for a method that is longer than any known one.
 _METHOD_CHARACTERS = rb"!#$%&'*+\-.^_`|~0-9A-Z"
 _MAX_METHOD = 20
 _METHOD = re.compile(rb"[%b]{0,%d}" % (_METHOD_CHARACTERS, _MAX_METHOD + 1))
 
-# What `LineRules` lets through besides: tokens in any case, of any length that the line may have.
+# What `LineRules` can permit besides: tokens in any case and of any length.
 _TOKEN_CHARACTERS = _METHOD_CHARACTERS + rb"a-z"
 _ANY_METHOD = re.compile(rb"[%b]*" % _TOKEN_CHARACTERS)
 
-# One blank between the parts and no other anywhere. Bytes beyond ASCII are no URI, yet browsers and tools
-# send UTF-8 paths and queries unencoded, servers of the field pass them on, and they can't be mistaken
-# for anything that frames a request; so they pass. A fragment is never sent (RFC 9112 section 3.2).
+# Exactly one blank between the parts, and none elsewhere. Bytes beyond ASCII are not allowed in a URI, but
+# browsers and tools send UTF-8 paths and queries unencoded, other servers accept them, and they have no
+# meaning for framing; so they are accepted. A fragment is never sent (RFC 9112 section 3.2).
 _LINE = re.compile(
     rb"([%b]{1,%d}) ([^\x00-\x20\x7f#]+) HTTP/([0-9])\.([0-9])" % (_METHOD_CHARACTERS, _MAX_METHOD)
 )
@@ -46,11 +46,11 @@ _AUTHORITY = re.compile(
 
 
 class LineRules(msgspec.Struct, frozen=True):
-    """What request lines may be besides what is right.
+    """What is permitted in request lines beyond the standard.
 
     Attributes:
-        any_method: a method in lower case, or a longer one than any that is known.
-        fold_method: a method in lower case means the one in upper case.
+        any_method: methods in lower case, and of any length.
+        fold_method: a method in lower case stands for the one in upper case.
         any_version: a version below 1 counts as HTTP/1.0, one above as HTTP/1.1.
     """
 
@@ -60,7 +60,7 @@ class LineRules(msgspec.Struct, frozen=True):
 
 
 class Line(msgspec.Struct):
-    """What was made of a request line.
+    """A parsed request line.
 
     Attributes:
         method: e.g. `GET`.
@@ -68,9 +68,9 @@ class Line(msgspec.Struct):
         protocol: `HTTP/1.0` or `HTTP/1.1`.
         raw_uri: the target as latin-1.
         path: of the target, percent-decoded, as latin-1; empty for `*`.
-        query: what stands behind the first `?`, as latin-1.
+        query: the part behind the first `?`, as latin-1.
         authority: of a target in absolute form; it replaces `Host` (RFC 9112 section 3.2.2).
-        ordinary: HTTP/1.1 with a target in origin form, as nearly all are.
+        ordinary: HTTP/1.1 with a target in origin form, as in nearly all requests.
     """
 
     method: str
@@ -84,16 +84,16 @@ class Line(msgspec.Struct):
 
 
 remembered: dict[bytes, Line] = {}
-"""Ordinary lines without their line end. They are shared by all parsers of a process."""
+"""Ordinary lines without their line end, shared by all parsers of a process."""
 
 
 def parse_line(raw: bytes, lenient: LineRules | None = None) -> Line:
-    """Check a request line (without its line end), and remember it if it is worth it.
+    """Parse a request line (without its line end), and remember an ordinary one that is not too long.
 
-    What is right only for `lenient` is not remembered: others would take it for right, too.
+    A line that only `lenient` permits is not remembered: parsers with strict rules share `remembered`.
 
     Raises:
-        ProtocolViolation: it is none, or none that is served here.
+        ProtocolViolation: it is malformed, or its method or version is not served.
     """
     match = _LINE.fullmatch(raw)
     right = match is not None
@@ -107,10 +107,10 @@ def parse_line(raw: bytes, lenient: LineRules | None = None) -> Line:
         assert lenient is not None
         method = method.upper() if lenient.fold_method else method
         if len(method) > _MAX_METHOD and not lenient.any_method:
-            raise NotSupported("a method of that length")
+            raise NotSupported("the method is too long")
     if major != b"1" and (lenient is None or not lenient.any_version):
         raise VersionNotSupported(f"HTTP/{major.decode()}.{minor.decode()}")
-    # A higher minor version is understood as the highest that is known (RFC 9110 section 2.5).
+    # A higher minor version is handled like the highest known one (RFC 9110 section 2.5).
     protocol = "HTTP/1.0" if major == b"0" or (major == b"1" and minor == b"0") else "HTTP/1.1"
     authority = None
     rest = target
@@ -118,7 +118,7 @@ def parse_line(raw: bytes, lenient: LineRules | None = None) -> Line:
         _refuse_connect(target)
     elif target == b"*":
         if method != b"OPTIONS":
-            raise ProtocolViolation("asterisk-form is for OPTIONS")
+            raise ProtocolViolation("the target * is only for OPTIONS")
         rest = b""
     elif target[:1] != b"/":
         absolute = _ABSOLUTE.fullmatch(target)
@@ -145,31 +145,31 @@ def parse_line(raw: bytes, lenient: LineRules | None = None) -> Line:
 
 
 def _refuse_connect(target: bytes) -> None:
-    """CONNECT asks for a tunnel, which an origin server does not make (RFC 9110 section 9.3.6)."""
+    """Refuse CONNECT: an origin server makes no tunnels (RFC 9110 section 9.3.6)."""
     match = _AUTHORITY.fullmatch(target)
     if match is None or not match[1] or target[:1] == b":":
-        raise ProtocolViolation("CONNECT wants a host and a port")
+        raise ProtocolViolation("CONNECT needs a host and a port")
     raise NotSupported("CONNECT")
 
 
 def check_beginning(part: bytes | bytearray, lenient: LineRules | None = None) -> None:
-    """Check what has come of a request line that has not ended, so that no nonsense is waited for.
+    """Check the beginning of a request line, so that what can't become one is refused at once.
 
     Raises:
-        ProtocolViolation: no line that begins like this is a request line.
+        ProtocolViolation: no request line begins like this.
     """
     any_case = lenient is not None and (lenient.any_method or lenient.fold_method)
     match = (_ANY_METHOD if any_case else _METHOD).match(part)
     assert match is not None
     end = match.end()
     if end > _MAX_METHOD and not (lenient is not None and lenient.any_method):
-        raise NotSupported("a method of that length")
+        raise NotSupported("the method is too long")
     behind = part[end : end + 1]
     if behind and behind != (b" " if end else b"\r"):  # CR: the first half of an empty line
         raise ProtocolViolation("malformed method")
 
 
 def is_authority(value: bytes) -> bool:
-    """Whether this is a host with or without a port; an empty host is one (RFC 9110 section 7.2)."""
+    """Whether this is a host with or without a port; an empty host counts as one (RFC 9110 section 7.2)."""
     match = _AUTHORITY.fullmatch(value)
     return match is not None and (not match[1] or (len(match[1]) <= 5 and int(match[1]) <= 65535))

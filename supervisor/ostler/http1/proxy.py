@@ -1,10 +1,11 @@
-"""The PROXY protocol, versions 1 and 2: what a proxy says of its client before the client's own bytes.
+"""The PROXY protocol, versions 1 and 2: a proxy sends the client's address before the client's own bytes.
 
-Source: https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt. One pure function looks at the first
-bytes of a connection; who may send such a header at all, and how long it may take, is for the owner to say.
+Source: https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt. One pure function parses the first bytes
+of a connection; the caller decides which peers may send such a header, and how long that may take.
 
 As in gunicorn, a connection that begins with something else is plain HTTP (or TLS), so that a proxy's health
-check without a header is served too. Nobody gains by leaving the header away: the peer's own address counts.
+check without a header is served, too. A client gains nothing by omitting the header: then the address of the
+peer itself counts.
 """
 
 import re
@@ -16,23 +17,23 @@ from ostler.http1.errors import ProtocolViolation
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 # Section 2.1: the longest line of version 1, its CRLF included.
 _V1_SIZE = 107
-# Version 2 could say 64 KiB of extensions (TLVs), but no proxy does; nginx draws the line here as well.
+# Version 2 allows 64 KiB of extensions (TLVs), but no proxy sends as much; nginx has the same limit.
 MOST = 4096
 
 _V1_START = b"PROXY "
 _V1_LINE = re.compile(rb"PROXY (TCP[46]) ([0-9A-Fa-f.:]+) ([0-9A-Fa-f.:]+) (0|[1-9][0-9]*) (0|[1-9][0-9]*)")
-# Not by IPv4Address, which takes ten times as long: some proxies open a connection for each request.
+# IPv4Address takes ten times as long, and some proxies open a connection for each request.
 _IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])(?:\.(?!$)|$)){4}", re.ASCII)
 _V1_UNKNOWN = re.compile(rb"PROXY UNKNOWN(?: [^\r\n]*)?")
 _V2_FIXED = 16
 # Size of an address block by family (the high half of byte 13): IPv4, IPv6, Unix.
 _V2_BLOCKS = {1: 12, 2: 36, 3: 216}
-# Both halves of byte 13: family and transport. Version 2 knows these and no other.
+# Both halves of byte 13: family and transport. Version 2 defines these and no others.
 _V2_TRANSPORTS = frozenset((0x00, 0x11, 0x12, 0x21, 0x22, 0x31, 0x32))
 
 
 class Addresses(NamedTuple):
-    """The two ends of the client's connection to the proxy, and what it is: `TCP4` or `TCP6`."""
+    """The two ends of the client's connection to the proxy, and its kind: `TCP4` or `TCP6`."""
 
     source: str
     source_port: int
@@ -42,22 +43,22 @@ class Addresses(NamedTuple):
 
 
 def read_proxy_header(data: bytes, mode: str) -> tuple[Addresses | None, int] | None:
-    """Read the header that a connection begins with.
+    """Parse the header at the beginning of a connection.
 
     Args:
-        data: all that has come so far.
+        data: all bytes received so far.
         mode: `off`, `v1`, `v2` or `auto` (both).
 
     Returns:
-        The addresses, and how many bytes the header has. No addresses: the peer's own count, because the
-        proxy speaks for itself, or knows none that would help. No bytes: there is no header, and all of
-        `data` is the client's.
+        The addresses, and the size of the header in bytes. Addresses are None if those of the peer count:
+        the proxy itself is the client, or it sends no TCP addresses. The size is 0 if there is no header,
+        and all of `data` is the client's.
 
-        None while more is needed. All of `data` then belongs to the header, or to what may become one: an
-        owner that must not read beyond it (TLS follows) may take that much from the socket and no more.
+        None while more bytes are needed. All of `data` then belongs to a header, or may become one: a caller
+        that must not read beyond it (TLS follows) may take that much from the socket and no more.
 
     Raises:
-        ProtocolViolation: it begins like a header and is none.
+        ProtocolViolation: it begins like a header and is not a valid one.
     """
     if mode in ("v2", "auto"):
         if data[:12] == SIGNATURE:
@@ -90,10 +91,10 @@ def _read_v1(data: bytes) -> tuple[Addresses | None, int] | None:
     if protocol == "TCP6":
         client, server = _ipv6(client), _ipv6(server)
     elif not (_IPV4.fullmatch(client) and _IPV4.fullmatch(server)):
-        raise ProtocolViolation("PROXY header: an address is none of TCP4")
+        raise ProtocolViolation("PROXY header: invalid IPv4 address")
     ports = int(client_port), int(server_port)
     if max(ports) > 65535:
-        raise ProtocolViolation("PROXY header: there is no such port")
+        raise ProtocolViolation("PROXY header: port out of range")
     return Addresses(client, ports[0], server, ports[1], protocol), size
 
 
@@ -106,7 +107,7 @@ def _read_v2(data: bytes) -> tuple[Addresses | None, int] | None:
         raise ProtocolViolation("PROXY header: unknown version or command")
     if size > MOST:
         raise ProtocolViolation(f"PROXY header: longer than {MOST} bytes")
-    if command == 0x20:  # LOCAL; what else it says is to be ignored
+    if command == 0x20:  # LOCAL; the rest of the header is to be ignored
         return (None, size) if len(data) >= size else None
     family = transport >> 4
     if transport not in _V2_TRANSPORTS:
@@ -115,7 +116,7 @@ def _read_v2(data: bytes) -> tuple[Addresses | None, int] | None:
         raise ProtocolViolation("PROXY header: too short for its addresses")
     if len(data) < size:
         return None
-    # Of the transport no more is asked: a proxy may well have got the request over QUIC, that is UDP.
+    # Any known transport will do: a proxy may have received the request over QUIC, that is UDP.
     block = data[_V2_FIXED:size]  # the extensions behind the addresses (TLVs) are skipped
     if family == 1:
         ports = int.from_bytes(block[8:10], "big"), int.from_bytes(block[10:12], "big")
@@ -132,11 +133,11 @@ def _ipv6(packed: str | bytes) -> str:
     """An address in its usual spelling.
 
     Raises:
-        ProtocolViolation: it is none.
+        ProtocolViolation: it is no IPv6 address.
     """
     try:
         address = IPv6Address(packed)
     except AddressValueError:
-        raise ProtocolViolation("PROXY header: an address is none of TCP6") from None
-    # As the kernel writes it; Python has done so only since 3.13.
+        raise ProtocolViolation("PROXY header: invalid IPv6 address") from None
+    # As the kernel writes it; Python does so only since 3.13.
     return f"::ffff:{address.ipv4_mapped}" if address.ipv4_mapped is not None else str(address)

@@ -1,11 +1,11 @@
-"""Bytes to requests.
+"""The request parser.
 
-A `RequestParser` belongs to one connection and lives as long as it does. It is fed what arrives and gathers
-whole requests in `requests`, pipelined ones in their order.
+A `RequestParser` belongs to one connection and lives as long as it does. It is fed the bytes that arrive and
+appends complete requests to `requests`, pipelined ones in their order.
 
-A head is gathered whole, within bounds, and looked at in one go; so it does not matter how it was cut into
-reads. And what was looked at once need not be again: clients that keep their connection send the same fields
-byte for byte, so a parser knows its last block of them again, and request lines are known by the process.
+A head is collected up to its end, within bounds, and parsed at once; so it does not matter how it was split
+into reads. Results are reused: clients that keep their connection send the same fields byte for byte, so a
+parser recognises the block of its last request, and the process remembers request lines.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,8 @@ __all__ = [
     "Rules",
 ]
 
-# RFC 9112 section 2.2: old clients send an empty line behind a body. Who sends many wants to waste our time.
+# RFC 9112 section 2.2: old clients send an empty line behind a body. A client that sends many wastes CPU
+# time.
 _MAX_EMPTY_LINES = 8
 
 
@@ -38,12 +39,12 @@ class Request(msgspec.Struct, gc=False):  # made in a third of the time of a pla
     """A request.
 
     Attributes:
-        line: its request line; shared with other requests that have the same.
-        head: its fields; shared with other requests of the connection that have the same.
-        keep_alive: whether the client wants the connection to go on (RFC 9112 section 9.3).
-        body: what `new_body` made, filled; None if there is no body.
+        line: its request line; shared by all requests with an equal line.
+        head: its fields; shared by all requests of the connection with an equal head.
+        keep_alive: whether the client wants to keep the connection open (RFC 9112 section 9.3).
+        body: the sink that `new_body` made; None if there is no body.
         length: bytes of the body received so far.
-        complete: it was received whole; only with `Rules.stream` it may not be.
+        complete: all of it was received; may be false only with `Rules.stream`.
     """
 
     line: Line
@@ -71,16 +72,16 @@ class Request(msgspec.Struct, gc=False):  # made in a third of the time of a pla
 
 
 class RequestParser:
-    """Turns one connection's bytes into requests.
+    """Parses the requests of one connection.
 
     Args:
-        rules: what requests may be.
-        new_body: makes the sink for a body that begins.
+        rules: limits and options.
+        new_body: makes the sink for a body; may raise OSError.
 
     Attributes:
-        requests: requests not yet taken by the owner: whole ones and, with `Rules.stream`, a last one whose
-            body still comes.
-        receiving: a request has begun and not ended.
+        requests: requests not yet removed by the owner: complete ones and, with `Rules.stream`, a last one
+            whose body is still being received.
+        receiving: a request has begun and is not complete.
         wants_continue: the client waits for `100 Continue` before it sends the body (RFC 9110 section
             10.1.1); the owner resets it.
     """
@@ -106,10 +107,10 @@ class RequestParser:
         self.requests: list[Request] = []
         self.receiving = False
         self.wants_continue = False
-        self._head: Head | None = None  # the last that may come again
+        self._head: Head | None = None  # of the last request, if it is repeatable
         self._empty_lines = 0
         self._ended = False  # nothing that still comes is a request
-        # Of a request that comes in several reads: what is not understood yet, then what is.
+        # Of a request that comes in several reads: bytes that are not parsed yet, then its parsed parts.
         self._part: bytearray | None = None
         self._line: Line | None = None
         self._request: Request | None = None
@@ -127,7 +128,7 @@ class RequestParser:
 
     @property
     def in_body(self) -> bool:
-        """The head of the request being received is there."""
+        """Whether the head of the request being received is complete."""
         return self._body is not None
 
     @property
@@ -137,24 +138,24 @@ class RequestParser:
 
     @property
     def gathered(self) -> int:
-        """Bytes of a head that has begun and not ended."""
+        """Bytes of a head that is not complete."""
         return 0 if self._part is None else len(self._part)
 
     def forget(self) -> None:
-        """Drop what only saves time."""
+        """Drop the remembered head, to save memory."""
         self._head = None
 
     def feed(self, data: bytes) -> None:
-        """Take what arrived.
+        """Parse bytes that have arrived.
 
-        What follows a request that ends the connection is ignored (RFC 9112 section 9.6).
+        Bytes after a request that ends the connection are ignored (RFC 9112 section 9.6).
 
         Raises:
             ProtocolViolation: the bytes are no valid request; requests before it are in `requests`, and
-                what still comes is ignored.
+                later bytes are ignored.
         """
-        # Nearly always one read is one request whose parts are known. A line that is remembered has no
-        # line end in it, so nothing else can be meant by these bytes.
+        # Nearly always one read is one request with a known line and head. A remembered line contains no line
+        # end, so these bytes have no other meaning.
         head = self._head
         if head is not None and not self.receiving and data.endswith(head.block):
             line = _lines.get(data[: -len(head.block)])
@@ -190,7 +191,7 @@ class RequestParser:
                 return
 
     def _gather(self, part: bytearray, data: bytes) -> bytes | None:
-        """Add to a head that has begun; all of it if the line or the head may be whole now."""
+        """Append to an incomplete head; returns all of it if the line or the head may be complete now."""
         start = len(part)
         part += data
         if self._line is None:
@@ -204,7 +205,7 @@ class RequestParser:
         return bytes(part)
 
     def _take_head(self, data: bytes, at: int) -> int:
-        """Take a head that begins at `at`; where it ends, or -1 if it has not ended."""
+        """Parse a head that begins at `at`; returns where it ends, or -1 if it is not complete."""
         rules = self._rules
         line = self._line
         if line is None:
@@ -212,7 +213,7 @@ class RequestParser:
                 self._empty_lines += 1
                 if self._empty_lines > _MAX_EMPTY_LINES:
                     raise ProtocolViolation("empty lines")
-                self._head = None  # so that `feed` does not pass by where these are counted
+                self._head = None  # so that `feed` can't bypass this counter
                 at += 2
                 if at == len(data):
                     return at
@@ -250,7 +251,7 @@ class RequestParser:
         return at
 
     def _check_part_of_line(self, part: bytearray) -> None:
-        """Check what has come of a request line in which no line end was found within the limit."""
+        """Check the beginning of a request line that has no line end within the limit."""
         check_beginning(part, self._rules.line_rules)
         limit = self._rules.max_line
         if part.find(b"\n", 0, limit + 2) >= 0:
@@ -261,7 +262,7 @@ class RequestParser:
             raise LineTooLong
 
     def _begin(self, request: Request, last: bool) -> None:
-        """A body begins; `last`: nothing of it has come."""
+        """Begin a body; `last`: no byte of it was received yet."""
         length = request.head.length
         rules = self._rules
         if 0 < rules.limit_request_body < length:
@@ -279,7 +280,7 @@ class RequestParser:
             self.requests.append(request)
 
     def _take_body(self, body: Body, data: bytes, at: int) -> int:
-        """Take what belongs to the body; where it ends, or -1 if it has not ended."""
+        """Store what belongs to the body; returns where it ends, or -1 if it goes on."""
         request = self._request
         assert request is not None
         assert request.body is not None
@@ -300,21 +301,21 @@ class RequestParser:
     def _complete(self, request: Request) -> None:
         if request.complete:
             self.requests.append(request)
-        else:  # the owner has it already
+        else:  # it is in `requests` already
             request.complete = True
         if not request.keep_alive:
             self._end()
 
 
 def _check_part_of_block(part: bytearray, start: int) -> None:
-    """Check what has come of a block that has not ended, from `start` on.
+    """Check the line ends of an incomplete block, from `start` on.
 
-    What is in its lines is looked at when it is whole; but a client whose line ends are wrong never ends it.
+    The fields are parsed when the block is complete; but with wrong line ends it would never be.
     """
     start = max(0, start - 1)
     end = min(len(part), MAX_HEAD)
     lines = part.count(b"\r\n", start, end)
     if part.count(b"\n", start + 1, end) != lines or part.count(b"\r", start, end - 1) != lines:
-        raise ProtocolViolation("CR or LF alone")
+        raise ProtocolViolation("CR or LF that is not part of CR LF")
     if len(part) > MAX_HEAD:
-        raise HeadTooLarge("the fields do not end")
+        raise HeadTooLarge("too many bytes of fields")

@@ -1,1 +1,1 @@
-"""Logs: one line per event, for people or for programs, the same from every process."""
+"""Logs: one line per event, for people or for programs, in the same form from every process."""

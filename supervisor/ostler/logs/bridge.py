@@ -1,13 +1,13 @@
 """The loggers `gunicorn.error` and `gunicorn.access` of the standard library's logging.
 
-Apps use their handlers and levels for their own loggers, configurations give them others. As they are made
-here their handlers write to our logs, in our format. Where an app or `logconfig` has changed them, they get
-what happens in this process as records: events as `gunicorn.error`'s, answered requests as
-`gunicorn.access`'s with all atoms as `record.args`. For events that is looked at anew each time, as it costs
-little; an app may well configure logging while it is loaded.
+Apps use their handlers and levels for their own loggers, and configurations replace them. As they are made
+here, their handlers write to Ostler's logs, in Ostler's format. If the app or `logconfig` has changed them,
+they get the events of this process as records of `gunicorn.error`, and answered requests as records of
+`gunicorn.access` with all atoms as `record.args`. For events this is checked each time, as it costs little:
+an app may configure logging while it is loaded.
 
-Made once, in the fork server, before user code looks for them. Workers inherit them, and whatever has their
-handlers by then; only what these write to is changed.
+They are made once, in the fork server, before user code can look for them. Workers inherit them, and all
+loggers that have their handlers by then; only the files that the handlers write to are replaced.
 """
 
 import logging
@@ -17,8 +17,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from ostler.logs.access import Answered, all_atoms
-from ostler.logs.lean import Log, LogFile
+from ostler.logs.access_format import Answered, all_atoms
+from ostler.logs.lean import Log
+from ostler.logs.logfile import LogFile
 from ostler.logs.render import LEVELS, indented, plain_text, traceback_of
 from ostler.osapi import original
 from ostler.terminal import one_line
@@ -27,20 +28,20 @@ from ostler.text import trace_of
 ERROR, ACCESS = "gunicorn.error", "gunicorn.access"
 
 _error, _access = logging.getLogger(ERROR), logging.getLogger(ACCESS)
-# By number, so that levels of an app's own making find the nearest below.
+# By number, so that an app's own levels map to the nearest one below.
 _NAMES = sorted(((number, name) for name, number in LEVELS.items()), reverse=True)
-# Events that carry these would hide what every record has.
-_TAKEN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+# Fields with these names would hide attributes of every record.
+_RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
-class _Ours(logging.Handler):
-    """Marks handlers of this module; they stand for files that are not theirs to close."""
+class _OwnHandler(logging.Handler):
+    """Base of the handlers of this module; they do not own the files that they write to."""
 
 
-class ErrorHandler(_Ours):
+class ErrorHandler(_OwnHandler):
     """Writes records to the log of this process.
 
-    A formatter, if it was given one, decides how; else they look like all its lines.
+    With a formatter, that formats them; else they have the form of the log.
     """
 
     log: Log | None = None
@@ -56,14 +57,14 @@ class ErrorHandler(_Ours):
             level = next((name for number, name in _NAMES if record.levelno >= number), "debug")
             own = getattr(record, "ostler", None)
             if own is not None:
-                log.write(level, *own)  # its outlets have it already
+                log.write(level, *own)  # the sinks have it already
             else:
                 log.take(level, *_as_event(record))
-        except Exception:  # noqa: BLE001 - what a handler does
+        except Exception:  # noqa: BLE001 - as every handler of logging does
             self.handleError(record)
 
 
-class AccessHandler(_Ours):
+class AccessHandler(_OwnHandler):
     """Writes records to the access log of this process."""
 
     file: LogFile | None = None
@@ -72,7 +73,7 @@ class AccessHandler(_Ours):
         if self.file is not None:
             try:
                 self.file.write(one_line(self.format(record)))
-            except Exception:  # noqa: BLE001 - what a handler does
+            except Exception:  # noqa: BLE001 - as every handler of logging does
                 self.handleError(record)
 
 
@@ -94,7 +95,7 @@ def set_up(level: str, access: bool) -> None:
 
 
 def attach(log: Log) -> None:
-    """Have `gunicorn.error`'s handler write to the log of this process, and that know of the loggers."""
+    """Have the handler of `gunicorn.error` write to the log of this process, and `log` use the loggers."""
     _error_handler.log = log
     log.divert = take_event
 
@@ -105,16 +106,16 @@ def attach_access(file: LogFile | None) -> None:
 
 
 def diverted() -> bool:
-    """Whether events go to `gunicorn.error` and not, or not only, to our log."""
+    """Whether events go to `gunicorn.error`, in the place of Ostler's log or besides it."""
     if _error.disabled:
-        # Django's settings say `disable_existing_loggers` more often than anybody means it. What goes wrong
-        # in a server must stand somewhere.
+        # Many Django settings have `disable_existing_loggers` by mistake. A server's errors must be logged
+        # somewhere.
         return False
     return bool(_error.handlers != [_error_handler] or _error.propagate or _error.filters)
 
 
 def access_diverted() -> bool:
-    """Whether requests go to `gunicorn.access` and not, or not only, to our access log."""
+    """Whether requests go to `gunicorn.access`, in the place of Ostler's access log or besides it."""
     if _access.disabled:
         return False
     handlers = _access.handlers not in ([], [_access_handler])
@@ -122,10 +123,10 @@ def access_diverted() -> bool:
 
 
 def take_event(level: str, name: str, fields: dict[str, Any], supervisor: int | None = None) -> bool:
-    """Give an event to `gunicorn.error`; False if it is for our own log.
+    """Pass an event to `gunicorn.error`; False if it is for Ostler's own log.
 
     Args:
-        supervisor: its pid, if the event is its.
+        supervisor: the supervisor's pid, if it is an event of the supervisor.
     """
     if not diverted():
         return False
@@ -135,14 +136,14 @@ def take_event(level: str, name: str, fields: dict[str, Any], supervisor: int | 
             if supervisor is not None:
                 record.process, record.processName = supervisor, "supervisor"
             _error.handle(record)
-        except Exception:  # noqa: BLE001 - a handler's or a filter's own; the event must not be lost for that
-            _tell_failure(ERROR)
+        except Exception:  # noqa: BLE001 - raised by a handler or a filter; the event must not be lost
+            _report_failure(ERROR)
             return False
     return True
 
 
 def access_to_logger(format: str, file: Answered | None) -> Answered:  # noqa: A002
-    """What gives requests to `gunicorn.access`; `file`: takes them where that has failed."""
+    """A function that passes requests to `gunicorn.access`; `file`: takes them if that fails."""
 
     def answered(*request: Any) -> None:
         if not _access.isEnabledFor(logging.INFO):
@@ -152,7 +153,7 @@ def access_to_logger(format: str, file: Answered | None) -> Answered:  # noqa: A
             record = _access.makeRecord(ACCESS, logging.INFO, "ostler", 0, format, (atoms,), None)
             _access.handle(record)
         except Exception:  # noqa: BLE001 - as above
-            _tell_failure(ACCESS)
+            _report_failure(ACCESS)
             if file is not None:
                 file(*request)
 
@@ -162,15 +163,15 @@ def access_to_logger(format: str, file: Answered | None) -> Answered:  # noqa: A
 _failures: set[str] = set()
 
 
-def _tell_failure(logger: str) -> None:
-    """Once for each: what fails for one record fails for all."""
+def _report_failure(logger: str) -> None:
+    """Log a failing logger, once for each: if it fails for one record it fails for all."""
     if logger not in _failures and (log := _error_handler.log) is not None:
         _failures.add(logger)
         log.take("error", "logger_failed", {"logger": logger, "traceback": traceback.format_exc()})
 
 
 def reopen_files() -> None:
-    """Open the files of all handlers anew, as logrotate asks; may be called from a signal handler."""
+    """Open the files of all handlers again, as logrotate asks; may be called from a signal handler."""
     loggers = [logging.root, *list(logging.root.manager.loggerDict.values())]
     handlers = {handler for logger in loggers for handler in getattr(logger, "handlers", ())}
     for handler in handlers:
@@ -182,16 +183,16 @@ def reopen_files() -> None:
                 new = os.open(handler.baseFilename, flags, 0o666)
             except (OSError, ValueError):
                 continue  # the old file stays in use
-            # The stream stays: whatever thread is about to write to it, this very one perhaps, can do so.
+            # The stream stays: a thread may be about to write to it, perhaps even this thread.
             os.dup2(new, fd, inheritable=False)
             original.close(new)
 
 
 def write_errors(own: Callable[[str], object]) -> Callable[[str], None]:
-    """What takes an app's lines for `wsgi.errors`: the streams of `gunicorn.error`'s handlers.
+    """A function that writes an app's lines for `wsgi.errors` to the streams of `gunicorn.error`'s handlers.
 
     Args:
-        own: takes them where that has none but ours.
+        own: takes the lines if that has only the handler of this module.
     """
 
     def write_lines(text: str) -> None:
@@ -208,7 +209,7 @@ def write_errors(own: Callable[[str], object]) -> Callable[[str], None]:
                     stream.write(text)
                     stream.flush()
                 except (OSError, ValueError):
-                    pass  # closed or full: what can't be logged is no reason to fail
+                    pass  # closed or full: the app must not fail because of the log
 
     return write_lines
 
@@ -217,20 +218,20 @@ def write_errors(own: Callable[[str], object]) -> Callable[[str], None]:
 
 
 def _event_record(level: str, name: str, fields: dict[str, Any]) -> logging.LogRecord:
-    """An event as a record: text as its message, each field as an attribute, a traceback as `exc_text`."""
+    """An event as a record: its text as message, each field as an attribute, a traceback as `exc_text`."""
     plain = {key: value for key, value in fields.items() if key not in ("traceback", "stack")}
     record = _error.makeRecord(ERROR, LEVELS[level], "ostler", 0, plain_text(name, plain), (), None)
     if trace := traceback_of(fields):
         record.exc_text = indented(trace)
     for key, value in plain.items():
-        if key not in _TAKEN:
+        if key not in _RESERVED:
             setattr(record, key, value)
     record.ostler = (name, fields)
     return record
 
 
 def _as_event(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
-    """A record of an app's as an event that is called like its message."""
+    """An app's record as an event, whose name is the message."""
     parts = []
     if record.exc_info:
         error = record.exc_info[1]

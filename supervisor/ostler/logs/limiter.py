@@ -1,4 +1,4 @@
-"""Bounds the log lines that a stranger can cause: the first ones of each kind, then how many there were.
+"""Bounds the log lines that clients can cause: the first ones of each kind, then only their number.
 
 `LineLimiter` counts and reads no clock; `LimitedLog` writes, and any thread may call it.
 """
@@ -24,7 +24,7 @@ class LineLimiter(Generic[Kind]):
     """Counts lines by kind. A window begins with the first line of a kind and ends `seconds` later.
 
     Args:
-        first: how many lines of one kind a window lets through.
+        first: how many lines of one kind are written within a window.
         seconds: a window's length.
         kinds: how many kinds are counted at a time.
     """
@@ -37,7 +37,7 @@ class LineLimiter(Generic[Kind]):
         self._beyond = 0
 
     def admit(self, kind: Kind, now: float) -> bool:
-        """Whether to write a line of `kind`; now: seconds on any clock that does not go back."""
+        """Whether to write a line of `kind`; now: seconds of a monotonic clock."""
         if kind not in self._windows and len(self._windows) >= self._kinds:
             self._beyond += 1
             return False
@@ -46,7 +46,7 @@ class LineLimiter(Generic[Kind]):
         return count < self._first
 
     def summaries(self, now: float) -> list[tuple[Kind | None, int]]:
-        """What was not written in the windows that have ended since the last call: kind and number of lines.
+        """Suppressed lines of the windows that have ended since the last call: kind and number of lines.
 
         The kind None stands for all kinds beyond those that are counted one by one.
         """
@@ -63,10 +63,10 @@ class LineLimiter(Generic[Kind]):
 
 
 class LimitedLog:
-    """Writes lines that a stranger can cause, and `log_suppressed` with the number of those left out.
+    """Writes lines that clients can cause, and `log_suppressed` with the number of suppressed ones.
 
     Args:
-        log: where to: structlog's logger, or `lean.Log`.
+        log: structlog's logger, or `lean.Log`.
         clock: monotonic seconds.
     """
 
@@ -89,9 +89,9 @@ class LimitedLog:
             getattr(self._log, level)(event, **fields)
 
     def report(self) -> None:
-        """Write how many lines were left out; to be called about once a second."""
+        """Write how many lines were suppressed; to be called about once a second."""
         with self._lock:
-            left_out = self._limiter.summaries(self._clock())
-        for kind, lines in left_out:
+            suppressed = self._limiter.summaries(self._clock())
+        for kind, lines in suppressed:
             level, event, peer = kind if kind is not None else ("warning", "several", "several")
             getattr(self._log, level)("log_suppressed", of=event, who=peer or None, lines=lines)

@@ -1,6 +1,6 @@
-"""The settings `logconfig_dict`, `logconfig_json` and `logconfig`: the first of them that is given counts.
+"""The settings `logconfig_dict`, `logconfig_json` and `logconfig`: the first of them that is set counts.
 
-They are put into force in the fork server, once, before the app is imported; workers inherit what they make.
+They are applied in the fork server, once, before the app is imported; workers inherit the result.
 """
 
 import json
@@ -14,11 +14,11 @@ from typing import Any
 from ostler.errors import SettingError
 from ostler.logs.bridge import ACCESS, ERROR
 from ostler.osapi.files import check_file, read_file
-from ostler.settings.plain import plain
+from ostler.settings.plain_data import plain_data
 from ostler.settings.table import Settings
 from ostler.text import name_of, text_of
 
-# What gunicorn has in place of the parts that a dictionary leaves out (gunicorn.glogging.CONFIG_DEFAULTS).
+# gunicorn's defaults for parts that a dictionary omits (gunicorn.glogging.CONFIG_DEFAULTS).
 _PARTS: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -28,8 +28,8 @@ _PARTS: dict[str, Any] = {
         ACCESS: {"level": "INFO", "handlers": ["console"], "propagate": True, "qualname": ACCESS},
     },
 }
-# And these by name, which parts of a dictionary may refer to. gunicorn only has them if the dictionary has no
-# such part of its own, and fails if it has: its root logger wants `console`.
+# Defaults by name, which parts of a dictionary may refer to. gunicorn has them only if the dictionary has no
+# such part of its own, and fails if it has: its root logger needs `console`.
 _NAMED: dict[str, dict[str, Any]] = {
     "formatters": {
         "generic": {
@@ -53,7 +53,7 @@ _NAMED: dict[str, dict[str, Any]] = {
 }
 
 
-# Of exceptions that caused each other, perhaps in a circle.
+# In a chain of causes of an exception, which may be circular.
 _MOST_REASONS = 10
 
 
@@ -62,17 +62,17 @@ def is_given(settings: Settings) -> bool:
 
 
 def apply(settings: Settings, given: Mapping[str, Any] | None) -> None:
-    """Put the settings into force.
+    """Apply the settings.
 
     Args:
-        given: the `logconfig_dict` itself, with objects that settings can't carry. It is not used if it is
-            not what the settings were made of any more.
+        given: the original `logconfig_dict`, with objects that settings can't hold. Ignored if the settings
+            were not made of it.
 
     Raises:
         SettingError: with the reason in one line.
     """
     if settings.logconfig_dict:
-        if given is None or plain(given) != settings.logconfig_dict:
+        if given is None or plain_data(given) != settings.logconfig_dict:
             given = settings.logconfig_dict
         _apply_dict("logconfig_dict", given)
     elif settings.logconfig_json:
@@ -90,7 +90,7 @@ def apply(settings: Settings, given: Mapping[str, Any] | None) -> None:
 
 @contextmanager
 def noting_files() -> Iterator[list[Path]]:
-    """Gives a list that gets the files which logging's handlers make meanwhile."""
+    """Yields a list of the files that logging's handlers create in the context."""
     made: list[Path] = []
     open_file = logging.FileHandler._open
 
@@ -111,7 +111,7 @@ def _apply_dict(setting: str, given: Mapping[str, Any]) -> None:
     config = {**_PARTS, **given}
     for part, defaults in _NAMED.items():
         config[part] = {**defaults, **(config.get(part) or {})}
-    from logging.config import dictConfig  # it brings pickle and more, which most do without
+    from logging.config import dictConfig  # it imports pickle and more, which most apps do not need
 
     try:
         dictConfig(config)
@@ -120,7 +120,7 @@ def _apply_dict(setting: str, given: Mapping[str, Any]) -> None:
 
 
 def _apply_file(path: str) -> None:
-    # Else it would be an empty configuration to fileConfig, which also waits for what writes into a FIFO.
+    # fileConfig would take a missing file for an empty configuration, and wait for the writer of a FIFO.
     if not os.path.exists(path):  # noqa: PTH110 - no pathlib needed for that
         raise SettingError("logconfig", f"there is no {path!r}")
     try:
@@ -137,7 +137,7 @@ def _apply_file(path: str) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """One line: `logging.config` only says which part failed, what it was caused by says why."""
+    """One line: `logging.config` only says which part failed; the cause of its exception has the reason."""
     reasons: list[str] = []
     found: BaseException | None = error
     while found is not None and len(reasons) < _MOST_REASONS:

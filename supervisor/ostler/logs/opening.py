@@ -1,9 +1,9 @@
 """Opening logs that processes with fewer rights must be able to open, too.
 
 With the setting `user` the supervisor may be root and workers are not, and all of them append to the same
-files. Who may write into a log's folder decides what its name means, and root must not be led to a file of
-somebody else's choice (a link to /etc/passwd, say). So root opens logs with the rights of the workers'
-account. Where that may not, in a folder that is root's alone like /var/log, root makes the file for it.
+files. An account that can write to the folder of a log can replace it by a link to another file (e.g. to
+/etc/passwd), and root must not follow that. So root opens logs with the rights of the workers' account. If
+that account may not create the file, in a folder that only root can write such as /var/log, root creates it.
 """
 
 import errno
@@ -19,7 +19,7 @@ _FLAGS = os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 _MODE = 0o640
 _MOST_LINKS = 40  # as path_resolution(7)
 _ACCESS_LIST = "system.posix_acl_access"
-# Names of the descriptors that we have, as containers' settings use them.
+# Names of standard descriptors, as settings for containers use them.
 _STANDARD = {
     "/dev/stdout": 1,
     "/dev/fd/1": 1,
@@ -34,9 +34,9 @@ _unmade: frozenset[str] = frozenset()
 
 
 def share_with(account: Account | None, unmade: Iterable[str] = ()) -> None:
-    """Logs that this process opens from now on can be opened by `account` as well; None: by us.
+    """Make logs that this process opens from now on openable for `account`, too; None: only for this process.
 
-    unmade: paths of logs that root does not make for it where it can't, because others have named them.
+    unmade: paths of logs that root does not create for the account, because others have chosen them.
     """
     global _sharer, _unmade
     _sharer = account if account is not None and os.geteuid() == 0 and account.uid != 0 else None
@@ -44,16 +44,16 @@ def share_with(account: Account | None, unmade: Iterable[str] = ()) -> None:
 
 
 def make_for_sharer(path: str | None) -> None:
-    """Let whom logs are shared with find a log, also after it was moved away."""
+    """Create a log for the account that logs are shared with, also after it was moved away."""
     if _sharer is not None and path is not None and path != "-":
         try:
             os.close(open_log(path))
         except OSError:
-            pass  # it goes on with the file that it has
+            pass  # workers keep the file that they have
 
 
 def open_log(path: str) -> int:
-    """A descriptor to append to `path`, which is made if need be.
+    """A descriptor to append to `path`, which is created if it does not exist.
 
     Raises:
         OSError: it can't be opened.
@@ -61,7 +61,7 @@ def open_log(path: str) -> int:
     try:
         return _open_shared(path)
     except OSError:
-        # A pipe may be its maker's, and a socket can't be opened at all; but we have it already.
+        # A pipe may belong to another account, and a socket can't be opened; but the descriptor is open.
         if (standard := _STANDARD.get(path)) is None:
             raise
         return fcntl.fcntl(standard, fcntl.F_DUPFD_CLOEXEC, 3)
@@ -85,23 +85,23 @@ def _open(path: str, more: int = 0) -> int:
     try:
         return os.open(path, os.O_WRONLY | _FLAGS | more, _MODE)
     except OSError as error:
-        # A FIFO without a reader (fifo(7)): opened like this it takes lines until one comes.
+        # A FIFO without a reader (fifo(7)): opened for reading, too, it takes lines until a reader comes.
         if error.errno != errno.ENXIO or not stat.S_ISFIFO(os.stat(path).st_mode):  # noqa: PTH116
             raise
         return os.open(path, os.O_RDWR | _FLAGS)
 
 
 def _make_for(path: str, account: Account) -> None:
-    """Make a log that `account` can't open the account's, and make it at all if need be."""
+    """Give `account` a log that it can't open; create the log if it does not exist."""
     try:
         fd, fresh = os.open(path, os.O_WRONLY | _FLAGS | os.O_EXCL, _MODE), True
     except FileExistsError:
         fd, fresh = _open(path, os.O_NOFOLLOW), False
     try:
         info = os.fstat(fd)
-        # A second name may be another's file, and what is no file (a FIFO, a device) is whoever's it was.
+        # With a second link it may be another account's file; a FIFO or a device keeps its owner.
         if stat.S_ISREG(info.st_mode) and info.st_nlink == 1:
-            # An existing one keeps its group, which may be that of those who read logs.
+            # An existing file keeps its group, which may be one for reading logs.
             gid = account.gid if fresh and account.gid is not None else -1
             os.fchown(fd, -1 if account.uid is None else account.uid, gid)
     finally:
@@ -109,7 +109,7 @@ def _make_for(path: str, account: Account) -> None:
 
 
 def _resolved(path: str, account: Account) -> str:
-    """`path` without links, if no folder on the way is one in which others than root decide what names mean.
+    """`path` without links, unless others than root can replace names in one of its folders.
 
     Raises:
         PermissionError: there is such a folder.
@@ -136,10 +136,10 @@ def _resolved(path: str, account: Account) -> str:
 
 
 def _changes(account: Account, folder: Path, found: Path, last: bool) -> bool:
-    """Whether others than root can have `found`, in `folder`, be something else; `last`: it is the log.
+    """Whether others than root can replace `found` in `folder`; `last`: it is the log.
 
-    Not `account` alone: the folder's owner could have root give that account any file. Of a folder with an
-    access control list (acl(5)) it is taken for granted.
+    Not only `account`: the folder's owner could make root give any file to that account. For a folder with an
+    access control list (acl(5)) the answer is always yes.
     """
     info = folder.lstat()
     if info.st_uid != 0 or _has_access_list(folder):
@@ -148,7 +148,7 @@ def _changes(account: Account, folder: Path, found: Path, last: bool) -> bool:
     if info.st_mode & stat.S_IWOTH or (info.st_mode & stat.S_IWGRP and info.st_gid in groups):
         # In a sticky folder such as /tmp only its owner can replace a file.
         return last or not info.st_mode & stat.S_ISVTX or found.lstat().st_uid != 0
-    # Some systems let a group such as syslog write into /var/log; its links do not count.
+    # On some systems a group such as syslog can write to /var/log; its links are not followed.
     return bool(info.st_mode & stat.S_IWGRP) and found.is_symlink() and found.lstat().st_uid != 0
 
 

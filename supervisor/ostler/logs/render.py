@@ -1,4 +1,4 @@
-"""Events to lines. The supervisor's structlog and the workers' lean log both end here, so both look alike."""
+"""Formats events as lines, both for the supervisor's structlog and for the workers' log."""
 
 import json
 from collections.abc import Mapping
@@ -18,26 +18,29 @@ def json_line(at: float, level: str, event: str, fields: Mapping[str, Any]) -> s
     stamp = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     record = {"timestamp": stamp, "level": level, "event": event, **fields}
     if record.get("traceback", "") is None:
-        del record["traceback"]  # most events that may have one have none
+        del record["traceback"]  # many events have this field only for some of their causes
     line = json.dumps(record, default=str, ensure_ascii=False)
-    # JSON escapes what would break it, but not the C1 controls and line separators that drive terminals.
+    # JSON does not require escapes for C1 controls and line separators, which control terminals.
     return line if line.isprintable() else json.dumps(record, default=str)
 
 
 def plain_text(event: str, fields: Mapping[str, Any]) -> str:
-    """Event and fields without time and level, for who adds those; a traceback follows on its own lines."""
+    """Event and fields without time and level, for callers that add those.
+
+    A traceback follows on its own lines.
+    """
     event, more = _split(event, fields)
     text = " ".join([event, *(f"{one_line(name)}={_value(value)}" for name, value in _pairs(fields))])
     return f"{text}\n{more}" if more else text
 
 
 def traceback_of(fields: Mapping[str, Any]) -> str:
-    """What goes onto lines of its own."""
+    """The field that goes onto lines of its own."""
     return str(fields.get("traceback") or fields.get("stack") or "")
 
 
 def _split(event: str, fields: Mapping[str, Any]) -> tuple[str, str]:
-    """An event's first line, and what follows it: an app's own messages may have several."""
+    """The first line of an event, and the text below it: messages of apps may have several lines."""
     first, _, rest = event.partition("\n")
     more = "\n".join(indented(text) for text in (rest, traceback_of(fields)) if text)
     return one_line(first), more
@@ -70,12 +73,12 @@ def console_line(at: float, level: str, event: str, fields: Mapping[str, Any], c
 
 def _value(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    # Quoted when ambiguous, and so that nothing a client sent can forge a line or drive a terminal.
+    # Quoted when ambiguous, and so that no client can forge a line or control a terminal.
     if not text or not text.isprintable() or any(mark in text for mark in ' "='):
         return json.dumps(text, ensure_ascii=not text.isprintable())
     return text
 
 
 def indented(text: str) -> str:
-    """Lines that can't be taken for any of ours."""
+    """Lines that can't be mistaken for log lines."""
     return "\n".join(f"    {line}" for line in lines(text).rstrip().split("\n"))

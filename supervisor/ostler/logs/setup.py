@@ -1,4 +1,4 @@
-"""structlog for the supervisor. Workers and the fork server have `lean`, which looks the same."""
+"""structlog for the supervisor. Workers and the fork server use `lean`, with the same form of lines."""
 
 import atexit
 import time
@@ -9,23 +9,24 @@ import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
 from ostler.errors import SettingError
-from ostler.logs.lean import LogFile, resolve_format, wants_colour
+from ostler.logs.lean import resolve_format, wants_colour
+from ostler.logs.logfile import LogFile
 from ostler.logs.render import LEVELS, console_line, json_line
 
 Logger = FilteringBoundLogger
 
-# A supervisor that waits for whoever reads its log does not supervise. It keeps this much, in bytes, until it
-# is read; whoever runs it calls the file's `flush` now and then.
+# The supervisor must not wait for the reader of its log. It keeps this many bytes until the reader goes on;
+# the supervisor calls the file's `flush` from time to time.
 _KEPT = 256 * 1024
 _file: LogFile | None = None
 
-Tap = Callable[[str, str, dict[str, Any], str], bool]
-"""Takes each event's level, name and fields, and its line; True if that line need not be written."""
-_tap: Tap | None = None
+LineHandler = Callable[[str, str, dict[str, Any], str], bool]
+"""Takes the level, name, fields and line of an event; True if the line need not be written."""
+_handler: LineHandler | None = None
 
 
 class _Line:
-    """The last structlog processor: the event as a line."""
+    """The last structlog processor: formats the event as a line."""
 
     def __init__(self, console: bool, colour: bool, shown: str) -> None:
         self._console = console
@@ -39,8 +40,8 @@ class _Line:
             line = console_line(time.time(), method, event, fields, self._colour)
         else:
             line = json_line(time.time(), method, event, fields)
-        taken = _tap is not None and _tap(method, event, fields, line)
-        if taken or LEVELS[method] < self._shown:
+        handled = _handler is not None and _handler(method, event, fields, line)
+        if handled or LEVELS[method] < self._shown:
             raise structlog.DropEvent
         return line
 
@@ -61,7 +62,7 @@ def set_up(errorlog: str, log_format: str, level: str, shown: str = "debug") -> 
     """Configure structlog; may be called again. Returns the log's file, to reopen it.
 
     Args:
-        level: of the events that the tap gets; shown: of those that are written as lines besides.
+        level: of the events that the handler gets; shown: of those that are written as lines.
 
     Raises:
         SettingError: the file can't be opened.
@@ -81,24 +82,24 @@ def set_up(errorlog: str, log_format: str, level: str, shown: str = "debug") -> 
         logger_factory=lambda *_args: _Writer(file),
         cache_logger_on_first_use=False,
     )
-    file.trouble = _say_lost
+    file.on_lost = _report_lost
     _replace(file)
     return file
 
 
-def tap(take: Tap | None) -> None:
-    """Let `take` have each event from now on."""
-    global _tap
-    _tap = take
+def set_handler(handler: LineHandler | None) -> None:
+    """Have `handler` called for each event from now on."""
+    global _handler
+    _handler = handler
 
 
 def set_level(level: str) -> None:
-    """Log what is at least as important as `level` from now on."""
+    """Log events that are at least as important as `level` from now on."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]))
 
 
 def _replace(file: LogFile) -> None:
-    """Have what the log still keeps written at the end, and now what the one before it kept."""
+    """Write the lines that the previous file keeps now, and those of this file at exit."""
     global _file
     if _file is not None:
         atexit.unregister(_file.close)
@@ -107,7 +108,7 @@ def _replace(file: LogFile) -> None:
     _file = file
 
 
-def _say_lost(lines: int, reason: str) -> None:
+def _report_lost(lines: int, reason: str) -> None:
     if lines:
         get_logger().warning("log_lines_lost", lines=lines, reason=reason)
 

@@ -1,8 +1,8 @@
 """Metrics to statsd or DogStatsD, under gunicorn's names.
 
-Counters are added up and durations listed; they go out together, in datagrams that no network splits, when
-enough has come or `_DELAY` is over. So a request costs a fraction of a sendto(2) where one for each metric
-would cost more than the request itself. Nothing waits for statsd, and nobody hears of what is lost.
+Counters are summed up and durations collected; they are sent together, in datagrams that no network splits,
+when there are enough or after `_DELAY`. So a request costs a fraction of a sendto(2); one for each metric
+would cost more than the request itself. Nothing waits for statsd, and lost metrics are not reported.
 """
 
 import re
@@ -15,16 +15,16 @@ from ostler.osapi import original
 from ostler.settings.address import host_and_port
 from ostler.settings.table import Settings
 
-# Bytes: what fits an Ethernet frame with any IP header (statsd's docs advise 1432).
+# Bytes that fit an Ethernet frame with any IP header (statsd's documentation recommends 1432).
 _LARGEST = 1400
-# Seconds that metrics may wait for others; statsd itself gathers for ten by default.
+# Seconds that metrics may wait for others; statsd itself aggregates over ten by default.
 _DELAY = 0.5
 # Durations that fill about one datagram.
 _MANY = 24
 
 
 class Statsd:
-    """Gathers metrics.
+    """Collects and sends metrics.
 
     Args:
         address: as `statsd_host`; prefix, tags: as the settings `statsd_prefix` and `dogstatsd_tags`.
@@ -43,10 +43,10 @@ class Statsd:
         self._flushing = original.Lock()
         self._address = address
         self._sock: socket.socket | None = None
-        self._where: Any = None
+        self._target: Any = None
         self._open()
 
-    # -- what is counted ---------------------------------------------------------------------------------
+    # -- metrics -----------------------------------------------------------------------------------------
 
     def answered(
         self,
@@ -62,7 +62,7 @@ class Statsd:
         /,
     ) -> None:
         """Count a request; as `access.Answered`."""
-        # One object: threads append while another takes what is there.
+        # One object per request: threads append while another thread removes.
         self._durations.append(nanoseconds // 1000 * 1000 + int(status[:3]))
         if len(self._durations) >= _MANY:
             self.flush()
@@ -74,13 +74,13 @@ class Statsd:
             self._others.append(f"gunicorn.log.{kind}:1|c|@1.0")
 
     def gauge(self, name: str, value: int, kind: str = "g") -> None:
-        """Note a value; `name` without the prefix."""
+        """Record a value; `name` without the prefix."""
         self._others.append(f"gunicorn.{name}:{value}|{kind}")
 
     # -- sending -----------------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Send what is due. To be called when there is nothing else to do, and about once a second."""
+        """Send what is due. To be called when there is nothing else to do, and about once per second."""
         if not (self._durations or self._others):
             return
         now = self._clock()
@@ -89,9 +89,9 @@ class Statsd:
             self.flush_all()
 
     def flush_all(self) -> None:
-        """Send all there is."""
+        """Send all collected metrics."""
         if not self._flushing.acquire(False):
-            return  # another thread does it
+            return  # another thread is sending
         try:
             lines = self._take()
             datagram = ""
@@ -107,13 +107,13 @@ class Statsd:
         finally:
             self._flushing.release()
 
-    def forget(self) -> None:
-        """Send nothing of what is there."""
+    def drop(self) -> None:
+        """Drop all collected metrics."""
         self._durations.clear()
         self._others.clear()
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send all collected metrics and close the socket."""
         self.flush_all()
         if self._sock is not None:
             self._sock.close()
@@ -138,28 +138,28 @@ class Statsd:
         if self._sock is None:
             return
         try:
-            self._sock.sendto(datagram.encode("utf-8", "backslashreplace"), self._where)
+            self._sock.sendto(datagram.encode("utf-8", "backslashreplace"), self._target)
         except OSError:
-            pass  # gone or full: metrics are not worth a word each
+            pass  # statsd is gone or the buffer full: lost metrics are not reported
 
     def _open(self) -> None:
         rest = self._address.rpartition("://")[2]
         try:
             if self._address.startswith("unix://"):
-                family, self._where = socket.AF_UNIX, rest
+                family, self._target = socket.AF_UNIX, rest
             else:
                 host, port = host_and_port(rest, 8125)
                 found = original.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-                # localhost is ::1 first, where many a statsd does not listen.
-                family, _, _, _, self._where = min(found, key=lambda one: one[0] != socket.AF_INET)
+                # localhost resolves to ::1 first, where many statsd servers do not listen.
+                family, _, _, _, self._target = min(found, key=lambda one: one[0] != socket.AF_INET)
             self._sock = original.Socket(family, socket.SOCK_DGRAM)
             self._sock.setblocking(False)
-        except (OSError, UnicodeError):  # UnicodeError: by its form it can't be a host name
-            self._sock = None  # nobody knows the host: as good as a statsd that does not run
+        except (OSError, UnicodeError):  # UnicodeError: not a possible host name
+            self._sock = None  # unknown host: treated like a statsd that does not run
 
 
 def statsd_of(settings: Settings) -> Statsd | None:
-    """What the settings ask for."""
+    """The statsd of the settings; None without `statsd_host`."""
     if not settings.statsd_host:
         return None
     return Statsd(settings.statsd_host, settings.statsd_prefix, settings.dogstatsd_tags)

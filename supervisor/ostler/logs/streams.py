@@ -1,7 +1,7 @@
-"""Standard streams for user code, which must not fail because nobody reads them any more.
+"""Standard streams for user code that ignore write errors, e.g. when the reader of a pipe is gone.
 
-An app that prints would else answer each request with 500 from the moment on that `ostler | head` has enough,
-and so would one that writes to wsgi.errors.
+Without them, after `ostler | head` has ended, an app that prints or writes to wsgi.errors would answer each
+request with 500.
 """
 
 import io
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 
-class _Forgiving(io.FileIO):
-    """A standard descriptor; what it can't take (reader gone, disk full) is lost."""
+class _LossyFile(io.FileIO):
+    """A standard descriptor; bytes that can't be written (reader gone, disk full) are lost."""
 
     def write(self, data: "ReadableBuffer", /) -> int:
         try:
             return super().write(data)
         except BlockingIOError:
-            raise  # another program made the descriptor so; Python's buffer keeps the rest
+            raise  # another program made the descriptor non-blocking; Python's buffer keeps the rest
         except OSError:
             return memoryview(data).nbytes
 
 
-def forgive() -> None:
-    """Replace sys.stdout and sys.stderr by streams of the same kind that lose what can't be written."""
+def ignore_write_errors() -> None:
+    """Replace sys.stdout and sys.stderr by streams of the same kind that drop what can't be written."""
     sys.stdout = _stream(sys.stdout)
     sys.stderr = _stream(sys.stderr)
 
@@ -37,8 +37,8 @@ def forgive() -> None:
 def _stream(stream: object) -> io.TextIOWrapper:
     assert isinstance(stream, io.TextIOWrapper)
     stream.flush()
-    raw = _Forgiving(stream.fileno(), "wb", closefd=False)
-    # With PYTHONUNBUFFERED there is no buffer below the text, and nothing would empty one.
+    raw = _LossyFile(stream.fileno(), "wb", closefd=False)
+    # With PYTHONUNBUFFERED there is no buffer below the text layer, and nothing would flush one.
     unbuffered = isinstance(stream.buffer, io.RawIOBase)
     return io.TextIOWrapper(
         raw if unbuffered else io.BufferedWriter(raw),
@@ -50,16 +50,16 @@ def _stream(stream: object) -> io.TextIOWrapper:
 
 
 def capture(path: str) -> None:
-    """Have standard output and error written to the end of a file, whoever writes (`capture_output`).
+    """Redirect standard output and error of this process to the end of a file (`capture_output`).
 
     To be called again when logrotate has moved the file; may be called from a signal handler.
 
     Raises:
-        OSError: the file can't be opened; all stays as it is.
+        OSError: the file can't be opened; nothing is changed.
     """
     fd = open_log(path)
     try:
-        os.set_blocking(fd, True)  # programs that the app starts expect no other
+        os.set_blocking(fd, True)  # programs that the app starts expect a blocking descriptor
         for standard in (1, 2):
             os.dup2(fd, standard)
     finally:
@@ -67,7 +67,7 @@ def capture(path: str) -> None:
 
 
 def write_at_once() -> None:
-    """Write what is printed line by line: in a log it must stand beside what happened then."""
+    """Write printed text line by line, so that it is in order with other lines of the log."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)

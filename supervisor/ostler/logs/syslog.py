@@ -1,10 +1,11 @@
-"""Lines to syslog (RFC 3164), without ever waiting for it.
+"""Sends lines to syslog (RFC 3164) without waiting for it.
 
-The standard library's handler looks up its host for each datagram and waits for a stream's reader, and either
-would stop serving. Here the address is looked up once, the socket does not block, and what it can't take is
-lost and counted. One warning tells when that begins, one how many lines it were.
+The handler of the standard library resolves its host for each datagram and waits for the reader of a stream;
+either would stop serving. Here the address is resolved once, the socket does not block, and lines that it
+does not accept are lost and counted. One warning reports the first lost line, another one the number of lost
+lines.
 
-A line is `<PRI>gunicorn.PREFIX.NAME: [PID] TEXT`, as gunicorn writes it, so that rules for it go on working.
+A line is `<PRI>gunicorn.PREFIX.NAME: [PID] TEXT`, as gunicorn writes it, so that existing syslog rules match.
 In a datagram it ends with NUL, in a stream with a line feed (RFC 6587 section 3.4.2).
 """
 
@@ -18,7 +19,8 @@ from typing import Any
 from ostler.logs.render import plain_text
 from ostler.osapi import original
 from ostler.settings.address import host_and_port
-from ostler.settings.table import SYSLOG_FACILITIES, Settings
+from ostler.settings.table import Settings
+from ostler.settings.table.logs import SYSLOG_FACILITIES
 
 # RFC 3164 section 4.1.1.
 _FACILITIES = {
@@ -32,14 +34,14 @@ _FACILITIES = {
 }
 assert _FACILITIES.keys() == set(SYSLOG_FACILITIES)
 _SEVERITIES = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
-# rsyslog's own limit, in bytes; a Unix socket takes much more, UDP not.
+# rsyslog's limit, in bytes; a Unix socket takes much more, UDP does not.
 _LONGEST = 8 * 1024
-# Bytes of lines that are kept for a stream whose other end is slow.
+# Bytes of lines that are kept for a stream with a slow reader.
 _KEPT = 64 * 1024
 _PAUSE = 1.0  # seconds between two attempts to connect
 _GONE = (errno.ENOTCONN, errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED, errno.ENOENT)
 
-_Place = tuple[int, int, Any]
+_SocketAddress = tuple[int, int, Any]
 """Family, type and address of a socket."""
 
 
@@ -49,8 +51,8 @@ class Syslog:
     Args:
         address: as `syslog_addr`.
         facility: its name.
-        prefix: what the names of programs begin with.
-        trouble: told of lost lines as a log's event; must not come back here.
+        prefix: the beginning of the names of programs.
+        warn: logs a warning about lost lines; must not log to this syslog.
         clock: seconds.
     """
 
@@ -59,30 +61,30 @@ class Syslog:
         address: str,
         facility: str,
         prefix: str,
-        trouble: Callable[..., object],
+        warn: Callable[..., object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._address = address
         self._facility = _FACILITIES[facility] << 3
         self._prefix = f"gunicorn.{prefix}"
-        self._trouble = trouble
+        self._warn = warn
         self._clock = clock
         self._sock: socket.socket | None = None
         self._stream = False
-        self._rest = b""  # what a stream has not taken yet
+        self._rest = b""  # bytes that a stream has not accepted yet
         self._try_at = 0.0
         self._lost = 0
         # Signal handlers log, too.
         self._lock = original.RLock()
         self._reason = ""
-        self._places: list[_Place] = []
+        self._addresses: list[_SocketAddress] = []
         try:
-            # Only now: whoever serves has no time for a name server.
-            self._places = _places(address)
+            # Resolved only here: a name server may be slow, and requests must not wait for it.
+            self._addresses = _addresses(address)
         except OSError as error:
             self._reason = error.strerror or str(error)
         except UnicodeError:
-            self._reason = f"{address} names no host"
+            self._reason = f"{address} has no valid host name"
         self._connect()
 
     def event(self, level: str, name: str, fields: dict[str, Any]) -> None:
@@ -90,7 +92,7 @@ class Syslog:
         self._send(level, "error", plain_text(name, fields).encode("utf-8", "backslashreplace"))
 
     def access(self, line: bytes) -> None:
-        """Send a line of the access log, which is safe already and ends with its line end."""
+        """Send a line of the access log, which is escaped already and includes its line end."""
         self._send("info", "access", line[:-1])
 
     def fileno(self) -> int:
@@ -99,28 +101,28 @@ class Syslog:
 
     def close(self) -> None:
         with self._lock:
-            self._let_go()
+            self._disconnect()
 
     def _send(self, level: str, name: str, text: bytes) -> None:
         head = f"<{self._facility | _SEVERITIES[level]}>{self._prefix}.{name}: [{os.getpid()}] "
-        said: tuple[int, str] | None = None
+        report: tuple[int, str] | None = None
         with self._lock:
             if self._put(head.encode() + text[:_LONGEST]):
                 if self._lost:
-                    said, self._lost = (self._lost, self._reason), 0
+                    report, self._lost = (self._lost, self._reason), 0
             else:
                 self._lost += 1
                 if self._lost == 1:
-                    said = 0, self._reason
-        if said is not None:
-            lines, reason = said
+                    report = 0, self._reason
+        if report is not None:
+            lines, reason = report
             if lines:
-                self._trouble("syslog_lines_lost", syslog=self._address, lines=lines, reason=reason)
+                self._warn("syslog_lines_lost", syslog=self._address, lines=lines, reason=reason)
             else:
-                self._trouble("syslog_unreachable", syslog=self._address, reason=reason)
+                self._warn("syslog_unreachable", syslog=self._address, reason=reason)
 
     def _put(self, line: bytes) -> bool:
-        """False if there is nobody or no room for it."""
+        """Send a line; False if there is no connection or no room for it."""
         for _ in range(2):
             if self._sock is None and (self._clock() < self._try_at or not self._connect()):
                 return False
@@ -133,9 +135,10 @@ class Syslog:
                 self._reason = error.strerror or str(error)
                 if error.errno not in _GONE:
                     return False
-                # A datagram's error may be about one before it, and a new syslog needs a new connection.
-                self._let_go()
-                self._places.append(self._places.pop(0))
+                # The error of a datagram may concern an earlier one, and a restarted syslog needs a new
+                # connection.
+                self._disconnect()
+                self._addresses.append(self._addresses.pop(0))
                 self._try_at = 0.0
             else:
                 return True
@@ -155,7 +158,7 @@ class Syslog:
         try:
             self._write_rest()
         except OSError:
-            self._rest = self._rest.removesuffix(line)  # its turn comes on the next connection
+            self._rest = self._rest.removesuffix(line)  # it is sent again on the next connection
             raise
         return True
 
@@ -170,13 +173,13 @@ class Syslog:
 
     def _connect(self) -> bool:
         self._try_at = self._clock() + _PAUSE
-        for family, kind, address in self._places:
+        for family, kind, address in self._addresses:
             sock = original.Socket(family, kind)
             sock.setblocking(False)
             try:
                 sock.connect(address)
             except BlockingIOError:
-                pass  # a stream's connection comes, or its end
+                pass  # the stream is connecting, or will report an error
             except OSError as error:
                 self._reason = error.strerror or str(error)
                 sock.close()
@@ -185,29 +188,29 @@ class Syslog:
             return True
         return False
 
-    def _let_go(self) -> None:
+    def _disconnect(self) -> None:
         if self._sock is not None:
             self._sock.close()
             self._sock = None
-        # Lines that are whole are lost with it; there is no knowing what was read.
+        # Complete lines in the buffer are lost with the connection.
         self._lost += self._rest.count(b"\n")
         self._rest = b""
 
 
-def syslog_of(settings: Settings, trouble: Callable[..., object]) -> Syslog | None:
-    """What the settings ask for."""
+def syslog_of(settings: Settings, warn: Callable[..., object]) -> Syslog | None:
+    """The syslog of the settings; None without `syslog`."""
     if not settings.syslog:
         return None
     name = settings.proc_name or settings.wsgi_app or "ostler"
     prefix = settings.syslog_prefix or name.replace(":", ".")
-    return Syslog(settings.syslog_addr, settings.syslog_facility, prefix, trouble)
+    return Syslog(settings.syslog_addr, settings.syslog_facility, prefix, warn)
 
 
-def _places(address: str) -> list[_Place]:
-    """Where a `syslog_addr` is, by preference; asks a name server at most once.
+def _addresses(address: str) -> list[_SocketAddress]:
+    """The addresses of a `syslog_addr`, the preferred one first; asks a name server at most once.
 
     Raises:
-        OSError: nobody knows the host.
+        OSError: the host is unknown.
     """
     scheme, _, rest = address.rpartition("://")
     if scheme == "unix":
@@ -219,6 +222,6 @@ def _places(address: str) -> list[_Place]:
     host, port = host_and_port(rest, 514)
     kind_of = socket.SOCK_STREAM if scheme == "tcp" else socket.SOCK_DGRAM
     found = original.getaddrinfo(host, port, type=kind_of)
-    # localhost is ::1 first, where many a syslog does not listen, and UDP tells of that too late.
+    # localhost resolves to ::1 first, where many syslog servers do not listen; UDP reports that too late.
     found.sort(key=lambda one: one[0] != socket.AF_INET)
     return [(family, kind, where) for family, kind, _, _, where in found]

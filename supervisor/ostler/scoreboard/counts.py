@@ -5,7 +5,7 @@ from operator import add
 
 from ostler.scoreboard import layout
 
-# A counter stays there. It is what others can read as well: JSON's and Prometheus's readers, msgpack.
+# A counter that reaches this stays there. More can't be read by all that read JSON, Prometheus, or msgpack.
 MOST = 2**63 - 1
 
 
@@ -15,7 +15,7 @@ def _none(words: int) -> list[int]:
 
 @dataclass(slots=True)
 class Counts:
-    """Sums over threads; over workers too, in the fleet's totals."""
+    """Sums over a worker's slots, or over workers."""
 
     bytes_sent: int = 0
     opened: int = 0
@@ -51,7 +51,7 @@ class Counts:
         return layout.percentile(self.queued, fraction, max(0, self.requests - sum(self.queued)))
 
     def add(self, other: "Counts") -> None:
-        """Add another's; nothing gets beyond MOST."""
+        """Add `other`; no number gets beyond MOST."""
         self.bytes_sent = min(self.bytes_sent + other.bytes_sent, MOST)
         self.opened = min(self.opened + other.opened, MOST)
         self.closed = min(self.closed + other.closed, MOST)
@@ -63,6 +63,6 @@ class Counts:
 
 
 def _sums(some: list[int], others: list[int], most: int) -> list[int]:
-    """`most`: of one, so that all of them together are no more than MOST."""
+    """`most`: of each, so that all of them together are no more than MOST."""
     sums = list(map(add, some, others))
     return sums if max(sums) <= most else [min(number, most) for number in sums]

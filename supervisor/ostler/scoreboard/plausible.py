@@ -2,7 +2,7 @@
 
 A cell is memory that its worker's app can write. So nothing in it is believed that can't be true: counters
 only grow, and no quicker than a machine can serve; times lie between the worker's birth and now. What passes
-may still be a lie, but one that does no harm: all numbers are bounded.
+may still be untrue, but does no harm: all numbers are bounded.
 
 Pure functions: they return what can't be true in one sentence, or None.
 """
@@ -18,7 +18,7 @@ from ostler.scoreboard.counts import Counts
 REQUESTS_PER_SECOND = 10_000_000
 CONNECTIONS_PER_SECOND = 10_000_000
 BYTES_PER_SECOND = 10**11
-# Counters of one cell are read one after the other while the worker goes on, so two of them may differ by
+# Counters of one cell are read one after the other while the worker goes on. So two of them may differ by
 # what it does meanwhile, at the worst while this process waits for a processor.
 APART = 100_000
 # More than a process can have open (proc_sys_fs(5), nr_open).
@@ -26,7 +26,7 @@ MOST_CONNECTIONS = 2**22
 # Seconds that may be counted in addition to those that have passed, and that a time may be in the future.
 SLACK = 1.0
 _SLACK_NS = int(SLACK * 1e9)
-# An app may ask for 10^9 s at most (workers.interrupt.LONGEST): more is layout.NEVER, or means the same.
+# An app may ask for 10^9 s at most (scoreboard.accounting.LONGEST): more is layout.NEVER, or means the same.
 _LONGEST_NS = 10**18
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*")  # RFC 9110, section 5.6.2
@@ -36,8 +36,8 @@ def doubt_counts(before: Counts, after: Counts, seconds: float, age: float) -> s
     """Why a worker can't have counted `after`.
 
     Args:
-        before: what it had counted when it was looked at last.
-        seconds: since that look.
+        before: what it had counted when it was read last.
+        seconds: since then.
         age: the worker's, in seconds.
     """
     if (

@@ -1,4 +1,4 @@
-"""The worker's side of the scoreboard. Its words are plain memory: a write costs some 30 ns and no lock."""
+"""Raw words of a cell, for worker code that does not use the accounting yet. Internal."""
 
 import mmap
 

@@ -148,13 +148,14 @@ class BaseWorker(ABC):
         """Serve; returns when it has been drained or stopped."""
 
     @abstractmethod
-    def drain(self, hand_over: bool = False) -> None:
-        """Stop accepting; `run` returns when what is there has been answered or `graceful_timeout` is over.
+    def drain(self, hand_over: bool = False, seconds: float | None = None) -> None:
+        """Stop accepting; `run` returns when what is there has been answered or the time is over.
 
         May be called from a signal handler, and from a reader's callback.
 
         Args:
             hand_over: other workers go on serving.
+            seconds: how long open requests may take; None: as long as `graceful_timeout` of this worker says.
         """
 
     @abstractmethod

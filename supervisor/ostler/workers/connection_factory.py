@@ -10,7 +10,7 @@ from ostler.settings.networks import Networks
 from ostler.settings.table import Settings
 from ostler.workers.connection import Connection, Limits
 from ostler.workers.system_calls import SystemCalls
-from ostler.wsgi.body import Body, StreamedBody
+from ostler.wsgi.body import BufferedBody, StreamedBody
 
 
 class ConnectionFactory:
@@ -82,4 +82,4 @@ def body_factory(settings: Settings) -> Callable[[], BodySink]:
     """What makes the sinks of bodies: for apps that read bodies while they come, or when they have come."""
     if settings.stream_request:
         return StreamedBody
-    return lambda: Body(settings.buffer_request, settings.tmp_upload_dir)
+    return lambda: BufferedBody(settings.buffer_request, settings.tmp_upload_dir)

@@ -1,7 +1,7 @@
-"""Loading the app while it is being written (`reload`): one that can't be loaded gets an error page.
+"""Loads an app under development (`reload`): an app that can't be loaded is replaced by an error page.
 
-The process does not end: it tells which files it would take to mend the app, and serves the page until the
-supervisor, which watches them, begins the next generation.
+The process does not end: it reports which files are involved and serves the page until the supervisor, which
+watches them, starts the next generation.
 """
 
 import os
@@ -14,8 +14,9 @@ from ostler.settings.pastefile import file_name
 from ostler.settings.table import Settings
 from ostler.workers.base import BaseWorker
 from ostler.workers.error_page import AsgiErrorPage, ErrorPage, Failure
-from ostler.workers.loader import AppLoadError, load
-from ostler.workers.watched import Telling, of_failure
+from ostler.workers.load_errors import AppLoadError
+from ostler.workers.loader import load
+from ostler.workers.watched import WatchReporter, of_failure
 from ostler.wsgi.exchange import App
 
 
@@ -23,43 +24,43 @@ class Development:
     """What `reload` adds to a process that loads the app.
 
     Args:
-        say: sends a message to the supervisor; called in a thread of its own, too.
+        send: sends a message to the supervisor; also called in another thread.
     """
 
-    def __init__(self, say: Callable[[messages.Watch | messages.AppBroken], None]) -> None:
-        self._say = say
-        self._telling = Telling(say)
+    def __init__(self, send: Callable[[messages.Watch | messages.AppBroken], None]) -> None:
+        self._send = send
+        self._reporter = WatchReporter(send)
 
-    def tell_configuration(self, name: str | None, ask: messages.Configure, settings: Settings) -> None:
-        """Tell where the configuration `name` is, with what it has imported."""
+    def report_configuration(self, name: str | None, ask: messages.Configure, settings: Settings) -> None:
+        """Report the file of the configuration `name`, and what it has imported."""
         files = [] if name is None or name.startswith("python:") else [name.removeprefix("file:")]
         files = [os.path.join(ask.folder, file) for file in files]  # noqa: PTH118 - may be absolute
         if settings.paste:
             files.append(file_name(settings.paste))
-        self._telling.tell(os.path.abspath(file) for file in files)  # noqa: PTH100
+        self._reporter.report(os.path.abspath(file) for file in files)  # noqa: PTH100
 
     def load(self, settings: Settings, worker_class: type[BaseWorker], generation: int) -> App:
-        """The app, or an error page in its place; tells what has been loaded, or what could not be."""
+        """The app, or an error page in its place; reports the loaded files, or those of the failure."""
         try:
             app = load(settings, worker_class.interface)
         except AppLoadError as error:
             trace = shorten(error.trace) if error.trace else None
-            self._say(messages.AppBroken(line(error.reason), trace))
-            self._telling.tell(of_failure(error))
+            self._send(messages.AppBroken(line(error.reason), trace))
+            self._reporter.report(of_failure(error))
             page = AsgiErrorPage if worker_class.interface == "asgi" else ErrorPage
             return cast("App", page(Failure.of(error), generation))
-        self._telling.tell()
+        self._reporter.report()
         return app
 
-    def explains(self, app: App) -> bool:
+    def is_error_page(self, app: App) -> bool:
         """Whether it is the error page."""
         return isinstance(app, ErrorPage)
 
-    def keep_telling(self) -> None:
-        """In a worker: tell what requests make the app import, too."""
-        self._telling.tell()
-        self._telling.keep_telling()
+    def keep_reporting(self) -> None:
+        """In a worker: report modules that are imported later, too. Raises RuntimeError without a thread."""
+        self._reporter.report()
+        self._reporter.keep_reporting()
 
     def stop(self) -> None:
-        """Tell no more."""
-        self._telling.stop()
+        """Stop reporting."""
+        self._reporter.stop()

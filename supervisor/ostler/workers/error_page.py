@@ -1,7 +1,7 @@
-"""What stands in for an app that can't be loaded (`reload`): a page with the traceback.
+"""The app that replaces one that can't be loaded (`reload`): a page with the traceback.
 
-Browsers get HTML, which looks once a second whether something else answers by now and then loads it; others
-get text. It is an app of either interface, so every worker class can serve it.
+Browsers get HTML that checks once a second whether the app answers again, and then reloads; others get text.
+It is an app of either interface, so every worker class can serve it.
 """
 
 import linecache
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Self
 
-from ostler.workers.loader import AppLoadError
+from ostler.workers.load_errors import AppLoadError
 from ostler.workers.watched import is_foreign, is_installed
 
-# Lines shown around the one that failed.
+# Lines shown before and after the failing one.
 _AROUND = 5
-# Tells this page from whatever answers later.
+# The header field by which this page differs from answers of the app.
 MARK = "X-Ostler-Error-Page"
 
 _STYLE = """
@@ -49,14 +49,14 @@ setInterval(async () => {
   try {
     const answer = await fetch(location.href, {method: "HEAD", cache: "no-store"});
     if (answer.headers.get("%s") !== "%s") location.reload();
-  } catch { /* nobody answers in this moment */ }
+  } catch { /* no answer at this moment */ }
 }, 1000);
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Excerpt:
-    """The place that failed: a file, the line's number, and lines around it by number."""
+    """Where it failed: the file, the number of the line, and the lines around it by number."""
 
     file: str
     line: int
@@ -79,7 +79,7 @@ class Failure:
     def of(cls, error: AppLoadError) -> Self:
         try:
             excerpt = _excerpt(error.__cause__)
-        except Exception:  # noqa: BLE001 - an exception, or a file's name, of the app's own making
+        except Exception:  # noqa: BLE001 - the exception or a file's name may be any object of the app
             excerpt = None
         return cls(error.reason, error.trace, excerpt)
 
@@ -91,7 +91,7 @@ def _excerpt(error: BaseException | None) -> Excerpt | None:
         return None
     places = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
     mentioned = [place for place in places if not place[0].startswith("<") and not is_foreign(place[0])]
-    # Where it was raised may be deep in a package; what can be mended is the app's own line.
+    # It may be raised deep in a package; the app's own line is the one to correct.
     own = [place for place in mentioned if not is_installed(place[0])]
     return _lines(*(own or mentioned)[-1]) if mentioned else None
 
@@ -117,7 +117,7 @@ class ErrorPage:
     """A WSGI app that answers every request with 500 and a failure.
 
     Args:
-        failure: what is told.
+        failure: what the page shows.
         generation: of the app that failed.
     """
 
@@ -132,7 +132,7 @@ class ErrorPage:
         return [b"" if method == "HEAD" else body]
 
     def answer(self, method: str, accept: str) -> tuple[list[tuple[str, str]], bytes]:
-        """The header fields, and the body: HTML for who accepts it, else text."""
+        """The header fields, and the body: HTML if the client accepts it, else text."""
         html = "text/html" in accept
         body = (self._html(method) if html else self._text()).encode("utf-8", "backslashreplace")
         headers = [
@@ -156,13 +156,13 @@ class ErrorPage:
                 )
             )
         parts += [failure.trace] if failure.trace else []
-        parts.append("The app is loaded anew when a file of it changes.")
+        parts.append("The app is loaded again when one of its files changes.")
         return "\n\n".join(parts) + "\n"
 
     def _html(self, method: str) -> str:
         failure = self._failure
         place = failure.excerpt
-        # To load it anew would send a form once more.
+        # A reload of the page would send a form again.
         again = method in ("GET", "HEAD")
         source = ""
         if place is not None:
@@ -177,9 +177,9 @@ class ErrorPage:
             else ""
         )
         hint = (
-            "The app is loaded anew when a file of it changes; this page follows by itself."
+            "The app is loaded again when one of its files changes; then this page reloads."
             if again
-            else "The app is loaded anew when a file of it changes; then send this request again."
+            else "The app is loaded again when one of its files changes; then send this request again."
         )
         script = f"<script>{_SCRIPT % (MARK, self._generation)}</script>" if again else ""
         return (
@@ -192,7 +192,7 @@ class ErrorPage:
 
 
 class AsgiErrorPage(ErrorPage):
-    """The same as an ASGI app. Start and end are fine with it; websockets are refused."""
+    """The same as an ASGI app. It confirms lifespan events and refuses websockets."""
 
     async def __call__(  # type: ignore[override]
         self,

@@ -21,7 +21,8 @@ from typing import ClassVar, Self
 
 import msgspec
 
-from ostler.logs.lean import Log, LogFile, resolve_format
+from ostler.logs.lean import Log, resolve_format
+from ostler.logs.logfile import LogFile
 from ostler.osapi import original
 from ostler.osapi.process import DUMP_SIGNAL
 from ostler.osapi.wake import Wake

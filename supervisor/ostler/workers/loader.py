@@ -1,4 +1,4 @@
-"""Finding the app: MODULE:NAME, MODULE:NAME.ATTRIBUTE, MODULE:FACTORY(args)."""
+"""Loads the app: MODULE:NAME, MODULE:NAME.ATTRIBUTE, MODULE:FACTORY(args)."""
 
 import ast
 import importlib
@@ -10,30 +10,13 @@ from types import ModuleType
 from typing import Any, cast
 
 from ostler.settings.table import Settings
-from ostler.text import frames_of, name_and_text, trace_of
 from ostler.workers.interface import is_factory, mismatch
+from ostler.workers.load_errors import AppLoadError, raised
 from ostler.wsgi.exchange import App, QuitWorker
-
-_LONGEST_REASON = 500
-_OURS = (__file__, str(Path(__file__).with_name("paste.py")))
-
-
-class AppLoadError(Exception):
-    """The app can't be loaded.
-
-    Args:
-        reason: one line.
-        trace: the app's own traceback, or None if the mistake is in how the app was named.
-    """
-
-    def __init__(self, reason: str, trace: str | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.trace = trace
 
 
 def enter(settings: Settings) -> None:
-    """Go to the app's folder.
+    """Change to the app's folder.
 
     Raises:
         AppLoadError: the folder does not exist.
@@ -46,13 +29,14 @@ def enter(settings: Settings) -> None:
 
 
 def set_environment(settings: Settings) -> None:
+    """Set the variables of `raw_env`."""
     for pair in settings.raw_env:
         name, _, value = pair.partition("=")
         os.environ[name] = value
 
 
 def extend_path(settings: Settings) -> None:
-    """Let modules be found in the current folder and in those of `pythonpath`.
+    """Add the current folder and those of `pythonpath` to `sys.path`.
 
     Raises:
         AppLoadError: the folder was removed.
@@ -76,13 +60,13 @@ def _here() -> str:
 
 
 def load(settings: Settings, interface: str = "wsgi") -> App:
-    """The app that the settings name, which must be of the kind that is wanted: `wsgi` or `asgi`.
+    """Import the app of the settings, which must have the wanted interface: `wsgi` or `asgi`.
 
     Raises:
         AppLoadError: with the app's traceback if its code raised.
     """
     if settings.paste:
-        # Only now: it brings PasteDeploy along.
+        # Imported only here: it imports PasteDeploy.
         from ostler.workers.paste import load_paste
 
         return load_paste(settings)
@@ -93,8 +77,8 @@ def load_app(spec: str, interface: str = "wsgi") -> App:
     """Import the app.
 
     Args:
-        spec: MODULE:NAME and its like.
-        interface: what kind of app is wanted, `wsgi` or `asgi`.
+        spec: as in the module's docstring.
+        interface: the wanted one, `wsgi` or `asgi`.
 
     Raises:
         AppLoadError: with the app's traceback if its code raised.
@@ -103,7 +87,7 @@ def load_app(spec: str, interface: str = "wsgi") -> App:
     try:
         importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # Without a traceback only if it is the very module that was asked for.
+        # No traceback is needed if the module itself, or a package that it is in, is missing.
         missing = error.name if isinstance(error.name, str) else ""
         if module_name == missing or module_name.startswith(f"{missing}."):
             reason = f"no module named {missing!r} in {_here()} (see --chdir and --pythonpath)"
@@ -115,7 +99,7 @@ def load_app(spec: str, interface: str = "wsgi") -> App:
         raise raised(spec, error) from error
     found = _resolve(spec, sys.modules[module_name], expression or "application")
     if interface == "asgi" and is_factory(found):
-        # uvicorn's own command line calls it, too.
+        # uvicorn's command line also calls it.
         found = _made(spec, found)
     if problem := mismatch(found, interface):
         raise AppLoadError(f"wsgi_app: {spec!r} {problem}")
@@ -165,30 +149,12 @@ def _made(spec: str, factory: Any, *args: Any, **kwargs: Any) -> Any:
         raise raised(spec, error) from error
 
 
-def raised(spec: str, error: BaseException) -> AppLoadError:
-    """What to raise when loading `spec` raised `error`."""
-    reason = name_and_text(error, _LONGEST_REASON)
-    return AppLoadError(f"can't load {spec!r}: {reason}", _app_traceback(error))
-
-
-def _app_traceback(error: BaseException) -> str:
-    """The traceback from the app's first frame on: how we came to import it helps nobody."""
-    frames = frames_of(error)
-    while frames is not None and _is_ours(frames.tb_frame.f_code.co_filename):
-        frames = frames.tb_next
-    return trace_of(error, frames)
-
-
-def _is_ours(filename: str) -> bool:
-    return filename in _OURS or "importlib" in filename or "/paste/deploy/" in filename
-
-
 def standard_modules(before: AbstractSet[str]) -> list[str]:
     """Names of modules of the standard library that were imported since `before`, in that order.
 
-    What only has a standard name but lies elsewhere (an app's own `secrets.py`) is not among them.
+    Modules with a standard name in another folder (an app's own `secrets.py`) are not among them.
     """
-    # Not sysconfig's word for it: that reads a file, which whoever the app runs as may not be able to.
+    # Not from sysconfig: that reads a file that the account of the app may not be allowed to read.
     library = str(Path(os.__file__).parent)
     found = []
     for name, module in list(sys.modules.items()):
@@ -205,7 +171,7 @@ def standard_modules(before: AbstractSet[str]) -> list[str]:
 
 
 def attributes(module: object) -> dict[str, Any]:
-    """What a module has, without running code of its class: an app may put anything into `sys.modules`."""
+    """The attributes of a module, without running code of its class: `sys.modules` may contain any object."""
     if not issubclass(type(module), ModuleType):
         return {}
     found: dict[str, Any] = vars(ModuleType)["__dict__"].__get__(module)

@@ -1,11 +1,11 @@
-"""Loading the app from a PasteDeploy file; what else such a file says is in `settings.pastefile`."""
+"""Loads the app of a PasteDeploy file; `settings.pastefile` reads the other parts of such a file."""
 
 import os
 from typing import cast
 
 from ostler.settings.pastefile import file_name, global_conf
 from ostler.settings.table import Settings
-from ostler.workers.loader import AppLoadError, raised
+from ostler.workers.load_errors import AppLoadError, raised
 from ostler.wsgi.exchange import App, QuitWorker
 
 
@@ -13,7 +13,7 @@ def load_paste(settings: Settings) -> App:
     """The app of the file that `paste` names.
 
     Raises:
-        AppLoadError: with the traceback if it is the app's code, or the file's, that raised.
+        AppLoadError: with the traceback if code of the app or of the file raised.
     """
     from paste.deploy import loadapp
 
@@ -27,5 +27,5 @@ def load_paste(settings: Settings) -> App:
     except BaseException as error:
         raise raised(spec, error) from error
     if not callable(app):
-        raise AppLoadError(f"paste: {spec!r} makes no callable but {type(app).__name__}")
+        raise AppLoadError(f"paste: {spec!r} is not callable but {type(app).__name__}")
     return cast("App", app)

@@ -1,7 +1,8 @@
-"""Logging every line that the app runs (`spew`).
+"""Logs every line that the app executes (`spew`).
 
-The app is what is neither of the standard library nor of Ostler nor of an installed package, and its own
-package wherever that is. CPython does not trace what a trace function calls, so our logging is not in it.
+Code of the app is all code but the standard library, Ostler and installed packages; the app's own package is
+included even if it is installed. CPython does not trace calls of a trace function, so the logging is not
+traced.
 """
 
 import linecache
@@ -20,7 +21,7 @@ Trace = Callable[[FrameType, str, Any], "Trace | None"]
 
 
 def spew(log: Log, settings: Settings) -> None:
-    """Begin, in this thread and in those that are started later."""
+    """Start, in this thread and in all threads that are started later."""
     trace = tracer(log, (settings.wsgi_app or "").partition(":")[0].partition(".")[0])
     threading.settrace(trace)
     sys.settrace(trace)
@@ -36,7 +37,7 @@ def tracer(log: Log, package: str) -> Trace:
     names: dict[str, str | None] = {}
 
     def shown(path: str) -> str | None:
-        """How a file is called in the log; None if it is not the app's."""
+        """The name of a file in the log; None if it does not belong to the app."""
         parts = path.split("/")
         own = bool(package) and (package in parts or f"{package}.py" in parts)
         if path.startswith("<") or is_foreign(path) or (is_installed(path) and not own):

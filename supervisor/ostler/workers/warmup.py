@@ -1,8 +1,8 @@
-"""Warm-up requests: a worker answers them itself before it says that it is ready.
+"""Warm-up requests, which a worker answers before it reports that it is ready.
 
-They go through the whole engine, as a client's do, on a private pair of sockets and with counters that nobody
-sees. What they make the app import, connect and cache is there when the first client comes; and an app that
-can't answer them can't serve.
+They pass through the complete engine like those of a client, on a private pair of sockets and with private
+counters. What the app imports, connects and caches for them is there when the first client comes; and if the
+app can't answer them, the worker is not started.
 """
 
 import mmap
@@ -24,13 +24,13 @@ from ostler.wsgi.exchange import App
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-# An answer behind which nothing else is: interim ones come first (RFC 9110 section 15.2).
+# The final answer; interim ones come first (RFC 9110 section 15.2).
 _STATUS = re.compile(rb"(?:HTTP/1\.1 1\d\d .*?\r\n\r\n)*HTTP/1\.1 (\d{3}[^\r]*)\r\n", re.DOTALL)
-# How long the loop waits for the reader before it looks for more to send.
-_PATIENCE = 0.005
+# Seconds that the loop waits for the reader between two passes.
+_READER_WAIT = 0.005
 _READ = 65536
-# What says how long a message is, and how the connection ends, is ours to say.
-_OURS = {"connection", "content-length", "transfer-encoding"}
+# Fields for framing and for the connection are set here.
+_OWN_FIELDS = {"connection", "content-length", "transfer-encoding"}
 _PEER = ("127.0.0.1", 0)
 
 
@@ -52,42 +52,42 @@ def warm_up(app: App, settings: Settings, log: Log, tls: "SSLContext | None", li
     """Have `app` answer all of `settings.warmup_request`, one after the other.
 
     Args:
-        log: what is not about a failing request goes there.
-        tls: clients will come by TLS; these requests do not, but the app is told so.
-        listener: getsockname() of a listener that clients will come to.
+        log: gets all events but tracebacks of the app.
+        tls: clients use TLS; these requests do not, but their environ is the same.
+        listener: getsockname() of a listener for clients.
 
     Raises:
-        WarmupError: for the first that has no answer, one of 500 or more, or makes the app raise.
+        WarmupError: a request has no answer, a status of 500 or more, or makes the app raise.
     """
     if not settings.warmup_request:
         return
-    listening = _Listening(log)
+    capture = _TracebackCapture(log)
     slots = settings.threads + 1
     accounting = Accounting(mmap.mmap(-1, size(slots)), slots)
-    engine = _PrivateEngine(Context(app, [], settings, accounting, listening, tls=tls))
+    engine = _PrivateEngine(Context(app, [], settings, accounting, capture, tls=tls))
     peer_info = (
         {"SERVER_NAME": "localhost", "SERVER_PORT": str(listener[1])} if isinstance(listener, tuple) else {}
     )
     try:
         for request in settings.warmup_request:
-            listening.trace = None
+            capture.trace = None
             answer = engine.ask(_bytes_of(request), peer_info)
             match = _STATUS.match(answer)
-            judge(request, match[1].decode("latin-1").strip() if match else None, listening.trace, log)
+            judge(request, match[1].decode("latin-1").strip() if match else None, capture.trace, log)
     finally:
         engine.close()
 
 
 def judge(request: WarmupRequest, status: str | None, trace: str | None, log: Log) -> None:
-    """Say whether an answer is good enough.
+    """Check an answer.
 
     Args:
         status: the status line's text, e.g. `200 OK`; None: there was no answer.
         trace: the app's traceback if it raised.
-        log: hears of what is odd.
+        log: gets warnings.
 
     Raises:
-        WarmupError: it is not.
+        WarmupError: the answer shows a failure of the app.
     """
     name = f"warmup_request {request.method} {request.path}"
     if status is None:
@@ -98,12 +98,12 @@ def judge(request: WarmupRequest, status: str | None, trace: str | None, log: Lo
     if trace is not None:
         raise WarmupError(f"{name} made the app raise after it had answered with {status}", trace)
     if code >= 400:
-        # A wrong path, or a host that the app does not know: it warms little, but the app works.
-        log.warning("warmup_request", problem=f"{name} was answered with {status}; is that what you meant?")
+        # A wrong path or host: it warms up little, but the app works.
+        log.warning("warmup_request", problem=f"{name} was answered with {status}; check its path and host")
 
 
 def _bytes_of(request: WarmupRequest) -> bytes:
-    fields = {name: value for name, value in request.headers.items() if name.lower() not in _OURS}
+    fields = {name: value for name, value in request.headers.items() if name.lower() not in _OWN_FIELDS}
     given = {name.lower() for name in fields}
     lines = [f"{request.method} {request.path} HTTP/1.1"]
     if "host" not in given:
@@ -117,10 +117,10 @@ def _bytes_of(request: WarmupRequest) -> bytes:
 
 
 class _PrivateEngine(Engine):
-    """An engine whose only client is ourselves."""
+    """An engine whose only client is this module."""
 
     def ask(self, request: bytes, peer_info: dict[str, str]) -> bytes:
-        """Serve one request on a connection of its own; its answer, as far as there is one."""
+        """Serve one request on a connection of its own; returns the bytes of its answer."""
         slot = self.slot(0)
         served, asking = original.socketpair()
         with asking:
@@ -130,17 +130,17 @@ class _PrivateEngine(Engine):
             self.parts.table.add(connection, "", slot)
             asking.sendall(request)
             answer = bytearray()
-            # A thread, because the app may answer with more than fits between two sockets.
+            # A thread, because the answer may be larger than the buffers of the sockets.
             reader = original.thread(_read_head, "ostler-warmup", (asking, answer), daemon=False)
             try:
                 reader.start()
             except RuntimeError as error:
-                raise WarmupError(f"no thread can be made to read an answer: {error}; {LIMITS}") from None
+                raise WarmupError(f"can't make a thread to read the answer: {error}; {LIMITS}") from None
             try:
                 self.parts.reactor.watch(connection)
                 while reader.is_alive():
                     self.run_once()
-                    reader.join(_PATIENCE)
+                    reader.join(_READER_WAIT)
             finally:
                 self.parts.table.close(connection, slot)
                 reader.join()
@@ -148,17 +148,17 @@ class _PrivateEngine(Engine):
 
 
 def _read_head(asking: socket.socket, answer: bytearray) -> None:
-    """Read to the end, keep the beginning."""
+    """Read to the end, keep only the beginning."""
     try:
         while data := asking.recv(_READ):
             if len(answer) < _READ:
                 answer += data
     except OSError:
-        pass  # cut: what came before it counts
+        pass  # the connection was cut; the bytes before that count
 
 
-class _Listening(Log):
-    """Hears what the app raises instead of writing it down: who is told of the failure writes it."""
+class _TracebackCapture(Log):
+    """Captures the first traceback of the app instead of logging it: the supervisor logs the failure."""
 
     def __init__(self, log: Log) -> None:
         self._log = log

@@ -1,7 +1,7 @@
-"""Telling the supervisor which files a process has loaded, so that a change of one reloads (`reload`).
+"""Reports to the supervisor which files a process has loaded, so that a change reloads the app (`reload`).
 
-Installed packages are among them, as in gunicorn; the standard library and Ostler itself are not. Which
-templates an app reads nobody can tell; where they may lie follows from where its own modules lie.
+Installed packages are among them, as in gunicorn; the standard library and Ostler itself are not. The
+templates that an app will read are unknown; their usual folders follow from those of its own modules.
 """
 
 import os
@@ -23,11 +23,11 @@ from ostler.workers.loader import attributes
 # Characters of paths in one message, each up to four bytes there, and of one path (PATH_MAX).
 _BATCH = 16 * 1024
 _LONGEST = 4095
-# Surrogates that stand for bytes are part of names (PEP 383), others can't be.
+# Surrogates that stand for bytes occur in names (PEP 383), others can't.
 _NOT_IN_PATHS = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
-# How often a worker looks for modules that were imported late (s).
-_LOOK = 1.0
-_OURS = f"{os.path.dirname(os.path.abspath(ostler.__file__))}/"  # noqa: PTH100, PTH120
+# Seconds between two checks of a worker for newly imported modules.
+_INTERVAL = 1.0
+_PACKAGE = f"{os.path.dirname(os.path.abspath(ostler.__file__))}/"  # noqa: PTH100, PTH120
 _STANDARD = tuple({f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib")})
 
 
@@ -35,7 +35,7 @@ _CAUSES = [BaseException.__dict__[name].__get__ for name in ("__cause__", "__con
 
 
 class Sources(NamedTuple):
-    """Files of modules, and the folders in which templates are looked for; absolute paths."""
+    """Files of modules, and folders that may contain templates; absolute paths."""
 
     files: list[str]
     folders: list[str]
@@ -47,23 +47,23 @@ def is_installed(path: str) -> bool:
 
 
 def is_foreign(path: str) -> bool:
-    """Whether a file is the standard library's or Ostler's."""
-    return path.startswith(_OURS) or (path.startswith(_STANDARD) and not is_installed(path))
+    """Whether a file belongs to the standard library or to Ostler."""
+    return path.startswith(_PACKAGE) or (path.startswith(_STANDARD) and not is_installed(path))
 
 
 def sources(modules: Iterable[tuple[str, object]]) -> Sources:
-    """Where modules were loaded from.
+    """The files that modules were loaded from.
 
     Args:
         modules: names and modules, as in `sys.modules`.
     """
     files, folders = [], set()
     for name, module in modules:
-        # Not by getattr: modules that load others when they are looked at would do so.
+        # Not getattr: it makes lazy modules import others.
         path = attributes(module).get("__file__")
         if type(name) is not str or not _is_path(path):
             continue
-        path = os.path.abspath(path)  # noqa: PTH100 - a Path for each of thousands of files takes its time
+        path = os.path.abspath(path)  # noqa: PTH100 - a Path for each of thousands of files is slow
         if is_foreign(path):
             continue
         if path.endswith(".pyc"):
@@ -79,7 +79,7 @@ def sources(modules: Iterable[tuple[str, object]]) -> Sources:
 
 
 def of_failure(error: BaseException) -> list[str]:
-    """Files that a failed import went through, the one that can't be parsed included."""
+    """Files in the traceback of a failed import, including one that can't be parsed."""
     files: dict[str, None] = {}
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
@@ -102,29 +102,29 @@ def of_failure(error: BaseException) -> list[str]:
 
 
 def _is_path(path: object) -> TypeGuard[str]:
-    """Whether it can be a file's: an app may put anything there, and what was compiled from text has none."""
+    """Whether it can be the path of a file: an app may set anything, and compiled text has a name in `<>`."""
     return (
         type(path) is str and 0 < len(path) <= _LONGEST and path[0] != "<" and not _NOT_IN_PATHS.search(path)
     )
 
 
 def _candidates(name: str) -> list[str]:
-    """Where a module that is not there would be found if it were."""
+    """Files that would contain a missing module."""
     parts = name.replace(".", "/")
     folders = [folder for folder in sys.path if os.path.isdir(folder)]  # noqa: PTH112
     return [f"{folder}/{parts}{end}" for folder in folders for end in (".py", "/__init__.py")]
 
 
 def is_path(text: str) -> bool:
-    """Whether a message can carry it."""
+    """Whether a message can contain it."""
     return text.startswith("/") and _is_path(text)
 
 
-def forget_bytecode(files: Iterable[str], since: float) -> None:
+def remove_bytecode(files: Iterable[str], since: float) -> None:
     """Remove the cached bytecode of files that were written in the second that `since` is in, or later.
 
-    It knows its source by size and whole seconds (PEP 3147), so it would pass for that of another edit in the
-    same second.
+    Bytecode is matched with its source by size and whole seconds (PEP 3147), so it would be used after
+    another edit in the same second.
     """
     for path in files:
         if path.endswith(".py") and not is_installed(path):
@@ -132,11 +132,11 @@ def forget_bytecode(files: Iterable[str], since: float) -> None:
                 if os.stat(path).st_mtime >= int(since):  # noqa: PTH116
                     os.unlink(cache_from_source(path))  # noqa: PTH108
             except (OSError, NotImplementedError):
-                continue  # there is none, or it is not ours to remove
+                continue  # there is none, or it belongs to another account
 
 
 def _batches(paths: Iterable[str]) -> Iterator[list[str]]:
-    """The paths in parts that fit a message."""
+    """The paths in batches that fit a message."""
     batch: list[str] = []
     size = 0
     for path in paths:
@@ -149,50 +149,50 @@ def _batches(paths: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-class Telling:
-    """Tells what this process has loaded, each file once.
+class WatchReporter:
+    """Reports which files this process has loaded, each file once.
 
     Args:
-        say: sends a message; called in a thread of its own, too.
+        send: sends a message; also called in a thread of this class.
     """
 
-    def __init__(self, say: Callable[[messages.Watch], None]) -> None:
-        self._say = say
-        self._told: set[str] = set()
+    def __init__(self, send: Callable[[messages.Watch], None]) -> None:
+        self._send = send
+        self._reported: set[str] = set()
         self._count = 0
         self._since = time.time()
-        self._going_on = original.Lock()  # held while it keeps telling
+        self._running = original.Lock()  # held while the thread runs
 
-    def tell(self, more: Iterable[str] = ()) -> None:
-        """Tell what is new.
+    def report(self, more: Iterable[str] = ()) -> None:
+        """Report new files.
 
         Args:
-            more: files that are no modules, or none that could be loaded.
+            more: files that are no loaded modules.
         """
         since, self._since = self._since, time.time()
         modules = list(sys.modules.items())
         self._count = len(modules)
         found = sources(modules)
-        folders = [folder for folder in found.folders if folder not in self._told]
-        files = [file for file in dict.fromkeys((*found.files, *more)) if file not in self._told]
+        folders = [folder for folder in found.folders if folder not in self._reported]
+        files = [file for file in dict.fromkeys((*found.files, *more)) if file not in self._reported]
         files = list(filter(is_path, files))
         folders = list(filter(is_path, folders))
-        self._told.update(files, folders)
-        forget_bytecode(files, since)
+        self._reported.update(files, folders)
+        remove_bytecode(files, since)
         for some_files, some_folders in zip_longest(_batches(files), _batches(folders)):
-            self._say(messages.Watch(some_files or [], some_folders or [], since))
+            self._send(messages.Watch(some_files or [], some_folders or [], since))
 
-    def keep_telling(self) -> None:
-        """Look again whenever modules have been imported, in a thread, until `stop` or the process's end."""
-        self._going_on.acquire()
-        original.thread(self._keep, "ostler-watched").start()
+    def keep_reporting(self) -> None:
+        """Report newly imported modules, in a thread, until `stop`. Raises RuntimeError without a thread."""
+        self._running.acquire()
+        original.thread(self._report_forever, "ostler-watched").start()
 
     def stop(self) -> None:
-        self._going_on.release()
+        self._running.release()
 
-    def _keep(self) -> None:
-        while not self._going_on.acquire(timeout=_LOOK):
+    def _report_forever(self) -> None:
+        while not self._running.acquire(timeout=_INTERVAL):
             if len(sys.modules) == self._count:
                 self._since = time.time()
             else:
-                self.tell()
+                self.report()

@@ -1,1 +1,1 @@
-"""WSGI (PEP 3333): environ, and the one caller of the app that all worker classes share."""
+"""WSGI (PEP 3333): environ, request bodies, and the call of the app that all worker classes share."""

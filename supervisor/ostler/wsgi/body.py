@@ -1,4 +1,4 @@
-"""Request bodies: received whole, in memory or in a temporary file, or handed to the app while they come."""
+"""Request bodies: buffered in memory or in a temporary file, or read by the app while they are received."""
 
 import io
 import os
@@ -9,7 +9,7 @@ from typing import IO
 
 
 class _Unlinked(io.BufferedRandom):
-    """A temporary file that ends with its last reference: nobody else closes it."""
+    """A temporary file that is closed with its last reference, as nothing else closes it."""
 
     def __del__(self) -> None:
         try:
@@ -24,15 +24,15 @@ def _unlinked(folder: str | None) -> _Unlinked:
     return _Unlinked(raw)
 
 
-class Body:
-    """A body that is received whole before the app sees it.
+class BufferedBody:
+    """A body that is received completely before the app sees it.
 
     Args:
-        in_memory: bytes kept in memory; a longer one goes to an unlinked temporary file.
-        folder: where that is; None: the system's place.
+        in_memory: bytes kept in memory; a longer body goes to an unlinked temporary file.
+        folder: where to create that; None: the system's folder for temporary files.
 
     Attributes:
-        file: what was written.
+        file: holds what was written.
     """
 
     __slots__ = ("_folder", "_left", "_spilled", "file")
@@ -44,7 +44,7 @@ class Body:
         self._folder = folder
 
     def write(self, data: bytes) -> int:
-        """Raises OSError if there is no room."""
+        """Append bytes; raises OSError if no space is left."""
         self._left -= len(data)
         if self._left < 0 and not self._spilled:
             file = _unlinked(self._folder)
@@ -64,7 +64,7 @@ class Body:
 
 
 class _Raw(io.RawIOBase):
-    """Reads what `StreamedBody` was given so far, and asks for more."""
+    """Reads what `StreamedBody` has received, and has it receive more."""
 
     def __init__(self, body: "StreamedBody") -> None:
         self._body = body
@@ -73,17 +73,17 @@ class _Raw(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
-        data = self._body.take(len(buffer))
+        data = self._body.read_some(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
 
 class StreamedBody:
-    """A body that the app reads while it comes.
+    """A body that the app reads while it is being received.
 
     Attributes:
-        pull: receives more, or raises; set by whoever serves the request.
-        complete: asks whether all of it has come.
+        pull: receives more, or raises; set by the code that serves the request.
+        complete: returns whether all of the body was received.
     """
 
     __slots__ = ("_parts", "complete", "pull")
@@ -104,15 +104,15 @@ class StreamedBody:
         return io.BufferedReader(_Raw(self))
 
     def end(self) -> None:
-        """The request has ended: what it was read from is referred to no more.
+        """The request has ended: drop the references to its connection.
 
-        That refers to the request, and so to this; not even the garbage collector would find the cycle.
+        That refers to the request, and so to this body. Not even the garbage collector would find the cycle.
         """
         self.pull, self.complete = _nothing, _never
         self._parts.clear()
 
-    def take(self, most: int) -> bytes:
-        """Some bytes, after waiting for them; none at the end."""
+    def read_some(self, most: int) -> bytes:
+        """At most `most` bytes, after waiting for the first; b"" at the end of the body."""
         while not self._parts:
             if self.complete():
                 return b""

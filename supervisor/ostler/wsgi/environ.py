@@ -1,61 +1,41 @@
 """The environ of a request (PEP 3333, with RFC 3875's names).
 
-What is the same for all requests of a worker, a listener or a connection is put together once and copied.
-Most clients repeat their header fields byte for byte on a connection, so that goes for those, too: a request
-then adds only what its first line says.
+What is the same for all requests of a worker, a listener or a connection is made once and copied. Most
+clients repeat their header fields byte for byte on a connection, so the variables of a head are reused, too:
+a request then adds only those of its request line.
 """
 
 import os
 import sys
 from io import BytesIO
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from ostler.http1.request import Head, Request
-from ostler.wsgi.body import Body, StreamedBody
+from ostler.wsgi.body import BufferedBody, StreamedBody
+from ostler.wsgi.file_wrapper import BlockWrapper, FileWrapper
 
 Environ = dict[str, Any]
 
 _REMEMBERED = 1024
-# Names that are not HTTP_*; None for what never reaches an app. The coding of a request is undone by then.
+# Names that are not HTTP_*; None for fields that the app does not get. The transfer coding is removed
+# already.
 _SPECIAL: dict[bytes, str | None] = {
     b"content-type": "CONTENT_TYPE",
     b"content-length": "CONTENT_LENGTH",
     b"transfer-encoding": None,
-    # httpoxy (CVE-2016-5385): HTTP_PROXY means something else to programs that an app may start.
+    # httpoxy (CVE-2016-5385): HTTP_PROXY has another meaning for programs that an app may start.
     b"proxy": None,
 }
-# Header names are translated once and remembered.
+# Variables by header name as sent.
 _names: dict[bytes, str | None] = {}
-
-
-class FileWrapper:
-    """`wsgi.file_wrapper`: yields a file's blocks, and closes it; the kernel sends real files instead."""
-
-    def __init__(self, file: IO[bytes], block_size: int = 64 * 1024) -> None:
-        self.file = file
-        self.block_size = block_size
-        if hasattr(file, "close"):
-            self.close = file.close
-
-    def __iter__(self) -> "FileWrapper":
-        return self
-
-    def __next__(self) -> bytes:
-        if data := self.file.read(self.block_size):
-            return data
-        raise StopIteration
-
-
-class BlockWrapper(FileWrapper):
-    """The same without the kernel's help (setting `sendfile`)."""
 
 
 def worker_environ(
     multithread: bool, sendfile: bool = True, errors: Any = None, root_path: str = ""
 ) -> Environ:
-    """What all requests of a worker share.
+    """The variables that all requests of a worker share.
 
-    root_path: where the app is mounted, if neither the environment nor a proxy says so.
+    root_path: where the app is mounted, unless the environment or a proxy sets SCRIPT_NAME.
     """
     mount = os.environ.get("SCRIPT_NAME", "") or (root_path and f"/{root_path.strip('/')}")
     return {
@@ -73,22 +53,23 @@ def worker_environ(
 
 
 def listener_environ(shared: Environ, address: Any) -> Environ:
-    """What all requests of a listener share; `address` is its getsockname()."""
+    """The variables that all requests of a listener share; `address` is its getsockname()."""
     if isinstance(address, tuple):
         host = f"[{address[0]}]" if ":" in address[0] else address[0]  # RFC 3875 section 4.1.14
         return shared | {"SERVER_NAME": host, "SERVER_PORT": str(address[1])}
     return shared | {"SERVER_NAME": "localhost", "SERVER_PORT": "80"}
 
 
-def head_environ(listener: Environ, peer: Any, facts: Environ, head: Head, mountable: bool) -> Environ:
-    """What all requests of a connection with the same header fields share.
+def head_environ(listener: Environ, peer: Any, peer_info: Environ, head: Head, mountable: bool) -> Environ:
+    """The variables that all requests of a connection with the same header fields share.
 
     Args:
-        listener: of `listener_environ`.
+        listener: a result of `listener_environ`.
         peer: the client's getpeername().
-        facts: what else is known of the connection: TLS, the client behind a proxy.
+        peer_info: more variables for the connection: of TLS, of the client behind a proxy.
         head: of one of its requests.
-        mountable: the client is a proxy that may say where the app is mounted, by the field SCRIPT_NAME.
+        mountable: the client is a trusted proxy, which may set where the app is mounted by the field
+            SCRIPT_NAME.
     """
     environ = listener.copy()
     if isinstance(peer, tuple):
@@ -96,13 +77,13 @@ def head_environ(listener: Environ, peer: Any, facts: Environ, head: Head, mount
         environ["REMOTE_PORT"] = str(peer[1])
     else:
         environ["REMOTE_ADDR"] = ""
-    environ.update(facts)
+    environ.update(peer_info)
     if head.https:
         environ["wsgi.url_scheme"] = "https"
-    # Places for what differs, so that filling them in does not make the dict grow.
+    # Keys for what differs between requests, so that setting them does not make the dict grow.
     environ["REQUEST_METHOD"] = environ["RAW_URI"] = environ["PATH_INFO"] = environ["QUERY_STRING"] = ""
     environ["SERVER_PROTOCOL"] = environ["wsgi.input"] = ""
-    came: set[str] = set()
+    seen: set[str] = set()
     for name, value in head.headers:
         try:
             key = _names[name]
@@ -114,16 +95,16 @@ def head_environ(listener: Environ, peer: Any, facts: Environ, head: Head, mount
             environ["SCRIPT_NAME"] = value.decode("latin-1").rstrip("/")
             continue
         text = value.decode("latin-1")
-        if key in came:
+        if key in seen:
             # RFC 9110 section 5.3; cookies are the exception (RFC 6265 section 5.4).
             text = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ','}{text}"
-        came.add(key)
+        seen.add(key)
         environ[key] = text
     return environ
 
 
 def request_environ(template: Environ, request: Request) -> Environ:
-    """The whole environ of one request; `template` is of `head_environ` for its head."""
+    """The complete environ of one request; `template` is the result of `head_environ` for its head."""
     environ = template.copy()
     line = request.line
     environ["REQUEST_METHOD"] = line.method
@@ -137,7 +118,7 @@ def request_environ(template: Environ, request: Request) -> Environ:
     if body is None:
         environ["wsgi.input"] = BytesIO()
     else:
-        environ["wsgi.input"] = cast("Body | StreamedBody", body).input()
+        environ["wsgi.input"] = cast("BufferedBody | StreamedBody", body).input()
         if request.complete:
             environ["CONTENT_LENGTH"] = str(request.length)
     if mount := environ["SCRIPT_NAME"]:

@@ -1,14 +1,11 @@
-"""One request and its response: the one caller of the app.
+"""One request and its response: the only place that calls a WSGI app.
 
-`Exchange.run` calls the app and sends what it answers through the transport. Small answers leave in one
-send. What an app does wrong ends here: as a 500 while nothing was sent, as a cut connection afterwards, so
-that a client can see that the answer is not whole.
+`Exchange.run` calls the app and sends its answer through the transport. A small answer takes one send. Errors
+of the app are handled here: the client gets a 500 as long as nothing was sent; later the connection is cut,
+so that the client can detect an incomplete answer.
 """
 
-import io
 import os
-import stat
-import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 from types import CodeType, FrameType, TracebackType
@@ -18,15 +15,16 @@ from ostler.http1 import response
 from ostler.http1.errors import ResponseError
 from ostler.http1.request import Request
 from ostler.text import trace_of
-from ostler.wsgi.environ import Environ, FileWrapper
+from ostler.wsgi.environ import Environ
+from ostler.wsgi.file_wrapper import FileWrapper, regular_file
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
 App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
-# Joining head and body saves a system call; beyond this size copying costs more than that.
+# Joining head and body saves a system call; above this size copying costs more.
 _JOIN_LIMIT = 64 * 1024
 
-# This process is not the worker but was forked by its app.
+# This process is no worker: the app has forked it.
 _forked = False
 
 # The code of the functions that call user code for a request; see `interruptible`.
@@ -39,10 +37,10 @@ _LATE = "504 Gateway Timeout"
 
 
 class Transport(Protocol):
-    """Where an answer goes. `send` never loses bytes: what the client does not take yet is kept."""
+    """Sends an answer to the client; keeps what the socket does not accept yet."""
 
     def send(self, data: bytes, /) -> None:
-        """Send now as much as goes, keep the rest; may wait while too much is kept.
+        """Send what the socket accepts and keep the rest; may wait while too much is kept.
 
         Raises:
             ClientGone: the connection broke.
@@ -50,21 +48,21 @@ class Transport(Protocol):
         ...
 
     def send_file(self, fd: int, offset: int, count: int, /) -> None:
-        """The same for a range of a regular file, which the kernel sends by itself if it can.
+        """As `send`, for a range of a regular file, with sendfile(2) where possible.
 
-        The descriptor may be closed as soon as this returns.
+        The caller may close the descriptor as soon as this returns.
         """
         ...
 
 
 class QuitWorker(BaseException):
-    """Raised in the main thread to end the worker at once; no business of the app's."""
+    """Raised in the main thread to end the worker at once; apps should not catch it."""
 
 
 class DeadlineExceeded(BaseException):
     """Raised in the app, in the thread that serves the request, when the request is overdue.
 
-    No Exception, so that what an app or a framework does about errors does not take it for one of them.
+    Not a subclass of Exception, so that error handlers of apps and frameworks do not catch it.
     """
 
     def __str__(self) -> str:
@@ -72,7 +70,7 @@ class DeadlineExceeded(BaseException):
 
 
 class ClientGone(ConnectionError):
-    """The client went away before it had the whole answer, or sent its whole request."""
+    """The client closed the connection before the request or the answer was complete."""
 
 
 def interruptible(function: Function) -> Function:
@@ -90,20 +88,20 @@ class Exchange:
     """One request and its response.
 
     Args:
-        request: what was asked.
-        transport: where the answer goes.
+        request: the request.
+        transport: sends the answer.
         date_server: the lines `Server` and `Date`, in this order.
-        keep_alive: whether the connection may go on afterwards.
+        keep_alive: whether the connection may stay open afterwards.
 
     Attributes:
         status: the status line's text, e.g. `200 OK`; code: its number.
         sent: bytes of the body that were sent.
-        keep_alive: whether the connection can go on.
-        error: the app's exception as a traceback, if it raised.
-        headers: what the app passed to start_response.
+        keep_alive: whether the connection can stay open.
+        error: the traceback of the app's exception, if it raised.
+        headers: those that the app passed to start_response.
     """
 
-    # Defaults stand here and not in __init__: what a request does not change costs it nothing.
+    # Defaults are class attributes: an attribute that a request does not change costs it no time.
     status = ""
     code = 500
     sent = 0
@@ -123,7 +121,7 @@ class Exchange:
         self._date_server = date_server
         self.keep_alive = keep_alive
 
-    # -- what the app calls ------------------------------------------------------------------------------
+    # -- called by the app -------------------------------------------------------------------------------
 
     def start_response(
         self, status: str, headers: response.HeaderList, exc_info: ExcInfo | None = None
@@ -135,37 +133,37 @@ class Exchange:
                 try:
                     raise error.with_traceback(exc_info[2])
                 finally:
-                    del error, exc_info  # the traceback leads to this frame
+                    del error, exc_info  # the traceback refers to this frame
             exc_info = None
         elif self._lines is not None:
             raise AssertionError("start_response was called twice without exc_info")
         if type(headers) is not list:
-            headers = list(headers)  # an iterator would be empty when it is looked at again
+            headers = list(headers)  # an iterator could be read only once
         self._lines, self.code, self._length, self._flags = response.encode_head(status, headers)
         self.status = status
         self.headers = headers
         return self._write
 
     def _write(self, data: bytes) -> None:
-        """PEP 3333's write(): at once, for apps that can't return an iterable."""
+        """PEP 3333's write(): sends at once, for apps that can't return an iterable."""
         data = _as_bytes(data)
         if self._ended:
             raise AssertionError("write() was called after the answer had ended")
         if data:
             if self._remaining == 0:
-                raise ResponseError("write() was called with more than Content-Length says")
+                raise ResponseError("write() was called with more bytes than Content-Length announces")
             self._send_part(data)
 
-    # -- what the worker calls ---------------------------------------------------------------------------
+    # -- called by the worker ----------------------------------------------------------------------------
 
     @interruptible
     def run(self, app: App, environ: Environ) -> None:
         """Call the app and send its answer.
 
         Raises:
-            ClientGone: the connection broke; `close()` of the result was called all the same.
-            DeadlineExceeded: it came when the answer had begun, so what is kept of that must not be sent:
-                it may have been interrupted anywhere; as above.
+            ClientGone: the connection broke. `close()` of the result was called.
+            DeadlineExceeded: it came after the answer had begun. The sending may have been interrupted
+                anywhere, so bytes that are kept must not be sent. `close()` was called.
         """
         result: Any = None
         try:
@@ -184,7 +182,7 @@ class Exchange:
                 and line.method != "HEAD"
                 and not (self._flags or self._head_sent)
             ):
-                # Nearly every answer: `_send_whole` where there is nothing to decide.
+                # Nearly every answer: the case of `_send_whole` without any special handling.
                 self._head_sent = True
                 self.sent = length
                 self._transport.send(b"".join((*lines, self._date_server, b"\r\n", body)))
@@ -193,7 +191,7 @@ class Exchange:
             elif (
                 kind is FileWrapper
                 and not self._head_sent
-                and (file := _regular_file(result.file)) is not None
+                and (file := regular_file(result.file)) is not None
             ):
                 self._send_file(*file)
             else:
@@ -224,11 +222,11 @@ class Exchange:
             close()
         except QuitWorker:
             raise
-        except BaseException as error:  # noqa: BLE001 - the answer is out; all that is left is to tell
+        except BaseException as error:  # noqa: BLE001 - the answer is sent; only the log is left
             self.error = self.error or trace_of(error)
 
     def _send_whole(self, body: bytes) -> None:
-        """The usual answer: one block, known as a whole."""
+        """The usual answer: one block, all of which is known."""
         lines = self._lines
         if lines is None:
             raise AssertionError(_NO_HEAD)
@@ -241,10 +239,10 @@ class Exchange:
                     self._send_part(body)
                 self._end()
                 return
-            # An app that leaves the body of a HEAD away says nothing of its length.
+            # The length is unknown if an app omits the body of an answer to HEAD.
             unknown = not length and self._request.method == "HEAD"
             if self._length is None and not self._flags & response.BODILESS and not unknown:
-                # HEAD is told the length that GET would have (RFC 9110 section 9.3.2).
+                # The answer to HEAD has the length that GET would have (RFC 9110 section 9.3.2).
                 lines.append(b"Content-Length: %d\r\n" % length)
         if self._request.method == "HEAD" or self._flags & response.BODILESS:
             body = b""
@@ -264,7 +262,7 @@ class Exchange:
         self.sent = len(body)
 
     def _close_head(self, lines: list[bytes]) -> None:
-        """Add what the server says itself, and the empty line."""
+        """Add the server's own lines, and the empty line."""
         flags = self._flags
         if not flags:
             lines.append(self._date_server)
@@ -288,14 +286,14 @@ class Exchange:
             part = _as_bytes(answer)
             if part:  # an empty block must not send the head: the app may still change it
                 if self._remaining == 0:
-                    break  # more than Content-Length says: it could be endless
+                    break  # more than Content-Length announces: it could be endless
                 self._send_part(part)
                 if self._bodiless:
                     break  # the client gets no more than the head
         self._end()
 
     def _send_file(self, fd: int, offset: int, count: int) -> None:
-        """A file from its current position to its end, or as much of it as Content-Length says."""
+        """Send a file from its current position to its end, or as many bytes as Content-Length announces."""
         if self._lines is None:
             raise AssertionError(_NO_HEAD)
         if self._length is None and not self._flags & response.BODILESS:
@@ -313,7 +311,7 @@ class Exchange:
         prefix = b"" if self._head_sent else self._open()
         if self._remaining is not None:
             if len(data) > self._remaining:
-                data = data[: self._remaining]  # RFC 9110 section 8.6: never more than was promised
+                data = data[: self._remaining]  # RFC 9110 section 8.6: never more than announced
             self._remaining -= len(data)
         if self._bodiless:
             data = b""
@@ -336,11 +334,11 @@ class Exchange:
         if self._chunked:
             self._transport.send(response.LAST_CHUNK)
         elif self._remaining:
-            self.keep_alive = False  # shorter than promised: only the closed connection tells
+            self.keep_alive = False  # the body is too short: only a closed connection shows that
 
     @property
     def head_sent(self) -> bool:
-        """It is too late for another answer."""
+        """Whether the head was sent: it is too late for another answer."""
         return self._head_sent
 
     @property
@@ -364,16 +362,16 @@ class Exchange:
         return b"".join(lines)
 
     def give_up(self) -> None:
-        """It ended before `run` could say how: too late to answer what was not answered yet."""
+        """Count the request as timed out: `run` did not end by itself, and no answer can be sent any more."""
         if not self._head_sent:
             self._head_sent = True
             self.code, self.status = int(_LATE[:3]), _LATE
 
     def _fail(self, error: BaseException) -> None:
-        """The app raised: a plain 500 or 504, or a cut if the answer had begun."""
+        """The app raised: answer with a plain 500 or 504, or cut the connection if the answer has begun."""
         self.keep_alive = False
         late = isinstance(error, DeadlineExceeded)
-        if not late:  # else the supervisor has told, with the stack
+        if not late:  # the supervisor has logged that, with the stack
             self.error = trace_of(error)
         if self._head_sent:
             if late:
@@ -396,24 +394,18 @@ class Exchange:
 
 
 def note_fork() -> None:
-    """Called in a process that the app has forked: it is no worker."""
+    """Note that this process was forked by the app, so it is no worker."""
     global _forked
     _forked = True
 
 
 def is_forked() -> bool:
-    """Whether this process is no worker but was forked by its app."""
+    """Whether this process was forked by the app, so it is no worker."""
     return _forked
 
 
-def note_worker() -> None:
-    """Called in a worker: it may be the child of one that called `note_fork` at each fork."""
-    global _forked
-    _forked = False
-
-
 def _leave(error: BaseException) -> None:
-    """End a process that the app has forked and that comes back to us; we would be there twice."""
+    """End a process that the app has forked and that returned from the app: it is no second worker."""
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     else:
@@ -422,28 +414,11 @@ def _leave(error: BaseException) -> None:
     os._exit(code)
 
 
-def _regular_file(file: Any) -> tuple[int, int, int] | None:
-    """Descriptor, position and bytes that are left of a file whose bytes are those on the disk, else None.
-
-    By its type: a GzipFile has a descriptor, too, but what it reads is something else.
-    """
-    if isinstance(file, tempfile._TemporaryFileWrapper):
-        file = file.file
-    raw = file.raw if type(file) in (io.BufferedReader, io.BufferedRandom) else file
-    if type(raw) is not io.FileIO or raw.closed:
-        return None
-    if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
-        return None
-    file.flush()  # what was written to it but a moment ago
-    position = file.tell()
-    left = os.fstat(raw.fileno()).st_size - position
-    if left <= 0:
-        return None  # empty or, as in /proc, of a size that nobody knows before it is read
-    return raw.fileno(), position, left
-
-
 def _as_bytes(part: Any) -> bytes:
-    """PEP 3333 wants bytes; what else holds bytes is copied, because it could change before it is sent."""
+    """PEP 3333 requires bytes; other bytes-like objects are copied.
+
+    They could change before they are sent.
+    """
     if isinstance(part, bytes):
         return part
     if isinstance(part, bytearray | memoryview):

@@ -1,6 +1,7 @@
 """Server-sent events, as a dashboard reads them."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -114,6 +115,75 @@ async def test_the_picture_at_the_start_is_bounded(rig: Rig) -> None:
         rig.backend.happen("worker_ready")
     async with rig.tcp.get("/v1/stream", headers=rig.bearer) as answer:
         assert [one.id for one in await until(frames(answer), "events")] == list(range(51, 251))
+
+
+@pytest.mark.parametrize("readers", [3, 8])
+async def test_all_streams_share_one_snapshot_per_tick(readers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Status and workers are read once per tick, however many streams there are, and not at all without."""
+    backend, (log, _) = FakeBackend(), captured_log()
+    made: list[float] = []
+    status = backend.status
+
+    def counted() -> StatusView:
+        made.append(asyncio.get_running_loop().time())
+        return status()
+
+    monkeypatch.setattr(backend, "status", counted)
+    tick = 0.2
+    server = ControlServer(backend, log, streams=lambda b, lg: Streams(b, lg, tick=tick))
+    url = await server.start_tcp("127.0.0.1", 0, TOKEN)
+    connector = aiohttp.TCPConnector(limit=0)
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+
+    async def read(session: aiohttp.ClientSession, number: int) -> list[str]:
+        """The names of the frames until the tenth status."""
+        await asyncio.sleep(number * tick / readers)  # without a common grid each would have its own ticks
+        names: list[str] = []
+        async with session.get("/v1/stream") as answer:
+            async for name, _ in frames(answer):
+                names.append(name)
+                if names.count("status") == 10:
+                    return names
+        raise AssertionError("the stream ended")
+
+    async with aiohttp.ClientSession(url, headers=headers, connector=connector) as session:
+        seen = await asyncio.wait_for(asyncio.gather(*(read(session, one) for one in range(readers))), 30)
+        assert [names[:5] for names in seen] == [
+            ["history", "events", "exits", "status", "workers"]
+        ] * readers
+        while backend.subscriptions:
+            backend.left.clear()
+            await asyncio.wait_for(backend.left.wait(), 10)
+    # One at the start, one per tick, and one in the tick that was running at the end.
+    assert len(made) <= (made[-1] - made[0]) / tick + 2
+    count = len(made)
+    backend.happen("an event that no stream is there for")
+    await asyncio.sleep(3 * tick)
+    assert len(made) == count
+    await server.close()
+
+
+async def test_streams_share_the_numbers_after_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One event makes one new snapshot for all streams."""
+    backend, (log, _) = FakeBackend(), captured_log()
+    made: list[int] = []
+    status = backend.status
+    monkeypatch.setattr(backend, "status", lambda: made.append(1) or status())
+    server = ControlServer(backend, log, streams=lambda b, lg: Streams(b, lg, tick=60.0))
+    url = await server.start_tcp("127.0.0.1", 0, TOKEN)
+    async with (
+        aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {TOKEN}"}) as session,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        streams = [frames(await stack.enter_async_context(session.get("/v1/stream"))) for _ in range(5)]
+        for stream in streams:
+            await take(stream, 5)
+        assert len(made) == 1
+        backend.happen("worker_ready", slot=1)
+        for stream in streams:
+            assert [name for name, _ in await take(stream, 3)] == ["event", "status", "workers"]
+        assert len(made) == 2
+    await server.close()
 
 
 async def test_the_number_of_streams_is_bounded() -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from ostler.hooks import calling
-from ostler.hooks.calling import Calls, HookFailed
+from ostler.hooks.calling import HookCaller, HookFailed
 from ostler.wsgi.exchange import QuitWorker
 
 
-class Told:
+class Recorder:
     """Takes what is logged."""
 
     def __init__(self) -> None:
@@ -22,9 +22,9 @@ class Told:
         self.found.append({"level": level, "event": name, **fields})
 
 
-def calls(hook: Callable[..., Any]) -> tuple[Calls, Told]:
-    told = Told()
-    return Calls({"hook": hook}, told), told
+def calls(hook: Callable[..., Any]) -> tuple[HookCaller, Recorder]:
+    recorded = Recorder()
+    return HookCaller({"hook": hook}, recorded), recorded
 
 
 @pytest.fixture(autouse=True)
@@ -50,9 +50,9 @@ def test_what_a_hook_raises_is_logged(error: type[BaseException]) -> None:
         raise error(4)
 
     for how in ("call", "call_in_time"):
-        given, told = calls(hook)
+        given, recorded = calls(hook)
         getattr(given, how)("hook", "server")
-        (line,) = told.found
+        (line,) = recorded.found
         assert (line["level"], line["event"], line["hook"]) == ("error", "hook_failed", "hook")
         assert line["problem"].startswith(f"hook: {error.__name__}: 4 (")
         assert f"({__file__} line " in line["problem"]
@@ -62,20 +62,20 @@ def test_what_a_hook_raises_is_logged(error: type[BaseException]) -> None:
 
 def test_demanded() -> None:
     """What takes part in a start fails it: one line, and the traceback apart."""
-    given, told = calls(lambda: 1 / 0)
+    given, recorded = calls(lambda: 1 / 0)
     with pytest.raises(HookFailed) as caught:
-        given.demand("hook")
+        given.require("hook")
     assert caught.value.reason.startswith("hook: ZeroDivisionError: division by zero (")
     assert caught.value.trace.splitlines()[-1] == "ZeroDivisionError: division by zero"
-    assert told.found == []
+    assert recorded.found == []
 
 
 def test_no_hook() -> None:
     """What the file does not have is not called."""
-    given, told = calls(print)
-    for how in (given.demand, given.call, given.call_in_time):
+    given, recorded = calls(print)
+    for how in (given.require, given.call, given.call_in_time):
         how("other", 1)
-    assert told.found == []
+    assert recorded.found == []
 
 
 def test_the_end_of_a_worker_is_no_failure() -> None:
@@ -84,17 +84,17 @@ def test_the_end_of_a_worker_is_no_failure() -> None:
     def hook() -> None:
         raise QuitWorker
 
-    given, told = calls(hook)
+    given, recorded = calls(hook)
     with pytest.raises(QuitWorker):
         given.call("hook")
-    assert told.found == []
+    assert recorded.found == []
 
 
 def test_a_wrong_number_of_arguments_is_the_callers_line() -> None:
     """Even what fails before the first line of the hook has a place and a traceback."""
-    given, told = calls(lambda: None)
+    given, recorded = calls(lambda: None)
     given.call("hook", 1)
-    assert "TypeError" in told.found[0]["traceback"]
+    assert "TypeError" in recorded.found[0]["traceback"]
 
 
 @pytest.mark.usefixtures("quick")
@@ -107,11 +107,11 @@ def test_a_hook_that_hangs() -> None:
         while True:
             time.sleep(10)
 
-    given, told = calls(hook)
+    given, recorded = calls(hook)
     given.call_in_time("hook")
     given.call_in_time("hook")
     assert seen == [1]
-    (line,) = told.found
+    (line,) = recorded.found
     assert line["problem"].startswith("hook: HookTimeout: ")
     assert line["problem"].endswith("it is not called again")
     assert "time.sleep(10)" in line["traceback"]
@@ -130,10 +130,10 @@ def test_a_hook_that_swallows_its_end() -> None:
                 caught.append(error)
         time.sleep(10)
 
-    given, told = calls(hook)
+    given, recorded = calls(hook)
     given.call_in_time("hook")
     assert len(caught) == 3
-    assert len(told.found) == 1
+    assert len(recorded.found) == 1
 
 
 @pytest.mark.usefixtures("quick")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ostler.hooks.objects import Config, HookApp, HookLog, Server, Worker
+from ostler.hooks.objects import HookApp, HookConfig, HookLog, HookServer, HookWorker
 from ostler.settings import Loaded, load
 
 
@@ -15,8 +15,8 @@ def loaded(**values: Any) -> Loaded:
     return load({"wsgi_app": "site:app", **values}, {}, None, lambda: 1)
 
 
-def server(**values: Any) -> Server:
-    return Server(loaded(**values).settings, HookApp(lambda: "the app", "site:app"), HookLog(ignore))
+def server(**values: Any) -> HookServer:
+    return HookServer(loaded(**values).settings, HookApp(lambda: "the app", "site:app"), HookLog(ignore))
 
 
 def ignore(level: str, name: str, **fields: Any) -> None: ...
@@ -93,7 +93,7 @@ def test_loggers() -> None:
 
 def test_config() -> None:
     """Settings by gunicorn's names and in gunicorn's types; what has no meaning here is there, too."""
-    cfg = Config(
+    cfg = HookConfig(
         loaded(
             bind=["127.0.0.1:80", "unix:/run/a.sock", "[::1]:81"],
             workers="2..8",
@@ -113,7 +113,7 @@ def test_config() -> None:
 
 def test_config_is_read_only() -> None:
     """A hook that sets something hears that it is too late, and one that asks for nonsense where to look."""
-    cfg = Config(loaded().settings)
+    cfg = HookConfig(loaded().settings)
     with pytest.raises(AttributeError, match=r"cfg\.workers can't be set"):
         cfg.workers = 3
     with pytest.raises(AttributeError, match=r"cfg\.workers can't be set"):
@@ -142,7 +142,7 @@ def test_unknown_attributes() -> None:
         AttributeError, match=r"server has no attribute 'cgf' here; it has .*cfg, .*log, .*note"
     ):
         _ = given.cgf
-    worker = Worker(given, 1, 1)
+    worker = HookWorker(given, 1, 1)
     with pytest.raises(
         AttributeError, match=r"worker has no attribute 'reloader' here; it has aborted, age, alive, app"
     ):
@@ -160,8 +160,8 @@ def test_app() -> None:
 
 
 def test_worker() -> None:
-    """It counts, asks for a successor once when it is told that it is not alive, and may ask for time."""
-    worker = Worker(server(timeout="7"), 5, 2)
+    """It counts, asks for a successor once when it is recorded that it is not alive, and may ask for time."""
+    worker = HookWorker(server(timeout="7"), 5, 2)
     assert (worker.age, worker.slot, worker.pid, worker.alive, worker.nr) == (5, 2, "[booting]", True, 0)
     retired: list[int] = []
     asked: list[float] = []
@@ -178,6 +178,6 @@ def test_worker_that_serves_nothing_is_not_given_time() -> None:
     def extend(_seconds: float) -> None:
         raise RuntimeError
 
-    worker = Worker(server(), 1, 1)
+    worker = HookWorker(server(), 1, 1)
     worker.work(extend=extend)
     worker.notify()

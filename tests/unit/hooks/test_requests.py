@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from ostler.hooks.calling import Calls
-from ostler.hooks.objects import HookApp, HookLog, Server, Worker
-from ostler.hooks.requests import HookRequest, HookResponse, Requests
+from ostler.hooks.calling import HookCaller
+from ostler.hooks.objects import HookApp, HookLog, HookServer, HookWorker
+from ostler.hooks.requests import HookRequest, HookResponse, RequestHooks
 from ostler.settings import load
 from ostler.wsgi.exchange import Exchange
 from tests.unit.workers.rig import Rig
@@ -27,33 +27,33 @@ class Hooked:
 
     def __init__(self, folder: Path, threads: int = 1, **hooks: Callable[..., Any]) -> None:
         settings = load({"wsgi_app": "site:app"}, {}, None, lambda: 1).settings
-        self.told: list[dict[str, Any]] = []
-        server = Server(settings, HookApp(lambda: app, "site:app"), HookLog(self._tell))
-        self.worker = Worker(server, 1, 1)
-        self.requests = Requests(Calls(hooks, self._tell), self.worker)
+        self.recorded: list[dict[str, Any]] = []
+        server = HookServer(settings, HookApp(lambda: app, "site:app"), HookLog(self._tell))
+        self.worker = HookWorker(server, 1, 1)
+        self.requests = RequestHooks(HookCaller(hooks, self._tell), self.worker)
         self.worker.work(lambda: self.requests.begun)
         self.rig = Rig(folder, app, threads=threads, exchange=self.requests.exchange())
 
     def _tell(self, level: str, name: str, **fields: Any) -> None:
-        self.told.append({"level": level, "event": name, **fields})
+        self.recorded.append({"level": level, "event": name, **fields})
 
 
 def test_nothing_for_nobody(tmp_path: Path) -> None:
     """Without these hooks a worker serves with the plain class: not one instruction more."""
-    assert Requests(Calls({"post_fork": print}, print), None).exchange() is Exchange  # type: ignore[arg-type]
+    assert RequestHooks(HookCaller({"post_fork": print}, print), None).exchange() is Exchange  # type: ignore[arg-type]
 
 
 def test_what_hooks_see(tmp_path: Path) -> None:
     """Attributes of the request and of the answer; what pre_request leaves on the request is there later."""
     seen: list[Any] = []
 
-    def pre(worker: Worker, req: Any) -> None:
+    def pre(worker: HookWorker, req: Any) -> None:
         req.note = worker.nr
         seen.append((req.method, req.uri, req.path, req.query, req.fragment, req.version, req.scheme))
         seen.append([field for field in req.headers if field[0] != "HOST"])
         seen.append((req.remote_addr[0], req.peer_addr[0], req.body.read(), req.should_close()))
 
-    def post(worker: Worker, req: Any, environ: dict[str, Any], resp: HookResponse) -> None:
+    def post(worker: HookWorker, req: Any, environ: dict[str, Any], resp: HookResponse) -> None:
         seen.append((req.note, worker.nr, environ["PATH_INFO"]))
         seen.append((resp.status, resp.status_code, resp.headers, resp.sent, resp.response_length))
         seen.append((resp.headers_sent, resp.should_close(), resp.req is req))
@@ -75,7 +75,7 @@ def test_what_hooks_see(tmp_path: Path) -> None:
 def test_fields_that_a_hook_changes(tmp_path: Path) -> None:
     """What pre_request adds to the headers the app sees (request ids), and not what it removes."""
 
-    def pre(_worker: Worker, req: HookRequest) -> None:
+    def pre(_worker: HookWorker, req: HookRequest) -> None:
         req.headers = [field for field in req.headers if field[0] != "X-OLD"]
         req.headers.append(("X-New", 7))  # type: ignore[arg-type]
 
@@ -91,11 +91,11 @@ def test_pre_request_raises(tmp_path: Path, error: BaseException) -> None:
     """The answer is a 500, as in gunicorn; the app is not called, post_request is; the next one is served."""
     seen: list[tuple[int, int]] = []
 
-    def pre(_worker: Worker, req: HookRequest) -> None:
+    def pre(_worker: HookWorker, req: HookRequest) -> None:
         if req.path == "/no":
             raise error
 
-    def post(worker: Worker, _req: Any, _environ: Any, resp: HookResponse) -> None:
+    def post(worker: HookWorker, _req: Any, _environ: Any, resp: HookResponse) -> None:
         seen.append((resp.status_code, worker.nr))
 
     hooked = Hooked(tmp_path, pre_request=pre, post_request=post)
@@ -117,12 +117,12 @@ def test_post_request_raises(tmp_path: Path, error: BaseException) -> None:
         client = rig.client()
         assert client.get("/").body == b"--"
         assert client.get("/").body == b"--"
-    assert [line["hook"] for line in hooked.told] == ["post_request"] * 2
-    assert "in post" in hooked.told[0]["traceback"]
+    assert [line["hook"] for line in hooked.recorded] == ["post_request"] * 2
+    assert "in post" in hooked.recorded[0]["traceback"]
 
 
 def test_post_request_after_a_failure(tmp_path: Path) -> None:
-    """An app that raised was answered with 500, and that is what post_request is told."""
+    """An app that raised was answered with 500, and post_request gets that."""
     seen: list[str] = []
     hooked = Hooked(tmp_path, post_request=lambda _worker, req, _environ, resp: seen.append(resp.status))
     with hooked.rig as rig:

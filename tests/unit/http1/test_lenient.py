@@ -1,4 +1,4 @@
-"""What the switches for malformed requests let through, and what not even then."""
+"""What the settings for malformed requests permit, and what is refused even then."""
 
 import io
 import re
@@ -62,7 +62,7 @@ def test_folding(lines: tuple[bytes, ...], value: bytes) -> None:
     ],
 )
 def test_never_folded(lines: tuple[bytes, ...]) -> None:
-    """What frames a request is not taken from several lines, nor is a name; line ends stay strict."""
+    """Fields that frame a request may not be folded, nor may names; line ends stay strict."""
     refused(fields(*lines), rules=FOLDING)
     refused(fields(*lines), rules=ALL)
 
@@ -73,7 +73,7 @@ def test_folded_request_line() -> None:
 
 
 def test_folded_fields_count_as_long_as_they_are() -> None:
-    """The limit of a field's size goes for all its lines together."""
+    """The limit of a field's size applies to all its lines together."""
     rules = Rules(permit_obsolete_folding=True, limit_request_field_size=20)
     assert parsed(fields(b"X: a", b" b"), rules=rules)
     violation, _ = refused(fields(b"X: aaaaaaaaa", b" bbbbbbbbb"), rules=rules)
@@ -81,7 +81,7 @@ def test_folded_fields_count_as_long_as_they_are() -> None:
 
 
 def test_spaces() -> None:
-    """Blanks before the colon go away, and the field counts for what it is; by default it is refused."""
+    """Blanks before the colon are removed, and the field keeps its meaning; by default it is refused."""
     (got,) = parsed(fields(b"Content-Length \t: 3") + b"abc", rules=SPACES)
     assert (got.headers[-1], got.body) == ((b"Content-Length", b"3"), b"abc")
     refused(fields(b"Content-Length : 3", b"content-length: 4") + b"abc", rules=SPACES)
@@ -92,7 +92,7 @@ def test_spaces() -> None:
 
 @pytest.mark.parametrize("method", [b"get", b"Get", b"x" * 100, b"A" * 100])
 def test_methods(method: bytes) -> None:
-    """Any token is a method if the switch says so, also byte by byte; without it it is refused."""
+    """Any token is a method with the setting, also byte by byte; without it, it is refused."""
     data = method + b" / HTTP/1.1\r\nHost: x\r\n\r\n"
     (got,) = parsed(*(data[at : at + 1] for at in range(len(data))), rules=METHODS)
     assert got.method == method.decode()
@@ -102,7 +102,7 @@ def test_methods(method: bytes) -> None:
 
 
 def test_case() -> None:
-    """`get` is GET where the switch says so, and connect then is CONNECT; a long one stays unknown."""
+    """With the setting `get` is GET and connect is CONNECT; a method that is too long stays unknown."""
     (got,) = parsed(b"get / HTTP/1.1\r\nHost: x\r\n\r\n", rules=CASE)
     assert got.method == "GET"
     for data in (b"connect x:80 HTTP/1.1\r\nHost: x\r\n\r\n", b"a" * 30 + b" / HTTP/1.1\r\nHost: x\r\n\r\n"):
@@ -114,7 +114,7 @@ def test_case() -> None:
     ("version", "protocol"), [(b"2.0", "HTTP/1.1"), (b"9.9", "HTTP/1.1"), (b"0.9", "HTTP/1.0")]
 )
 def test_versions(version: bytes, protocol: str) -> None:
-    """An odd version counts as the nearest that is spoken here, with its framing."""
+    """An unknown version counts as the nearest supported one, with its framing."""
     data = b"POST / HTTP/%b\r\nHost: x\r\n" % version
     (got,) = parsed(data + b"\r\n", rules=VERSIONS)
     assert (got.protocol, got.keep_alive) == (protocol, protocol == "HTTP/1.1")
@@ -130,12 +130,12 @@ def test_versions(version: bytes, protocol: str) -> None:
 
 
 def test_the_preface_of_http2() -> None:
-    """Not even with that switch is it a request."""
+    """It is refused even with that setting."""
     refused(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", rules=ALL)
 
 
 def test_strict_parsers_learn_nothing_from_lenient_ones() -> None:
-    """What one parser has let through is refused by the next, though they share what they remember."""
+    """What one parser permits is refused by the next, though both share the remembered lines."""
     for rules, data in (
         (METHODS, b"get /learned HTTP/1.1\r\nHost: x\r\n\r\n"),
         (CASE, b"post /learned HTTP/1.1\r\nHost: x\r\n\r\n"),
@@ -167,7 +167,7 @@ def outcome(data: bytes, rules: Rules) -> tuple[list[Got], bool]:
 
 @given(st.lists(PIECES, max_size=24))
 def test_only_the_spelling_is_lenient(pieces: list[bytes]) -> None:
-    """Whatever a lenient parser takes is what a strict one makes of the same bytes spelt right."""
+    """A lenient parser accepts nothing but what a strict one accepts after the bytes are corrected."""
     data = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"".join(pieces)
     head, end, body = data.partition(b"\r\n\r\n")
     line, _, lines = head.partition(b"\r\n")

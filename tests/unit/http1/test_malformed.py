@@ -1,4 +1,4 @@
-"""What is no request, each with where it comes from and what we answer.
+"""Malformed requests, each with its source and the status of the answer.
 
 Sources: section numbers are of RFC 9110 ("9110"), 9112 ("9112"), 9113 ("9113"), 6585 ("6585") and 3986
 ("3986"). "CL.TE", "TE.CL", "TE.TE", "CL.CL" and "CL.0" are the families of request smuggling (Linhart et al.
@@ -22,7 +22,7 @@ def line(raw: bytes) -> bytes:
 
 
 def field(raw: bytes) -> bytes:
-    """A request whose only fault is in its fields; what would be smuggled follows."""
+    """A request whose only fault is in its fields; a request that could be smuggled follows."""
     return b"POST / HTTP/1.1\r\nHost: x\r\n" + raw + b"\r\n\r\n" + b"0\r\n\r\n" + GET
 
 
@@ -327,23 +327,23 @@ def test_malformed(wire: bytes, status: int) -> None:
 
 @pytest.mark.parametrize(("wire", "status"), [pytest.param(w, s, id=i) for i, w, s in MALFORMED])
 def test_malformed_behind_a_request(wire: bytes, status: int) -> None:
-    """Behind a valid request it is refused alike, and that request stands."""
+    """Behind a valid request it is refused, too, and that request is served."""
     violation, before = refused(GET + wire)
     assert violation.status.startswith(f"{status} ")
     assert [got.target for got in before] == [b"/a"]
 
 
 def test_the_table_names_each_row_once() -> None:
-    """A row that is there twice would hide that another is missing."""
+    """A duplicate row would hide that another one is missing."""
     names = [(name, wire) for name, wire, _ in MALFORMED]
     assert len(set(names)) == len(names) >= 120
 
 
 STRICTER = [
-    ("413, told in advance", Rules(limit_request_body=4), b"Content-Length: 5\r\n\r\nhello", 413),
-    ("413, told by one chunk", Rules(limit_request_body=4), b"Transfer-Encoding: chunked\r\n\r\n5\r\n", 413),
+    ("413, by Content-Length", Rules(limit_request_body=4), b"Content-Length: 5\r\n\r\nhello", 413),
+    ("413, by the first chunk", Rules(limit_request_body=4), b"Transfer-Encoding: chunked\r\n\r\n5\r\n", 413),
     (
-        "413, told by the second chunk",
+        "413, by the second chunk",
         Rules(limit_request_body=4),
         b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\n",
         413,
@@ -369,7 +369,7 @@ STRICTER = [
 
 @pytest.mark.parametrize(("rules", "rest", "status"), [pytest.param(*row[1:], id=row[0]) for row in STRICTER])
 def test_stricter_rules(rules: Rules, rest: bytes, status: int) -> None:
-    """What passes by default is refused where the rules say so."""
+    """The rules can refuse what is accepted by default."""
     wire = b"POST /4 HTTP/1.1\r\nHost: x\r\n" + rest
     for pieces in ([wire], bytewise(wire)):
         violation, before = refused(*pieces, rules=rules)
@@ -378,7 +378,7 @@ def test_stricter_rules(rules: Rules, rest: bytes, status: int) -> None:
 
 
 def test_patterns_mean_the_same_in_all_pythons() -> None:
-    """A possessive quantifier behind a group takes what does not match in Python 3.11.2 (Debian 12)."""
+    """In Python 3.11.2 (Debian 12) a possessive quantifier behind a group matches too much."""
     sources = sorted(Path(ostler.__file__).parent.glob("http1/*.py"))
     assert len(sources) > 5
     for path in sources:

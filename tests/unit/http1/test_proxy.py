@@ -67,7 +67,7 @@ def test_headers(header: bytes, addresses: Addresses | None) -> None:
 
 @pytest.mark.parametrize(("header", "addresses"), HEADERS)
 def test_any_beginning_asks_for_more(header: bytes, addresses: Addresses | None) -> None:
-    """As long as a byte is missing the answer is to wait."""
+    """As long as a byte is missing, the result is to wait."""
     for mode in (version(header), "auto"):
         for end in range(len(header)):
             assert read_proxy_header(header[:end], mode) is None, end
@@ -75,7 +75,7 @@ def test_any_beginning_asks_for_more(header: bytes, addresses: Addresses | None)
 
 @pytest.mark.parametrize(("header", "addresses"), HEADERS)
 def test_other_modes_see_no_header(header: bytes, addresses: Addresses | None) -> None:
-    """Who allows only one version, or none, takes the other for the client's own bytes."""
+    """If only one version is allowed, or none, a header of the other is the client's own bytes."""
     other = {"v1": "v2", "v2": "v1"}[version(header)]
     assert read_proxy_header(header, other) == (None, 0)
     assert read_proxy_header(header, "off") == (None, 0)
@@ -96,7 +96,7 @@ def test_other_modes_see_no_header(header: bytes, addresses: Addresses | None) -
     ],
 )
 def test_no_header(data: bytes) -> None:
-    """A connection without a header is told by the first byte that differs."""
+    """A connection without a header is recognised at the first byte that differs."""
     for mode in ("off", "v1", "v2", "auto"):
         assert read_proxy_header(data, mode) == (None, 0)
 
@@ -148,7 +148,7 @@ def test_no_header(data: bytes) -> None:
     ],
 )
 def test_malformed(data: bytes) -> None:
-    """What begins like a header and is none is refused, at the latest when it is as long as one may be."""
+    """Bytes that begin like a header and are none are refused, at the latest at the maximum size."""
     for mode in (version(data), "auto"):
         with pytest.raises(ProtocolViolation, match=r"^PROXY header: [^\n]+$"):
             read_proxy_header(data, mode)
@@ -161,7 +161,7 @@ def test_malformed(data: bytes) -> None:
 )
 @settings(derandomize=True, database=None, max_examples=500)
 def test_random_bytes(data: bytes, mode: str, start: bytes) -> None:
-    """Whatever comes is answered or refused, and never more is taken than is there."""
+    """Any bytes are parsed or refused, and never more are consumed than there are."""
     try:
         found = read_proxy_header(start + data, mode)
     except ProtocolViolation:
@@ -177,7 +177,7 @@ def test_random_bytes(data: bytes, mode: str, start: bytes) -> None:
 )
 @settings(derandomize=True, database=None, max_examples=500)
 def test_addresses_agree_with_the_library(parts: list[str]) -> None:
-    """What is taken for an IPv4 address is what Python's own ipaddress takes for one."""
+    """Exactly those texts are IPv4 addresses that Python's ipaddress accepts."""
     host = ".".join(parts)
     header = f"PROXY TCP4 {host} 192.0.2.1 1 2\r\n".encode()
     try:

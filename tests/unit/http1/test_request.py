@@ -1,4 +1,4 @@
-"""The parser's state: what it remembers, says and bounds between reads, and whom it asks."""
+"""The parser's state: what it remembers, reports and bounds between reads."""
 
 import gc
 import io
@@ -26,7 +26,7 @@ from tests.unit.http1.parsing import (
 
 
 class Sizes:
-    """A sink that notes how much it was given at a time."""
+    """A sink that records the size of each write."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -59,7 +59,7 @@ PLAY = (
 
 
 def test_pipelined_requests_keep_their_order() -> None:
-    """Four requests in one read come out whole, in order, each with its own fields, body and version."""
+    """Four requests in one read are complete, in order, each with its own fields, body and version."""
     assert [(got.target, got.body, got.protocol) for got in parsed(PLAY)] == [
         (b"/first", None, "HTTP/1.1"),
         (b"/second?q", b"GET / HTTP/", "HTTP/1.1"),
@@ -69,7 +69,7 @@ def test_pipelined_requests_keep_their_order() -> None:
 
 
 def test_split_at_every_byte() -> None:
-    """Two reads, cut anywhere, give what one read gives; so do reads of one byte."""
+    """Two reads, split anywhere, yield the same as one read; so do reads of one byte."""
     whole = parsed(PLAY)
     for cut in range(1, len(PLAY)):
         assert parsed(PLAY[:cut], PLAY[cut:]) == whole, f"cut at {cut}: {PLAY[:cut][-20:]!r}"
@@ -92,7 +92,10 @@ def test_split_at_every_byte() -> None:
     ],
 )
 def test_keep_alive(head: bytes, keeps: bool) -> None:
-    """RFC 9112 section 9.3: 1.1 stays unless told to close, 1.0 goes unless told to stay."""
+    """RFC 9112 section 9.3.
+
+    1.1 keeps the connection unless asked to close, 1.0 closes it unless asked to keep it.
+    """
     assert parsed(head)[0].keep_alive is keeps
 
 
@@ -110,7 +113,7 @@ def test_what_follows_the_last_request_is_none(last: bytes) -> None:
 
 
 def test_the_same_fields_are_the_same_head() -> None:
-    """A repeated block is not looked at again, whatever the request line before it and however it is cut."""
+    """A repeated block is not parsed again, whatever the request line before it and the split."""
     other = GET.replace(b"/a", b"/something/else?entirely")
     parser = parser_of(GET, other, other + GET, GET[:9], GET[9:])
     assert len({id(request.head) for request in parser.requests}) == 1
@@ -119,13 +122,13 @@ def test_the_same_fields_are_the_same_head() -> None:
 
 
 def test_other_fields_are_another_head() -> None:
-    """A block that ends or begins like the last one is another."""
+    """A block with the same beginning or end as the last one is another block."""
     longer = GET.replace(b"Host", b"X-Host: y\r\nHost")
     assert [len(got.headers) for got in parsed(GET, longer, GET, longer + GET)] == [1, 2, 1, 2, 1]
 
 
 def test_an_old_request_does_not_share_a_head() -> None:
-    """The same block means something else in HTTP/1.0; and what 1.1 allowed is checked again."""
+    """The same block has another meaning in HTTP/1.0, so it is checked again."""
     old = GET.replace(b"1.1", b"1.0")
     assert [got.keep_alive for got in parsed(GET, old)] == [True, False]
     hostless = b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
@@ -135,7 +138,7 @@ def test_an_old_request_does_not_share_a_head() -> None:
 
 
 def test_a_head_with_a_body_is_not_remembered() -> None:
-    """The second body is read, not taken for a request."""
+    """The second body is read as a body, not as a request."""
     post = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
     assert [got.body for got in parsed(post + b"hi", post + b"ho", GET, post + b"hu")] == [
         b"hi",
@@ -186,7 +189,7 @@ def test_what_is_remembered_is_bounded() -> None:
 
 
 def test_an_idle_parser_is_small() -> None:
-    """Ten thousand idle connections cost little: a parser that forgot holds but an empty list."""
+    """Ten thousand idle connections need little memory: after `forget` a parser holds only an empty list."""
     parser = parser_of(GET)
     parser.requests.pop()
     parser.forget()
@@ -209,7 +212,7 @@ UNDERSCORES = b"GET / HTTP/1.1\r\nHost: x\r\nX_A: 1\r\nScript_Name: 2\r\nContent
     ],
 )
 def test_names_with_underscores(rules: Rules, names: list[bytes]) -> None:
-    """They are dropped unless the rules allow them; none is ever taken for the name with a hyphen."""
+    """They are dropped unless the rules allow them; none ever counts as the name with a hyphen."""
     for _ in range(2):  # the second time the names are known
         assert [name for name, _ in parsed(UNDERSCORES, rules=rules)[0].headers] == names
 
@@ -225,7 +228,7 @@ def test_names_with_underscores(rules: Rules, names: list[bytes]) -> None:
     ],
 )
 def test_secure_scheme_headers(fields: bytes, https: bool) -> None:
-    """The fields that a trusted proxy sends tell the scheme; from anybody else they tell nothing."""
+    """The fields of a trusted proxy set the scheme; those of other peers do not."""
     trusting = Rules(secure_scheme_headers={b"x-forwarded-proto": b"https", b"x-forwarded-ssl": b"on"})
     wire = b"GET / HTTP/1.1\r\nHost: x\r\n" + fields + b"\r\n"
     assert parser_of(wire, rules=trusting).requests[0].head.https is https
@@ -261,7 +264,7 @@ def test_huge_body_goes_to_the_sink() -> None:
 
 
 def test_a_body_at_its_limit_passes() -> None:
-    """limit_request_body is the largest body that is taken, framed either way."""
+    """limit_request_body is the largest body that is accepted, with either framing."""
     rules = Rules(limit_request_body=5)
     sized = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
     bodies = [
@@ -301,7 +304,7 @@ def test_the_last_bytes_of_a_body_that_can_not_be_stored(framed: bytes) -> None:
     "framed", [b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello"]
 )
 def test_a_body_that_can_not_be_stored(framed: bytes) -> None:
-    """A full disk is not the client's fault: 507, and nothing of the request is handed out."""
+    """A full disk is not the client's fault: 507, and the request is not served."""
     parser = RequestParser(RULES, Full)
     with pytest.raises(BodyNotStored, match="No space left"):
         parser.feed(b"POST / HTTP/1.1\r\nHost: x\r\n" + framed)
@@ -309,7 +312,7 @@ def test_a_body_that_can_not_be_stored(framed: bytes) -> None:
 
 
 def test_a_sink_that_can_not_be_made() -> None:
-    """The same if there is not even a file."""
+    """The same if the file can't be created."""
 
     def no_sink() -> io.BytesIO:
         raise OSError(24, "Too many open files")
@@ -345,7 +348,7 @@ def test_a_streamed_request_is_there_with_its_head(framed: list[bytes]) -> None:
 
 
 def test_a_streamed_body_that_is_malformed_stays_incomplete() -> None:
-    """Who serves it already can see that it never got whole."""
+    """Code that already serves the request can see that it never became complete."""
     parser = parser_of(POST_CHUNKED, rules=STREAM)
     with pytest.raises(ProtocolViolation):
         parser.feed(b"5\r\nhelloX")
@@ -357,17 +360,17 @@ def test_without_a_body_streaming_changes_nothing() -> None:
     assert [request.complete for request in parser_of(GET + GET, rules=STREAM).requests] == [True, True]
 
 
-# -- what the parser says about itself -------------------------------------------------------------------
+# -- the parser's attributes ----------------------------------------------------------------------------
 
 
 def test_receiving_says_that_a_request_has_begun() -> None:
-    """True from the first byte to the end of the body: a stalled request is told from an idle client."""
+    """True from the first byte to the end of the body: a stalled request differs from an idle client."""
     parser = RequestParser(RULES, io.BytesIO)
-    said = [(parser.receiving, parser.in_body)]
+    seen = [(parser.receiving, parser.in_body)]
     for piece in (b"P", b"OST /a HTTP/1.1\r\nHo", b"st: x\r\nContent-Length: 2\r\n\r\nh", b"i", b"\r\n"):
         parser.feed(piece)
-        said.append((parser.receiving, parser.in_body))
-    assert said == [
+        seen.append((parser.receiving, parser.in_body))
+    assert seen == [
         (False, False),
         (True, False),
         (True, False),
@@ -391,7 +394,7 @@ def test_empty_lines_are_counted_for_each_request() -> None:
     "framing", [b"Content-Length: 2\r\n", b"Transfer-Encoding: chunked\r\n"], ids=["sized", "chunked"]
 )
 def test_expect_asks_for_continue(framing: bytes) -> None:
-    """RFC 9110 section 10.1.1: a client that waits is noticed as soon as its head is whole."""
+    """RFC 9110 section 10.1.1: a client that waits is noticed as soon as its head is complete."""
     head = b"POST / HTTP/1.1\r\nHost: x\r\nEXPECT: 100-Continue\r\n" + framing
     parser = parser_of(head)
     assert not parser.wants_continue
@@ -402,7 +405,7 @@ def test_expect_asks_for_continue(framing: bytes) -> None:
 
 
 def test_expect_is_asked_again_for_the_next_request() -> None:
-    """A head with an expectation is not taken for the one before."""
+    """A head with an expectation is never the remembered one."""
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
     parser = RequestParser(RULES, io.BytesIO)
     for _ in range(2):
@@ -454,7 +457,7 @@ def test_an_upgrade_is_ignored() -> None:
     [b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"],
 )
 def test_an_upgrade_with_a_body_keeps_it(framed: bytes) -> None:
-    """Java's HttpClient asks for h2c in its first POST; its body belongs to it and is no next request."""
+    """Java's HttpClient asks for h2c in its first POST; the body is not the next request."""
     wire = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n" + framed + GET
     for pieces in ([wire], bytewise(wire)):
         assert [(got.method, got.body) for got in parsed(*pieces)] == [("POST", b"hello"), ("GET", None)]
@@ -470,7 +473,7 @@ UNLIMITED = Rules(limit_request_line=0, limit_request_fields=0, limit_request_fi
     ("beginning", "error"), [(b"GET /", LineTooLong), (GET_LINE + b"Host: x\r\nX-Long: ", HeadTooLarge)]
 )
 def test_hard_bounds(beginning: bytes, error: type[ProtocolViolation], size: int) -> None:
-    """Where the settings know no limit there is one all the same: no more memory than that."""
+    """Without a limit in the settings the hard limit bounds the memory."""
     parser = parser_of(beginning, rules=UNLIMITED)
     fed = 0
     with pytest.raises(error):  # noqa: PT012 - it counts what was fed until then
@@ -490,7 +493,7 @@ def test_what_is_large_and_within_the_hard_bounds_passes() -> None:
 
 
 def test_limits_are_met_exactly() -> None:
-    """What is as large as its limit passes, in one read and in many."""
+    """Sizes up to the limit are accepted, in one read and in many."""
     rules = Rules(limit_request_line=14, limit_request_fields=2, limit_request_field_size=8)
     wire = GET_LINE + b"Host: xy\r\nX: 45678\r\n\r\n"
     assert len(parsed(wire, rules=rules)) == len(parsed(*bytewise(wire), rules=rules)) == 1
@@ -512,7 +515,7 @@ def test_a_million_tiny_chunks_cost_no_memory() -> None:
 
 
 def test_parsers_of_different_threads_do_not_meet() -> None:
-    """What parsers share (lines, names, hosts) may be used by all threads at a time."""
+    """All threads may use what parsers share (lines, names, hosts) at the same time."""
     failures: list[object] = []
 
     def play(number: int) -> None:
@@ -542,11 +545,11 @@ def test_parsers_of_different_threads_do_not_meet() -> None:
 
 
 class Quit(BaseException):
-    """As a signal handler raises it in the middle of anything."""
+    """As a signal handler raises it at any moment."""
 
 
 def test_what_a_signal_raises_is_no_bad_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception that comes up within a callback of llhttp gets out as it is."""
+    """An exception raised within a callback of llhttp is passed on unchanged."""
 
     def interrupted(self: _Fields, name: bytes, value: bytes) -> None:
         raise Quit

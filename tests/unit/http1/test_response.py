@@ -1,4 +1,4 @@
-"""Responses to bytes: what an app may say, and what it may not."""
+"""Encoding of responses: what an app may send, and what is refused."""
 
 from typing import Any
 
@@ -48,7 +48,10 @@ FORGERIES = ["a\r\nSet-Cookie: b=c", "a\nb", "a\rb", "\n", "a\x00b", "a\x1bb", "
 
 @pytest.mark.parametrize("value", [*FORGERIES, "\u20ac", "\u010a"])
 def test_a_value_can_not_forge_a_header(value: str) -> None:
-    """Line ends, NUL and other control characters are refused; so is what latin-1 would cut to them."""
+    """Line ends, NUL and other control characters are refused.
+
+    So are characters that latin-1 would truncate to them.
+    """
     with pytest.raises(ResponseError, match="X-Name"):
         encoded("200 OK", [("X-Name", value)])
 
@@ -111,7 +114,7 @@ def test_a_status_without_a_reason_keeps_its_blank() -> None:
 
 
 def test_unusual_statuses_pass() -> None:
-    """A code that nobody registered, an empty reason and a reason in latin-1 are an app's own business."""
+    """An unregistered code, an empty reason and a reason in latin-1 are allowed."""
     assert encoded("299 ", [])[0] == b"HTTP/1.1 299 \r\n"
     assert encoded("599 Tr\xe8s loin", [])[0] == b"HTTP/1.1 599 Tr\xe8s loin\r\n"
 
@@ -121,12 +124,12 @@ def test_unusual_statuses_pass() -> None:
     "Connection Keep-Alive Proxy-Connection Transfer-Encoding TE Trailer Upgrade Proxy-Authenticate".split(),
 )
 def test_hop_by_hop_headers_are_dropped(name: str) -> None:
-    """PEP 3333 forbids them to apps; the server frames its answers itself."""
+    """PEP 3333 forbids apps to send them; the server frames its answers itself."""
     assert encoded("200 OK", [(name, "chunked"), (name.upper(), "x")]) == [b"HTTP/1.1 200 OK\r\n"]
 
 
 def test_content_length_is_a_number() -> None:
-    """What is no number would frame the answer wrongly."""
+    """A Content-Length that is no number would frame the answer wrongly."""
     assert length_of("200 OK", ("content-length", "12")) == 12
     assert length_of("200 OK") is None
     for value in ("", "-1", "+1", "1.0", "0x10", " 1", "1 ", "1,1", "\u0661"):

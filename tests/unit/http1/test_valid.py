@@ -1,4 +1,4 @@
-"""What is a request, and what is made of it. Section numbers are of RFC 9110 and RFC 9112."""
+"""Valid requests and their parsed parts. Section numbers are of RFC 9110 and RFC 9112."""
 
 import pytest
 
@@ -60,7 +60,7 @@ METHODS = (
 
 @pytest.mark.parametrize("method", METHODS.split())
 def test_methods(method: str) -> None:
-    """Any token is a method (9110 section 9.1), whether llhttp has heard of it or not."""
+    """Any token is a method (9110 section 9.1), whether llhttp knows it or not."""
     (got,) = parsed(f"{method} / HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     assert got.method == method
 
@@ -71,7 +71,7 @@ def test_methods(method: str) -> None:
     "xn--caf-dma.example. x:65535 a~b!$&'()*+,;=".split(),
 )
 def test_hosts(host: str) -> None:
-    """3986 section 3.2.2; an underscore and an empty port are seen in the wild, too."""
+    """3986 section 3.2.2; an underscore and an empty port occur in practice."""
     (got,) = parsed(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
     assert got.headers == [(b"Host", host.encode())]
 
@@ -155,5 +155,5 @@ def test_valid(wire: bytes, body: bytes | None) -> None:
 
 
 def test_there_are_many_valid_requests() -> None:
-    """The table does not shrink unseen."""
+    """The table does not shrink unnoticed."""
     assert len({wire for _, wire, _ in VALID}) >= 50

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ostler.errors import SettingError
-from ostler.logs import access
-from ostler.logs.access import AccessLog, Answered, all_atoms, compile_format, unknown_atoms
-from ostler.logs.lean import LogFile
-from ostler.settings.table import DEFAULT_ACCESS_FORMAT
+from ostler.logs import access_format
+from ostler.logs.access import AccessLog
+from ostler.logs.access_format import Answered, all_atoms, compile_format, unknown_atoms
+from ostler.logs.logfile import LogFile
+from ostler.settings.table.logs import DEFAULT_ACCESS_FORMAT
 
 ENVIRON = {
     "REMOTE_ADDR": "192.0.2.7",
@@ -147,8 +148,8 @@ def test_time_follows_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         return now
 
     monkeypatch.setattr(time, "time", clock)
-    monkeypatch.setitem(access._NAMES, "time", clock)
-    monkeypatch.setitem(access._NAMES, "stamp", access._Stamp())
+    monkeypatch.setitem(access_format._NAMES, "time", clock)
+    monkeypatch.setitem(access_format._NAMES, "stamp", access_format._Stamp())
     log = compile_format("%(t)s")
     times = []
     for seconds in (0, 0.999, 1, -3600):

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from ostler.logs import bridge
-from ostler.logs.access import compile_format
-from ostler.logs.lean import Log, LogFile
+from ostler.logs.access_format import compile_format
+from ostler.logs.lean import Log
+from ostler.logs.logfile import LogFile
 
 ERROR, ACCESS = logging.getLogger("gunicorn.error"), logging.getLogger("gunicorn.access")
 ENVIRON = {"REMOTE_ADDR": "192.0.2.7", "HTTP_USER_AGENT": "probe"}
@@ -122,14 +123,14 @@ def test_level_is_the_logger_s(log: Log) -> None:
 
 def test_both(log: Log, path: Path) -> None:
     """A handler besides ours: a line here in our format with its fields, a record there, each once."""
-    kept, let_out = Kept(), []
+    kept, in_sink = Kept(), []
     ERROR.addHandler(kept)
-    log.outlets = [lambda *event: let_out.append(event)]
+    log.sinks = [lambda *event: in_sink.append(event)]
     log.info("own", n=1)
     ERROR.warning("the app's")
     assert [(event["event"], event.get("n")) for event in events(path)] == [("own", 1), ("the app's", None)]
     assert len(kept.records) == 2
-    assert [(level, name) for level, name, _ in let_out] == [("info", "own"), ("warning", "the app's")]
+    assert [(level, name) for level, name, _ in in_sink] == [("info", "own"), ("warning", "the app's")]
 
 
 def test_a_handler_that_raises(log: Log, path: Path) -> None:

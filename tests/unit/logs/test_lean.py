@@ -7,15 +7,19 @@ import os
 import resource
 import select
 import socket
+import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from ostler.logs.lean import ErrorStream, Log, LogFile, resolve_format, wants_colour
+from ostler.logs.error_stream import ErrorStream
+from ostler.logs.lean import Log, resolve_format, wants_colour
+from ostler.logs.logfile import LogFile
 from ostler.osapi import original
 
 
@@ -45,7 +49,7 @@ def test_a_new_file_is_not_for_everybody(tmp_path: Path) -> None:
 
 
 def test_a_file_that_can_not_be_opened_is_an_error(tmp_path: Path) -> None:
-    """At start the operator is told; only later nothing must stop."""
+    """At start the operator is reported; only later nothing must stop."""
     with pytest.raises(FileNotFoundError):
         LogFile(str(tmp_path / "missing" / "log"), 2)
 
@@ -292,20 +296,23 @@ def drain(fd: int) -> bytes:
 
 @pytest.mark.parametrize("full", [full_pipe, full_socket])
 def test_a_reader_that_does_not_read(full: Callable[[], tuple[int, int]]) -> None:
-    """It costs a worker its patience once, then nothing; what was lost is told when the reader is back."""
+    """It costs a worker its patience once, then nothing.
+
+    What was lost is reported when the reader is back.
+    """
     reader, writer = full()
-    told: list[tuple[int, str]] = []
+    reported: list[tuple[int, str]] = []
     try:
         file = LogFile("-", writer, patience=0.05)
-        file.trouble = lambda lines, reason: told.append((lines, reason))
+        file.on_lost = lambda lines, reason: reported.append((lines, reason))
         for number in range(1000):
             file.write(f"lost {number}")
-        assert told == [(0, "the reader is not reading")]
+        assert reported == [(0, "the reader is not reading")]
         drain(reader)
         file.write("one")
         file.write("two")
         assert drain(reader) == b"one\ntwo\n"
-        assert told[1:] == [(1000, "the reader is not reading")]
+        assert reported[1:] == [(1000, "the reader is not reading")]
         assert os.get_blocking(writer), "what others share is as they left it"
     finally:
         os.close(reader)
@@ -316,18 +323,18 @@ def test_a_reader_that_does_not_read(full: Callable[[], tuple[int, int]]) -> Non
 def test_a_supervisor_keeps_lines_for_its_reader(full: Callable[[], tuple[int, int]]) -> None:
     """It does not wait at all; what it keeps is bounded, and comes in its order."""
     reader, writer = full()
-    told: list[tuple[int, str]] = []
+    reported: list[tuple[int, str]] = []
     try:
         file = LogFile("-", writer, patience=0.0, kept=1000)
-        file.trouble = lambda lines, reason: told.append((lines, reason))
+        file.on_lost = lambda lines, reason: reported.append((lines, reason))
         lines = [f"{number:03}" for number in range(300)]
         for line in lines:
             file.write(line)
-        assert told == [(0, "the reader is not reading")]
+        assert reported == [(0, "the reader is not reading")]
         drain(reader)
         file.flush()
         assert drain(reader).decode().split() == lines[:250]
-        assert told[1:] == [(50, "the reader is not reading")]
+        assert reported[1:] == [(50, "the reader is not reading")]
         file.flush()
         assert drain(reader) == b""
     finally:
@@ -379,8 +386,8 @@ def test_close_writes_what_was_kept() -> None:
 def test_lines_lost_to_a_full_disk_are_counted(tmp_path: Path) -> None:
     """Once when it begins, once when there is room again, with the number."""
     file = LogFile(str(tmp_path / "log"), 2)
-    told: list[tuple[int, str]] = []
-    file.trouble = lambda lines, reason: told.append((lines, reason))
+    reported: list[tuple[int, str]] = []
+    file.on_lost = lambda lines, reason: reported.append((lines, reason))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     try:
@@ -388,12 +395,12 @@ def test_lines_lost_to_a_full_disk_are_counted(tmp_path: Path) -> None:
         file.gather(b"two\n")
         file.gather(b"three\n")
         file.flush()
-        assert told == [(0, "File too large")]
+        assert reported == [(0, "File too large")]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     file.write("next")
     file.write("last")
-    assert told[1:] == [(3, "File too large")]
+    assert reported[1:] == [(3, "File too large")]
     assert (tmp_path / "log").read_text() == "next\nlast\n"
 
 
@@ -430,8 +437,8 @@ def test_of_a_batch_whole_lines_stay(tmp_path: Path) -> None:
     """Only what is torn is taken back, and only that is counted as lost."""
     path = tmp_path / "log"
     file = LogFile(str(path), 2)
-    told: list[tuple[int, str]] = []
-    file.trouble = lambda lines, reason: told.append((lines, reason))
+    reported: list[tuple[int, str]] = []
+    file.on_lost = lambda lines, reason: reported.append((lines, reason))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
     try:
@@ -442,7 +449,7 @@ def test_of_a_batch_whole_lines_stay(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert path.read_text() == "one\ntwo\n"
     file.write("next")
-    assert told == [(0, "File too large"), (2, "File too large")]
+    assert reported == [(0, "File too large"), (2, "File too large")]
     assert path.read_text() == "one\ntwo\nnext\n"
 
 
@@ -595,3 +602,114 @@ def test_a_traceback_is_written_as_it_is() -> None:
     except ValueError:
         traceback.print_exc(file=ErrorStream(written.append))
     assert "".join(written).endswith("ValueError: mistake\n")
+
+
+def test_the_end_of_a_thread_ends_its_line() -> None:
+    """What a thread has begun is written when it has ended, and is not kept for another thread."""
+    written: list[str] = []
+    stream = ErrorStream(written.append)
+    for number in range(3):
+        thread = threading.Thread(target=lambda text=f"piece {number}": stream.write(text))
+        thread.start()
+        thread.join()
+        _eventually(lambda number=number: written[number:] == [f"piece {number}\n"])
+    stream.write("next line\n")
+    assert written[3:] == ["next line\n"]
+
+
+def test_pieces_of_lines_are_few() -> None:
+    """Of many threads that have begun a line the oldest ones' pieces are written; all are at the end."""
+    written: list[str] = []
+    stream = ErrorStream(written.append)
+    count, done = 300, threading.Event()
+    begun = threading.Barrier(count + 1)
+
+    def begin(number: int) -> None:
+        stream.write(f"piece {number}")
+        begun.wait(20)
+        done.wait(20)
+
+    threads = [threading.Thread(target=begin, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    begun.wait(20)
+    assert len(written) == count - 256
+    stream.flush_all()
+    assert sorted(written) == sorted(f"piece {number}\n" for number in range(count))
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert len(written) == count
+
+
+_GREENLETS = """\
+import gc, sys
+from ostler.logs.error_stream import ErrorStream
+{patch}
+written = []
+stream = ErrorStream(written.append)
+
+begun = []
+
+def request(number, wait):
+    stream.write(f"piece {{number}}")
+    sleep(0)
+    stream.write(" and")
+    begun.append(number)
+    while wait and not ended:
+        sleep(0.001)
+
+# Each ends before the next begins.
+ended = False
+for number in range(1000):
+    join(spawn(request, number, False))
+sleep(0.01)
+gc.collect()
+assert written == [f"piece {{number}} and\\n" for number in range(1000)], (len(written), written[:3])
+# All at the same time.
+del written[:], begun[:]
+running = [spawn(request, number, True) for number in range(1000)]
+while len(begun) < 1000:
+    sleep(0.001)
+assert len(written) >= 1000 - 256, len(written)
+stream.write("of the main greenlet")
+ended = True
+for one in running:
+    join(one)
+del running, one
+sleep(0.01)
+gc.collect()
+stream.write(" is whole\\n")
+assert "of the main greenlet is whole\\n" in written, written[-3:]
+assert sum(line.count("and") for line in written) == 1000, len(written)
+"""
+_PATCHES = {
+    "gevent": """
+import gevent.monkey
+gevent.monkey.patch_all()
+from gevent import sleep, spawn
+join = gevent.Greenlet.join
+""",
+    "eventlet": """
+import eventlet
+eventlet.monkey_patch()
+from eventlet import sleep, spawn
+from eventlet.greenthread import GreenThread
+join = GreenThread.wait
+""",
+}
+
+
+@pytest.mark.parametrize("library", _PATCHES)
+def test_pieces_of_greenlets(library: str) -> None:
+    """The end of a greenlet ends its line; of many at once the oldest pieces are written."""
+    pytest.importorskip(library)
+    program = _GREENLETS.format(patch=_PATCHES[library])
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=60)
+
+
+def _eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import structlog
 
-from ostler.logs.setup import get_logger, set_up, tap
+from ostler.logs.setup import get_logger, set_handler, set_up
 
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
     yield
-    tap(None)
+    set_handler(None)
     set_up("-", "json", "info")
     structlog.reset_defaults()
 
@@ -22,7 +22,7 @@ def test_shown(tmp_path: Path) -> None:
     taken: list[str] = []
     path = tmp_path / "log"
     set_up(str(path), "console", "info", shown="warning")
-    tap(lambda _level, name, _fields, _line: taken.append(name) is not None)
+    set_handler(lambda _level, name, _fields, _line: taken.append(name) is not None)
     log = get_logger()
     log.debug("unasked")
     log.info("ready")
@@ -35,7 +35,7 @@ def test_taken(tmp_path: Path) -> None:
     """An event that somebody has taken is not written as well."""
     path = tmp_path / "log"
     set_up(str(path), "console", "info")
-    tap(lambda _level, name, _fields, _line: name == "ready")
+    set_handler(lambda _level, name, _fields, _line: name == "ready")
     get_logger().info("ready")
     get_logger().info("odd")
     assert [word in path.read_text() for word in ("ready", "odd")] == [False, True]

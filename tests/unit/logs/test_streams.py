@@ -1,11 +1,11 @@
-"""Standard streams that forgive, in a process of their own."""
+"""Standard streams that ignore_write_errors, in a process of their own."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-START = "import sys; from ostler.logs.streams import forgive; forgive()\n"
+START = "import sys; from ostler.logs.streams import ignore_write_errors; ignore_write_errors()\n"
 
 
 def run(code: str, **streams: int) -> int:

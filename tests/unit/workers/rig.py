@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ostler.logs.access import AccessLog
-from ostler.logs.lean import Log, LogFile
+from ostler.logs.lean import Log
+from ostler.logs.logfile import LogFile
 from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.counts import Counts
 from ostler.scoreboard.memory import map_cell

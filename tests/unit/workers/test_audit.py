@@ -16,7 +16,7 @@ import pytest
 from ostler.workers import audit as module
 from ostler.workers.audit import Audit, audit_drained, audit_serving
 
-SHARED = "children would share it and get each other's answers"
+SHARED = "workers would share it and get each other's answers"
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_threads_that_libraries_start_anew(known: set[int]) -> None:
     what = "test_threads_that_libraries_start_anew.<locals>.Worker"
     for place in ("sentry_sdk.worker", "opentelemetry.sdk.trace.export"):
         assert found[place].problems == []
-        line = f"thread 'works' runs {place}.{what}: its library starts it anew in children"
+        line = f"thread 'works' runs {place}.{what}: its library starts it again in workers"
         assert found[place].warnings == [line]
     assert found["sentry_sdk_like"].problems == [f"thread 'works' runs sentry_sdk_like.{what}"]
 
@@ -134,7 +134,7 @@ for found in (audit_serving(known, False), audit_drained(known)):
     print("; ".join(found.problems).replace(name, "NAME") or "-")
 print(len(forked))
 """
-_NATIVE_THREAD = "thread 'NAME' was made by a library, not by Python"
+_NATIVE_THREAD = "thread 'NAME' was started by a library, not by Python"
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_an_open_sqlite_database(known: set[int], tmp_path: Path) -> None:
         database.commit()
         problems = found(known).problems
         database.close()
-        assert problems == [f"SQLite database {path} is open: children can damage it"]
+        assert problems == [f"SQLite database {path} is open: workers can damage it"]
         assert found(known).problems == []
 
 
@@ -205,7 +205,7 @@ def test_event_loops_deserve_a_look(known: set[int]) -> None:
     """An epoll is one for all children."""
     with select.epoll():
         assert found(known).warnings == [
-            "an epoll, e.g. of an event loop: children would share it: make it anew there"
+            "an epoll, e.g. of an event loop: workers would share it: make it again there"
         ]
 
 
@@ -214,7 +214,7 @@ def test_started_processes_deserve_a_look(known: set[int]) -> None:
     with subprocess.Popen(["sleep", "1000"]) as process:
         warnings = found(known).warnings
         process.kill()
-    assert warnings == [f"process {process.pid} was started by it: children would share its pipes"]
+    assert warnings == [f"process {process.pid} was started by this worker: workers would share its pipes"]
 
 
 @pytest.mark.parametrize(("in_use", "warned"), [(True, ["torch"]), (False, [])])
@@ -228,7 +228,7 @@ def test_libraries_that_say_so_themselves(
     monkeypatch.setitem(sys.modules, "torch", torch)
     warnings = found(known).warnings
     assert [line.partition(":")[0] for line in warnings] == ["grpc", *warned]
-    assert warnings[0].endswith("make channels anew in children")
+    assert warnings[0].endswith("make channels in each worker")
 
 
 def test_what_is_forced_is_not_forgotten() -> None:

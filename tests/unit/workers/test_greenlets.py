@@ -12,7 +12,7 @@ import gevent
 import pytest
 
 from ostler.osapi.process import INTERRUPT_SIGNAL
-from ostler.scoreboard.reader import InFlight
+from ostler.scoreboard.cell import InFlight
 from ostler.workers import greenlets
 from ostler.workers.base import Context
 from ostler.workers.gevent_hub import GeventHub, GeventWorker

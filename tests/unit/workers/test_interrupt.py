@@ -17,7 +17,7 @@ from ostler.hooks.calling import Calls
 from ostler.hooks.requests import Requests
 from ostler.osapi.process import INTERRUPT_SIGNAL
 from ostler.scoreboard import layout
-from ostler.scoreboard.reader import InFlight
+from ostler.scoreboard.cell import InFlight
 from ostler.workers import interrupt as module
 from ostler.workers.handoff import HandOff
 from ostler.workers.interrupt import LONG, Deadlines

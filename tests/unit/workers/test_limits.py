@@ -30,7 +30,7 @@ from ostler.workers.eviction import MOVING, SLOW, rank
 from ostler.workers.handoff import HandOff
 from ostler.workers.limits import AddressCounts
 from ostler.workers.tls import make_context
-from ostler.wsgi.body import Body, StreamedBody, _Unlinked
+from ostler.wsgi.body import BufferedBody, StreamedBody, _Unlinked
 from ostler.wsgi.environ import Environ
 from tests.kit.certificates import Authority
 from tests.kit.daemon import until
@@ -146,7 +146,7 @@ class Times:
             "",
             "",
             Rules(),
-            lambda: Body(1000, None),
+            lambda: BufferedBody(1000, None),
             Limits.of(Settings(**settings)),
             100 * SECOND,
         )
@@ -467,7 +467,7 @@ def test_what_clients_cause_is_logged_a_few_times(
 ) -> None:
     """Bodies that can't be stored, and connections beyond the limit: some lines, then how many there were."""
 
-    def full() -> Body:
+    def full() -> BufferedBody:
         raise OSError("no room")
 
     rig = serve(echo, threads=threads, limit_connections_per_address=1)
@@ -495,7 +495,8 @@ def test_an_answer_by_a_unix_socket_moves() -> None:
     with ours, theirs:
         ours.setblocking(False)
         theirs.setblocking(False)
-        connection = Connection(ours, "", "", Rules(), lambda: Body(1000, None), Limits.of(Settings()), 1)
+        limits = Limits.of(Settings())
+        connection = Connection(ours, "", "", Rules(), lambda: BufferedBody(1000, None), limits, 1)
         connection.send(b"x" * 4_000_000)
         assert connection.output
         began = connection.output.began

@@ -13,8 +13,9 @@ import msgspec
 import pytest
 
 from ostler.ipc.messages import Watch
-from ostler.workers.loader import AppLoadError, load_app
-from ostler.workers.watched import Telling, forget_bytecode, of_failure, sources
+from ostler.workers.load_errors import AppLoadError
+from ostler.workers.loader import load_app
+from ostler.workers.watched import WatchReporter, of_failure, remove_bytecode, sources
 
 
 def module(name: str, file: str | None) -> tuple[str, ModuleType]:
@@ -98,21 +99,21 @@ def test_files_of_a_missing_module(here: Path, spec: str) -> None:
 
 def test_tells_each_once(here: Path) -> None:
     """All at first, in messages that fit a channel; then what is new, with the time of the look before."""
-    told: list[Watch] = []
-    telling = Telling(told.append)
+    reported: list[Watch] = []
+    reporter = WatchReporter(reported.append)
     more = [f"/srv/part{number}/{'x' * 100}.py" for number in range(2000)]
     began = time.time()
-    telling.tell(more)
-    assert max(len(msgspec.msgpack.encode(message)) for message in told) < 100_000
-    assert [file for message in told for file in message.files][-2000:] == more
-    assert all(message.since <= began for message in told)
-    told.clear()
-    telling.tell(more)
-    assert told == []
+    reporter.report(more)
+    assert max(len(msgspec.msgpack.encode(message)) for message in reported) < 100_000
+    assert [file for message in reported for file in message.files][-2000:] == more
+    assert all(message.since <= began for message in reported)
+    reported.clear()
+    reporter.report(more)
+    assert reported == []
     (here / "late_page.py").write_text("")
     importlib.import_module("late_page")
-    telling.tell()
-    (message,) = told
+    reporter.report()
+    (message,) = reported
     assert message.files == [str(here / "late_page.py")]
     assert message.folders == [str(here / "templates")]
     assert began <= message.since <= time.time()
@@ -128,7 +129,7 @@ def test_bytecode_of_a_file_just_written(here: Path) -> None:
         cached = Path(cache_from_source(str(source)))
         cached.parent.mkdir(exist_ok=True)
         cached.write_bytes(b"")
-        forget_bytecode([str(source), str(here / "none.py")], since)
+        remove_bytecode([str(source), str(here / "none.py")], since)
         assert cached.exists() is kept
 
 
@@ -170,11 +171,11 @@ def test_failures_of_an_apps_own_making() -> None:
 
 def test_many_long_paths(tmp_path: Path) -> None:
     """Messages keep to a size, however long the paths are."""
-    said: list[Watch] = []
-    telling = Telling(said.append)
-    telling.tell()
-    said.clear()
+    sent: list[Watch] = []
+    reporter = WatchReporter(sent.append)
+    reporter.report()
+    sent.clear()
     files = [f"/{'x' * 4000}/{number}" for number in range(50)]
-    telling.tell(files)
-    assert [path for message in said for path in message.files] == files
-    assert all(len(msgspec.msgpack.encode(message)) < 64 * 1024 for message in said)
+    reporter.report(files)
+    assert [path for message in sent for path in message.files] == files
+    assert all(len(msgspec.msgpack.encode(message)) < 64 * 1024 for message in sent)

@@ -236,7 +236,7 @@ def test_an_audit_names_threads_and_connections(keep: Keep, threads: int) -> Non
         keeper.get(f"/connect?{port}")
         problems = [
             "thread 'flusher' runs time.sleep",
-            f"connection to 127.0.0.1:{port}: children would share it and get each other's answers",
+            f"connection to 127.0.0.1:{port}: workers would share it and get each other's answers",
         ]
         assert audit(worker) == messages.ZygoteAudited(problems, [])
         assert audit(worker, force=True) == messages.ZygoteAudited([], problems)

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import pytest
 
-from ostler.wsgi.body import Body, StreamedBody
+from ostler.wsgi.body import BufferedBody, StreamedBody
 from ostler.wsgi.environ import Environ
 from ostler.wsgi.exchange import App
 from tests.unit.workers.rig import Rig
@@ -25,7 +25,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 def in_memory(parts: list[bytes]) -> IO[bytes]:
-    body = Body(1000, None)
+    body = BufferedBody(1000, None)
     for part in parts:
         body.write(part)
     assert type(body.file) is io.BytesIO
@@ -33,7 +33,7 @@ def in_memory(parts: list[bytes]) -> IO[bytes]:
 
 
 def in_file(parts: list[bytes]) -> IO[bytes]:
-    body = Body(0, None)
+    body = BufferedBody(0, None)
     for part in parts:
         body.write(part)
     if parts:
@@ -42,8 +42,8 @@ def in_file(parts: list[bytes]) -> IO[bytes]:
 
 
 def half_in_memory(parts: list[bytes]) -> IO[bytes]:
-    """The limit is met between two parts."""
-    body = Body(len(parts[0]) if parts else 0, None)
+    """The limit is reached between two parts."""
+    body = BufferedBody(len(parts[0]) if parts else 0, None)
     for part in parts:
         body.write(part)
     return body.input()
@@ -87,7 +87,7 @@ READS: dict[str, Callable[[IO[bytes]], Any]] = {
 @CUTS
 @pytest.mark.parametrize("read", READS)
 def test_reading(way: Callable[[list[bytes]], IO[bytes]], size: int, read: str) -> None:
-    """However it is kept, and in whatever parts it came: what a file of these bytes would give."""
+    """However it is stored, and in whatever parts it came, it reads like a file of these bytes."""
     parts = [LINES[at : at + size] for at in range(0, len(LINES), size)]
     with way(parts) as body:
         assert READS[read](body) == READS[read](io.BytesIO(LINES))
@@ -103,7 +103,7 @@ def test_nothing_to_read(way: Callable[[list[bytes]], IO[bytes]], read: str) -> 
 
 @pytest.mark.parametrize("way", [in_memory, in_file, half_in_memory])
 def test_received_bodies_can_be_read_again(way: Callable[[list[bytes]], IO[bytes]]) -> None:
-    """What is there as a whole can be gone back in, which middleware likes to do."""
+    """A buffered body is seekable, which middleware uses."""
     with way([LINES[:9], LINES[9:]]) as body:
         assert body.read() == LINES
         assert body.seek(0) == 0
@@ -112,8 +112,8 @@ def test_received_bodies_can_be_read_again(way: Callable[[list[bytes]], IO[bytes
 
 
 def test_a_file_is_given_back(tmp_path: Path) -> None:
-    """Nothing is left of it in the folder, nor its descriptor when nobody has it any more."""
-    body = Body(1, str(tmp_path))
+    """Nothing is left of it in the folder, nor its descriptor when the last reference is gone."""
+    body = BufferedBody(1, str(tmp_path))
     body.write(LINES)
     descriptor = body.file.fileno()
     assert list(tmp_path.iterdir()) == []
@@ -126,14 +126,14 @@ def test_a_file_is_given_back(tmp_path: Path) -> None:
 
 
 def test_no_room_for_a_file(tmp_path: Path) -> None:
-    """That is for the caller to tell the client."""
-    body = Body(1, str(tmp_path / "missing"))
+    """The caller sends the error to the client."""
+    body = BufferedBody(1, str(tmp_path / "missing"))
     with pytest.raises(OSError, match="missing"):
         body.write(LINES)
 
 
 def test_errors_reach_the_app() -> None:
-    """What goes wrong while more is received ends the read, not silently as if it were the end."""
+    """An error while more is received ends the read with an exception, not like the end of the body."""
     body = StreamedBody()
     body.write(b"some")
     body.complete = lambda: False
@@ -196,7 +196,7 @@ def test_a_streamed_body_that_was_there_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("app", [ignore, echo])
 def test_a_client_that_waits_to_be_asked(tmp_path: Path, app: App) -> None:
-    """RFC 9110 section 10.1.1: it is asked when the app reads, and not if it doesn't."""
+    """RFC 9110 section 10.1.1: `100 Continue` is sent when the app reads, and never if it does not."""
     with streaming(tmp_path, app) as rig:
         client = rig.client()
         client.send(POST + b"Content-Length: 5\r\nExpect: 100-continue\r\n\r\n")
@@ -226,7 +226,7 @@ def test_nobody_is_asked_within_an_answer(tmp_path: Path) -> None:
 
 
 def test_an_unread_streamed_body(tmp_path: Path) -> None:
-    """The answer arrives whole and is not taken away by a reset, though the client goes on sending."""
+    """The answer arrives completely and is not lost by a reset, though the client goes on sending."""
     with streaming(tmp_path, ignore) as rig:
         client = rig.client()
         client.send(POST + b"Content-Length: 1000000\r\n\r\n" + b"x" * 10)
@@ -239,7 +239,7 @@ def test_an_unread_streamed_body(tmp_path: Path) -> None:
 @pytest.mark.parametrize("header_timeout", [0, 30])
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_a_streamed_body_that_is_malformed(tmp_path: Path, pieces: int, header_timeout: int) -> None:
-    """The app's read fails at once, and the client is told 400 if the app leaves it at that."""
+    """The app's read fails at once, and the client gets 400 if the app does not handle that."""
     head = POST + b"Transfer-Encoding: chunked\r\n\r\n"
     with streaming(tmp_path, echo, header_timeout=header_timeout) as rig:
         client = rig.client()
@@ -251,7 +251,7 @@ def test_a_streamed_body_that_is_malformed(tmp_path: Path, pieces: int, header_t
 
 
 def test_a_client_that_leaves_within_its_body(tmp_path: Path) -> None:
-    """Frameworks know an OSError of read() for what it is; the app may answer or not."""
+    """Frameworks handle an OSError of read(); the app may answer or not."""
     seen: list[BaseException] = []
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
@@ -274,7 +274,7 @@ def test_a_client_that_leaves_within_its_body(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"buffer_request": 1}, {"stream_request": True}], ids=str)
 def test_an_app_may_close_its_input(tmp_path: Path, settings: dict[str, Any]) -> None:
-    """And do without it: the next request has its own."""
+    """The next request has a body of its own."""
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         environ["wsgi.input"].close()
@@ -289,7 +289,7 @@ def test_an_app_may_close_its_input(tmp_path: Path, settings: dict[str, Any]) ->
 
 @pytest.mark.parametrize("settings", [{}, {"buffer_request": 1}], ids=str)
 def test_an_unread_body(tmp_path: Path, settings: dict[str, Any]) -> None:
-    """What the app leaves is not taken for the next request."""
+    """Bytes that the app does not read are not parsed as the next request."""
     smuggled = GET.replace(b"/ ", b"/smuggled ")
     with Rig(tmp_path, with_again(ignore), **settings) as rig:
         assert talk(rig, POST + b"Content-Length: %d\r\n\r\n" % len(smuggled) + smuggled) == (

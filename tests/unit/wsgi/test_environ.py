@@ -1,4 +1,4 @@
-"""The environ: PEP 3333's keys, and nothing a client could use to pass for somebody else."""
+"""The environ: PEP 3333's keys, and nothing that lets a client impersonate another one."""
 
 import io
 import sys
@@ -7,21 +7,21 @@ from typing import Any
 import pytest
 
 from ostler.http1.request import RequestParser, Rules
-from ostler.wsgi.body import Body
+from ostler.wsgi.body import BufferedBody
 from ostler.wsgi.environ import (
     Environ,
-    FileWrapper,
     head_environ,
     listener_environ,
     request_environ,
     worker_environ,
 )
+from ostler.wsgi.file_wrapper import FileWrapper
 
 IN_MEMORY = 100_000
 
 
-def new_body() -> Body:
-    return Body(IN_MEMORY, None)
+def new_body() -> BufferedBody:
+    return BufferedBody(IN_MEMORY, None)
 
 
 LISTENER, PEER = ("127.0.0.1", 8000), ("192.0.2.7", 50123)
@@ -42,7 +42,7 @@ def with_fields(*lines: str, target: str = "/") -> Environ:
 
 
 def test_all_keys_of_pep_3333() -> None:
-    """A plain GET gives every key that PEP 3333 asks for, with its type, and the connection's addresses."""
+    """A plain GET has every key that PEP 3333 asks for, with its type, and the connection's addresses."""
     environ = environ_of(b"GET /a?b=c HTTP/1.1\r\nHost: example.com:80\r\nUser-Agent: t\r\n\r\n")
     body = environ.pop("wsgi.input")
     assert body.read() == b""
@@ -74,7 +74,7 @@ def test_all_keys_of_pep_3333() -> None:
 
 
 def test_multithread_and_errors_are_the_worker_s() -> None:
-    """Apps read wsgi.multithread to choose their locks; wsgi.errors can be given."""
+    """Apps read wsgi.multithread to choose their locks; wsgi.errors can be replaced."""
     errors = io.StringIO()
     shared = worker_environ(True, errors=errors)
     assert shared["wsgi.multithread"] is True
@@ -176,7 +176,7 @@ def test_repeated_cookies_are_joined_with_semicolons() -> None:
 
 
 def test_names_with_underscores_are_dropped() -> None:
-    """X_Forwarded_For must not pass for X-Forwarded-For, alone or beside it."""
+    """X_Forwarded_For must not be taken for X-Forwarded-For, alone or beside it."""
     environ = with_fields(
         "X-Forwarded-For: 192.0.2.1", "X_Forwarded_For: 10.0.0.1", "Content_Type: a", "_: b"
     )
@@ -223,7 +223,7 @@ def test_a_body_of_known_length() -> None:
 
 
 def test_a_chunked_body_has_its_true_length() -> None:
-    """Its coding is undone, so the app sees a length and no Transfer-Encoding."""
+    """Its coding is removed, so the app sees a length and no Transfer-Encoding."""
     environ = environ_of(POST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
     with environ["wsgi.input"] as body:
         assert body.read() == b"abcde"
@@ -233,14 +233,14 @@ def test_a_chunked_body_has_its_true_length() -> None:
 
 
 def test_an_empty_body() -> None:
-    """Said to be empty, it is; not said, there is no CONTENT_LENGTH (PEP 3333: may be absent)."""
+    """CONTENT_LENGTH is `0` if the client sends that, else absent (PEP 3333 allows that)."""
     assert environ_of(POST + b"Content-Length: 0\r\n\r\n")["CONTENT_LENGTH"] == "0"
     assert environ_of(POST + b"Content-Length: 0\r\n\r\n")["wsgi.input"].read() == b""
     assert "CONTENT_LENGTH" not in with_fields()
 
 
 def test_a_large_body_is_the_same_from_a_file() -> None:
-    """Beyond the limit the body is in a file; the app can't tell."""
+    """Beyond the limit the body is in a file; the app sees no difference."""
     sent = bytes(range(256)) * (IN_MEMORY // 256 + 1)
     environ = environ_of(POST + b"Content-Length: %d\r\n\r\n" % len(sent) + sent)
     with environ["wsgi.input"] as body:

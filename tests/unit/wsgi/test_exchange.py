@@ -10,7 +10,7 @@ from wsgiref.validate import validator
 import pytest
 
 from ostler.http1.request import RequestParser, Rules
-from ostler.wsgi.body import Body
+from ostler.wsgi.body import BufferedBody
 from ostler.wsgi.environ import (
     Environ,
     head_environ,
@@ -31,7 +31,7 @@ TEXT = [("Content-Type", "text/plain")]
 
 
 class Wire:
-    """A transport that remembers, and whose client may go away after some sends."""
+    """A transport that records what is sent; its client may go away after some sends."""
 
     def __init__(self, patience: int = 1000) -> None:
         self.sends: list[bytes] = []
@@ -88,7 +88,7 @@ class Answered:
 
     @property
     def stays(self) -> bool:
-        """Whether the connection goes on; server and headers must agree, where the client has to be told."""
+        """Whether the connection goes on; server and headers must agree, where a header is required."""
         stays = self.exchange.keep_alive
         if stays:
             assert self["Connection"] in (None, "keep-alive")
@@ -97,7 +97,7 @@ class Answered:
 
 def setting_of(raw: bytes) -> tuple[Any, Environ]:
     """A request and its environ."""
-    parser = RequestParser(Rules(), lambda: Body(100_000, None))
+    parser = RequestParser(Rules(), lambda: BufferedBody(100_000, None))
     parser.feed(raw)
     (request,) = parser.requests
     listener = listener_environ(worker_environ(False, errors=io.StringIO()), ("127.0.0.1", 8000))
@@ -117,7 +117,7 @@ def ask(app: App, raw: bytes = GET, patience: int = 1000) -> Answered:
 def gives(
     result: Callable[[], Any], status: str = "200 OK", headers: list[tuple[str, str]] | None = None
 ) -> App:
-    """An app that says the head and returns what `result` makes."""
+    """An app that calls start_response and returns what `result` makes."""
 
     def app(environ: Environ, start_response: Start) -> Any:
         start_response(status, list(TEXT if headers is None else headers))
@@ -186,7 +186,7 @@ def test_nothing(result: Callable[[], Any], raw: bytes) -> None:
 
 
 def test_a_generator_is_chunked() -> None:
-    """An unknown length goes in chunks, each part when the app gives it."""
+    """An unknown length goes in chunks, each part when the app yields it."""
     answer = ask(gives(lambda: blocks(b"a", b"", b"b" * 20, b"c")))
     assert answer["Transfer-Encoding"] == "chunked"
     assert answer.raw_body == b"1\r\na\r\n14\r\n" + b"b" * 20 + b"\r\n1\r\nc\r\n0\r\n\r\n"
@@ -198,7 +198,7 @@ def test_a_generator_is_chunked() -> None:
 
 @pytest.mark.parametrize("raw", [GET10, GET10_STAY])
 def test_a_generator_for_an_old_client_ends_with_the_connection(raw: bytes) -> None:
-    """HTTP/1.0 knows no chunks: the closed connection ends the body, even if it wanted to stay."""
+    """HTTP/1.0 knows no chunks: the closed connection ends the body, even if the client asked to keep it."""
     answer = ask(gives(lambda: blocks(b"a", b"b")), raw)
     assert answer["Transfer-Encoding"] is None
     assert answer["Connection"] == "close"
@@ -235,7 +235,7 @@ def test_a_generator_may_call_start_response_late() -> None:
 
 
 def test_empty_blocks_do_not_send_the_head() -> None:
-    """PEP 3333: until the first block that is not empty the app may still change its mind."""
+    """PEP 3333: until the first block that is not empty the app may replace the head."""
 
     def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
         start_response("200 OK", TEXT)
@@ -254,7 +254,7 @@ def test_empty_blocks_do_not_send_the_head() -> None:
 
 
 def test_the_app_s_own_date_and_server() -> None:
-    """An app that sends them itself replaces the server's; nothing is there twice."""
+    """An app that sends them itself replaces the server's; no header is duplicated."""
     answer = ask(gives(lambda: [b""], headers=[("date", "then"), ("SERVER", "mine")]))
     assert (answer["Date"], answer["Server"]) == ("then", "mine")
     answer = ask(gives(blocks, headers=[("Server", "mine")]))
@@ -272,7 +272,7 @@ def test_the_app_closes_the_connection(result: Callable[[], Any]) -> None:
 
 
 def test_the_app_does_not_frame_its_answer() -> None:
-    """Transfer-Encoding and the like are the server's business (PEP 3333, `other HTTP features`)."""
+    """Transfer-Encoding and the like are set by the server (PEP 3333, `other HTTP features`)."""
     answer = ask(gives(lambda: blocks(b"abc"), headers=[("Transfer-Encoding", "gzip"), ("Keep-Alive", "x")]))
     assert answer.body == b"abc"
     assert answer["Keep-Alive"] is None
@@ -335,7 +335,7 @@ def test_statuses_without_a_body(status: str, result: Callable[[], Any], raw: by
 
 
 def test_lengths_of_statuses_without_a_body() -> None:
-    """RFC 9110 section 8.6: 304 may tell the length of the 200, 204 must not."""
+    """RFC 9110 section 8.6: 304 may have the length of the 200, 204 must not."""
     headers = [("Content-Length", "5")]
     assert ask(gives(list, "304 Not Modified", headers))["Content-Length"] == "5"
     answer = ask(gives(list, "204 No Content", headers))
@@ -348,7 +348,7 @@ def test_lengths_of_statuses_without_a_body() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_more_than_promised_is_cut(shape: str) -> None:
-    """RFC 9110 section 8.6: what exceeds the length would be taken for the next answer."""
+    """RFC 9110 section 8.6: bytes beyond the length would be read as the next answer."""
     answer = ask(gives(SHAPES[shape], headers=[("Content-Length", "3")]))
     assert answer["Content-Length"] == "3"
     assert answer.raw_body == b"hel"
@@ -357,7 +357,7 @@ def test_more_than_promised_is_cut(shape: str) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_less_than_promised_ends_the_connection(shape: str) -> None:
-    """Only the closed connection tells the client that the answer is not whole."""
+    """Only the closed connection shows the client that the answer is incomplete."""
     answer = ask(gives(SHAPES[shape], headers=[("Content-Length", "9")]))
     assert answer["Content-Length"] == "9"
     assert answer.raw_body == b"hello"
@@ -469,11 +469,11 @@ def test_start_response_not_called(result: Callable[[], Any]) -> None:
         ("200 OK", [("X Y", "a")], "X Y"),
         ("200 OK", [("X", 5)], "str"),
         ("200 OK", [("Content-Length", "five")], "five"),
-        ("200 OK", [("Content-Length", "1"), ("Content-Length", "2")], "twice"),
+        ("200 OK", [("Content-Length", "1"), ("Content-Length", "2")], "set twice"),
     ],
 )
 def test_an_invalid_head_is_an_error(status: Any, headers: Any, word: str) -> None:
-    """Nothing of it reaches the client; the log says what was wrong."""
+    """Nothing of it reaches the client; the log has the reason."""
     assert failed(ask(gives(lambda: [b"x"], status, headers)), word)
 
 
@@ -545,7 +545,7 @@ def test_raising_in_a_generator_before_the_head() -> None:
 @pytest.mark.parametrize("error", [ValueError("oops"), SystemExit(1)])
 @pytest.mark.parametrize("headers", [TEXT, [("Content-Length", "10")]])
 def test_raising_behind_the_head(error: BaseException, headers: list[tuple[str, str]]) -> None:
-    """The answer is cut: no last chunk and no error page inside it, so the client sees it is not whole."""
+    """The answer is cut: no last chunk, no error page inside it; the client sees that it is incomplete."""
 
     def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
         start_response("200 OK", headers)
@@ -580,13 +580,13 @@ def test_failing_head_requests() -> None:
     "result", [lambda: None, lambda: 5, lambda: [None], lambda: [5], lambda: blocks(None), lambda: blocks("")]
 )
 def test_returning_what_is_no_iterable_of_bytes(result: Callable[[], Any]) -> None:
-    """None, numbers and empty text are app errors that name what was given."""
+    """None, numbers and empty text are errors of the app; the message names the value."""
     assert failed(ask(gives(result)), "TypeError")
 
 
 @pytest.mark.parametrize("raw", [GET, GET10])
 def test_returning_a_list_with_text(raw: bytes) -> None:
-    """The commonest mistake of all is a clear 500."""
+    """The most common mistake gets a clear 500."""
     assert failed(ask(gives(lambda: ["text"]), raw), "TypeError")
 
 
@@ -665,7 +665,7 @@ def test_close_is_called_exactly_once(make: Callable[[], Any], status: str, raw:
     def app(environ: Environ, start_response: Start) -> Any:
         try:
             start_response(status, TEXT)
-        except Exception:  # the server's complaint about `bad`; the app goes on
+        except Exception:  # the server's exception about `bad`; the app goes on
             assert status == "bad"
         return result
 
@@ -674,7 +674,7 @@ def test_close_is_called_exactly_once(make: Callable[[], Any], status: str, raw:
 
 
 def test_an_error_in_close_is_logged() -> None:
-    """The answer is whole by then, so only the log tells."""
+    """The answer is complete by then, so only the log reports it."""
     answer = ask(gives(lambda: Result(b"abc", close_error=ValueError("in close"))))
     assert answer.body == b"abc"
     assert "in close" in (answer.exchange.error or "")
@@ -700,7 +700,7 @@ def test_generators_are_closed() -> None:
 @pytest.mark.parametrize("patience", [0, 1, 2])
 @pytest.mark.parametrize("parts", [(b"a", b"b", b"c"), (b"x" * 100_000, b"y")])
 def test_a_client_that_goes_away(patience: int, parts: tuple[bytes, ...]) -> None:
-    """ClientGone reaches the worker, close() is called once, and it is no error of the app's."""
+    """ClientGone reaches the worker, close() is called once, and it is not logged as an error of the app."""
     result = Result(*parts)
     request, environ = setting_of(GET)
     exchange = Exchange(request, Wire(patience), DATE_SERVER, request.keep_alive)
@@ -722,7 +722,7 @@ def test_a_client_that_goes_away_before_a_large_list(patience: int) -> None:
 
 
 def test_a_client_that_goes_away_before_the_error_page() -> None:
-    """The app's error is kept for the log even if nobody reads the page."""
+    """The app's error is kept for the log even if the client does not read the page."""
     request, environ = setting_of(GET)
     exchange = Exchange(request, Wire(0), DATE_SERVER, request.keep_alive)
 
@@ -735,7 +735,7 @@ def test_a_client_that_goes_away_before_the_error_page() -> None:
 
 
 def test_quit_worker_passes() -> None:
-    """The worker's own end is not taken for an error of the app's; close() is called all the same."""
+    """QuitWorker is no error of the app; close() is called."""
     result = Result(b"a", error=QuitWorker())
     request, environ = setting_of(GET)
     exchange = Exchange(request, Wire(), DATE_SERVER, request.keep_alive)
@@ -774,7 +774,7 @@ def test_a_deadline_behind_the_head() -> None:
 
 
 def test_a_deadline_before_anything_could_be_said() -> None:
-    """Where even the 504 was not to be had, that is what counts all the same."""
+    """If not even the 504 can be sent, the request still counts as 504."""
     request, _ = setting_of(GET)
     exchange = Exchange(request, Wire(), DATE_SERVER, request.keep_alive)
     exchange.give_up()
@@ -782,7 +782,7 @@ def test_a_deadline_before_anything_could_be_said() -> None:
 
 
 def test_an_error_because_of_a_deadline() -> None:
-    """What an app makes of it itself, in a finally clause say, is an error like others."""
+    """An exception that the app raises from it, e.g. in a finally clause, is an error like others."""
 
     def app(environ: Environ, start_response: Start) -> Iterable[bytes]:
         try:
@@ -804,13 +804,13 @@ def test_quit_worker_passes_an_error_in_close() -> None:
 
 
 def test_client_gone_passes_an_error_in_close() -> None:
-    """The worker must hear that the client is gone, whatever close() says to that."""
+    """The worker must learn that the client is gone, whatever close() raises."""
     result = Result(b"a", b"b", close_error=ValueError("oops"))
     with pytest.raises(ClientGone):
         ask(gives(lambda: result), patience=1)
 
 
-# -- wsgiref's judgement ---------------------------------------------------------------------------------
+# -- wsgiref.validate ------------------------------------------------------------------------------------
 
 
 def validated(environ: Environ, start_response: Start) -> Iterable[bytes]:
@@ -857,7 +857,7 @@ def validated(environ: Environ, start_response: Start) -> Iterable[bytes]:
 def test_wsgiref_finds_nothing(
     method: str, path: str, body: bytes, expected: bytes, version: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """wsgiref.validate stands between server and app and objects to neither."""
+    """wsgiref.validate between server and app finds no violation."""
     head = f"{method} {path} {version}\r\nHost: x\r\nX-Y: z\r\nConnection: close\r\n"
     if body:
         head += f"Content-Type: text/plain\r\nContent-Length: {len(body)}\r\n"
@@ -872,7 +872,7 @@ def test_wsgiref_finds_nothing(
 
 def test_wsgiref_accepts_a_spilled_body() -> None:
     """A body in a temporary file is as good an input stream as one in memory."""
-    parser = RequestParser(Rules(), lambda: Body(100_000, None))
+    parser = RequestParser(Rules(), lambda: BufferedBody(100_000, None))
     parser.feed(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1_000_000)
     (request,) = parser.requests
     listener = listener_environ(worker_environ(False), ("127.0.0.1", 8000))

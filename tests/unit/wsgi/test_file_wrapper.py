@@ -1,5 +1,5 @@
-# ruff: noqa: SIM115 - what is opened here is for the server to close
-"""wsgi.file_wrapper with all that apps put into it, as clients see it.
+# ruff: noqa: SIM115 - the server closes what is opened here
+"""wsgi.file_wrapper with all kinds of objects that apps pass, from the client's view.
 
 Real files go out by the kernel, framed by what is left of them; whatever else has a read() is read. Each is
 closed, once.
@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from ostler.wsgi.environ import Environ, FileWrapper
+from ostler.wsgi.environ import Environ
 from ostler.wsgi.exchange import App
+from ostler.wsgi.file_wrapper import FileWrapper
 from tests.unit.workers.rig import Rig
 from tests.unit.workers.wire import FAILED, GET, GET10, HEAD, talk, with_again
 
@@ -137,7 +138,7 @@ def test_real_files(tmp_path: Path, ten: Path, kind: str, sendfile: bool) -> Non
 
 @pytest.mark.parametrize(("make", "length"), [(at(3), 7), (at(0), 10)], ids=["middle", "beginning"])
 def test_head(tmp_path: Path, ten: Path, make: Callable[[Path], Any], length: int) -> None:
-    """HEAD is told the length and gets no byte of the file; the connection stays."""
+    """HEAD gets the length and no byte of the file; the connection stays."""
     with Rig(tmp_path, wraps(lambda: make(ten))) as rig:
         assert talk(rig, HEAD) == (b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n(own)\r\n" % length, True)
 
@@ -152,7 +153,7 @@ def test_statuses_without_a_body(tmp_path: Path, ten: Path, status: str) -> None
 @pytest.mark.parametrize("sendfile", [True, False])
 @pytest.mark.parametrize("length", [0, 1, 4, 7])
 def test_a_part_of_a_file(tmp_path: Path, ten: Path, length: int, sendfile: bool) -> None:
-    """What answers to Range need: seek, then as much as Content-Length says."""
+    """As for answers to Range: seek, then as many bytes as Content-Length announces."""
     headers = [("Content-Length", str(length)), ("Content-Range", "bytes 3-*/10")]
     with Rig(tmp_path, wraps(lambda: at(3)(ten), headers, status="206 Part"), sendfile=sendfile) as rig:
         assert talk(rig).wire.startswith(b"HTTP/1.1 206 Part\r\nContent-Length: %d\r\n" % length)
@@ -164,7 +165,7 @@ def test_a_part_of_a_file(tmp_path: Path, ten: Path, length: int, sendfile: bool
 def test_a_file_shorter_than_promised(
     tmp_path: Path, ten: Path, make: Callable[[Path], Any], sendfile: bool
 ) -> None:
-    """Only the end of the connection can tell that it is not whole."""
+    """Only the end of the connection shows that it is incomplete."""
     with Rig(tmp_path, wraps(lambda: make(ten), [("Content-Length", "14")]), sendfile=sendfile) as rig:
         seen = talk(rig)
     assert not seen.kept
@@ -214,7 +215,7 @@ class OnlyRead:
 
 
 class Upper(io.FileIO):
-    """A file that is read as something else than what is on the disk."""
+    """A file object that reads other bytes than those on the disk."""
 
     def read(self, size: int = -1) -> bytes:  # type: ignore[override]
         return super().read(size).replace(b"o", TEN)
@@ -236,7 +237,7 @@ def translated() -> Any:
     ids="bytesio pipe program gzip spooled rolled only-read subclass buffered-memory".split(),
 )
 def test_what_is_no_regular_file(tmp_path: Path, make: Callable[[], Any]) -> None:
-    """It is read: what the app's object gives counts, not what stands behind its descriptor."""
+    """It is read: the bytes of the app's object count, not those behind its descriptor."""
     with Rig(tmp_path, wraps(make)) as rig:
         assert talk(rig) == (
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n(own)\r\na\r\n0123456789\r\n0\r\n\r\n",
@@ -278,7 +279,7 @@ def test_what_can_t_be_read(tmp_path: Path, ten: Path, make: Callable[[Path], An
 
 
 def test_the_block_size(tmp_path: Path) -> None:
-    """What is read is read, and sent, in blocks of the wanted size."""
+    """It is read, and sent, in blocks of the wanted size."""
     with Rig(tmp_path, wraps(lambda: io.BytesIO(TEN), (), 4)) as rig:
         assert talk(rig).body == b"4\r\n0123\r\n4\r\n4567\r\n2\r\n89\r\n0\r\n\r\n"
 
@@ -295,7 +296,7 @@ def test_after_write(tmp_path: Path, ten: Path) -> None:
 
 
 def test_a_wrapper_in_a_wrapper(tmp_path: Path, ten: Path) -> None:
-    """Middleware that changes the blocks gets the blocks: the kernel must not pass it by."""
+    """Middleware that changes the blocks gets the blocks: sendfile must not bypass it."""
 
     def app(environ: Environ, start_response: Start) -> Any:
         start_response("200 OK", [])
@@ -316,7 +317,7 @@ def test_a_wrapper_in_a_wrapper(tmp_path: Path, ten: Path) -> None:
 
 
 def test_a_wrapper_that_was_begun(tmp_path: Path) -> None:
-    """What the app has taken out already is not sent again."""
+    """Bytes that the app has read already are not sent again."""
 
     def app(environ: Environ, start_response: Start) -> Any:
         start_response("200 OK", [])
@@ -332,7 +333,7 @@ def test_a_wrapper_that_was_begun(tmp_path: Path) -> None:
 
 
 def noting(calls: list[Any], close: Callable[[], Any]) -> Callable[[], Any]:
-    """A close() that remembers its calls."""
+    """A close() that records its calls."""
 
     def noted() -> None:
         calls.append(close)
@@ -395,7 +396,7 @@ def test_a_file_that_grows(tmp_path: Path, ten: Path) -> None:
 
 
 def test_a_file_that_shrinks_while_it_is_sent(tmp_path: Path) -> None:
-    """The client sees an answer that is cut, and the server serves on."""
+    """The client sees an answer that is cut, and the server goes on."""
     path = tmp_path / "large"
     size = 64 << 20
     with path.open("wb") as file:

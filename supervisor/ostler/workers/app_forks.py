@@ -1,0 +1,64 @@
+"""Processes that the app forks from a worker or from the fork server, e.g. with multiprocessing.
+
+A forked process inherits Python's signal handlers. Those of a worker must not run there: the handler for
+SIGTERM would drain a worker that the process is not, so `Process.terminate()` would have no effect and
+`join()` would wait for ever. Therefore the child gets the dispositions of an ordinary Python program.
+Handlers that the app has installed stay.
+
+Signals are blocked from before the fork until the child has its dispositions: one that is sent at once after
+the fork takes effect then.
+"""
+
+import faulthandler
+import os
+import signal
+
+from ostler.osapi import original
+from ostler.osapi.process import DUMP_SIGNAL
+from ostler.wsgi.exchange import note_fork
+
+_package = __name__.partition(".")[0] + "."
+_registered = False
+# What was blocked before the fork, by the thread that forks.
+_masks: dict[int, set[signal.Signals]] = {}
+
+
+def register() -> None:
+    """Reset signals in all children that the app forks from now on; children inherit this, too."""
+    global _registered
+    if not _registered:
+        _registered = True
+        os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
+
+
+def _before() -> None:
+    if not original.is_forking():
+        _masks[original.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # type: ignore[assignment]
+
+
+def _in_parent() -> None:
+    if (mask := _masks.pop(original.get_ident(), None)) is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _in_child() -> None:
+    mask = _masks.pop(original.get_ident(), None)
+    if mask is None:
+        return  # Ostler's own fork: a worker installs its handlers itself
+    _masks.clear()  # of threads that are not in the child
+    note_fork()
+    reset_signals()
+    if signal.SIGINT in signal.sigpending():
+        # Python's handler would raise KeyboardInterrupt here, where the exception is lost.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def reset_signals() -> None:
+    """Replace Ostler's handlers by the defaults, and take away the descriptor for signal numbers."""
+    signal.set_wakeup_fd(-1)
+    faulthandler.unregister(DUMP_SIGNAL)
+    for signum in signal.valid_signals():
+        handler = signal.getsignal(signum)
+        if callable(handler) and (getattr(handler, "__module__", None) or "").startswith(_package):
+            signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)

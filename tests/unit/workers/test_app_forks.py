@@ -1,0 +1,177 @@
+"""Processes that the app forks have the signal dispositions of an ordinary Python program."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.workers.keeper import Keeper
+
+APP = """\
+import json, multiprocessing, os, signal, subprocess, sys, time
+
+context = multiprocessing.get_context("fork")
+
+def state(pid):
+    with open(f"/proc/{pid}/status") as file:
+        fields = dict(line.rstrip().split(":", 1) for line in file)
+    return {name: int(fields[name], 16) for name in ("SigBlk", "SigIgn", "SigCgt")}
+
+def module_of(handler):
+    return getattr(handler, "__module__", None) or ""
+
+def report(path):
+    python = {signum: signal.getsignal(signum) for signum in signal.valid_signals()}
+    ours = [int(signum) for signum, handler in python.items() if "ostler." in module_of(handler)]
+    with open(path, "w") as file:
+        json.dump([state(os.getpid()), ours], file)
+    if "eventlet" in sys.modules:
+        # The ordinary end of a child would change the epoll of the hub, which parent and child share.
+        os._exit(0)
+
+def hang():
+    while True:
+        time.sleep(1)
+
+def own(signum, frame):
+    os._exit(7)
+
+def ended(how):
+    child = context.Process(target=hang)
+    child.start()
+    how(child)
+    child.join(10)
+    code = child.exitcode
+    if code is None:
+        child.kill()
+    return code
+
+def terminated_at_once():
+    return [ended(lambda child: child.terminate()) for _ in range(20)]
+
+def by_each_signal():
+    names = "TERM INT QUIT HUP USR1 USR2".split()
+    return {name: ended(lambda child: os.kill(child.pid, signal.Signals["SIG" + name])) for name in names}
+
+def seen_in_child():
+    child = context.Process(target=report, args=("seen.json",))
+    child.start()
+    child.join(10)
+    with open("seen.json") as file:
+        return json.load(file)
+
+def seen_in_program():
+    program = "import time; print(1, flush=True); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    child.stdout.readline()
+    found = state(child.pid)
+    child.terminate()
+    code = child.wait(10)
+    child.stdout.close()
+    return [found, code]
+
+signal.signal(signal.SIGVTALRM, own)
+
+def with_own_handler():
+    return ended(lambda child: os.kill(child.pid, signal.SIGVTALRM))
+
+def handlers():
+    return state(os.getpid())["SigCgt"]
+
+at_import = terminated_at_once() if "FORK_AT_IMPORT" in os.environ else None
+
+def imported():
+    return at_import
+
+def wsgi(environ, start_response):
+    body = json.dumps(globals()[environ["PATH_INFO"][1:]]()).encode()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+
+async def asgi(scope, receive, send):
+    if scope["type"] != "http":
+        raise RuntimeError("no lifespan here")
+    body = json.dumps(globals()[scope["path"][1:]]()).encode()
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+"""
+
+WORKERS = {
+    "sync": {},
+    "threads": {"threads": 4},
+    "gevent": {"worker_class": "gevent"},
+    "eventlet": {"worker_class": "eventlet"},
+    "asgi": {"worker_class": "asgi", "wsgi_app": "app:asgi"},
+    "meinheld": {"worker_class": "meinheld"},
+}
+
+
+def bits(mask: int) -> set[int]:
+    """Numbers of signals in a mask of /proc/PID/status, without those that glibc uses itself (32 and 33)."""
+    return {number for number in (*range(1, 32), *range(34, 65)) if mask >> (number - 1) & 1}
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_children_of_a_worker(kind: str, tmp_path: Path) -> None:
+    """A child that the app forks ends at once by the signals for which the worker has handlers."""
+    if kind in ("gevent", "eventlet", "meinheld"):
+        pytest.importorskip(kind)
+    (tmp_path / "app.py").write_text(APP)
+    settings: dict[str, Any] = {"wsgi_app": "app:wsgi", **WORKERS[kind]}
+    with Keeper(tmp_path, **settings) as keeper:
+        worker = keeper.spawn(keeper.server())
+
+        def ask(question: str) -> Any:
+            status, body = keeper.get(f"/{question}")
+            assert status == "200 OK"
+            return json.loads(body)
+
+        before = bits(ask("handlers")) | {signal.SIGCHLD}
+        assert ask("terminated_at_once") == [-signal.SIGTERM] * 20
+        by_signal = ask("by_each_signal")
+        assert by_signal.pop("INT") in (1, -signal.SIGINT)  # Python's own handler: KeyboardInterrupt
+        assert by_signal == {
+            name: -signal.Signals[f"SIG{name}"] for name in ("TERM", "QUIT", "HUP", "USR1", "USR2")
+        }
+        state, ours = ask("seen_in_child")
+        assert (bits(state["SigBlk"]), ours) == (set(), [])
+        caught = bits(state["SigCgt"])
+        assert not caught & {signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGIO}
+        assert not {number for number in caught if number > signal.SIGRTMIN}
+        program, code = ask("seen_in_program")
+        assert (bits(program["SigBlk"]), code) == (set(), -signal.SIGTERM)
+        # Python ignores these two in every program.
+        assert bits(program["SigIgn"]) <= {signal.SIGPIPE, signal.SIGXFSZ}
+        assert ask("with_own_handler") == 7
+        # The worker itself has what it had.
+        assert bits(ask("handlers")) | {signal.SIGCHLD} == before  # gevent handles it
+        assert worker.alive
+        worker.send(signal.SIGTERM)
+        worker.ended()
+
+
+def test_children_of_the_fork_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same holds for children of an app that is loaded in the fork server."""
+    monkeypatch.setenv("FORK_AT_IMPORT", "1")
+    (tmp_path / "app.py").write_text(APP)
+    with Keeper(tmp_path, wsgi_app="app:wsgi", preload_app=True) as keeper:
+        keeper.spawn(keeper.server())
+        assert json.loads(keeper.get("/imported")[1]) == [-signal.SIGTERM] * 20
+
+
+@pytest.mark.parametrize("preload", [False, True])
+def test_workers_keep_their_handlers(preload: bool, tmp_path: Path) -> None:
+    """Forks of Ostler itself do not reset: signals for a process group do not end a worker that boots."""
+    (tmp_path / "app.py").write_text(APP)
+    with Keeper(tmp_path, wsgi_app="app:wsgi", preload_app=preload) as keeper:
+        zygote = keeper.make_zygote(keeper.spawn(keeper.server()))
+        worker = keeper.spawn(zygote, 2)
+        for signum in (signal.SIGHUP, signal.SIGWINCH, signal.SIGUSR2):
+            worker.send(signum)
+            zygote.send(signum)
+        assert json.loads(keeper.get("/terminated_at_once")[1]) == [-signal.SIGTERM] * 20
+        assert worker.alive
+        assert zygote.alive
