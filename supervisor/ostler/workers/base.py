@@ -173,7 +173,7 @@ class BaseWorker(ABC):
         """As `drain`, and close the listeners at once: another daemon may want the addresses."""
         self.drain()
 
-    def attend(self) -> None:
+    def on_message(self) -> None:
         """A message of the supervisor has come; called by a signal handler, also within a long request."""
 
     def interrupt(self, signum: int, frame: "FrameType | None") -> None:

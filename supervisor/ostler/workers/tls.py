@@ -27,7 +27,7 @@ from ostler.workers.tls_records import Records
 _VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 _VERSIONS = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
 
-# What a client gets that speaks plain HTTP to us.
+# The answer to a client that speaks plain HTTP here.
 _PLAIN_ANSWER = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 25\r\n\r\n"
     b"This address takes https\n"
@@ -324,14 +324,14 @@ class TlsSocket:
             pass  # it goes with the next bytes, or the next call says that the connection broke
 
     def _answer_plainly(self) -> None:
-        """The client speaks plain HTTP: tell it, as far as that goes without waiting."""
+        """The client speaks plain HTTP: answer so, as far as that is possible without waiting."""
         try:
             self._plain.send(_PLAIN_ANSWER)
             self._plain.shutdown(socket.SHUT_WR)
             # Unread bytes would turn the close into a reset, which may overtake the answer.
             self._plain.recv(64 * 1024)
         except OSError:
-            pass  # it is gone, and has no use for an answer
+            pass  # the client is gone
 
     def send(self, data: bytes | memoryview) -> int:
         """Send what goes now; returns how much that was.
@@ -374,7 +374,7 @@ class TlsSocket:
         return self._plain.getsockopt(level, option, size)
 
     def shutdown(self, how: int) -> None:
-        """As of a plain socket; the client is told first that this is the end (close_notify).
+        """As of a plain socket; a close_notify is sent to the client first.
 
         What comes afterwards is enciphered and good only for being thrown away.
         """
