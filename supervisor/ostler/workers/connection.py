@@ -226,7 +226,7 @@ class Connection:
             OSError, ValueError: the client has gone already.
         """
         # Imported here: OpenSSL takes some megabytes, which plain HTTP does without.
-        from ostler.workers.tls import TlsSocket
+        from ostler.workers.tls_socket import TlsSocket
 
         self.sock = TlsSocket(self.sock, context)
         self.tls = True

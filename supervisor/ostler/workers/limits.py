@@ -39,7 +39,7 @@ class AddressCounts:
         self._lock = original.Lock()
 
     def add(self, host: str) -> str | None:
-        """Count a connection; returns what `remove` is to be called with, None if the address has too many."""
+        """Count a connection; returns what `remove` takes, None if the address has too many."""
         address = network_of(host)
         with self._lock:
             count = self._counts.get(address, 0)
