@@ -226,7 +226,7 @@ class Connection:
             OSError, ValueError: the client has gone already.
         """
         # Imported here: OpenSSL takes some megabytes, which plain HTTP does without.
-        from ostler.workers.tls import TlsSocket
+        from ostler.workers.tls_socket import TlsSocket
 
         self.sock = TlsSocket(self.sock, context)
         self.tls = True
@@ -346,7 +346,7 @@ class Connection:
         """When the head or body that is being received is too late (CLOCK_MONOTONIC, ns); 0: never."""
         limits = self._limits
         if not self.in_body:
-            # What comes before requests, a handshake say, began with the connection.
+            # What comes before requests, such as a handshake, began with the connection.
             began = self.began or self.idle_since
             return began + limits.header_timeout if limits.header_timeout else 0
         if not limits.body_timeout:
