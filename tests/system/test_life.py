@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from ostler.control.routes import RELOAD, SCALE
-from ostler.control.views import Reload, Scale
+from ostler.control.views import ReloadBody, Scale
 from tests.kit.daemon import Daemon, Killed, Place, fork_server, kill_holding
 from tests.kit.load import Load, Outcome, Record, Report
 
@@ -90,7 +90,7 @@ def test_reloads(place: Place, kind: str, times: int) -> None:
     with planned(daemon) as client:
         for version in range(2, times + 2):
             write(place, version)
-            assert daemon.client.call(RELOAD, Reload(wait=True)).phase == "done"
+            assert daemon.client.call(RELOAD, ReloadBody(wait=True)).phase == "done"
             reloaded = client.ended
             client.wait_for(reloaded + 1 + CONNECTIONS, within=10)
             # What was on its way when the reload ended was answered before.
@@ -210,7 +210,7 @@ def test_rollback(place: Place) -> None:
     with load(daemon) as client:
         client.wait_for(RATE // 4, within=10)
         write(place, 2)
-        assert daemon.client.call(RELOAD, Reload(wait=True)).phase == "done"
+        assert daemon.client.call(RELOAD, ReloadBody(wait=True)).phase == "done"
         # A signal of the kind that only a program itself is to blame for, and that nothing in it catches.
         killed = [kill_holding(pid, daemon.port, signal.SIGSYS) for pid in daemon.pids()[:2]]
         daemon.event("reload_rolled_back")

@@ -14,7 +14,7 @@ import pytest
 
 import ostler
 from ostler.control.routes import RELOAD, SCALE
-from ostler.control.views import Reload, Scale
+from ostler.control.views import ReloadBody, Scale
 from tests.kit.daemon import Daemon, Place, Process, ask, children, descriptors, title, until, zombies
 from tests.kit.load import Load
 
@@ -175,7 +175,7 @@ def test_scale_and_wishes_go_on(place: Place) -> None:
     assert daemon.status().wanted == 3
     daemon.send(signal.SIGTTIN)
     daemon.settled(4)
-    assert daemon.client.call(RELOAD, Reload(wait=True)).phase == "done"
+    assert daemon.client.call(RELOAD, ReloadBody(wait=True)).phase == "done"
     assert daemon.stop() == 0
 
 

@@ -35,7 +35,7 @@ from ostler.control.routes import (
     WORKERS,
 )
 from ostler.control.sockets import UntrustedFolder, trusted_owners
-from ostler.control.views import Refork, ReloadView, Scale, Stop
+from ostler.control.views import ReforkBody, ReloadView, Scale, Stop
 from ostler.errors import ExitCode, OstlerError
 from ostler.osapi.peers import account_name
 from ostler.osapi.process import fill_standard_descriptors
@@ -413,7 +413,7 @@ def refork(aim: Aim, slot: int | None, force: bool, timeout: float, no_wait: boo
     client, patience = aim.client(), waiting.Patience(timeout)
     old = {worker.pid for worker in client.call(WORKERS)}
     began = time.monotonic()
-    asked = client.call(REFORK, Refork(slot, force))
+    asked = client.call(REFORK, ReforkBody(slot, force))
     if no_wait:
         print_json(asked) if aim.json else print_line("refork asked")
         return

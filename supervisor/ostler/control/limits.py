@@ -1,8 +1,8 @@
-"""How much of the supervisor a peer of the control plane may use. Pure: clocks are passed in.
+"""Limits for the peers of the control plane. Pure: clocks are passed in.
 
-A peer is all connections of one uid at one listener. The daemon's own user and root are trusted: they have
-room of their own, which strangers can't take. Connections are bounded in number, and what they cost is
-bounded in seconds of the event loop for each second that passes.
+A peer is all connections of one uid at one listener. The daemon's own user and root are trusted: a part of
+each limit is reserved for them. Connections are bounded in number, and their cost is bounded in seconds of
+the event loop per second.
 """
 
 from collections import Counter
@@ -15,8 +15,11 @@ LEAST_CONNECTIONS = 8
 
 
 class ConnectionLimits(NamedTuple):
-    """Of one listener. total: all connections; per_peer: those of one stranger; reserved: out of the total,
-    those that strangers together can't have."""
+    """Limits of one listener.
+
+    total: all connections; per_peer: those of one untrusted peer; reserved: the part of the total that
+    untrusted peers together can't use.
+    """
 
     total: int
     per_peer: int
@@ -34,11 +37,11 @@ class ConnectionLimits(NamedTuple):
 
 
 class Seat(Protocol):
-    """A connection as far as it matters to who makes room."""
+    """The properties of a connection that `make_room` uses."""
 
     @property
     def uid(self) -> int | None:
-        """The peer's; None: not known."""
+        """Of the peer; None: unknown."""
         ...
 
     @property
@@ -46,17 +49,17 @@ class Seat(Protocol):
 
     @property
     def busy(self) -> bool:
-        """A request is being answered. Such a connection never makes room."""
+        """A request is being answered. Such a connection is never closed to make room."""
         ...
 
     @property
     def proven(self) -> bool:
-        """It has authenticated itself once."""
+        """A request on it was authenticated."""
         ...
 
     @property
     def since(self) -> float:
-        """Since when it is idle; seconds."""
+        """When it became idle; seconds."""
         ...
 
 
@@ -66,9 +69,9 @@ AnySeat = TypeVar("AnySeat", bound=Seat)
 def make_room(
     uid: int | None, trusted: bool, seats: Collection[AnySeat], limits: ConnectionLimits
 ) -> tuple[bool, AnySeat | None]:
-    """Whether a new connection may come in, and which one makes room for it.
+    """Whether a new connection is admitted, and which one is closed to make room for it.
 
-    The one that makes room has not authenticated itself, if there is such a one, and is idle for longest.
+    Connections without authentication are closed first, then the one that is idle for longest.
     """
     candidates: list[AnySeat]
     if trusted:
@@ -78,7 +81,7 @@ def make_room(
     else:
         own = [seat for seat in seats if not seat.trusted and seat.uid == uid]
         strangers = [seat for seat in seats if not seat.trusted]
-        # Of those whose uid is not known some may be others' than the rest.
+        # Connections of unknown users may belong to different users.
         if uid is not None and len(own) >= limits.per_peer:
             candidates = own
         elif len(strangers) >= limits.strangers or len(seats) >= limits.total:
@@ -94,13 +97,13 @@ def make_room(
 
 
 class Allowance:
-    """Seconds of the event loop that a peer may use: so many for each second that passes (a token bucket).
+    """Seconds of the event loop that a peer may use per second (a token bucket).
 
-    What was used already can't be refused any more, so that the balance may be negative for a while.
+    Time is counted after its use, so the balance may be negative for a while.
 
     Args:
         rate: seconds per second.
-        burst: seconds at most that are saved up.
+        burst: the most seconds that can be saved up.
         now: monotonic seconds.
     """
 
@@ -112,7 +115,7 @@ class Allowance:
 
     def use(self, seconds: float, now: float) -> None:
         self._settle(now)
-        # Not without end: what it did within one second is forgotten after some more.
+        # Bounded, so that a peer recovers after some seconds.
         self._balance = max(self._balance - seconds, -self._burst)
 
     def wait(self, now: float) -> float:
@@ -121,7 +124,7 @@ class Allowance:
         return max(0.0, -self._balance / self._rate)
 
     def is_full(self, now: float) -> bool:
-        """Nothing is owed: to forget it and to make another later is the same."""
+        """Whether it equals a new one, so that it need not be kept."""
         self._settle(now)
         return self._balance >= self._burst
 
@@ -131,7 +134,7 @@ class Allowance:
 
 
 class Quota:
-    """How many of something there may be: strangers have `per_key` each at most, and leave `reserved` free.
+    """Limits the number of something: untrusted peers have `per_key` each at most, and leave `reserved` free.
 
     Args:
         what: a plural for messages, e.g. `streams`.
@@ -142,30 +145,31 @@ class Quota:
         self._total = total
         self._per_key = per_key
         self._reserved = reserved
-        self._taken: Counter[tuple[Hashable, bool]] = Counter()
+        self._counts: Counter[tuple[Hashable, bool]] = Counter()
 
     def refusal(self, key: Hashable, trusted: bool) -> str | None:
-        """Why there may be no more for `key`, in a sentence; None if there may."""
-        if self._taken.total() >= self._total:
+        """The reason not to admit one more for `key`, as a sentence; None if it is admitted."""
+        if self._counts.total() >= self._total:
             return f"{self._total} {self._what} are open already"
         if trusted:
             return None
-        if self._taken[key, False] >= self._per_key:
+        if self._counts[key, False] >= self._per_key:
             return f"{self._per_key} of your {self._what} are open already"
-        strangers = sum(count for (_, known), count in self._taken.items() if not known)
+        strangers = sum(count for (_, known), count in self._counts.items() if not known)
         if strangers >= self._total - self._reserved:
             return (
-                f"{strangers} {self._what} are open already; the rest is kept for the daemon's user and root"
+                f"{strangers} {self._what} are open already; "
+                "the rest is reserved for the daemon's user and root"
             )
         return None
 
     @contextmanager
     def one(self, key: Hashable, trusted: bool) -> Iterator[None]:
         """Count one for `key` while the context lasts."""
-        self._taken[key, trusted] += 1
+        self._counts[key, trusted] += 1
         try:
             yield
         finally:
-            self._taken[key, trusted] -= 1
-            if self._taken[key, trusted] <= 0:
-                del self._taken[key, trusted]
+            self._counts[key, trusted] -= 1
+            if self._counts[key, trusted] <= 0:
+                del self._counts[key, trusted]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ostler.control import connections
-from ostler.control.connections import ControlAcceptor
+from ostler.control import connections, peers
+from ostler.control.acceptor import ControlAcceptor
 from ostler.logs.limiter import LimitedLog
 from tests.unit.control.conftest import Rig
 from tests.unit.control.fake import captured_log
@@ -186,7 +186,7 @@ async def test_a_client_that_ends_its_side_is_answered(rig: Rig, requests: int) 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user for a moment")
 async def test_a_stranger_beyond_its_allowance_waits(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy's requests, say, each on a connection of its own: none of them is refused for a short while."""
-    monkeypatch.setattr(connections, "STRANGER", (0.02, 0.02))
+    monkeypatch.setattr(peers, "OTHER_USER", (0.02, 0.02))
     loop = asyncio.get_running_loop()
     began = loop.time()
     async with asyncio.timeout(20):

@@ -244,7 +244,7 @@ def test_secrets_are_bounded() -> None:
     """The oldest word gives way; the number never grows beyond the limit."""
     words = Secrets(2, 10.0, Clock())
     first, second, third = words.issue(), words.issue(), words.issue()
-    assert [words.knows(word) for word in (first, second, third)] == [False, True, True]
+    assert [words.is_valid(word) for word in (first, second, third)] == [False, True, True]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root is let in, so only root can play a stranger")

@@ -100,7 +100,7 @@ def test_a_quota_keeps_some_for_trusted_users() -> None:
         assert quota.refusal("a", False) == "2 of your streams are open already"
         assert quota.refusal("b", False) is None
         with quota.one("b", False):
-            assert "the rest is kept for" in (quota.refusal("c", False) or "")
+            assert "the rest is reserved for" in (quota.refusal("c", False) or "")
             assert quota.refusal("root", True) is None
             with quota.one("root", True):
                 assert quota.refusal("root", True) == "4 streams are open already"

@@ -54,6 +54,8 @@ def test_the_document_has_no_dangling_reference() -> None:
     schemas = document()["components"]["schemas"]
     assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) <= set(schemas)
     assert {"EventView", "ExitView", "SampleView", "ErrorView", "WorkerView"} <= set(schemas)
+    assert {"Scale", "Reload", "Refork", "Stop", "Login"} <= set(schemas)
+    assert schemas["Reload"]["title"] == "Reload"
 
 
 @pytest.mark.parametrize("route", [r for r in ROUTES if r.method == "GET" and r.view], ids=lambda r: r.name)
@@ -203,7 +205,7 @@ async def test_refork_that_can_not_be(rig: Rig) -> None:
     rig.backend.stuck = True
     rig.backend.submit(ReloadAsked("somebody"))
     rig.backend.submitted.clear()
-    assert "a reload to generation 2 is going on" in await refused({})
+    assert "a reload to generation 2 is running" in await refused({})
     assert rig.backend.submitted == []
 
 
