@@ -210,7 +210,7 @@ def test_echo_bounds_a_body_without_a_length(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_json_is_json() -> None:
-    """Programs can read who answered."""
+    """Programs can read which worker answered."""
     reply = ask("/json")
     assert reply.headers["Content-Type"] == "application/json"
     assert json.loads(reply.body)["pid"] == os.getpid()
@@ -259,7 +259,7 @@ def test_bad_parameters_are_one_clear_line(target: str, line: str) -> None:
 
 
 def test_unknown_paths_and_methods_are_told() -> None:
-    """404 lists the pages; 405 says what the page takes, in Allow as well (RFC 9110, 15.5.6)."""
+    """404 lists the pages; 405 has the allowed methods, also in Allow (RFC 9110, 15.5.6)."""
     assert ask("/nowhere").status == 404
     assert "/slow" in ask("/nowhere").text
     reply = ask("/json", "DELETE")

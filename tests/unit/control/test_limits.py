@@ -1,4 +1,4 @@
-"""Who may have a connection, a share of the loop, one of few streams."""
+"""Limits of connections, of time in the loop, and of streams."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,10 @@ class Seat:
 
 @pytest.mark.parametrize(("descriptors", "total"), [(64, 8), (256, 32), (1024, 128), (1 << 20, 128)])
 def test_limits_follow_the_descriptors(descriptors: int, total: int) -> None:
-    """Connections take an eighth at most, but there are always some; strangers can't have all of them."""
+    """Connections take an eighth at most, but there are always some.
+
+    Untrusted users can't have all of them.
+    """
     limits = ConnectionLimits.for_descriptors(descriptors)
     assert limits.total == total
     assert 0 < limits.per_peer < limits.strangers < limits.total
@@ -45,7 +48,7 @@ def test_strangers_together_leave_the_reserve() -> None:
 
 
 def test_the_reserve_is_for_trusted_users() -> None:
-    """A full table makes room for them, and a stranger's new connection takes none of theirs."""
+    """A full table makes room for trusted users, and other users never replace their connections."""
     seats = [*(Seat(0, 0.0, trusted=True) for _ in range(6)), Seat(7, 5.0), Seat(8, 6.0)]
     assert make_room(0, True, seats, LIMITS) == (True, seats[0])
     admitted, leaves = make_room(9, False, seats, LIMITS)
@@ -86,7 +89,7 @@ def test_an_allowance_is_a_share_of_time() -> None:
 
 
 def test_debts_are_bounded() -> None:
-    """Whatever was used: it goes on after twice the time that a burst takes, at most."""
+    """After any use the wait is at most twice the time that a burst takes."""
     allowance = Allowance(rate=0.05, burst=0.1, now=0.0)
     for _ in range(100):
         allowance.use(1.0, 0.0)
@@ -94,7 +97,7 @@ def test_debts_are_bounded() -> None:
 
 
 def test_a_quota_keeps_some_for_trusted_users() -> None:
-    """One stranger has its own limit, all together leave the reserve, and trusted users have that."""
+    """One other user has a limit, all others together leave the reserve, which is for trusted users."""
     quota = Quota("streams", total=4, per_key=2, reserved=1)
     with quota.one("a", False), quota.one("a", False):
         assert quota.refusal("a", False) == "2 of your streams are open already"

@@ -1,4 +1,4 @@
-"""What becomes of what hooks raise, and of hooks that do not end."""
+"""Exceptions of hooks, and hooks that do not end."""
 
 import signal
 import time

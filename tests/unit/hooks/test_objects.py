@@ -1,4 +1,4 @@
-"""What hooks are given: attributes that are there, and what is said of those that are not."""
+"""The arguments of hooks: their attributes, and the errors for unknown ones."""
 
 import logging
 import os
@@ -112,7 +112,7 @@ def test_config() -> None:
 
 
 def test_config_is_read_only() -> None:
-    """A hook that sets something hears that it is too late, and one that asks for nonsense where to look."""
+    """The errors for setting a value and for an unknown setting."""
     cfg = HookConfig(loaded().settings)
     with pytest.raises(AttributeError, match=r"cfg\.workers can't be set"):
         cfg.workers = 3
@@ -135,7 +135,7 @@ def test_server() -> None:
 
 
 def test_unknown_attributes() -> None:
-    """The error names what there is, so nobody has to look it up; what a hook has put there is among it."""
+    """The error names all attributes, including those that a hook has set."""
     given = server()
     given.note = 1  # type: ignore[attr-defined]
     with pytest.raises(
