@@ -71,7 +71,7 @@ _Inner = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class _Visit:
     """What is known of the request that the current task answers."""
 
-    who: str
+    identity: str
     what: str
     logged_by_fleet: bool = False
 
@@ -134,7 +134,7 @@ def _middleware(guard: Guard, limited: LimitedLog, log: "FilteringBoundLogger") 
         _visit.set(visit)
         outcome, done = "cancelled", False
         try:
-            visit.who = guard.identify(request)
+            visit.identity = guard.identify(request)
             guard.perimeter(request)
             _refuse_body(request)
             response = await handler(request)
@@ -148,7 +148,7 @@ def _middleware(guard: Guard, limited: LimitedLog, log: "FilteringBoundLogger") 
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - the one place that turns a defect into an answer
-            fields = {"who": visit.who, "what": visit.what}
+            fields = {"who": visit.identity, "what": visit.what}
             limited.write(
                 "error", "control_request_failed", _peer(visit, connection), exc_info=error, **fields
             )
@@ -157,7 +157,7 @@ def _middleware(guard: Guard, limited: LimitedLog, log: "FilteringBoundLogger") 
             response = _render(Internal.status, Internal.word, problem, {})
         finally:
             if request.method not in SAFE_METHODS:
-                fields = {"who": visit.who, "what": visit.what, "outcome": outcome}
+                fields = {"who": visit.identity, "what": visit.what, "outcome": outcome}
                 if done:
                     # The fleet has logged its own changes already, with their originator.
                     write = log.debug if visit.logged_by_fleet else log.info
@@ -171,7 +171,7 @@ def _middleware(guard: Guard, limited: LimitedLog, log: "FilteringBoundLogger") 
 
 def _peer(visit: _Visit, connection: ControlConnection) -> str:
     """The key for the log limit: over TCP all users have the same address, so the peer's uid is added."""
-    return visit.who if visit.who.startswith("unix ") else f"{visit.who} {connection.peer}"
+    return visit.identity if visit.identity.startswith("unix ") else f"{visit.identity} {connection.peer}"
 
 
 async def _send(request: web.Request, response: web.StreamResponse, connection: ControlConnection) -> None:
@@ -202,7 +202,7 @@ def _dispatch(route: Route[object, object], guard: Guard, handler: Handler) -> _
     async def dispatch(request: web.Request) -> web.StreamResponse:
         visit = _visit.get()
         visit.what = f"{route.name} {request.path[:200]}" if "{" in route.path else route.name
-        caller = _admit(route, guard, request, visit.who)
+        caller = _admit(route, guard, request, visit.identity)
         ask = await _decode(route, request)
         if isinstance(ask, msgspec.Struct) and not route.open:  # a login's body is a secret
             given = ((field.name, getattr(ask, field.name), field.default) for field in fields(ask))
@@ -219,25 +219,25 @@ def _dispatch(route: Route[object, object], guard: Guard, handler: Handler) -> _
 
 def _stream(guard: Guard, streams: Streams) -> _Inner:
     async def stream(request: web.Request) -> web.StreamResponse:
-        caller = _admit(STREAM, guard, request, _visit.get().who)  # type: ignore[arg-type]
+        caller = _admit(STREAM, guard, request, _visit.get().identity)  # type: ignore[arg-type]
         connection_of(request).peer.use(STREAM_SECONDS)
         return await streams.serve(request, caller, HEADERS)
 
     return stream
 
 
-def _admit(route: Route[object, object], guard: Guard, request: web.Request, who: str) -> Caller:
+def _admit(route: Route[object, object], guard: Guard, request: web.Request, identity: str) -> Caller:
     if route.open:
-        return Caller(who, "read")
+        return Caller(identity, "read")
     connection = connection_of(request)
     with connection.peer.measured():
-        caller = guard.authenticate(request, who)
+        caller = guard.authenticate(request, identity)
     connection.proven = True
     if SCOPES.index(caller.scope) < SCOPES.index(route.scope):
         what = route.name.replace("_", "-")
         if caller.session is not None:
             raise Forbidden(f"a browser's session may not {what}; use `ctl` or the bearer token")
-        raise Forbidden(f"{who} may not {what}, only {caller.scope}; the daemon's own user and root may")
+        raise Forbidden(f"{identity} may not {what}, only {caller.scope}; the daemon's own user and root may")
     return caller
 
 

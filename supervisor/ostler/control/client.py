@@ -240,7 +240,7 @@ class Discovery:
     denied: list[Path]
     """Sockets, or folders of them, without permission to use them."""
     looked_in: list[Path]
-    strangers: list[str] = field(default_factory=list)
+    untrusted: list[str] = field(default_factory=list)
     """Sockets and folders that were skipped because another user may have made them: one line each."""
 
 
@@ -252,14 +252,14 @@ def discover() -> Discovery:
     """
     found: list[Found] = []
     denied: list[Path] = []
-    strangers: list[str] = []
+    untrusted: list[str] = []
     folders = candidate_dirs()
     for folder in folders:
         try:
             trusted = trusted_owners(folder)
             paths = sorted(folder.iterdir())
         except UntrustedFolder as error:
-            strangers.append(str(error))
+            untrusted.append(str(error))
             continue
         except PermissionError:
             denied.append(folder)
@@ -274,14 +274,14 @@ def discover() -> Discovery:
                 if _is_socket_of(trusted, path):
                     found.append(Found(path, client.call(STATUS), trusted))
             except StrangerError as error:
-                strangers.append(str(error))
+                untrusted.append(str(error))
             except (UnreachableError, RefusedError) as error:
                 refused = isinstance(error, RefusedError) and error.status == 403
                 if refused or isinstance(error.__cause__, PermissionError):
                     denied.append(path)
             finally:
                 client.close()
-    return Discovery(found, denied, folders, strangers)
+    return Discovery(found, denied, folders, untrusted)
 
 
 def _is_socket_of(trusted: Collection[int], path: Path) -> bool:

@@ -63,7 +63,7 @@ class Guard(Protocol):
         """The checks for every request, also for pages and open routes. Raises Forbidden."""
         ...
 
-    def authenticate(self, request: "web.Request", who: str) -> Caller:
+    def authenticate(self, request: "web.Request", identity: str) -> Caller:
         """Raises Unauthorized."""
         ...
 
@@ -90,11 +90,11 @@ class UnixGuard:
         if uid not in self._allowed and (uid is None or not self._shared):
             raise Forbidden(f"uid {uid} is neither the daemon's user nor root")
 
-    def authenticate(self, request: "web.Request", who: str) -> Caller:
+    def authenticate(self, request: "web.Request", identity: str) -> Caller:
         uid = _peer_uid(request)
         if uid in self._allowed:
-            return Caller(who, "admin")
-        return Caller(who, "read" if uid is None or uid == self._app_uid else "operate")
+            return Caller(identity, "admin")
+        return Caller(identity, "read" if uid is None or uid == self._app_uid else "operate")
 
 
 class Secrets:
@@ -168,7 +168,7 @@ class LoopbackGuard:
         if not _from_here(request):
             raise Forbidden("pages of other origins may only link to this one")
 
-    def authenticate(self, request: "web.Request", who: str) -> Caller:
+    def authenticate(self, request: "web.Request", identity: str) -> Caller:
         scheme, _, word = request.headers.get("Authorization", "").partition(" ")
         if not scheme:
             raise Unauthorized(
@@ -178,9 +178,9 @@ class LoopbackGuard:
         word = word.strip()
         if scheme.lower() == "bearer":
             if hmac.compare_digest(_digest(word), self._token):
-                return Caller(who, "admin")
+                return Caller(identity, "admin")
             if self._sessions.is_valid(word):
-                return Caller(who, "operate", word, lambda: self._sessions.is_valid(word))
+                return Caller(identity, "operate", word, lambda: self._sessions.is_valid(word))
         raise Unauthorized(
             "the bearer token is wrong, or the session has ended", {"WWW-Authenticate": "Bearer"}
         )
@@ -227,7 +227,7 @@ class LoginHandlers:
 
     async def login(self, call: Call[Login]) -> Answer:
         guard = self._tcp()
-        if call.caller.who.startswith("unix "):
+        if call.caller.identity.startswith("unix "):
             raise Conflict("the Unix socket needs no login")
         return Answer(SessionView(guard.login(call.ask.code), SESSION_SECONDS))
 

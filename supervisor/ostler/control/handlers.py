@@ -41,7 +41,7 @@ def _always() -> bool:
 class Caller:
     """The sender of a request, as identified by the guard."""
 
-    who: str
+    identity: str
     """`unix uid 1000` or `127.0.0.1`."""
     scope: Scope
     session: str | None = None
@@ -52,7 +52,7 @@ class Caller:
     @property
     def peer(self) -> str:
         """The key for limits: a browser's session, else the user or address."""
-        return self.session or self.who
+        return self.session or self.identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Call(Generic[Ask]):
 
     @property
     def by(self) -> str:
-        return f"api {self.caller.who}"
+        return f"api {self.caller.identity}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ class ConnectionLimits(NamedTuple):
         return cls(total, total // 2, total // 4)
 
     @property
-    def strangers(self) -> int:
+    def untrusted(self) -> int:
         return self.total - self.reserved
 
 
@@ -80,14 +80,14 @@ def make_room(
         candidates = list(seats)
     else:
         own = [seat for seat in seats if not seat.trusted and seat.uid == uid]
-        strangers = [seat for seat in seats if not seat.trusted]
+        untrusted = [seat for seat in seats if not seat.trusted]
         # Connections of unknown users may belong to different users.
         if uid is not None and len(own) >= limits.per_peer:
             candidates = own
-        elif len(strangers) >= limits.strangers or len(seats) >= limits.total:
-            counts = Counter(seat.uid for seat in strangers)
+        elif len(untrusted) >= limits.untrusted or len(seats) >= limits.total:
+            counts = Counter(seat.uid for seat in untrusted)
             most = max(counts.values(), default=0)
-            candidates = [seat for seat in strangers if counts[seat.uid] == most]
+            candidates = [seat for seat in untrusted if counts[seat.uid] == most]
         else:
             return True, None
     idle = [seat for seat in candidates if not seat.busy]
@@ -155,10 +155,10 @@ class Quota:
             return None
         if self._counts[key, False] >= self._per_key:
             return f"{self._per_key} of your {self._what} are open already"
-        strangers = sum(count for (_, known), count in self._counts.items() if not known)
-        if strangers >= self._total - self._reserved:
+        untrusted = sum(count for (_, known), count in self._counts.items() if not known)
+        if untrusted >= self._total - self._reserved:
             return (
-                f"{strangers} {self._what} are open already; "
+                f"{untrusted} {self._what} are open already; "
                 "the rest is reserved for the daemon's user and root"
             )
         return None

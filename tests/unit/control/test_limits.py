@@ -26,7 +26,7 @@ def test_limits_follow_the_descriptors(descriptors: int, total: int) -> None:
     """
     limits = ConnectionLimits.for_descriptors(descriptors)
     assert limits.total == total
-    assert 0 < limits.per_peer < limits.strangers < limits.total
+    assert 0 < limits.per_peer < limits.untrusted < limits.total
 
 
 def test_room_for_the_first() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ostler.hooks.objects import HookApp, HookConfig, HookLog, HookServer, HookWorker
+from ostler.hooks.objects import HookApp, HookLog, HookServer, HookSettings, HookWorker
 from ostler.settings import Loaded, load
 
 
@@ -93,7 +93,7 @@ def test_loggers() -> None:
 
 def test_config() -> None:
     """Settings by gunicorn's names and in gunicorn's types; what has no meaning here is there, too."""
-    cfg = HookConfig(
+    cfg = HookSettings(
         loaded(
             bind=["127.0.0.1:80", "unix:/run/a.sock", "[::1]:81"],
             workers="2..8",
@@ -113,7 +113,7 @@ def test_config() -> None:
 
 def test_config_is_read_only() -> None:
     """The errors for setting a value and for an unknown setting."""
-    cfg = HookConfig(loaded().settings)
+    cfg = HookSettings(loaded().settings)
     with pytest.raises(AttributeError, match=r"cfg\.workers can't be set"):
         cfg.workers = 3
     with pytest.raises(AttributeError, match=r"cfg\.workers can't be set"):
