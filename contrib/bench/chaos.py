@@ -37,20 +37,20 @@ sys.path.insert(0, str(servers.ROOT))
 from ostler.control.client import Client, RefusedError, UnreachableError
 from ostler.control.routes import RECYCLE, REFORK, RELOAD, SCALE, UPGRADE
 from ostler.control.views import Refork, Reload, Scale
-from tests.kit.daemon import (
-    Daemon,
-    Place,
+from tests.kit.answers import AnswerParser, MalformedAnswerError
+from tests.kit.daemon import Daemon, Place, fork_server
+from tests.kit.load import Load
+from tests.kit.processes import (
     Process,
     children,
     client_ports,
     descriptors,
-    fork_server,
     freeze,
     kill_holding,
     title,
     zombies,
 )
-from tests.kit.load import AnswerParser, Load, MalformedAnswerError, Report, percentile
+from tests.kit.report import Report, percentile
 
 WORKERS = 4
 RATE, CONNECTIONS, CLOSE_EVERY = 300.0, 24, 11

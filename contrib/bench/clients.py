@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
-from tests.kit.load import Load, Outcome
+from tests.kit.load import Load
+from tests.kit.report import Outcome
 
 DRIPPED = 100_000  # Content-Length of a dripped body: more than any run can bring
 TICK = 0.1  # seconds between two of a slow client's bytes or reads

@@ -39,8 +39,9 @@ import servers
 sys.path.insert(0, str(servers.ROOT))
 from ostler.errors import OstlerError
 from tests.kit.certificates import Authority
-from tests.kit.daemon import PATIENCE, Daemon, Place, until
+from tests.kit.daemon import Daemon, Place
 from tests.kit.hostile import APP, CLASSES, REPLACED_WITHIN, STATUS_WITHIN, client_time, health, status_time
+from tests.kit.waiting import PATIENCE, until
 
 NEW_CLIENT_WITHIN = 1.0
 IDLE, SLOW = 1_100, 3_000  # connections

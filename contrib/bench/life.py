@@ -27,8 +27,10 @@ sys.path.insert(0, str(servers.ROOT))
 from ostler.control.client import Client, UnreachableError
 from ostler.control.routes import EVENTS, REFORK, RELOAD, RELOAD_STATUS, SCALE, STATUS, UPGRADE
 from ostler.control.views import Refork, Reload, Scale
-from tests.kit.daemon import Daemon, Place, until
-from tests.kit.load import Load, Report, percentile
+from tests.kit.daemon import Daemon, Place
+from tests.kit.load import Load
+from tests.kit.report import Report, percentile
+from tests.kit.waiting import until
 
 WORKERS, MOST = 4, 8
 WITHIN = 60.0  # seconds for one operation

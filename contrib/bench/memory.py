@@ -39,7 +39,9 @@ import servers
 sys.path.insert(0, str(servers.ROOT))
 from ostler.errors import OstlerError
 from tests.kit.certificates import Authority
-from tests.kit.daemon import Daemon, Place, descriptors, until
+from tests.kit.daemon import Daemon, Place
+from tests.kit.processes import descriptors
+from tests.kit.waiting import until
 
 WORKER_MOST, SUPERVISOR_MOST = 5.0, 2.0  # MB
 STUCK = 60.0  # seconds without any progress

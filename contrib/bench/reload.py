@@ -28,7 +28,8 @@ from pathlib import Path
 import servers
 
 sys.path.insert(0, str(servers.ROOT))
-from tests.kit.load import Load, Record, Report, percentile
+from tests.kit.load import Load
+from tests.kit.report import Record, Report, percentile
 
 SETTLE_WITHIN = 20.0  # seconds for one reload
 ANSWER_WITHIN = 1.0  # and for all new workers to have answered, once the old ones are gone

@@ -252,7 +252,7 @@ class FakeApi:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pulse.cancel()
-        self.hang_up()
+        self.close_connections()
         await self._runner.cleanup()
 
     @property

@@ -213,7 +213,7 @@ async def test_login_by_hand(browser: Browser, api: FakeApi) -> None:
 async def test_lost_connection_comes_back(page: Page, api: FakeApi) -> None:
     """A broken stream is opened again, and what happened meanwhile is there."""
     api.status = a_status(health="All is well again.")
-    api.hang_up()
+    api.close_connections()
     await expect(page.get_by_role("heading", level=1)).to_contain_text("All is well again.")
     await expect(page.get_by_text("Live", exact=True)).to_be_visible()
 

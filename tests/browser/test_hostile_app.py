@@ -14,7 +14,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from ostler.control.routes import LOGIN_LINK
 from tests.browser.test_dashboard import CHROMIUM, needs_browser
-from tests.kit.daemon import Daemon, Place, ask
+from tests.kit.daemon import Daemon, Place
+from tests.kit.http_client import ask
 
 pytestmark = needs_browser
 

@@ -16,7 +16,10 @@ import pytest
 
 from ostler.control.client import Client
 from ostler.control.routes import STATUS
-from tests.kit.daemon import Daemon, ask, until
+from tests.kit.daemon import Daemon
+from tests.kit.http_client import ask
+from tests.kit.tiers import tiers
+from tests.kit.waiting import until
 
 APP = '''\
 """Answers with its process's pid, under WSGI and ASGI. Code in `attack.py`, if there, runs before that."""
@@ -56,8 +59,11 @@ EVERY_CLASS = {
 }
 """With those that few use, for the tests that cost little."""
 
-each_class = pytest.mark.parametrize("words", CLASSES.values(), ids=CLASSES.keys())
-every_class = pytest.mark.parametrize("words", EVERY_CLASS.values(), ids=EVERY_CLASS.keys())
+USUAL = ("threads", "asgi")
+"""What the usual tests attack; the others in `CLASSES` are left to the thorough ones."""
+
+each_class = pytest.mark.parametrize("words", tiers(CLASSES.items(), USUAL))
+every_class = pytest.mark.parametrize("words", tiers(EVERY_CLASS.items(), USUAL))
 
 REPLACED_WITHIN = 0.1
 STATUS_WITHIN = 0.5

@@ -1,7 +1,7 @@
-"""A strict load client: keep-alive connections, a schedule or a closed loop, and an account of every request.
+"""A strict load client: keep-alive connections, a schedule or a closed loop, and a record of every request.
 
-Most load tools hide exactly what a reload test wants to see. A closed loop sends less while the server
-stalls, so a stall of a second shows as one slow request; and a tool that reconnects by itself does not say
+Most load tools hide what a reload test has to see. A tool with a closed loop sends less while the server
+stalls, so a stall of a second shows as one slow request. A tool that reconnects by itself does not report
 what it lost. Here
 
 - each connection is a client of its own with its own schedule: request `k` is due at `start + k / rate`,
@@ -9,315 +9,40 @@ what it lost. Here
 - every request ends in exactly one `Outcome`, and nothing is retried but what browsers retry: a request on
   a reused connection that the server closed before any byte of an answer (RFC 9112, 9.3.1). It is retried
   once, on a new connection, and counted as stale all the same;
-- who failed can be told: a record has the client's ports, which say at the server's side who held the
-  connection, and the worker that has last answered on it, if the app names itself in `X-Worker`;
-- an answer is complete only when its framing says so, and bytes that nobody asked for are an error.
+- a record has the client's ports, which show at the server's side which process held the connection, and the
+  worker that answered last on it, if the app sends its pid in `X-Worker`;
+- an answer is complete only when its framing is, and bytes without a request are an error.
 
-All sockets live in one thread, in one epoll; nothing but the standard library is used.
+All sockets are in one thread, in one epoll; nothing but the standard library is used.
 
     with Load(("127.0.0.1", 8000), rate=400, connections=16) as load:
-        load.wait_for(400, within=10)
+        load.wait_for(400)
         ...                                    # reload the server, kill a worker
         report = load.finish()
     assert report.failed == 0, report.summary()
 """
 
-import enum
 import errno
-import functools
 import math
 import os
 import select
 import socket
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
+
+from tests.kit.answers import Answer, AnswerParser, MalformedAnswerError
+from tests.kit.report import Outcome, Record, Report
+from tests.kit.waiting import PATIENCE
 
 Address = tuple[str, int] | str
 """Host and port, or the path of a Unix socket."""
 
 KEPT_BODY = 200  # bytes of an answer's body that its record keeps
-WORKER_FIELD = "X-Worker"
-"""Header field of an answer with the pid of the process that gives it; the app under test sets it."""
-
-
-class Outcome(enum.Enum):
-    """How a request ended; all but `OK` are failures."""
-
-    OK = "answered 200"
-    STATUS = "answered with another status"
-    REFUSED = "connection refused"
-    RESET = "connection reset before the answer was complete"
-    TRUNCATED = "connection closed within the answer"
-    UNANSWERED = "connection closed before any byte of an answer"
-    MALFORMED = "not an HTTP answer"
-    TIMED_OUT = "no complete answer in time"
-
-
-class MalformedAnswerError(Exception):
-    """The bytes are no HTTP answer; the text says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One complete answer."""
-
-    status: int
-    body: bytes
-    reusable: bool
-    """Whether the connection may carry another request."""
-    worker: int = 0
-    """Pid of the process that gave it, 0 if the answer does not say."""
-
-
-class _Head(NamedTuple):
-    """What an answer's head says."""
-
-    status: int
-    reusable: bool
-    chunked: bool
-    length: int | None
-    """Of the body; None if it is in chunks, or lasts as long as the connection."""
-    worker: int
-
-
-class AnswerParser:
-    """Turns the bytes of one connection into answers; strict, and ignorant of sockets.
-
-    It knows what servers under test send: status line, header fields, `Content-Length`, chunks, or a body
-    that lasts until the end of the connection; interim answers (1xx) are skipped.
-    """
-
-    def __init__(self) -> None:
-        self._data = bytearray()
-
-    @property
-    def started(self) -> bool:
-        """Whether any byte of an answer has come."""
-        return bool(self._data)
-
-    def feed(self, data: bytes) -> Answer | None:
-        """Take more bytes; return the answer once it is complete.
-
-        Raises:
-            MalformedAnswerError: the bytes can't become an answer, or go on behind it.
-        """
-        self._data += data
-        return self._parse(ended=False)
-
-    def end(self) -> Answer | None:
-        """The server closed: return the answer if that completes it, else None."""
-        return self._parse(ended=True)
-
-    def _parse(self, *, ended: bool) -> Answer | None:
-        head_end = self._data.find(b"\r\n\r\n")
-        if head_end < 0:
-            if self._data and not b"HTTP/1.".startswith(self._data[:7]):
-                raise MalformedAnswerError(f"starts with {bytes(self._data[:40])!r}")
-            return None
-        head = _parse_head(bytes(self._data[:head_end]))
-        if 100 <= head.status < 200:
-            del self._data[: head_end + 4]
-            return self._parse(ended=ended) if self._data else None
-        rest = bytes(self._data[head_end + 4 :])
-        reusable = head.reusable
-        if head.chunked:
-            found = self._chunks(rest)
-            if found is None:
-                return None
-            body, used = found
-        elif head.length is not None:
-            used = head.length
-            if len(rest) < used:
-                return None
-            body = rest[:used]
-        else:
-            if not ended:
-                return None
-            body, used, reusable = rest, len(rest), False
-        if used < len(rest):
-            raise MalformedAnswerError(f"bytes behind the answer: {rest[used : used + 40]!r}")
-        self._data.clear()
-        return Answer(head.status, body, reusable, head.worker)
-
-    @staticmethod
-    def _chunks(data: bytes) -> tuple[bytes, int] | None:
-        """Decode a whole chunked body; return it and the bytes it took, or None while it goes on."""
-        body, at = bytearray(), 0
-        while True:
-            line_end = data.find(b"\r\n", at)
-            if line_end < 0:
-                return None
-            digits = data[at:line_end].partition(b";")[0].strip()
-            try:
-                size = int(digits, 16)
-            except ValueError:
-                raise MalformedAnswerError(f"chunk size {digits[:40]!r}") from None
-            at = line_end + 2
-            if size == 0:
-                break
-            if len(data) < at + size + 2:
-                return None
-            if data[at + size : at + size + 2] != b"\r\n":
-                raise MalformedAnswerError("a chunk does not end where it should")
-            body += data[at : at + size]
-            at += size + 2
-        while True:  # trailer fields up to an empty line
-            line_end = data.find(b"\r\n", at)
-            if line_end < 0:
-                return None
-            if line_end == at:
-                return bytes(body), at + 2
-            at = line_end + 2
-
-
-# Most heads are like the one before: what a second's answers of one worker have is parsed once.
-@functools.lru_cache(256)
-def _parse_head(block: bytes) -> _Head:
-    lines = block.decode("latin-1").split("\r\n")
-    version, status = _status_line(lines[0])
-    fields = _fields(lines[1:])
-    wishes = {token.strip().lower() for token in fields.get("connection", "").split(",")}
-    reusable = "close" not in wishes and (version == "HTTP/1.1" or "keep-alive" in wishes)
-    chunked, length = "transfer-encoding" in fields, None
-    if status in (204, 304):
-        chunked, length = False, 0
-    elif chunked:
-        if fields["transfer-encoding"].lower() != "chunked" or "content-length" in fields:
-            raise MalformedAnswerError("unclear framing: Transfer-Encoding is not just chunked")
-    elif (digits := fields.get("content-length")) is not None:
-        if not (digits.isascii() and digits.isdigit()):
-            raise MalformedAnswerError(f"Content-Length {digits!r}")
-        length = int(digits)
-    worker = fields.get(WORKER_FIELD.lower(), "")
-    return _Head(status, reusable, chunked, length, int(worker) if worker.isdecimal() else 0)
-
-
-def _status_line(line: str) -> tuple[str, int]:
-    version, _, rest = line.partition(" ")
-    code = rest[:3]
-    if version not in ("HTTP/1.1", "HTTP/1.0") or not (code.isdigit() and rest[3:4] in ("", " ")):
-        raise MalformedAnswerError(f"status line {line[:80]!r}")
-    return version, int(code)
-
-
-def _fields(lines: Iterable[str]) -> dict[str, str]:
-    fields: dict[str, str] = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon or not name or name != name.strip():
-            raise MalformedAnswerError(f"header line {line[:80]!r}")
-        key = name.lower()
-        if key in ("content-length", "transfer-encoding") and key in fields:
-            raise MalformedAnswerError(f"{name} is given twice")
-        fields[key] = f"{fields[key]}, {value.strip()}" if key in fields else value.strip()
-    return fields
-
-
-# A tuple and no dataclass: one is made for each of some hundred thousand requests.
-class Record(NamedTuple):
-    """What became of one request; times are `time.monotonic()` seconds."""
-
-    due: float
-    sent: float
-    """When the client turned to it: `due`, plus its own delay, plus the wait behind the ones before."""
-    ended: float
-    outcome: Outcome
-    status: int
-    """0 without an answer."""
-    body: bytes
-    """The answer's first bytes."""
-    stale: bool
-    """The first attempt met a connection that the server had closed; the outcome is the retry's."""
-    detail: str
-    """What the outcome leaves open; of a stale connection, how it ended."""
-    connection: int
-    worker: int
-    """Pid of the process that answered; without an answer, the one that answered last on this connection.
-    It need not be the one that held it, as connections travel. 0: nobody has said."""
-    port: int
-    """The client's own, of the connection on which the request ended; 0 on Unix sockets."""
-    stale_port: int
-    """That of the first attempt if it met a stale connection, or else 0."""
-    stale_at: float
-    """When that attempt ended, or else nan."""
-
-    @property
-    def latency(self) -> float:
-        """Seconds from the moment the request was due."""
-        return self.ended - self.due
-
-    @property
-    def losses(self) -> list[tuple[int, float]]:
-        """The client's port and the time of each attempt that was lost."""
-        stale = [(self.stale_port, self.stale_at)] if self.stale else []
-        return stale if self.outcome is Outcome.OK else [*stale, (self.port, self.ended)]
-
-
-@dataclass(frozen=True)
-class Report:
-    """All records of a run, or those of a part of it, in the order in which they ended."""
-
-    records: Sequence[Record]
-    lags: Sequence[float] = field(default=(), repr=False)
-    """Seconds by which the client itself was late for an idle connection, over the whole run."""
-    unasked: int = 0
-    """How often, over the whole run, a server sent bytes on a connection that had no request."""
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    @property
-    def lost(self) -> list[Record]:
-        """The requests that failed or met a stale connection, in the order in which they ended."""
-        return [record for record in self.records if record.stale or record.outcome is not Outcome.OK]
-
-    @property
-    def outcomes(self) -> Counter[Outcome]:
-        return Counter(record.outcome for record in self.records)
-
-    @property
-    def failed(self) -> int:
-        """Requests that got no 200, retry included."""
-        return sum(record.outcome is not Outcome.OK for record in self.records)
-
-    @property
-    def stale(self) -> int:
-        """Requests that needed the retry, whatever it gave."""
-        return sum(record.stale for record in self.records)
-
-    def due_within(self, start: float, end: float) -> "Report":
-        """The requests that were due in `start <= due < end`."""
-        return replace(self, records=[record for record in self.records if start <= record.due < end])
-
-    def latency(self, share: float) -> float:
-        """The latency that this share of the answered requests did not pass (nearest rank); nan if none."""
-        latencies = sorted(record.latency for record in self.records if record.outcome is Outcome.OK)
-        return percentile(latencies, share)
-
-    def summary(self) -> str:
-        """One line for people, then one for each kind of failure with an example."""
-        lines = [f"{len(self)} requests, {self.failed} failed, {self.stale} met a stale connection"]
-        for outcome, count in self.outcomes.items():
-            if outcome is not Outcome.OK:
-                example = next(record for record in self.records if record.outcome is outcome)
-                said = f" ({example.detail})" if example.detail else ""
-                worker = f", last with worker {example.worker}" if example.worker else ""
-                lines.append(
-                    f"  {count} x {outcome.value}, e.g. connection {example.connection}{worker}{said}"
-                )
-        if self.unasked:
-            lines.append(f"  {self.unasked} x bytes without a request")
-        return "\n".join(lines)
-
-
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """Nearest rank in ascending numbers; nan if there are none."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
 
 
 def host_field(address: Address) -> str:
@@ -371,7 +96,7 @@ class _Connection:
 
 
 class Load:
-    """The client. Use it as a context manager (runs in a thread of its own), or call `run()` in this thread.
+    """The client. As a context manager it runs in a thread of its own; `run()` runs it in the caller's.
 
     Args:
         address: where the server listens.
@@ -381,8 +106,8 @@ class Load:
         rate: requests per second over all connections; infinite: a closed loop, in which each connection
             sends its next request as soon as it has an answer.
         connections: how many keep-alive connections share them, in turn.
-        close_every: each connection asks for its end with every so manieth request (1: no keep-alive); 0 is
-            never.
+        close_every: each connection sends `Connection: close` with every so many requests (1: no keep-alive);
+            0: never.
         requests: how many to send; None goes on until `finish()`.
         timeout: seconds that one request may take on its connection.
     """
@@ -398,7 +123,7 @@ class Load:
         connections: int = 16,
         close_every: int = 0,
         requests: int | None = None,
-        timeout: float = 30.0,
+        timeout: float = PATIENCE,
     ) -> None:
         self._address = address
         fields = {"Host": host_field(address), **(headers or {})}
@@ -451,7 +176,7 @@ class Load:
         self._thread.start()
         return self
 
-    def wait_for(self, count: int, *, within: float) -> None:
+    def wait_for(self, count: int, *, within: float = PATIENCE) -> None:
         """Wait until `count` requests have ended, failed ones included.
 
         Raises:
@@ -652,7 +377,7 @@ class Load:
             self._lost(client, error)
             return
         if client.current is None:
-            # Closed while idle: the server's good right. An answer to nothing, e.g. a 408, is not.
+            # The server may close an idle connection, but not send an answer without a request, e.g. a 408.
             self._unasked += bool(data)
             self._drop(client)
             return

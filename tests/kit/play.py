@@ -1,8 +1,8 @@
 """A stage for the fleet: a simulated shell, kernel and user code with a virtual clock.
 
-`World` performs the fleet's actions as the real ones would, and says so itself when the fleet asks for the
-impossible (a spawn by a dead fork server, a signal to a reaped process). Nothing moves by itself: each step
-of a fork server or worker is one call, and time passes in `pass_time`. `settle` lets everything obey.
+`World` performs the fleet's actions as the real ones would, and fails when the fleet asks for the impossible
+(a spawn by a dead fork server, a signal to a reaped process). Nothing moves by itself: each step of a fork
+server or worker is one call, and time passes in `pass_time`. `settle` lets everything obey.
 
 `Play` puts short words on top of it, so that a test reads as a play:
 
@@ -10,6 +10,7 @@ of a fork server or worker is one call, and time passes in `pass_time`. `settle`
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -19,14 +20,15 @@ from ostler.fleet import actions, events
 from ostler.fleet.machine import Fleet
 from ostler.fleet.model import ExitStatus, FleetPolicy, Load
 from ostler.fleet.state import State
+from tests.kit.policies import fleet_policy
 
 # "Just before", and how much of a difference is only arithmetic.
 _BEFORE = 1e-6
 _ROUNDING = 1e-9
 
 
-Told = Literal["drain", "zygote", "cancel", "quit", "abort", "kill"]
-SIGNALS: dict[type[actions.Action], Told] = {
+Order = Literal["drain", "zygote", "cancel", "quit", "abort", "kill"]
+SIGNALS: dict[type[actions.Action], Order] = {
     actions.Cancel: "cancel",
     actions.Quit: "quit",
     actions.Abort: "abort",
@@ -40,7 +42,7 @@ SIGNALS: dict[type[actions.Action], Told] = {
 @dataclass(slots=True)
 class SimForkServer:
     state: Literal["started", "configured", "up"] = "started"
-    told: Literal["stop", "kill"] | None = None
+    ordered: Literal["stop", "kill"] | None = None
 
 
 @dataclass(slots=True)
@@ -49,9 +51,9 @@ class SimWorker:
     generation: int
     state: Literal["asked", "booting", "serving"] = "asked"
     """asked: the fork server has not forked it yet."""
-    told: Told | None = None
+    ordered: Order | None = None
     audited: bool = True
-    """False while the fleet waits to hear whether it could be forked from."""
+    """False while the fleet waits for its audit."""
 
 
 class World:
@@ -62,21 +64,21 @@ class World:
         chance: the fleet's random numbers.
 
     Attributes:
-        policy: what the next evaluated configuration says, if nothing else is asked for.
+        policy: of the next evaluated configuration, if no other is given.
         fork_servers: live ones by generation.
         workers: by worker id, from the wish to spawn them to their reaping.
-        launched: slot and generation of every worker id there ever was.
+        spawned_ever: slot and generation of every worker id there ever was.
         upgrade: what an upgrade in place waits for.
     """
 
     def __init__(self, policy: FleetPolicy | None = None, chance: Callable[[], float] = lambda: 0.5) -> None:
-        self.fleet = Fleet(chance)
+        self.fleet = Fleet(chance, strict=True)
         self.chance = chance
         self.now = 1000.0
-        self.policy = policy or FleetPolicy()
+        self.policy = policy or fleet_policy()
         self.fork_servers: dict[int, SimForkServer] = {}
         self.workers: dict[int, SimWorker] = {}
-        self.launched: dict[int, tuple[int, int]] = {}
+        self.spawned_ever: dict[int, tuple[int, int]] = {}
         self.finished: list[actions.Finish] = []
         self.policies: dict[int, FleetPolicy] = {}
         self.upgrade: Literal["check", "exec"] | None = None
@@ -99,25 +101,27 @@ class World:
             case actions.LoadApp(generation):
                 assert self.fork_servers[generation].state == "configured", action
             case actions.StopForkServer(generation):
-                self.fork_servers[generation].told = "stop"
+                self.fork_servers[generation].ordered = "stop"
             case actions.KillForkServer(generation):
-                self.fork_servers[generation].told = "kill"
+                self.fork_servers[generation].ordered = "kill"
             case actions.Spawn(worker_id, slot, generation):
                 server = self.fork_servers[generation]
                 assert server.state == "up", f"{action}: it can't spawn yet"
-                assert server.told is None, f"{action}: it was told to end"
-                assert worker_id not in self.launched, f"{action}: worker ids are never reused"
+                assert server.ordered is None, f"{action}: it is to end"
+                assert worker_id not in self.spawned_ever, f"{action}: worker ids are never reused"
                 self.workers[worker_id] = SimWorker(slot, generation)
-                self.launched[worker_id] = slot, generation
+                self.spawned_ever[worker_id] = slot, generation
             case actions.Drain(worker_id, _, zygote):
                 assert self.workers[worker_id].state == "serving", f"{action}: it does not serve"
-                self.workers[worker_id].told = "zygote" if zygote else "drain"
+                self.workers[worker_id].ordered = "zygote" if zygote else "drain"
             case actions.AuditZygote(worker_id):
                 assert self.workers[worker_id].state == "serving", f"{action}: it does not serve"
                 self.workers[worker_id].audited = False
             case actions.UseZygote(worker_id, generation):
-                assert self.workers.pop(worker_id).told == "zygote", f"{action}: nobody told it to be one"
-                # The one before ends; nobody waits for that, nor for what it has not forked.
+                assert self.workers.pop(worker_id).ordered == "zygote", (
+                    f"{action}: it was not asked to be one"
+                )
+                # The one before ends. What it has not forked never comes.
                 self.fork_servers[generation] = SimForkServer("up")
                 self._forget_unforked(generation)
             case (
@@ -127,9 +131,9 @@ class World:
                 | actions.Kill(worker_id)
             ):
                 worker = self.workers[worker_id]
-                # Before the fork there is nobody to be signalled.
+                # Before the fork there is no process to be signalled.
                 if worker.state != "asked":
-                    worker.told = SIGNALS[type(action)]
+                    worker.ordered = SIGNALS[type(action)]
             case actions.DumpStack(worker_id) | actions.Interrupt(worker_id):
                 assert worker_id in self.workers, action
             case actions.CheckUpgrade():
@@ -143,7 +147,13 @@ class World:
                 assert not self.fork_servers, f"{action}: fork servers are left"
                 self.finished.append(action)
                 self.upgrade = None  # the process that would be another program has ended
-            case actions.Report() | actions.Serving() | actions.ReloadEnded() | actions.Stopping():
+            case (
+                actions.Report()
+                | actions.Serving()
+                | actions.ReloadEnded()
+                | actions.RolledBack()
+                | actions.Stopping()
+            ):
                 pass
 
     # Fork servers. What a dead one was asked to spawn never comes.
@@ -204,10 +214,10 @@ class World:
         if problem is not None:
             self.hand_in(events.UpgradeChecked(problem))
             return
-        self.fleet = Fleet.restored(carried(self.fleet.snapshot()), self.chance)
+        self.fleet = Fleet.restored(carried(self.fleet.state), self.chance, strict=True)
         self.hand_in(events.UpgradeDone("2"))
 
-    # Time, and everybody doing what they are told.
+    # Time, and processes that obey.
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass, with a timer that does what `Fleet.next_deadline` asks for."""
@@ -229,8 +239,8 @@ class World:
                 self.take_over()
             return True
         for generation, server in self.fork_servers.items():
-            if server.told:
-                self.end_fork_server(generation, _ended_by(server.told))
+            if server.ordered:
+                self.end_fork_server(generation, _ended_by(server.ordered))
                 return True
             if server.state == "started":
                 self.configure(generation)
@@ -242,11 +252,11 @@ class World:
             if worker.state == "asked":
                 self.fork(worker_id)
                 return True
-            if worker.told == "zygote":
+            if worker.ordered == "zygote":
                 self.hand_in(events.ZygoteReady(worker_id))
                 return True
-            if worker.told:
-                self.reap(worker_id, _ended_by(worker.told))
+            if worker.ordered:
+                self.reap(worker_id, _ended_by(worker.ordered))
                 return True
             if worker.state == "booting":
                 self.boot(worker_id)
@@ -257,7 +267,7 @@ class World:
         return False
 
     def settle(self, limit: float = 600.0) -> None:
-        """Let everybody obey, and time pass, until nothing is left to be done but recycling for age."""
+        """Let all obey, and time pass, until nothing is left to be done but recycling for age."""
         end = self.now + limit
         while True:
             if self.step():
@@ -270,10 +280,10 @@ class World:
 
     def _only_ages(self) -> bool:
         """Whether the fleet waits for nothing else than that workers grow old."""
-        if not any(worker.age_limit for worker in self.fleet.workers.values()):
+        if not any(worker.age_limit for worker in self.fleet.state.workers.values()):
             return False
-        ageless = Fleet.restored(self.fleet.snapshot())
-        for worker in ageless.workers.values():
+        ageless = Fleet.restored(deepcopy(self.fleet.state))
+        for worker in ageless.state.workers.values():
             worker.age_limit = None
         return ageless.next_deadline() is None
 
@@ -283,8 +293,8 @@ def carried(state: State) -> State:
     return msgspec.json.decode(msgspec.json.encode(state), type=State)
 
 
-def _ended_by(told: str) -> ExitStatus:
-    return {"kill": ExitStatus(signal=9), "abort": ExitStatus(signal=6)}.get(told, ExitStatus(code=0))
+def _ended_by(order: str) -> ExitStatus:
+    return {"kill": ExitStatus(signal=9), "abort": ExitStatus(signal=6)}.get(order, ExitStatus(code=0))
 
 
 # -- what a play expects --------------------------------------------------------------------------------
@@ -371,6 +381,10 @@ def reload_ended(generation: int) -> Cue:
     return Cue("ReloadEnded", generation=generation)
 
 
+def rolled_back(generation: int) -> Cue:
+    return Cue("RolledBack", generation=generation)
+
+
 SERVING = Cue("Serving")
 STOPPING = Cue("Stopping")
 FINISH = Cue("Finish")
@@ -384,12 +398,12 @@ UPGRADE = Cue("Upgrade")
 class Play(World):
     """A world in which a test names slots, not worker ids, and checks the fleet's answers in passing.
 
-    Events add the fleet's actions to those not looked at yet; `then` compares and forgets them. Reports are
-    no actions here: `said` looks for them.
+    Events add the fleet's actions to those not checked yet; `then` compares and forgets them. Reports are
+    kept apart: `reported` looks for them.
     """
 
     def __init__(self, **policy: Any) -> None:
-        super().__init__(FleetPolicy(**policy))
+        super().__init__(fleet_policy(**policy))
         self.unseen: list[Cue] = []
         self.reports: list[actions.Report] = []
 
@@ -402,8 +416,8 @@ class Play(World):
 
     def _cue(self, action: actions.Action) -> Cue:
         slot, generation = getattr(action, "slot", None), getattr(action, "generation", None)
-        if (worker_id := getattr(action, "worker_id", None)) in self.launched:
-            slot, generation = self.launched[worker_id]
+        if (worker_id := getattr(action, "worker_id", None)) in self.spawned_ever:
+            slot, generation = self.spawned_ever[worker_id]
         return Cue(type(action).__name__, slot, generation)
 
     # What is expected.
@@ -424,14 +438,14 @@ class Play(World):
         self.pass_time(moment - self.now)
         return self
 
-    def said(self, name: str, **fields: Any) -> Self:
+    def reported(self, name: str, **fields: Any) -> Self:
         """The newest report of this name has these fields."""
         found = [report for report in self.reports if report.name == name]
         assert found, f"no report {name!r}, only {[report.name for report in self.reports]}"
         assert found[-1].fields | fields == found[-1].fields, found[-1]
         return self
 
-    def never_said(self, name: str) -> Self:
+    def never_reported(self, name: str) -> Self:
         assert not [report for report in self.reports if report.name == name], name
         return self
 
@@ -448,7 +462,7 @@ class Play(World):
     def configured(self, generation: int | None = None, **policy: Any) -> Self:
         """The configuration is good; `policy` is what it changes."""
         if policy:
-            self.policy = FleetPolicy(**policy)
+            self.policy = fleet_policy(**policy)
         self.configure(generation or max(self.fork_servers))
         return self
 
@@ -490,7 +504,7 @@ class Play(World):
         return self
 
     def boot_fails(self, slot: int, reason: str = "no app", traceback: str | None = None) -> Self:
-        """The newest worker of the slot says that it can't load the app, and exits."""
+        """The newest worker of the slot reports that it can't load the app, and exits."""
         worker_id = self._booting(slot)
         if self.workers[worker_id].state == "asked":
             self.fork(worker_id)
@@ -501,10 +515,10 @@ class Play(World):
     def exits(
         self, slot: int, code: int | None = None, signal: int | None = None, outsider: bool = False
     ) -> Self:
-        """A worker of the slot ends: the one that was told to, else the newest."""
+        """A worker of the slot ends: the one that is to, else the newest."""
         here = self._here(slot)
-        told = [worker_id for worker_id in here if self.workers[worker_id].told]
-        worker_id = told[0] if told else here[-1]
+        found = [worker_id for worker_id in here if self.workers[worker_id].ordered]
+        worker_id = found[0] if found else here[-1]
         if code is None and signal is None:
             code = 0
         self.reap(worker_id, ExitStatus(code, signal), outsider)
@@ -532,20 +546,20 @@ class Play(World):
         return self.on(events.LoopStalled(self._serving_newest(slot), age))
 
     def measured(self, *slots: int, memory_free: int | None = None, **load: Any) -> Self:
-        """All workers that serve, or the newest ones of these slots, have done this, as `Load` says."""
+        """All workers that serve, or the newest ones of these slots, have done this; see `Load`."""
         serving = [worker_id for worker_id, worker in self.workers.items() if worker.state == "serving"]
         worker_ids = [self._serving_newest(slot) for slot in slots] or serving
         return self.on(events.Measured({worker_id: Load(**load) for worker_id in worker_ids}, memory_free))
 
     def audited(self, slot: int, *problems: str, warnings: tuple[str, ...] = ()) -> Self:
-        """The worker in the slot says whether it can be forked from."""
+        """The worker in the slot answers the audit."""
         self.audit(self._serving(slot), problems, warnings)
         return self
 
     def zygote_ready(self, slot: int) -> Self:
         """The worker of the slot that drains to be a zygote has drained."""
-        told = [worker_id for worker_id in self._here(slot) if self.workers[worker_id].told == "zygote"]
-        return self.on(events.ZygoteReady(told[0]))
+        found = [worker_id for worker_id in self._here(slot) if self.workers[worker_id].ordered == "zygote"]
+        return self.on(events.ZygoteReady(found[0]))
 
     # What happens: wishes and time.
 
@@ -589,25 +603,25 @@ class Play(World):
         return self
 
     def settle_processes(self) -> Self:
-        """Everybody obeys, and no time passes."""
+        """All processes obey, and no time passes."""
         while self.step():
             pass
         return self
 
     def settled(self) -> Self:
-        """Everybody obeys until nothing is left to do; what was done on the way is not looked at."""
+        """All processes obey until nothing is left to do; what was done on the way is not checked."""
         self.settle()
         self.unseen.clear()
         return self
 
-    # Who is there.
+    # What there is.
 
     def slots(self, generation: int | None = None) -> list[int]:
         """The slots of all serving workers that may stay, of one generation or of all."""
         return sorted(
             worker.slot
             for worker in self.workers.values()
-            if worker.state == "serving" and not worker.told and generation in (None, worker.generation)
+            if worker.state == "serving" and not worker.ordered and generation in (None, worker.generation)
         )
 
     def _here(self, slot: int) -> list[int]:

@@ -13,7 +13,7 @@ import platform
 import struct
 from collections.abc import Callable
 
-from tests.kit.daemon import end_with_us
+from tests.kit.daemon import end_with_parent
 
 # arch/x86/entry/syscalls/syscall_64.tbl; include/uapi/asm-generic/unistd.h for aarch64.
 _NUMBERS = {
@@ -99,7 +99,7 @@ def refusing(
     ]
 
     def refuse() -> None:
-        end_with_us()
+        end_with_parent()
         _set(libc, _PR_SET_NO_NEW_PRIVS, 1)
         for one in filters:
             _set(libc, _PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(one))

@@ -185,7 +185,7 @@ class Simulator(World):
             case actions.Report(_, name, fields):
                 self.stats.reports[name] += 1
                 if name == "recycle":
-                    cause = self.fleet.serving(fields["slot"])
+                    cause = self.fleet.state.serving(fields["slot"])
                     assert cause is not None
                     assert cause.leaving is not None
                     self.stats.recycles.append((self.time, cause.leaving.value))
@@ -238,7 +238,7 @@ class Simulator(World):
 
     def _boot(self, worker_id: int) -> None:
         worker = self.workers.get(worker_id)
-        if worker is None or worker.told:
+        if worker is None or worker.ordered:
             return
         if self._within(self.scenario.broken):
             self.stats.failed_boots.append(self.time)
@@ -275,8 +275,8 @@ class Simulator(World):
         self._reaped(worker_id, _SEGFAULT)
 
     def _serving(self) -> list[tuple[int, SimWorker]]:
-        """Who accepts connections, by worker id."""
-        return [(n, w) for n, w in self.workers.items() if w.state == "serving" and w.told is None]
+        """Workers that accept connections, by worker id."""
+        return [(n, w) for n, w in self.workers.items() if w.state == "serving" and w.ordered is None]
 
     # -- what comes from outside ------------------------------------------------------------------------
 
@@ -292,12 +292,12 @@ class Simulator(World):
             self._crash(self.random.choice(serving)[0])
 
     def _measure(self) -> None:
-        """Share out the load of the time since the last measurement, and tell the fleet of it."""
+        """Share out the load of the time since the last measurement, and hand the fleet what was measured."""
         scenario, seconds = self.scenario, self.scenario.measured
         self._in(seconds, self._measure)
         serving = self._serving()
         rate = scenario.rate(self.time)
-        if self.fleet.ever_ready:
+        if self.fleet.state.ever_ready:
             self.stats.offered += int(rate * seconds)
         loads: dict[int, Load] = {}
         due: list[int] = []
@@ -322,22 +322,22 @@ class Simulator(World):
         for worker_id, _ in serving:
             if chance and self.random.random() < chance and worker_id in self.workers:
                 self._crash(worker_id)
-        self.stats.sizes.append((self.time, self.fleet.wanted))
+        self.stats.sizes.append((self.time, self.fleet.state.wanted))
 
     # -- what must be true at each moment ---------------------------------------------------------------
 
     def _check(self) -> None:
-        fleet, stats, policy = self.fleet, self.stats, self.fleet.policy
+        fleet, stats, policy = self.fleet, self.stats, self.fleet.state.policy
         if policy is None:
             return
-        wanted, canary = fleet.wanted, fleet.candidate is not None
+        wanted, canary = fleet.state.wanted, fleet.state.candidate is not None
         served, replaced = set(), 0
         for worker in self.workers.values():
-            if worker.told is None and worker.state == "serving":
+            if worker.ordered is None and worker.state == "serving":
                 served.add(worker.slot)
-            elif worker.told in ("drain", "zygote") and worker.slot <= wanted:
+            elif worker.ordered in ("drain", "zygote") and worker.slot <= wanted:
                 replaced += 1
-        booting = fleet.count(WorkerState.BOOTING) - canary
+        booting = fleet.state.count(WorkerState.BOOTING) - canary
         stats.most_booting = max(stats.most_booting, booting)
         stats.most_extra = max(stats.most_extra, len(self.workers) - wanted - canary)
         stats.most_leaving = max(stats.most_leaving, replaced)
@@ -345,7 +345,7 @@ class Simulator(World):
         # One more for the canary, which is there beyond the budget until its predecessor has left.
         budget = surge(policy.max_surge, policy.max_surge_share, wanted)
         assert replaced <= budget + 1, "too many leave at once"
-        assert fleet.workers.keys() == self.workers.keys(), "the fleet is wrong about who lives"
+        assert fleet.state.workers.keys() == self.workers.keys(), "the fleet is wrong about what lives"
         self._check_served(served, wanted)
 
     def _check_served(self, served: set[int], wanted: int) -> None:
@@ -358,5 +358,5 @@ class Simulator(World):
             outage = self.now - self._unserved.pop(slot)
             self.stats.longest_outage = max(self.stats.longest_outage, outage)
         for slot in set(range(1, wanted + 1)) - served:
-            assert slot in self._crashed_slots, f"slot {slot} is not served, and nobody crashed there"
+            assert slot in self._crashed_slots, f"slot {slot} is not served, and no worker crashed there"
             self._unserved.setdefault(slot, self.now)

@@ -208,6 +208,9 @@ def test_repetition_is_bounded(piece: bytes, beginning: bytes) -> None:
         def write(self, data: bytes, /) -> int:
             return len(data)
 
+        def flush(self) -> None:
+            pass
+
     parser = RequestParser(Rules(limit_request_line=0), Sink)
     read = piece * (4096 // len(piece))
     try:

@@ -12,9 +12,9 @@ from ostler.cli.arguments import command
 from ostler.errors import OstlerError
 from ostler.ipc import messages, wire
 from ostler.settings.configfile import ConfigFile
+from ostler.settings.ignored import IGNORED
 from ostler.settings.load import load
 from ostler.settings.table import rows
-from ostler.settings.unused import UNUSED
 
 
 class Hostile:
@@ -70,7 +70,7 @@ for _ in range(5000):
     NESTED = [NESTED]
 
 FLAGS = [(row.flags[-1], bool(row.kind.metavar)) for row in rows().values() if row.flags] + [
-    (unused.flags[-1], not unused.switch) for unused in UNUSED.values() if unused.flags
+    (ignored.flags[-1], not ignored.switch) for ignored in IGNORED.values() if ignored.flags
 ]
 
 
@@ -111,7 +111,7 @@ def loaded(name: str, value: object) -> None:
 
 def test_every_setting_with_hostile_objects() -> None:
     """Each key of a configuration file with each object."""
-    for name in (*rows(), *UNUSED):
+    for name in (*rows(), *IGNORED):
         for value in (*HOSTILE_OBJECTS, *HOSTILE_TEXTS, NESTED):
             loaded(name, value)
 
@@ -124,7 +124,7 @@ VALUES = st.recursive(
 
 
 @settings(max_examples=400)
-@given(st.sampled_from([*rows(), *UNUSED]), VALUES)
+@given(st.sampled_from([*rows(), *IGNORED]), VALUES)
 @example("workers", 10**5000)
 def test_any_object(name: str, value: object) -> None:
     """Any value of Python's in any setting."""

@@ -12,11 +12,11 @@ from itertools import pairwise
 import pytest
 
 from ostler.fleet import events, health
-from ostler.fleet.model import FleetPolicy
+from tests.kit.policies import fleet_policy
 from tests.kit.simulator import DAY, HOUR, MIB, MINUTE, Scenario, Simulator
 
 WORKERS = 64
-POLICY = FleetPolicy(
+POLICY = fleet_policy(
     workers=WORKERS,
     max_surge=1,
     max_surge_share=0.25,

@@ -19,7 +19,7 @@ def pytest_runtest_makereport(
     if report.failed:
         for place in Place.live:
             place.keep = True
-            report.sections.append(("daemons", place.story()))
+            report.sections.append(("daemons", place.logs()))
     return report
 
 

@@ -16,7 +16,10 @@ from pathlib import Path
 import pytest
 
 from ostler.osapi.needed import LIMITS
-from tests.kit.daemon import OSTLER, Connection, Daemon, Place, Process, ask, children, fork_server, until
+from tests.kit.daemon import OSTLER, Daemon, Place, fork_server
+from tests.kit.http_client import Connection, ask
+from tests.kit.processes import Process, children
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 

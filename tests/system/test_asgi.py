@@ -13,8 +13,11 @@ import pytest
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import ClientConnection, connect
 
-from tests.kit.daemon import PATIENCE, Daemon, Place, Process, until
+from tests.kit.daemon import Daemon, Place
 from tests.kit.load import Load
+from tests.kit.processes import Process
+from tests.kit.tiers import thorough
+from tests.kit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.system
 
@@ -213,7 +216,7 @@ def test_the_end_is_bounded(place: Place) -> None:
     assert daemon.event("worker_exited")["status"] == "exit code 0"
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("signum", [signal.SIGQUIT, *thorough(signal.SIGINT)])
 def test_a_quick_end(place: Place, signum: int) -> None:
     """Nothing is waited for, and nothing is complained of."""
     daemon = place.start(*ASGI)
@@ -297,7 +300,7 @@ def test_a_startup_can_be_left(place: Place) -> None:
 # -- deadlines -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/gate/never", "/computes", "/computes-elsewhere"])
+@pytest.mark.parametrize("path", ["/gate/never", "/computes", *thorough("/computes-elsewhere")])
 def test_a_request_is_ended_alone(place: Place, path: str) -> None:
     """504 for one that waits, and for one that keeps the whole loop; the log has its own stack."""
     daemon = place.start("-t", "1", "--timeout-grace", "30", *ASGI)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import Daemon, Place, ask
+from tests.kit.daemon import Daemon, Place
+from tests.kit.http_client import ask
+from tests.kit.tiers import thorough
 
 pytestmark = pytest.mark.system
 
@@ -187,15 +189,19 @@ def test_print_config_of_another_machine(place: Place) -> None:
     [
         (("-b", "no.such.host.invalid:80"), "bind (command line): no.such.host.invalid:80: "),
         (("-b", "unix:/nowhere/a.sock"), "bind (command line): unix:/nowhere/a.sock: No such file or dir"),
-        (("-b", "unix:plain.py/a.sock"), "bind (command line): unix:plain.py/a.sock: Not a directory"),
-        (("-b", "fd://99"), "bind (command line): fd://99: Bad file descriptor"),
+        *thorough(
+            (("-b", "unix:plain.py/a.sock"), "bind (command line): unix:plain.py/a.sock: Not a directory")
+        ),
+        *thorough((("-b", "fd://99"), "bind (command line): fd://99: Bad file descriptor")),
         (("-p", "/nowhere/a.pid"), "pidfile (command line): /nowhere: No such file or directory"),
         (("-u", "nobody-of-this-name"), "user (command line): there is no user 'nobody-of-this-name'"),
-        (("-g", "nobody-of-this-name"), "group (command line): there is no group 'nobody-of-this-name'"),
+        *thorough(
+            (("-g", "nobody-of-this-name"), "group (command line): there is no group 'nobody-of-this-name'")
+        ),
         (("-k", "shop.Worker"), "worker_class (command line): can't import shop.Worker"),
         (("-c", "conf.py"), "bind (conf.py line 1): no.such.host.invalid:80: "),
-        (("--certfile", "none.pem"), "certfile (command line): "),
-        (("--error-logfile", "/nowhere/x"), "errorlog (command line): can't open"),
+        *thorough((("--certfile", "none.pem"), "certfile (command line): ")),
+        *thorough((("--error-logfile", "/nowhere/x"), "errorlog (command line): can't open")),
     ],
 )
 def test_check_config_looks_ahead(place: Place, args: tuple[str, ...], words: str) -> None:

@@ -13,7 +13,10 @@ import pytest
 
 from ostler.control.client import Client
 from ostler.control.routes import WORKERS
-from tests.kit.daemon import OSTLER, Connection, Daemon, Place, children, until, zombies
+from tests.kit.daemon import OSTLER, Daemon, Place
+from tests.kit.http_client import Connection
+from tests.kit.processes import children, zombies
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 

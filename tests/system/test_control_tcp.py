@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import Answer, Daemon, Place, ask
+from tests.kit.daemon import Daemon, Place
+from tests.kit.http_client import Answer, ask
 
 pytestmark = pytest.mark.system
 

@@ -12,7 +12,8 @@ import pytest
 
 from ostler import __version__
 from ostler.control.views import ConfigView, RequestView, StatusView, WorkerView
-from tests.kit.daemon import Daemon, Done, Place, ask
+from tests.kit.daemon import Daemon, Done, Place
+from tests.kit.http_client import ask
 
 pytestmark = pytest.mark.system
 

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import OSTLER, Done, Place, Process, ask, children, descriptors, title, until
+from tests.kit.daemon import OSTLER, Done, Place
+from tests.kit.http_client import ask
+from tests.kit.processes import Process, children, descriptors, title
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 

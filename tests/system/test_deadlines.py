@@ -6,8 +6,9 @@ from http.client import IncompleteRead
 
 import pytest
 
-from tests.kit.daemon import Place, Process
+from tests.kit.daemon import Place
 from tests.kit.load import Load
+from tests.kit.processes import Process
 
 pytestmark = pytest.mark.system
 

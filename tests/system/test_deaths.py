@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import Place, Process, children, fork_server, until
+from tests.kit.daemon import Place, fork_server
 from tests.kit.load import Load
+from tests.kit.processes import Process, children
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 

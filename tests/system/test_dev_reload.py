@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import Answer, Daemon, Place, Process
+from tests.kit.daemon import Daemon, Place
+from tests.kit.http_client import Answer
+from tests.kit.processes import Process
+from tests.kit.tiers import thorough, tiers
 from tests.system.test_signals import page
 
 pytestmark = pytest.mark.system
@@ -31,7 +34,8 @@ def answers(daemon: Daemon, text: str, status: int = 200) -> Answer:
 
 
 @pytest.mark.parametrize(
-    "more", [[], ["--preload"], ["--reload-engine", "poll"], ["-w", "3", "--threads", "2"]]
+    "more",
+    [[], ["--reload-engine", "poll"], *thorough(["--preload"], ["-w", "3", "--threads", "2"])],
 )
 def test_saved(place: Place, more: list[str]) -> None:
     """A module that is saved reloads, whatever else is set; the log says which file it was, in one line."""
@@ -155,7 +159,7 @@ def test_templates_and_extra_files(place: Place) -> None:
     extra = [f"--reload-extra-file={entry}" for entry in ("conf/*.yaml", "data", "later.json")]
     daemon = dev(place, *extra, app="shop:app")
     problem = daemon.event("configuration")["problem"]
-    assert problem == "reload_extra_files: 'later.json' is not there; it counts when it comes"
+    assert problem == "reload_extra_files: 'later.json' is not there; it counts when it appears"
     for number, (name, silent) in enumerate(
         (
             ("shop/part/list.jinja2", "shop/notes.txt"),
@@ -186,7 +190,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("preload", [[], ["--preload"]])
+@pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_error_page(place: Place, preload: list[str]) -> None:
     """After an edit that breaks the app each request gets a 500 that says why, until the next edit."""
     place.add("page.py", page("old"))
@@ -215,7 +219,7 @@ def test_error_page(place: Place, preload: list[str]) -> None:
     assert daemon.events("worker_boot_failed") == []
 
 
-@pytest.mark.parametrize("preload", [[], ["--preload"]])
+@pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_broken_from_the_start(place: Place, preload: list[str]) -> None:
     """An app that is not there yet does not end the daemon: it serves the page, and the app when it comes."""
     daemon = dev(place, *preload, app="fresh.wsgi:app")

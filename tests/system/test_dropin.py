@@ -10,21 +10,24 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import Daemon, Place, Process, ask, until
+from tests.kit.daemon import Daemon, Place
+from tests.kit.http_client import ask
 from tests.kit.load import Load
+from tests.kit.processes import Process
+from tests.kit.tiers import thorough
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 
 ORDER = json.dumps({"customer": "a", "items": [{"name": "b", "count": 3}] * 10}).encode()
 JSON = {"Content-Type": "application/json"}
 # Requests of each kind in a test: a few for each of 100 connections.
-MANY = 1000
+MANY = 300
 
 # GET / and POST /orders, which takes and gives JSON.
 APP = """
@@ -198,7 +201,7 @@ def needs(line: str) -> None:
 
 def is_good_under_load(daemon: Daemon, post: bool = True) -> None:
     """All of many requests on 100 connections are answered, by GET and by POST; no worker suffers."""
-    loads = [Load(daemon.address, rate=math.inf, connections=100, requests=MANY, timeout=20)]
+    loads = [Load(daemon.address, rate=math.inf, connections=100, requests=MANY)]
     if post:
         loads.append(
             Load(
@@ -209,7 +212,6 @@ def is_good_under_load(daemon: Daemon, post: bool = True) -> None:
                 rate=math.inf,
                 connections=10,
                 requests=MANY,
-                timeout=20,
             )
         )
     for load in loads:
@@ -239,7 +241,21 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize(("line", "wanted"), LINES.items(), ids=LINES)
+USUAL = [
+    "ostler --workers=9 server:app --bind 127.0.0.1:8000",
+    "ostler --workers=3 --threads=3 run:app",
+    "ostler -w 8 --bind 0.0.0.0:8000 -k 'gevent' flask_server:app",
+    MEINHELD,
+]
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        pytest.param(*row, id=row[0], marks=() if row[0] in USUAL else pytest.mark.thorough)
+        for row in LINES.items()
+    ],
+)
 def test_command_lines(apps: Place, line: str, wanted: tuple[int, str, int]) -> None:
     """As many workers of the kind as it says, and all holds under load."""
     needs(line)
@@ -268,15 +284,8 @@ def shown(place: Place, line: str) -> str:
 # -- configuration files ---------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("0.0.0.0", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 @pytest.mark.parametrize(
-    "line", ["ostler -c gunicorn.py run:app", "ostler -c gunicorn_config.py flask_server:app"]
+    "line", ["ostler -c gunicorn.py run:app", *thorough("ostler -c gunicorn_config.py flask_server:app")]
 )
 def test_file_a(apps: Place, line: str) -> None:
     """Numbers, a worker class, an address on all interfaces."""
@@ -290,7 +299,7 @@ def test_file_a(apps: Place, line: str) -> None:
     assert daemon.stop() == 0
 
 
-@pytest.mark.parametrize("kind", ["gevent", "egg:meinheld#gunicorn_worker"])
+@pytest.mark.parametrize("kind", ["gevent", *thorough("egg:meinheld#gunicorn_worker")])
 def test_file_b(apps: Place, kind: str) -> None:
     """Preload, computed numbers, names of files that mislead, an old name; nothing of it stops the start."""
     needs(kind)
@@ -301,7 +310,7 @@ def test_file_b(apps: Place, kind: str) -> None:
     daemon.settled(daemon.status().wanted)
     assert (apps.app_folder / "app_run.log").read_text().strip() == str(daemon.pid)
     warned = [event for event in daemon.events("configuration") if "logfile" in str(event)]
-    assert warned, "logfile is no setting any more, and somebody should know"
+    assert warned, "logfile is no setting any more, and the log says so"
     is_good_under_load(daemon)
     daemon.get("/?a=b")
     log = apps.app_folder / "access.log"
@@ -314,15 +323,18 @@ def test_file_b(apps: Place, kind: str) -> None:
 def test_file_c(apps: Place) -> None:
     """Monkey-patching in the file, daemon, reload, names of old, loggers of logging: all at once."""
     needs("gevent")
-    port = free_port()
-    apps.add("gunicorn.py", FILE_C.replace("5000", str(port)))
+    apps.add("gunicorn.py", FILE_C.replace("5000", "0"))
     done = apps.run("-c", "gunicorn.py", "run:app")
     assert done.code == 0, done.err
     pid = int(until(lambda: read(apps.app_folder / "log" / "gunicorn.pid"), "the pid file"))
     process = Process(pid)
     try:
+        error = apps.app_folder / "log" / "error.log"
+        serving = re.compile(r" \[INFO\] serving .*http://0\.0\.0\.0:(\d+)")
+        found = until(lambda: serving.search(read(error)), "the start in the error log, by its logger")
+        port = int(found[1])
         url = f"http://127.0.0.1:{port}"
-        until(lambda: answers(url), "an answer")
+        assert ask(url).status == 200
         for path, body in (("/", None), ("/orders", ORDER)):
             load = Load(
                 ("127.0.0.1", port),
@@ -332,16 +344,13 @@ def test_file_c(apps: Place) -> None:
                 rate=math.inf,
                 connections=100,
                 requests=MANY,
-                timeout=20,
             )
             load.run()
             assert load.report().failed == 0, load.report().summary()
         access = apps.app_folder / "log" / "access.log"
         until(lambda: "POST /orders" in read(access), "the access log, by its logger")
-        error = apps.app_folder / "log" / "error.log"
-        until(lambda: " [INFO] serving " in read(error), "the start in the error log, by its logger")
         apps.add("run.py", APP.replace('b"hello"', 'b"changed"'))
-        until(lambda: ask(url).text == "changed", "the app is loaded anew when it changes")
+        until(lambda: ask(url).text == "changed", "the app is loaded again when it changes")
     finally:
         process.send(signal.SIGTERM)
         assert process.ended()
@@ -352,16 +361,10 @@ def read(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def answers(url: str) -> bool:
-    try:
-        return ask(url).status == 200
-    except OSError:
-        return False
-
-
 # -- other people's tools --------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "line",
     [

@@ -8,7 +8,8 @@ import pytest
 
 from ostler.control.routes import EXITS, METRICS
 from ostler.control.views import ExitView
-from tests.kit.daemon import Daemon, Place, Process, fork_server
+from tests.kit.daemon import Daemon, Place, fork_server
+from tests.kit.processes import Process
 
 pytestmark = pytest.mark.system
 

@@ -6,7 +6,9 @@ import socket
 
 import pytest
 
-from tests.kit.daemon import Daemon, Place, children
+from tests.kit.daemon import Daemon, Place
+from tests.kit.processes import children
+from tests.kit.tiers import tiers
 
 pytestmark = pytest.mark.system
 
@@ -24,7 +26,7 @@ def test_broken_app(place: Place) -> None:
     assert lines.count("Traceback (most recent call last):") == 1
 
 
-@pytest.mark.parametrize("preload", [(), ("--preload",)])
+@pytest.mark.parametrize("preload", tiers({"lazy": (), "preload": ("--preload",)}.items(), ["lazy"]))
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
@@ -45,7 +47,7 @@ def test_app_not_found(place: Place, spec: str, words: str, preload: tuple[str, 
 
 
 @pytest.mark.parametrize("how", ["sys.exit(4)", "os._exit(4)", "ctypes.string_at(0)"])
-@pytest.mark.parametrize("preload", [(), ("--preload",)])
+@pytest.mark.parametrize("preload", tiers({"lazy": (), "preload": ("--preload",)}.items(), ["lazy"]))
 def test_app_that_ends_the_process(place: Place, how: str, preload: tuple[str, ...]) -> None:
     """An app that exits or crashes while it is loaded costs a process, and the daemon says so; code 3."""
     place.add("ends.py", f"import ctypes, os, sys\n{how}\n")

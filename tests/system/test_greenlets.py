@@ -7,12 +7,16 @@ import socket
 import pytest
 
 from tests.kit.certificates import Authority
-from tests.kit.daemon import PATIENCE, Daemon, Place, Process, fork_server, title
+from tests.kit.daemon import Daemon, Place, fork_server
 from tests.kit.load import Load
+from tests.kit.processes import Process, title
+from tests.kit.tiers import thorough, tiers
+from tests.kit.waiting import PATIENCE
 
 pytestmark = pytest.mark.system
 
 BOTH = pytest.mark.parametrize("kind", ["gevent", "eventlet"])
+GEVENT_FIRST = pytest.mark.parametrize("kind", ["gevent", *thorough("eventlet")])
 
 # An app for greenlets; its path says what to do. It knows what else tests ask for.
 GREEN = """\
@@ -164,7 +168,7 @@ def test_requests_wait_together(green: Place, kind: str) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["", "preload"])
+@pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_patched_before_the_app_is_imported(green: Place, kind: str, preload: list[str]) -> None:
     """What the app finds at its import waits in the library's way; as with gunicorn, it is multithreaded."""
     daemon = start(green, kind, "-w", "2", *preload)
@@ -176,7 +180,7 @@ def test_patched_before_the_app_is_imported(green: Place, kind: str, preload: li
     assert daemon.get("/lookup").text in ("127.0.0.1", "::1")
 
 
-@BOTH
+@GEVENT_FIRST
 def test_nothing_is_left_for_the_next_request(green: Place, kind: str) -> None:
     """Thread-locals and context variables begin anew in each request, on one connection, too."""
     daemon = start(green, kind)
@@ -197,7 +201,7 @@ def test_a_time_out_that_was_left_behind(green: Place) -> None:
     assert daemon.events("request_failed") == []
 
 
-@BOTH
+@GEVENT_FIRST
 def test_a_process_that_the_app_forks(green: Place, kind: str) -> None:
     """It may wait in the hub that it has inherited; meanwhile its parent serves, and alone."""
     daemon = start(green, kind)
@@ -231,7 +235,7 @@ def test_slow_clients_hold_up_nobody(green: Place, kind: str) -> None:
         assert received > 256 * 65536
 
 
-@BOTH
+@GEVENT_FIRST
 def test_tls(green: Place, kind: str) -> None:
     """Encrypted connections wait together as plain ones do."""
     authority = Authority(green.folder)
@@ -273,6 +277,7 @@ def test_an_overdue_request_is_ended_alone(green: Place, kind: str) -> None:
     assert daemon.events("request_failed") == []
 
 
+@pytest.mark.thorough
 @BOTH
 def test_many_overdue_at_once(green: Place, kind: str) -> None:
     """More than the scoreboard has lanes for: each is ended, and each is told of with a stack."""
@@ -296,14 +301,15 @@ def test_a_blocked_hub(green: Place, kind: str) -> None:
     client = daemon.connect().asked("/compute")
     event = daemon.event("loop_blocked", level="warning")
     assert "in compute" in event["stack"]
-    assert 1 <= event["seconds"] < 3
-    assert daemon.events("request_overdue") == []
+    assert event["seconds"] >= 1
     assert client.answer().status == 504
-    assert "in compute" in daemon.event("request_overdue", path="/compute")["stack"]
+    overdue = daemon.event("request_overdue", path="/compute")
+    assert "in compute" in overdue["stack"]
+    assert event["timestamp"] < overdue["timestamp"]
     assert daemon.get("/pid").text == str(pid)
 
 
-@BOTH
+@GEVENT_FIRST
 def test_a_hub_that_stays_blocked(green: Place, kind: str) -> None:
     """What is no request can't be ended alone: the worker is replaced."""
     daemon = start(green, kind, "-t", "1", "--timeout-grace", "0.2")
@@ -316,7 +322,7 @@ def test_a_hub_that_stays_blocked(green: Place, kind: str) -> None:
     assert daemon.get().text == "one"
 
 
-@BOTH
+@GEVENT_FIRST
 def test_who_swallows_the_exception_costs_its_worker(green: Place, kind: str) -> None:
     """After the grace the worker is replaced; requests beside it finish."""
     daemon = start(green, kind, "-t", "1", "--timeout-grace", "1")
@@ -334,7 +340,7 @@ def test_who_swallows_the_exception_costs_its_worker(green: Place, kind: str) ->
 # -- the worker's life -----------------------------------------------------------------------------------
 
 
-@BOTH
+@GEVENT_FIRST
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT])
 def test_signals_to_a_worker(green: Place, kind: str, signum: int) -> None:
     """SIGTERM lets requests end, SIGQUIT does not; both end the worker at once if there is none."""
@@ -359,7 +365,7 @@ def test_signals_to_a_worker(green: Place, kind: str, signum: int) -> None:
     assert "Traceback" not in daemon.log.read_text()
 
 
-@BOTH
+@GEVENT_FIRST
 def test_reload_and_scale_lose_nothing(green: Place, kind: str) -> None:
     """Connections that idle go to other workers, requests in the app are answered."""
     daemon = start(green, kind, "-w", "2", "--max-requests", "400")
@@ -395,8 +401,8 @@ def test_refork(green: Place) -> None:
 
 
 @pytest.mark.parametrize("patch", ["gevent.monkey.patch_all()", "eventlet.monkey_patch()"])
-@pytest.mark.parametrize("kind", ["gthread", "itself"])
-@pytest.mark.parametrize("preload", [False, True])
+@pytest.mark.parametrize("kind", ["itself", *thorough("gthread")])
+@pytest.mark.parametrize("preload", [True, *thorough(False)])
 def test_a_file_that_patches(place: Place, patch: str, kind: str, preload: bool) -> None:
     """In the fork server everything waits for real all the same, with every worker class."""
     library = patch.partition(".")[0]
@@ -413,7 +419,7 @@ def test_a_file_that_patches(place: Place, patch: str, kind: str, preload: bool)
     assert daemon.get().text == "one"
     open_gate(daemon, "slow")
     assert client.answer().text == "slow passed"
-    daemon.hang_up()
+    daemon.close_connections()
     assert daemon.ctl("reload").code == 0
     assert daemon.get().text == "one"
     assert daemon.stop() == 0

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from ostler.control.routes import RECYCLE
-from tests.kit.daemon import Connection, Daemon, Place
+from tests.kit.daemon import Daemon, Place
+from tests.kit.http_client import Connection
 from tests.system.test_signals import page
 
 pytestmark = pytest.mark.system

@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from ostler.control.routes import EXITS
-from tests.kit.daemon import Daemon, Place, Process, ask, descriptors, fork_server, title
+from tests.kit.daemon import Daemon, Place, fork_server
+from tests.kit.http_client import ask
+from tests.kit.processes import Process, descriptors, title
+from tests.kit.tiers import thorough, tiers
 
 pytestmark = pytest.mark.system
 
@@ -224,9 +227,9 @@ def test_abort_of_a_worker_that_hangs_in_c(place: Place) -> None:
     "hook",
     [
         "def worker_abort(worker): raise TimeoutError('too late')",
-        "import os\ndef worker_abort(worker): os.abort()",
         "import time\ndef worker_abort(worker): time.sleep(1000)",
-        "import sys\ndef worker_abort(worker): sys.exit(1)",
+        *thorough("import os\ndef worker_abort(worker): os.abort()"),
+        *thorough("import sys\ndef worker_abort(worker): sys.exit(1)"),
     ],
 )
 def test_worker_abort_cannot_save_the_worker(place: Place, hook: str) -> None:
@@ -376,13 +379,13 @@ def test_check_config(place: Place) -> None:
 # -- hooks that fail -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "hook", ["pre_fork", "child_exit", "nworkers_changed", "on_exit", "worker_exit", "worker_int"]
-)
+FAILING = ("pre_fork", "child_exit", "nworkers_changed", "on_exit", "worker_exit", "worker_int")
+
+
 @pytest.mark.parametrize("error", ["ValueError('bad hook')", "SystemExit(4)", "KeyboardInterrupt()"])
-def test_a_hook_raises(place: Place, hook: str, error: str) -> None:
-    """It is logged with its line, and everything else is as without it."""
-    conf = f"def {hook}(*args):\n    raise {error}\n"
+def test_hooks_that_raise(place: Place, error: str) -> None:
+    """Each is logged with its line, and everything else is as without them."""
+    conf = "".join(f"def {hook}(*args):\n    raise {error}\n" for hook in FAILING)
     daemon, _ = start(place, "-w", "1", conf=conf)
     (worker,) = daemon.settled(1)
     assert daemon.ctl("scale", "2").code == 0
@@ -392,15 +395,16 @@ def test_a_hook_raises(place: Place, hook: str, error: str) -> None:
     daemon.until(lambda: worker.pid not in daemon.pids(), "it has a successor")
     daemon.settled(2)
     assert daemon.stop() == 0
-    lines = daemon.events("hook_failed", hook=hook)
-    assert lines
-    assert all(line["level"] == "error" for line in lines)
-    assert "gunicorn.conf.py line 2)" in lines[0]["problem"]
-    assert "raise" in lines[0]["traceback"]
+    for number, hook in enumerate(FAILING):
+        lines = daemon.events("hook_failed", hook=hook)
+        assert lines, hook
+        assert all(line["level"] == "error" for line in lines)
+        assert f"gunicorn.conf.py line {2 * number + 2})" in lines[0]["problem"]
+        assert "raise" in lines[0]["traceback"]
 
 
 @pytest.mark.parametrize("hook", ["on_starting", "when_ready"])
-@pytest.mark.parametrize("error", ["ValueError('not today')", "SystemExit(1)"])
+@pytest.mark.parametrize("error", ["ValueError('not today')", *thorough("SystemExit(1)")])
 def test_the_start_is_refused(place: Place, hook: str, error: str) -> None:
     """What these raise ends the start, as in gunicorn, with their traceback and not with on_exit."""
     conf = f"{HOOKS}\ndef {hook}(server):\n    raise {error}\n"
@@ -413,7 +417,7 @@ def test_the_start_is_refused(place: Place, hook: str, error: str) -> None:
 
 
 @pytest.mark.parametrize("hook", ["post_fork", "post_worker_init"])
-@pytest.mark.parametrize("error", ["ValueError('not today')", "SystemExit(1)"])
+@pytest.mark.parametrize("error", ["ValueError('not today')", *thorough("SystemExit(1)")])
 def test_no_worker_boots(place: Place, hook: str, error: str) -> None:
     """A start whose workers' hooks raise fails like one whose app does, with all hooks of the end."""
     conf = f"{HOOKS}\ndef {hook}(*args):\n    raise {error}\n"
@@ -438,7 +442,7 @@ def test_a_reload_is_refused(place: Place, hook: str) -> None:
     assert len(notes.all("when_ready")) == 1
 
 
-@pytest.mark.parametrize("hook", ["pre_fork", "child_exit", "nworkers_changed"])
+@pytest.mark.parametrize("hook", ["pre_fork", "child_exit", *thorough("nworkers_changed")])
 def test_a_hook_hangs_in_the_fork_server(place: Place, hook: str) -> None:
     """It is interrupted, which the log tells with its line; workers are replaced all the same."""
     conf = f"import time\ndef {hook}(*args):\n    if len(args) < 3 or args[2]: time.sleep(1000)\n"
@@ -625,7 +629,7 @@ def test_on_exit_without_a_fork_server(place: Place) -> None:
     assert daemon.events("hook_missed", hook="on_exit")
 
 
-@pytest.mark.parametrize("preload", [(), ("--preload",)])
+@pytest.mark.parametrize("preload", tiers({"lazy": (), "preload": ("--preload",)}.items(), ["lazy"]))
 def test_a_hook_loads_the_app(place: Place, preload: tuple[str, ...]) -> None:
     """server.app.wsgi() in the fork server loads the app there, once, and workers have that one."""
     place.add("site_app.py", f"import os\nPID = os.getpid()\nprint('loaded', flush=True)\n{APP}")
@@ -635,7 +639,7 @@ def test_a_hook_loads_the_app(place: Place, preload: tuple[str, ...]) -> None:
     assert daemon.out.read_text().splitlines() == ["loaded"]
 
 
-@pytest.mark.parametrize("preload", [(), ("--preload",)])
+@pytest.mark.parametrize("preload", tiers({"lazy": (), "preload": ("--preload",)}.items(), ["lazy"]))
 def test_a_thread_of_post_fork(place: Place, preload: tuple[str, ...]) -> None:
     """The shape of Sentry's, New Relic's and OpenTelemetry's recipes: an exporter with a thread, made after
     the fork, that the app uses, and that is flushed at the end."""

@@ -19,7 +19,7 @@ def strict(request: pytest.FixtureRequest, shared_place: Place) -> Iterator[Daem
     yield daemon
     assert daemon.events("request_failed") == []
     assert daemon.events("worker_died") == []
-    daemon.hang_up()
+    daemon.close_connections()
     daemon.stop()
 
 

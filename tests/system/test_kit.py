@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from tests.kit.daemon import Place, Process
+from tests.kit.daemon import Place
+from tests.kit.processes import Process
 
 pytestmark = pytest.mark.system
 

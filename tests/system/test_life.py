@@ -15,8 +15,11 @@ import pytest
 
 from ostler.control.routes import RELOAD, SCALE
 from ostler.control.views import ReloadBody, Scale
-from tests.kit.daemon import Daemon, Killed, Place, fork_server, kill_holding
-from tests.kit.load import Load, Outcome, Record, Report
+from tests.kit.daemon import Daemon, Place, fork_server
+from tests.kit.load import Load
+from tests.kit.processes import Killed, kill_holding
+from tests.kit.report import Outcome, Record, Report
+from tests.kit.tiers import thorough
 
 pytestmark = pytest.mark.system
 
@@ -83,7 +86,7 @@ def unexplained(report: Report, killed: Sequence[Killed]) -> list[Record]:
     return [record for record in report.lost if not all(excused(*loss) for loss in record.losses)]
 
 
-@pytest.mark.parametrize(("kind", "times"), [("sync", 10), ("gthread", 5)])
+@pytest.mark.parametrize(("kind", "times"), [("sync", 5), *thorough(("sync", 15), ("gthread", 5))])
 def test_reloads(place: Place, kind: str, times: int) -> None:
     """Many reloads in a row: each ends with new code alone, and nothing is lost."""
     daemon = fleet(place, "-k", kind, *(["--threads", "3"] if kind == "gthread" else []), *QUICK_CANARY)
@@ -106,6 +109,7 @@ def test_recycling(place: Place) -> None:
         daemon.event("recycle", after=19, within=40)
 
 
+@pytest.mark.thorough
 def test_scaling(place: Place) -> None:
     """From one worker to eight and back, three times."""
     daemon = fleet(place, workers=1)
@@ -136,6 +140,7 @@ def test_killed_workers(place: Place) -> None:
     assert any(kill.ports for kill in killed)
 
 
+@pytest.mark.thorough
 def test_killed_fork_servers(place: Place) -> None:
     """kill -9 of the fork server: nothing is lost, and its successor forks as it did."""
     daemon = fleet(place, workers=2)
@@ -147,6 +152,7 @@ def test_killed_fork_servers(place: Place) -> None:
             daemon.settled(workers, state="ready")
 
 
+@pytest.mark.thorough
 def test_deadlines(place: Place) -> None:
     """Requests that sleep get 504 or are cut off at their deadline; nobody else loses anything."""
     daemon = fleet(place, "-t", "1", "--timeout-grace", "0.5")
@@ -166,6 +172,7 @@ def test_deadlines(place: Place) -> None:
     assert daemon.status().totals.deaths == 0
 
 
+@pytest.mark.thorough
 def test_refork(place: Place) -> None:
     """A warmed-up worker becomes the others' zygote, again and again, and nothing is lost."""
     daemon = fleet(place)
@@ -224,6 +231,7 @@ def test_rollback(place: Place) -> None:
     assert report.unasked == 0
 
 
+@pytest.mark.thorough
 def test_rollback_for_errors(place: Place) -> None:
     """A release whose answers are errors is undone on probation; nothing else went wrong."""
     daemon = fleet(place, *QUICK_CANARY, "--probation", "30", "--rollback-error-rate", "0.2")

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.kit.daemon import PATIENCE, Daemon, Place, ask, until
+from tests.kit.daemon import Daemon, Place
+from tests.kit.http_client import ask
+from tests.kit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.system
 

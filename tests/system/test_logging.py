@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import Daemon, Place, fork_server, freeze, until
+from tests.kit.daemon import Daemon, Place, fork_server
+from tests.kit.processes import freeze
+from tests.kit.tiers import thorough
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 
@@ -232,7 +235,7 @@ def test_a_fork_server_that_hangs(place: Place) -> None:
     assert both.count("logs_reopened") == 2
 
 
-@pytest.mark.parametrize("preload", [False, True])
+@pytest.mark.parametrize("preload", [False, *thorough(True)])
 def test_the_recipe_of_apps(place: Place, preload: bool) -> None:
     """Handlers and level of `gunicorn.error`: the app's lines come with slot and pid of the worker."""
     place.add(
@@ -438,7 +441,7 @@ def test_statsd(place: Place, udp: socket.socket) -> None:
     assert daemon.out.read_text() == ""
 
 
-@pytest.mark.parametrize("kind", ["gthread", "gevent", "eventlet", "asgi", "meinheld"])
+@pytest.mark.parametrize("kind", ["gthread", "asgi", *thorough("gevent", "eventlet", "meinheld")])
 def test_statsd_hears_of_the_last_request(place: Place, udp: socket.socket, kind: str) -> None:
     """What waits for more to send together is sent although no other request comes, in each worker class."""
     if kind == "meinheld":

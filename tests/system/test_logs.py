@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from tests.kit.daemon import Place, until
+from tests.kit.daemon import Place
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 

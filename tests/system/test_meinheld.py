@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import PATIENCE, Place, Process, until
+from tests.kit.daemon import Place
 from tests.kit.load import Load
+from tests.kit.processes import Process
+from tests.kit.tiers import thorough
+from tests.kit.waiting import PATIENCE, until
 
 pytest.importorskip("meinheld.server", reason="meinheld is not installed", exc_type=ImportError)
 
@@ -67,7 +70,8 @@ def odd(place: Place) -> Place:
 
 
 @pytest.mark.parametrize(
-    "name", ["meinheld", "egg:meinheld#gunicorn_worker", "meinheld.gmeinheld.MeinheldWorker"]
+    "name",
+    ["meinheld", *thorough("egg:meinheld#gunicorn_worker", "meinheld.gmeinheld.MeinheldWorker")],
 )
 def test_all_its_names(place: Place, name: str) -> None:
     """Under each name it is its own server that answers."""
@@ -234,6 +238,7 @@ def test_more_time(odd: Place) -> None:
     assert connection.answer().status == 200
 
 
+@pytest.mark.thorough
 def test_recycling(place: Place) -> None:
     """`max_requests` with jitter replaces workers without a lost request, all of them at their number."""
     daemon = place.start(
@@ -246,6 +251,7 @@ def test_recycling(place: Place) -> None:
     assert daemon.status().totals.deaths == 0
 
 
+@pytest.mark.thorough
 def test_reload_under_load(place: Place) -> None:
     """New code without a lost request; connections that idle are closed, not waited for."""
     daemon = place.start(*MEINHELD, "-w", "2", "--keep-alive", "60", "plain:app")
@@ -363,6 +369,7 @@ def test_what_it_can_not_do(place: Place, options: list[str], words: str) -> Non
     assert "meinheld" in done.error
 
 
+@pytest.mark.thorough
 def test_no_descriptor_is_left(place: Place) -> None:
     """Connections that come and go, signals and seconds: the process holds what it held before."""
     daemon = place.start(*MEINHELD, "plain:app")

@@ -14,7 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.kit.accounts import NOBODY, second_account, shown
-from tests.kit.daemon import OSTLER, Daemon, Place, Process, ask, children, fork_server, title, until
+from tests.kit.daemon import OSTLER, Daemon, Place, fork_server
+from tests.kit.http_client import ask
+from tests.kit.processes import Process, children, title
+from tests.kit.tiers import thorough
+from tests.kit.waiting import until
 from tests.system.conftest import furnished
 
 APP = """\
@@ -45,7 +49,7 @@ pytestmark = [
 def open_place() -> Iterator[Place]:
     """A place that other users may enter; its folder `mine` belongs to nobody."""
     with furnished() as place:
-        place.let_others_in()
+        place.open_to_others()
         place.add("who.py", APP)
         mine = place.folder / "mine"
         mine.mkdir()
@@ -82,10 +86,10 @@ def test_user(open_place: Place) -> None:
     ("args", "ids"),
     [
         (("-u", "12345"), [12345] * 6 + [[12345]]),
-        (("-u", "12345", "-g", "0"), [12345] * 3 + [0] * 3 + [[0]]),
+        *thorough((("-u", "12345", "-g", "0"), [12345] * 3 + [0] * 3 + [[0]])),
         (("-u", "12345", "-g", "23456"), [12345] * 3 + [23456] * 3 + [[23456]]),
         (("-u", "nobody", "-g", "daemon", "--initgroups"), [UID] * 3 + [1] * 3 + [[1]]),
-        (("-u", "root"), [0] * 6 + [sorted(os.getgroups())]),
+        *thorough((("-u", "root"), [0] * 6 + [sorted(os.getgroups())])),
     ],
 )
 def test_numbers_and_groups(open_place: Place, args: tuple[str, ...], ids: list[object]) -> None:

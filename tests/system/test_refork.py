@@ -10,9 +10,11 @@ import pytest
 from ostler.control.client import RefusedError
 from ostler.control.routes import REFORK
 from ostler.control.views import ReforkBody, WorkerView
-from tests.kit.daemon import Daemon, Place, Process, children, descriptors, fork_server, title
+from tests.kit.daemon import Daemon, Place, fork_server
 from tests.kit.hostile import APP
 from tests.kit.load import Load
+from tests.kit.processes import Process, children, descriptors, title
+from tests.kit.tiers import tiers
 
 pytestmark = pytest.mark.system
 
@@ -95,7 +97,7 @@ def mapped(pid: int, name: str) -> int:
     return sum(name in line for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
 
 
-@pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["each loads", "preload"])
+@pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 @pytest.mark.parametrize("threads", ["1", "4"])
 def test_refork_under_load(lazy: Place, threads: str, preload: list[str]) -> None:
     """Three in a row under steady load: each time a worker becomes the zygote, and no request fails."""
@@ -227,6 +229,7 @@ def test_a_zygote_ends_without_its_supervisor(lazy: Place) -> None:
     assert all(process.ended() for process in ends)
 
 
+@pytest.mark.thorough
 def test_descriptors_do_not_grow(lazy: Place) -> None:
     """Ten in a row: the daemon and the workers have no more descriptors open than after the second."""
     daemon = lazy.start("-w", "1", "--threads", "2", "lazy:app")
@@ -247,15 +250,17 @@ def test_descriptors_do_not_grow(lazy: Place) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [
-        ("lazy:app",),
-        ("--threads", "2", "lazy:app"),
-        ("-k", "gevent", "lazy:app"),
-        ("-k", "eventlet", "lazy:app"),
-        ("-k", "meinheld", "lazy:app"),
-        ("-k", "asgi", "attacked:asgi"),
-    ],
-    ids=["sync", "threads", "gevent", "eventlet", "meinheld", "asgi"],
+    tiers(
+        {
+            "sync": ("lazy:app",),
+            "threads": ("--threads", "2", "lazy:app"),
+            "gevent": ("-k", "gevent", "lazy:app"),
+            "eventlet": ("-k", "eventlet", "lazy:app"),
+            "meinheld": ("-k", "meinheld", "lazy:app"),
+            "asgi": ("-k", "asgi", "attacked:asgi"),
+        }.items(),
+        ["threads", "asgi"],
+    ),
 )
 def test_scoreboards_are_not_handed_on(lazy: Place, words: tuple[str, ...]) -> None:
     """Three in a row: a zygote has no worker's numbers in memory, and a worker its own alone."""

@@ -1,5 +1,6 @@
 """Reloads: without a failed request, with new code, and a canary that spares the old generation."""
 
+import os
 import signal
 import threading
 
@@ -7,8 +8,10 @@ import pytest
 
 from ostler.control.routes import RECYCLE, RELOAD
 from ostler.control.views import ReloadBody
-from tests.kit.daemon import Daemon, Place, Process, children, descriptors, fork_server
+from tests.kit.daemon import Daemon, Place, fork_server
 from tests.kit.load import Load
+from tests.kit.processes import Process, children, descriptors
+from tests.kit.tiers import thorough, tiers
 from tests.system.test_deadlines import successor_first
 from tests.system.test_signals import page
 
@@ -16,7 +19,7 @@ pytestmark = pytest.mark.system
 
 
 @pytest.mark.parametrize("kind", ["sync", "gthread"])
-@pytest.mark.parametrize("preload", [[], ["--preload"]])
+@pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_reload_under_load(place: Place, preload: list[str], kind: str) -> None:
     """Steady keep-alive load, an app that takes a while to import: no failure, old code, then only new."""
     source = "import time\ntime.sleep(0.3)\n"
@@ -40,6 +43,7 @@ def test_reload_under_load(place: Place, preload: list[str], kind: str) -> None:
     successor_first(daemon.events())
 
 
+@pytest.mark.thorough
 def test_reloads_in_a_row_under_load(place: Place) -> None:
     """One reload after the other, some overtaking the one before: the last one wins, no request fails."""
     place.add("page.py", page("0"))
@@ -69,7 +73,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("preload", [[], ["--preload"]])
+@pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_broken_code(place: Place, preload: list[str]) -> None:
     """Whatever the new code does at import, `ctl reload` exits 1 with the reason and the old serves on."""
     place.add("page.py", page("old"))
@@ -108,10 +112,10 @@ def test_crash_at_import_leaves_its_stack(place: Place) -> None:
     ("source", "words"),
     [
         ("workers = 'many'\n", "workers (conf.py line 1): expected a whole number"),
-        ("workers = (\n", "config: conf.py line 1: "),
-        ("import sys\nsys.exit(1)\n", "config: conf.py line 2: SystemExit"),
+        *thorough(("workers = (\n", "config: conf.py line 1: ")),
+        *thorough(("import sys\nsys.exit(1)\n", "config: conf.py line 2: SystemExit")),
         ("import os\nos._exit(1)\n", "exit code 1"),
-        ("chdir = '/nowhere'\n", "chdir: can't enter '/nowhere'"),
+        *thorough(("chdir = '/nowhere'\n", "chdir: can't enter '/nowhere'")),
         ("accesslog = '/nowhere/access.log'\n", "accesslog (conf.py line 1): can't open '/nowhere/"),
         ("bind = ['127.0.0.1:0', '192.0.2.1:80']\n", "bind: 192.0.2.1:80: this machine has no such address"),
         (None, "config: can't read 'conf.py'"),
@@ -205,6 +209,7 @@ def test_workers_that_wait_are_not_forgotten(place: Place) -> None:
     assert outcomes["second"] == (0, "")
 
 
+@pytest.mark.thorough
 def test_descriptors_do_not_grow(place: Place) -> None:
     """Four reloads and ten recycled workers leave no zombie and no descriptor behind."""
     daemon = place.start("-w", "2", "--probation", "0", "--canary-time", "0", "plain:app")
@@ -242,3 +247,48 @@ def kinds(daemon: Daemon) -> dict[str, int]:
 
 def descriptors_of_fork_server(daemon: Daemon) -> int:
     return len(descriptors(fork_server(daemon).pid))
+
+
+def test_roll_back_restores_the_supervisors_settings(place: Place) -> None:
+    """After a roll-back within probation the log has the level of the generation that serves again."""
+    place.add("plain.py", page("1"))
+    place.add("conf.py", "workers = 1\nprobation = 60\nrollback_crashes = 1\n")
+    daemon = place.start("-c", "conf.py", "--canary-time", "0", "plain:app")
+    daemon.settled(1)
+    place.add("conf.py", "workers = 1\nprobation = 60\nrollback_crashes = 1\nloglevel = 'error'\n")
+    assert daemon.client.call(RELOAD, ReloadBody(wait=True)).phase == "done"
+    daemon.send(signal.SIGUSR1)
+    # A signal that only a program itself causes, and that nothing in it catches.
+    os.kill(daemon.pids()[0], signal.SIGSYS)
+    daemon.event("reload_rolled_back")
+    assert daemon.events("logs_reopened") == []
+    daemon.settled(1)
+    daemon.send(signal.SIGUSR1)
+    daemon.event("logs_reopened")
+
+
+@pytest.mark.parametrize("second", [signal.SIGHUP, signal.SIGTERM], ids=["reload", "stop"])
+def test_signals_during_the_first_configuration(place: Place, second: signal.Signals) -> None:
+    """Two reloads, or a reload and a stop, while the first configuration is evaluated, are no error."""
+    place.add("plain.py", page("1"))
+    wait = "while not os.path.exists('go'):\n    time.sleep(0.01)\n"
+    place.add("conf.py", f"import os\nimport time\nopen(f'begun-{{os.getpid()}}', 'w').close()\n{wait}")
+    daemon = place.start("-c", "conf.py", "--canary-time", "0", "plain:app", serving=False)
+
+    def begun(number: int) -> None:
+        found = lambda: len(list(place.app_folder.glob("begun-*"))) >= number  # noqa: E731
+        daemon.until(found, f"{number} configurations are evaluated")
+
+    begun(1)
+    daemon.send(signal.SIGHUP)
+    begun(2)
+    daemon.send(second)
+    if second is signal.SIGTERM:
+        assert daemon.wait() == 0
+    else:
+        begun(3)
+        (place.app_folder / "go").touch()
+        daemon.event("serving")
+        daemon.settled(1)
+        assert daemon.get().status == 200
+    assert daemon.events("internal_error") == []

@@ -8,7 +8,9 @@ import time
 
 import pytest
 
-from tests.kit.daemon import OSTLER, Place, Process, children, descriptors, until
+from tests.kit.daemon import OSTLER, Place
+from tests.kit.processes import Process, children, descriptors
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 

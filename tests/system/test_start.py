@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from ostler import __version__
-from tests.kit.daemon import Place, Process, ask, children, title, until
+from tests.kit.daemon import Place
+from tests.kit.http_client import ask
+from tests.kit.processes import Process, children, title
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 

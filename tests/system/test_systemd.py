@@ -7,7 +7,9 @@ import socket
 
 import pytest
 
-from tests.kit.daemon import OSTLER, Place, ask, until
+from tests.kit.daemon import OSTLER, Place
+from tests.kit.http_client import ask
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 

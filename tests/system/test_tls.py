@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from tests.kit.certificates import Authority, Certificate
-from tests.kit.daemon import PATIENCE, Daemon, Place, ask
+from tests.kit.daemon import Daemon, Place
+from tests.kit.http_client import ask
+from tests.kit.waiting import PATIENCE
 
 pytestmark = pytest.mark.system
 
@@ -167,7 +169,7 @@ def test_client_certificates(place: Place, authority: Authority, server: Certifi
         stranger.get()
     stranger.close()
     assert daemon.status().totals.deaths == 0
-    assert "Traceback" not in place.story()
+    assert "Traceback" not in place.logs()
 
 
 def test_hook(place: Place, authority: Authority, server: Certificate) -> None:
@@ -232,7 +234,7 @@ def test_who_speaks_no_tls(place: Place, authority: Authority, server: Certifica
     connection.close()
     assert silent.recv(100) == b"", "a client that never begins its handshake is cut off"
     silent.close()
-    assert "Traceback" not in place.story()
+    assert "Traceback" not in place.logs()
     assert not daemon.events("internal_error")
 
 

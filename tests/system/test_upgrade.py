@@ -15,8 +15,12 @@ import pytest
 import ostler
 from ostler.control.routes import RELOAD, SCALE
 from ostler.control.views import ReloadBody, Scale
-from tests.kit.daemon import Daemon, Place, Process, ask, children, descriptors, title, until, zombies
+from tests.kit.daemon import Daemon, Place
+from tests.kit.http_client import ask
 from tests.kit.load import Load
+from tests.kit.processes import Process, children, descriptors, title, zombies
+from tests.kit.tiers import thorough
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 
@@ -85,6 +89,7 @@ def test_nothing_is_lost(place: Place) -> None:
     assert zombies(daemon.pid) == []
 
 
+@pytest.mark.thorough
 def test_descriptors_do_not_grow(place: Place) -> None:
     """Each program has as many descriptors as the one before, and so have its children."""
     daemon = start(place, "--probation", "0", "-p", "up.pid")
@@ -100,7 +105,13 @@ def test_descriptors_do_not_grow(place: Place) -> None:
         daemon.send(signal.SIGUSR2)
         daemon.event("reload_done", after=number)
     daemon.until(lambda: len(children(daemon.pid)) == 3, "a fork server and two workers")
-    daemon.until(lambda: held() == before, f"{before} descriptors, as before")
+
+    # Not the same number: a connection of `ctl` that was just being closed may have been counted before. What
+    # an upgrade does not close is more than that after two of them.
+    def as_before() -> bool:
+        return all(now <= then for now, then in zip(held(), before, strict=True))
+
+    daemon.until(as_before, f"{before} descriptors, as before")
     assert (place.app_folder / "up.pid").read_text() == f"{daemon.pid}\n"
 
 
@@ -145,8 +156,8 @@ def test_half_installed(place: Place) -> None:
     argv = (sys.executable, "-P", "-m", "ostler")
     daemon = place.start("up:app", argv=argv, PYTHONPATH=path)
     daemon.settled(1)
-    plane = package / "daemon" / "plane.py"
-    plane.write_text("import nowhere_to_be_found\n")
+    module = package / "daemon" / "control_server.py"
+    module.write_text("import nowhere_to_be_found\n")
     daemon.send(signal.SIGUSR2)
     assert "nowhere_to_be_found" in daemon.event("upgrade_failed", level="error")["problem"]
     assert daemon.get().status == 200
@@ -296,6 +307,7 @@ def test_token_can_not_be_written(place: Place) -> None:
     assert str(token) in daemon.event("control_unavailable")["problem"]
 
 
+@pytest.mark.thorough
 def test_few_descriptors(place: Place) -> None:
     """An upgrade takes hardly more descriptors than the daemon has open anyway."""
     place.add("up.py", APP)
@@ -321,7 +333,7 @@ def test_few_descriptors(place: Place) -> None:
     [
         "import ostler.daemon.upgrade as module; module._format = bytes",
         "import ostler.daemon.main as module; module.Observer = None",
-        "import ostler.daemon.main as module; module.PidFile = None",
+        "import ostler.daemon.own_settings as module; module.PidFile = None",
     ],
     ids=["reading", "building", "taking over"],
 )
@@ -349,7 +361,7 @@ def test_new_program_fails_and_workers_end(place: Place) -> None:
     assert daemon.wait() == 1
 
 
-@pytest.mark.parametrize("value", ["0", "99", "1:0", "nothing"])
+@pytest.mark.parametrize("value", ["99", *thorough("0", "1:0", "nothing")])
 def test_variable_of_somebody_else(place: Place, value: str) -> None:
     """What an older program left is only believed if it was in this very process."""
     daemon = start(place, OSTLER_UPGRADE=value, OSTLER_UPGRADE_CHECK=value)

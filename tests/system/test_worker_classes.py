@@ -9,6 +9,7 @@ import pytest
 from ostler.errors import ExitCode
 from tests.kit.daemon import Place
 from tests.kit.load import Load
+from tests.kit.tiers import thorough
 
 pytestmark = pytest.mark.system
 
@@ -98,15 +99,15 @@ def test_a_hanging_request(place: Place) -> None:
     ("name", "words"),
     [
         ("gevnt", "did you mean gevent?"),
-        ("referense", "did you mean reference?"),
+        *thorough(("referense", "did you mean reference?")),
         ("nonsense", "there are: sync, gthread"),
         ("tornado", "Tornado"),
-        ("egg:gunicorn#tornado", "Tornado"),
+        *thorough(("egg:gunicorn#tornado", "Tornado")),
         ("aiohttp.GunicornWebWorker", "aiohttp.web.run_app"),
-        ("aiohttp.worker.GunicornUVLoopWebWorker", "aiohttp.web.run_app"),
+        *thorough(("aiohttp.worker.GunicornUVLoopWebWorker", "aiohttp.web.run_app")),
         ("sanic.worker.GunicornWorker", "use asgi"),
-        ("geventwebsocket.gunicorn.workers.GeventWebSocketWorker", "ASGIApp"),
-        ("gunicorn.workers.base_async.AsyncWorker", "base class"),
+        *thorough(("geventwebsocket.gunicorn.workers.GeventWebSocketWorker", "ASGIApp")),
+        *thorough(("gunicorn.workers.base_async.AsyncWorker", "base class")),
         ("plain.Holder", "no subclass of ostler.workers.base.BaseWorker"),
         ("no.such.Thing", "can't import no.such.Thing"),
         ("broken", "can't import plain:NoSuch"),

@@ -1,10 +1,59 @@
-"""Documents name what there is."""
+"""Documents name what there is: files, functions, tests, links.
 
+In documents a name of the code is written in backticks as `folder/file.py`, as `folder/file.py:Name` or
+`folder/file.py:Class.method`, or as `module.Name`. Paths are from the root, from the package, or from the
+document's own folder.
+"""
+
+import ast
 import re
+from functools import cache
 from pathlib import Path
 
+import pytest
+
+from ostler.cli.arguments import command
+from ostler.cli.ctl import cli
+
 ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "supervisor/ostler"
 SECURITY = ROOT / "contrib/docs/security.md"
+# Of the changelog only links count: it tells of what was.
+CHANGELOG = ROOT / "CHANGELOG.md"
+DOCUMENTS = sorted(
+    [
+        ROOT / "README.md",
+        CHANGELOG,
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "web/README.md",
+        *ROOT.glob("contrib/**/*.md"),
+    ]
+)
+NAMING = [document for document in DOCUMENTS if document != CHANGELOG]
+OF_USERS = sorted([ROOT / "README.md", *ROOT.glob("contrib/docs/*.md"), *ROOT.glob("contrib/systemd/*.md")])
+# What a path in a document begins with if it is one of ours.
+FOLDERS = {
+    *(folder.name for folder in PACKAGE.iterdir() if folder.is_dir()),
+    *("supervisor", "tests", "contrib", "web", "src"),
+}
+# Files that documents name ahead of the code. What they define is checked as soon as they are there.
+AHEAD = {
+    *(
+        "workers/acceptor.py",
+        "workers/connection_table.py",
+        "workers/drain.py",
+        "workers/leader_followers.py",
+    ),
+    *("workers/output_buffer.py", "workers/parts.py", "workers/priming.py", "workers/reactor.py"),
+    *("workers/receiver.py", "workers/request_runner.py", "workers/responder.py", "workers/siblings.py"),
+    *("workers/sweeper.py", "workers/connection.py:Phase", "scoreboard/accounting.py", "lifecycle.md"),
+}
+_MODULE_NAME = re.compile(r"([a-z_0-9]+)\.([A-Za-z_]\w*(?:\.\w+)?)(?:\(\))?")
+_PATH = re.compile(r"((?:[\w.-]+/)+[\w.-]*)(?::([A-Za-z_][\w.]*))?(?:\(\))?")
+
+
+def _relative(document: Path) -> str:
+    return str(document.relative_to(ROOT))
 
 
 def test_security_names_tests_that_exist() -> None:
@@ -19,3 +68,144 @@ def test_security_names_tests_that_exist() -> None:
                 source = path.read_text()
             else:
                 assert f"def {name}(" in source, f"{name} in: {row}"
+
+
+@pytest.mark.parametrize("document", NAMING, ids=_relative)
+def test_names_of_the_code_exist(document: Path) -> None:
+    """Each file, class and function that a document names is there."""
+    missing = [name for name in _quoted(document) if not _exists(document, name)]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_relative)
+def test_links_lead_somewhere(document: Path) -> None:
+    """Links between documents name files that exist, and headings that these have."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", _prose(document))):
+        if "://" in target or target in AHEAD:
+            continue
+        path, _, heading = target.partition("#")
+        found = document.parent / path if path else document
+        assert found.exists(), target
+        if heading:
+            assert heading in _headings(found), target
+
+
+@pytest.mark.parametrize("document", OF_USERS, ids=_relative)
+def test_flags_exist(document: Path) -> None:
+    """Each flag that a document for users names is one of `ostler` or `ctl`."""
+    named = [re.split(r"[ =]", text)[0] for text in _quoted(document) if text.startswith("--")]
+    assert [flag for flag in named if flag not in _flags()] == []
+
+
+def test_each_document_is_in_the_index() -> None:
+    """contrib/docs/README.md lists all documents beside it."""
+    folder = ROOT / "contrib/docs"
+    index = (folder / "README.md").read_text()
+    assert [
+        path.name for path in folder.glob("*.md") if f"({path.name})" not in index and path.stem != "README"
+    ] == []
+
+
+def test_the_readme_is_short() -> None:
+    """What is longer belongs into contrib/docs."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 90
+
+
+@pytest.mark.parametrize(
+    ("name", "exists"),
+    [
+        ("workers/boot.py", True),
+        ("workers/no_such.py", False),
+        ("tests/kit/", True),
+        ("ipc/messages.py:Spawn", True),
+        ("ipc/messages.py:Spawn.slot", True),
+        ("fleet/machine.py:Fleet.handle", True),
+        ("fleet/machine.py:Fleet.no_such", False),
+        ("messages.Spawn", True),
+        ("messages.NoSuch", False),
+        # Not ours to check: settings' files, paths of a machine, other programs' names, code.
+        *(
+            ("gunicorn.conf.py", True),
+            ("/run/ostler/NAME.sock", True),
+            ("uvicorn.workers.UvicornWorker", True),
+        ),
+        *(("wsgi.errors", True), ("GET /v1/status", True), ('environ["ostler.extend_deadline"](60)', True)),
+    ],
+)
+def test_the_check_itself(name: str, exists: bool) -> None:
+    """It sees what is missing, and lets alone what names no code of ours."""
+    assert _exists(ROOT / "README.md", name) is exists
+
+
+@cache
+def _flags() -> set[str]:
+    commands = [command(lambda _given: None), cli, *cli.commands.values()]
+    return {flag for found in commands for param in found.params for flag in param.opts} | {"--help"}
+
+
+def _prose(document: Path) -> str:
+    """The text without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def _quoted(document: Path) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", _prose(document))
+
+
+def _exists(document: Path, name: str) -> bool:
+    """Whether there is what a text in backticks names; True as well if it names nothing of ours."""
+    if (found := _PATH.fullmatch(name)) is not None:
+        path, inner = found.groups()
+        places = [base / path for base in (ROOT, PACKAGE, document.parent)]
+        if path.partition("/")[0] not in FOLDERS or name in AHEAD:
+            return True
+        if path in AHEAD and not any(place.exists() for place in places):
+            return True
+        return any(place.exists() and (not inner or inner in _definitions(place)) for place in places)
+    if (found := _MODULE_NAME.fullmatch(name)) is not None:
+        module, inner = found.groups()
+        modules = _modules().get(module, [])
+        return not modules or inner == "py" or any(inner in _definitions(path) for path in modules)
+    return True
+
+
+@cache
+def _modules() -> dict[str, list[Path]]:
+    modules: dict[str, list[Path]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        modules.setdefault(path.stem, []).append(path)
+    return modules
+
+
+@cache
+def _definitions(path: Path) -> set[str]:
+    """What a module defines: names, and `Class.name` for what its classes and their instances have."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        names |= _names(node)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{inner}" for part in node.body for inner in _names(part)}
+            names |= {
+                f"{node.name}.{target.attr}"
+                for target in ast.walk(node)
+                if isinstance(target, ast.Attribute)
+                and isinstance(target.ctx, ast.Store)
+                and isinstance(target.value, ast.Name)
+                and target.value.id == "self"
+            }
+    return names
+
+
+def _names(node: ast.stmt) -> set[str]:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {node.name}
+    if isinstance(node, ast.Assign | ast.AnnAssign | ast.If | ast.Try):
+        found = (inner for inner in ast.walk(node) if isinstance(inner, ast.Name))
+        return {inner.id for inner in found if isinstance(inner.ctx, ast.Store)}
+    return set()
+
+
+def _headings(path: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    texts = re.findall(r"^#+ (.*)$", _prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in texts}

@@ -12,17 +12,9 @@ from typing import Self
 
 import pytest
 
-from tests.kit.load import (
-    Address,
-    Answer,
-    AnswerParser,
-    Load,
-    MalformedAnswerError,
-    Outcome,
-    Report,
-    host_field,
-    percentile,
-)
+from tests.kit.answers import Answer, AnswerParser, MalformedAnswerError
+from tests.kit.load import Address, Load, host_field
+from tests.kit.report import Outcome, Report, percentile
 
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nHello"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -9,14 +9,13 @@ import os
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ostler.settings.ignored import IGNORED, Ignored
 from ostler.settings.kinds import Kind
-from ostler.settings.own import OWN
-from ostler.settings.table import Setting, rows
-from ostler.settings.unused import UNUSED, Unused
+from ostler.settings.table import Setting, not_in_gunicorn, rows
 
 # More arguments; the first that says something wins, and the command line itself before them.
 VARIABLES = ("OSTLER_CMD_ARGS", "GUNICORN_CMD_ARGS")
@@ -28,7 +27,7 @@ _EPILOG = (
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class CommandLine:
     """All that was asked for.
 
     Args:
@@ -46,7 +45,13 @@ class Given:
     remarks: list[str] = field(default_factory=list)
 
 
-class _Value(click.ParamType[Any]):
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # generic only from click 8.4 on
+
+
+class _Value(_ParamType):
     """Checks a value as its row does and hands on what was written."""
 
     def __init__(self, row: Setting) -> None:
@@ -84,11 +89,11 @@ def _switch(names: list[str], value: Any, **more: Any) -> click.Option:
     return click.Option(names, is_flag=True, flag_value=value, default=None, **more)
 
 
-def _hidden(unused: Unused) -> click.Option:
-    names = [*unused.flags, f"_{unused.name}"]
-    if unused.switch:
+def _hidden(ignored: Ignored) -> click.Option:
+    names = [*ignored.flags, f"_{ignored.name}"]
+    if ignored.switch:
         return _switch(names, True, hidden=True)
-    return click.Option(names, hidden=True, default=None, multiple=unused.several, type=str)
+    return click.Option(names, hidden=True, default=None, multiple=ignored.several, type=str)
 
 
 def _shown(row: Setting) -> str:
@@ -141,7 +146,7 @@ def _whole(flag: str, options: Mapping[str, click.Option]) -> str:
     if flag in options:
         return flag
     longer = [name for name in options if name.startswith(flag)]
-    for names in (longer, [name for name in longer if str(options[name].name)[1:] not in OWN]):
+    for names in (longer, [name for name in longer if str(options[name].name)[1:] not in not_in_gunicorn()]):
         if len({options[name].name for name in names}) == 1:
             return names[0]
     return flag
@@ -172,7 +177,7 @@ def _is_value(kind: Kind, text: str = "") -> bool:
     return True
 
 
-def command(run: Callable[[Given], None]) -> click.Command:
+def command(run: Callable[[CommandLine], None]) -> click.Command:
     """The command; it calls `run` with all that was given, in variables too."""
 
     def started(**params: Any) -> None:
@@ -198,7 +203,7 @@ def command(run: Callable[[Given], None]) -> click.Command:
         click.Option(["--demo", "demo"], is_flag=True, help="Run a built-in demo app with a dashboard."),
     ]
     options += [_option(row) for row in rows().values() if row.flags]
-    options += [_hidden(unused) for unused in UNUSED.values() if unused.flags]
+    options += [_hidden(ignored) for ignored in IGNORED.values() if ignored.flags]
     made = _Command(
         "ostler",
         params=options,
@@ -210,7 +215,7 @@ def command(run: Callable[[Given], None]) -> click.Command:
     return made
 
 
-def _merged(made: click.Command, params: dict[str, Any]) -> Given:
+def _merged(made: click.Command, params: dict[str, Any]) -> CommandLine:
     """What the command line says, and what the variables say besides."""
     values = _values(params)
     variables: dict[str, str] = {}
@@ -228,7 +233,7 @@ def _merged(made: click.Command, params: dict[str, Any]) -> Given:
             params[name] = params[name] or more[name]
         if more["app"]:
             remarks.append(f"{variable}: the app is for the command line to name; ignored: {more['app']}")
-    return Given(
+    return CommandLine(
         params["app"],
         params["config"],
         params["check_config"],

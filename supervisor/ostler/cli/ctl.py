@@ -212,7 +212,10 @@ def _waits(command: Command) -> Command:
     )(command)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    no_args_is_help=False,  # click 8.1 exits with 0 then, later versions raise an error of their own
+)
 @click.version_option(__version__, message="ctl of Ostler %(version)s")
 @_aimed
 def cli() -> None:
@@ -529,15 +532,15 @@ def main(argv: list[str] | None = None, prog: str = "ctl") -> None:
     fill_standard_descriptors()
     encode_anything(sys.stdout)
     try:
+        if not (sys.argv[1:] if argv is None else argv):
+            click.echo(cli.get_help(click.Context(cli, info_name=prog, **cli.context_settings)), err=True)
+            sys.exit(ExitCode.USAGE)
         code = cli.main(argv, prog_name=prog, standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader has seen enough (`ctl workers | head -1`).
         _drop_output()
         sys.exit(ExitCode.FAILED)  # as click and rich do where they notice it first
-    except click.exceptions.NoArgsIsHelpError as error:
-        sys.stderr.write(error.format_message() + "\n")
-        sys.exit(ExitCode.USAGE)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else prog
         message = " ".join(error.format_message().split()).rstrip(".")

@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from ostler import __version__
-from ostler.cli.arguments import Given, command
+from ostler.cli.arguments import CommandLine, command
 from ostler.errors import ExitCode, OstlerError
 from ostler.osapi.needed import LIMITS
 from ostler.osapi.process import fill_standard_descriptors
@@ -26,7 +26,7 @@ def _command() -> click.Command:
     return version(command(_run))
 
 
-def _run(given: Given) -> None:
+def _run(given: CommandLine) -> None:
     with _loading():
         from ostler.daemon import upgrade
         from ostler.osapi.inherited import set_right
@@ -56,14 +56,15 @@ def _run(given: Given) -> None:
         )
         sys.exit(check(ask, show=given.print_config, load_app=given.check_config))
     with _loading():
-        from ostler.daemon.main import Order, run
+        from ostler.daemon.run import run
+        from ostler.daemon.start_request import RunRequest
 
     own_choice = demo and "control_bind" not in command_line
     if own_choice:
         command_line["control_bind"] = "127.0.0.1:8001"
     sys.exit(
         run(
-            Order(
+            RunRequest(
                 command_line,
                 given.config,
                 folder,

@@ -96,43 +96,6 @@ def make_room(
     return True, min(idle, key=lambda seat: (seat.proven, seat.since))
 
 
-class Allowance:
-    """Seconds of the event loop that a peer may use per second (a token bucket).
-
-    Time is counted after its use, so the balance may be negative for a while.
-
-    Args:
-        rate: seconds per second.
-        burst: the most seconds that can be saved up.
-        now: monotonic seconds.
-    """
-
-    def __init__(self, rate: float, burst: float, now: float) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._balance = burst
-        self._at = now
-
-    def use(self, seconds: float, now: float) -> None:
-        self._settle(now)
-        # Bounded, so that a peer recovers after some seconds.
-        self._balance = max(self._balance - seconds, -self._burst)
-
-    def wait(self, now: float) -> float:
-        """Seconds until it may use more; 0.0: now."""
-        self._settle(now)
-        return max(0.0, -self._balance / self._rate)
-
-    def is_full(self, now: float) -> bool:
-        """Whether it equals a new one, so that it need not be kept."""
-        self._settle(now)
-        return self._balance >= self._burst
-
-    def _settle(self, now: float) -> None:
-        self._balance = min(self._burst, self._balance + self._rate * max(0.0, now - self._at))
-        self._at = now
-
-
 class Quota:
     """Limits the number of something: untrusted peers have `per_key` each at most, and leave `reserved` free.
 

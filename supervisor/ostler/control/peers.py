@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ostler.control.limits import Allowance
 from ostler.osapi.peers import PeerGone, TcpPeers, unix_peer
+from ostler.token_bucket import TokenBucket
 
 OTHER_USER = 0.05, 0.1
 OTHER_USERS = 0.1, 0.15
@@ -26,7 +26,7 @@ class Peer:
     uid: None if unknown; trusted: the daemon's own user, or root; allowances: all of them must permit work.
     """
 
-    def __init__(self, uid: int | None, trusted: bool, *allowances: Allowance) -> None:
+    def __init__(self, uid: int | None, trusted: bool, *allowances: TokenBucket) -> None:
         self.uid = uid
         self.trusted = trusted
         self._allowances = allowances
@@ -67,7 +67,7 @@ class PeerTable:
         self._tcp: TcpPeers | None = None
         self._trusted = {0, os.geteuid()}
         self._known: dict[int, Peer] = {}
-        self._all_others = Allowance(*OTHER_USERS, time.monotonic())
+        self._all_others = TokenBucket(*OTHER_USERS, time.monotonic())
         if not self._unix:
             try:
                 self._tcp = TcpPeers()
@@ -86,7 +86,7 @@ class PeerTable:
         now = time.monotonic()
         if uid is None:
             rate, burst = OTHER_USER
-            share = Allowance(rate * UNKNOWN_SHARE, burst * UNKNOWN_SHARE, now)
+            share = TokenBucket(rate * UNKNOWN_SHARE, burst * UNKNOWN_SHARE, now)
             return Peer(None, False, share, self._all_others)
         if uid not in self._known:
             self._known[uid] = self._make(uid, now)
@@ -94,9 +94,9 @@ class PeerTable:
 
     def _make(self, uid: int, now: float) -> Peer:
         if uid not in self._trusted:
-            return Peer(uid, False, Allowance(*OTHER_USER, now), self._all_others)
+            return Peer(uid, False, TokenBucket(*OTHER_USER, now), self._all_others)
         # Over TCP a proxy of the same user may forward requests of others.
-        return Peer(uid, True) if self._unix else Peer(uid, True, Allowance(*TRUSTED, now))
+        return Peer(uid, True) if self._unix else Peer(uid, True, TokenBucket(*TRUSTED, now))
 
     def remove_unused(self, used: set[int | None]) -> None:
         """Remove idle peers whose uid is not in `used`."""

@@ -1,58 +1,34 @@
-"""From settings to what the fleet needs of them."""
+"""What the fleet needs of a generation's settings."""
 
 from collections.abc import Sequence
 
 import msgspec
 
 from ostler.fleet.model import FleetPolicy
-from ostler.osapi.cpus import usable_cpus
 from ostler.settings.load import Loaded
-from ostler.settings.table import Settings
+from ostler.settings.table import Settings, policy_fields
 
-# A worker ends itself in time, its atexit functions included; the fleet's own limit is for one that does not.
+# Seconds. A worker ends by itself in time, its atexit functions included; the fleet's own limit is for one
+# that does not.
 _DRAIN_GRACE = 1.0
-
-
-# How long a fork server may take to end. A hook has less (`hooks.calling`).
+# Seconds that a fork server may take to end. A hook has less (`hooks.calling`).
 _GRACE, HOOKS_GRACE = 1.0, 6.0
 
 
 def fleet_policy(loaded: Loaded, hooks: Sequence[str] = ()) -> FleetPolicy:
-    """What a generation's settings, and the names of its hooks, say about the fleet."""
-    settings = _hurried(loaded) if loaded.settings.reload else loaded.settings
-    least, most = settings.workers if isinstance(settings.workers, tuple) else (settings.workers, None)
-    share = settings.max_surge.endswith("%")
-    surge = int(settings.max_surge.removesuffix("%"))
+    """The fleet's policy under a generation's settings. hooks: names of those it has."""
+    settings = _for_development(loaded) if loaded.settings.reload else loaded.settings
     return FleetPolicy(
-        workers=least,
-        preload=settings.preload_app,
-        workers_most=most,
-        graceful_timeout=settings.graceful_timeout + _DRAIN_GRACE,
-        boot_timeout=settings.boot_timeout,
-        timeout_grace=settings.timeout_grace,
-        timeout_soft=settings.timeout_soft,
-        max_surge=1 if share else surge,
-        max_surge_share=surge / 100 if share else 0.0,
-        boot_parallelism=settings.boot_parallelism or max(2, usable_cpus()),
-        canary_time=settings.canary_time,
-        probation=settings.probation,
-        rollback_crashes=settings.rollback_crashes,
-        rollback_error_rate=settings.rollback_error_rate,
-        refork_after=settings.refork_after,
-        max_age=settings.max_age,
-        max_age_jitter=settings.max_age_jitter,
-        max_memory=settings.max_memory,
-        autoscale_utilisation=settings.autoscale_utilisation,
-        autoscale_queue_wait=settings.autoscale_queue_wait,
-        autoscale_cooldown=settings.autoscale_cooldown,
+        **policy_fields(settings),
+        drain_grace=_DRAIN_GRACE,
         fork_server_grace=HOOKS_GRACE if hooks else _GRACE,
     )
 
 
-def _hurried(loaded: Loaded) -> Settings:
-    """Settings for whoever writes the app and waits to see it: what nobody has set spares no old worker.
+def _for_development(loaded: Loaded) -> Settings:
+    """Settings for the development of an app: unless they were set, old workers are replaced at once.
 
-    An app that can't be loaded is shown (see `reload`), so there is nothing to go back to either.
+    An app that can't be loaded is shown as an error page (see `reload`), so a roll-back is not needed either.
     """
     quick = {"canary_time": 0.0, "probation": 0.0, "max_surge": "100%"}
     return msgspec.structs.replace(

@@ -1,1 +1,4 @@
-"""The fleet: a state machine without I/O. Events in, actions out; `machine.Fleet` is all of it."""
+"""The fleet: a state machine without I/O. Events in, actions out.
+
+The daemon uses `machine.Fleet`, and `health` for a summary. `events` and `actions` are imported as modules.
+"""

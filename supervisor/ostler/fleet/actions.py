@@ -3,32 +3,40 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+Level = Literal["debug", "info", "warning", "error"]
+
 
 @dataclass(frozen=True, slots=True)
 class StartForkServer:
+    """Execute a fork server, which evaluates the configuration and reports `ForkServerConfigured`."""
+
     generation: int
 
 
 @dataclass(frozen=True, slots=True)
 class LoadApp:
-    """Give the fork server its listeners and let it load what it must."""
+    """Send the fork server its listeners; it then loads the app, if that is preloaded."""
 
     generation: int
 
 
 @dataclass(frozen=True, slots=True)
 class StopForkServer:
+    """Let the fork server end. If it does not, `KillForkServer` follows."""
+
     generation: int
 
 
 @dataclass(frozen=True, slots=True)
 class KillForkServer:
+    """SIGKILL."""
+
     generation: int
 
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Fork a worker. `urgent`: nobody serves in the slot, so it need not step back while it boots."""
+    """Fork a worker. `urgent`: no worker serves in the slot, so it boots with full priority."""
 
     worker_id: int
     slot: int
@@ -38,19 +46,21 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Stop accepting, finish what is there, leave.
+    """Stop accepting, finish the requests that are in flight, end.
 
-    hand_over: idle connections go to other workers; zygote: then be the generation's fork server.
+    hand_over: idle connections go to other workers; zygote: do not end, but become the generation's fork
+    server; seconds: the budget for all this. The fleet kills the worker when that and `drain_grace` are over.
     """
 
     worker_id: int
     hand_over: bool
-    zygote: bool = False
+    zygote: bool
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class AuditZygote:
-    """Let the worker look whether it could be forked from; the answer is `ZygoteAudited`."""
+    """Let the worker check whether it could be forked from; the answer is `ZygoteAudited`."""
 
     worker_id: int
     force: bool
@@ -58,7 +68,7 @@ class AuditZygote:
 
 @dataclass(frozen=True, slots=True)
 class UseZygote:
-    """The worker is its generation's fork server now; the one before is to end."""
+    """The worker is its generation's fork server from now on; the one before is to end."""
 
     worker_id: int
     generation: int
@@ -85,7 +95,7 @@ class DumpStack:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """The worker boots, and need not any more. Should it serve by now, it drains as if it were told to."""
+    """The worker boots and is not needed any more. If it serves by the time it gets this, it drains."""
 
     worker_id: int
 
@@ -106,31 +116,42 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
+    """SIGKILL."""
+
     worker_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Log an event and tell subscribers."""
+    """Log an event, and send it to those who watch the events over the API."""
 
-    level: Literal["debug", "info", "warning", "error"]
+    level: Level
     name: str
     fields: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """The first worker is ready."""
+    """The first worker of the current generation is ready."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReloadEnded:
+    """A reload has come to its end, whatever that is. Once for each reload."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """A reload was rolled back after its end: the settings of the generation before are current again."""
+
     generation: int
 
 
 @dataclass(frozen=True, slots=True)
 class CheckUpgrade:
-    """See in a child whether the program on the disk would start; the answer is `UpgradeChecked`."""
+    """Check in a child whether the program on the disk would start; the answer is `UpgradeChecked`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +166,7 @@ class Stopping:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Nothing is left: end the daemon. `reason` and `traceback` say why it failed, if it did."""
+    """No process is left: end the daemon. `reason` and `traceback`: why it failed, if it did."""
 
     failed: bool = False
     app_failed: bool = False
@@ -171,6 +192,7 @@ Action = (
     | Report
     | Serving
     | ReloadEnded
+    | RolledBack
     | CheckUpgrade
     | Upgrade
     | Stopping

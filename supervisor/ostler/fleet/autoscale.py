@@ -1,17 +1,17 @@
 """How many workers the load wants, within the bounds that the configuration gives.
 
-The measure is how many workers' whole time the app takes ("busy", so 2.8 of 4 workers are 70 %). It is looked
-at over a few seconds, by its median: one busy second does not count.
+The measure is how many workers' whole time the app takes ("busy", so 2.8 of 4 workers are 70 %). What counts
+is its median over a few seconds: one busy second does not.
 
 - Up at once: to as many workers as bring the share of busy time down to `autoscale_utilisation`. When all
-  are busy, or requests wait, nobody can tell how much more there is to do: then it goes up step by step, at
-  most doubling, and each step must be ready and measured before the next.
+  are busy, or requests wait, it is unknown how many are needed: then it goes up step by step, at most
+  doubling, and each step must be ready and measured before the next.
 - Down slowly: when the load, bursts of a few seconds included, would have fitted into fewer for all of
   `autoscale_cooldown`, with a tenth to spare so that the number does not flap; at most a quarter of the
   workers at a time.
-- More workers help nobody when the processor, a lock or a database is what is short. So a step up is a
+- More workers do not help when the processor, a lock or a database is the bottleneck. So a step up is a
   trial: if workers are still too busy afterwards and answer no more requests than the fewer ones did, it is
-  taken back, and not tried again for a while, longer each time.
+  undone, and not tried again for a while, longer each time.
 - Workers that would not fit into the memory that is left are not added.
 """
 
@@ -23,10 +23,10 @@ from statistics import fmean, median
 from ostler.fleet.model import FleetPolicy, Load
 from ostler.fleet.policies import surge
 
-# Measurements looked at together, and how many there must be to say anything.
+# Measurements that are combined, and the least number that a decision needs.
 _WINDOW = 5
 _ENOUGH = 3
-# Seconds after which a measurement says nothing about now.
+# Seconds after which a measurement is too old to be used.
 _STALE = 15.0
 # How much lower than the target the load must be, as share of it, before a worker is one too many.
 _SPARE = 0.1
@@ -40,7 +40,7 @@ _COUNTABLE = 100
 _WAIT_GAIN = 0.2
 # Cool-downs until a step that did not help is tried again: doubles up to this.
 _LONGEST_HOLD = 16
-# Memory that stays free for everybody else: bytes, on top of what replacements may take for a while.
+# Memory that stays free for other programs: bytes, on top of what replacements may take for a while.
 _RESERVE = 64 << 20
 _EPSILON = 1e-9
 
@@ -76,7 +76,7 @@ class Trend:
 
     samples: the newest ones, oldest first; low_since, low_peak: since when fewer workers would do, and how
     many at most; trial: see `Trial`; fruitless: trials in a row that did not help; held_until: no step up
-    before; told: what was said without changing the number, so that it is said once.
+    before; reported: the limit that was reported last, so that it is reported once.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -85,14 +85,14 @@ class Trend:
     trial: Trial | None = None
     fruitless: int = 0
     held_until: float = 0.0
-    told: str = ""
+    reported: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class ScaleDecision:
     """How many workers there should be from now on, and why.
 
-    The number is the present one when only the reason is news: more are needed, but can't be had.
+    The number is the present one if only the reason is new: more are needed, but a limit prevents that.
     """
 
     workers: int
@@ -106,23 +106,23 @@ def decide(
     policy: FleetPolicy,
     wanted: int,
     now: float,
-) -> Decision | None:
-    """Look at a new measurement; returns what is to change, or None.
+) -> ScaleDecision | None:
+    """Evaluate a new measurement; returns what is to change, or None.
 
     Args:
         trend: changed in place.
         loads: of all ready workers, those included that are about to be replaced.
-        memory_free: bytes, None if nobody knows.
+        memory_free: bytes, None if that is not known.
         policy: its bounds, `workers` and `workers_most`, and the settings `autoscale_*`.
         wanted: the present number.
         now: seconds, of a clock that only goes forward.
     """
     least, most = bounds(policy)
     if not least <= wanted <= most:
-        _begin_anew(trend)
-        return Decision(min(max(wanted, least), most), f"{least} to {most} workers are allowed")
+        _reset(trend)
+        return ScaleDecision(min(max(wanted, least), most), f"{least} to {most} workers are allowed")
     if trend.trial is not None and trend.trial.workers != wanted:
-        trend.trial = None  # somebody else has changed the number
+        trend.trial = None  # the number was changed by other means
     if loads and len(loads) >= wanted:
         # While some boot, how busy the others are says nothing about what all of them will be.
         trend.samples = [*trend.samples[1 - _WINDOW :], _sample(loads, now)]
@@ -190,7 +190,7 @@ class _Seen:
 
 
 def _sample(loads: Sequence[Load], now: float) -> Sample:
-    # Who answered nothing has nothing to say about waits; where many are answered, many wait.
+    # The mean over requests: a worker counts by how many it answers.
     rate = sum(load.rate for load in loads)
     wait = sum(load.queue_wait * load.rate for load in loads) / rate if rate else 0.0
     return Sample(now, len(loads), sum(load.busy for load in loads), wait, rate)
@@ -208,38 +208,38 @@ def _up(
     policy: FleetPolicy,
     wanted: int,
     now: float,
-) -> Decision | None:
+) -> ScaleDecision | None:
     if trend.trial is not None:
         if seen.seconds < _WINDOW:
             return None
         trial, trend.trial = trend.trial, None
         if not _helped(trial, seen, policy):
-            return _take_back(trend, trial, seen, policy, now)
+            return _undo(trend, trial, seen, policy, now)
         trend.fruitless = 0
     if now < trend.held_until:
         return None
     _, most = bounds(policy)
     number = seen.needed
     if seen.waits:
-        # How many wait nobody knows; if the workers are busy too, they have been too few for some time.
+        # How many wait is not known; if the workers are busy too, they have been too few for some time.
         number = 2 * wanted if seen.needed > wanted else wanted + max(1, wanted // 4)
     number = min(number, 2 * wanted, most)
     reason = seen.why(policy)
     if number <= wanted:
-        return _tell(trend, wanted, "most", f"{reason}, but {most} workers are the most allowed")
+        return _report_limit(trend, wanted, "most", f"{reason}, but {most} workers are the most allowed")
     room = _room(loads, memory_free, policy, wanted)
     if room is not None and number - wanted > room:
         number, reason = wanted + room, f"{reason}, but there is no memory for more"
         if room == 0:
-            return _tell(trend, wanted, "memory", reason)
+            return _report_limit(trend, wanted, "memory", reason)
     trend.trial = Trial(wanted, number, seen.wait, seen.rate)
     trend.samples.clear()
-    trend.told = ""
-    return Decision(number, reason)
+    trend.reported = ""
+    return ScaleDecision(number, reason)
 
 
 def _room(loads: Sequence[Load], memory_free: int | None, policy: FleetPolicy, wanted: int) -> int | None:
-    """How many workers more fit into memory, if they become like those that are there; None if unknown."""
+    """How many workers more fit into memory if they are as large as the present ones; None if unknown."""
     known = [load.memory for load in loads if load.memory]
     if memory_free is None or not known:
         return None
@@ -249,9 +249,9 @@ def _room(loads: Sequence[Load], memory_free: int | None, policy: FleetPolicy, w
 
 
 def _helped(trial: Trial, seen: _Seen, policy: FleetPolicy) -> bool:
-    """Whether more workers were of use, although what there are is not enough yet."""
+    """Whether a step up was of use, although it was not enough."""
     if not seen.saturated:
-        # They have time to spare, so they answer all that comes: only the wait can tell.
+        # They have time to spare, so they answer all requests: only the wait shows a difference.
         waited = trial.wait > policy.autoscale_queue_wait
         return not (waited and seen.waits) or seen.wait <= trial.wait * (1 - _WAIT_GAIN)
     if min(trial.rate, seen.rate) * _WINDOW < _COUNTABLE:
@@ -260,7 +260,7 @@ def _helped(trial: Trial, seen: _Seen, policy: FleetPolicy) -> bool:
     return seen.rate >= trial.rate * (1 + _LEAST_GAIN * growth)
 
 
-def _take_back(trend: Trend, trial: Trial, seen: _Seen, policy: FleetPolicy, now: float) -> Decision:
+def _undo(trend: Trend, trial: Trial, seen: _Seen, policy: FleetPolicy, now: float) -> ScaleDecision:
     cooldowns = min(2**trend.fruitless, _LONGEST_HOLD)
     trend.fruitless += 1
     trend.held_until = now + cooldowns * policy.autoscale_cooldown
@@ -272,10 +272,10 @@ def _take_back(trend: Trend, trial: Trial, seen: _Seen, policy: FleetPolicy, now
         found = f"with {trial.workers} workers requests waited {_milliseconds(seen.wait)}"
         before = f"with {trial.before} {_milliseconds(trial.wait)}"
     least, most = bounds(policy)
-    return Decision(min(max(trial.before, least), most), f"more did not help: {found}, {before}")
+    return ScaleDecision(min(max(trial.before, least), most), f"more did not help: {found}, {before}")
 
 
-def _down(trend: Trend, seen: _Seen, policy: FleetPolicy, wanted: int, now: float) -> Decision | None:
+def _down(trend: Trend, seen: _Seen, policy: FleetPolicy, wanted: int, now: float) -> ScaleDecision | None:
     least, _ = bounds(policy)
     fewer = max(least, _fitting(seen.busy_high, policy.autoscale_utilisation * (1 - _SPARE)))
     if fewer >= wanted or seen.wait_high * 2 > policy.autoscale_queue_wait > 0:
@@ -291,21 +291,22 @@ def _down(trend: Trend, seen: _Seen, policy: FleetPolicy, wanted: int, now: floa
     reason = f"busy {seen.busy / seen.workers:.0%}".replace("%", " %")
     reason += f", {trend.low_peak} would have done for {max(low_for, seen.seconds):.0f} s"
     trend.low_since = None
-    trend.told = ""
-    return Decision(number, reason)
+    trend.reported = ""
+    return ScaleDecision(number, reason)
 
 
-def _tell(trend: Trend, wanted: int, what: str, reason: str) -> Decision | None:
-    if trend.told == what:
+def _report_limit(trend: Trend, wanted: int, limit: str, reason: str) -> ScaleDecision | None:
+    """A decision that changes nothing, once for each limit."""
+    if trend.reported == limit:
         return None
-    trend.told = what
-    return Decision(wanted, reason)
+    trend.reported = limit
+    return ScaleDecision(wanted, reason)
 
 
-def _begin_anew(trend: Trend) -> None:
+def _reset(trend: Trend) -> None:
     trend.samples.clear()
     trend.low_since = trend.trial = None
-    trend.told = ""
+    trend.reported = ""
 
 
 def _milliseconds(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """What can happen to a fleet. Facts are past tense, wishes end in `Asked`; all are frozen.
 
 A `worker_id` names one worker process for good: worker ids are counted from 1 and never reused, unlike slots
-(places) and pids (the kernel's).
+and pids.
 """
 
 from collections.abc import Mapping
@@ -36,8 +36,8 @@ class AppLoaded:
 class GenerationFailed:
     """The configuration, a listener or the app of a generation can't be loaded.
 
-    reason: one line; traceback: the app's, or None for a mistake that needs none; app_failed: it is the
-    app that can't be loaded, not the configuration.
+    reason: one line; traceback: the app's, or None if the reason says all; app_failed: the app can't be
+    loaded, not the configuration.
     """
 
     generation: int
@@ -50,7 +50,7 @@ class GenerationFailed:
 class ForkServerExited:
     """The kernel reported the death of a generation's fork server.
 
-    problem: what it did that a fork server may not, for which it was killed, or an empty text.
+    problem: the protocol error for which it was killed, or an empty text.
     """
 
     generation: int
@@ -63,7 +63,7 @@ class ForkServerExited:
 
 @dataclass(frozen=True, slots=True)
 class WorkerForked:
-    """The fork server made the process that was asked for."""
+    """The fork server has forked the worker."""
 
     worker_id: int
     pid: int
@@ -71,9 +71,9 @@ class WorkerForked:
 
 @dataclass(frozen=True, slots=True)
 class SpawnFailed:
-    """The fork server could not fork, or could not be asked.
+    """The fork server could not fork, or could not be asked to.
 
-    unread: because it has not read for so long that there is no room for what is asked.
+    unread: it has not read its channel for so long that the message did not fit in.
     """
 
     worker_id: int
@@ -101,9 +101,9 @@ class WorkerBootFailed:
 class WorkerExited:
     """The kernel reported a death; seen exactly once per process.
 
-    outsider: somebody else than the fleet, the kernel or the app ended it; request: what it served last,
-    e.g. `GET /path`; traceback: the stacks at its end, if it crashed; problem: what it did that a worker may
-    not, for which it was killed, or an empty text.
+    outsider: a signal ended it that did not come from the fleet, the kernel or the app; request: what it
+    served last, e.g. `GET /path`; traceback: the stacks at its end, if it crashed; problem: the protocol
+    error for which it was killed, or an empty text.
     """
 
     worker_id: int
@@ -116,7 +116,7 @@ class WorkerExited:
 
 @dataclass(frozen=True, slots=True)
 class RecycleDue:
-    """The worker has served its share (`max_requests`) and asks for a successor."""
+    """The worker has served `max_requests` requests and asks for a successor."""
 
     worker_id: int
     requests: int
@@ -149,7 +149,7 @@ class OnlyOverdueLeft:
 
 @dataclass(frozen=True, slots=True)
 class LoopStalled:
-    """The worker's loop has not passed for `age` seconds although no request keeps it."""
+    """The worker's event loop has not run for `age` seconds although no request keeps it busy."""
 
     worker_id: int
     age: float
@@ -157,9 +157,9 @@ class LoopStalled:
 
 @dataclass(frozen=True, slots=True)
 class ZygoteAudited:
-    """A worker has looked whether it could be forked from.
+    """A worker has checked whether it could be forked from.
 
-    problems: why not, unless `force` was said; warnings: what deserves a look all the same.
+    problems: why not, unless `force` was given; warnings: what may cause problems but does not prevent it.
     """
 
     worker_id: int
@@ -169,7 +169,7 @@ class ZygoteAudited:
 
 @dataclass(frozen=True, slots=True)
 class ZygoteReady:
-    """The worker serves no more: it is its generation's fork server from now on."""
+    """The worker has drained and can be its generation's fork server from now on."""
 
     worker_id: int
 
@@ -177,7 +177,7 @@ class ZygoteReady:
 @dataclass(frozen=True, slots=True)
 class Measured:
     """Once a second: what the workers did, by worker id. `memory_free`: bytes until the machine or the cgroup
-    has none, or None if nobody knows."""
+    has none, or None if that is not known."""
 
     loads: Mapping[int, Load]
     memory_free: int | None = None
@@ -224,14 +224,14 @@ class ResizeAsked:
 
 @dataclass(frozen=True, slots=True)
 class ReloadAsked:
-    """Load the configuration and the app anew and replace all workers."""
+    """Load the configuration and the app again and replace all workers."""
 
     by: str
 
 
 @dataclass(frozen=True, slots=True)
 class RecycleAsked:
-    """Replace the worker in a slot, successor first."""
+    """Replace the worker in a slot; its successor is ready first."""
 
     by: str
     slot: int
@@ -241,7 +241,7 @@ class RecycleAsked:
 class ReforkAsked:
     """Make a warmed-up worker the zygote that the others are forked from.
 
-    slot: which, or None for the one that has served most; force: also if an audit finds problems.
+    slot: which, or None for the one that has served most; force: even if the audit finds problems.
     """
 
     by: str
@@ -258,7 +258,7 @@ class UpgradeAsked:
 
 @dataclass(frozen=True, slots=True)
 class PauseAsked:
-    """Drain all workers and stay (WINCH); a resize or reload ends it."""
+    """Drain all workers; the daemon stays (WINCH). A resize or reload ends it."""
 
     by: str
 

@@ -5,12 +5,14 @@ from typing import Literal
 from ostler.fleet.machine import Fleet
 from ostler.fleet.model import Cause, GenerationState, ReloadPhase, WorkerState
 from ostler.fleet.policies import crash_loop, kills_too_many
+from ostler.fleet.state import State
 
 FleetState = Literal["starting", "ready", "degraded", "reloading", "paused", "stopping"]
 
 
-def state(fleet: Fleet) -> FleetState:
+def state(fleet: State | Fleet) -> FleetState:
     """The most important thing that is true of the fleet."""
+    fleet = fleet.state if isinstance(fleet, Fleet) else fleet
     if fleet.stopping:
         return "stopping"
     if fleet.paused:
@@ -24,8 +26,9 @@ def state(fleet: Fleet) -> FleetState:
     return "ready"
 
 
-def sentence(fleet: Fleet) -> str:
-    """What an operator wants to hear first; ends with a full stop."""
+def sentence(fleet: State | Fleet) -> str:
+    """The fleet's state for an operator, in one sentence."""
+    fleet = fleet.state if isinstance(fleet, Fleet) else fleet
     # Slots, not workers: while one replaces another, two of them serve in one.
     ready = fleet.ready
     workers = f"{ready} of {fleet.wanted} workers ready"
@@ -58,26 +61,26 @@ def sentence(fleet: Fleet) -> str:
     return f"Healthy: {all_are} ready{_undone(fleet)}."
 
 
-def _hanging(fleet: Fleet) -> str:
+def _hanging(fleet: State) -> str:
     hanging = [worker for worker in fleet.workers.values() if worker.overdue_since is not None]
     stalled = sum(worker.leaving is Cause.STALLED for worker in hanging)
-    told = [f"{_counted(stalled)} whose loop stands still being replaced"] if stalled else []
+    parts = [f"{_counted(stalled)} whose loop stands still being replaced"] if stalled else []
     if overdue := len(hanging) - stalled:
-        # At first only the request is to end.
+        # With timeout_soft only the request is ended at first.
         goes = all(worker.leaving is not None for worker in hanging)
-        told.append(f"{_counted(overdue)} with an overdue request{' being replaced' if goes else ''}")
-    return ", ".join(told)
+        parts.append(f"{_counted(overdue)} with an overdue request{' being replaced' if goes else ''}")
+    return ", ".join(parts)
 
 
-def _undone(fleet: Fleet) -> str:
-    """That what serves is not what was asked for last."""
+def _undone(fleet: State) -> str:
+    """That the last reload did not succeed, so that what serves is older than what was asked for."""
     if fleet.reload is None or fleet.reload.phase not in (ReloadPhase.FAILED, ReloadPhase.ROLLED_BACK):
         return ""
     end = "failed" if fleet.reload.phase is ReloadPhase.FAILED else "was rolled back"
     return f", but the last reload {end}: {(fleet.reload.reason or 'see the log').rstrip('.')}"
 
 
-def _trouble(fleet: Fleet) -> str:
+def _trouble(fleet: State) -> str:
     """Why the fleet is not what is wanted, or an empty text."""
     generation = fleet.generations.get(fleet.current)
     if generation is None:
@@ -91,7 +94,7 @@ def _trouble(fleet: Fleet) -> str:
         failed = generation.server_failures
         why = f" (failed {_times(failed)}, last: {generation.last_failure})" if failed else ""
         return f"the fork server is being replaced{why}"
-    # The count outlives the trouble: only a worker that boots says that booting works again.
+    # The count is not reset before a worker has booted; with all slots held that may take long.
     if generation.failures and held < fleet.wanted:
         return f"booting failed {_times(generation.failures)}, last: {generation.last_failure}"
     crashes = len(generation.crashes)
@@ -100,7 +103,7 @@ def _trouble(fleet: Fleet) -> str:
     if kills_too_many(kills := len(fleet.kills), fleet.wanted):
         return f"workers were killed {_times(kills)} within a minute, and not by Ostler"
     if not fleet.ready:
-        # Requests wait: that must not read as if they were served.
+        # Requests wait, so the sentence must not begin with "Serving".
         return f"none serves, {fleet.count(WorkerState.BOOTING)} booting"
     return ""
 

@@ -1,4 +1,7 @@
-"""The fleet's nouns: workers, generations, policies. Plain data; what may happen to it is in `machine`."""
+"""The fleet's nouns: workers, generations, reloads, policies. Plain data.
+
+`lifecycle` says which changes of state are legal, and `machine` what happens.
+"""
 
 import enum
 from dataclasses import dataclass, field
@@ -16,9 +19,9 @@ class GenerationState(enum.Enum):
     LOADING = "loading"  # configured; the app may be loading
     UP = "up"  # can spawn
     FAILED = "failed"  # could not load; its fork server is being ended
-    DOWN = "down"  # its fork server is gone; another will be started
-    SPARE = "standby"  # replaced by a reload on probation, which may be rolled back to it
-    RETIRING = "retiring"  # its fork server was told to end
+    DOWN = "down"  # its fork server has ended; another will be started
+    SPARE = "spare"  # replaced by a reload on probation, which may be rolled back to it
+    RETIRING = "retiring"  # its fork server is to end
 
 
 class ReloadPhase(enum.Enum):
@@ -37,13 +40,13 @@ class Cause(enum.Enum):
     RECYCLE = "recycle"  # max_requests
     AGE = "age"
     MEMORY = "memory"
-    ASKED = "asked"  # somebody asked for this one's replacement
+    ASKED = "asked"  # its replacement was asked for
     RELOAD = "reload"
     ROLLBACK = "rollback"
     REFORK = "refork"
     SCALE = "scale"
     DEADLINE = "deadline"
-    STALLED = "stalled"  # its loop stopped beating
+    STALLED = "stalled"  # its event loop stands still
     BOOT_TIMEOUT = "boot timeout"
     PAUSE = "pause"
     STOP = "stop"
@@ -51,7 +54,7 @@ class Cause(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
-    """How a process ended, as waitid(2) tells. Exactly one of the two, or none if nobody could know."""
+    """How a process ended, as waitid(2) reports it. Exactly one of the two, or none if it is not known."""
 
     code: int | None = None
     signal: int | None = None
@@ -62,38 +65,44 @@ class ExitStatus:
         return "unknown" if self.code is None else f"exit code {self.code}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetPolicy:
-    """What a generation's configuration says about the fleet. Times in seconds; 0 turns a thing off."""
+    """What a generation's configuration says about the fleet. Times in seconds; 0 turns a thing off.
 
-    workers: int = 1
-    preload: bool = True
+    It has no defaults: those are the settings'.
+    """
+
+    workers: int
+    preload: bool
     """The fork server loads the app, so that its workers have it as it was then."""
-    workers_most: int | None = None
+    workers_most: int | None
     """With it the load decides on a number from `workers` to this."""
-    graceful_timeout: float = 30.0
-    boot_timeout: float = 60.0
-    timeout_grace: float = 2.0
-    timeout_soft: bool = False
+    graceful_timeout: float
+    """A draining worker's budget, which is sent to it."""
+    drain_grace: float
+    """How long after that it is killed: it ends by itself in time, and its atexit functions may run."""
+    boot_timeout: float
+    timeout_grace: float
+    timeout_soft: bool
     """Try to end an overdue request alone before its worker is replaced."""
-    max_surge: int = 1
-    max_surge_share: float = 0.0
+    max_surge: int
+    max_surge_share: float
     """How many processes may exist beyond the wanted number because of planned replacements: the larger of
     a number and a share of the wanted number."""
-    boot_parallelism: int = 2
+    boot_parallelism: int
     """How many workers may boot at once."""
-    canary_time: float = 0.0
-    probation: float = 0.0
-    rollback_crashes: int = 0
-    rollback_error_rate: float = 0.0
-    refork_after: tuple[int, ...] = ()
-    max_age: float = 0.0
-    max_age_jitter: float = 0.0
-    max_memory: int = 0
-    autoscale_utilisation: float = 0.7
-    autoscale_queue_wait: float = 0.05
-    autoscale_cooldown: float = 60.0
-    fork_server_grace: float = 1.0
+    canary_time: float
+    probation: float
+    rollback_crashes: int
+    rollback_error_rate: float
+    refork_after: tuple[int, ...]
+    max_age: float
+    max_age_jitter: float
+    max_memory: int
+    autoscale_utilisation: float
+    autoscale_queue_wait: float
+    autoscale_cooldown: float
+    fork_server_grace: float
     """How long a fork server may take to end, before it is killed."""
 
 
@@ -105,9 +114,8 @@ class Load:
     rate: answers a second since the last measurement;
     in_flight: requests in the app right now;
     busy: share of its threads' time that they spent in the app since the last measurement;
-    queue_wait: how long its slowest twentieth of requests waited for it since then at least (95th
-    percentile, seconds);
-    memory: its own (USS, bytes), or None if nobody has looked.
+    queue_wait: how long requests waited for it since then (95th percentile, seconds);
+    memory: its own (USS, bytes), or None if that was not measured.
     """
 
     requests: int = 0
@@ -121,7 +129,7 @@ class Load:
 
 @dataclass(slots=True)
 class Worker:
-    """One worker process, from the wish to spawn it to its reaping."""
+    """One worker process, from the request to spawn it until it is reaped."""
 
     worker_id: int
     slot: int
@@ -135,26 +143,28 @@ class Worker:
     """Set as soon as it is known that the worker must go, also while it still serves."""
     leaving_since: float | None = None
     deadline: float | None = None
-    """When the fleet acts again if nothing happens: boot time-out, drain time-out, kill."""
+    """When the fleet acts if nothing else happens: boot time-out, drain time-out, kill."""
+    drain_time: float = 0.0
+    """How long it may take to drain before it is killed; set when it is drained or cancelled."""
     overdue_since: float | None = None
     """When the first of its requests that are overdue passed its deadline."""
     only_overdue_left: bool = False
     boot_error: tuple[str, str | None] | None = None
     cancelled: bool = False
-    """It was told to end while it booted."""
+    """It is to end, and was booting when that was decided."""
     zygote: int = 0
     """Which of its generation's fork servers made it: 0 is the one that loaded the app."""
     age_limit: float | None = None
     """When it is to be recycled for its age."""
     due: bool = False
-    """It has served its share of requests or time: it must go whatever else it had to go for."""
+    """It has reached max_requests or max_age: it must go even if another cause no longer applies."""
     load: Load = Load()
     over_memory: int = 0
     """Measurements in a row that found its memory over max_memory."""
 
     @property
     def staying(self) -> bool:
-        """Holds its slot: boots or serves, and nobody wants it gone."""
+        """Holds its slot: it boots or serves, and is to stay."""
         return self.leaving is None and self.state in (WorkerState.BOOTING, WorkerState.READY)
 
 
@@ -168,7 +178,7 @@ class Generation:
     failures: int = 0
     """Workers in a row that failed to boot; a ready worker sets it to 0."""
     unread_since: float | None = None
-    """Since when its fork server could not be asked to fork, because it reads nothing."""
+    """Since when its fork server has not read its channel, so that it can't be asked to fork."""
     server_failures: int = 0
     """The same for fork servers that failed or died."""
     last_failure: str = ""
@@ -182,16 +192,16 @@ class Generation:
     has_app: bool = False
     """Its fork server has the app."""
     spare: int | None = None
-    """Worker id of the worker that is to be its fork server, so that the app is there when it is wanted."""
+    """Worker id of the worker that drains to be its fork server for a roll-back: it has the old code."""
     spare_failed: bool = False
-    """One was to be and ended instead; the others are like it."""
+    """One was to be and ended instead. No other is tried."""
     refork_refused: bool = False
-    """An audit found that its workers can't be forked from; nobody tries again unasked."""
+    """An audit found that its workers can't be forked from: `refork_after` does not apply any more."""
     requests: int = 0
     errors: int = 0
     """Answers of its workers, and those with a status of 500 and above."""
     crashes: list[float] = field(default_factory=list)
-    """When workers of it died without being asked to, lately."""
+    """When its workers crashed, within the last minute."""
 
 
 @dataclass(slots=True)
@@ -222,8 +232,8 @@ class Reload:
 class Probation:
     """What is kept to roll a reload back.
 
-    fallback: the generation before, whose fork server stands by; until: when nobody may want it back any
-    more, known once the roll has ended; crashes: when workers of the new generation died, within the last
+    fallback: the generation before, whose fork server is kept; until: when the probation ends, known once the
+    roll has ended; crashes: when workers of the new generation died, within the last
     `probation` seconds; before: how often the old one's did in as long a time; requests, errors: answers of
     the old generation until it was replaced; override, autoscaled: what the fleet's were then, or what was
     set by hand since.
@@ -243,7 +253,7 @@ class Probation:
 class Refork:
     """A worker on its way to be its generation's fork server.
 
-    audited: it may; deadline: when it must have said whether it may.
+    audited: the audit was passed; deadline: when it must be.
     """
 
     worker_id: int

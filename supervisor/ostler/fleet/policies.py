@@ -2,7 +2,7 @@
 
 import math
 
-# A slip of the finger must not fork a machine to death.
+# A mistyped number must not fork so many processes that the machine becomes unusable.
 MAX_WORKERS = 512
 
 _FIRST_BACKOFF = 0.5
@@ -10,11 +10,11 @@ _LONGEST_BACKOFF = 30.0
 _FIRST_CRASH_PAUSE = 0.1
 _LONGEST_CRASH_PAUSE = 5.0
 _LONGEST_OUTAGE = 1.0
-# Crashes that are forgiven within CRASH_WINDOW; in larger fleets one for each worker.
+# Crashes within CRASH_WINDOW without consequence; in larger fleets one for each worker.
 _FORGIVEN = 3
 CRASH_WINDOW = 60.0
 """Seconds for which a crash counts, and a kill by an outsider."""
-# Kills by outsiders within CRASH_WINDOW that are no reason to wait; in larger fleets one for each worker.
+# Kills by outsiders within CRASH_WINDOW without consequence; in larger fleets one for each worker.
 _KILLS_FORGIVEN = 30
 
 # Fewer answers than this say nothing of a generation's error rate.
@@ -30,8 +30,8 @@ def crash_pause(crashes: int, wanted: int, ready: int) -> float:
     """Seconds to wait before workers that crashed while they served get successors.
 
     A few crashes a minute are no reason to wait. More of them would keep the machine busy with booting. But
-    the fewer workers are left, the shorter the wait: where poisonous requests kill one after the other, the
-    successors must come as fast, or nobody is left in the end.
+    the fewer workers are left, the shorter the wait: where requests crash one worker after the other, the
+    successors must come as fast, or no worker is left in the end.
     """
     left = min(1.0, ready / max(wanted, 1))
     longest = _LONGEST_OUTAGE + (_LONGEST_CRASH_PAUSE - _LONGEST_OUTAGE) * left**2
@@ -39,15 +39,14 @@ def crash_pause(crashes: int, wanted: int, ready: int) -> float:
 
 
 def crash_loop(crashes: int, wanted: int) -> bool:
-    """Whether so many crashes within CRASH_WINDOW, of a quarter of the workers, are worth an operator's
-    attention."""
+    """Whether so many crashes within CRASH_WINDOW (of more than a quarter of the workers) are a problem."""
     return crashes > max(_FORGIVEN, wanted // 4)
 
 
 def kills_too_many(kills: int, wanted: int) -> int:
     """How many of the kills by outsiders within CRASH_WINDOW are more than an administrator makes by hand.
 
-    An app that kills its own worker looks the same as one who does.
+    An app that kills its own worker looks the same.
     """
     return max(0, kills - max(_KILLS_FORGIVEN, wanted))
 

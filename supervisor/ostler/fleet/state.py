@@ -1,8 +1,9 @@
-"""All that is known of a fleet: plain data, which can be carried from one program to the next."""
+"""All that is known of a fleet: plain data, which an upgrade in place hands on to the next program."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ostler.fleet import actions
 from ostler.fleet.autoscale import Trend
 from ostler.fleet.model import (
     FleetPolicy,
@@ -20,10 +21,12 @@ class State:
     """Times are CLOCK_MONOTONIC in seconds.
 
     workers: live processes by worker id; generations: those with a fork server, or waiting for one, by
-    number; current: the generation that slots are filled with; candidate: the one a reload is trying;
+    number; current: the generation that slots are filled with; candidate: the one that a reload is trying;
     reload: the newest; probation: what it can still be rolled back to; override: the number of workers
     set by hand, or None for the configuration's own; autoscaled: the number that the load asks for, if it
-    decides; kills: when outsiders ended workers that served, within the last minute.
+    decides; kills: when outsiders ended workers that served, within the last minute; ever_ready: a worker
+    was ready once; announced: and one of the current generation was; postponed: reports of the start that
+    are only made if it succeeds; finish: how the daemon is to end; finished: that was requested.
     """
 
     workers: dict[int, Worker] = field(default_factory=dict)
@@ -40,6 +43,10 @@ class State:
     stopping: Literal["graceful", "quick"] | None = None
     upgrading: Literal["checking", "replacing"] | None = None
     ever_ready: bool = False
+    announced: bool = False
+    postponed: list[actions.Report] = field(default_factory=list)
+    finish: actions.Finish = field(default_factory=actions.Finish)
+    finished: bool = False
     spawned: int = 0
     deaths: int = 0
     last_crash: str = ""
@@ -48,6 +55,7 @@ class State:
 
     @property
     def policy(self) -> FleetPolicy | None:
+        """The current generation's, or None while its configuration is being read for the first time."""
         generation = self.generations.get(self.current)
         return generation.policy if generation else None
 
@@ -69,6 +77,7 @@ class State:
         )
 
     def count(self, state: WorkerState) -> int:
+        """How many workers are in a state."""
         return sum(worker.state is state for worker in self.workers.values())
 
     def serving(self, slot: int) -> Worker | None:

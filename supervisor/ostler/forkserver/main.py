@@ -50,15 +50,16 @@ from ostler.osapi.process import set_title
 from ostler.settings import configfile
 from ostler.settings.load import Loaded, load
 from ostler.settings.rights import others_logs, rights_for
-from ostler.settings.table import Settings
+from ostler.settings.table import Settings, without_effect
 from ostler.workers import app_forks, boot, signals
 from ostler.workers.base import BaseWorker
-from ostler.workers.classes import worker_class
+from ostler.workers.classes import built_in, worker_class
 from ostler.workers.engine import Engine
 from ostler.workers.inheritance import WorkerGeneration
-from ostler.workers.loader import AppLoadError, enter, extend_path, set_environment
+from ostler.workers.load_errors import AppLoadError
+from ostler.workers.loader import enter, extend_path, set_environment
 from ostler.workers.loader import load as load_app
-from ostler.workers.rehearsal import LONG, rehearse
+from ostler.workers.priming import LONG, prime
 from ostler.wsgi.exchange import App
 
 if TYPE_CHECKING:
@@ -126,6 +127,9 @@ class Preparation:
                 self._set_up_logs(loaded.settings, file)
                 self._worker_class = worker_class(loaded.settings)
                 remarks = self._worker_class.check(loaded.settings)
+                kind = built_in(self._worker_class, loaded.settings)
+                if kind is not None and (unused := without_effect(loaded.settings, kind)):
+                    remarks.append(f"without effect in {kind} workers: {', '.join(unused)}")
             loaded = msgspec.structs.replace(loaded, one_loop=self._worker_class.one_loop)
             remarks += self._set_up_hooks(loaded.settings, functions, ask.cause)
             if ask.known is None:
@@ -305,7 +309,7 @@ class Preparation:
             return None
         assert self.sinks is not None
         if issubclass(self._worker_class, Engine):
-            rehearse(settings, self.sinks.log, LONG)
+            prime(settings, self.sinks.log, LONG)
         return WorkerGeneration(
             number=self._number,
             name=ask.name,
@@ -337,8 +341,8 @@ def _configure(
         sys.path.insert(0, str(folder))
     if name is not None and not decision.skipped:
         file = configfile.evaluate(name, folder, decision.source)
-        if file.unknown:
-            warnings.append(f"{file.name}: no settings, and without effect: {'; '.join(file.unknown)}")
+        if file.unrecognised:
+            warnings.append(f"{file.name}: no settings, and without effect: {'; '.join(file.unrecognised)}")
     if ask.known is not None:
         return ask.known, [], file
     given, variables = override(ask, decision)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ostler.logs.render import LEVELS
 from ostler.settings.address import Address, parse_address
+from ostler.settings.ignored import IGNORED
 from ostler.settings.table import Settings
-from ostler.settings.unused import UNUSED
 from ostler.text import trace_of
 
 if TYPE_CHECKING:
@@ -130,8 +130,8 @@ class HookSettings(HookArgument):
     def __getattr__(self, name: str) -> Any:
         if name in Settings.__struct_fields__:
             return _as_gunicorn(getattr(vars(self)["_settings"], name))
-        if name in UNUSED:
-            return UNUSED[name].silent[0]
+        if name in IGNORED:
+            return IGNORED[name].silent[0]
         raise AttributeError(f"cfg has no setting {name!r}; ostler --print-config shows all settings")
 
     def __setattr__(self, name: str, value: object) -> None:

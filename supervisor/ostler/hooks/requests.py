@@ -9,7 +9,7 @@ from typing import Any
 from ostler.hooks.calling import HookFunctions, failure
 from ostler.hooks.objects import HookArgument, HookWorker
 from ostler.wsgi.environ import Environ
-from ostler.wsgi.exchange import App, DeadlineExceeded, Exchange, QuitWorker
+from ostler.wsgi.exchange import App, DeadlineExceeded, Exchange, QuitWorker, interruptible
 
 _SPECIAL = {"CONTENT_TYPE", "CONTENT_LENGTH"}
 
@@ -106,6 +106,8 @@ class RequestHooks:
         hooks = self
 
         class HookedExchange(Exchange):
+            # Here as well: post_request is called when Exchange.run has returned.
+            @interruptible
             def run(self, app: App, environ: Environ) -> None:
                 req = HookRequest(self, environ)
 

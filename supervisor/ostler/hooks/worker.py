@@ -8,8 +8,7 @@ from ostler.hooks.generation import Hooks
 from ostler.hooks.objects import HookApp, HookWorker
 from ostler.hooks.requests import RequestHooks
 from ostler.logs.lean import Log
-from ostler.scoreboard import layout
-from ostler.scoreboard.writer import CellWriter
+from ostler.scoreboard.accounting import Accounting
 from ostler.wsgi.exchange import Exchange, QuitWorker
 
 
@@ -63,17 +62,11 @@ class WorkerHooks:
         return self._requests.exchange()
 
     def serving(
-        self, cell: CellWriter, retire: Callable[[int], object], extend: Callable[[float], object]
+        self, accounting: Accounting, retire: Callable[[int], object], extend: Callable[[float], object]
     ) -> None:
         """The worker is about to serve."""
-        lanes = [cell.lane(number)[0] for number in range(cell.threads + 1)]
-        classes = range(layout.STATUS_CLASSES, layout.STATUS_CLASSES + 10)
-
-        def answered() -> int:
-            return sum(words[place] for words in lanes for place in classes)
-
         # The scoreboard does not count the current request.
-        count = (lambda: self._requests.begun) if self._requests.wanted else answered
+        count = (lambda: self._requests.begun) if self._requests.wanted else lambda: accounting.answered
         self._worker.work(count, retire, extend)
 
     def interrupted(self) -> None:

@@ -39,7 +39,13 @@ _FORBIDDEN = frozenset(
 class BodySink(Protocol):
     """Stores a request's body, in memory or in a file; made by the caller of the parser."""
 
-    def write(self, data: bytes, /) -> int: ...
+    def write(self, data: bytes, /) -> int:
+        """Raises OSError: there is no room."""
+        ...
+
+    def flush(self) -> None:
+        """Called once, when all of it has come: write what is still buffered. Raises OSError as `write`."""
+        ...
 
 
 class Body(Protocol):

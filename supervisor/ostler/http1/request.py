@@ -283,9 +283,12 @@ class RequestParser:
         """Store what belongs to the body; returns where it ends, or -1 if it goes on."""
         request = self._request
         assert request is not None
+        assert request.body is not None
         self.wants_continue = False
         try:
             at = body.take(data, at)
+            if at >= 0:
+                request.body.flush()
         except OSError as error:
             raise BodyNotStored(str(error)) from error
         finally:

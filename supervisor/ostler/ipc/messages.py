@@ -14,7 +14,7 @@ import msgspec
 from ostler.ipc.channel import LINE_LIMIT, TRACEBACK_LIMIT
 from ostler.settings.load import Loaded
 
-VERSION = 8
+VERSION = 9
 
 MOST_LINES = 100
 MOST_NAMES = 2000
@@ -247,11 +247,13 @@ class Drain(_Message, frozen=True):
     """Stop accepting, finish what is there, leave.
 
     hand_over: idle connections go to other workers; zygote: do not end, but answer `ZygoteReady` and be a
-    fork server from then on, with the same channel.
+    fork server from then on, with the same channel; seconds: graceful_timeout as it is now, which a reload
+    may have changed since the worker was started; None: the worker's own setting.
     """
 
     hand_over: bool = False
     zygote: bool = False
+    seconds: Time | None = None
 
 
 class AuditZygote(_Message, frozen=True):

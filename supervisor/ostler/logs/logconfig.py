@@ -14,7 +14,7 @@ from typing import Any
 from ostler.errors import SettingError
 from ostler.logs.bridge import ACCESS, ERROR
 from ostler.osapi.files import check_file, read_file
-from ostler.settings.plain import plain
+from ostler.settings.plain_data import plain_data
 from ostler.settings.table import Settings
 from ostler.text import name_of, text_of
 
@@ -72,7 +72,7 @@ def apply(settings: Settings, given: Mapping[str, Any] | None) -> None:
         SettingError: with the reason in one line.
     """
     if settings.logconfig_dict:
-        if given is None or plain(given) != settings.logconfig_dict:
+        if given is None or plain_data(given) != settings.logconfig_dict:
             given = settings.logconfig_dict
         _apply_dict("logconfig_dict", given)
     elif settings.logconfig_json:

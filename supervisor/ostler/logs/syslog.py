@@ -19,7 +19,8 @@ from typing import Any
 from ostler.logs.render import plain_text
 from ostler.osapi import original
 from ostler.settings.address import host_and_port
-from ostler.settings.table import SYSLOG_FACILITIES, Settings
+from ostler.settings.table import Settings
+from ostler.settings.table.logs import SYSLOG_FACILITIES
 
 # RFC 3164 section 4.1.1.
 _FACILITIES = {

@@ -1,1 +1,1 @@
-"""Shared memory in which workers say what they do: written by one, read by the supervisor at no cost."""
+"""Shared memory in which workers show their requests and count; the supervisor reads it."""

@@ -5,7 +5,7 @@ from operator import add
 
 from ostler.scoreboard import layout
 
-# A counter stays there. It is what others can read as well: JSON's and Prometheus's readers, msgpack.
+# A counter that reaches this stays there. More can't be read by all that read JSON, Prometheus, or msgpack.
 MOST = 2**63 - 1
 
 
@@ -15,13 +15,13 @@ def _none(words: int) -> list[int]:
 
 @dataclass(slots=True)
 class Counts:
-    """Sums over threads; over workers too, in the fleet's totals."""
+    """Sums over a worker's slots, or over workers."""
 
     bytes_sent: int = 0
     opened: int = 0
     closed: int = 0
-    given: int = 0
-    taken: int = 0
+    handed_off: int = 0
+    received: int = 0
     statuses: list[int] = field(default_factory=lambda: _none(10))
     """Answers by the status's first digit."""
     histogram: list[int] = field(default_factory=lambda: _none(layout.BUCKETS))
@@ -41,7 +41,7 @@ class Counts:
     @property
     def connections(self) -> int:
         """Open right now."""
-        return max(0, self.opened + self.taken - self.given - self.closed)
+        return max(0, self.opened + self.received - self.handed_off - self.closed)
 
     def queue_wait(self, fraction: float) -> float | None:
         """How long (seconds) `fraction` of the requests waited at most; None without requests.
@@ -51,18 +51,18 @@ class Counts:
         return layout.percentile(self.queued, fraction, max(0, self.requests - sum(self.queued)))
 
     def add(self, other: "Counts") -> None:
-        """Add another's; nothing gets beyond MOST."""
+        """Add `other`; no number gets beyond MOST."""
         self.bytes_sent = min(self.bytes_sent + other.bytes_sent, MOST)
         self.opened = min(self.opened + other.opened, MOST)
         self.closed = min(self.closed + other.closed, MOST)
-        self.given = min(self.given + other.given, MOST)
-        self.taken = min(self.taken + other.taken, MOST)
+        self.handed_off = min(self.handed_off + other.handed_off, MOST)
+        self.received = min(self.received + other.received, MOST)
         self.statuses = _sums(self.statuses, other.statuses, MOST // len(self.statuses))
         self.histogram = _sums(self.histogram, other.histogram, MOST // layout.BUCKETS)
         self.queued = _sums(self.queued, other.queued, MOST // layout.BUCKETS)
 
 
 def _sums(some: list[int], others: list[int], most: int) -> list[int]:
-    """`most`: of one, so that all of them together are no more than MOST."""
+    """`most`: of each, so that all of them together are no more than MOST."""
     sums = list(map(add, some, others))
     return sums if max(sums) <= most else [min(number, most) for number in sums]

@@ -1,10 +1,14 @@
 """Where each number stands in the scoreboard.
 
 The scoreboard is one memfd for each worker process (not a file: a full disk must not look like a hang), its
-cell. A cell is a header page, then one lane for each request that the worker can show at once. All numbers
-are unsigned 64-bit words in native order, each with one writer: the header's are written by who leads the
-worker's loop, a lane's by its thread, but for OVERDUE, which is the supervisor's. Pages that nobody writes
-cost no memory.
+cell. A cell is a header page, then the request slots: one for each request that the worker can show at once.
+All numbers are unsigned 64-bit words in native order, each with one writer: the header's are written by the
+thread that runs the worker's loop, a slot's by the thread that serves in it, but for OVERDUE, which the
+supervisor writes.
+
+A cell's size is fixed when it is made, for the most slots that the worker may need. The file is sparse: a
+page takes memory from when it is first written, or read through a map; reading it by pread(2) allocates
+nothing. So that is how the supervisor reads, and only the slots that SLOTS_IN_USE says are in use.
 
 A reader needs no lock: a word is read whole, and a request's text is valid if the word STARTED is the same
 before and after it was read, because the text is only written while STARTED is 0.
@@ -14,40 +18,40 @@ from collections.abc import Sequence
 
 WORD = 8
 PAGE = 4096
-LANE_SIZE = 3072
+SLOT_SIZE = 3072
 
 # The header's words.
 HEARTBEAT = 0  # CLOCK_MONOTONIC ns of the serving loop's last pass
-LANES_IN_USE = 1
+SLOTS_IN_USE = 1
 
-# A lane's words.
+# A slot's words.
 BYTES_SENT = 0
 OPENED = 1  # connections accepted
 CLOSED = 2
-STARTED = 3  # CLOCK_MONOTONIC ns when the request in the app began; 0: none
-IDENT = 4  # the thread's pthread_self, as faulthandler prints it
+STARTED = 3  # CLOCK_MONOTONIC ns when the request in the app began; 0: none is
+IDENT = 4  # what a stack dump calls the thread or greenlet: for threads pthread_self
 METHOD_LENGTH = 5
 PATH_LENGTH = 6
-GIVEN = 7  # connections that a sibling took over
-TAKEN = 18  # and those that were taken over from siblings
+HANDED_OFF = 7  # connections that were handed off to a sibling
+RECEIVED = 18  # connections that siblings handed off to this worker
 STATUS_CLASSES = 8  # ten words: answers by the status's first digit
 OVERDUE = 19  # what STARTED was in the request that the supervisor found overdue
 EXTENDED_FOR = 20  # what STARTED was in the request that asked for more time
 EXTENDED_UNTIL = 21  # CLOCK_MONOTONIC ns up to which it may take
 HISTOGRAM = 24  # of times in the app
 BUCKETS = 104
-QUEUED = HISTOGRAM + BUCKETS  # the same of times before, from LEAST_QUEUED on; those below are not counted
+QUEUED = HISTOGRAM + BUCKETS  # of times before that, from LEAST_QUEUED on; those below are not counted
 
-# A lane's text, behind its words: method, then path.
+# A slot's text, behind its words: method, then path.
 TEXT = 2048
-TEXT_SIZE = LANE_SIZE - TEXT
+TEXT_SIZE = SLOT_SIZE - TEXT
 METHOD_SIZE = 24
 PATH_SIZE = TEXT_SIZE - METHOD_SIZE
 
 # As EXTENDED_UNTIL: the request has no deadline.
 NEVER = 2**64 - 1
 
-# A request that waited for less (ns) did not wait: the kernel tells no more exactly.
+# A request that waited for less (ns) did not wait: the kernel's clock is no more exact.
 LEAST_QUEUED = 1_000_000
 
 

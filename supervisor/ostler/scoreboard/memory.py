@@ -10,16 +10,16 @@ from ostler.osapi.memfile import memory_file
 from ostler.scoreboard import layout
 
 
-def size(lanes: int) -> int:
-    """Bytes of a cell with so many lanes: whole pages."""
-    return -(-(layout.PAGE + lanes * layout.LANE_SIZE) // layout.PAGE) * layout.PAGE
+def size(slots: int) -> int:
+    """Bytes of a cell with so many request slots: whole pages."""
+    return -(-(layout.PAGE + slots * layout.SLOT_SIZE) // layout.PAGE) * layout.PAGE
 
 
-def create(lanes: int) -> int:
-    """A new cell, all zero; returns its descriptor (close-on-exec).
+def create(slots: int) -> int:
+    """A new cell, all zero, which takes no memory yet; returns its descriptor (close-on-exec).
 
-    The supervisor reads and writes it by its descriptor and does not map it: whatever a worker does to the
-    file, the worst that comes of it is a read that is too short, never SIGBUS.
+    It is sealed: its size stays as it is. The supervisor reads and writes it by its descriptor and does not
+    map it: whatever a worker does to the file, the worst result is a read that is too short, never SIGBUS.
 
     Raises:
         OSError: there is no memory for it, or no descriptor, or the kernel refuses the calls that it takes,
@@ -27,18 +27,18 @@ def create(lanes: int) -> int:
     """
     fd = memory_file("ostler-scoreboard")
     try:
-        os.ftruncate(fd, size(lanes))
+        os.ftruncate(fd, size(slots))
     except OSError:
         os.close(fd)
         raise
-    # What is no memfd can't be sealed.
+    # A file that is no memfd can't be sealed.
     with suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return fd
 
 
 def map_cell(fd: int) -> mmap.mmap:
-    """A worker's own cell. The descriptor is not needed any more then."""
+    """Map a worker's own cell. The descriptor is not needed afterwards."""
     if sys.version_info >= (3, 13):
         return mmap.mmap(fd, 0, mmap.MAP_SHARED, trackfd=False)
     return mmap.mmap(fd, 0, mmap.MAP_SHARED)

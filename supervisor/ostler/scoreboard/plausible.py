@@ -1,8 +1,8 @@
 """What can be true of the numbers in a cell, and what of its text may be shown.
 
-A cell is memory that its worker's app can write. So nothing in it is taken for true that can't be: counters
+A cell is memory that its worker's app can write. So nothing in it is believed that can't be true: counters
 only grow, and no quicker than a machine can serve; times lie between the worker's birth and now. What passes
-may still be a lie, but one that does no harm: all numbers are bounded.
+may still be untrue, but does no harm: all numbers are bounded.
 
 Pure functions: they return what can't be true in one sentence, or None.
 """
@@ -18,7 +18,7 @@ from ostler.scoreboard.counts import Counts
 REQUESTS_PER_SECOND = 10_000_000
 CONNECTIONS_PER_SECOND = 10_000_000
 BYTES_PER_SECOND = 10**11
-# Counters of one cell are read one after the other while the worker goes on, so two of them may differ by
+# Counters of one cell are read one after the other while the worker goes on. So two of them may differ by
 # what it does meanwhile, at the worst while this process waits for a processor.
 APART = 100_000
 # More than a process can have open (proc_sys_fs(5), nr_open).
@@ -26,7 +26,7 @@ MOST_CONNECTIONS = 2**22
 # Seconds that may be counted in addition to those that have passed, and that a time may be in the future.
 SLACK = 1.0
 _SLACK_NS = int(SLACK * 1e9)
-# An app may ask for 10^9 s at most (workers.interrupt.LONGEST): more is layout.NEVER, or means the same.
+# An app may ask for 10^9 s at most (scoreboard.accounting.LONGEST): more is layout.NEVER, or means the same.
 _LONGEST_NS = 10**18
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*")  # RFC 9110, section 5.6.2
@@ -36,16 +36,16 @@ def doubt_counts(before: Counts, after: Counts, seconds: float, age: float) -> s
     """Why a worker can't have counted `after`.
 
     Args:
-        before: what it had counted when it was looked at last.
-        seconds: since that look.
+        before: what it had counted when it was read last.
+        seconds: since then.
         age: the worker's, in seconds.
     """
     if (
         after.bytes_sent < before.bytes_sent
         or after.opened < before.opened
         or after.closed < before.closed
-        or after.given < before.given
-        or after.taken < before.taken
+        or after.handed_off < before.handed_off
+        or after.received < before.received
         or any(map(gt, before.statuses, after.statuses))
         or any(map(gt, before.histogram, after.histogram))
         or any(map(gt, before.queued, after.queued))
@@ -54,13 +54,13 @@ def doubt_counts(before: Counts, after: Counts, seconds: float, age: float) -> s
     requests, time = after.requests, max(seconds, 0.0) + SLACK
     if (more := requests - before.requests) > REQUESTS_PER_SECOND * time:
         return f"{more} requests were answered within {time:.1f} s"
-    for name in ("opened", "closed", "given", "taken"):
+    for name in ("opened", "closed", "handed_off", "received"):
         if (more := getattr(after, name) - getattr(before, name)) > CONNECTIONS_PER_SECOND * time:
-            return f"{more} connections were {name} within {time:.1f} s"
+            return f"{more} connections were {name.replace('_', ' ')} within {time:.1f} s"
     # An answer's bytes are counted at its end, however long it took.
     if after.bytes_sent > BYTES_PER_SECOND * (max(age, 0.0) + SLACK):
         return f"{after.bytes_sent} bytes were sent within {age:.1f} s"
-    if not -APART <= after.opened + after.taken - after.given - after.closed <= MOST_CONNECTIONS:
+    if not -APART <= after.opened + after.received - after.handed_off - after.closed <= MOST_CONNECTIONS:
         return "the connections that are open are too many, or less than none"
     if sum(after.histogram) > requests + APART or sum(after.queued) > requests + APART:
         return "more times were measured than requests were answered"

@@ -1,4 +1,4 @@
-"""The worker's side of the scoreboard. Its words are plain memory: a write costs some 30 ns and no lock."""
+"""Raw words of a cell, for worker code that does not use the accounting yet. Internal."""
 
 import mmap
 
@@ -22,15 +22,15 @@ class CellWriter:
         # By number, those that were asked for: `close` must find all views.
         self._lanes: dict[int, tuple[Words, memoryview]] = {}
         self.header: Words = self._view[: layout.PAGE].cast("Q")
-        self.header[layout.LANES_IN_USE] = threads + 1
+        self.header[layout.SLOTS_IN_USE] = threads + 1
 
     def lane(self, thread: int) -> tuple[Words, memoryview]:
         """The words and the text (bytes) of one thread, counted from 0; written by that thread alone."""
         if (known := self._lanes.get(thread)) is not None:
             return known
-        start = layout.PAGE + thread * layout.LANE_SIZE
+        start = layout.PAGE + thread * layout.SLOT_SIZE
         words = self._view[start : start + layout.TEXT].cast("Q")
-        text = self._view[start + layout.TEXT : start + layout.LANE_SIZE]
+        text = self._view[start + layout.TEXT : start + layout.SLOT_SIZE]
         return self._lanes.setdefault(thread, (words, text))
 
     def close(self) -> None:

@@ -1,12 +1,16 @@
 """Names of worker classes: ours, gunicorn's, and those of packages that bring worker classes for gunicorn."""
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ostler.settings.table import Settings
+from typing import Any
 
 # What runs in a worker, by name; other names are looked up in the entry-point group `ostler.workers`.
 BUILT_IN = ("sync", "gthread", "gevent", "eventlet", "meinheld", "asgi")
+
+# Which of them a setting means something to (`Setting.worker_classes`).
+THREADED = frozenset({"sync", "gthread"})
+OWN_HTTP = THREADED | {"gevent", "eventlet"}  # Ostler's own code reads requests and writes answers
+WSGI = OWN_HTTP | {"meinheld"}
+ASGI = frozenset({"asgi"})
+NOT_MEINHELD = OWN_HTTP | ASGI
 
 _ALIASES = {
     "threads": "gthread",
@@ -72,8 +76,8 @@ _REFUSED = {
     "uwsgi": "uWSGI is a server of its own; its apps are WSGI apps: use sync or gthread",
 }
 
-# Requests that a worker of these classes may serve at once and tell of; the scoreboard has no more lanes.
-MOST_LANES = 256
+# A worker has no more threads.
+MOST_THREADS = 256
 
 
 def canonical(value: Any) -> str:
@@ -97,13 +101,3 @@ def canonical(value: Any) -> str:
 def names() -> list[str]:
     """What people may write who want one of ours, to look for what they meant."""
     return [*BUILT_IN, *(alias for alias in _ALIASES if "." not in alias and ":" not in alias)]
-
-
-def threads(settings: "Settings", one_loop: bool) -> int:
-    """How many threads of a worker serve; `one_loop` as in `BaseWorker`."""
-    return 1 if one_loop else settings.threads
-
-
-def lanes(settings: "Settings", one_loop: bool) -> int:
-    """How many requests at once a worker can tell the scoreboard of; `one_loop` as in `BaseWorker`."""
-    return min(settings.worker_connections, MOST_LANES) if one_loop else settings.threads

@@ -12,16 +12,15 @@ from typing import Any
 
 from ostler.errors import ConfigFileError
 from ostler.osapi.files import read_file
-from ostler.settings import tomlfile, unknown
+from ostler.settings import tomlfile, unrecognised
+from ostler.settings.ignored import IGNORED
 from ostler.settings.kinds import shown
-from ostler.settings.own import OWN
-from ostler.settings.table import rows
-from ostler.settings.unused import UNUSED
+from ostler.settings.table import not_in_gunicorn, rows
 from ostler.text import frames_of, name_and_text, name_of, text_of
 
 DEFAULT_FILES = ("ostler.conf.py", "ostler.toml", "gunicorn.conf.py")
 
-# gunicorn's names besides those in the table and the unused ones: the file's own, and its app's.
+# gunicorn's names besides those in the table and the ignored ones: the file's own, and its app's.
 _OTHER_NAMES = ("config", "default_proc_name")
 
 # Functions that a file may define, with the number of arguments that each is called with; of several the
@@ -55,7 +54,7 @@ class ConfigFile:
         values: its settings, raw, by name.
         lines: the line where each, and each hook, has its value from, as far as the source tells.
         hooks: its functions that we call, by name, or texts `MODULE.NAME`; they stay in this process.
-        unknown: names that seem to be meant for settings and are none, each with its line and advice.
+        unrecognised: names that seem to be meant for settings and are none, each with its line and advice.
         helpers: names of settings that gunicorn does not have, and that the file itself looks at.
     """
 
@@ -63,7 +62,7 @@ class ConfigFile:
     values: Mapping[str, Any]
     lines: Mapping[str, int] = field(default_factory=dict)
     hooks: Mapping[str, Any] = field(default_factory=dict)
-    unknown: tuple[str, ...] = ()
+    unrecognised: tuple[str, ...] = ()
     helpers: frozenset[str] = frozenset()
 
     def origin(self, setting: str) -> str:
@@ -127,8 +126,8 @@ def evaluate(config: str, folder: Path, source: bytes | None = None) -> ConfigFi
         _settings(namespace),
         _assignment_lines(tree),
         _hooks(namespace, name),
-        unknown=tuple(unknown.in_python(tree, namespace, _known(), set(HOOKS))),
-        helpers=OWN & unknown.names_read(tree),
+        unrecognised=tuple(unrecognised.in_python(tree, namespace, _known(), set(HOOKS))),
+        helpers=not_in_gunicorn() & unrecognised.names_read(tree),
     )
 
 
@@ -143,7 +142,7 @@ def _toml(source: bytes, name: str) -> ConfigFile:
         _settings(values),
         lines,
         _hooks(values, name),
-        unknown=tuple(unknown.in_data(values, lines, _known())),
+        unrecognised=tuple(unrecognised.in_data(values, lines, _known())),
     )
 
 
@@ -159,8 +158,8 @@ def _module(name: str) -> ConfigFile:
         _settings(namespace),
         _assignment_lines(tree),
         _hooks(namespace, f"python:{name}"),
-        unknown=tuple(unknown.in_python(tree, namespace, _known(), set(HOOKS), imported=True)),
-        helpers=OWN & unknown.names_read(tree),
+        unrecognised=tuple(unrecognised.in_python(tree, namespace, _known(), set(HOOKS), imported=True)),
+        helpers=not_in_gunicorn() & unrecognised.names_read(tree),
     )
 
 
@@ -173,12 +172,12 @@ def _source_tree(module: ModuleType) -> ast.Module:
 
 
 def _settings(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    names = {*rows(), *UNUSED, *_OTHER_NAMES}
+    names = {*rows(), *IGNORED, *_OTHER_NAMES}
     return {name: value for name, value in namespace.items() if name in names}
 
 
 def _known() -> set[str]:
-    return {*rows(), *UNUSED, *_OTHER_NAMES, *HOOKS}
+    return {*rows(), *IGNORED, *_OTHER_NAMES, *HOOKS}
 
 
 def _one_line(error: BaseException, name: str, path: str) -> str:
@@ -194,7 +193,7 @@ def _one_line(error: BaseException, name: str, path: str) -> str:
 def _assignment_lines(tree: ast.Module) -> dict[str, int]:
     """The last line that gives each name a value; functions and classes are scopes of their own."""
     lines: dict[str, int] = {}
-    for node in unknown.own_nodes(tree):
+    for node in unrecognised.own_nodes(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names = [node.id]
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):

@@ -15,7 +15,7 @@ import msgspec
 
 from ostler.settings.address import host_and_port, parse_address
 from ostler.settings.networks import normalized
-from ostler.settings.plain import plain
+from ostler.settings.plain_data import plain_data
 
 
 @dataclass(frozen=True, slots=True)
@@ -486,7 +486,7 @@ def _plain_dict(value: Any) -> dict[str, Any]:
         return {}
     if not isinstance(value, Mapping):
         raise ValueError(f"expected a dictionary, got {shown(value)}")
-    copy: dict[str, Any] = plain(value)
+    copy: dict[str, Any] = plain_data(value)
     return copy
 
 

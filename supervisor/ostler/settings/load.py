@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import msgspec
 
 from ostler.errors import SettingError
-from ostler.settings import unused
-from ostler.settings.classes import MOST_LANES
+from ostler.settings import ignored
+from ostler.settings.classes import MOST_THREADS
 from ostler.settings.configfile import ConfigFile
 from ostler.settings.kinds import TLS_VERSION, shown
 from ostler.settings.table import Setting, Settings, rows
@@ -28,7 +28,7 @@ _PROTOCOL_TLS_1_2 = ("5", "protocol_tlsv1_2")
 class Loaded(msgspec.Struct, frozen=True):
     """Settings and, by name, where each value came from.
 
-    unused: what was given without effect here, with its value as text; warnings: lines for the log; hooks:
+    ignored: what was given without effect here, with its value as text; warnings: lines for the log; hooks:
     where each of the file's is defined, by name; one_loop: as `BaseWorker` of the worker class, once that was
     found; config: the configuration file, as `messages.Configure` names it, None if there is none; confined:
     of the settings that name what the supervisor or a fork server opens (`confine.OPENED`), those that count
@@ -37,7 +37,7 @@ class Loaded(msgspec.Struct, frozen=True):
 
     settings: Settings
     origins: dict[str, str]
-    unused: dict[str, str] = {}
+    ignored: dict[str, str] = {}
     warnings: list[str] = []
     hooks: dict[str, str] = {}
     one_loop: bool = False
@@ -46,7 +46,7 @@ class Loaded(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
+class _RawValue:
     value: Any
     origin: str
 
@@ -66,19 +66,19 @@ class _Sources:
         self._environment = environment
         self._file = file
 
-    def of(self, name: str) -> _Given | None:
+    def of(self, name: str) -> _RawValue | None:
         """Of a row or another name of gunicorn's; the environment not counted."""
         if name in self._command_line:
-            return _Given(self._command_line[name], self._variables.get(name, COMMAND_LINE))
+            return _RawValue(self._command_line[name], self._variables.get(name, COMMAND_LINE))
         if self._file is not None and name in self._file.values:
-            return _Given(self._file.values[name], self._file.origin(name))
+            return _RawValue(self._file.values[name], self._file.origin(name))
         return None
 
     def is_helper(self, name: str) -> bool:
         """Whether the value is from a file for gunicorn that calls a variable of its own so."""
         return name not in self._command_line and self._file is not None and name in self._file.helpers
 
-    def of_row(self, row: Setting) -> _Given | None:
+    def of_row(self, row: Setting) -> _RawValue | None:
         given = self.of(row.name)
         if given is not None or row.env is None:
             return given
@@ -86,7 +86,7 @@ class _Sources:
         if text or (text is not None and row.kind.blank):
             # A port is all that platforms say, and they connect from outside.
             value = f"0.0.0.0:{text}" if row.env == "PORT" else text
-            return _Given(value, f"environment {row.env}")
+            return _RawValue(value, f"environment {row.env}")
         return None
 
 
@@ -126,12 +126,13 @@ def load(
             warnings.append(f"{error}; without effect")
     without_effect = _other_names(sources, values, origins)
     if without_effect:
-        warnings.append(unused.warning(without_effect, origins))
+        warnings.append(ignored.warning(without_effect, origins))
     if values["workers"] == "auto":
         values["workers"] = 2 * usable_cpus() + 1
-    if values["threads"] > MOST_LANES:
-        warnings.append(f"threads ({origins['threads']}): {MOST_LANES} is the most, not {values['threads']}")
-        values["threads"] = MOST_LANES
+    if values["threads"] > MOST_THREADS:
+        asked = f"threads ({origins['threads']})"
+        warnings.append(f"{asked}: {MOST_THREADS} is the most, not {values['threads']}")
+        values["threads"] = MOST_THREADS
     if values["threads"] > 1 and values["worker_class"] == "sync":
         values["worker_class"] = "gthread"
         origins["worker_class"] = f"threads = {values['threads']}"
@@ -143,7 +144,7 @@ def load(
     return Loaded(settings, origins, without_effect, warnings, hooks)
 
 
-def _parsed(row: Setting, given: _Given) -> Any:
+def _parsed(row: Setting, given: _RawValue) -> Any:
     try:
         return row.kind.parse(given.value)
     except ValueError as error:
@@ -157,7 +158,7 @@ def _parsed(row: Setting, given: _Given) -> Any:
 
 def _other_names(sources: _Sources, values: dict[str, Any], origins: dict[str, str]) -> dict[str, str]:
     """Bring what gunicorn calls otherwise into `values`, and tell what has no effect, with its value."""
-    given = {name: found for name in unused.UNUSED if (found := sources.of(name)) is not None}
+    given = {name: found for name in ignored.IGNORED if (found := sources.of(name)) is not None}
     name = sources.of("default_proc_name")
     if name is not None and values["proc_name"] is None:
         values["proc_name"] = _parsed(rows()["proc_name"], name)
@@ -169,7 +170,7 @@ def _other_names(sources: _Sources, values: dict[str, Any], origins: dict[str, s
             values["ssl_minimum_version"] = least
             origins["ssl_minimum_version"] = f"ssl_version, {version.origin}"
     places = {name: found.origin for name, found in given.items()}
-    without_effect = unused.find({name: found.value for name, found in given.items()}, places)
+    without_effect = ignored.find({name: found.value for name, found in given.items()}, places)
     origins.update({name: places[name] for name in without_effect})
     return without_effect
 

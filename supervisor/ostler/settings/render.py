@@ -32,7 +32,7 @@ def print_config(loaded: Loaded) -> str:
     lines += [_line(name, "hook", place) for name, place in sorted(loaded.hooks.items())]
     lines += [
         _line(name, value, f"{loaded.origins[name]}, without effect")
-        for name, value in sorted(loaded.unused.items())
+        for name, value in sorted(loaded.ignored.items())
     ]
     return "\n".join(lines)
 

@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ostler.logs.access import AccessLog
 from ostler.logs.lean import Log
+from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.writer import CellWriter
 from ostler.settings.table import Settings
 from ostler.workers.handoff import HandOff
@@ -56,7 +57,7 @@ class Context:
         app: the app, a WSGI callable unless the class says otherwise.
         listeners: listening sockets, non-blocking, shared with all workers.
         settings: of this generation.
-        cell: the worker's cell of the scoreboard, with `settings.classes.lanes` lanes.
+        accounting: shows and counts requests and connections; see ostler.scoreboard.accounting.
         log: takes events with fields.
         access: the access log, or None. Its `flush` is to be called when there is nothing else to do, and
             about once a second.
@@ -71,7 +72,7 @@ class Context:
     app: Any
     listeners: list[socket.socket]
     settings: Settings
-    cell: CellWriter
+    accounting: Accounting
     log: Log
     access: AccessLog | None = None
     quota: int = 0
@@ -80,6 +81,11 @@ class Context:
     tls: "SSLContext | None" = None
     exchange: type[Exchange] = Exchange
     stacks_fd: int = -1
+
+    @property
+    def cell(self) -> CellWriter:
+        """Raw words of the scoreboard; internal, for what does not use `accounting` yet."""
+        return self.accounting.writer
 
 
 class BaseWorker(ABC):
@@ -142,13 +148,14 @@ class BaseWorker(ABC):
         """Serve; returns when it has been drained or stopped."""
 
     @abstractmethod
-    def drain(self, hand_over: bool = False) -> None:
-        """Stop accepting; `run` returns when what is there has been answered or `graceful_timeout` is over.
+    def drain(self, hand_over: bool = False, seconds: float | None = None) -> None:
+        """Stop accepting; `run` returns when what is there has been answered or the time is over.
 
         May be called from a signal handler, and from a reader's callback.
 
         Args:
             hand_over: other workers go on serving.
+            seconds: how long open requests may take; None: as long as `graceful_timeout` of this worker says.
         """
 
     @abstractmethod

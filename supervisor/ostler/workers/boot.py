@@ -32,10 +32,9 @@ from ostler.osapi import original
 from ostler.osapi.needed import LIMITS
 from ostler.osapi.priority import step_back_for_good, step_forward
 from ostler.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL, enlarge_signal_stack, set_title
-from ostler.scoreboard import layout
+from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.memory import map_cell
-from ostler.scoreboard.writer import CellWriter
-from ostler.settings.classes import lanes
+from ostler.settings.capacity import request_slots
 from ostler.text import trace_of
 from ostler.workers import app_forks, signals
 from ostler.workers.audit import Audit, audit_drained, audit_serving
@@ -43,8 +42,9 @@ from ostler.workers.base import BaseWorker, Context
 from ostler.workers.engine import Engine
 from ostler.workers.handoff import HandOff
 from ostler.workers.inheritance import Inheritance, Zygote
-from ostler.workers.loader import AppLoadError, load, standard_modules
-from ostler.workers.rehearsal import SHORT, rehearse
+from ostler.workers.load_errors import AppLoadError
+from ostler.workers.loader import load, standard_modules
+from ostler.workers.priming import SHORT, prime
 from ostler.workers.warmup import WarmupError, warm_up
 from ostler.wsgi.exchange import App, QuitWorker
 
@@ -83,7 +83,7 @@ class WorkerProcess:
         self._orphaned = False
         self._quitting = False
         self._standard_modules: list[str] = []
-        self._cell: CellWriter | None = None
+        self._accounting: Accounting | None = None
         self._zygote_wanted = False
         self._must_leave = False
         self._forced = False
@@ -154,9 +154,9 @@ class WorkerProcess:
 
         Parts of the engine may be referred to for ever: by a library's hub, by the app, by a C module.
         """
-        assert self._cell is not None
+        assert self._accounting is not None
         self._engine = None  # for signal handlers, which use it
-        self._cell.close()
+        self._accounting.close()
 
     # -- booting -----------------------------------------------------------------------------------------
 
@@ -237,12 +237,13 @@ class WorkerProcess:
         if quota and settings.max_requests_jitter:
             quota += random.randint(0, settings.max_requests_jitter)  # noqa: S311 - spreads load, no secret
         generation = self._generation
-        self._cell = CellWriter(self._memory, lanes(settings, generation.worker_class.one_loop))
+        slots = request_slots(settings, generation.worker_class.one_loop)
+        self._accounting = Accounting(self._memory, slots)
         context = Context(
             app,
             generation.listeners,
             settings,
-            self._cell,
+            self._accounting,
             self._log,
             self._sinks.open_access(),
             quota,
@@ -258,10 +259,10 @@ class WorkerProcess:
             # No descriptors left, or the kernel refused a call.
             self._send(messages.BootFailed(f"can't start serving: {error.strerror}", trace_of(error)))
             return 3
-        self._hooks.serving(self._cell, context.on_quota, engine.extend_deadline)
+        self._hooks.serving(self._accounting, context.on_quota, engine.extend_deadline)
         signal.signal(INTERRUPT_SIGNAL, engine.interrupt)
         if issubclass(generation.worker_class, Engine):
-            rehearse(settings, self._log, SHORT)
+            prime(settings, self._log, SHORT)
         self._channel.set_blocking(False)
         engine.add_reader(self._channel.fileno(), self._on_channel)
         try:
@@ -301,7 +302,7 @@ class WorkerProcess:
             message = received[0]
             if isinstance(message, messages.Drain):
                 self._zygote_wanted = message.zygote  # of several messages the last one counts
-                self._drain(message.hand_over)
+                self._drain(message.hand_over, message.seconds)
             elif isinstance(message, messages.AuditZygote):
                 self._audit(message.force)
             elif isinstance(message, messages.ReopenLogs):
@@ -328,12 +329,12 @@ class WorkerProcess:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.HANDLED)
 
-    def _drain(self, hand_over: bool = False) -> None:
+    def _drain(self, hand_over: bool = False, seconds: float | None = None) -> None:
         if self._engine is None:
             self._leave_early = True
         elif not self._engine.draining:
             self._title(f"worker {self._inherited.slot} gen {self._generation.number} draining")
-            self._engine.drain(hand_over)
+            self._engine.drain(hand_over, seconds)
 
     def _on_term(self, signum: int, frame: FrameType | None) -> None:
         self._must_leave = True  # it can't become a zygote any more
@@ -358,9 +359,8 @@ class WorkerProcess:
 
     def _is_busy(self) -> bool:
         """Whether a request is in the app."""
-        assert self._cell is not None
-        in_use = range(self._cell.header[layout.LANES_IN_USE])
-        return any(self._cell.lane(lane)[0][layout.STARTED] for lane in in_use)
+        assert self._accounting is not None
+        return self._accounting.busy
 
     def _own_descriptors(self) -> set[int]:
         generation = self._generation

@@ -49,6 +49,14 @@ def worker_class(settings: Settings) -> type[BaseWorker]:
     raise SettingError("worker_class", f"{problem} (there are: {', '.join(dict.fromkeys(known))})")
 
 
+def built_in(found: type[BaseWorker], settings: Settings) -> str | None:
+    """Which of our classes one of a package or an app is made from, by name; None if it is from none."""
+    if settings.worker_class in _OURS:
+        return settings.worker_class
+    made_from = {(base.__module__, base.__name__) for base in found.__mro__}
+    return next((name for name, place in _OURS.items() if place in made_from), None)
+
+
 def _ours(name: str) -> type[BaseWorker]:
     module, attribute = _OURS[name]
     try:

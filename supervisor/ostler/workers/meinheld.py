@@ -71,6 +71,7 @@ class MeinheldWorker(BaseWorker):
     def __init__(self, context: Context) -> None:
         self._context = context
         self._settings = context.settings
+        self._graceful_timeout = context.settings.graceful_timeout
         self._readers: dict[int, Callable[[], None]] = {}
         self._poll = select.poll()
         self._handlers: dict[int, Any] = {}
@@ -82,7 +83,8 @@ class MeinheldWorker(BaseWorker):
         self._door: socket.socket | None = None
         self._wakes: list[socket.socket] = []
         self._inner: set[int] = set()
-        self._deadlines = Deadlines(context.cell, serves)
+        context.accounting.thread_slot(0)
+        self._deadlines = Deadlines(context.accounting, serves)
         self._calls = Calls(context, self._deadlines, self._look)
 
     # -- what the life cycle calls ----------------------------------------------------------------------
@@ -119,8 +121,13 @@ class MeinheldWorker(BaseWorker):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             self._calls.flush()
 
-    def drain(self, hand_over: bool = False) -> None:  # noqa: ARG002 - its connections are its own
+    def drain(
+        self,
+        hand_over: bool = False,  # noqa: ARG002 - its connections are its own
+        seconds: float | None = None,
+    ) -> None:
         if not self.draining:
+            self._graceful_timeout = self._graceful_timeout if seconds is None else seconds
             self.draining = True
             self._drain_began = monotonic_ns()
             if self._running:
@@ -253,7 +260,7 @@ class MeinheldWorker(BaseWorker):
         self._cut_idle = True
         self._close_wakes()
         server.set_keepalive(0)
-        server.stop(min(max(1, math.ceil(self._settings.graceful_timeout)), _LONGEST))
+        server.stop(min(max(1, math.ceil(self._graceful_timeout)), _LONGEST))
 
     def _connections(self, more: Iterable[socket.socket] = ()) -> Iterator[int]:
         """Descriptors of clients' connections, and of those that came by `more` listeners."""

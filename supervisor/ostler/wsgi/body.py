@@ -12,7 +12,10 @@ class _Unlinked(io.BufferedRandom):
     """A temporary file that is closed with its last reference, as nothing else closes it."""
 
     def __del__(self) -> None:
-        self.close()
+        try:
+            self.close()
+        except OSError:
+            pass  # what is still buffered does not fit the disk; its request has been refused for that
 
 
 def _unlinked(folder: str | None) -> _Unlinked:
@@ -49,6 +52,10 @@ class BufferedBody:
             self.file = file
             self._spilled = True
         return self.file.write(data)
+
+    def flush(self) -> None:
+        """Write what is buffered, so that a full disk is noticed before the app reads. Raises OSError."""
+        self.file.flush()
 
     def input(self) -> IO[bytes]:
         """The body from its beginning."""
@@ -89,6 +96,9 @@ class StreamedBody:
     def write(self, data: bytes) -> int:
         self._parts.append(data)
         return len(data)
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
 
     def input(self) -> IO[bytes]:
         return io.BufferedReader(_Raw(self))

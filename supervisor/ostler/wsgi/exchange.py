@@ -8,8 +8,8 @@ so that the client can detect an incomplete answer.
 import os
 import traceback
 from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import Any, Protocol
+from types import CodeType, FrameType, TracebackType
+from typing import Any, Protocol, TypeVar
 
 from ostler.http1 import response
 from ostler.http1.errors import ResponseError
@@ -26,6 +26,10 @@ _JOIN_LIMIT = 64 * 1024
 
 # This process is no worker: the app has forked it.
 _forked = False
+
+# The code of the functions that call user code for a request; see `interruptible`.
+_interruptible: set[CodeType] = set()
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _NO_HEAD = "the app returned without calling start_response"
 _FAILED = "500 Internal Server Error"
@@ -67,6 +71,17 @@ class DeadlineExceeded(BaseException):
 
 class ClientGone(ConnectionError):
     """The client closed the connection before the request or the answer was complete."""
+
+
+def interruptible(function: Function) -> Function:
+    """Mark a function that calls the app or a hook: DeadlineExceeded may be raised anywhere in it."""
+    _interruptible.add(function.__code__)
+    return function
+
+
+def is_interruptible(frame: FrameType) -> bool:
+    """Whether a frame is that of a function which is marked `interruptible`."""
+    return frame.f_code in _interruptible
 
 
 class Exchange:
@@ -141,6 +156,7 @@ class Exchange:
 
     # -- called by the worker ----------------------------------------------------------------------------
 
+    @interruptible
     def run(self, app: App, environ: Environ) -> None:
         """Call the app and send its answer.
 

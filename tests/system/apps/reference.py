@@ -83,7 +83,7 @@ class ReferenceWorker(BaseWorker):
             self.context.on_quota(self.answered)
         return [body]
 
-    def drain(self, hand_over=False):
+    def drain(self, hand_over=False, seconds=None):
         self.draining = True
         os.eventfd_write(self.wake, 1)
 

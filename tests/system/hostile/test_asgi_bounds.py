@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import PATIENCE, Daemon, Place
+from tests.kit.daemon import Daemon, Place
 from tests.kit.hostile import CLASSES, SLACK, client_time
+from tests.kit.tiers import thorough
+from tests.kit.waiting import PATIENCE
 
 pytestmark = pytest.mark.system
 
@@ -155,7 +157,7 @@ def test_pipelined_requests_wait_as_bytes(daemon: Daemon) -> None:
         assert resident(daemon) - before < MOST
 
 
-@pytest.mark.parametrize("size", [1, 7, 1000, 100_000])
+@pytest.mark.parametrize("size", [7, *thorough(1, 1000, 100_000)])
 def test_pipelined_requests_are_all_answered(daemon: Daemon, size: int) -> None:
     """Whatever pieces they come in."""
     count = 200 if size > 1 else 10

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from ostler.control.routes import LOGIN_LINK
-from tests.kit.daemon import Answer, Daemon, Place, ask
+from tests.kit.daemon import Daemon, Place
 from tests.kit.hostile import APP, assert_unharmed
+from tests.kit.http_client import Answer, ask
 
 pytestmark = pytest.mark.system
 

@@ -16,8 +16,12 @@ import pytest
 
 from ostler.control.routes import EXITS
 from ostler.control.views import ExitView
-from tests.kit.daemon import Connection, Daemon, Place, Process, fork_server, until, zombies
+from tests.kit.daemon import Daemon, Place, fork_server
 from tests.kit.hostile import CLASSES, assert_unharmed, each_class, every_class
+from tests.kit.http_client import Connection
+from tests.kit.processes import Process, zombies
+from tests.kit.tiers import thorough
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 ATTACKS = Path(__file__).with_name("attack_channels.py").read_text()
@@ -118,6 +122,7 @@ def test_each_is_the_end_of_its_worker(place: Place) -> None:
     is_well(daemon, count)
 
 
+@pytest.mark.thorough
 @each_class
 def test_a_descriptor_whose_close_waits(place: Place, words: Sequence[str]) -> None:
     """A connection with SO_LINGER that nobody receives does not stop the supervisor when it is closed."""
@@ -128,7 +133,7 @@ def test_a_descriptor_whose_close_waits(place: Place, words: Sequence[str]) -> N
     is_well(daemon, 2)
 
 
-@pytest.mark.parametrize("attackers", [1, 3])
+@pytest.mark.parametrize("attackers", [1, *thorough(3)])
 def test_flood(place: Place, attackers: int) -> None:
     """Workers that send without end are soon killed; meanwhile replacing and the API go on."""
     daemon = place.start("--preload", "-w", "5", *CLASSES["threads"])
@@ -140,6 +145,7 @@ def test_flood(place: Place, attackers: int) -> None:
     is_well(daemon, 5)
 
 
+@pytest.mark.thorough
 def test_orphans(place: Place) -> None:
     """Thousands of dead children that an app leaves the supervisor: it books deaths and hears signals.
 
@@ -175,6 +181,7 @@ def going_on(daemon: Daemon, name: str, workers: int) -> Iterator[None]:
         asking.join()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "why"),
     [("escaped_marks", "more than any worker"), ("escaped_items", "too many values or escapes")],
@@ -188,6 +195,7 @@ def test_messages_that_take_long_to_decode(place: Place, name: str, why: str) ->
     is_well(daemon, 5)
 
 
+@pytest.mark.thorough
 @each_class
 def test_what_goes_on(place: Place, words: Sequence[str]) -> None:
     """Stack dumps without end, and garbage between workers, harm neither supervisor nor siblings."""
@@ -217,18 +225,16 @@ def leave(place: Place, name: str) -> None:
     (place.app_folder / name).touch()
 
 
-FORK_SERVER_WORDS = {
-    "garbage": "no message",
-    "descriptors": "descriptors",
-    "lingering": "descriptors",
-    "flood": "no message",
-    "forked_other": "never asked for",
-    "hook_done": "which is not the next",
-    "configured": "LoadFailed while it is forking",
-}
-
-
-@pytest.mark.parametrize(("name", "words"), FORK_SERVER_WORDS.items())
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("garbage", "no message"),
+        ("descriptors", "descriptors"),
+        ("hook_done", "which is not the next"),
+        *thorough(("lingering", "descriptors"), ("flood", "no message")),
+        *thorough(("forked_other", "never asked for"), ("configured", "LoadFailed while it is forking")),
+    ],
+)
 def test_fork_server(place: Place, name: str, words: str) -> None:
     """A fork server that sends what it may not is killed and replaced; workers serve on."""
     leave(place, "waits")
@@ -242,6 +248,7 @@ def test_fork_server(place: Place, name: str, words: str) -> None:
     is_well(daemon, 2)
 
 
+@pytest.mark.thorough
 def test_fork_server_that_adopts_workers(place: Place) -> None:
     """An app that makes itself a subreaper does no harm; one that insists loses its fork server."""
     place.add("attack.py", f"{ATTACKS}\nadopt()\n")
@@ -293,7 +300,7 @@ def test_fork_server_that_is_stopped(place: Place) -> None:
     is_well(daemon, 2)
 
 
-@pytest.mark.parametrize("name", ["garbage", "flood"])
+@pytest.mark.parametrize("name", ["garbage", *thorough("flood")])
 def test_zygote(place: Place, name: str) -> None:
     """The same of a worker that has become the fork server: an app's hook attacks when it forks."""
     daemon = place.start("--preload", "-w", "2", *CLASSES["sync"])
@@ -320,6 +327,7 @@ def test_worker_that_reads_nothing(place: Place) -> None:
     is_well(daemon, 2)
 
 
+@pytest.mark.thorough
 def test_upgrade_with_garbage_pending(place: Place) -> None:
     """What a worker has sent before an upgrade is the same to the new program."""
     daemon = place.start("--preload", "-w", "2", *CLASSES["sync"])
@@ -341,6 +349,7 @@ def when_ready(server):
 """
 
 
+@pytest.mark.thorough
 def test_upgrade_with_a_fork_server_that_does_not_end(place: Place) -> None:
     """One that has retired ends with the old program, or is killed. In both cases it is booked."""
     place.add("gunicorn.conf.py", LASTING)

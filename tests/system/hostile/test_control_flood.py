@@ -18,8 +18,11 @@ from pathlib import Path
 import pytest
 
 from tests.kit.accounts import as_nobody, second_account
-from tests.kit.daemon import OSTLER, Connection, Daemon, Place, ask, client_ports, until
+from tests.kit.daemon import OSTLER, Daemon, Place
 from tests.kit.hostile import CLASSES, assert_unharmed, each_class
+from tests.kit.http_client import Connection, ask
+from tests.kit.processes import client_ports
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 
@@ -130,6 +133,7 @@ def flooder(
             process.kill()
 
 
+@pytest.mark.thorough
 @each_class
 def test_idle_connections(hostile_place: Place, words: tuple[str, ...]) -> None:
     """1,000 connections to --control-bind, 256 descriptors: the oldest make room, workers are replaced."""
@@ -191,6 +195,7 @@ def costly(kind: str, port: int) -> bytes:
             return b"GET " + b"/" * 7_900 + b" " + start + b"\r\n"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["gzip", "chunks", "slashes"])
 def test_costly_requests(hostile_place: Place, kind: str) -> None:
     """A stranger's request costs the supervisor some milliseconds at most, and is refused."""
@@ -211,6 +216,7 @@ def test_costly_requests(hostile_place: Place, kind: str) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_requests_without_end(hostile_place: Place, method: str) -> None:
     """Eight connections that send refused requests without pause, by another user if there is one."""

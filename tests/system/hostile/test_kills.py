@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from ostler.control.routes import EXITS
-from tests.kit.daemon import PATIENCE, Connection, Daemon, Place, Process, ask, title
+from tests.kit.daemon import Daemon, Place
 from tests.kit.hostile import REPLACED_WITHIN, SLACK, STATUS_WITHIN, each_class, status_time
+from tests.kit.http_client import Connection, ask
+from tests.kit.processes import Process, title
+from tests.kit.waiting import PATIENCE
 
 pytestmark = pytest.mark.system
 
@@ -41,6 +44,7 @@ def deaths(daemon: Daemon, number: int) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.thorough
 @each_class
 def test_a_worker_that_kills_itself_again_and_again(hostile_place: Place, words: tuple[str, ...]) -> None:
     """The supervisor does not fork without limit: beyond what anybody kills by hand it takes its time."""
@@ -59,6 +63,7 @@ def test_a_worker_that_kills_itself_again_and_again(hostile_place: Place, words:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_an_administrator_kills_several_in_a_row(hostile_place: Place) -> None:
     """Each is replaced at once, the twentieth as fast as the first."""
     daemon = hostile_place.start("--preload", "-w", "1", "attacked:app")

@@ -61,7 +61,7 @@ NOTHING = "no key, no token, No such device or address"
 @pytest.fixture
 def place() -> Iterator[Place]:
     with furnished() as place:
-        place.let_others_in()
+        place.open_to_others()
         place.add("who.py", APP)
         os.chown(place.app_folder, NOBODY.pw_uid, NOBODY.pw_gid)
         yield place

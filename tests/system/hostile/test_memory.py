@@ -23,7 +23,10 @@ from typing import NamedTuple
 import pytest
 
 from tests.kit.certificates import Authority
-from tests.kit.daemon import PATIENCE, Daemon, Place, descriptors, until
+from tests.kit.daemon import Daemon, Place
+from tests.kit.processes import descriptors
+from tests.kit.tiers import tiers
+from tests.kit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.system
 
@@ -269,7 +272,7 @@ def settled(daemon: Daemon, name: str, tls: ssl.SSLContext | None, sockets: int,
     return until(look, f"all sockets are closed: {name}").memory
 
 
-@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
+@pytest.mark.parametrize("words", tiers(WORDS.items(), ["threads"]))
 def test_nothing_is_left(place: Place, words: tuple[str, ...]) -> None:
     """Served, refused, reset, too slow, failed: memory does not grow, and no socket stays open."""
     place.add("leaky.py", APP)
@@ -283,6 +286,7 @@ def test_nothing_is_left(place: Place, words: tuple[str, ...]) -> None:
     assert leaks(daemon, kinds) == {}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
 def test_nothing_is_left_of_overdue_requests(place: Place, words: tuple[str, ...]) -> None:
     """The same for requests that are ended at their deadline; few, since a sync worker has one at a time."""
@@ -311,6 +315,7 @@ def test_hundreds_are_overdue_at_once(place: Place) -> None:
     assert daemon.pids() == before
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
 def test_nothing_is_left_under_tls(place: Place, words: tuple[str, ...], tmp_path: Path) -> None:
     """The same for handshakes that fail, and for what is no TLS."""
@@ -343,7 +348,7 @@ def test_nothing_is_left_under_tls(place: Place, words: tuple[str, ...], tmp_pat
     assert leaks(daemon, kinds, context) == {}
 
 
-@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
+@pytest.mark.parametrize("words", tiers(WORDS.items(), ["asgi"]))
 def test_connections_take_little_under_tls(place: Place, words: tuple[str, ...], tmp_path: Path) -> None:
     """Clients that keep connections open can't fill the memory with their buffers (asyncio's are larger)."""
     authority = Authority(tmp_path)
@@ -366,6 +371,7 @@ def test_connections_take_little_under_tls(place: Place, words: tuple[str, ...],
         assert measure(daemon, context).memory - before < TLS_MOST * OPEN
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("words", [WORDS["sync"], WORDS["gevent"]], ids=["sync", "gevent"])
 def test_nothing_is_left_of_proxy_headers(place: Place, words: tuple[str, ...]) -> None:
     """The same for PROXY headers that are none, or do not end."""

@@ -7,8 +7,11 @@ import sys
 import pytest
 
 from tests.kit.accounts import second_account, shown
-from tests.kit.daemon import OSTLER, Place, Process, ask, end_with_us
+from tests.kit.daemon import OSTLER, Place, end_with_parent
 from tests.kit.hostile import CLASSES, each_class
+from tests.kit.http_client import ask
+from tests.kit.processes import Process
+from tests.kit.tiers import thorough
 
 pytestmark = pytest.mark.system
 
@@ -52,8 +55,8 @@ def test_no_proc_for_a_socket_with_an_owner(hostile_place: Place) -> None:
     assert "/proc is not mounted" in done.error
 
 
-@pytest.mark.parametrize("text", ["1", "3", "99999999999", "9" * 5000])
-@pytest.mark.parametrize("descriptor", ["/etc", "/dev/null", ""])
+@pytest.mark.parametrize("text", ["1", *thorough("3", "99999999999", "9" * 5000)])
+@pytest.mark.parametrize("descriptor", ["/etc", "", *thorough("/dev/null")])
 def test_wrong_listen_fds(hostile_place: Place, text: str, descriptor: str) -> None:
     """LISTEN_FDS for this very process, but what lies there are no sockets that listen, or nothing does."""
     redirected = f"exec 3<{descriptor};" if descriptor else "exec 3<&-;"
@@ -85,7 +88,7 @@ def test_threads_that_do_not_fit_into_memory(hostile_place: Place) -> None:
         pytest.skip("threads have no stacks of that size here")
 
     def limit() -> None:
-        end_with_us()
+        end_with_parent()
         resource.setrlimit(resource.RLIMIT_DATA, (64 << 20, 64 << 20))
 
     daemon = hostile_place.start(
@@ -100,7 +103,7 @@ def test_too_little_memory(hostile_place: Place) -> None:
     """So little that not even all modules fit: one line."""
 
     def limit() -> None:
-        end_with_us()
+        end_with_parent()
         resource.setrlimit(resource.RLIMIT_DATA, (24 << 20, 24 << 20))
 
     daemon = hostile_place.start("attacked:app", serving=False, popen={"preexec_fn": limit})
@@ -116,7 +119,7 @@ def test_variables_of_libraries(hostile_place: Place) -> None:
     assert "SSLKEYLOGFILE" in done.error
 
 
-@pytest.mark.parametrize("host", ["a..b", "x" * 70, os.fsdecode(b"\xff")])
+@pytest.mark.parametrize("host", [os.fsdecode(b"\xff"), *thorough("a..b", "x" * 70)])
 def test_names_that_no_host_can_have(hostile_place: Place, host: str) -> None:
     """Statsd and syslog there are as good as none: it serves."""
     daemon = hostile_place.start(
@@ -135,6 +138,7 @@ def test_configuration_nested_too_deeply(hostile_place: Place) -> None:
     assert not done.error.rstrip().endswith(":"), done.error
 
 
+@pytest.mark.thorough
 def test_ctl_with_closed_descriptors(hostile_place: Place) -> None:
     """Python has None for a stream that is closed when it begins."""
     daemon = hostile_place.start("attacked:app")
@@ -155,7 +159,7 @@ def test_ctl_with_urls_that_are_none(hostile_place: Place, url: str) -> None:
     assert "ctl: error: " in done.error
 
 
-@pytest.mark.parametrize("flag", ["--log-file", "--access-logfile", "--log-config", "--chdir"])
+@pytest.mark.parametrize("flag", ["--log-file", *thorough("--access-logfile", "--log-config", "--chdir")])
 def test_names_that_are_too_long(hostile_place: Place, flag: str) -> None:
     done = hostile_place.run("--check-config", f"{flag}={'x' * 100_000}", "attacked:app")
     assert done.code == 1

@@ -12,8 +12,10 @@ import pytest
 from ostler.control.client import Client
 from ostler.control.routes import STATUS
 from tests.kit.accounts import second_account, shown
-from tests.kit.daemon import OSTLER, Daemon, Place, ask
+from tests.kit.daemon import OSTLER, Daemon, Place
 from tests.kit.hostile import each_class
+from tests.kit.http_client import ask
+from tests.kit.tiers import thorough
 
 pytestmark = [
     pytest.mark.system,
@@ -100,7 +102,7 @@ def test_a_token_that_would_be_written_beside_the_socket(open_place: Place) -> N
     assert daemon.stop() == 0
 
 
-@pytest.mark.parametrize("uid", [UID, 0])
+@pytest.mark.parametrize("uid", [UID, *thorough(0)])
 def test_only_shared_memory_can_be_written(open_place: Place, uid: int) -> None:
     """What containers have even so: the control socket is there, for its owner and root, and no warning."""
     daemon = open_place.start("attacked:app", argv=contained("/dev/shm", uid=uid))

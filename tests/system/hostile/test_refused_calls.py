@@ -8,8 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.kit.daemon import Daemon, Place, ask, end_with_us, until
+from tests.kit.daemon import Daemon, Place, end_with_parent
+from tests.kit.http_client import ask
 from tests.kit.seccomp import can_refuse, refusing
+from tests.kit.tiers import thorough, tiers
+from tests.kit.waiting import until
 
 pytestmark = [
     pytest.mark.system,
@@ -25,12 +28,12 @@ SPARED = (
     *("prlimit64", "sigaltstack", "setitimer", "tgkill", "statx", "close_range", "inotify_init1"),
     *("listxattr", "llistxattr", "copy_file_range", "splice"),
 )
-NEEDED = (
-    *("socketpair", "pipe2", "epoll_create1", "epoll_ctl", "epoll_wait", "waitid"),
-    *("clock_gettime", "getsockname", "getsockopt"),
-)
+NEEDED = "pipe2 epoll_create1 epoll_ctl waitid clock_gettime getsockname getsockopt".split()
+"""Beside those that the usual tests try."""
 
-ERRORS = pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS], ids=["EPERM", "ENOSYS"])
+ERRORS = pytest.mark.parametrize(
+    "number", tiers({"EPERM": errno.EPERM, "ENOSYS": errno.ENOSYS}.items(), ["EPERM"])
+)
 # It catches the exception that would end an overdue request alone, so that its worker must end.
 HANG = """\
 import time
@@ -46,7 +49,7 @@ def request(path):
 
 def serves_or_says(daemon: Daemon) -> str:
     """The one line that it ends with; empty if it serves, and stops when it is told to."""
-    until(lambda: daemon.process.poll() is not None or daemon.events("serving"), "serving or its end", 30)
+    until(lambda: daemon.process.poll() is not None or daemon.events("serving"), "serving or its end")
     text = daemon.log.read_text()
     if daemon.process.poll() is None:
         assert ask(daemon.url).status == 200
@@ -106,7 +109,7 @@ def _pid(daemon: Daemon) -> str:
 
 
 @ERRORS
-@pytest.mark.parametrize("call", NEEDED)
+@pytest.mark.parametrize("call", ["socketpair", "epoll_wait", *thorough(*NEEDED)])
 def test_calls_that_are_needed(hostile_place: Place, call: str, number: int) -> None:
     """One line names the call, for a start as for a check."""
     refuse = {"preexec_fn": refusing(call, number=number)}
@@ -142,7 +145,7 @@ def test_no_memory_file(hostile_place: Place, call: str, number: int) -> None:
 
 def limited(which: int, value: int) -> Callable[[], None]:
     def limit() -> None:
-        end_with_us()
+        end_with_parent()
         resource.setrlimit(which, (value, value))
 
     return limit
@@ -152,14 +155,11 @@ def limited(which: int, value: int) -> Callable[[], None]:
     ("which", "value"),
     [
         (resource.RLIMIT_NOFILE, 8),
-        (resource.RLIMIT_NOFILE, 16),
-        (resource.RLIMIT_NOFILE, 32),
         (resource.RLIMIT_FSIZE, 64 << 10),
-        (resource.RLIMIT_STACK, 256 << 10),
         (resource.RLIMIT_DATA, 128 << 20),
-        (resource.RLIMIT_MEMLOCK, 0),
-        (resource.RLIMIT_SIGPENDING, 0),
-        (resource.RLIMIT_CORE, 0),
+        *thorough((resource.RLIMIT_NOFILE, 16), (resource.RLIMIT_NOFILE, 32)),
+        *thorough((resource.RLIMIT_STACK, 256 << 10), (resource.RLIMIT_MEMLOCK, 0)),
+        *thorough((resource.RLIMIT_SIGPENDING, 0), (resource.RLIMIT_CORE, 0)),
     ],
 )
 def test_limits(hostile_place: Place, which: int, value: int) -> None:

@@ -7,15 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import Place, Process, freeze
+from tests.kit.daemon import Place
 from tests.kit.hostile import CLASSES, EVERY_CLASS
+from tests.kit.processes import Process, freeze
+from tests.kit.tiers import tiers
 
 pytestmark = pytest.mark.system
 
 FORGED = b"GET /forged HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 192.0.2.99\r\nConnection: close\r\n\r\n"
 
 
-@pytest.mark.parametrize("words", [*CLASSES.values(), EVERY_CLASS["eventlet"]])
+@pytest.mark.parametrize(
+    "words", tiers({**CLASSES, "eventlet": EVERY_CLASS["eventlet"]}.items(), ["threads", "asgi"])
+)
 def test_their_address_is_known(hostile_place: Place, words: tuple[str, ...]) -> None:
     """The log names it. They do not pass for clients of the Unix socket, which have no address and may say
     in X-Forwarded-For who the client is."""

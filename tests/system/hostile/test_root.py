@@ -15,7 +15,9 @@ import pytest
 
 from tests.kit.accounts import NOBODY, second_account, shown
 from tests.kit.certificates import Authority
-from tests.kit.daemon import OSTLER, Daemon, Place, descriptors, fork_server
+from tests.kit.daemon import OSTLER, Daemon, Place, fork_server
+from tests.kit.processes import descriptors
+from tests.kit.tiers import thorough
 from tests.system.conftest import furnished
 
 pytestmark = [
@@ -123,7 +125,7 @@ class Field:
 @pytest.fixture
 def field() -> Iterator[Field]:
     with furnished() as place:
-        place.let_others_in()
+        place.open_to_others()
         place.add("who.py", APP)
         os.chown(place.app_folder, UID, NOBODY.pw_gid)
         yield Field(place)
@@ -177,6 +179,7 @@ def test_all_that_the_administrator_does(field: Field) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_commands_of_the_administrator(field: Field) -> None:
     """--check-config, --print-config and ctl, run by root in the app's folder, import nothing from there."""
     daemon = field.start("--preload")
@@ -196,6 +199,7 @@ def test_commands_of_the_administrator(field: Field) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_module_path_of_the_administrator(field: Field) -> None:
     """PYTHONPATH may lead to the app's folder: it does for the app, and not for root's processes."""
     daemon = field.start(PYTHONPATH=str(field.folder))
@@ -239,6 +243,7 @@ def test_swapped_link(field: Field) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_configuration_of_roots_imports_nothing_of_others(field: Field) -> None:
     """A safe file that imports what lies in the app's folder fails with one line, which says why."""
     field.plant(field.folder / "common.py", field.code("common"))
@@ -252,6 +257,7 @@ def test_configuration_of_roots_imports_nothing_of_others(field: Field) -> None:
     assert field.ran() == set()
 
 
+@pytest.mark.thorough
 def test_planted_bytecode(field: Field) -> None:
     """Bytecode in a folder that others can write is not read, though the source beside it is root's."""
     folder = field.place.folder / "safe"
@@ -270,6 +276,7 @@ def test_planted_bytecode(field: Field) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_settings_of_others_have_no_rights_of_roots(field: Field) -> None:
     """What such a file names is opened as the app's user; the control plane is not its business."""
     target = field.place.folder / "roots.pid"
@@ -311,6 +318,7 @@ def test_token_that_others_can_choose(field: Field) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_folder_of_others_in_the_installation(field: Field) -> None:
     """Of the environment's site-packages, too, root imports nothing that others can write."""
     folder = Path(sysconfig.get_paths()["purelib"]) / f"ostler_test_{os.getpid()}"
@@ -401,6 +409,7 @@ def app(environ, start_response):
 """
 
 
+@pytest.mark.thorough
 def test_number_without_account(field: Field) -> None:
     """It is not left in root's group, which may be able to write what root believes."""
     os.chown(field.folder, 0, 0)
@@ -414,6 +423,7 @@ def test_number_without_account(field: Field) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_owner_without_user(field: Field) -> None:
     """Root gives no user: what one other account can write is evaluated as that account, as is the app."""
     field.plant(field.folder / "gunicorn.conf.py", field.code("own"))
@@ -441,6 +451,7 @@ def test_refusals(field: Field) -> None:
         assert "Traceback" not in line
 
 
+@pytest.mark.thorough
 def test_by_the_administrators_word(field: Field) -> None:
     """--user root says that all of it may run as root, which is warned of."""
     field.plant(field.folder / "gunicorn.conf.py", "workers = 1\n")
@@ -452,6 +463,7 @@ def test_by_the_administrators_word(field: Field) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_safe_file_is_as_before(field: Field) -> None:
     """A file of root's in folders of root's is evaluated as root and may say everything."""
     os.chown(field.folder, 0, 0)
@@ -474,7 +486,7 @@ control_socket = {control}
 """
 
 
-@pytest.mark.parametrize("kind", ["toml", "module", "paste", "named by root's file"])
+@pytest.mark.parametrize("kind", ["toml", *thorough("module", "paste", "named by root's file")])
 def test_other_forms(field: Field, kind: str) -> None:
     """TOML with hooks, `python:MODULE` and a PasteDeploy file of the app's user, named by root."""
     control = field.folder / "own.sock"
@@ -500,7 +512,7 @@ def test_other_forms(field: Field, kind: str) -> None:
     assert daemon.stop() == 0
 
 
-@pytest.mark.parametrize("named", ["key", "log", "variable"])
+@pytest.mark.parametrize("named", ["key", *thorough("log", "variable")])
 def test_paste_file_of_others_named_by_roots_file(field: Field, named: str) -> None:
     """What it says has no effect as long as the fork server has root's rights."""
     pair = Authority(field.place.folder).issue("localhost")
@@ -548,6 +560,7 @@ channel.Channel.send = send
 """
 
 
+@pytest.mark.thorough
 def test_log_that_a_reload_names(field: Field) -> None:
     """Rotating logs, root makes none that the app's own configuration has named, which was forged here."""
     target = field.place.folder / "roots.log"
@@ -561,6 +574,7 @@ def test_log_that_a_reload_names(field: Field) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_roots_key_and_a_configuration_of_others(field: Field) -> None:
     """The command line names a key that only root can read: it is used, as ever."""
     pair = Authority(field.place.folder).issue("localhost")
@@ -577,6 +591,7 @@ def test_roots_key_and_a_configuration_of_others(field: Field) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_key_behind_a_link(field: Field) -> None:
     """A link in the app's folder does not have root read a private key of root's for the app."""
     certificate = Authority(field.place.folder).issue("localhost")

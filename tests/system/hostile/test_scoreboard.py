@@ -15,8 +15,10 @@ import pytest
 
 from ostler.control.routes import METRICS
 from ostler.control.views import Totals
-from tests.kit.daemon import Daemon, Place, ask
+from tests.kit.daemon import Daemon, Place
 from tests.kit.hostile import CLASSES, assert_unharmed, each_class
+from tests.kit.http_client import ask
+from tests.kit.tiers import thorough
 
 pytestmark = pytest.mark.system
 
@@ -130,7 +132,7 @@ def calm(daemon: Daemon) -> None:
     for worker in daemon.workers():
         assert 0 <= worker.requests < 10**6
         assert 0 <= worker.connections < 10**6
-        assert len(worker.in_flight) <= 257
+        assert len(worker.in_flight) <= 1001
         for request in worker.in_flight:
             assert (request.method + request.path).isascii()
             assert (request.method + request.path).isprintable()
@@ -177,6 +179,7 @@ def test_random_words(hostile_place: Place, words: tuple[str, ...]) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_an_upgrade_with_such_workers(hostile_place: Place) -> None:
     """It goes through, and no total becomes less."""
     daemon = attacked(hostile_place, RANDOM, *CLASSES["sync"])
@@ -191,6 +194,7 @@ def test_an_upgrade_with_such_workers(hostile_place: Place) -> None:
     assert not daemon.events("internal_error")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["threads", "gevent"])
 def test_requests_that_are_overdue_all_the_time(hostile_place: Place, name: str) -> None:
     """Of requests that nobody sees, a worker can cause so many lines and no more, and harms no one else."""
@@ -214,6 +218,7 @@ def limited() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
 
 
+@pytest.mark.thorough
 @each_class
 def test_little_address_space(hostile_place: Place, words: tuple[str, ...]) -> None:
     """300 MiB for each process are enough for all of it, a reload included."""
@@ -249,7 +254,7 @@ def refusing(number: int, shm: bool) -> dict[str, Any]:
     return {"argv": (sys.executable, "-c", REFUSING.format(number=number, shm=shm))}
 
 
-@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
+@pytest.mark.parametrize("number", [errno.EPERM, *thorough(errno.ENOSYS)])
 def test_memfd_create_is_refused(hostile_place: Place, number: int) -> None:
     """Then unnamed files in /dev/shm do, also for an upgrade."""
     daemon = hostile_place.start("-w", "2", "attacked:app", **refusing(number, shm=False))
@@ -275,6 +280,7 @@ def request(path):
 """
 
 
+@pytest.mark.thorough
 def test_memory_without_seals_is_cut_off(hostile_place: Place) -> None:
     """A worker that cuts off its own memory dies of it, and the supervisor does not."""
     hostile_place.add("attack.py", CUT)
@@ -288,6 +294,7 @@ def test_memory_without_seals_is_cut_off(hostile_place: Place) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_no_shared_memory_at_all(hostile_place: Place) -> None:
     """One line says which calls were refused, and the daemon does not stay."""
     done = hostile_place.run("-b", "127.0.0.1:0", "attacked:app", **refusing(errno.EPERM, shm=True))

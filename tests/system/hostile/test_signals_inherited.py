@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import Place, Process, ask, end_with_us, fork_server, until
+from tests.kit.daemon import Place, end_with_parent, fork_server
+from tests.kit.http_client import ask
+from tests.kit.processes import Process
+from tests.kit.tiers import thorough
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 
@@ -16,12 +20,12 @@ ALL = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
 
 def blocked() -> None:
-    end_with_us()
+    end_with_parent()
     signal.pthread_sigmask(signal.SIG_BLOCK, ALL)
 
 
 def ignored() -> None:
-    end_with_us()
+    end_with_parent()
     for signum in ALL:
         signal.signal(signum, signal.SIG_IGN)
 
@@ -48,7 +52,7 @@ def request(path):
 """
 
 
-@pytest.mark.parametrize("inherit", [blocked, ignored])
+@pytest.mark.parametrize("inherit", [blocked, *thorough(ignored)])
 def test_inherited_signals(hostile_place: Place, inherit: Callable[[], None]) -> None:
     """All blocked, or all ignored: dead workers are replaced, signals are heeded, after an upgrade too."""
     hostile_place.add("attack.py", CHILD)
@@ -85,7 +89,7 @@ def test_check_with_ignored_children(hostile_place: Place) -> None:
     """SIGCHLD ignored: the kernel throws away the status that a check waits for."""
 
     def ignore() -> None:
-        end_with_us()
+        end_with_parent()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
     daemon = hostile_place.start(
@@ -98,7 +102,7 @@ def test_inherited_umask(hostile_place: Place) -> None:
     """A umask of 0777 makes files that their owner can't open: ours can be opened by us, and by no others."""
 
     def mask() -> None:
-        end_with_us()
+        end_with_parent()
         os.umask(0o777)
 
     daemon = hostile_place.start("-p", "pid", "--access-logfile", "access.log", "attacked:app",

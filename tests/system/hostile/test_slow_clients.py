@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.kit.certificates import Authority
-from tests.kit.daemon import OSTLER, Daemon, Place, until
-from tests.kit.hostile import CLASSES, SLACK, each_class
+from tests.kit.daemon import OSTLER, Daemon, Place
+from tests.kit.hostile import CLASSES, SLACK, USUAL, each_class
+from tests.kit.tiers import thorough, tiers
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 
@@ -204,7 +206,7 @@ def assert_open(daemon: Daemon, first: bytes, context: ssl.SSLContext | None = N
 
 
 @each_class
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", [*thorough("nothing", "chunks"), "heads", "bodies"])
 def test_new_clients_are_answered(hostile_place: Place, words: tuple[str, ...], attack: str) -> None:
     """Six times as many slow connections as the worker keeps: the slowest make room."""
     daemon = hostile_place.start(*LIMITS, *reading(words))
@@ -212,7 +214,9 @@ def test_new_clients_are_answered(hostile_place: Place, words: tuple[str, ...], 
 
 
 @each_class
-@pytest.mark.parametrize("first", [lambda: b"", hello], ids=["nothing", "half a ClientHello"])
+@pytest.mark.parametrize(
+    "first", tiers({"nothing": bytes, "half a ClientHello": hello}.items(), ["half a ClientHello"])
+)
 def test_slow_handshakes(
     hostile_place: Place, words: tuple[str, ...], first: Callable[[], bytes], tmp_path: Path
 ) -> None:
@@ -223,13 +227,15 @@ def test_slow_handshakes(
     assert_open(daemon, first(), authority.client_context())
 
 
-@pytest.mark.parametrize("words", [CLASSES[name] for name in ("sync", "threads", "gevent")])
+@pytest.mark.thorough
+@pytest.mark.parametrize("words", [CLASSES["threads"], *thorough((CLASSES["sync"],), (CLASSES["gevent"],))])
 def test_slow_proxy_headers(hostile_place: Place, words: tuple[str, ...]) -> None:
     """The same for PROXY headers that do not end."""
     daemon = hostile_place.start(*LIMITS, "--proxy-protocol", "auto", *reading(words))
     assert_open(daemon, b"PROXY TCP4 192.0.2.1 ")
 
 
+@pytest.mark.thorough
 @each_class
 def test_few_descriptors(hostile_place: Place, words: tuple[str, ...]) -> None:
     """The limit is that of descriptors, not of connections: the same, and some stay free for the app."""
@@ -239,6 +245,7 @@ def test_few_descriptors(hostile_place: Place, words: tuple[str, ...]) -> None:
     assert daemon.events("accept_paused") == []
 
 
+@pytest.mark.thorough
 @each_class
 def test_a_slow_upload_outlives_the_attack(hostile_place: Place, words: tuple[str, ...]) -> None:
     """A client that sends at more than `body_min_rate` is no attacker: its upload is answered."""
@@ -288,6 +295,7 @@ def test_connections_of_one_address(hostile_place: Place, words: tuple[str, ...]
     assert daemon.events("too_many_connections")
 
 
+@pytest.mark.thorough
 @each_class
 def test_heads_and_idling_over_tls(hostile_place: Place, words: tuple[str, ...], tmp_path: Path) -> None:
     """Clients that have done their handshake and then send nothing, or a part of a head, or idle, make room
@@ -311,6 +319,7 @@ def test_heads_and_idling_over_tls(hostile_place: Place, words: tuple[str, ...],
     assert daemon.events("internal_error") == []
 
 
+@pytest.mark.thorough
 def test_tls_connections_that_are_closed_twice(hostile_place: Place, tmp_path: Path) -> None:
     """Bytes that are no HTTP behind a request whose answer ends the connection: uvicorn closes it for both.
     asyncio has let go of its half of it then, while the client does not say that it has ended. What the
@@ -346,6 +355,7 @@ def test_tls_connections_that_are_closed_twice(hostile_place: Place, tmp_path: P
     assert end["status"] == "exit code 0"
 
 
+@pytest.mark.thorough
 def test_answers_under_tls_are_not_cut(hostile_place: Place, tmp_path: Path) -> None:
     """An answer that uvicorn has written whole, and that its client still reads, is no idle connection."""
     hostile_place.add("big.py", BIG)
@@ -420,7 +430,7 @@ WITH_EVENTLET = {**CLASSES, "eventlet": ("-k", "eventlet", "attacked:app")}
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-@pytest.mark.parametrize("words", WITH_EVENTLET.values(), ids=WITH_EVENTLET.keys())
+@pytest.mark.parametrize("words", tiers(WITH_EVENTLET.items(), USUAL))
 def test_slow_readers(hostile_place: Place, words: tuple[str, ...], tls: bool, tmp_path: Path) -> None:
     """Clients that ask for a large answer and read nothing make room, and one that reads does not."""
     hostile_place.add("large.py", LARGE)
@@ -445,6 +455,7 @@ def test_slow_readers(hostile_place: Place, words: tuple[str, ...], tls: bool, t
     assert daemon.events("internal_error") == []
 
 
+@pytest.mark.thorough
 def test_tls_clients_that_do_not_close(hostile_place: Place, tmp_path: Path) -> None:
     """The client's part of the end of TLS is not waited for long: neither in service nor by a drain."""
     certificate, context = tls_words(tmp_path)
@@ -468,6 +479,7 @@ def test_tls_clients_that_do_not_close(hostile_place: Place, tmp_path: Path) -> 
         assert daemon.stop(within=30) == 0
 
 
+@pytest.mark.thorough
 def test_a_slow_reader_of_a_last_answer(hostile_place: Place, tmp_path: Path) -> None:
     """A connection that ends with its answer lives as long as its client reads, also under TLS."""
     hostile_place.add("large.py", LARGE)
@@ -538,6 +550,7 @@ class KeyUpdates:
         self._thread.join()
 
 
+@pytest.mark.thorough
 @each_class
 def test_records_without_data(hostile_place: Place, words: tuple[str, ...], tmp_path: Path) -> None:
     """Key updates without end are the end of their connection; bytes that are no TLS cost nothing else."""
@@ -573,6 +586,7 @@ def test_websockets_that_have_ended_are_not_counted(hostile_place: Place) -> Non
     answered(daemon)
 
 
+@pytest.mark.thorough
 def test_malformed_requests_fill_no_log(hostile_place: Place) -> None:
     """uvicorn warns of each request that is none: some are logged."""
     daemon = hostile_place.start("-w", "1", *reading(CLASSES["asgi"]))

@@ -1,5 +1,6 @@
 """Strange places, files, values and apps: each is one line that says what to do, or it simply works."""
 
+import itertools
 import os
 import resource
 import shutil
@@ -10,8 +11,11 @@ import pytest
 
 from ostler.control.routes import CONFIG, RELOAD
 from tests.kit.certificates import Authority
-from tests.kit.daemon import Daemon, Place, ask, until
-from tests.kit.hostile import APP, CLASSES
+from tests.kit.daemon import Daemon, Place
+from tests.kit.hostile import APP, CLASSES, USUAL
+from tests.kit.http_client import ask
+from tests.kit.tiers import thorough, tiers
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 
@@ -26,7 +30,7 @@ def folder_of_bytes(place: Place) -> str:
     return folder
 
 
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("kind", tiers(((name, name) for name in CLASSES), USUAL))
 def test_bytes_in_the_folders_name(hostile_place: Place, kind: str) -> None:
     """A working folder that is no UTF-8 works, and so do such options; the API shows them readably."""
     folder = folder_of_bytes(hostile_place)
@@ -41,7 +45,7 @@ def test_bytes_in_the_folders_name(hostile_place: Place, kind: str) -> None:
     daemon.client.call(CONFIG)
     assert daemon.ctl("status").code == 0
     assert Path(folder, f"{LATIN}.pid").exists()
-    if kind == "sync":
+    if kind == "threads":
         daemon.client.call(RELOAD)
         daemon.event("reload_done")
         daemon.send(signal.SIGUSR2)
@@ -82,10 +86,9 @@ def kinds_of_no_file(place: Place) -> list[str]:
     return ["fifo", "/dev/zero", "folder", "bytes", "empty", "missing"]
 
 
-FILE_SETTINGS = ("--config", "--log-config", "--log-config-json", "--certfile", "--paste")
-
-
-@pytest.mark.parametrize("flag", FILE_SETTINGS)
+@pytest.mark.parametrize(
+    "flag", ["--config", "--certfile", *thorough("--log-config", "--log-config-json", "--paste")]
+)
 def test_settings_that_name_no_file(hostile_place: Place, flag: str) -> None:
     """One line for each, soon, and never a daemon that waits for a FIFO."""
     names = kinds_of_no_file(hostile_place)
@@ -100,7 +103,7 @@ def test_settings_that_name_no_file(hostile_place: Place, flag: str) -> None:
             assert done.error.startswith("ostler: error: "), done.error
 
 
-@pytest.mark.parametrize("name", ["fifo", "/dev/zero", "folder", "bytes", "empty", "missing"])
+@pytest.mark.parametrize("name", ["fifo", "/dev/zero", *thorough("folder", "bytes", "empty", "missing")])
 def test_token_file_that_is_none(hostile_place: Place, name: str) -> None:
     """The data plane comes first: it serves without TCP's control plane, and SIGTERM ends it."""
     kinds_of_no_file(hostile_place)
@@ -123,7 +126,7 @@ def test_token_file_for_all(hostile_place: Place) -> None:
     assert daemon.stop() == 0
 
 
-@pytest.mark.parametrize("token", ["two words", "line\nend", "caf\u00e9", "\udcff", "\x1b[2J"])
+@pytest.mark.parametrize("token", ["line\nend", "\udcff", *thorough("two words", "caf\u00e9", "\x1b[2J")])
 def test_token_of_ctl(hostile_place: Place, token: str) -> None:
     """OSTLER_TOKEN that no header can carry."""
     done = hostile_place.run("ctl", "--url", "http://127.0.0.1:1", "status", OSTLER_TOKEN=token)
@@ -146,7 +149,9 @@ STRANGE = [
 ]
 
 
-@pytest.mark.parametrize("words", STRANGE, ids=lambda words: ascii(" ".join(words)[:40]))
+@pytest.mark.parametrize(
+    "words", [*STRANGE[::4], *thorough(*((words,) for words in STRANGE if words not in STRANGE[::4]))]
+)
 def test_strange_values(hostile_place: Place, words: list[str]) -> None:
     """One line that names the setting."""
     done = hostile_place.run("--check-config", *words, "attacked:app")
@@ -235,7 +240,7 @@ def no_fault_of_ours(daemon: Daemon) -> None:
     assert "/ostler/" not in "\n".join(line for line in text.splitlines() if not line.startswith("{"))
 
 
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("kind", tiers(((name, name) for name in CLASSES), USUAL))
 def test_exceptions_in_requests(hostile_place: Place, kind: str) -> None:
     """Whatever it is that an app raises: 500, one event each, and the worker serves on."""
     hostile_place.add("evil.py", EVIL)
@@ -252,8 +257,14 @@ def test_exceptions_in_requests(hostile_place: Place, kind: str) -> None:
     no_fault_of_ours(daemon)
 
 
-@pytest.mark.parametrize("name", ["evil", "base", "surrogates", "group", "no_file"])
-@pytest.mark.parametrize("preload", [True, False])
+@pytest.mark.parametrize(
+    ("name", "preload"),
+    [
+        *(("evil", True), ("surrogates", False)),
+        *thorough(*[("evil", False), ("surrogates", True)]),
+        *thorough(*itertools.product(("base", "group", "no_file"), (True, False))),
+    ],
+)
 def test_exceptions_while_booting(hostile_place: Place, name: str, preload: bool) -> None:
     """The same while the app is loaded: exit code 3, and the last line says why."""
     hostile_place.add("evil.py", EVIL)
@@ -264,7 +275,7 @@ def test_exceptions_while_booting(hostile_place: Place, name: str, preload: bool
     no_fault_of_ours(daemon)
 
 
-@pytest.mark.parametrize("preload", [True, False])
+@pytest.mark.parametrize("preload", [True, *thorough(False)])
 def test_hostile_modules(hostile_place: Place, preload: bool) -> None:
     """`sys.modules` and `__file__` hold anything while files are watched: it serves, and reloads."""
     hostile_place.add("evil.py", EVIL)
@@ -281,26 +292,30 @@ def test_hostile_modules(hostile_place: Place, preload: bool) -> None:
     no_fault_of_ours(daemon)
 
 
-def test_config_file_that_is_hostile(hostile_place: Place) -> None:
+HOSTILE_FILES = [
+    'import evil\nevil.fail("evil")\n',
+    "raise KeyboardInterrupt\n",
+    "workers = 10 ** 5000\n",
+    "import evil\nworkers = evil.Lazy()\n",
+    *thorough('import evil\nevil.fail("base")\n'),
+    *thorough("bind = 'unix:a\0b'\n", "chdir = 'a\0b'\n", "raw_env = ['A=\0']\n", "user = 'a\0b'\n"),
+    *thorough("timeout = 10 ** 5000\n", "import evil\npost_fork = evil.Lazy()\n"),
+    *thorough(f"x = {'(' * 300}1{')' * 300}\n", "proc_name = b'x'\n"),
+]
+
+
+@pytest.mark.parametrize("source", HOSTILE_FILES)
+def test_hostile_configuration_file(hostile_place: Place, source: str) -> None:
     """What a configuration file raises, or holds, is one line."""
     hostile_place.add("evil.py", EVIL)
-    for source in (
-        *(
-            'import evil\nevil.fail("evil")\n',
-            'import evil\nevil.fail("base")\n',
-            "raise KeyboardInterrupt\n",
-        ),
-        *("bind = 'unix:a\\0b'\n", "chdir = 'a\\0b'\n", "raw_env = ['A=\\0']\n", "user = 'a\\0b'\n"),
-        *("workers = 10 ** 5000\n", "timeout = 10 ** 5000\n", "import evil\nworkers = evil.Lazy()\n"),
-        *("import evil\npost_fork = evil.Lazy()\n", f"x = {'(' * 300}1{')' * 300}\n", "proc_name = b'x'\n"),
-    ):
-        hostile_place.add("gunicorn.conf.py", source)
-        done = hostile_place.run("--check-config", "attacked:app")
-        assert done.code == 1, (source, done)
-        assert done.error.startswith("ostler: error: "), source
+    hostile_place.add("gunicorn.conf.py", source)
+    done = hostile_place.run("--check-config", "attacked:app")
+    assert done.code == 1, done
+    assert done.error.startswith("ostler: error: "), source
 
 
-def test_encrypted_and_odd_certificates(hostile_place: Place) -> None:
+@pytest.mark.thorough
+def test_keys_that_are_no_files(hostile_place: Place) -> None:
     """Keys and authorities that are no files, beside a good certificate."""
     names = kinds_of_no_file(hostile_place)
     cert = Authority(hostile_place.folder).issue("localhost")[0]

@@ -9,8 +9,11 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from ostler.control.routes import EXITS
-from tests.kit.daemon import Daemon, Place, Process, ask, until
+from tests.kit.daemon import Daemon, Place
 from tests.kit.hostile import REPLACED_WITHIN, SLACK, assert_unharmed, each_class
+from tests.kit.http_client import ask
+from tests.kit.processes import Process
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 
@@ -107,6 +110,7 @@ def test_a_worker_that_has_us_trace_it(place: Place, words: Sequence[str]) -> No
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_a_fork_server_that_has_us_trace_it(place: Place) -> None:
     """The same; the thread that asks for it is not the process's first, which is what wait(2) then names."""
     (place.app_folder / "waits").touch()
@@ -121,6 +125,7 @@ def test_a_fork_server_that_has_us_trace_it(place: Place) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 @each_class
 def test_workers_that_are_traced(place: Place, words: Sequence[str]) -> None:
     """A process of the app's traces all workers: their deaths are booked and repaired all the same."""
@@ -143,6 +148,7 @@ def test_workers_that_are_traced(place: Place, words: Sequence[str]) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_the_end_of_a_daemon_whose_workers_are_traced(place: Place) -> None:
     """It ends, and does not wait for the tracer."""
     daemon = place.start("--preload", "-w", "2", "attacked:app")

@@ -8,7 +8,9 @@ import subprocess
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from tests.kit.daemon import PATIENCE, Place, ask, until
+from tests.kit.daemon import Place
+from tests.kit.http_client import ask
+from tests.kit.waiting import PATIENCE, until
 
 # Debian installs it where only root looks.
 PROGRAM = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from tests.kit.daemon import Daemon, Place, descriptors
+from tests.kit.daemon import Daemon, Place
+from tests.kit.processes import descriptors
 from tests.system.real.bodies import form, sha256
 
 pytest.importorskip("django", reason="Django is not installed")

@@ -9,7 +9,8 @@ from typing import Self
 
 import pytest
 
-from tests.kit.daemon import Answer, Connection, Daemon, Place, ask
+from tests.kit.daemon import Daemon, Place
+from tests.kit.http_client import Answer, Connection, ask
 from tests.kit.load import Load
 from tests.system.real.bodies import sha256
 from tests.system.real.nginx import PROGRAM, Nginx
@@ -47,7 +48,7 @@ def daemon(shared_place: Place, upstream: str) -> Daemon:
 def nginx(shared_place: Place, daemon: Daemon) -> Iterator[Nginx]:
     with Nginx(shared_place, daemon.url) as nginx:
         yield nginx
-        daemon.hang_up()
+        daemon.close_connections()
         assert nginx.complaints() == []
 
 

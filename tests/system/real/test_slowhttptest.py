@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.kit.daemon import Connection, Daemon, Done, Place
+from tests.kit.daemon import Daemon, Done, Place
+from tests.kit.http_client import Connection
 
 pytestmark = [
     pytest.mark.system,

@@ -6,9 +6,10 @@ from typing import Any
 import click
 import pytest
 from hypothesis import given as over
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ostler.cli.arguments import VARIABLES, Given, command
+from ostler.cli.arguments import VARIABLES, CommandLine, command
 from tests.unit.settings.gunicorn27 import SETTINGS
 
 VALUES = {
@@ -37,12 +38,12 @@ VALUES = {
 def given(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs the command line and gives what it hands on; variables with arguments by keyword."""
 
-    def run(*args: str, **variables: str) -> Given:
+    def run(*args: str, **variables: str) -> CommandLine:
         for name in VARIABLES:
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        taken: list[Given] = []
+        taken: list[CommandLine] = []
         command(taken.append).main(list(args), standalone_mode=False)
         return taken[0]
 
@@ -226,6 +227,7 @@ def _written(draw: st.DrawFn) -> list[str]:
     )
 
 
+@hypothesis_settings(deadline=None)  # a busy machine is no failure
 @over(st.lists(_written(), max_size=5), st.integers(0, 5))
 def test_read_as_by_gunicorns_parser(written: list[list[str]], app_at: int) -> None:
     """What argparse reads from gunicorn's flags we read from them, however they are written."""
@@ -244,7 +246,7 @@ def test_read_as_by_gunicorns_parser(written: list[list[str]], app_at: int) -> N
     if "pythonpath" in expected:
         # Several are fine with us, and the last counts there.
         expected["pythonpath"] = [expected["pythonpath"]]
-    taken: list[Given] = []
+    taken: list[CommandLine] = []
     with pytest.MonkeyPatch.context() as patch:
         for variable in VARIABLES:
             patch.delenv(variable, raising=False)

@@ -6,7 +6,7 @@ import click
 import pytest
 
 from ostler.cli import main as cli
-from ostler.cli.arguments import Given
+from ostler.cli.arguments import CommandLine
 from ostler.errors import ExitCode
 
 
@@ -17,7 +17,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(*args: str) -> tuple[dict[str, Any], str | None]:
         taken: list[tuple[dict[str, Any], str | None]] = []
 
-        def take(given: Given) -> None:
+        def take(given: CommandLine) -> None:
             taken.append((given.values, given.app))
 
         monkeypatch.setattr(cli, "_run", take)

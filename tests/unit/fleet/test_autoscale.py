@@ -10,10 +10,11 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 
-from ostler.fleet.autoscale import Decision, Trend, bounds, decide
+from ostler.fleet.autoscale import ScaleDecision, Trend, bounds, decide
 from ostler.fleet.model import FleetPolicy, Load
+from tests.kit.policies import fleet_policy
 
-POLICY = FleetPolicy(
+POLICY = fleet_policy(
     workers=2,
     workers_most=16,
     autoscale_utilisation=0.7,
@@ -27,7 +28,7 @@ Service = Callable[[int, int], tuple[float, float, float]]
 
 
 def needs(busy: float, each: float = 0.02) -> Service:
-    """Clients who need so many workers' time; a request takes `each` seconds, and waits if all are busy."""
+    """Clients that need so many workers' time; a request takes `each` seconds, and waits if all are busy."""
 
     def serve(workers: int, _second: int) -> tuple[float, float, float]:
         served = min(busy, workers)
@@ -52,7 +53,7 @@ class Rig:
     memory_each: int | None = None
     second: int = 0
     trend: Trend = field(default_factory=Trend)
-    changes: list[tuple[int, Decision]] = field(default_factory=list)
+    changes: list[tuple[int, ScaleDecision]] = field(default_factory=list)
     _serving: list[int] = field(default_factory=list)
 
     def run(self, seconds: int, service: Service) -> "Rig":
@@ -89,7 +90,7 @@ class Rig:
 def test_busy_workers_get_enough_company_at_once() -> None:
     """3.6 busy of 4 workers: within seconds there are as many as bring that down to 70 %, in one step."""
     rig = Rig(wanted=4).run(30, needs(3.6))
-    assert rig.changes == [(3, Decision(6, "busy 90 % (70 % wanted) over 3 s"))]
+    assert rig.changes == [(3, ScaleDecision(6, "busy 90 % (70 % wanted) over 3 s"))]
 
 
 def test_what_nobody_can_see_is_gone_after_step_by_step() -> None:
@@ -134,7 +135,7 @@ def test_unused_workers_go_after_the_cool_down_a_quarter_at_a_time() -> None:
     """Nothing is taken away before a whole cool-down; then a quarter at most; and so on to the least."""
     rig = Rig(wanted=16).run(1200, needs(0.2))
     assert rig.numbers == [12, 9, 7, 6, 5, 4, 3, 2]
-    assert rig.seconds[0] == 63  # three measurements tell that it is low; from then on it must stay so
+    assert rig.seconds[0] == 63  # three measurements show that it is low; from then on it must stay so
     assert all(b - a >= 60 for a, b in pairwise(rig.seconds))
     assert rig.changes[0][1].reason == "busy 1 %, 2 would have done for 60 s"
 
@@ -194,7 +195,7 @@ def test_waiting_requests_want_more_although_workers_look_idle() -> None:
         return 4.0, 0.12 if workers < 10 else 0.01, 100.0
 
     rig = Rig(wanted=8).run(20, serve)
-    assert rig.changes == [(3, Decision(10, "requests waited 120 ms"))]
+    assert rig.changes == [(3, ScaleDecision(10, "requests waited 120 ms"))]
 
 
 def test_more_workers_that_answer_no_more_are_taken_back() -> None:
@@ -206,7 +207,8 @@ def test_more_workers_that_answer_no_more_are_taken_back() -> None:
     assert waits[0] >= 60
     assert all(b >= 1.8 * a for a, b in pairwise(waits))
     taken_back = rig.changes[1][1]
-    assert taken_back == Decision(4, "more did not help: 8 workers answered 300 requests/s, 4 answered 300")
+    reason = "more did not help: 8 workers answered 300 requests/s, 4 answered 300"
+    assert taken_back == ScaleDecision(4, reason)
 
 
 def test_a_step_that_brought_next_to_nothing_is_taken_back() -> None:
@@ -229,7 +231,7 @@ def test_requests_that_grew_longer_are_no_failed_trial() -> None:
 
 
 def test_few_long_requests_are_no_failed_trial() -> None:
-    """Three answers a second tell nothing about throughput; the steps go on."""
+    """Three answers a second are too few to compare throughput; the steps go on."""
     rig = Rig(wanted=2).run(60, lambda w, _s: (float(w), 0.0, 3.0))
     assert rig.wanted == 16
     assert sorted(rig.numbers) == rig.numbers
@@ -254,7 +256,7 @@ def test_workers_that_memory_has_no_room_for_are_not_added() -> None:
     """As many as fit are; when none does, that is said once."""
     rig = Rig(wanted=4, memory_free=400 * MIB, memory_each=100 * MIB).run(3, needs(99.0))
     # 400 - 64 in reserve - 100 for a worker being replaced leave room for 2.
-    assert rig.changes == [(3, Decision(6, "requests waited 200 ms, but there is no memory for more"))]
+    assert rig.changes == [(3, ScaleDecision(6, "requests waited 200 ms, but there is no memory for more"))]
     rig.memory_free = 200 * MIB
     rig.run(60, needs(99.0))
     assert rig.numbers == [6, 6]
@@ -262,7 +264,7 @@ def test_workers_that_memory_has_no_room_for_are_not_added() -> None:
 
 
 def test_unknown_memory_is_no_bound() -> None:
-    """Where nobody can tell how much is free, or what a worker takes, the load decides alone."""
+    """If it is not known how much is free, or what a worker takes, the load decides alone."""
     assert Rig(wanted=4, memory_free=1, memory_each=None).run(5, needs(3.6)).numbers == [6]
     assert Rig(wanted=4, memory_free=None, memory_each=MIB).run(5, needs(3.6)).numbers == [6]
 
@@ -270,18 +272,19 @@ def test_unknown_memory_is_no_bound() -> None:
 def test_the_upper_bound_is_told_once() -> None:
     """More than the most is never asked for; that more are needed is said once, not each second."""
     rig = Rig(wanted=16).run(60, needs(99.0))
-    assert rig.changes == [(3, Decision(16, "requests waited 200 ms, but 16 workers are the most allowed"))]
+    reason = "requests waited 200 ms, but 16 workers are the most allowed"
+    assert rig.changes == [(3, ScaleDecision(16, reason))]
 
 
 @pytest.mark.parametrize(("wanted", "into"), [(1, 2), (20, 16)])
 def test_new_bounds_hold_at_once(wanted: int, into: int) -> None:
     """A reload that changes the range moves the number into it with the next measurement."""
     decision = decide(Trend(), [], None, POLICY, wanted, 0.0)
-    assert decision == Decision(into, "2 to 16 workers are allowed")
+    assert decision == ScaleDecision(into, "2 to 16 workers are allowed")
 
 
 def test_nothing_is_decided_while_workers_boot() -> None:
-    """The busy ones of a fleet that is not complete say nothing about what the complete one will be."""
+    """How busy an incomplete fleet is does not predict how busy the complete one will be."""
     trend = Trend()
     for second in range(60):
         assert decide(trend, [Load(busy=1.0)] * 3, None, POLICY, 4, float(second)) is None

@@ -2,9 +2,8 @@
 
 import pytest
 
-from ostler.fleet import events, health
-from ostler.fleet.actions import Finish, Spawn
-from ostler.fleet.model import Cause, ExitStatus, FleetPolicy, ReloadPhase, WorkerState
+from ostler.fleet import actions, events, health
+from ostler.fleet.model import Cause, ExitStatus, ReloadPhase, WorkerState
 from ostler.fleet.policies import backoff, surge
 from tests.kit.play import (
     FINISH,
@@ -26,12 +25,13 @@ from tests.kit.play import (
     start_fork_server,
     stop_fork_server,
 )
+from tests.kit.policies import fleet_policy
 
 # -- start ----------------------------------------------------------------------------------------------
 
 
 def test_start() -> None:
-    """From nothing to all ready: configuration, app, workers; Serving is said once, by the first."""
+    """From nothing to all ready: configuration, app, workers; Serving comes once, with the first."""
     play = Play(workers=2)
     play.start().then(start_fork_server(1))
     play.configured().then(load_app(1))
@@ -47,21 +47,21 @@ def test_configuration_of_the_start_fails() -> None:
     play = Play().start()
     play.generation_failed(reason="bind: bad").then(start_fork_server(1), STOPPING, stop_fork_server(1))
     play.fork_server_exits(signal=15).then(FINISH)
-    assert play.finished == [Finish(True, False, "bind: bad", None)]
+    assert play.finished == [actions.Finish(True, False, "bind: bad", None)]
 
 
 def test_preloaded_app_of_the_start_fails() -> None:
-    """With preload_app the fork server itself says that the app can't be loaded."""
+    """With preload_app the fork server itself reports that the app can't be loaded."""
     play = Play().start().configured()
     play.generation_failed(reason="ImportError: x", traceback="Traceback", app_failed=True)
     play.fork_server_exits()
-    assert play.finished == [Finish(True, True, "ImportError: x", "Traceback")]
+    assert play.finished == [actions.Finish(True, True, "ImportError: x", "Traceback")]
 
 
 def test_fork_server_of_the_start_dies() -> None:
-    """A fork server that dies before anything ran ends the daemon and says how it died."""
+    """A fork server that dies before anything ran ends the daemon, with its exit status in the log."""
     play = Play().start().configured().fork_server_exits(signal=11)
-    assert play.finished == [Finish(True, True, "the fork server ended with signal 11", None)]
+    assert play.finished == [actions.Finish(True, True, "the fork server ended with signal 11", None)]
 
 
 def test_first_boot_fails() -> None:
@@ -71,7 +71,7 @@ def test_first_boot_fails() -> None:
         start_fork_server(1), load_app(1), spawn(1), STOPPING, stop_fork_server(1)
     )
     play.fork_server_exits().then(FINISH)
-    assert play.finished == [Finish(True, True, "ImportError: flask", "Traceback ...")]
+    assert play.finished == [actions.Finish(True, True, "ImportError: flask", "Traceback ...")]
 
 
 def test_who_boots_in_a_hurry() -> None:
@@ -79,28 +79,28 @@ def test_who_boots_in_a_hurry() -> None:
     fleet = Play(workers=1).start().loaded().fleet
     fleet.handle(events.WorkerReady(1), 1.0)
     recycled = fleet.handle(events.RecycleAsked("test", 1), 2.0)
-    assert [action.urgent for action in recycled if isinstance(action, Spawn)] == [False]
+    assert [action.urgent for action in recycled if isinstance(action, actions.Spawn)] == [False]
     fleet.handle(events.WorkerReady(2), 3.0)
     died = fleet.handle(events.WorkerExited(2, ExitStatus(signal=9)), 4.0)
-    assert [action.urgent for action in died if isinstance(action, Spawn)] == [True]
+    assert [action.urgent for action in died if isinstance(action, actions.Spawn)] == [True]
 
 
 def test_all_first_boots_fail() -> None:
-    """The start only fails with the last of the workers that boot, and then it is told once."""
+    """The start only fails with the last of the workers that boot, and that is reported once."""
     play = Play(workers=2).start().loaded()
     play.boot_fails(1, "first")
-    play.never_said("worker_boot_failed")
-    assert not play.fleet.stopping
+    play.never_reported("worker_boot_failed")
+    assert not play.fleet.state.stopping
     play.boot_fails(2, "second")
     play.fork_server_exits()
-    assert play.finished == [Finish(True, True, "second", None)]
+    assert play.finished == [actions.Finish(True, True, "second", None)]
 
 
 def test_a_first_boot_fails_and_another_does_not() -> None:
-    """The failure that was held back is told as soon as a sibling is ready: the daemon lives and goes on."""
+    """The postponed failure is reported as soon as a sibling is ready: the daemon goes on."""
     play = Play(workers=2).start().loaded()
-    play.boot_fails(1, "first").ready(2).said("worker_boot_failed", slot=1, reason="first", retry_in=0.5)
-    assert not play.fleet.stopping
+    play.boot_fails(1, "first").ready(2).reported("worker_boot_failed", slot=1, reason="first", retry_in=0.5)
+    assert not play.fleet.state.stopping
 
 
 def test_first_boot_takes_too_long() -> None:
@@ -111,7 +111,7 @@ def test_first_boot_takes_too_long() -> None:
     play.exits(1, signal=6).then(stop_fork_server(1))
     play.fork_server_exits().then(FINISH)
     reason = "took longer than boot_timeout (10 s) to load the app; the log has its stack"
-    assert play.finished == [Finish(True, True, reason, None)]
+    assert play.finished == [actions.Finish(True, True, reason, None)]
 
 
 def test_first_loading_takes_too_long() -> None:
@@ -120,7 +120,7 @@ def test_first_loading_takes_too_long() -> None:
     play.then(start_fork_server(1)).nothing_until(60.0).then(STOPPING, stop_fork_server(1))
     play.nothing_until(1.0).then(kill_fork_server(1))
     play.fork_server_exits()
-    assert play.finished == [Finish(True, True, "loading took longer than boot_timeout", None)]
+    assert play.finished == [actions.Finish(True, True, "loading took longer than boot_timeout", None)]
 
 
 def test_partial_start_is_degraded() -> None:
@@ -128,16 +128,16 @@ def test_partial_start_is_degraded() -> None:
     play = Play(workers=2).start().loaded().ready(1)
     play.boot_fails(2, "no database")
     play.then(start_fork_server(1), load_app(1), spawn(1), spawn(2), SERVING)
-    assert health.state(play.fleet) == "degraded"
-    assert health.sentence(play.fleet) == (
+    assert health.state(play.fleet.state) == "degraded"
+    assert health.sentence(play.fleet.state) == (
         "Degraded: 1 of 2 workers ready; booting failed once, last: no database."
     )
     play.nothing_until(0.5).then(spawn(2)).ready(2).then()
-    assert health.state(play.fleet) == "ready"
+    assert health.state(play.fleet.state) == "ready"
 
 
 def test_reload_during_a_failing_start_is_answered() -> None:
-    """Whoever asked for a reload while the start fails is told its end."""
+    """A reload that was asked for while the start fails has an end that is reported."""
     play = (
         Play(workers=1)
         .start()
@@ -148,7 +148,7 @@ def test_reload_during_a_failing_start_is_answered() -> None:
     )
     play.reap(1, ExitStatus(code=3))
     play.then(STOPPING, reload_ended(2), stop_fork_server(2), end(1, 2))
-    play.said("reload_failed", generation=2, reason="the daemon stops").settled()
+    play.reported("reload_failed", generation=2, reason="the daemon stops").settled()
     assert play.finished[0].failed
 
 
@@ -158,14 +158,14 @@ def test_reload_during_a_failing_start_is_answered() -> None:
 def test_scale_up() -> None:
     """More workers boot at once, as many at a time as boot_parallelism allows."""
     play = running(workers=1, boot_parallelism=2)
-    play.scale_by(3).then(spawn(2), spawn(3)).said("scale", workers=4, before=1, by="test")
+    play.scale_by(3).then(spawn(2), spawn(3)).reported("scale", workers=4, before=1, by="test")
     play.ready(2).then(spawn(4))
     play.ready(3, 4).then()
     assert play.slots() == [1, 2, 3, 4]
 
 
 def test_scale_down() -> None:
-    """The highest slots are drained at once, nobody replaces them."""
+    """The highest slots are drained at once, without successors."""
     play = running(workers=4)
     play.scale(2).then(drain(3), drain(4))
     play.exits(3).exits(4).then()
@@ -175,8 +175,8 @@ def test_scale_down() -> None:
 def test_scale_back_to_the_configuration() -> None:
     """A number set by hand is given up: the configuration's own counts again."""
     play = running(workers=1).scale(2).then(spawn(2)).ready(2)
-    play.on(events.ResizeAsked("test")).then(drain(2)).said("scale", workers=1, before=2, by="test")
-    assert play.fleet.override is None
+    play.on(events.ResizeAsked("test")).then(drain(2)).reported("scale", workers=1, before=2, by="test")
+    assert play.fleet.state.override is None
 
 
 def test_scale_down_while_booting() -> None:
@@ -187,10 +187,10 @@ def test_scale_down_while_booting() -> None:
 
 
 def test_scale_down_of_one_that_serves_already() -> None:
-    """If it was ready before it heard, it may have a request in hand: it drains for as long as any other."""
+    """If it was ready before the signal came it may have a request: it drains for as long as any other."""
     play = running(workers=1, graceful_timeout=20.0).scale(2).forked(2).scale(1).then(spawn(2), cancel(2))
     play.after(1.0).ready(2).then()
-    assert play.fleet.count(WorkerState.DRAINING) == 1
+    assert play.fleet.state.count(WorkerState.DRAINING) == 1
     play.nothing_until(20.0).then(kill(2)).exits(2).then()
 
 
@@ -201,11 +201,11 @@ def test_quick_stop_of_one_that_serves_already() -> None:
 
 
 def test_scale_down_before_the_fork() -> None:
-    """If the fork of a worker that nobody wants any more fails, that is no failed boot."""
+    """If the fork of a worker that is not wanted any more fails, that is no failed boot."""
     play = running(workers=1).scale(2).scale(1).then(spawn(2), cancel(2))
     play.fail_to_fork(max(play.workers))
-    play.then().never_said("worker_boot_failed")
-    assert health.state(play.fleet) == "ready"
+    play.then().never_reported("worker_boot_failed")
+    assert health.state(play.fleet.state) == "ready"
 
 
 def test_scale_down_with_a_lost_signal() -> None:
@@ -217,8 +217,8 @@ def test_scale_down_with_a_lost_signal() -> None:
 def test_never_below_one() -> None:
     """TTOU stops at one worker, and so does a number from the API."""
     play = running(workers=1)
-    assert play.scale_by(-1).fleet.wanted == 1
-    assert play.scale(0).fleet.wanted == 1
+    assert play.scale_by(-1).fleet.state.wanted == 1
+    assert play.scale(0).fleet.state.wanted == 1
     play.then()
 
 
@@ -230,16 +230,16 @@ def test_scale_up_again_while_draining() -> None:
 
 
 def test_freed_boots_are_used_at_once() -> None:
-    """A boot that is given up makes room for the next one in the same breath."""
+    """A boot that is given up makes room for the next one in the same step."""
     play = running(workers=2, boot_parallelism=1).scale(3).then(spawn(3))
     play.exits(1, signal=9).then()
     play.scale(2).then(cancel(3), spawn(1))
 
 
 def test_scale_before_the_configuration_is_ignored() -> None:
-    """Nobody knows yet what to add to."""
+    """The number to change is not known yet."""
     play = Play(workers=2).start().scale(5).loaded()
-    assert play.fleet.wanted == 2
+    assert play.fleet.state.wanted == 2
 
 
 # -- repair ---------------------------------------------------------------------------------------------
@@ -248,20 +248,20 @@ def test_scale_before_the_configuration_is_ignored() -> None:
 def test_killed_worker_is_replaced_at_once() -> None:
     """The answer to a death is the next spawn."""
     play = running(workers=2)
-    play.exits(1, signal=9).then(spawn(1)).said(
+    play.exits(1, signal=9).then(spawn(1)).reported(
         "worker_died", slot=1, status="signal 9", cause="unexpected", pid=10_001
     )
     play.ready(1).then()
-    assert play.fleet.deaths == 1
+    assert play.fleet.state.deaths == 1
 
 
 def test_backoff_doubles_up_to_30_seconds() -> None:
     """Boots that fail in a row come back later and later: 0.5, 1, 2, 4, 8, 16, 30, 30 seconds."""
     play = running(workers=1).exits(1, signal=9).then(spawn(1))
     for wait in (0.5, 1, 2, 4, 8, 16, 30, 30):
-        play.boot_fails(1).said("worker_boot_failed", retry_in=wait).nothing_until(wait).then(spawn(1))
+        play.boot_fails(1).reported("worker_boot_failed", retry_in=wait).nothing_until(wait).then(spawn(1))
     play.ready(1).exits(1, signal=9).then(spawn(1))
-    play.boot_fails(1).said("worker_boot_failed", retry_in=0.5)
+    play.boot_fails(1).reported("worker_boot_failed", retry_in=0.5)
 
 
 def test_one_at_a_time_after_a_failure() -> None:
@@ -278,21 +278,21 @@ def test_fork_failure_backs_off() -> None:
     """A fork that fails counts as a failed boot."""
     play = running(workers=2).exits(1, signal=9).then(spawn(1))
     play.fail_to_fork(max(play.workers), "Resource temporarily unavailable")
-    play.said("worker_boot_failed", reason="can't fork: Resource temporarily unavailable")
+    play.reported("worker_boot_failed", reason="can't fork: Resource temporarily unavailable")
     play.nothing_until(0.5).then(spawn(1))
 
 
 def test_death_while_booting_says_how() -> None:
-    """A worker that dies while booting without a word is reported with its exit status."""
+    """A worker that dies while booting without a report has its exit status reported."""
     play = running(workers=1).exits(1, signal=9).forked(1)
-    play.exits(1, signal=11).said("worker_boot_failed", reason="ended with signal 11 while booting")
+    play.exits(1, signal=11).reported("worker_boot_failed", reason="ended with signal 11 while booting")
 
 
 def test_boot_timeout() -> None:
     """A worker that hangs while booting is aborted, counts as failed and is tried again after the backoff."""
     play = running(workers=2, boot_timeout=5.0).exits(2, signal=9).forked(2).then(spawn(2))
-    play.nothing_until(5.0).then(abort(2)).said("worker_boot_failed", retry_in=0.5)
-    play.exits(2, signal=6).said("worker_exited", cause="boot timeout").nothing_until(0.5).then(spawn(2))
+    play.nothing_until(5.0).then(abort(2)).reported("worker_boot_failed", retry_in=0.5)
+    play.exits(2, signal=6).reported("worker_exited", cause="boot timeout").nothing_until(0.5).then(spawn(2))
 
 
 def test_boot_timeout_of_a_deaf_worker() -> None:
@@ -305,7 +305,7 @@ def test_boot_timeout_of_a_deaf_worker() -> None:
 
 
 def test_booted_worker_ends_the_backoff() -> None:
-    """A worker that boots proves that booting works: who waits for a retry goes at once."""
+    """A worker that boots proves that booting works: a retry that waits is made at once."""
     play = running(workers=2, boot_parallelism=2).exits(1, signal=9).exits(2, signal=9)
     play.then(spawn(1), spawn(2)).boot_fails(1).then()
     play.ready(2).then(spawn(1))
@@ -317,16 +317,16 @@ def test_booted_worker_ends_the_backoff() -> None:
 def test_recycle_boots_the_successor_first() -> None:
     """max_requests: the worker serves until its successor does, then it drains."""
     play = running(workers=2)
-    play.recycle_due(1).then(spawn(1)).said("recycle", slot=1, requests=1000)
+    play.recycle_due(1).then(spawn(1)).reported("recycle", slot=1, requests=1000)
     play.forked(1).then()
     assert play.slots() == [1, 2]
     play.ready(1).then(drain(1)).exits(1).then()
-    play.said("worker_exited", cause="recycle")
-    assert play.fleet.deaths == 0
+    play.reported("worker_exited", cause="recycle")
+    assert play.fleet.state.deaths == 0
 
 
 def test_recycle_asked_by_slot() -> None:
-    """Asking for a slot replaces who serves there; asking again while it is replaced changes nothing."""
+    """Asking for a slot replaces the worker that serves there; asking again meanwhile changes nothing."""
     play = running(workers=2).recycle(2).then(spawn(2)).recycle(2).then()
     play.ready(2).then(drain(2)).exits(2).then()
     play.recycle(7).then()
@@ -338,7 +338,7 @@ def test_recycle_whose_successor_fails_keeps_the_old() -> None:
     play.boot_fails(1).nothing_until(0.5).then(spawn(1))
     play.boot_fails(1).nothing_until(1.0).then(spawn(1))
     assert play.slots() == [1]
-    assert health.state(play.fleet) == "degraded"
+    assert health.state(play.fleet.state) == "degraded"
     play.ready(1).then(drain(1))
 
 
@@ -375,7 +375,7 @@ def test_leaving_worker_that_dies_is_no_gap() -> None:
 def test_drain_timeout_kills() -> None:
     """A worker that does not leave within graceful_timeout is killed, then killed again."""
     play = running(workers=1, graceful_timeout=7.0).recycle_due(1).ready(1).then(spawn(1), drain(1))
-    play.nothing_until(7.0).then(kill(1)).said("drain_timeout", slot=1)
+    play.nothing_until(7.0).then(kill(1)).reported("drain_timeout", slot=1)
     play.nothing_until(5.0).then(kill(1))
     play.exits(1, signal=9).then()
 
@@ -383,12 +383,49 @@ def test_drain_timeout_kills() -> None:
 # -- deadlines of requests ------------------------------------------------------------------------------
 
 
+def drained(out: list[actions.Action]) -> list[actions.Drain]:
+    return [action for action in out if isinstance(action, actions.Drain)]
+
+
+def test_the_budget_and_the_kill_come_from_one_number() -> None:
+    """graceful_timeout is sent with the drain message; drain_grace seconds after that comes the kill."""
+    play = running(workers=2, graceful_timeout=20.0, drain_grace=1.5)
+    (action,) = drained(play.hand_in(events.ResizeAsked("test", workers=1)))
+    assert action.seconds == 20.0
+    play.then(drain(2)).nothing_until(21.5).then(kill(2))
+
+
+def test_a_lower_graceful_timeout_does_not_shorten_a_drain() -> None:
+    """A worker that drains keeps the budget that it was given; the next one gets the new."""
+    play = running(workers=3, graceful_timeout=100.0).scale(2).then(drain(3))
+    play.reload().loaded(workers=2, graceful_timeout=5.0, boot_parallelism=2, max_surge=3)
+    (first,) = [n for n, worker in play.workers.items() if worker.generation == 2]
+    play.fork(first)
+    play.workers[first].state = "serving"
+    (action,) = drained(play.hand_in(events.WorkerReady(first)))
+    assert action.seconds == 5.0
+    play.fork_server_exits(1)
+    play.unseen.clear()
+    play.nothing_until(5.0).then(kill(1, 1))
+    play.exits(1).ready(2).exits(2)
+    play.unseen.clear()
+    play.nothing_until(95.0).then(kill(3, 1))
+
+
+def test_a_cancelled_worker_that_serves_has_its_own_generation_s_budget() -> None:
+    """No drain message reaches it, so it takes its own setting, whatever the current one's is."""
+    play = running(workers=1, graceful_timeout=5.0).reload().loaded(graceful_timeout=50.0).forked(1)
+    play.reload().fork_server_exits(2).generation_failed(3).fork_server_exits(3)
+    play.unseen.clear()
+    play.ready(1).nothing_until(50.0).then(kill(1, 2))
+
+
 def test_overdue_request() -> None:
     """The stack is dumped, a successor boots, the worker drains, and is aborted after the grace."""
     play = running(workers=2, timeout_grace=2.0).overdue(1)
     play.then(dump_stack(1), spawn(1)).ready(1).then(drain(1))
     play.only_overdue_left(1).nothing_until(2.0).then(abort(1))
-    play.exits(1, signal=6).then().said("worker_exited", cause="deadline", status="signal 6")
+    play.exits(1, signal=6).then().reported("worker_exited", cause="deadline", status="signal 6")
 
 
 def test_overdue_request_beside_good_ones() -> None:
@@ -406,7 +443,7 @@ def test_overdue_is_only_alone_once_it_drains() -> None:
 
 def test_overdue_request_that_ends_in_time() -> None:
     """A request that ends by itself lets the worker leave as in any other drain."""
-    play = running(workers=1).overdue(1).ready(1).exits(1).said("worker_exited", status="exit code 0")
+    play = running(workers=1).overdue(1).ready(1).exits(1).reported("worker_exited", status="exit code 0")
     assert play.slots() == [1]
 
 
@@ -424,7 +461,7 @@ def test_each_overdue_request_is_dumped() -> None:
         .overdue(1, thread=1)
         .then(dump_stack(1), spawn(1), dump_stack(1))
     )
-    assert play.fleet.workers[1].leaving is Cause.DEADLINE
+    assert play.fleet.state.workers[1].leaving is Cause.DEADLINE
 
 
 # -- reload ---------------------------------------------------------------------------------------------
@@ -439,25 +476,25 @@ def test_reload() -> None:
     play.fork_server_exits(1).exits(1).then(spawn(2, 2))
     play.ready(2).then(drain(2, 1)).exits(2).then(spawn(3, 2))
     play.ready(3).then(drain(3, 1)).exits(3).then(reload_ended(2))
-    play.said("reload_done", generation=2, workers=3)
+    play.reported("reload_done", generation=2, workers=3)
     assert play.slots(generation=2) == [1, 2, 3]
 
 
 def test_reload_with_a_broken_configuration() -> None:
-    """The old generation is not touched, and the reason is kept for who asked."""
+    """The old generation is not touched, and the reason is kept."""
     play = running(workers=2).reload().then(start_fork_server(2))
     play.generation_failed(reason="workers: bad").then(stop_fork_server(2), reload_ended(2))
-    play.fork_server_exits(2).then().said("reload_failed", generation=2, reason="workers: bad")
+    play.fork_server_exits(2).then().reported("reload_failed", generation=2, reason="workers: bad")
     assert play.slots(generation=1) == [1, 2]
-    assert play.fleet.current == 1
-    assert health.state(play.fleet) == "ready"
+    assert play.fleet.state.current == 1
+    assert health.state(play.fleet.state) == "ready"
 
 
 def test_reload_with_a_broken_preloaded_app() -> None:
     """With preload_app the traceback comes from the fork server."""
     play = running(workers=2).reload().configured().then(start_fork_server(2), load_app(2))
     play.generation_failed(2, "ImportError: x", "Traceback", app_failed=True)
-    play.then(stop_fork_server(2), reload_ended(2)).said("reload_failed", traceback="Traceback")
+    play.then(stop_fork_server(2), reload_ended(2)).reported("reload_failed", traceback="Traceback")
     assert play.slots(generation=1) == [1, 2]
 
 
@@ -465,20 +502,20 @@ def test_reload_whose_fork_server_dies() -> None:
     """A segfault in the new app costs the reload only."""
     play = running(workers=2).reload().configured().then(start_fork_server(2), load_app(2))
     play.fork_server_exits(2, signal=11).then(reload_ended(2))
-    play.said("reload_failed", reason="the fork server ended with signal 11")
+    play.reported("reload_failed", reason="the fork server ended with signal 11")
     assert play.slots(generation=1) == [1, 2]
-    assert list(play.fleet.generations) == [1]
+    assert list(play.fleet.state.generations) == [1]
 
 
 def test_reload_whose_canary_fails() -> None:
     """A canary that can't boot ends the reload with its traceback; no old worker was touched."""
     play = running(workers=2).reload().loaded().then(start_fork_server(2), load_app(2), spawn(1, 2))
     play.boot_fails(1, "NameError: x", "Traceback ...").then(stop_fork_server(2), reload_ended(2))
-    play.said("reload_failed", reason="NameError: x", traceback="Traceback ...")
+    play.reported("reload_failed", reason="NameError: x", traceback="Traceback ...")
     play.settled()
     assert play.slots(generation=1) == [1, 2]
-    assert play.fleet.reload is not None
-    assert play.fleet.reload.phase is ReloadPhase.FAILED
+    assert play.fleet.state.reload is not None
+    assert play.fleet.state.reload.phase is ReloadPhase.FAILED
 
 
 def test_reload_whose_canary_hangs() -> None:
@@ -487,7 +524,7 @@ def test_reload_whose_canary_hangs() -> None:
     play.then(start_fork_server(2), load_app(2), spawn(1, 2))
     play.nothing_until(5.0).then(abort(1, 2), stop_fork_server(2), reload_ended(2))
     reason = "took longer than boot_timeout (5 s) to load the app; the log has its stack"
-    play.said("reload_failed", reason=reason).settled()
+    play.reported("reload_failed", reason=reason).settled()
     assert play.slots(generation=1) == [1]
 
 
@@ -503,27 +540,27 @@ def test_second_reload_supersedes() -> None:
     play = running(workers=2).reload().loaded().forked(1)
     play.then(start_fork_server(2), load_app(2), spawn(1, 2))
     play.reload().then(reload_ended(2), stop_fork_server(2), start_fork_server(3), cancel(1, 2))
-    play.said("reload_superseded", generation=2).settled()
+    play.reported("reload_superseded", generation=2).settled()
     assert play.slots(generation=3) == [1, 2]
-    assert play.fleet.reload is not None
-    assert play.fleet.reload.phase is ReloadPhase.DONE
+    assert play.fleet.state.reload is not None
+    assert play.fleet.state.reload.phase is ReloadPhase.DONE
 
 
 def test_second_reload_during_the_roll() -> None:
     """A roll goes on until the next canary is ready: a bad third generation leaves the second whole."""
     play = running(workers=3).reload().loaded().ready(1).reload()
-    play.said("reload_superseded", generation=2)
+    play.reported("reload_superseded", generation=2)
     play.generation_failed(3).settled()
     assert play.slots() == play.slots(generation=2) == [1, 2, 3]
 
 
 def test_superseded_canary_that_gets_ready_late() -> None:
-    """A canary that was given up is not promoted by its last words."""
+    """A canary that was given up is not promoted by a late WorkerReady."""
     play = running(workers=1).reload().loaded().forked(1).reload()
     canary = next(worker_id for worker_id, worker in play.workers.items() if worker.generation == 2)
     play.boot(canary)
-    assert play.fleet.current == 1
-    assert play.fleet.workers[canary].state is WorkerState.DRAINING
+    assert play.fleet.state.current == 1
+    assert play.fleet.state.workers[canary].state is WorkerState.DRAINING
 
 
 def test_roll_that_fails_after_its_canary() -> None:
@@ -531,7 +568,7 @@ def test_roll_that_fails_after_its_canary() -> None:
     play = running(workers=3).reload().loaded().ready(1).fork_server_exits(1).exits(1)
     for wait in (0.5, 1.0, 2.0):
         play.boot_fails(2, "no memory").after(wait)
-    play.said("reload_failed", generation=2, reason="no memory")
+    play.reported("reload_failed", generation=2, reason="no memory")
     assert play.slots(generation=1) == [2, 3]
     assert play.slots(generation=2) == [1]
     play.settled()
@@ -539,19 +576,19 @@ def test_roll_that_fails_after_its_canary() -> None:
 
 
 def test_old_boot_is_given_up_by_the_roll() -> None:
-    """A worker of the old generation that still boots is ended: nobody waits for old code."""
+    """A worker of the old generation that still boots is ended: it has old code."""
     play = running(workers=2).reload().loaded().exits(2, signal=9).forked(2)
     play.then(start_fork_server(2), load_app(2), spawn(1, 2), spawn(2, 1))
     play.ready(1).then(stop_fork_server(1), drain(1, 1), cancel(2, 1), spawn(2, 2))
 
 
 def test_unforked_workers_of_a_retired_fork_server() -> None:
-    """What a retired fork server was asked to spawn and never forked does not haunt the roll."""
+    """What a retired fork server was asked to spawn and never forked does not keep the roll from ending."""
     play = running(workers=2).reload().loaded().exits(2, signal=9).ready(1)
     assert len(play.workers) == 4
     play.fork_server_exits(1)
-    assert sorted(play.fleet.workers) == sorted(play.workers)
-    play.settled().said("reload_done", generation=2)
+    assert sorted(play.fleet.state.workers) == sorted(play.workers)
+    play.settled().reported("reload_done", generation=2)
 
 
 def test_reload_takes_the_new_number_of_workers() -> None:
@@ -563,17 +600,17 @@ def test_reload_takes_the_new_number_of_workers() -> None:
 
 
 def test_override_survives_a_reload() -> None:
-    """Workers set by hand stay set when the configuration still says the same number."""
+    """Workers set by hand stay set when the configuration has the same number as before."""
     play = running(workers=2).scale(4).reload().loaded(workers=2).settled()
     assert play.slots() == [1, 2, 3, 4]
-    play.never_said("scale_override_ended")
+    play.never_reported("scale_override_ended")
 
 
 def test_override_ends_when_the_configuration_changes() -> None:
-    """Whoever changes the number in the configuration means it."""
+    """A number that was changed in the configuration applies."""
     play = running(workers=2).scale(5).reload().loaded(workers=3).settled()
     assert play.slots() == [1, 2, 3]
-    play.said("scale_override_ended", workers=3, before=5)
+    play.reported("scale_override_ended", workers=3, before=5)
 
 
 def test_override_survives_a_failed_reload() -> None:
@@ -589,7 +626,7 @@ def test_override_survives_a_failed_reload() -> None:
 def test_fork_server_death() -> None:
     """Workers are untouched, another fork server starts at once, and spawning resumes with it."""
     play = running(workers=2).fork_server_exits(1).then(start_fork_server(1))
-    play.said("fork_server_failed", generation=1, reason="the fork server ended with signal 9")
+    play.reported("fork_server_failed", generation=1, reason="the fork server ended with signal 9")
     play.exits(2, signal=9).then()
     play.loaded(1).then(load_app(1), spawn(2)).ready(2).then()
     assert play.slots() == [1, 2]
@@ -630,7 +667,7 @@ def test_fork_server_that_hangs_after_a_restart() -> None:
 
 
 def test_fork_server_dies_during_a_drain_of_all() -> None:
-    """While the daemon stops nobody needs another fork server."""
+    """While the daemon stops no other fork server is needed."""
     play = running(workers=2).stop().then(STOPPING, drain(1), drain(2))
     play.fork_server_exits(1).nothing_until(5.0).then()
     play.exits(1).exits(2).then(FINISH)
@@ -656,11 +693,11 @@ def test_pause_and_resume_by_a_resize() -> None:
 
 
 def test_pause_and_resume_by_a_reload() -> None:
-    """HUP ends a pause as soon as the new generation has proved itself, not before."""
+    """HUP ends a pause as soon as the new generation is promoted, not before."""
     play = running(workers=2).pause().settled().reload().loaded()
-    assert health.state(play.fleet) == "paused"
+    assert health.state(play.fleet.state) == "paused"
     play.ready(1)
-    assert health.state(play.fleet) == "reloading"
+    assert health.state(play.fleet.state) == "reloading"
     play.settled()
     assert play.slots(generation=2) == [1, 2]
 
@@ -669,25 +706,25 @@ def test_failed_reload_leaves_the_pause() -> None:
     """Nothing is changed by a reload that failed."""
     play = running(workers=2).pause().settled().reload().generation_failed().settled()
     assert play.slots() == []
-    assert health.state(play.fleet) == "paused"
+    assert health.state(play.fleet.state) == "paused"
 
 
 def test_pause_ends_boots() -> None:
-    """Who still boots is ended, and its end is no failure."""
+    """A worker that still boots is ended, and its end is no failure."""
     play = running(workers=1).scale(2).forked(2).then(spawn(2))
     play.pause().then(drain(1), cancel(2)).exits(2).exits(1).then()
-    play.never_said("worker_boot_failed")
+    play.never_reported("worker_boot_failed")
 
 
 # -- stop -----------------------------------------------------------------------------------------------
 
 
 def test_graceful_stop() -> None:
-    """All are drained; the fork server ends after them; Finish is the last word, once."""
+    """All are drained; the fork server ends after them; Finish comes last, once."""
     play = running(workers=2).stop().then(STOPPING, drain(1), drain(2))
     play.exits(1).then().exits(2).then(stop_fork_server(1))
     play.fork_server_exits(1).then(FINISH)
-    assert play.finished == [Finish()]
+    assert play.finished == [actions.Finish()]
     play.stop().on(events.DeadlinePassed()).reload().scale(3).then()
 
 
@@ -712,17 +749,17 @@ def test_stop_with_a_drain_that_takes_too_long() -> None:
 
 
 def test_stop_while_booting() -> None:
-    """Nobody waits for a worker that boots."""
+    """A worker that boots is ended at once."""
     play = Play(workers=2).start().loaded().forked(1).ready(2).stop()
     play.then(start_fork_server(1), load_app(1), spawn(1), spawn(2), SERVING, STOPPING, cancel(1), drain(2))
     play.settled()
-    assert play.finished == [Finish()]
+    assert play.finished == [actions.Finish()]
 
 
 def test_stop_before_the_configuration() -> None:
     """A stop during the start is no failure."""
     play = Play().start().stop().settled()
-    assert play.finished == [Finish()]
+    assert play.finished == [actions.Finish()]
 
 
 def test_stop_during_a_reload() -> None:
@@ -730,8 +767,44 @@ def test_stop_during_a_reload() -> None:
     play = running(workers=1).reload().loaded().forked(1)
     play.then(start_fork_server(2), load_app(2), spawn(1, 2))
     play.stop().then(STOPPING, reload_ended(2), stop_fork_server(2), drain(1, 1), cancel(1, 2))
-    play.said("reload_failed", reason="the daemon stops").settled()
-    assert play.finished == [Finish()]
+    play.reported("reload_failed", reason="the daemon stops").settled()
+    assert play.finished == [actions.Finish()]
+
+
+# Reloads that are asked for before there is a configuration.
+
+
+def test_two_reloads_before_the_first_configuration() -> None:
+    """Each has its end; the first generation serves, and the newest takes over."""
+    play = Play(workers=1).start().reload().reload()
+    play.then(
+        start_fork_server(1), start_fork_server(2), reload_ended(2), stop_fork_server(2), start_fork_server(3)
+    )
+    play.loaded(1).ready(1).then(load_app(1), spawn(1, 1), SERVING)
+    play.settled()
+    assert play.slots(3) == [1]
+
+
+def test_a_reload_that_overtakes_the_first_configuration() -> None:
+    """The daemon serves when the canary's generation is the current one: the first has no settings yet."""
+    play = Play(workers=1, canary_time=5.0).start().reload().loaded(2).ready(1)
+    play.then(start_fork_server(1), start_fork_server(2), load_app(2), spawn(1, 2))
+    play.nothing_until(5.0).then(stop_fork_server(1), SERVING, reload_ended(2))
+    assert play.fleet.state.policy is not None
+
+
+@pytest.mark.parametrize("ready", [False, True], ids=["configuring", "canary"])
+@pytest.mark.parametrize("wish", ["stop", "stop_quickly", "pause", "upgrade_asked", "refork"])
+def test_wishes_between_a_reload_and_the_first_configuration(wish: str, ready: bool) -> None:
+    """None of them needs a configuration; after all of them the daemon can be stopped."""
+    play = Play(workers=1, canary_time=5.0).start().reload()
+    if ready:
+        play.loaded(2).ready(1)
+    getattr(play, wish)()
+    play.fleet.next_deadline()
+    health.sentence(play.fleet.state)
+    play.stop().settled()
+    assert len(play.finished) == 1
 
 
 def test_stop_during_the_backoff() -> None:
@@ -739,14 +812,14 @@ def test_stop_during_the_backoff() -> None:
     play = running(workers=2).exits(1, signal=9).boot_fails(1).stop()
     play.then(spawn(1), STOPPING, drain(2)).nothing_until(29.0).then()
     play.exits(2).settled()
-    assert play.finished == [Finish()]
+    assert play.finished == [actions.Finish()]
 
 
 def test_wishes_after_a_stop_are_ignored() -> None:
-    """A fleet that ends takes no more orders."""
+    """A fleet that stops ignores other wishes."""
     play = running(workers=2).stop().then(STOPPING, drain(1), drain(2))
     play.scale(5).reload().pause().recycle(1).then()
-    assert play.fleet.candidate is None
+    assert play.fleet.state.candidate is None
 
 
 # -- late, double and unknown ---------------------------------------------------------------------------
@@ -763,13 +836,13 @@ def test_wishes_after_a_stop_are_ignored() -> None:
         events.RecycleDue(99, 1),
         events.RequestOverdue(99, 0, "GET", "/", 1.0),
         events.OnlyOverdueLeft(99),
-        events.ForkServerConfigured(99, FleetPolicy(workers=9)),
+        events.ForkServerConfigured(99, fleet_policy(workers=9)),
         events.AppLoaded(99),
         events.GenerationFailed(99, "late"),
         events.ForkServerExited(99, ExitStatus(code=0)),
         events.WorkerReady(1),
         events.AppLoaded(1),
-        events.ForkServerConfigured(1, FleetPolicy(workers=9)),
+        events.ForkServerConfigured(1, fleet_policy(workers=9)),
         events.OnlyOverdueLeft(1),
         events.RecycleAsked("test", 99),
         events.DeadlinePassed(),
@@ -777,13 +850,13 @@ def test_wishes_after_a_stop_are_ignored() -> None:
     ids=str,
 )
 def test_late_and_unknown_events_are_ignored(event: events.Event) -> None:
-    """What speaks of unknown processes, or says again what is known, changes nothing."""
+    """Events of unknown processes, and repeated ones, change nothing."""
     play = running(workers=2)
     reports = list(play.reports)
     play.on(event).then()
     assert play.reports == reports
-    assert play.fleet.wanted == 2
-    assert health.state(play.fleet) == "ready"
+    assert play.fleet.state.wanted == 2
+    assert health.state(play.fleet.state) == "ready"
 
 
 def test_recycle_is_due_once() -> None:
@@ -792,7 +865,7 @@ def test_recycle_is_due_once() -> None:
 
 
 def test_second_death_of_a_fork_server_is_ignored() -> None:
-    """A death counts once: the wait before the next try is not doubled by hearing of it again."""
+    """A death counts once: the wait before the next try is not doubled if it is reported again."""
     play = running(workers=1).fork_server_exits(1).configured(1).fork_server_exits(1)
     play.on(events.ForkServerExited(1, ExitStatus(signal=9)))
     play.then(start_fork_server(1), load_app(1)).nothing_until(0.5).then(start_fork_server(1))
@@ -806,18 +879,18 @@ def test_recycling_is_for_those_who_serve() -> None:
 
 
 def test_stop_at_the_moment_of_a_boot_timeout() -> None:
-    """A stop that is heard of before the timer fires is a stop, and no failed start."""
+    """A stop that comes before the timer fires is a stop, and no failed start."""
     play = Play(workers=1, boot_timeout=5.0).start().loaded().forked(1)
     play.now += 5.0
     play.stop().settled()
-    assert play.finished == [Finish()]
+    assert play.finished == [actions.Finish()]
 
 
 # -- health ---------------------------------------------------------------------------------------------
 
 
 def _health(play: Play) -> tuple[str, str]:
-    return health.state(play.fleet), health.sentence(play.fleet)
+    return health.state(play.fleet.state), health.sentence(play.fleet.state)
 
 
 def test_health_while_starting() -> None:
@@ -891,7 +964,7 @@ def test_health_of_a_roll_that_fails() -> None:
 
 
 def test_health_without_a_fork_server() -> None:
-    """Its loss is told until another one can spawn; not for ever, though no worker booted since."""
+    """Its loss is shown until another one can spawn; not for ever, though no worker booted since."""
     play = running(workers=2).fork_server_exits(1)
     why = "the fork server is being replaced (failed once, last: the fork server ended with signal 9)"
     assert _health(play) == ("degraded", f"Degraded: 2 of 2 workers ready; {why}.")
@@ -928,7 +1001,7 @@ def test_health_with_a_loop_that_stands_still() -> None:
 
 
 def test_health_while_paused() -> None:
-    """A pause is told as long as it lasts, also before anything was ready."""
+    """A pause is shown as long as it lasts, also before anything was ready."""
     play = running(workers=2).pause().exits(1)
     assert _health(play) == ("paused", "Paused: all workers were asked to leave, 1 worker left.")
     assert health.state(Play(workers=1).start().loaded().pause().fleet) == "paused"
@@ -958,11 +1031,13 @@ def test_surge() -> None:
 
 
 def test_a_start_whose_fork_server_hangs_fails() -> None:
-    """Whoever starts the daemon is told, instead of waiting for ever."""
+    """The start fails with a reason, instead of waiting for ever."""
     play = Play(workers=2).start().loaded().after(15.0)
-    assert play.fork_servers[1].told == "kill"
+    assert play.fork_servers[1].ordered == "kill"
     play.fork_server_exits(1)
-    assert play.finished == [Finish(True, True, "the fork server has not forked for 10 seconds", None)]
+    assert play.finished == [
+        actions.Finish(True, True, "the fork server has not forked for 10 seconds", None)
+    ]
 
 
 def test_a_stop_does_not_wait_for_a_fork_that_never_comes() -> None:
@@ -971,7 +1046,7 @@ def test_a_stop_does_not_wait_for_a_fork_that_never_comes() -> None:
     play.exits(1).unseen.clear()
     play.nothing_until(2.0).then(kill(2))
     play.after(10.0)
-    assert play.fork_servers[1].told == "kill"
+    assert play.fork_servers[1].ordered == "kill"
     play.unseen.clear()
     play.fork_server_exits(1).then(FINISH)
 
@@ -981,21 +1056,21 @@ def test_a_hung_fork_server_that_stands_by_does_not_hold_up_the_roll() -> None:
     play = running(workers=1, probation=60.0, boot_parallelism=2).reload().loaded().scale(2)
     assert [w.generation for w in play.workers.values() if w.slot == 2] == [1]
     play.ready(1).exits(1).ready(2).after(12.0)
-    assert play.fork_servers[1].told == "kill"
+    assert play.fork_servers[1].ordered == "kill"
     play.fork_server_exits(1).settled()
-    assert play.fleet.reload is not None
-    assert play.fleet.reload.phase is ReloadPhase.DONE
+    assert play.fleet.state.reload is not None
+    assert play.fleet.state.reload.phase is ReloadPhase.DONE
 
 
 def test_a_withdrawn_spawn_that_is_not_forked_shows_a_hung_fork_server() -> None:
-    """Also when nobody wants the worker any more: until it is gone it takes a place in the budget."""
+    """Also if the worker is not wanted any more: until it has ended it takes a place in the budget."""
     play = running(workers=2).scale(3).scale(2).recycle(1)
     play.unseen.clear()
     play.after(10.5)
     assert kill_fork_server(1) in [Cue(cue.what, None, cue.generation) for cue in play.unseen]
     play.fork_server_exits(1).settled()
     assert play.slots() == [1, 2]
-    assert len(play.launched) == 4, "the recycled one has a successor"
+    assert len(play.spawned_ever) == 4, "the recycled one has a successor"
 
 
 def test_a_late_fork_has_its_boot_timeout() -> None:
@@ -1010,7 +1085,7 @@ def test_a_late_fork_has_its_boot_timeout() -> None:
 def test_fewer_than_none_is_none() -> None:
     """TTOU does not end a pause."""
     play = running(workers=2).pause().settled().scale_by(-1).then()
-    assert health.state(play.fleet) == "paused"
+    assert health.state(play.fleet.state) == "paused"
 
 
 def test_a_fork_server_that_reads_nothing() -> None:
@@ -1018,7 +1093,7 @@ def test_a_fork_server_that_reads_nothing() -> None:
     play = running(workers=1).exits(1, signal=9).then(spawn(1))
     began = play.now
     waits = []
-    while play.fork_servers[1].told is None:
+    while play.fork_servers[1].ordered is None:
         if asked := [worker_id for worker_id, worker in play.workers.items() if worker.state == "asked"]:
             play.fail_to_fork(asked[0], unread=True)
             continue
@@ -1028,7 +1103,7 @@ def test_a_fork_server_that_reads_nothing() -> None:
         play.pass_time(deadline - play.now)
     assert waits == [0.5, 1.0, 2.0, 4.0, 8.0]
     assert play.now - began == 15.5
-    play.said("fork_server_failed", reason="the fork server has not read for 16 seconds")
+    play.reported("fork_server_failed", reason="the fork server has not read for 16 seconds")
     play.settled()
     assert play.slots() == [1]
 
@@ -1039,6 +1114,6 @@ def test_a_fork_server_that_reads_again() -> None:
     play.fail_to_fork(max(play.workers), unread=True)
     play.after(0.5).forked(1).ready(1).after(60.0).exits(1, signal=9)
     play.fail_to_fork(max(play.workers), unread=True)
-    assert play.fork_servers[1].told is None
+    assert play.fork_servers[1].ordered is None
     play.settled()
     assert play.slots() == [1]

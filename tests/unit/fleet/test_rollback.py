@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ostler.fleet import events, health
-from ostler.fleet.model import ExitStatus, FleetPolicy, GenerationState, ReloadPhase
+from ostler.fleet.model import ExitStatus, GenerationState, ReloadPhase
 from tests.kit.play import (
     CHECK_UPGRADE,
     UPGRADE,
@@ -15,11 +15,13 @@ from tests.kit.play import (
     dump_stack,
     load_app,
     reload_ended,
+    rolled_back,
     running,
     spawn,
     start_fork_server,
     stop_fork_server,
 )
+from tests.kit.policies import fleet_policy
 
 PROBATION: dict[str, Any] = {
     "workers": 2,
@@ -41,15 +43,15 @@ def reloaded(**policy: Any) -> Play:
     """A fleet of two, all of a new generation that is on probation."""
     play = running(**PROBATION | policy).reload().loaded()
     play.ready(1, 2).exits(1).exits(2)
-    assert play.fleet.reload is not None
-    assert play.fleet.reload.phase is ReloadPhase.DONE
+    assert play.fleet.state.reload is not None
+    assert play.fleet.state.reload.phase is ReloadPhase.DONE
     play.unseen.clear()
     return play
 
 
 def phase(play: Play) -> ReloadPhase:
-    assert play.fleet.reload is not None
-    return play.fleet.reload.phase
+    assert play.fleet.state.reload is not None
+    return play.fleet.state.reload.phase
 
 
 # -- the canary -----------------------------------------------------------------------------------------
@@ -66,10 +68,10 @@ def test_canary_that_crashes_fails_the_reload() -> None:
     """If it dies in that time the reload is undone and the asker gets the reason."""
     play = canary()
     play.after(4.0).crashes(1).then(stop_fork_server(2), reload_ended(2))
-    play.said("reload_failed", reason="the first new worker ended with signal 11")
+    play.reported("reload_failed", reason="the first new worker ended with signal 11")
     assert play.slots(1) == [1, 2]
     play.fork_server_exits(2).after(60.0).then()
-    assert health.state(play.fleet) == "ready"
+    assert health.state(play.fleet.state) == "ready"
 
 
 def test_canary_with_a_hung_request_fails_the_reload() -> None:
@@ -79,7 +81,7 @@ def test_canary_with_a_hung_request_fails_the_reload() -> None:
     play.on(events.RequestOverdue(worker_id, 0, "GET", "/slow", 30.0)).then(
         dump_stack(1), stop_fork_server(2), reload_ended(2), drain(1, 2)
     )
-    play.said("reload_failed", reason="the first new worker did not answer in time")
+    play.reported("reload_failed", reason="the first new worker did not answer in time")
 
 
 def test_canary_with_a_hung_request_that_is_due_fails_the_reload() -> None:
@@ -87,23 +89,23 @@ def test_canary_with_a_hung_request_that_is_due_fails_the_reload() -> None:
     play = canary()
     worker_id = play._serving_newest(1)
     play.on(events.RecycleDue(worker_id, 1)).on(events.RequestOverdue(worker_id, 0, "GET", "/slow", 30.0))
-    play.said("reload_failed", reason="the first new worker did not answer in time")
+    play.reported("reload_failed", reason="the first new worker did not answer in time")
 
 
 def test_recycling_slot_1_while_a_canary_lives() -> None:
-    """Who is meant is the worker of the fleet, whatever becomes of the reload."""
+    """The worker of the current generation is meant, whatever becomes of the reload."""
     play = canary(max_surge=2)
     old = play._serving(1)
     play.recycle(1).then(spawn(1, 1))
     play.ready(1)
-    assert play.workers[old].told == "drain"
+    assert play.workers[old].ordered == "drain"
 
 
 def test_canary_that_stalls_fails_the_reload() -> None:
     """The same goes for one whose loop stands still."""
     play = canary()
     play.stalls(1).then(stop_fork_server(2), reload_ended(2), drain(1, 2))
-    play.said("reload_failed", reason="the first new worker serves no more")
+    play.reported("reload_failed", reason="the first new worker serves no more")
 
 
 def test_canary_killed_by_an_outsider_is_tried_again() -> None:
@@ -119,8 +121,8 @@ def test_canary_that_is_killed_again_and_again_fails_the_reload() -> None:
     for _ in range(30):
         play.exits(1, signal=9, outsider=True).then(spawn(1, 2)).ready(1)
     play.exits(1, signal=9, outsider=True).then(stop_fork_server(2), reload_ended(2))
-    told = "its first worker was killed again and again, the last one ended with signal 9"
-    play.said("reload_failed", reason=told)
+    reason = "its first worker was killed again and again, the last one ended with signal 9"
+    play.reported("reload_failed", reason=reason)
 
 
 def test_canary_that_is_due_for_recycling_counts() -> None:
@@ -143,7 +145,7 @@ def test_old_worker_that_boots_after_the_canary() -> None:
 
 
 def test_canaries_that_failed_do_not_keep_a_place_for_each_other() -> None:
-    """While nobody else serves in slot 1 the last of them does; not two, which would be all of max_surge."""
+    """While no other worker serves in slot 1 the last of them does; not two, which would fill max_surge."""
     play = canary(max_surge=1)
     play.reap(play._serving(1), ExitStatus(signal=11))
     play.boot_fails(1).reload().loaded().ready(1).fork_server_exits(3).settled()
@@ -158,13 +160,13 @@ def test_old_fork_server_stands_by_on_probation() -> None:
     """It is kept until the probation is over, counted from the end of the roll, and then ended."""
     play = running(**PROBATION).reload().loaded()
     play.ready(1).then(start_fork_server(2), load_app(2), spawn(1, 2), drain(1, 1), spawn(2, 2))
-    assert play.fleet.generations[1].state is GenerationState.SPARE
+    assert play.fleet.state.generations[1].state is GenerationState.SPARE
     play.exits(1).after(9.0).ready(2).exits(2).then(drain(2, 1), reload_ended(2))
     play.nothing_until(10.0).then(stop_fork_server(1))
 
 
 def test_without_probation_the_old_fork_server_ends_at_once() -> None:
-    """With probation = 0 there is nothing to go back to, and no memory spent on it."""
+    """With probation = 0 there is nothing to go back to, and no memory is spent on it."""
     play = running(**PROBATION | {"probation": 0.0}).reload().loaded()
     play.ready(1).then(
         start_fork_server(2), load_app(2), spawn(1, 2), stop_fork_server(1), drain(1, 1), spawn(2, 2)
@@ -175,29 +177,29 @@ def test_crashes_on_probation_roll_back() -> None:
     """The old generation fills the slots again; the new one's workers serve until their successors do."""
     play = reloaded().after(3.0)
     play.crashes(1).then(spawn(1, 2))
-    play.ready(1).crashes(2).then(stop_fork_server(2), spawn(2, 1), spawn(1, 1))
+    play.ready(1).crashes(2).then(stop_fork_server(2), rolled_back(2), spawn(2, 1), spawn(1, 1))
     assert phase(play) is ReloadPhase.ROLLED_BACK
-    play.said("reload_rolled_back", generation=2, back_to=1)
-    play.said("reload_rolled_back", reason="its workers crashed 2 times, last: ended with signal 11")
+    play.reported("reload_rolled_back", generation=2, back_to=1)
+    play.reported("reload_rolled_back", reason="its workers crashed 2 times, last: ended with signal 11")
     play.ready(2).then()
     play.ready(1).then(drain(1, 2))
     play.settled()
     assert play.slots(1) == [1, 2]
-    assert list(play.fleet.generations) == [1]
+    assert list(play.fleet.state.generations) == [1]
 
 
 def test_without_preload_an_old_worker_stands_by() -> None:
     """Only workers have the old code then: the first that leaves becomes the fork server to go back to."""
     play = running(**PROBATION | {"preload": False}).reload().loaded().ready(1)
-    play.zygote_ready(1).said("standby", slot=1, generation=1)
+    play.zygote_ready(1).reported("standby", slot=1, generation=1)
     play.ready(2).exits(2)
     assert phase(play) is ReloadPhase.DONE
-    assert play.fleet.generations[1].state is GenerationState.SPARE
+    assert play.fleet.state.generations[1].state is GenerationState.SPARE
     play.crashes(1).ready(1).crashes(2)
     assert phase(play) is ReloadPhase.ROLLED_BACK
     play.settled()
     assert play.slots(1) == [1, 2]
-    assert not any(worker.leaving for worker in play.fleet.workers.values())
+    assert not any(worker.leaving for worker in play.fleet.state.workers.values())
 
 
 def test_rollback_waits_for_the_old_code() -> None:
@@ -210,15 +212,15 @@ def test_rollback_waits_for_the_old_code() -> None:
 
 
 def test_old_worker_that_can_not_stand_by() -> None:
-    """One that ends instead (threads that can't be forked, say) is told of once; the others are like it."""
+    """One that ends instead (e.g. threads that can't be forked) is reported once; no other is tried."""
     play = running(**PROBATION | {"preload": False}).reload().loaded().ready(1)
-    play.exits(1).said("standby_failed", slot=1, generation=1)
+    play.exits(1).reported("standby_failed", slot=1, generation=1)
     play.ready(2)
-    assert play.workers[2].told == "drain"
+    assert play.workers[2].ordered == "drain"
 
 
 def test_rollback_during_the_roll_ends_the_reload() -> None:
-    """The asker, who still waits, is told; workers of the old generation that still serve are kept busy."""
+    """The reload that still runs ends as rolled back; workers of the old generation that still serve stay."""
     play = running(**PROBATION | {"workers": 3, "max_surge": 1}).reload().loaded()
     play.ready(1).exits(1).unseen.clear()
     play.crashes(1).then(spawn(1, 2))
@@ -232,11 +234,11 @@ def test_rollback_during_the_roll_ends_the_reload() -> None:
 
 
 def test_one_crash_is_not_enough() -> None:
-    """rollback_crashes says how many are; then the probation passes."""
+    """rollback_crashes is how many are; then the probation passes."""
     play = reloaded().crashes(1).settled()
     assert phase(play) is ReloadPhase.DONE
     assert play.slots(2) == [1, 2]
-    assert list(play.fleet.generations) == [2]
+    assert list(play.fleet.state.generations) == [2]
 
 
 def test_crashes_the_old_generation_had_too_are_no_reason() -> None:
@@ -270,7 +272,7 @@ def test_long_probation_is_compared_with_as_long_a_time() -> None:
 
 
 def test_deaths_by_an_outsider_are_no_crashes() -> None:
-    """Somebody's kill -9, or the kernel's for memory of others, says nothing about the new code."""
+    """A kill -9 from outside, or by the kernel for memory, is no evidence against the new code."""
     play = reloaded()
     for _ in range(32):
         play.exits(1, signal=9, outsider=True).ready(1)
@@ -290,25 +292,25 @@ def test_errors_on_probation_roll_back() -> None:
     play.measured(requests=500, errors=10)
     play.reload().loaded().ready(1, 2).exits(1).exits(2)
     play.measured(requests=24, errors=24)
-    assert phase(play) is ReloadPhase.DONE, "48 answers say nothing"
+    assert phase(play) is ReloadPhase.DONE, "48 answers are too few"
     play.measured(requests=500, errors=34)
     assert phase(play) is ReloadPhase.DONE, "6.8 % are no 5 % more than 2 %"
     play.measured(requests=1000, errors=80)
     assert phase(play) is ReloadPhase.ROLLED_BACK
-    play.said("reload_rolled_back", reason="8.0 % of its answers are errors, 2.0 % were before")
+    play.reported("reload_rolled_back", reason="8.0 % of its answers are errors, 2.0 % were before")
 
 
 def test_code_that_is_not_kept() -> None:
-    """If no old worker could stand by, new ones read the app's files: whoever asks why it goes on is told."""
-    reloaded(preload=False).exits(1, signal=11).exits(2, signal=11).said(
+    """If no old worker could be kept, new ones read the app's files, and the reason mentions that."""
+    reloaded(preload=False).exits(1, signal=11).exits(2, signal=11).reported(
         "reload_rolled_back",
         reason="its workers crashed 2 times, last: ended with signal 11; new workers load the app from its "
-        "files as they are now, for no old worker stands by to be forked from",
+        "files as they are now, because no old worker could be kept to fork them from",
     )
 
 
 def test_errors_are_no_reason_unless_asked_for() -> None:
-    """By default the error rate is nobody's business: a new version may well answer 503 on purpose."""
+    """By default the error rate does not matter: a new version may well answer 503 on purpose."""
     play = reloaded().measured(requests=1000, errors=1000)
     assert phase(play) is ReloadPhase.DONE
 
@@ -316,7 +318,7 @@ def test_errors_are_no_reason_unless_asked_for() -> None:
 def test_second_reload_on_probation() -> None:
     """One fork server at most stands by: the one whose place the newest takes."""
     play = reloaded().reload().loaded().ready(1)
-    standing_by = [n for n, g in play.fleet.generations.items() if g.state is GenerationState.SPARE]
+    standing_by = [n for n, g in play.fleet.state.generations.items() if g.state is GenerationState.SPARE]
     assert standing_by == [2]
     play.settled()
     assert play.slots(3) == [1, 2]
@@ -335,20 +337,20 @@ def test_no_way_back_to_closed_listeners() -> None:
     play = running(**PROBATION).reload()
     play.configure(2, closes_listeners=True)
     play.app_loaded().ready(1)
-    assert play.fleet.generations[1].state is GenerationState.RETIRING
+    assert play.fleet.state.generations[1].state is GenerationState.RETIRING
 
 
 def test_rollback_brings_the_old_number_back() -> None:
     """The configuration that counts is the old one again, its number of workers included."""
     play = running(**PROBATION).reload()
-    play.configure(2, FleetPolicy(**PROBATION | {"workers": 4}))
+    play.configure(2, fleet_policy(**PROBATION | {"workers": 4}))
     play.app_loaded()
     while play.step():
         pass
-    assert play.fleet.wanted == 4
+    assert play.fleet.state.wanted == 4
     play.crashes(1).ready(1).crashes(1)
     assert phase(play) is ReloadPhase.ROLLED_BACK
-    assert play.fleet.wanted == 2
+    assert play.fleet.state.wanted == 2
     play.settled()
     assert play.slots() == [1, 2]
 
@@ -357,12 +359,12 @@ def test_rollback_brings_the_old_number_back() -> None:
 
 
 def test_upgrade() -> None:
-    """Checked, replaced with all that is known, then everything is loaded anew."""
+    """Checked, replaced with all that is known, then everything is loaded again."""
     play = running(workers=2)
     play.upgrade_asked().then(CHECK_UPGRADE)
     play.upgrade_checked().then(UPGRADE)
     play.taken_over().then(start_fork_server(2))
-    play.said("upgraded", version="2").said("reload", by="upgrade")
+    play.reported("upgraded", version="2").reported("reload", by="upgrade")
     play.settled()
     assert play.slots(2) == [1, 2]
 
@@ -375,26 +377,26 @@ def test_upgrade_that_can_not_be(when: str) -> None:
         play.upgrade_checked().taken_over("permission denied")
     else:
         play.upgrade_checked("permission denied")
-    play.said("upgrade_failed", problem="permission denied")
+    play.reported("upgrade_failed", problem="permission denied")
     assert play.slots(1) == [1, 2]
     play.unseen.clear()
     play.upgrade_asked().then(CHECK_UPGRADE)
 
 
 def test_upgrades_do_not_overlap() -> None:
-    """Neither with each other nor with a reload, and who asks is told."""
+    """Neither with each other nor with a reload, and the refusal is reported."""
     play = running().upgrade_asked().then(CHECK_UPGRADE)
     play.upgrade_asked().then()
-    play.said("upgrade_failed", problem="another upgrade is running")
+    play.reported("upgrade_failed", problem="another upgrade is running")
     play.upgrade_checked("no").reload().unseen.clear()
     play.upgrade_asked().then()
-    play.said("upgrade_failed", problem="a reload is running")
+    play.reported("upgrade_failed", problem="a reload is running")
 
 
 def test_stop_ends_an_upgrade_that_is_checked() -> None:
-    """Who asked for it is told, and an answer that comes late starts nothing."""
+    """Its end is reported, and an answer that comes late starts nothing."""
     play = running().upgrade_asked().stop()
-    play.said("upgrade_failed", problem="the daemon stops")
+    play.reported("upgrade_failed", problem="the daemon stops")
     play.unseen.clear()
     play.upgrade_checked().then()
 
@@ -403,16 +405,16 @@ def test_stop_ends_an_upgrade_that_is_checked() -> None:
 
 
 def test_roll_whose_fork_server_can_not_be_loaded_again() -> None:
-    """It would wait for ever: after the third failure in a row it is rolled back, and who asked is told."""
+    """It would wait for ever: after the third failure in a row it is rolled back, which is reported."""
     play = running(**PROBATION | {"max_surge": 1}).reload().loaded().ready(1).fork_server_exits(2)
     for _ in range(2):
         assert phase(play) is ReloadPhase.ROLLING
         play.after(5.0).generation_failed(2, "boom").fork_server_exits(2)
     assert phase(play) is ReloadPhase.ROLLED_BACK
-    play.said("reload_rolled_back", reason="boom")
+    play.reported("reload_rolled_back", reason="boom")
     play.settled()
     assert play.slots(1) == [1, 2]
-    assert list(play.fleet.generations) == [1]
+    assert list(play.fleet.state.generations) == [1]
 
 
 def test_roll_whose_fork_server_can_not_be_loaded_again_without_a_way_back() -> None:
@@ -426,7 +428,7 @@ def test_roll_whose_fork_server_can_not_be_loaded_again_without_a_way_back() -> 
 
 
 def test_fork_servers_that_die_later_do_not_roll_back() -> None:
-    """Whoever kills what can fork says nothing about the code that it has loaded."""
+    """The death of a fork server that could fork is no evidence against the code that it has loaded."""
     play = reloaded(probation=60.0)
     for _ in range(5):
         play.fork_server_exits(2).after(8.0).loaded(2)
@@ -454,10 +456,10 @@ def test_fork_server_deaths_long_apart() -> None:
 # -- what a roll back brings back -----------------------------------------------------------------------
 
 
-def rolled_back(play: Play) -> Play:
+def after_roll_back(play: Play) -> Play:
     """The workers that are there of the newest generation crash."""
     play.settle_processes()
-    while play.fleet.probation is not None:
+    while play.fleet.state.probation is not None:
         play.crashes(1).settle_processes()
     assert phase(play) is ReloadPhase.ROLLED_BACK
     return play.settled()
@@ -475,7 +477,7 @@ def test_old_workers_that_still_serve_stay() -> None:
 
 
 def test_old_workers_that_must_go_anyway_go_after_a_roll_back() -> None:
-    """Who had served its share when the reload came, or since, is replaced all the same."""
+    """A worker that had reached max_requests when the reload came, or since, is replaced all the same."""
     play = running(**PROBATION | {"workers": 3, "max_surge": 1}).reload().loaded()
     due, stays = play._serving(2), play._serving(3)
     play.ready(1).exits(1).recycle_due(2).unseen.clear()
@@ -489,7 +491,7 @@ def test_rollback_brings_the_number_set_by_hand_back() -> None:
     """A new number in the configuration ended it; with the configuration it comes back."""
     play = running(**PROBATION).scale(3).settled().reload()
     play.configured(**PROBATION | {"workers": 1})
-    assert rolled_back(play).fleet.override == 3
+    assert after_roll_back(play).fleet.state.override == 3
     assert play.slots(1) == [1, 2, 3]
 
 
@@ -497,15 +499,15 @@ def test_number_set_by_hand_on_probation_survives_a_roll_back() -> None:
     """The newest wish counts."""
     play = running(**PROBATION).reload().configured(**PROBATION | {"workers": 1}).settle_processes()
     play.scale(4)
-    assert rolled_back(play).slots(1) == [1, 2, 3, 4]
+    assert after_roll_back(play).slots(1) == [1, 2, 3, 4]
 
 
 def test_rollback_brings_the_number_the_load_asked_for_back() -> None:
     """A fixed number in between is no reason to begin with the fewest again."""
     play = running(**PROBATION | {"workers_most": 6})
-    play.fleet.autoscaled = 5
+    play.fleet.state.autoscaled = 5
     play.settled().reload().configured(**PROBATION | {"workers": 3})
-    assert rolled_back(play).fleet.wanted == 5
+    assert after_roll_back(play).fleet.state.wanted == 5
 
 
 # -- reloads and pauses ---------------------------------------------------------------------------------
@@ -515,15 +517,15 @@ def test_a_pause_during_a_reload_holds() -> None:
     """It was asked for last. The new generation takes over, without workers."""
     play = running(workers=2).reload().loaded().pause().settled()
     assert phase(play) is ReloadPhase.DONE
-    assert health.state(play.fleet) == "paused"
+    assert health.state(play.fleet.state) == "paused"
     assert play.slots() == []
     play.scale(2).settled()
     assert play.slots(2) == [1, 2]
 
 
 def test_an_upgrade_does_not_end_a_pause() -> None:
-    """Nobody asked for workers."""
+    """No workers are wanted."""
     play = running(workers=2).pause().settled().upgrade_asked().settled()
-    play.said("upgraded")
-    assert health.state(play.fleet) == "paused"
+    play.reported("upgraded")
+    assert health.state(play.fleet.state) == "paused"
     assert play.slots() == []

@@ -35,6 +35,9 @@ class Sizes:
         self.sizes.append(len(data))
         return len(data)
 
+    def flush(self) -> None:
+        pass
+
 
 # -- requests and their parts ----------------------------------------------------------------------------
 
@@ -275,6 +278,26 @@ class Full:
 
     def write(self, data: bytes, /) -> int:
         raise OSError(28, "No space left on device")
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "framed", [b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello"]
+)
+def test_the_last_bytes_of_a_body_that_can_not_be_stored(framed: bytes) -> None:
+    """A sink may buffer: that there is no room shows only when all has come, and is the same error."""
+
+    class FullAtTheEnd(io.BytesIO):
+        def flush(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    end = b"\r\n0\r\n\r\n" if b"chunked" in framed else b""
+    parser = RequestParser(RULES, FullAtTheEnd)
+    with pytest.raises(BodyNotStored, match="No space left"):
+        parser.feed(b"POST / HTTP/1.1\r\nHost: x\r\n" + framed + end)
+    assert parser.requests == []
 
 
 @pytest.mark.parametrize(

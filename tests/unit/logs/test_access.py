@@ -17,7 +17,7 @@ from ostler.logs import access_format
 from ostler.logs.access import AccessLog
 from ostler.logs.access_format import Answered, all_atoms, compile_format, unknown_atoms
 from ostler.logs.logfile import LogFile
-from ostler.settings.table import DEFAULT_ACCESS_FORMAT
+from ostler.settings.table.logs import DEFAULT_ACCESS_FORMAT
 
 ENVIRON = {
     "REMOTE_ADDR": "192.0.2.7",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ostler.settings.plain import plain
+from ostler.settings.plain_data import plain_data
 
 PROGRAM = """\
 import logging, sys
@@ -131,7 +131,7 @@ def test_plain() -> None:
         5: (1,),
         "s": "\ud800",
     }
-    assert plain(value) == {
+    assert plain_data(value) == {
         "a": [1, 2.5, None, True, "x"],
         "()": f"{__name__}.Thing",
         "f": f"{__name__}.test_plain",
@@ -139,7 +139,7 @@ def test_plain() -> None:
         "5": [1],
         "s": "\\ud800",
     }
-    assert plain(1 << 70) == str(1 << 70)
+    assert plain_data(1 << 70) == str(1 << 70)
     endless: dict[str, Any] = {}
     endless["self"] = endless
-    assert "builtins.dict" in str(plain(endless))
+    assert "builtins.dict" in str(plain_data(endless))

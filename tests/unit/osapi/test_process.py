@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from ostler.osapi.process import DUMP_SIGNAL, signal_main_thread
-from tests.kit.daemon import Process, freeze
+from tests.kit.processes import Process, freeze
 
 CHILD = f"""\
 import faulthandler, os, signal, threading, time

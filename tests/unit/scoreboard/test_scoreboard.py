@@ -1,6 +1,7 @@
 """The scoreboard: what a worker writes is what the supervisor reads, through one memfd."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 
 from ostler.scoreboard import layout, memory
+from ostler.scoreboard.cell import InFlight
 from ostler.scoreboard.counts import MOST, Counts
 from ostler.scoreboard.layout import bucket_limit, bucket_of, percentile
-from ostler.scoreboard.reader import InFlight, Scoreboard, ScoreboardState
+from ostler.scoreboard.reader import Scoreboard, ScoreboardState
 from ostler.scoreboard.writer import CellWriter
 
 # What the histogram can tell apart ends here: 2**37 ns, 137 s.
@@ -79,7 +81,7 @@ def begin(worker: CellWriter, thread: int, method: bytes, path: bytes, started: 
 
 def test_layout_fits() -> None:
     """Words, text and lanes stay within their bounds, and cells begin on pages."""
-    single = (layout.TAKEN, layout.OVERDUE, layout.EXTENDED_FOR, layout.EXTENDED_UNTIL)
+    single = (layout.RECEIVED, layout.OVERDUE, layout.EXTENDED_FOR, layout.EXTENDED_UNTIL)
     assert len(set(single)) == 4
     assert min(single) >= layout.STATUS_CLASSES + 10
     assert max(single) < layout.HISTOGRAM
@@ -108,7 +110,7 @@ def test_counts_round_trip(board: Board) -> None:
     assert (counts.opened, counts.closed) == (4, 3)
     assert [n for n in range(10) if counts.statuses[n]] == [2, 5]
     assert sum(counts.histogram) == sum(counts.queued) == 2
-    assert board.lanes(cell) == 3 + 1  # and the watcher's
+    assert board.slots(cell) == 3 + 1  # and the watcher's
     assert board.heartbeat(cell) == 1005.5
 
 
@@ -218,7 +220,7 @@ def test_in_flight_takes_any_bytes(board: Board) -> None:
     worker = writer(board, cell)
     begin(worker, 0, b"GET", b"/\xff a\x1b[2J\x00", BORN)
     assert board.in_flight(cell)[0].path == "/%FF%20a%1B[2J%00"
-    begin(worker, 0, b"G\x9b1m", b"/", BORN)
+    begin(worker, 0, b"G\x9b1m", b"/", BORN + 1)
     assert board.in_flight(cell)[0].method == "?"
 
 
@@ -268,8 +270,8 @@ HEADER_LIES = {
     "heartbeat in the future": (layout.HEARTBEAT, NOW + 2 * 10**9),
     "heartbeat before birth": (layout.HEARTBEAT, BORN - 1),
     "heartbeat": (layout.HEARTBEAT, 2**64 - 1),
-    "lanes": (layout.LANES_IN_USE, 260),
-    "more lanes": (layout.LANES_IN_USE, 2**64 - 1),
+    "lanes": (layout.SLOTS_IN_USE, 260),
+    "more lanes": (layout.SLOTS_IN_USE, 2**64 - 1),
 }
 LANE_LIES = {
     "start in the future": (layout.STARTED, NOW + 2 * 10**9),
@@ -383,7 +385,7 @@ def test_any_words_at_all(data: st.DataObject) -> None:
         st.integers(0, 5000),
     )
     place = st.one_of(
-        st.sampled_from([layout.HEARTBEAT, layout.LANES_IN_USE]),
+        st.sampled_from([layout.HEARTBEAT, layout.SLOTS_IN_USE]),
         st.tuples(st.integers(0, 2), st.one_of(st.integers(0, 23), st.integers(0, layout.TEXT // 8 - 1))),
     )
     board = Board()
@@ -401,7 +403,7 @@ def test_any_words_at_all(data: st.DataObject) -> None:
             worker.lane(data.draw(st.integers(0, 2)))[1][:30] = data.draw(st.binary(min_size=30, max_size=30))
             readings = board.read_all()
             reading = readings[hostile]
-            assert reading.lanes <= 3
+            assert reading.slots <= 3
             assert reading.heartbeat <= NOW / 1e9 + 1
             for request in reading.in_flight:
                 text = request.method + request.path
@@ -491,6 +493,87 @@ def test_totals_never_go_backwards(steps: list[tuple[object, ...]]) -> None:
             before = after
     finally:
         board.close()
+
+
+# -- what reading costs ----------------------------------------------------------------------------------
+
+
+def test_requests_of_many_slots(board: Board) -> None:
+    """All are seen, in order, and one that stays is the same object: it is not examined again."""
+    cell = board.born(threads=999)
+    worker = writer(board, cell, threads=999)
+    for number in range(0, 1000, 3):
+        begin(worker, number, b"GET", b"/%d" % number, BORN + number)
+    found = board.in_flight(cell)
+    assert [(request.thread, request.path) for request in found] == [(n, f"/{n}") for n in range(0, 1000, 3)]
+    worker.lane(0)[0][layout.STARTED] = 0
+    board.mark_overdue(cell, 999, BORN + 999)
+    words, _ = worker.lane(600)
+    words[layout.EXTENDED_FOR], words[layout.EXTENDED_UNTIL] = BORN + 600, NOW
+    again = board.in_flight(cell)
+    assert all(new is old for new, old in zip(again[:198], found[1:199], strict=True))
+    assert [(r.thread, r.extended_until) for r in again if r.extended_until] == [(600, NOW / 1e9)]
+    assert [r.thread for r in again if r.overdue] == [999]
+
+
+def test_what_slots_of_loops_claim_to_have_counted(board: Board) -> None:
+    """More slots than a worker has threads show requests and count nothing."""
+    cell = board.born(threads=999)
+    serve(writer(board, cell, threads=999), 600, 200, 10, 1)
+    assert board.counts(cell).requests == 0
+    assert board.trusted(cell)
+
+
+def test_a_cell_that_costs_much_is_read_less_often() -> None:
+    """The time that a worker can take from the supervisor is bounded; what others say is not delayed."""
+    spent = 0
+
+    class Costly(Board):
+        def __init__(self) -> None:
+            super().__init__()
+            self._cpu_clock = lambda: spent
+
+    board = Costly()
+    cheap, costly = board.born(), board.born(threads=999)
+    worker, other = writer(board, costly, threads=999), writer(board, cheap)
+    begin(worker, 998, b"GET", b"/", BORN)
+
+    def clock() -> int:
+        """To read a cell of many slots takes 5 ms."""
+        nonlocal spent
+        spent += 5_000_000 if worker.header[layout.SLOTS_IN_USE] > 500 and reading == costly else 0
+        return board.now
+
+    board._clock = clock
+    reading = costly
+    assert len(board.look(costly).in_flight) == 1
+    worker.lane(998)[0][layout.STARTED] = 0
+    rests = 5_000_000 * 10 * 2
+    board.now = NOW + rests - 1_000_000
+    assert len(board.look(costly).in_flight) == len(board.read(costly).in_flight) == 1
+    reading = cheap
+    begin(other, 0, b"GET", b"/", BORN)
+    assert len(board.look(cheap).in_flight) == 1
+    reading = costly
+    assert board.in_flight(costly) == []  # who asks for this one does not ask often
+    begin(worker, 998, b"GET", b"/", BORN + 1)
+    board.now += 10 * rests
+    assert len(board.look(costly).in_flight) == 1
+    board.close()
+
+
+def test_slots_that_are_claimed_and_never_written(board: Board) -> None:
+    """A worker that claims all slots at once costs neither memory nor much time."""
+    cell = board.born(threads=16384)
+    worker = writer(board, cell, threads=16384)
+    began = time.thread_time()
+    for beat in range(3):
+        worker.header[layout.HEARTBEAT] = NOW + beat
+        board.read(cell)
+        board.counts(cell)
+    assert time.thread_time() - began < 3
+    assert os.fstat(board.fileno(cell)).st_blocks * 512 <= 2 * layout.PAGE
+    assert board.trusted(cell)
 
 
 # -- histogram ------------------------------------------------------------------------------------------

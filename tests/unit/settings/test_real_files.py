@@ -22,7 +22,7 @@ def settings(tmp_path: Path, source: str) -> tuple[dict[str, Any], list[str], tu
     return (
         {name: getattr(loaded.settings, name) for name in given if hasattr(loaded.settings, name)},
         loaded.warnings,
-        file.unknown,
+        file.unrecognised,
     )
 
 

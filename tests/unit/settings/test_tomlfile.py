@@ -40,7 +40,7 @@ def test_settings(tmp_path: Path) -> None:
     assert settings.raw_env == ("A=1", "preload_app = true")
     assert settings.secure_scheme_headers == {"X-HTTPS": "on"}
     assert settings.logconfig_dict == {"version": 1, "loggers": {"gunicorn.error": {"level": "INFO"}}}
-    assert file.unknown == ()
+    assert file.unrecognised == ()
     lines = {"bind": 2, "workers": 3, "worker_class": 4, "raw_env": 5, "backlog": 12}
     lines |= {"access_log_format": 9, "secure_scheme_headers": 13, "logconfig_dict": 15}
     assert {name: file.origin(name) for name in file.values} == {
@@ -63,7 +63,7 @@ def test_unknown_keys(tmp_path: Path) -> None:
     """In TOML a key that is no setting can only be a mistake, so each is told of."""
     (tmp_path / "x.toml").write_text("shop = 1\nworker = 2\ndirty_workers = 3\nlog-level = 'info'\n")
     file = evaluate("x.toml", tmp_path)
-    assert file.unknown == (
+    assert file.unrecognised == (
         "shop (line 1)",
         "worker (line 2): did you mean workers?",
         "log_level (line 4): use loglevel",

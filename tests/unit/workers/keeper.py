@@ -232,7 +232,7 @@ class Keeper:
 
     def _words(self, worker: Peer, number: int) -> list[int]:
         """One word of each lane."""
-        starts = (layout.PAGE + lane * layout.LANE_SIZE for lane in range(8))
+        starts = (layout.PAGE + lane * layout.SLOT_SIZE for lane in range(8))
         words = (start + number * layout.WORD for start in starts)
         return [int.from_bytes(os.pread(worker.cell, layout.WORD, word), sys.byteorder) for word in words]
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from ostler.logs.access import AccessLog
 from ostler.logs.lean import Log
 from ostler.logs.logfile import LogFile
+from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.counts import Counts
 from ostler.scoreboard.memory import map_cell
 from ostler.scoreboard.reader import Scoreboard
-from ostler.scoreboard.writer import CellWriter
 from ostler.settings.table import Settings
 from ostler.workers.base import Context
 from ostler.workers.engine import Engine
@@ -183,7 +183,7 @@ class Rig:
             app,
             [self.listener],
             Settings(**{"threads": threads, "graceful_timeout": PATIENCE} | settings),
-            CellWriter(map_cell(self.scoreboard.fileno(self.cell)), threads),
+            Accounting(map_cell(self.scoreboard.fileno(self.cell)), threads + 1),
             Log(LogFile(str(folder / "log"), 2), "json", "debug", {}),
             access_log,
             quota,
@@ -238,7 +238,7 @@ class Rig:
             client.close()
         self.engine.drain()
         self._thread.join(PATIENCE)
-        watcher = self.engine._lead._watcher if isinstance(self.engine, Engine) else None
+        watcher = self.engine.leader._watcher if isinstance(self.engine, Engine) else None
         if watcher is not None:
             watcher.join(PATIENCE)
         if not self._thread.is_alive():

@@ -72,7 +72,7 @@ def occupy(rig: Rig, worker: Worker, threads: int) -> list[Client]:
     for client in clients:
         client.ask("/wait")
         assert worker.is_inside()
-    until(lambda: rig.engine._lead.minding, "somebody minds the connections")
+    until(lambda: rig.engine.leader.watcher_leads, "somebody minds the connections")
     return clients
 
 
@@ -95,8 +95,8 @@ def test_who_leaves_gives_its_connections_away(
     for client in (*clients, fresh):
         answer = client.get()
         assert (answer.body, "connection" in answer.headers) == (b"two", False)
-    assert (leaving.counts().given, leaving.counts().closed) == (21, 0)  # it has ended: these are final
-    assert (staying.counts().taken, staying.counts().opened) == (21, 0)
+    assert (leaving.counts().handed_off, leaving.counts().closed) == (21, 0)  # it has ended: these are final
+    assert (staying.counts().received, staying.counts().opened) == (21, 0)
     assert (leaving.counts().connections, staying.counts().connections) == (0, 21)
 
 
@@ -151,7 +151,7 @@ def test_an_answer_that_is_not_taken_stays(serve: Serve, handoff: HandOff) -> No
     client.ask()
     client._more()
     leaving.drain(hand_over=True)
-    assert leaving.counts().given == 0
+    assert leaving.counts().handed_off == 0
     assert client.answer().body == large
     assert client.get().body == b"two"
     assert leaving.ended()
@@ -177,7 +177,7 @@ def test_the_last_worker_gives_nothing_away(
         assert client.answer().body == b"one"
         client.close()
     assert rig.ended()
-    assert rig.counts().given == 0
+    assert rig.counts().handed_off == 0
 
 
 def test_what_nobody_has_taken_is_taken_back(
@@ -190,7 +190,7 @@ def test_what_nobody_has_taken_is_taken_back(
     assert idle.get().body == b"one"
     (busy,) = occupy(rig, one, 1)
     idle.ask("/late")
-    until(lambda: rig.counts().given == 1, "it is given away")
+    until(lambda: rig.counts().handed_off == 1, "it is given away")
     rig.drain()
     one.may_go.set()
     assert busy.answer().body == b"one"
@@ -218,7 +218,7 @@ def test_what_would_wait_for_a_long_request_goes_to_a_sibling(
     for client in old:
         assert client.get().body == b"two"
     # The taker may have answered before the giver has counted.
-    until(lambda: (busy.counts().given, free.counts().taken) == (5, 5), "all are counted")
+    until(lambda: (busy.counts().handed_off, free.counts().received) == (5, 5), "all are counted")
     one.may_go.set()
     for client in waiting:
         assert client.answer().body == b"one"
@@ -235,12 +235,12 @@ def test_without_a_free_sibling_it_is_served_in_the_end(
     assert old.get().body == b"one"
     (busy,) = occupy(rig, one, 1)
     old.ask("/later")
-    until(lambda: rig.counts().given == 1, "it is given away")
+    until(lambda: rig.counts().handed_off == 1, "it is given away")
     assert "/later" not in one.paths
     one.may_go.set()
     assert busy.answer().body == b"one"
     assert old.answer().body == b"one"
-    assert rig.counts().taken == 1
+    assert rig.counts().received == 1
 
 
 def test_who_minds_sends_and_receives(serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker]) -> None:
@@ -304,7 +304,7 @@ class Pair:
     tls = False
     listener = "('127.0.0.1', 80)"
     served = 4711
-    facts: dict[str, str] | None = None
+    peer_info: dict[str, str] | None = None
 
     def __init__(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -322,27 +322,27 @@ class Pair:
 
 
 def test_what_is_known_travels_along(handoff: HandOff) -> None:
-    """Listener, the facts that a proxy told, when it was used; the bytes, and who is at the other end."""
+    """Listener, the peer_info that a proxy told, when it was used; the bytes, and who is at the other end."""
     with Pair() as pair:
-        pair.facts = {"REMOTE_ADDR": "192.0.2.1"}
+        pair.peer_info = {"REMOTE_ADDR": "192.0.2.1"}
         pair.client.send(b"unread")
-        assert handoff.give(pair)
-        taken = handoff.take()
+        assert handoff.send(pair)
+        taken = handoff.receive()
         assert taken is not None
         with taken.sock:
-            assert (taken.listener, taken.facts, taken.served) == (pair.listener, pair.facts, 4711)
+            assert (taken.listener, taken.peer_info, taken.served) == (pair.listener, pair.peer_info, 4711)
             assert taken.peer == pair.client.getsockname()
             assert taken.sock.recv(100) == b"unread"
-        assert handoff.take() is None
+        assert handoff.receive() is None
 
 
 def test_a_taken_connection_never_blocks(handoff: HandOff) -> None:
     """Whatever default time-out an app has set: one slow client must not stop the loop."""
     with Pair() as pair:
-        assert handoff.give(pair)
+        assert handoff.send(pair)
         socket.setdefaulttimeout(5.0)
         try:
-            taken = handoff.take()
+            taken = handoff.receive()
         finally:
             socket.setdefaulttimeout(None)
         assert taken is not None
@@ -353,8 +353,8 @@ def test_a_taken_connection_never_blocks(handoff: HandOff) -> None:
 def test_a_taken_connection_is_not_inherited(handoff: HandOff) -> None:
     """A program that the app starts does not get the client's connection."""
     with Pair() as pair:
-        assert handoff.give(pair)
-        taken = handoff.take()
+        assert handoff.send(pair)
+        taken = handoff.receive()
         assert taken is not None
         with taken.sock:
             assert not os.get_inheritable(taken.sock.fileno())
@@ -363,12 +363,12 @@ def test_a_taken_connection_is_not_inherited(handoff: HandOff) -> None:
 def test_a_client_that_has_gone_is_not_taken(handoff: HandOff) -> None:
     """A reset while it lay in the hand-off: nothing is taken, and nothing stays open."""
     with Pair() as pair:
-        assert handoff.give(pair)
+        assert handoff.send(pair)
         pair.sock.close()
         pair.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         pair.client.close()
         before = len(list(Path("/proc/self/fd").iterdir()))
-        assert handoff.take() is None
+        assert handoff.receive() is None
         assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
@@ -376,16 +376,16 @@ def test_tls_does_not_travel(handoff: HandOff) -> None:
     """Its keys are in the memory of the process that has it."""
     with Pair() as pair:
         pair.tls = True
-        assert not handoff.give(pair)
-        assert handoff.take() is None
+        assert not handoff.send(pair)
+        assert handoff.receive() is None
 
 
 def test_a_listener_of_any_name_can_be_told(handoff: HandOff) -> None:
     """A path that is no UTF-8 is no reason to fail: it travels or it stays."""
     with Pair() as pair:
         pair.listener = "/run/\udcff.sock"
-        if handoff.give(pair):
-            taken = handoff.take()
+        if handoff.send(pair):
+            taken = handoff.receive()
             assert taken is not None
             taken.sock.close()
 
@@ -394,17 +394,17 @@ def test_a_full_handoff_refuses(handoff: HandOff) -> None:
     """Nobody takes: giving fails at some point, and does not wait. What was given is all there."""
     with Pair() as pair:
         given = 0
-        while handoff.give(pair):
+        while handoff.send(pair):
             given += 1
             assert given < 100_000
         assert given > 20
         taken = 0
-        while (connection := handoff.take()) is not None:
+        while (connection := handoff.receive()) is not None:
             connection.sock.close()
             taken += 1
         assert taken == given
-        assert handoff.give(pair)
-        last = handoff.take()
+        assert handoff.send(pair)
+        last = handoff.receive()
         assert last is not None
         last.sock.close()
 
@@ -419,7 +419,7 @@ giving, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 handoff = HandOff(giving, taking)
 taking.close()
 with Pair() as pair:
-    print(handoff.give(pair))
+    print(handoff.send(pair))
 """
 
 
@@ -457,10 +457,10 @@ def test_a_crowded_worker_shares(serve: Serve, handoff: HandOff) -> None:
         for client in clients:
             assert client.answer().body == b"ok"
         # Whoever looks first takes what is given, be it the giver; so it is tried again.
-        return second.counts().taken > 0
+        return second.counts().received > 0
 
     until(shared, "the second worker has taken a connection")
-    assert first.counts().given > 0
+    assert first.counts().handed_off > 0
 
 
 # -- a sibling whose app is hostile ------------------------------------------------------------------------
@@ -511,12 +511,12 @@ def test_what_is_no_connection(ends: tuple[HandOff, socket.socket]) -> None:
             else:
                 sibling.send(data)
         socket.send_fds(sibling, [parcel(1, "x", {}, 2**64 - 1)], [client.fileno()])
-        taken = handoff.take()
+        taken = handoff.receive()
         assert taken is not None
         assert taken.peer == listener.getsockname()
         assert taken.served < 2**63
         taken.sock.close()
-        assert handoff.take() is None
+        assert handoff.receive() is None
         assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
@@ -525,7 +525,7 @@ def test_garbage_without_end(ends: tuple[HandOff, socket.socket]) -> None:
     handoff, sibling = ends
     for _ in range(100):
         sibling.send(b"x")
-    assert handoff.take() is None
+    assert handoff.receive() is None
     assert handoff.useless
 
 
@@ -533,7 +533,7 @@ def test_a_pair_that_was_shut_down(ends: tuple[HandOff, socket.socket]) -> None:
     """It can be read from for ever, and there is no use in that."""
     handoff, sibling = ends
     sibling.shutdown(socket.SHUT_RDWR)
-    assert handoff.take() is None
+    assert handoff.receive() is None
     assert handoff.useless
 
 
@@ -542,7 +542,7 @@ class Idle:
     fd: int
     tls: bool = False
     listener: str = "x"
-    facts: dict[str, str] | None = None
+    peer_info: dict[str, str] | None = None
     served: int = 0
 
 
@@ -554,7 +554,7 @@ def test_a_pair_that_blocks(ends: tuple[HandOff, socket.socket]) -> None:
         while True:
             sibling.send(b"x" * 1000)
     sibling.setblocking(True)
-    assert not handoff.give(Idle(0))
+    assert not handoff.send(Idle(0))
 
 
 def test_close_that_would_wait(ends: tuple[HandOff, socket.socket]) -> None:
@@ -563,7 +563,7 @@ def test_close_that_would_wait(ends: tuple[HandOff, socket.socket]) -> None:
     ours, theirs = lingering()
     socket.send_fds(sibling, [parcel()], [ours.fileno()])
     ours.detach()
-    taken = handoff.take()
+    taken = handoff.receive()
     assert taken is not None
     began = time.monotonic()
     taken.sock.close()

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from ostler.hooks.calling import Calls
+from ostler.hooks.requests import Requests
 from ostler.osapi.process import INTERRUPT_SIGNAL
 from ostler.scoreboard import layout
-from ostler.scoreboard.reader import InFlight
+from ostler.scoreboard.cell import InFlight
 from ostler.workers import interrupt as module
 from ostler.workers.handoff import HandOff
 from ostler.workers.interrupt import LONG, Deadlines
@@ -275,6 +277,44 @@ def test_close_that_hangs(tmp_path: Path, handled: Handled) -> None:
     assert "DeadlineExceeded" in (tmp_path / "log").read_text()
 
 
+@pytest.mark.parametrize("main", [True, False])
+@pytest.mark.parametrize("hang", [nap, receive])
+def test_post_request_that_hangs(
+    tmp_path: Path, serve: Serve, handled: Handled, main: bool, hang: Callable[[], None]
+) -> None:
+    """The hook belongs to its request and is ended as the app is. The answer was given; the next one is."""
+    if not main and hang is receive:
+        pytest.skip("a system call is ended in the main thread only")
+    told: list[str] = []
+    calls = Calls(
+        {"post_request": lambda _worker, req, _environ, _resp: hang() if req.path == "/post" else None},
+        lambda _level, name, **_fields: told.append(name),
+    )
+    worker: Any = None
+    exchange = Requests(calls, worker).exchange()
+    options: dict[str, Any] = {"access": True, "exchange": exchange}
+    rig = Rig(tmp_path, Shop(), **options) if main else serve(Shop(), **options)
+    handled(rig)
+
+    def play() -> None:
+        client = rig.client()
+        client.ask("/post")
+        assert client.answer().body == b"ok"
+        interrupt(rig, "/post")
+        assert client.rest() == b""
+        assert rig.client().get("/").body == b"ok"
+        until(lambda: rig.counts().statuses[2] == 2, "both are counted")
+
+    if main:
+        rig.run_here(play)
+    else:
+        play()
+    lines = (tmp_path / "access").read_text().splitlines()
+    assert lines == ["GET /post HTTP/1.1 200 2", "GET / HTTP/1.1 200 2"]
+    assert (tmp_path / "log").read_text() == ""
+    assert told == []
+
+
 def test_a_client_that_takes_nothing(serve: Serve, handled: Handled) -> None:
     """A thread that waits for a slow client is one that waits in our own code, and is ended as well."""
 
@@ -310,7 +350,7 @@ def test_the_next_request_is_not_meant(tmp_path: Path, handled: Handled) -> None
     handled(rig)
 
     def play() -> None:
-        words = rig.engine._cell.lane(0)[0]
+        words = rig.engine._accounting.writer.lane(0)[0]
         client = rig.client()
         client.ask("/next")
         request = old(rig, "/next")
@@ -341,7 +381,7 @@ class Stage:
     def __init__(self, tmp_path: Path) -> None:
         self.rig = Rig(tmp_path, Shop())
         self.deadlines = self.rig.engine.deadlines
-        self.words = self.rig.engine._cell.lane(0)[0]
+        self.words = self.rig.engine._accounting.writer.lane(0)[0]
         self.words[layout.IDENT] = threading.get_ident()
         self.started = time.monotonic_ns() - 2 * LONG
         self.words[layout.STARTED] = self.words[layout.OVERDUE] = self.started
@@ -371,7 +411,7 @@ def test_nothing_is_raised_in_another_handler(
     shop = Shop()
     rig = Rig(tmp_path, shop, handoff=handoff)
     handled(rig)
-    start = rig.engine._lead.watch
+    start = rig.engine.leader.start_watcher
 
     def watch() -> None:
         request = rig.scoreboard.in_flight(rig.cell)[0]
@@ -379,7 +419,7 @@ def test_nothing_is_raised_in_another_handler(
         signal.raise_signal(INTERRUPT_SIGNAL)
         start()
 
-    monkeypatch.setattr(rig.engine._lead, "watch", watch)
+    monkeypatch.setattr(rig.engine.leader, "start_watcher", watch)
     before = signal.signal(signal.SIGUSR1, lambda *_: rig.engine.attend())
 
     def play() -> None:
@@ -389,7 +429,7 @@ def test_nothing_is_raised_in_another_handler(
 
         def is_watched() -> bool:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-            return rig.engine._lead.watched
+            return rig.engine.leader.has_watcher
 
         until(is_watched, "the thread was started")
         assert shop.caught == []
@@ -490,7 +530,7 @@ def test_at_any_moment(
 ) -> None:
     """Requests are marked when they are about to end: each is answered or cut, and no other one is hit."""
     monkeypatch.setattr(module, "LONG", 0)
-    monkeypatch.setattr("ostler.workers.serving.LONG", 0)
+    monkeypatch.setattr("ostler.workers.request_runner.LONG", 0)
     marked: set[str] = set()
     hit: list[str] = []
 

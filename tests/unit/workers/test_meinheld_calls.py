@@ -13,8 +13,8 @@ import pytest
 pytest.importorskip("meinheld.server", reason="meinheld is not installed", exc_type=ImportError)
 
 from ostler.scoreboard import layout
+from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.memory import size
-from ostler.scoreboard.writer import CellWriter
 from ostler.workers.base import Context
 from ostler.workers.interrupt import Deadlines
 from ostler.workers.meinheld_calls import Calls, serves
@@ -25,7 +25,9 @@ class Rig:
     """The functions, and the server's part played by hand."""
 
     def __init__(self, app: Any, host: str = "127.0.0.1", quota: int = 0) -> None:
-        self.cell = CellWriter(mmap.mmap(-1, size(2)), 1)
+        self.accounting = Accounting(mmap.mmap(-1, size(2)), 2)
+        self.accounting.thread_slot(0)
+        self.cell = self.accounting.writer
         self.words = self.cell.lane(0)[0]
         self.listener = socket.create_server((host, 0))
         self.client = socket.create_connection(("127.0.0.1", self.listener.getsockname()[1]))
@@ -36,9 +38,20 @@ class Rig:
         log: Any = SimpleNamespace(error=lambda *_args, **fields: self.errors.append(fields), errors=None)
         self.errors: list[dict[str, Any]] = []
         context = Context(
-            *(app, [self.listener], settings, self.cell, log, None, quota, self.quotas.append, None, None)
+            *(
+                app,
+                [self.listener],
+                settings,
+                self.accounting,
+                log,
+                None,
+                quota,
+                self.quotas.append,
+                None,
+                None,
+            )
         )
-        self.calls = Calls(context, Deadlines(self.cell, serves), lambda: False)
+        self.calls = Calls(context, Deadlines(self.accounting, serves), lambda: False)
 
     def request(self, **more: Any) -> dict[str, Any]:
         """An environ such as the server's."""

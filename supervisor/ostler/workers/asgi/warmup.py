@@ -9,7 +9,7 @@ from ostler.logs.lean import Log
 from ostler.settings.kinds import WarmupRequest
 from ostler.settings.table import Settings
 from ostler.text import trace_of
-from ostler.workers.asgi.requests import EXTEND, App, Message, Scope
+from ostler.workers.asgi.interface import EXTEND, App, Message, Scope
 from ostler.workers.warmup import WarmupError, judge
 
 
@@ -19,9 +19,9 @@ async def warm_up(
     """Have `app` answer all of `settings.warmup_request`, one after the other.
 
     Args:
-        log: what is not about a failing request goes there.
-        scheme: `http` or `https`, as clients will come.
-        server: where they will come to.
+        log: for what does not make the worker fail.
+        scheme: `http` or `https`, as in clients' requests.
+        server: the address that clients connect to.
         state: what the app's startup has left for all requests.
 
     Raises:
@@ -33,7 +33,7 @@ async def warm_up(
 
         async def receive(left: list[Message] = left) -> Message:
             if not left:
-                await asyncio.get_running_loop().create_future()  # the client stays
+                await asyncio.get_running_loop().create_future()  # the client stays connected
             return left.pop()
 
         async def send(message: Message, statuses: list[int] = statuses) -> None:

@@ -1,0 +1,121 @@
+"""Which messages a child may send when. An app runs in it, which can write anything into its channel.
+
+Each child is in a phase, and a table says which messages are legal in it and what phase they lead to. What
+depends on more than that is checked by `check_worker`, `check_fork_server` and, for what names other
+processes, by `WorkerManager`.
+"""
+
+import msgspec
+
+from ostler.daemon.children.records import ForkServerRecord, Phase, WorkerRecord
+from ostler.ipc import messages
+from ostler.ipc.channel import BadMessage
+from ostler.settings.load import Loaded
+from ostler.settings.table import rows
+
+_Table = dict[Phase, dict[type, Phase]]
+
+WORKER: _Table = {
+    # It waits for `Boot`. A signal that all processes of the daemon got may be what ends it.
+    Phase.UNKNOWN: {messages.Signalled: Phase.UNKNOWN},
+    Phase.BOOTING: {
+        messages.Ready: Phase.SERVING,
+        messages.BootFailed: Phase.FAILED,
+        messages.Signalled: Phase.BOOTING,
+        messages.RecycleDue: Phase.BOOTING,
+        messages.Watch: Phase.BOOTING,
+        messages.AppBroken: Phase.BOOTING,
+    },
+    Phase.SERVING: {
+        messages.Signalled: Phase.SERVING,
+        messages.RecycleDue: Phase.SERVING,
+        messages.ZygoteAudited: Phase.SERVING,
+        messages.ZygoteReady: Phase.LEFT,
+        messages.Watch: Phase.SERVING,
+        messages.AppBroken: Phase.SERVING,
+    },
+    Phase.LEFT: {},
+    Phase.FAILED: {messages.Signalled: Phase.FAILED, messages.Watch: Phase.FAILED},
+}
+FORK_SERVER: _Table = {
+    Phase.CONFIGURING: {messages.Decided: Phase.DECIDED, messages.LoadFailed: Phase.FAILED},
+    Phase.DECIDED: {messages.Configured: Phase.CONFIGURED, messages.LoadFailed: Phase.FAILED},
+    Phase.CONFIGURED: {messages.Watch: Phase.CONFIGURED},
+    Phase.LOADING: {
+        messages.AppLoaded: Phase.FORKING,
+        messages.LoadFailed: Phase.FAILED,
+        messages.Watch: Phase.LOADING,
+        messages.AppBroken: Phase.LOADING,
+    },
+    Phase.FORKING: {
+        messages.Forked: Phase.FORKING,
+        messages.ForkFailed: Phase.FORKING,
+        messages.HookBegun: Phase.FORKING,
+        messages.HookDone: Phase.FORKING,
+        messages.LogTaken: Phase.FORKING,
+        messages.Watch: Phase.FORKING,
+        messages.AppBroken: Phase.FORKING,
+    },
+    Phase.FAILED: {},
+}
+
+
+def check_worker(record: WorkerRecord, message: messages.FromWorker, loaded: Loaded | None) -> None:
+    """Enter the phase that a worker's message leads to.
+
+    loaded: the settings of its generation.
+
+    Raises:
+        BadMessage: it may not send that now.
+    """
+    phase = _next(WORKER, record.phase, message)
+    if isinstance(message, messages.ZygoteAudited):
+        if not record.audits_pending:
+            raise BadMessage("ZygoteAudited without having been asked")
+        record.audits_pending -= 1
+    elif isinstance(message, messages.ZygoteReady):
+        if not record.zygote_asked:
+            raise BadMessage("ZygoteReady without having been asked")
+    elif isinstance(message, messages.Watch | messages.AppBroken):
+        _check_reload(message, loaded)
+    record.phase = phase
+
+
+def check_fork_server(
+    record: ForkServerRecord, message: messages.FromForkServer, loaded: Loaded | None
+) -> None:
+    """The same for a fork server."""
+    phase = _next(FORK_SERVER, record.phase, message)
+    if isinstance(message, messages.HookBegun):
+        if record.hook_running or not record.pending_hooks:
+            raise BadMessage("HookBegun, but no hook is due")
+    elif isinstance(message, messages.HookDone):
+        if not record.pending_hooks or record.pending_hooks[0].name != message.name:
+            raise BadMessage(f"HookDone of {message.name!a}, which is not the next that is due")
+    elif isinstance(message, messages.Configured):
+        _check_settings(message.loaded)
+    elif isinstance(message, messages.Watch | messages.AppBroken):
+        _check_reload(message, loaded)
+    record.phase = phase
+
+
+def _next(table: _Table, phase: Phase, message: object) -> Phase:
+    kind = type(message)
+    if kind not in table[phase]:
+        raise BadMessage(f"{kind.__name__} while it is {phase.value}")
+    return table[phase][kind]
+
+
+def _check_reload(message: object, loaded: Loaded | None) -> None:
+    # Without settings the generation has failed before its files counted.
+    if loaded is not None and not loaded.settings.reload:
+        raise BadMessage(f"{type(message).__name__} without --reload")
+
+
+def _check_settings(loaded: Loaded) -> None:
+    """The values must be such as come out of our own loading of settings."""
+    for name, row in rows().items():
+        try:
+            row.kind.parse(msgspec.to_builtins(getattr(loaded.settings, name)))
+        except ValueError as error:
+            raise BadMessage(f"settings that can't be: {name}: {ascii(str(error))[1:-1][:200]}") from None

@@ -1,0 +1,142 @@
+"""Starts the control server as the settings say. A failure is a warning, never a reason not to serve."""
+
+import os
+import re
+import secrets
+from pathlib import Path
+
+from ostler.control.handover import Handover, UnixHandover
+from ostler.control.server import ControlServer, default_socket_path
+from ostler.control.sockets import SocketInUse, safe_name
+from ostler.daemon.reporting.journal import Journal
+from ostler.errors import OstlerError, SettingError
+from ostler.osapi import trust
+from ostler.osapi.account import find_account
+from ostler.osapi.files import read_file
+from ostler.settings.address import Address, parse_address
+from ostler.settings.table import Settings
+
+_LONGEST_TOKEN = 4096  # bytes
+# As http.client and servers take it in a header: RFC 6750 section 2.1 (b68token), and what else is printed.
+_TOKEN = re.compile(rb"[!-~]+")
+
+
+class ControlStarter:
+    """Starts the listeners of the control server.
+
+    Args:
+        server, journal: what it works with.
+        any_port: if the port in `control_bind` is taken, any other will do.
+        before: what the program before this one left, after an upgrade in place.
+    """
+
+    def __init__(self, server: ControlServer, journal: Journal, any_port: bool, before: Handover) -> None:
+        self._server = server
+        self._journal = journal
+        self._any_port = any_port
+        self._before = before
+
+    async def start(self, settings: Settings, name: str) -> None:
+        """Start those that the settings name. name: the instance's."""
+        socket_path: Path | None = None
+        if not settings.control_socket_disable:
+            try:
+                socket_path = await self._start_socket(settings, name)
+            except (OstlerError, OSError) as error:
+                hint = ""
+                if settings.control_bind and not settings.control_token_file:
+                    hint = "; --control-bind then needs --control-token-file too"
+                self._unavailable(f"{error}{hint}")
+        if settings.control_bind:
+            try:
+                await self._start_tcp(settings, socket_path)
+            except (OstlerError, OSError) as error:
+                self._unavailable(str(error))
+
+    def _unavailable(self, problem: str) -> None:
+        self._journal.record("warning", "control_unavailable", {"problem": problem})
+
+    async def _start_socket(self, settings: Settings, name: str) -> Path:
+        mode = int(settings.control_socket_mode, 8)
+        account = find_account(settings.user, settings.group, settings.initgroups)
+        app_uid = account.uid if account is not None else None
+
+        async def start(path: Path, inherited: UnixHandover | None = None) -> Path:
+            await self._server.start_unix(path, inherited, mode, app_uid)
+            return path
+
+        if (left := self._before.unix) is not None:
+            return await start(Path(left.path), left)
+        if settings.control_socket:
+            return await start(Path(settings.control_socket))
+        try:
+            return await start(default_socket_path(name, mode))
+        except SocketInUse:
+            # A second instance of the same app: its socket's name tells it apart.
+            return await start(default_socket_path(f"{safe_name(name)}-{os.getpid()}", mode))
+
+    async def _start_tcp(self, settings: Settings, socket_path: Path | None) -> None:
+        if (left := self._before.tcp) is not None:
+            if self._before.token_file is not None:
+                try:
+                    self._server.write_token(Path(self._before.token_file), left.token)
+                except SettingError as error:
+                    # The listener is open already and has to be served.
+                    self._journal.record("warning", "control_unavailable", {"problem": str(error)})
+            await self._server.start_tcp(left.host, left.port, left.token, left)
+            return
+        address = _address(settings)
+        token = self._token(settings, socket_path)
+        try:
+            url = await self._server.start_tcp(address.host, address.port, token)
+        except SettingError:
+            if not self._any_port:
+                raise
+            url = await self._server.start_tcp(address.host, 0, token)
+        self._journal.record("info", "control", {"url": url, "socket": str(socket_path or "")})
+
+    def _token(self, settings: Settings, socket_path: Path | None) -> str:
+        """The bearer token: read from the file that was named, else a new one.
+
+        Raises:
+            SettingError: the file can't be read, or a new one can't be written.
+        """
+        if settings.control_token_file:
+            return self._read_token(settings.control_token_file)
+        token = secrets.token_urlsafe(32)
+        if socket_path is not None:  # without it the token stays unknown; one-time login links work
+            self._server.write_token(socket_path.with_suffix(".token"), token)
+        return token
+
+    def _read_token(self, path: str) -> str:
+        """Raises SettingError."""
+        setting = "control_token_file"
+        if os.geteuid() == 0 and (others := trust.writers(path)):
+            problem = (
+                f"{trust.shown(others)} and so choose the token; let only root write {path} and its folders"
+            )
+            raise SettingError(setting, problem)
+        try:
+            text = read_file(path, _LONGEST_TOKEN).strip()
+            mode = Path(path).stat().st_mode
+        except OSError as error:
+            raise SettingError(setting, f"can't read {path}: {error.strerror}") from None
+        if not text:
+            raise SettingError(setting, f"{path} is empty; write the bearer token into it")
+        if not _TOKEN.fullmatch(text):
+            problem = "a bearer token is one word of printable ASCII characters"
+            raise SettingError(setting, f"{path} holds no token; {problem}")
+        if mode & 0o077:
+            problem = f"{setting}: {path} is open to other users (mode {mode & 0o777:04o}); chmod 600 it"
+            self._journal.record("warning", "configuration", {"problem": problem})
+        return text.decode("ascii")
+
+
+def _address(settings: Settings) -> Address:
+    try:
+        address = parse_address(settings.control_bind or "")
+    except ValueError as error:
+        raise SettingError("control_bind", str(error)) from None
+    if address.kind != "tcp":
+        raise SettingError("control_bind", f"expected HOST:PORT, got {settings.control_bind!r}")
+    return address

@@ -1,0 +1,1 @@
+"""What the daemon keeps of what happened: events, and ends of processes."""

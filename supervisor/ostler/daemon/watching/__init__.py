@@ -1,0 +1,1 @@
+"""Watching the files of an app that is being written (`reload`)."""

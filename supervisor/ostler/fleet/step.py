@@ -1,0 +1,92 @@
+"""One event on its way through the fleet: what is known, what time it is, and the actions so far."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ostler.fleet import actions, lifecycle
+from ostler.fleet.model import Generation, Reload, Worker
+from ostler.fleet.state import State
+
+
+@dataclass(slots=True)
+class FleetStep:
+    """What the functions of this package work on. Each event gets a new one; only the state outlives it.
+
+    state: changed in place. now: CLOCK_MONOTONIC, seconds. random: returns a number from 0 to 1, for jitter.
+    strict: an illegal transition raises. out: the actions, in the order in which they are to be performed.
+    """
+
+    state: State
+    now: float
+    random: Callable[[], float]
+    strict: bool = False
+    out: list[actions.Action] = field(default_factory=list)
+
+    def do(self, action: actions.Action) -> None:
+        self.out.append(action)
+
+    def report(self, level: actions.Level, name: str, fields: dict[str, Any]) -> None:
+        self.do(actions.Report(level, name, fields))
+
+    def report_worker(self, level: actions.Level, name: str, worker: Worker, **fields: Any) -> None:
+        self.report(level, name, {"slot": worker.slot, "generation": worker.generation} | fields)
+
+    def move(self, subject: Worker | Generation | Reload, cause: lifecycle.Input) -> bool:
+        """Bring a subject into its next state, as the tables in `lifecycle` say.
+
+        A worker or generation that has come to its end is removed from the state. Returns False if nothing
+        has changed: the input is ignored in that state, or it is illegal and was refused and reported.
+
+        Raises:
+            IllegalTransition: only if the step is strict.
+        """
+        try:
+            match subject:
+                case Worker():
+                    return self._move_worker(subject, cause)
+                case Generation():
+                    return self._move_generation(subject, cause)
+                case Reload():
+                    if not lifecycle.RELOADS.check(subject.phase, cause):
+                        return False
+                    after = lifecycle.RELOADS.transitions[subject.phase, cause]
+                    assert after is not None
+                    subject.phase = after
+                    return True
+        except lifecycle.IllegalTransition as error:
+            if self.strict:
+                raise
+            self.report("error", "internal_error", {"problem": f"{_name(subject)}: {error}"})
+            return False
+
+    def _move_worker(self, worker: Worker, cause: lifecycle.Input) -> bool:
+        if not lifecycle.WORKERS.check(worker.state, cause):
+            return False
+        after = lifecycle.WORKERS.transitions[worker.state, cause]
+        if after is None:
+            self.state.workers.pop(worker.worker_id, None)
+        else:
+            worker.state = after
+            worker.since = self.now
+        return True
+
+    def _move_generation(self, generation: Generation, cause: lifecycle.Input) -> bool:
+        if not lifecycle.GENERATIONS.check(generation.state, cause):
+            return False
+        after = lifecycle.GENERATIONS.transitions[generation.state, cause]
+        if after is None:
+            self.state.generations.pop(generation.number, None)
+        else:
+            generation.state = after
+        return True
+
+
+def _name(subject: Worker | Generation | Reload) -> str:
+    match subject:
+        case Worker():
+            return f"slot {subject.slot}"
+        case Generation():
+            return f"generation {subject.number}"
+        case Reload():
+            return f"reload to generation {subject.generation}"

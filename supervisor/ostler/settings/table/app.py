@@ -1,0 +1,128 @@
+"""The app: where it is, how it is loaded, and what helps while it is written."""
+
+from typing import Annotated
+
+import msgspec
+
+from ostler.settings import classes, kinds
+from ostler.settings.table.row import Setting
+
+
+class AppRows(msgspec.Struct, frozen=True, kw_only=True):
+    """Rows of `Settings`."""
+
+    wsgi_app: Annotated[
+        str | None,
+        Setting(
+            kinds.OPTIONAL_TEXT,
+            "The WSGI app: MODULE:NAME, MODULE:NAME.ATTRIBUTE or MODULE:FACTORY(). The same as the argument.",
+        ),
+    ] = None
+    preload_app: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "Load the app once per generation, before workers are forked.",
+            flags=("--preload",),
+            policy="preload",
+        ),
+    ] = False
+    chdir: Annotated[
+        str | None,
+        Setting(
+            kinds.PATH,
+            "Change to this folder before the app is loaded.",
+            flags=("--chdir",),
+        ),
+    ] = None
+    pythonpath: Annotated[
+        tuple[str, ...],
+        Setting(
+            kinds.PATHS,
+            "Folders to put at the front of the module search path, separated by commas.",
+            flags=("--pythonpath",),
+        ),
+    ] = ()
+    raw_env: Annotated[
+        tuple[str, ...],
+        Setting(
+            kinds.ENVIRONMENT,
+            "Set an environment variable for the app.",
+            flags=("-e", "--env"),
+        ),
+    ] = ()
+    paste: Annotated[
+        str | None,
+        Setting(
+            kinds.OPTIONAL_TEXT,
+            "Load the app from a PasteDeploy file, e.g. production.ini or production.ini#admin.",
+            flags=("--paste", "--paster"),
+        ),
+    ] = None
+    raw_paste_global_conf: Annotated[
+        tuple[str, ...],
+        Setting(
+            kinds.ENVIRONMENT,
+            "Set a variable of the PasteDeploy file's [DEFAULT] section.",
+            flags=("--paste-global",),
+        ),
+    ] = ()
+    reload: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "For development: reload when a file of the app changes.",
+            flags=("--reload",),
+        ),
+    ] = False
+    reload_engine: Annotated[
+        str,
+        Setting(
+            kinds.choice("auto", "poll", "inotify"),
+            "How changes are noticed: auto asks the kernel; poll is for network file systems.",
+            flags=("--reload-engine",),
+        ),
+    ] = "auto"
+    reload_extra_files: Annotated[
+        tuple[str, ...],
+        Setting(
+            kinds.PATHS,
+            "More files to watch with --reload; folders and patterns such as conf/*.yaml are fine.",
+            flags=("--reload-extra-file",),
+        ),
+    ] = ()
+    spew: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "For development: log every line of Python that the app runs.",
+            flags=("--spew",),
+        ),
+    ] = False
+    asgi_loop: Annotated[
+        str,
+        Setting(
+            kinds.choice("auto", "asyncio", "uvloop"),
+            "Event loop of asgi workers; auto is uvloop if it is installed.",
+            flags=("--asgi-loop",),
+            worker_classes=classes.ASGI,
+        ),
+    ] = "auto"
+    asgi_lifespan: Annotated[
+        str,
+        Setting(
+            kinds.choice("auto", "on", "off"),
+            "Whether an ASGI app is told of start and end; auto asks it.",
+            flags=("--asgi-lifespan",),
+            worker_classes=classes.ASGI,
+        ),
+    ] = "auto"
+    websocket_max_message_size: Annotated[
+        int,
+        Setting(
+            kinds.SIZE,
+            "Largest message of a websocket in asgi workers.",
+            flags=("--websocket-max-message-size",),
+            worker_classes=classes.ASGI,
+        ),
+    ] = 16 * 1024 * 1024

@@ -1,0 +1,173 @@
+"""Logs, the access log, syslog and statsd."""
+
+from typing import Annotated, Any
+
+import msgspec
+
+from ostler.settings import kinds
+from ostler.settings.table.process import ProcessRows
+from ostler.settings.table.row import RESTART, Setting
+
+SYSLOG_FACILITIES = (
+    *("auth", "authpriv", "cron", "daemon", "ftp", "kern", "lpr", "mail", "news", "syslog", "user", "uucp"),
+    *(f"local{number}" for number in range(8)),
+)
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+# A LOG_LEVEL variable that several programs read may have Python's other names, and uvicorn's.
+LOG_LEVEL_ALIASES = {"warn": "warning", "fatal": "critical", "notset": "debug", "trace": "debug"}
+DEFAULT_ACCESS_FORMAT = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
+
+
+class LogRows(ProcessRows, frozen=True, kw_only=True):
+    """Rows of `Settings`."""
+
+    loglevel: Annotated[
+        str,
+        Setting(
+            kinds.choice(*LOG_LEVELS, aliases=LOG_LEVEL_ALIASES),
+            "Least important messages to log.",
+            flags=("--log-level",),
+        ),
+    ] = "info"
+    log_format: Annotated[
+        str,
+        Setting(
+            kinds.choice("auto", "console", "json"),
+            "console for people, json for programs; auto is console on a terminal and json otherwise.",
+            flags=("--log-format",),
+            takes_effect=RESTART,
+            gunicorn=None,
+        ),
+    ] = "auto"
+    errorlog: Annotated[
+        str,
+        Setting(
+            kinds.LOG_FILE,
+            "File for the log; - is standard error.",
+            flags=("--error-logfile", "--log-file"),
+            takes_effect=RESTART,
+        ),
+    ] = "-"
+    capture_output: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "Send what the app prints to the errorlog.",
+            flags=("--capture-output",),
+        ),
+    ] = False
+    accesslog: Annotated[
+        str | None,
+        Setting(
+            kinds.PATH,
+            "File for the access log; - is standard output. Off by default.",
+            flags=("--access-logfile",),
+        ),
+    ] = None
+    access_log_format: Annotated[
+        str,
+        Setting(
+            kinds.TEXT,
+            "Format of a line in the access log.",
+            flags=("--access-logformat",),
+        ),
+    ] = DEFAULT_ACCESS_FORMAT
+    disable_redirect_access_to_syslog: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "With --log-syslog: not for the access log.",
+            flags=("--disable-redirect-access-to-syslog",),
+        ),
+    ] = False
+    logconfig: Annotated[
+        str | None,
+        Setting(
+            kinds.PATH,
+            "File for logging.config.fileConfig; its loggers gunicorn.error and gunicorn.access are ours.",
+            flags=("--log-config",),
+        ),
+    ] = None
+    logconfig_dict: Annotated[
+        dict[str, Any],
+        Setting(
+            kinds.PLAIN_DICT,
+            "The same as a dictionary for logging.config.dictConfig.",
+        ),
+    ] = msgspec.field(default_factory=dict)
+    logconfig_json: Annotated[
+        str | None,
+        Setting(
+            kinds.PATH,
+            "The same as a JSON file of such a dictionary.",
+            flags=("--log-config-json",),
+        ),
+    ] = None
+    syslog: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "Send the logs to syslog as well.",
+            flags=("--log-syslog",),
+            takes_effect=RESTART,
+        ),
+    ] = False
+    syslog_addr: Annotated[
+        str,
+        Setting(
+            kinds.SYSLOG_ADDRESS,
+            "Where syslog is: unix://PATH, unix://PATH#stream, udp://HOST:PORT or tcp://HOST:PORT.",
+            flags=("--log-syslog-to",),
+            takes_effect=RESTART,
+        ),
+    ] = "udp://localhost:514"
+    syslog_prefix: Annotated[
+        str | None,
+        Setting(
+            kinds.OPTIONAL_TEXT,
+            "What syslog lines begin with; by default the app's name.",
+            flags=("--log-syslog-prefix",),
+            takes_effect=RESTART,
+        ),
+    ] = None
+    syslog_facility: Annotated[
+        str,
+        Setting(
+            kinds.choice(*SYSLOG_FACILITIES),
+            "Syslog's facility.",
+            flags=("--log-syslog-facility",),
+            takes_effect=RESTART,
+        ),
+    ] = "user"
+    statsd_host: Annotated[
+        str | None,
+        Setting(
+            kinds.STATSD_ADDRESS,
+            "Send metrics to this statsd: HOST:PORT or unix://PATH.",
+            flags=("--statsd-host",),
+        ),
+    ] = None
+    statsd_prefix: Annotated[
+        str,
+        Setting(
+            kinds.TEXT,
+            "What names of statsd metrics begin with.",
+            flags=("--statsd-prefix",),
+        ),
+    ] = ""
+    dogstatsd_tags: Annotated[
+        str,
+        Setting(
+            kinds.TEXT,
+            "Tags of all statsd metrics, separated by commas, as DogStatsD takes them.",
+            flags=("--dogstatsd-tags",),
+        ),
+    ] = ""
+    enable_backlog_metric: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "Send the number of connections that wait to be accepted to statsd.",
+            flags=("--enable-backlog-metric",),
+        ),
+    ] = False

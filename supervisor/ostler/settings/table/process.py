@@ -1,0 +1,84 @@
+"""The processes: accounts, names, the pid file, the terminal."""
+
+from typing import Annotated
+
+from ostler.settings import kinds
+from ostler.settings.table.http import HttpRows
+from ostler.settings.table.row import RESTART, Setting
+
+
+class ProcessRows(HttpRows, frozen=True, kw_only=True):
+    """Rows of `Settings`."""
+
+    user: Annotated[
+        str | None,
+        Setting(
+            kinds.ACCOUNT,
+            "User that workers and fork server run as (name or number); the supervisor keeps its own.",
+            flags=("-u", "--user"),
+            takes_effect=RESTART,
+        ),
+    ] = None
+    group: Annotated[
+        str | None,
+        Setting(
+            kinds.ACCOUNT,
+            "Group that they run as; by default the user's.",
+            flags=("-g", "--group"),
+            takes_effect=RESTART,
+        ),
+    ] = None
+    initgroups: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "Give workers all groups that the user is in.",
+            flags=("--initgroups",),
+            takes_effect=RESTART,
+        ),
+    ] = False
+    umask: Annotated[
+        str,
+        Setting(
+            kinds.UMASK,
+            "Umask of fork server, workers and Unix sockets: octal if it begins with 0, as in 022, else "
+            "decimal. 0 leaves it as it is, but for sockets.",
+            flags=("-m", "--umask"),
+        ),
+    ] = "0000"
+    proc_name: Annotated[
+        str | None,
+        Setting(
+            kinds.OPTIONAL_TEXT,
+            "Name of this instance, for process titles and the control socket; by default the app's.",
+            flags=("-n", "--name"),
+            takes_effect=RESTART,
+        ),
+    ] = None
+    pidfile: Annotated[
+        str | None,
+        Setting(
+            kinds.PATH,
+            "Write the supervisor's pid to this file.",
+            flags=("-p", "--pid"),
+            takes_effect=RESTART,
+        ),
+    ] = None
+    daemon: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "Detach from the terminal once it serves; if it can't start the exit code says so.",
+            flags=("-D", "--daemon"),
+            takes_effect=RESTART,
+        ),
+    ] = False
+    enable_stdio_inheritance: Annotated[
+        bool,
+        Setting(
+            kinds.SWITCH,
+            "With --daemon: keep standard output and error, and write without buffering.",
+            flags=("-R", "--enable-stdio-inheritance"),
+            takes_effect=RESTART,
+        ),
+    ] = False

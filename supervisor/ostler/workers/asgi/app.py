@@ -1,0 +1,200 @@
+"""The app as uvicorn calls it: each request is shown in the scoreboard, counted, and logged.
+
+A request is over with the last part of its answer. What an app does afterwards, as background tasks of
+Starlette's do, keeps a worker from leaving, but has no deadline and is not shown. A request has the deadline
+that the supervisor gives all requests, until its answer begins; each part of an answer in parts gives it
+`timeout` from then. Websockets and event streams have no deadline.
+"""
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import Any
+
+from ostler.logs.access import AccessLog
+from ostler.logs.lean import Log
+from ostler.scoreboard import layout
+from ostler.scoreboard.accounting import Accounting
+from ostler.settings.table import Settings
+from ostler.text import frames_of, trace_of
+from ostler.workers.asgi.access import log_access
+from ostler.workers.asgi.interface import EXTEND, App, Message, Receive, Scope, Send
+from ostler.workers.asgi.request import AsgiRequest
+from ostler.workers.asgi.tasks import current
+from ostler.wsgi.exchange import QuitWorker
+
+
+class AsgiApp:
+    """The app of a worker, with its requests' accounting. Used by the loop's thread only.
+
+    Args:
+        app: an ASGI 3 app.
+        accounting: the worker's; `thread_slot(0)` was made.
+        loop: what the requests are served in.
+        extend: `scope["ostler.extend_deadline"]`.
+        quota: after so many answers `on_quota` is called with their number; 0: never.
+        flush_soon: called when there are lines in the access log's buffer.
+
+    Attributes:
+        timeout: the setting, in ns.
+        closing: answers announce the end of their connection.
+        quitting: the worker ends at once: what fails from now on fails for that reason, and is not logged.
+        logged: an exception that was logged already, and that uvicorn will log next.
+        startup_error, startup_message: why the app's startup failed.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        settings: Settings,
+        accounting: Accounting,
+        loop: asyncio.AbstractEventLoop,
+        extend: Callable[[float], object],
+        log: Log,
+        access: AccessLog | None,
+        quota: int,
+        on_quota: Callable[[int], None],
+        flush_soon: Callable[[], None],
+    ) -> None:
+        self.app = app
+        self.loop = loop
+        self._begin = accounting.begin
+        self._extend = extend
+        self._access = access
+        self._quota = quota
+        self._on_quota = on_quota
+        self._flush_soon = flush_soon
+        self._count = 0
+        self.log = log
+        self.timeout = int(settings.timeout * 1_000_000_000)
+        self.closing = settings.keepalive == 0
+        self.quitting = False
+        self.logged: BaseException | None = None
+        self.startup_error: BaseException | None = None
+        self.startup_message = ""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "http":
+            method, started = scope["method"], monotonic_ns()
+            slot = self._begin(method, scope["raw_path"], started)
+            request = slot.owner = AsgiRequest(self, slot, method, started, scope, send)
+            scope[EXTEND] = self._extend
+            current.set(started)
+            try:
+                await self.app(scope, receive, request.send)
+            except BaseException as error:
+                if await self._failed(request, error):
+                    raise
+            else:
+                if not request.answered:
+                    self._left_unanswered(request)
+        elif kind == "websocket":
+            await self._serve_websocket(scope, receive, send)
+        else:
+            await self._run_lifespan(scope, receive, send)
+
+    async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = monotonic_ns()
+        slot = self._begin("WS", scope.get("raw_path", b""), started)
+        request = slot.owner = AsgiRequest(self, slot, "WS", started, scope, send)
+        slot.extend_until(layout.NEVER)
+        scope[EXTEND] = self._extend
+        current.set(started)
+        try:
+            await self.app(scope, receive, request.send_on_websocket)
+        except BaseException as error:
+            # uvicorn's own only say that the client has gone.
+            if not type(error).__module__.startswith("uvicorn."):
+                self._log_failure(request, error)
+            raise
+        finally:
+            request.status = request.status or 500
+            self.end(request)
+
+    async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The app's startup and shutdown; uvicorn does not report why they failed."""
+
+        async def noting_failure(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed":
+                self.startup_message = message.get("message", "")
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noting_failure)
+        except BaseException as error:
+            self.startup_error = error
+            raise
+
+    # -- the ends of requests ----------------------------------------------------------------------------
+
+    def end(self, request: AsgiRequest) -> None:
+        """It has been answered, or will not be."""
+        request.answered = True
+        if request.method == "HEAD":
+            request.sent = 0  # uvicorn leaves the body out
+        slot, ended = request.slot, monotonic_ns()
+        if request.status == 101:
+            slot.refused(101, request.sent)  # how long a websocket was open is no duration of an answer
+            slot.release()
+        else:
+            slot.end(request.status, request.sent, ended)
+        if self._access is not None:
+            log_access(self._access, request, ended - request.started)
+            self._flush_soon()
+        if self._quota:
+            self._count += 1
+            if self._count >= self._quota:
+                self._quota = 0
+                self._on_quota(self._count)
+
+    def _left_unanswered(self, request: AsgiRequest) -> None:
+        """The app returned before the last part of its answer: it has a defect, or its client is gone."""
+        if not request.status:
+            request.status = 499 if request.client_is_gone else 500
+            if request.status == 500:
+                self.log.error(
+                    "request_failed", **request.name(), reason="the app returned without an answer"
+                )
+        self.end(request)
+
+    async def _failed(self, request: AsgiRequest, error: BaseException) -> bool:
+        """The app raised; True if uvicorn is to answer with 500 or to end the connection.
+
+        The caller raises it again, not this: its traceback would lead to the frame that refers to it.
+        """
+        if not request.overdue:
+            self._log_failure(request, error)
+            if not request.answered:
+                request.status = request.status or 500
+                self.end(request)
+            return True
+        if not request.status:
+            await request.give_up()
+            return False
+        self.logged = error
+        if not request.answered:
+            self.end(request)
+        return True
+
+    def _log_failure(self, request: AsgiRequest, error: BaseException) -> None:
+        self.logged = error
+        if self.quitting or isinstance(error, QuitWorker):
+            return
+        if isinstance(error, asyncio.CancelledError):
+            self.log.warning("request_cut", **request.name(), reason="the worker leaves")
+        else:
+            trace = trace_of(error, _app_part(error))
+            self.log.error("request_failed", **request.name(), traceback=trace)
+
+
+SERVING = (AsgiApp.__call__.__code__, AsgiApp._serve_websocket.__code__)
+"""Functions whose local variable `request` is the one that their task serves."""
+
+
+def _app_part(error: BaseException) -> Any:
+    """The traceback from the app's first frame on."""
+    frames = frames_of(error)
+    while frames is not None and frames.tb_frame.f_globals.get("__name__", "") == __name__:
+        frames = frames.tb_next
+    return frames or frames_of(error)

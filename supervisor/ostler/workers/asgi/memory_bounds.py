@@ -1,0 +1,167 @@
+"""Bounds what uvicorn keeps in memory of what a client sends.
+
+- Its HTTP protocol has no limit for heads and trailers, and takes trailers for header fields. It parses all
+  that one read gave, so that 256 KiB of pipelined requests become megabytes of objects.
+- Its websocket protocols answer each ping, also of a client that does not read, and keep each fragment.
+"""
+
+from typing import Any
+
+from uvicorn.protocols.http.flow_control import FlowControl
+
+from ostler.http1.head import MAX_FIELDS, MAX_HEAD
+from ostler.workers.system_calls import READ_SIZE
+
+# Bytes given to the parser at once; where a head ends, less. What is parsed behind a request that has no
+# answer yet is kept as objects that are far larger.
+_PIECE = 2048
+# Bytes that wait for the parser; no more is read until they are fewer.
+_MOST_KEPT = 64 * 1024
+# Bytes that one recv(2) gives; asyncio's own 256 KiB are 43,000 frames of a websocket, half a second's work.
+_WEBSOCKET_READ_SIZE = 16 * 1024
+# Fragments of a message that are kept apart.
+_FRAGMENTS = 1024
+_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+    b"Content-Length: 32\r\n\r\nRequest Header Fields Too Large\n"
+)
+
+
+class _Flow(FlowControl):
+    has_room = True
+    """More may be read. Set by the protocol, which it must not refer to: that would be a cycle."""
+
+    def resume_reading(self) -> None:
+        if self.has_room:
+            super().resume_reading()
+
+
+def bounded(protocol: type[Any]) -> type[Any]:
+    """uvicorn's HTTP protocol, with bounds. The one that uses h11 has bounds of its own."""
+    if not hasattr(protocol, "on_headers_complete"):
+        return protocol
+
+    class Bounded(protocol):  # type: ignore[misc]
+        _kept = b""
+        """Bytes that wait for the parser."""
+        _unparsed = 0
+        """Bytes since the last one that ended a head or belonged to a body."""
+        _in_head = True
+        _fields = 0
+        _too_large = False
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            _read_less(transport, READ_SIZE)
+            self.flow = _Flow(transport)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._kept = b""
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            self._kept += data
+            self._parse()
+            if not self.flow.has_room:
+                self.flow.pause_reading()
+
+        def _parse(self) -> None:
+            data, at = self._kept, 0
+            while at < len(data) and not self.pipeline:
+                if self.parser is None or self.transport.is_closing():
+                    at = len(data)  # it was refused, or is a websocket now
+                    break
+                end = at + _PIECE
+                if self._in_head:
+                    found = data.find(b"\r\n\r\n", at, end)
+                    end = end if found < 0 else found + 4
+                piece = data[at:end]
+                at = end
+                self._unparsed += len(piece)
+                super().data_received(piece)
+                if self._unparsed > MAX_HEAD and not self.transport.is_closing():
+                    self._refuse_head()
+            self._kept = data[at:]
+            self.flow.has_room = len(self._kept) < _MOST_KEPT
+
+        def _refuse_head(self) -> None:
+            if self._in_head and (self.cycle is None or self.cycle.response_complete):
+                self.transport.write(_TOO_LARGE)
+            self.transport.close()
+
+        def send_400_response(self, msg: str) -> None:
+            if self._too_large:
+                self._refuse_head()
+            else:
+                super().send_400_response(msg)
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self._kept:
+                self._parse()
+                self.flow.resume_reading()
+
+        # -- what the parser calls -----------------------------------------------------------------------
+
+        def on_message_begin(self) -> None:
+            self._in_head, self._fields = True, 0
+            super().on_message_begin()
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            if not self._in_head:
+                return  # a trailer, which must not pass for a field that a proxy has checked
+            self._fields += 1
+            if self._fields > MAX_FIELDS:
+                self._too_large = True
+                raise ValueError("too many fields")
+            super().on_header(name, value)
+
+        def on_headers_complete(self) -> None:
+            self._in_head, self._unparsed = False, 0
+            super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            self._unparsed = 0
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._in_head, self._unparsed = True, 0
+            super().on_message_complete()
+
+    return Bounded
+
+
+def bounded_websocket(protocol: type[Any]) -> type[Any]:
+    """uvicorn's websocket protocol, with bounds.
+
+    Attributes:
+        stalled: as in `pace.measured`.
+    """
+
+    class BoundedWebsocket(protocol):  # type: ignore[misc]
+        stalled: Any = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            _read_less(transport, _WEBSOCKET_READ_SIZE)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            frames = getattr(self, "frames", None)
+            if isinstance(frames, list) and len(frames) > _FRAGMENTS:
+                self.frames = [b"".join(frames)]
+
+        def handle_ping(self, *args: Any) -> None:
+            if self.writable.is_set():
+                super().handle_ping(*args)
+            elif hasattr(self.conn, "data_to_send"):
+                # RFC 6455 section 5.5.3: a ping may go without an answer of its own.
+                self.conn.data_to_send()
+
+    return BoundedWebsocket
+
+
+def _read_less(transport: Any, size: int) -> None:
+    """Read fewer bytes at once. Under TLS, and in other loops than asyncio's own, there is no such thing."""
+    if hasattr(transport, "max_size"):
+        transport.max_size = min(size, transport.max_size)

@@ -1,0 +1,164 @@
+"""One request of an ASGI app, from its call to the last part of its answer."""
+
+import asyncio
+from collections.abc import Awaitable, Iterable
+from time import monotonic_ns
+from typing import Any, Protocol
+
+from ostler.logs.lean import Log
+from ostler.scoreboard import layout
+from ostler.scoreboard.accounting import RequestSlot
+from ostler.workers.asgi.interface import Message, Scope, Send
+from ostler.workers.asgi.tasks import stack_of, stacks_of_others
+from ostler.wsgi.exchange import DeadlineExceeded
+
+CLOSE = (b"connection", b"close")
+_LATE = b"Gateway Timeout\n"
+_EVENT_STREAM = b"text/event-stream"
+
+
+class RequestOwner(Protocol):
+    """What a request needs of the `AsgiApp` that it belongs to."""
+
+    closing: bool
+    timeout: int
+    log: Log
+    loop: asyncio.AbstractEventLoop
+
+    def end(self, request: "AsgiRequest") -> None: ...
+
+
+class AsgiRequest:
+    """One request, or one websocket from its handshake to its end. Used by the loop's thread only.
+
+    Args:
+        slot: shows it; `slot.begin` has been called with `started`.
+        method: `WS` for websockets.
+        send: uvicorn's.
+
+    Attributes:
+        status: 0 before the answer begins.
+        sent: bytes of the body.
+        headers: of the answer.
+        answered: the last part of the answer was sent, or will not be.
+        overdue: it is being ended.
+    """
+
+    # Defaults stand here and not in __init__: what a request does not change costs it nothing.
+    status = 0
+    sent = 0
+    headers: Iterable[tuple[bytes, bytes]] = ()
+    answered = False
+    overdue = False
+    _streams = False
+
+    def __init__(
+        self, owner: RequestOwner, slot: RequestSlot, method: str, started: int, scope: Scope, send: Send
+    ) -> None:
+        self._owner = owner
+        self._send = send
+        self.slot = slot
+        self.method = method
+        self.started = started
+        self.scope = scope
+
+    # -- what the app calls ------------------------------------------------------------------------------
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """ASGI's `send` of a request. No coroutine of its own where nothing is to be done afterwards."""
+        kind = message["type"]
+        if kind == "http.response.start":
+            self.status = message["status"]
+            self.headers = message.get("headers", ())
+            if self._owner.closing:
+                # uvicorn ends the connection behind an answer that says so.
+                message = {**message, "headers": [*self.headers, CLOSE]}
+        elif kind == "http.response.body":
+            if message.get("more_body"):
+                return self._send_part(message)
+            if self._streams:
+                return self._send_last(message)
+            # All in one: it never waits for the client, and what comes now is uvicorn's.
+            if not self.answered:
+                self.sent = len(message.get("body", b""))
+                self._owner.end(self)
+        return self._send(message)
+
+    async def _send_part(self, message: Message) -> None:
+        if not self._streams:
+            self._streams = True
+            if self._is_event_stream() and not self.answered:
+                self.slot.extend_until(layout.NEVER)
+        await self._send(message)
+        if not self.answered:
+            self.sent += len(message.get("body", b""))
+            if self._owner.timeout:
+                self.slot.extend_until(monotonic_ns() + self._owner.timeout)
+
+    async def _send_last(self, message: Message) -> None:
+        await self._send(message)
+        if not self.answered:
+            self.sent += len(message.get("body", b""))
+            self._owner.end(self)
+
+    async def send_on_websocket(self, message: Message) -> None:
+        """ASGI's `send` of a websocket, or of the answer that refuses it."""
+        await self._send(message)
+        kind = message["type"]
+        if kind == "websocket.send":
+            self.sent += len(message.get("bytes") or message.get("text") or b"")
+        elif kind == "websocket.accept":
+            self.status = 101
+        elif kind == "websocket.close":
+            self.status = self.status or 403
+        elif kind == "websocket.http.response.start":
+            self.status = message["status"]
+
+    # -- deadlines ---------------------------------------------------------------------------------------
+
+    def _is_event_stream(self) -> bool:
+        return any(
+            name.lower() == b"content-type" and value.lower().startswith(_EVENT_STREAM)
+            for name, value in self.headers
+        )
+
+    def interrupt(self, task: "asyncio.Task[Any] | None") -> None:
+        """End it where it waits; called in the loop. `task`: the one that serves it."""
+        if self.answered or (self.overdue and self.status):
+            return
+        if not self.overdue:
+            self.log_overdue(stack_of(task), task)
+        if task is not None:
+            task.cancel(str(DeadlineExceeded()))
+
+    def log_overdue(self, stack: str, task: "asyncio.Task[Any] | None") -> None:
+        """Log, once, where the request stands: the supervisor's dump only shows the loop."""
+        if not self.overdue:
+            self.overdue = True
+            age = (monotonic_ns() - self.started) / 1e9
+            stack = "\n\n".join([stack, *stacks_of_others(self._owner.loop, self.started, task)])
+            self._owner.log.error("request_interrupted", **self.name(), age=age, stack=stack)
+
+    async def give_up(self) -> None:
+        """Answer that it took too long; the answer must not have begun."""
+        if (task := asyncio.current_task()) is not None:
+            while task.uncancel():
+                pass  # the app has ended; the answer must not be cancelled as well
+        headers = [
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", str(len(_LATE)).encode()),
+            CLOSE,
+        ]
+        await self.send({"type": "http.response.start", "status": 504, "headers": headers})
+        await self.send({"type": "http.response.body", "body": _LATE})
+
+    # -- for the log -------------------------------------------------------------------------------------
+
+    @property
+    def client_is_gone(self) -> bool:
+        """uvicorn's `send` is a method of the object that knows it."""
+        return bool(getattr(getattr(self._send, "__self__", None), "disconnected", False))
+
+    def name(self) -> dict[str, str]:
+        """Its method and path, as fields for the log."""
+        return {"method": self.method, "path": self.scope["path"]}

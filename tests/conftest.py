@@ -1,0 +1,40 @@
+"""How the tests are spread over processes (pytest-xdist).
+
+System tests spend their time with waits for a daemon of their own, and some take ten times as long as others:
+each is handed out by itself. A file whose tests share a daemon, and a file of quick tests, stays together.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@functools.cache
+def _stays_together(path: str) -> bool:
+    if not path.startswith("tests/system/"):
+        return True
+    source = (ROOT / path).read_text()
+    return 'scope="module"' in source or "shared_place" in source
+
+
+def work_unit(test: str) -> str:
+    """What is handed out with this test: its file, or the test alone. Both are node ids of pytest."""
+    path = test.partition("::")[0]
+    return path if _stays_together(path) else test
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByWorkUnit(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return work_unit(nodeid)
+
+    # In the order of collection: the unit tests are last, and so quick that all processes end together.
+    config.option.loadscopereorder = False
+    return ByWorkUnit(config, log)

@@ -1,0 +1,50 @@
+"""Handles of child processes."""
+
+import os
+import signal
+import subprocess
+
+import pytest
+
+from ostler.daemon.children.handles import Child
+from ostler.daemon.children.records import ChildRecord
+
+
+def child_process() -> Child:
+    return Child(ChildRecord(generation=1, spawned_at=0.0))
+
+
+@pytest.fixture
+def stranger() -> int:
+    """A process that is not ours."""
+    done = subprocess.run(
+        ["sh", "-c", "sleep 600 >/dev/null 2>&1 & echo $!"], capture_output=True, check=True
+    )
+    return int(done.stdout)
+
+
+def test_only_children_are_signalled(stranger: int) -> None:
+    """A fork server may say any number; nobody else than our own children gets our signals."""
+    try:
+        child = child_process()
+        assert not child.forked(stranger)
+        child.send_signal(signal.SIGKILL)
+        os.kill(stranger, 0)
+        assert not [pid for pid in (os.getpid(), 1, 0, -1, 1 << 40) if child_process().forked(pid)]
+    finally:
+        os.kill(stranger, signal.SIGKILL)
+
+
+def test_children_are_known_until_they_are_reaped() -> None:
+    """One that has ended already can still be told from a stranger."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        child = child_process()
+        assert child.forked(process.pid)
+        child.send_signal(signal.SIGTERM)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        ended = child_process()
+        assert ended.forked(process.pid)
+        ended.close_pidfd()
+        child.close_pidfd()
+    assert process.returncode == -signal.SIGTERM
+    assert not child_process().forked(process.pid)

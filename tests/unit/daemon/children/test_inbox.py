@@ -1,0 +1,359 @@
+"""What the shell makes of what its children send; each test is a play with stand-ins for them."""
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from ostler.daemon.children.budget import MessageBudget
+from ostler.fleet import events
+from ostler.fleet.model import GenerationState
+from ostler.ipc import messages
+from tests.kit.standins import StandIn, Theatre
+from tests.unit.osapi.test_received import lingering
+
+
+async def ended(theatre: Theatre, one: StandIn, words: str) -> None:
+    """A stand-in is killed for a protocol error with these words, and it is in log and ledger."""
+    await theatre.killed(one)
+    assert [e["pid"] for e in theatre.events("protocol_error")] == [one.pid]
+    (view,) = theatre.ledger.newest_first(1)
+    assert (view.pid, view.cause, view.signal, view.planned) == (one.pid, "protocol error", 9, False)
+    assert words in (view.stack or "")
+    assert theatre.errors == []
+    assert theatre.events("internal_error") == []
+
+
+WORKER = [
+    (b"\xff\x00", "no message"),
+    (b"", "an empty message"),
+    (b"\x91" * 5000, "no message"),
+    (messages.Ready([]), "Ready while it is serving"),
+    (messages.BootFailed("x", None), "BootFailed while it is serving"),
+    (messages.ZygoteReady(), "ZygoteReady without having been asked"),
+    (messages.ZygoteAudited([], []), "ZygoteAudited without having been asked"),
+    (messages.Watch(["/x"]), "Watch without --reload"),
+    (messages.AppBroken("x", None), "AppBroken without --reload"),
+    (messages.Signalled(65), "no message"),
+    (messages.Forked(1, 1), "no message"),
+]
+
+
+@pytest.mark.parametrize(("said", "words"), WORKER, ids=[words for _, words in WORKER])
+async def test_worker(said: Any, words: str) -> None:
+    """A worker that says what it may not is killed; the other one serves on, and a successor comes."""
+    with Theatre() as theatre:
+        await theatre.start().play()
+        one, other = theatre.workers
+        one.send(said if isinstance(said, bytes) else msgspec.msgpack.encode(said))
+        await ended(theatre, one, words)
+        await theatre.play()
+        assert other in theatre.workers
+        assert theatre.shell.state.ready == 2
+        await theatre.stopped()
+
+
+def forked_by_another(theatre: Theatre) -> messages.Forked:
+    return messages.Forked(theatre.workers[0].worker_id, theatre.workers[1].pid)
+
+
+FORK_SERVER = [
+    (b"\xff\x00", "no message"),
+    (messages.AppLoaded(), "AppLoaded while it is forking"),
+    (messages.LoadFailed("x", None), "LoadFailed while it is forking"),
+    (messages.Forked(99, 1), "never asked for"),
+    (messages.ForkFailed(0, "x"), "never asked for"),
+    (forked_by_another, "not its to fork"),
+    (messages.HookBegun(), "no hook is due"),
+    (messages.HookDone("on_exit"), "not the next that is due"),
+    (messages.Ready([]), "no message"),
+]
+
+
+@pytest.mark.parametrize(("said", "words"), FORK_SERVER, ids=[words for _, words in FORK_SERVER])
+async def test_fork_server(said: Any, words: str) -> None:
+    """The same of a fork server; workers serve on, and another one takes its place."""
+    with Theatre() as theatre:
+        await theatre.start().play()
+        one, workers = theatre.fork_server, theatre.workers
+        said = said(theatre) if callable(said) else said
+        one.send(said if isinstance(said, bytes) else msgspec.msgpack.encode(said))
+        await ended(theatre, one, words)
+        await theatre.play()
+        assert theatre.workers == workers
+        assert theatre.shell.state.generations[1].state is GenerationState.UP
+        assert theatre.fork_server is not one
+        await theatre.stopped()
+
+
+async def test_configured_twice() -> None:
+    """A fork server is configured once."""
+    with Theatre() as theatre:
+        await theatre.start().play()
+        one = theatre.fork_server
+        one.say(messages.Configured(theatre.loaded, []))
+        await ended(theatre, one, "Configured while it is forking")
+
+
+async def test_settings_that_can_not_be() -> None:
+    """What a fork server reports as settings must be such as our own loading makes."""
+    with Theatre() as theatre:
+        theatre.start()
+        settings = msgspec.structs.replace(theatre.loaded.settings, boot_timeout=float("inf"))
+        one = theatre.fork_server
+        one.say(messages.Decided(None, theatre.loaded))
+        one.say(messages.Configured(msgspec.structs.replace(theatre.loaded, settings=settings), []))
+        await ended(theatre, one, "settings that can't be: boot_timeout")
+
+
+async def test_settings_of_a_restart() -> None:
+    """A fork server that is restarted may have run the app: it decides on no setting any more."""
+    with Theatre() as theatre:
+        await theatre.start().play()
+        theatre.fork_server.kill()
+        await theatre.killed(theatre.fork_server)
+        settings = msgspec.structs.replace(theatre.loaded.settings, workers=7, pidfile="/etc/shadow")
+        before, theatre.loaded = theatre.loaded, msgspec.structs.replace(theatre.loaded, settings=settings)
+        await theatre.play()
+        assert theatre.shell.configurations.get(1) == before
+        assert theatre.shell.state.wanted == 2
+
+
+async def test_a_sibling_as_a_worker() -> None:
+    """A fork server can't pass another child off as the worker that it was asked for."""
+    with Theatre() as theatre:
+        await theatre.start().play()
+        one, sibling = theatre.fork_server, theatre.workers[0]
+        theatre.shell.submit(events.ResizeAsked("a test", workers=3))
+        one.say(messages.Forked(theatre.shell.state.spawned, sibling.pid))
+        await ended(theatre, one, "which is something else")
+        assert theatre.shell.children.worker_with_pid(sibling.pid).worker_id == sibling.worker_id
+
+
+@asynccontextmanager
+async def unreported_worker(theatre: Theatre, message: messages.FromWorker) -> AsyncIterator[int]:
+    """A worker that sends a message before its fork server has reported its pid; its channel stays open."""
+    theatre.shell.submit(events.ResizeAsked("a test", workers=3))
+    data, descriptors = theatre.fork_server.receive()
+    spawn = msgspec.msgpack.decode(data, type=messages.ToForkServer)
+    assert isinstance(spawn, messages.Spawn)
+    with socket.socket(fileno=descriptors[0]) as channel:
+        channel.send(msgspec.msgpack.encode(message))
+        await theatre.turn()
+        yield spawn.worker_id
+    os.close(descriptors[1])
+
+
+async def test_a_worker_that_speaks_before_it_is_known() -> None:
+    """Only its fork server can do that: there is no process to kill, and the boot has failed."""
+    with Theatre() as theatre:
+        await theatre.start().play()
+        async with unreported_worker(theatre, messages.Ready([])) as worker_id:
+            pass
+        assert worker_id not in theatre.shell.children.workers
+        assert "Ready while it is not forked yet" in theatre.shell.state.generations[1].last_failure
+        assert len(theatre.events("protocol_error")) == 1
+
+
+async def test_a_signal_before_it_is_known() -> None:
+    """A worker may leave for a signal (from a terminal, say) before its fork server has reported its pid."""
+    with Theatre() as theatre:
+        await theatre.start().play()
+        async with unreported_worker(theatre, messages.Signalled(2)) as worker_id:
+            assert theatre.shell.children.workers[worker_id].record.signalled == 2
+        assert theatre.events("protocol_error") == []
+
+
+def dead_children(number: int) -> list[int]:
+    pids = [os.posix_spawn("/bin/true", ["true"], {}) for _ in range(number)]
+    for pid in pids:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return pids
+
+
+def waiting(pids: list[int]) -> list[int]:
+    """Those that are not reaped yet."""
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+async def test_many_deaths_are_booked_in_parts() -> None:
+    """One pass of the loop books some, and the loop goes on to the others by itself."""
+    with Theatre() as theatre:
+        await theatre.start().play()
+        one = theatre.workers[0]
+        pids = dead_children(150)
+        one.die()
+        reaper = theatre.shell.reaper
+        reaper.reap()
+        reaper.reap()
+        assert 0 < len(waiting(pids)) < 150
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert waiting(pids) == []
+        assert one.worker_id not in theatre.shell.state.workers
+
+
+async def test_all_die_with_garbage_unread() -> None:
+    """The deaths of children whose messages can't be decoded are booked, whichever is noticed first."""
+    with Theatre() as theatre:
+        await theatre.start().play()
+        everybody = [theatre.fork_server, *theatre.workers]
+        for one in everybody:
+            one.send(b"\xff")
+            one.die()
+        theatre.shell.reaper.reap()
+        assert not theatre.shell.state.workers
+        causes = [(view.pid, view.cause) for view in theatre.ledger.newest_first(9)]
+        assert sorted(causes) == sorted((one.pid, "protocol error") for one in everybody)
+        await theatre.stopped()
+
+
+async def test_flood_is_read_in_small_parts() -> None:
+    """Of a flood one pass reads little, and others are heard in the same pass."""
+    with Theatre() as theatre:
+        await theatre.start().play()
+        one, other = theatre.workers
+        for _ in range(100):
+            one.say(messages.Signalled(15))
+        other.say(messages.Signalled(2))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert theatre.shell.children.workers[other.worker_id].record.signalled == 2
+        left = 0
+        one.sock.close()
+        handle = theatre.shell.children.workers[one.worker_id]
+        # A stand-in that was forked later holds the other end, too: then there is no end, only no more.
+        with suppress(BlockingIOError):
+            while handle.channel.receive_unvouched() is not None:
+                left += 1
+        assert 50 < left < 100
+
+
+async def test_flood() -> None:
+    """What sends more than anything has to say is killed for it."""
+    with Theatre() as theatre:
+        await theatre.start().play()
+        one = theatre.workers[0]
+        for _ in range(200):
+            for _ in range(20):
+                one.say(messages.Signalled(15))
+            await theatre.turn()
+            if one.dead:
+                break
+        await ended(theatre, one, "more than any worker")
+
+
+def test_allowance() -> None:
+    """Bursts are allowed, and what answers brings; a lasting flood is not."""
+    allowance = MessageBudget(0.0)
+    assert all(allowance.spend(100, 0, 0.0) for _ in range(1000))
+    assert not allowance.spend(100, 0, 0.0)
+    assert all(allowance.spend(100, 0, second / 20) for second in range(40, 400))
+    answering = MessageBudget(0.0)
+    assert all(answering.spend(100, number, 0.0) for number in range(5000))
+    large = MessageBudget(0.0)
+    assert not all(large.spend(100_000, 0, 0.0) for _ in range(100))
+
+
+async def test_descriptors_are_not_received() -> None:
+    """Descriptors are the end of their sender; a connection with SO_LINGER among them stops nothing."""
+    with Theatre() as theatre:
+        await theatre.start().play()
+        one = theatre.workers[0]
+        ours, theirs = lingering()
+        one.send(b"x", [ours.fileno()] * 253)
+        ours.detach()
+        began = time.monotonic()
+        await ended(theatre, one, "descriptors")
+        await theatre.play()
+        assert time.monotonic() - began < 30
+        theirs.close()
+
+
+async def test_dead_zygote() -> None:
+    """A worker that says it is a zygote and dies at once becomes no fork server."""
+    with Theatre() as theatre:
+        await theatre.start().play()
+        one, fork_server = theatre.workers[0], theatre.fork_server
+        theatre.shell.submit(events.ReforkAsked("a test", None, False))
+        theatre.shell.children.workers[one.worker_id].record.zygote_asked = True
+        one.say(messages.ZygoteReady())
+        one.die()
+        theatre.shell.reaper.reap()
+        assert theatre.shell.children.fork_servers[1].pid == fork_server.pid
+        assert one.worker_id not in theatre.shell.state.workers
+
+
+async def test_stacks_without_end() -> None:
+    """A worker that writes stack dumps for ever is read now and then, and little at once."""
+    with Theatre() as theatre:
+        await theatre.start().play()
+        one = theatre.workers[0]
+        handle = theatre.shell.children.workers[one.worker_id]
+        os.set_blocking(one.stacks, False)
+        written = 0
+        for _ in range(50):
+            try:
+                written += os.write(one.stacks, b"x" * 65536)
+            except BlockingIOError:
+                pass
+            await theatre.turn()
+        assert written <= 5 * 65536
+        assert len(handle.record.dumps) <= 65536
+
+
+@pytest.mark.parametrize("step", ["ledger", "last_requests", "counts", "hooks", "give_back", "read_last"])
+async def test_a_death_is_booked_whatever_fails(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of booking a death may fail: the others are done, the fleet hears of it, others as well."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a defect")
+
+    with Theatre() as theatre:
+        await theatre.start().play()
+        shell = theatre.shell
+        owner, name = {
+            "ledger": (theatre.ledger, "record"),
+            "last_requests": (theatre.scoreboard, "last_requests"),
+            "counts": (theatre.scoreboard, "counts"),
+            "hooks": (shell.hooks, "worker_ended"),
+            "give_back": (theatre.scoreboard, "give_back"),
+            "read_last": (shell.inbox, "read_last"),
+        }[step]
+        workers = theatre.workers
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            for one in workers:
+                one.die()
+            shell.reaper.reap()
+        assert not {one.worker_id for one in workers} & shell.state.workers.keys()
+        assert not {one.worker_id for one in workers} & shell.children.workers.keys()
+        assert len(theatre.events("internal_error")) >= 2
+        assert len(theatre.ledger.newest_first(9)) == (0 if step == "ledger" else 2)
+        await theatre.play()
+        assert shell.state.ready == 2
+
+
+async def test_a_message_that_our_code_fails_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defect of ours that a message meets costs the child that sent it, and stands in the log."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    with Theatre() as theatre:
+        await theatre.start().play()
+        one = theatre.workers[0]
+        monkeypatch.setattr(theatre.shell.workers, "received", fail)
+        one.say(messages.Signalled(15))
+        await theatre.killed(one)
+        (view,) = theatre.ledger.newest_first(1)
+        assert view.cause == "protocol error"
+        assert len(theatre.events("internal_error")) == 1
+        assert theatre.errors == []

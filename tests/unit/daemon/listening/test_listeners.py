@@ -1,0 +1,292 @@
+"""Listening sockets: who may connect to a Unix socket from its first moment on, and what is told when not."""
+
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from ostler.daemon.listening import listeners as module
+from ostler.daemon.listening.listeners import Access, Listeners
+from ostler.errors import SettingError
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to others, which takes privileges")
+NOBODY = 65534
+
+
+@pytest.fixture
+def listeners() -> Iterator[Listeners]:
+    several = Listeners([])
+    yield several
+    several.keep_only(set())
+
+
+def mode_of(path: Path) -> str:
+    return f"{stat.S_IMODE(path.lstat().st_mode):04o}"
+
+
+def problem_of(call: Callable[..., Any], *args: Any) -> str:
+    with pytest.raises(SettingError) as caught:
+        call(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "mode"),
+    [(None, "0777"), ("0660", "0660"), ("0600", "0600"), ("0000", "0000"), ("0666", "0666")],
+)
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0])
+def test_mode(listeners: Listeners, tmp_path: Path, asked: str | None, mode: str, umask: int) -> None:
+    """The socket has the mode that was asked for, or everybody's; the process's umask is as before."""
+    path = tmp_path / "app.sock"
+    before = os.umask(umask)
+    try:
+        listeners.bind((f"unix:{path}",), 10, Access(asked))
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    assert mode_of(path) == mode
+
+
+def test_mode_is_never_wider(listeners: Listeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the moment after bind the socket is already as closed as asked; with an owner to come, wholly."""
+    seen: list[str] = []
+
+    class Watched(socket.socket):
+        def bind(self, address: Any) -> None:
+            super().bind(address)
+            seen.append(mode_of(Path(address)))
+
+    monkeypatch.setattr(module.socket, "socket", Watched)
+    listeners.bind((f"unix:{tmp_path}/a",), 10, Access("0640"))
+    listeners.bind((f"unix:{tmp_path}/b",), 10, Access("0640", f"{os.getuid()}:{os.getgid()}"))
+    assert seen == ["0640", "0000"]
+    assert mode_of(tmp_path / "b") == "0640"
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("owner", "ids"),
+    [
+        (f"{NOBODY}:{NOBODY}", (NOBODY, NOBODY)),
+        (f"{NOBODY}", (NOBODY, 0)),
+        (f":{NOBODY}", (0, NOBODY)),
+        ("nobody", (NOBODY, 0)),
+    ],
+)
+def test_owner(listeners: Listeners, tmp_path: Path, owner: str, ids: tuple[int, int]) -> None:
+    """User and group by name or number; what is not named stays ours."""
+    path = tmp_path / "app.sock"
+    listeners.bind((f"unix:{path}",), 10, Access("0660", owner))
+    status = path.stat()
+    assert (status.st_uid, status.st_gid) == ids
+    assert mode_of(path) == "0660"
+
+
+def test_owner_that_is_not_there(listeners: Listeners, tmp_path: Path) -> None:
+    """A user or group that the machine does not know is named, and nothing is bound."""
+    path = tmp_path / "app.sock"
+    for owner, problem in [
+        ("no_such_user_", "socket_owner: there is no user 'no_such_user_'"),
+        (":no_such_group_", "socket_owner: there is no group 'no_such_group_'"),
+    ]:
+        assert problem_of(listeners.bind, (f"unix:{path}",), 10, Access(None, owner)) == problem
+        assert not path.exists()
+
+
+def test_owner_without_privileges(
+    listeners: Listeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may not give the socket away is told so, and leaves no socket behind."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(module.os, "chown", refuse)
+    path = tmp_path / "app.sock"
+    problem = problem_of(listeners.bind, (f"unix:{path}",), 10, Access(None, "0:0"))
+    assert problem.startswith(f"bind: unix:{path}: no permission to make '0:0' its owner (socket_owner)")
+    assert not path.exists()
+
+
+def test_replaced_by_a_link(listeners: Listeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who owns the folder can't put a link in the socket's place and have another file given away."""
+    path, victim = tmp_path / "app.sock", tmp_path / "victim"
+    victim.touch(mode=0o600)
+
+    class Swapped(socket.socket):
+        def bind(self, address: Any) -> None:
+            super().bind(address)
+            path.unlink()
+            path.symlink_to(victim)
+
+    monkeypatch.setattr(module.socket, "socket", Swapped)
+    problem = problem_of(listeners.bind, (f"unix:{path}",), 10, Access("0666", f"{os.getuid()}"))
+    assert "it was replaced by something that is no socket" in problem
+    assert mode_of(victim) == "0600"
+
+
+def test_replaced_by_another_socket(
+    listeners: Listeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor a second name of another program's socket."""
+    path, victim = tmp_path / "app.sock", tmp_path / "victim"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(victim))
+        victim.chmod(0o600)
+
+        class Swapped(socket.socket):
+            def bind(self, address: Any) -> None:
+                super().bind(address)
+                path.unlink()
+                path.hardlink_to(victim)
+
+        monkeypatch.setattr(module.socket, "socket", Swapped)
+        problem = problem_of(listeners.bind, (f"unix:{path}",), 10, Access("0666", f"{os.getuid()}"))
+    assert "it was replaced by a link to another socket" in problem
+    assert mode_of(victim) == "0600"
+
+
+def test_another_socket_is_moved_there(
+    listeners: Listeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor one that its folder's owner moves to the name: it listens, but it is not ours."""
+    path, victim = tmp_path / "app.sock", tmp_path / "victim"
+    mine = listeners.bind((f"unix:{path}",), 10, Access("0600", f"{os.getuid()}"))
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(victim))
+        victim.chmod(0o600)
+        other.listen()
+        path.rename(tmp_path / "moved")
+        victim.rename(path)
+        problem = problem_of(listeners.bind, tuple(mine), 10, Access("0666", f"{os.getuid()}"))
+        assert "it was replaced by another socket" in problem
+        assert mode_of(path) == "0600"
+        if os.geteuid() != 0:
+            return  # we have no rights that anybody could misuse
+        path.rename(victim)
+        os.chown(tmp_path, 65534, 65534)
+
+        class Swapped(socket.socket):
+            def bind(self, address: Any) -> None:
+                super().bind(address)
+                path.rename(tmp_path / "moved")
+                victim.rename(path)
+
+        monkeypatch.setattr(module.socket, "socket", Swapped)
+        problem = problem_of(Listeners([]).bind, (f"unix:{path}",), 10, Access("0666", f"{os.getuid()}"))
+    assert "it was replaced by another socket" in problem
+    assert mode_of(path) == "0600"
+
+
+def test_change_of_a_bound_socket(listeners: Listeners, tmp_path: Path) -> None:
+    """A reload with another mode changes it; one with the same leaves alone what was done by hand."""
+    path = tmp_path / "app.sock"
+    addresses = (f"unix:{path}", "unix:@ostler-test-listeners", "127.0.0.1:0")
+    keys = listeners.bind(addresses, 10, Access("0660"))
+    inode = path.stat().st_ino
+    path.chmod(0o606)
+    assert listeners.bind(addresses, 10, Access("0660")) == keys
+    assert mode_of(path) == "0606"
+    listeners.bind(addresses, 10, Access("0600"))
+    assert mode_of(path) == "0600"
+    listeners.bind(addresses, 10, Access(None, f"{os.getuid()}"))
+    assert mode_of(path) == "0777"
+    assert path.stat().st_ino == inode
+    path.unlink()
+    assert problem_of(listeners.bind, addresses, 10, Access("0640")).startswith(f"bind: unix:{path}: ")
+
+
+def test_what_stands_in_the_way(listeners: Listeners, tmp_path: Path) -> None:
+    """A file that is no socket is left alone, and the reason tells a file from a missing folder."""
+    file = tmp_path / "file"
+    file.write_text("precious")
+    problem = problem_of(listeners.bind, (f"unix:{file}",), 10)
+    assert problem.startswith(f"bind: unix:{file}: the address is in use")
+    assert file.read_text() == "precious"
+    assert problem_of(listeners.bind, (f"unix:{tmp_path}/no/x",), 10).endswith("the folder does not exist")
+    assert problem_of(listeners.bind, (f"unix:{file}/x",), 10).endswith("a part of the path is no folder")
+
+
+@pytest.mark.parametrize("other", ["localhost", "0.0.0.0"])
+def test_overlap(listeners: Listeners, other: str) -> None:
+    """Another name of a port that we have ourselves: nobody is sent looking for the program that has it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    listeners.bind((f"127.0.0.1:{port}",), 5)
+    problem = problem_of(listeners.bind, (f"{other}:{port}",), 5)
+    assert f"this daemon listens on 127.0.0.1:{port}" in problem
+
+
+def test_only_its_own_file_is_removed(listeners: Listeners, tmp_path: Path) -> None:
+    """At its end a listener takes its file along, but not what another one has put in its place."""
+    kept, lost = f"unix:{tmp_path}/kept", f"unix:{tmp_path}/lost"
+    listeners.bind((kept, lost), 5)
+    (tmp_path / "kept").unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(f"{tmp_path}/kept")
+        after = Listeners([])
+        state = listeners.snapshot()
+        sockets = {key: os.dup(fd) for key, fd in state.sockets.items()}
+        after.restore(msgspec.structs.replace(state, sockets=sockets))  # as after an upgrade in place
+        assert sorted(after.keep_only(set())) == [kept, lost]
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_links_to_dead_sockets_are_not_followed(listeners: Listeners, tmp_path: Path) -> None:
+    """Only a socket itself is taken for a dead one's remains."""
+    dead = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    dead.bind(str(tmp_path / "dead"))
+    dead.close()
+    (tmp_path / "link").symlink_to(tmp_path / "dead")
+    assert "in use" in problem_of(listeners.bind, (f"unix:{tmp_path}/link",), 10)
+    assert (tmp_path / "dead").exists()
+    listeners.bind((f"unix:{tmp_path}/dead",), 10)
+
+
+@pytest.mark.parametrize("spelling", ["127.0.0.1:0", "tcp://127.0.0.1:0", "[::1]:0", "tcp://[::1]:0"])
+def test_spellings_of_tcp(listeners: Listeners, spelling: str) -> None:
+    """Addresses as gunicorn takes them are listened on, and shown as URLs."""
+    keys = listeners.bind((spelling,), 10)
+    (url,) = listeners.urls(keys)
+    assert url.startswith("http://[::1]:" if "[" in spelling else "http://127.0.0.1:")
+    host = "::1" if "[" in spelling else "127.0.0.1"
+    socket.create_connection((host, int(url.rpartition(":")[2]))).close()
+    assert listeners.urls(keys, "https") == [url.replace("http", "https")]
+
+
+def test_small_packets_are_not_held_back() -> None:
+    """An inherited TCP socket, from systemd or by fd://, sends at once like one that was bound here."""
+    with socket.create_server(("127.0.0.1", 0)) as outer:
+        assert not outer.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        several = Listeners([])
+        (key,) = several.bind((f"fd://{outer.fileno()}",), 10)
+        assert outer.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        several.keep_only(set())
+        assert key == f"fd://{outer.fileno()}"
+    with socket.create_server(("127.0.0.1", 0)) as outer:
+        several = Listeners([os.dup(outer.fileno())])
+        several.bind((), 10)
+        assert outer.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        several.keep_only(set())
+
+
+def test_reuse_port() -> None:
+    """With it other programs may listen on the same port, else not; all of them have to want it."""
+    first, second = Listeners([]), Listeners([])
+    try:
+        first.bind(("127.0.0.1:0",), 5, reuse_port=True)
+        port = first.sockets(["127.0.0.1:0"])[0].getsockname()[1]
+        key = f"127.0.0.1:{port}"
+        assert "in use" in problem_of(second.bind, (key,), 5)
+        second.bind((key,), 5, reuse_port=True)
+        assert second.sockets([key])[0].getsockname()[1] == port
+    finally:
+        first.keep_only(set())
+        second.keep_only(set())

@@ -1,0 +1,151 @@
+"""Whose a pid file is: only a live process that may have written it keeps it."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from ostler.daemon.process.pidfile import PidFile
+from ostler.errors import SettingError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "daemon.pid"
+
+
+@pytest.fixture
+def sleeper() -> Iterator[int]:
+    """The pid of a live process that is not us."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process.pid
+        process.kill()
+
+
+def ours(path: Path) -> bool:
+    return path.read_text() == f"{os.getpid()}\n"
+
+
+def test_written_and_removed(path: Path) -> None:
+    """With one line that anybody may read; nothing else is left in the folder, and nothing afterwards."""
+    file = PidFile(str(path))
+    file.write()
+    assert ours(path)
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(path.parent.iterdir()) == [path]
+    file.remove()
+    file.remove()
+    assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"rubbish", b"\xff\xfe\x00", b"-1", b"0", b"1" * 5000, b"1.5"]
+)
+def test_rubbish_is_replaced(path: Path, content: bytes) -> None:
+    """A file without a pid in it is nobody's: empty after a crash, or another program's."""
+    path.write_bytes(content)
+    PidFile(str(path)).write()
+    assert ours(path)
+
+
+def test_a_process_that_may_have_written_it(path: Path, sleeper: int) -> None:
+    """It keeps the file, whoever it is, and we say in one line who."""
+    path.write_text(f"{sleeper}\n")
+    with pytest.raises(SettingError, match=f"belongs to process {sleeper}, which is alive"):
+        PidFile(str(path)).write()
+    assert path.read_text() == f"{sleeper}\n"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_process_that_is_younger_than_the_file(path: Path, sleeper: int) -> None:
+    """The number was given to another process since, as after a reboot: the file is stale, and we say so."""
+    path.write_text(f"{sleeper}\n")
+    os.utime(path, (time.time() - 60, time.time() - 60))
+    with capture_logs() as logs:
+        PidFile(str(path)).write()
+    assert ours(path)
+    (event,) = logs
+    assert (event["event"], event["log_level"]) == ("pidfile_taken_over", "info")
+    assert event["problem"] == f"process {sleeper} is younger than the file: another one that got the number"
+
+
+def test_a_process_that_has_ended(path: Path) -> None:
+    """Dead, and dead but not reaped, which a signal still finds."""
+    with subprocess.Popen(["true"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        path.write_text(f"{process.pid}\n")
+        PidFile(str(path)).write()
+        assert ours(path)
+    path.unlink()
+    path.write_text(f"{process.pid}\n")
+    PidFile(str(path)).write()
+    assert ours(path)
+
+
+def test_a_daemons_own_file_after_the_clock_jumped(path: Path) -> None:
+    """Another Ostler holds a lock, so its file is its own even if it looks older than the process."""
+    script = (
+        "import sys, os; from ostler.daemon.process.pidfile import PidFile;"
+        "file = PidFile(sys.argv[1]); file.write(); os.utime(sys.argv[1], (1, 1));"
+        "print('written', flush=True); sys.stdin.read()"
+    )
+    argv = [sys.executable, "-c", script, str(path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "written\n"
+        with pytest.raises(SettingError, match=f"belongs to process {process.pid}"):
+            PidFile(str(path)).write()
+        process.communicate("")
+    PidFile(str(path)).write()
+    assert ours(path)
+
+
+def test_our_own_number(path: Path) -> None:
+    """In a container the daemon before us had the same pid; so has the program that was upgraded in place."""
+    path.write_text(f"{os.getpid()}\n")
+    PidFile(str(path)).write()
+    assert ours(path)
+
+
+def test_a_link_is_replaced_not_followed(path: Path, tmp_path: Path) -> None:
+    """Nobody makes us write into another file; dangling or not."""
+    target = tmp_path / "target"
+    for content in (None, "precious"):
+        if content:
+            target.write_text(content)
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+        PidFile(str(path)).write()
+        assert ours(path)
+        assert not path.is_symlink()
+    assert target.read_text() == "precious"
+
+
+def test_what_is_no_file(path: Path) -> None:
+    """A folder, a FIFO, or a device, to open which is to use it, is told in one line, at once."""
+    path.mkdir()
+    with pytest.raises(SettingError, match=r"^pidfile: can't read .*: Is a directory"):
+        PidFile(str(path)).write()
+    path.rmdir()
+    os.mkfifo(path)
+    with pytest.raises(SettingError, match=r"^pidfile: can't read .*: it is a FIFO, not a file"):
+        PidFile(str(path)).write()
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(SettingError, match=r"^pidfile: can't read .*: it is a device, not a file"):
+        PidFile(str(path)).write()
+
+
+def test_a_file_that_is_anothers_by_now_stays(path: Path) -> None:
+    """Somebody deleted ours and wrote another: our end does not remove that."""
+    file = PidFile(str(path))
+    file.write()
+    path.unlink()
+    path.write_text("17\n")
+    file.remove()
+    assert path.read_text() == "17\n"

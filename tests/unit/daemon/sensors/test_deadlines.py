@@ -1,0 +1,476 @@
+"""The sensor: what it says of requests and loops, look by look, by a clock of the test's."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ostler.daemon.configurations import Configurations
+from ostler.daemon.sensors import deadlines
+from ostler.daemon.sensors.deadlines import DeadlineSensor
+from ostler.fleet import events
+from ostler.fleet.model import Worker, WorkerState
+from ostler.fleet.state import State
+from ostler.scoreboard import layout, memory
+from ostler.scoreboard.reader import Scoreboard
+from ostler.scoreboard.writer import CellWriter
+from tests.unit.daemon.fakes import fake_ports
+
+TIMEOUT = 30.0
+START = 1000.0
+# The sensor may look somewhat later than it could.
+LATE = 2.0
+
+
+def call_later(*args: Any) -> asyncio.TimerHandle:
+    return asyncio.get_running_loop().call_later(*args)
+
+
+class Stage:
+    """A fleet of workers that do what the test says.
+
+    Attributes:
+        said: the events that were submitted.
+        now: the clock; `look` moves it.
+    """
+
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+        self.now = START
+        self.scoreboard = Scoreboard(clock=lambda: int(self.now * 1e9))
+        self.settings = SimpleNamespace(timeout=TIMEOUT, worker_class="sync")
+        self.state = State(current=1)
+        self.handles: dict[int, Any] = {}
+        loaded: Any = SimpleNamespace(settings=self.settings)
+        configurations = Configurations(lambda: self.state)
+        configurations.add(1, loaded)
+        self.emit: Any = self.said.append
+        self.sensor = DeadlineSensor(
+            fake_ports(
+                state=self.state,
+                workers=self.handles,
+                emit=lambda event: self.emit(event),
+                loop=SimpleNamespace(call_later=call_later),
+            ),
+            configurations,
+            self.scoreboard,
+            lambda handle, age: self.said.append((handle.worker_id, age)),
+        )
+
+    def worker(
+        self,
+        worker_id: int = 1,
+        threads: int = 2,
+        state: WorkerState = WorkerState.READY,
+        one_loop: bool = False,
+    ) -> "ActingWorker":
+        cell = self.scoreboard.take_cell(threads + 1)
+        worker = Worker(worker_id, worker_id, 1, state, since=self.now, spawned_at=self.now - 1)
+        self.state.workers[worker_id] = worker
+        self.handles[worker_id] = SimpleNamespace(
+            worker_id=worker_id, cell=cell, threads=threads, generation=1, one_loop=one_loop
+        )
+        mapped = memory.map_cell(self.scoreboard.fileno(cell))
+        return ActingWorker(self, worker, CellWriter(mapped, threads))
+
+    def bury(self, worker_id: int) -> None:
+        del self.state.workers[worker_id]
+        self.scoreboard.give_back(self.handles.pop(worker_id).cell)
+
+    def look(self, after: float = 0.0) -> float:
+        self.now += after
+        return self.sensor.look(self.now)
+
+    def told(self) -> list[Any]:
+        """What was said since the last time."""
+        said = list(self.said)
+        self.said.clear()
+        return said
+
+
+class ActingWorker:
+    def __init__(self, stage: Stage, worker: Worker, cell: CellWriter) -> None:
+        self._stage = stage
+        self.worker = worker
+        self.cell = cell
+        self.beat()
+
+    def beat(self) -> None:
+        self.cell.header[layout.HEARTBEAT] = int(self._stage.now * 1e9)
+
+    def begin(self, thread: int = 0, path: bytes = b"/x") -> None:
+        words, text = self.cell.lane(thread)
+        text[:3] = b"GET"
+        text[layout.METHOD_SIZE : layout.METHOD_SIZE + len(path)] = path
+        words[layout.METHOD_LENGTH], words[layout.PATH_LENGTH] = 3, len(path)
+        words[layout.STARTED] = int(self._stage.now * 1e9)
+
+    def end(self, thread: int = 0) -> None:
+        words, _ = self.cell.lane(thread)
+        words[layout.STARTED] = 0
+        words[layout.STATUS_CLASSES + 2] += 1
+
+    def extend(self, seconds: float, thread: int = 0) -> None:
+        words, _ = self.cell.lane(thread)
+        words[layout.EXTENDED_UNTIL] = int((self._stage.now + seconds) * 1e9)
+        words[layout.EXTENDED_FOR] = words[layout.STARTED]
+
+    def marked(self, thread: int = 0) -> bool:
+        words, _ = self.cell.lane(thread)
+        return bool(words[layout.STARTED] and words[layout.OVERDUE] == words[layout.STARTED])
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    stage = Stage()
+    yield stage
+    stage.scoreboard.close()
+
+
+def overdue(worker_id: int, age: float, thread: int = 0, path: str = "/x") -> events.RequestOverdue:
+    return events.RequestOverdue(worker_id, thread, "GET", path, pytest.approx(age))
+
+
+# -- requests --------------------------------------------------------------------------------------------
+
+
+def test_an_overdue_request(stage: Stage) -> None:
+    """It is reported at its time-out, once, and marked before anybody acts on it; others are not."""
+    worker = stage.worker()
+    worker.begin(0)
+    assert stage.look() <= 1.0
+    stage.look(TIMEOUT - 0.05)
+    assert stage.told() == []
+    worker.begin(1, b"/young")
+    marked: list[bool] = []
+    stage.emit = lambda event: (marked.append(worker.marked(0)), stage.said.append(event))
+    stage.look(0.05)
+    assert stage.told() == [overdue(1, TIMEOUT)]
+    assert marked == [True]
+    assert not worker.marked(1)
+    stage.look(0.1)
+    assert stage.told() == []
+
+
+def test_it_looks_again_when_the_next_one_is_due(stage: Stage) -> None:
+    """No later than a request can be overdue, and soon while one is."""
+    worker = stage.worker()
+    worker.begin(0)
+    assert stage.look(TIMEOUT - 0.3) == pytest.approx(0.3)
+    assert stage.look(0.3) == pytest.approx(0.1)
+    stage.settings.timeout = 0.4
+    worker.end(0)
+    assert stage.look() == pytest.approx(0.4)
+
+
+def test_an_overdue_request_that_ends(stage: Stage) -> None:
+    """When none is left that is said once; the next one is reported anew."""
+    worker = stage.worker()
+    worker.begin(0)
+    worker.begin(1)
+    stage.look(TIMEOUT)
+    assert stage.told() == [overdue(1, TIMEOUT), overdue(1, TIMEOUT, thread=1)]
+    worker.end(0)
+    stage.look(0.1)
+    assert stage.told() == []
+    worker.end(1)
+    stage.look(0.1)
+    assert stage.told() == [events.OverdueEnded(1)]
+    stage.look(0.1)
+    assert stage.told() == []
+    worker.begin(0)
+    stage.look(TIMEOUT)
+    assert stage.told() == [overdue(1, TIMEOUT)]
+
+
+def test_a_worker_that_ends(stage: Stage) -> None:
+    """With a process its requests end, but of a worker that is gone there is nothing to say."""
+    worker = stage.worker()
+    worker.begin(0)
+    stage.look(TIMEOUT)
+    stage.told()
+    stage.bury(1)
+    stage.look(0.1)
+    assert stage.told() == []
+
+
+def test_a_request_that_has_asked_for_time(stage: Stage) -> None:
+    """It is overdue when what it has asked for is over; and no longer, if it asks when it was overdue."""
+    worker = stage.worker()
+    worker.begin(0)
+    worker.extend(TIMEOUT + 10)
+    assert stage.look(TIMEOUT + 9.5) == pytest.approx(0.5)
+    assert stage.told() == []
+    stage.look(0.5)
+    assert stage.told() == [overdue(1, TIMEOUT + 10)]
+    worker.extend(5)
+    stage.look(0.1)
+    assert stage.told() == [events.OverdueEnded(1)]
+    stage.look(5)
+    assert stage.told() == [overdue(1, TIMEOUT + 15.1)]
+
+
+def test_less_time_than_usual(stage: Stage) -> None:
+    """Asking never shortens."""
+    worker = stage.worker()
+    worker.begin(0)
+    worker.extend(1)
+    stage.look(TIMEOUT - 0.1)
+    assert stage.told() == []
+
+
+def test_only_overdue_left(stage: Stage) -> None:
+    """Said of a draining worker, at each look, as long as nothing else is in flight in it."""
+    worker = stage.worker()
+    worker.begin(0)
+    stage.look(TIMEOUT)
+    stage.told()
+    stage.look(0.1)
+    assert stage.told() == []
+    worker.worker.state = WorkerState.DRAINING
+    stage.look(0.1)
+    assert stage.told() == [events.OnlyOverdueLeft(1)]
+    worker.begin(1)
+    stage.look(0.1)
+    assert stage.told() == []
+    worker.end(1)
+    stage.look(0.1)
+    assert stage.told() == [events.OnlyOverdueLeft(1)]
+
+
+def test_very_many_overdue_requests(stage: Stage) -> None:
+    """They are reported some at a time, in the long run not more than the limit, and of none twice."""
+    worker = stage.worker(threads=256)
+    for thread in range(256):
+        worker.begin(thread)
+    stage.look(TIMEOUT)
+    assert len(stage.told()) == deadlines._REPORTS_IN_A_LOOK
+    for _ in range(4):
+        stage.look(0.1)
+    assert len(stage.told()) == 256 - deadlines._REPORTS_IN_A_LOOK
+    assert all(worker.marked(thread) for thread in range(256))
+    # It says so of other ones all the time.
+    words = [worker.cell.lane(thread)[0] for thread in range(256)]
+    for number in range(1, 100):
+        for flight in words:
+            flight[layout.STARTED] = int((stage.now - TIMEOUT) * 1e9) - number
+        stage.look(0.1)
+    assert len(stage.told()) <= deadlines._REPORTS + 12 * deadlines._REPORTS_RATE
+
+
+def test_who_is_not_trusted_has_no_deadlines(stage: Stage) -> None:
+    """What it says of its requests and of its loop is not listened to, also if it is overdue just now."""
+    worker = stage.worker()
+    worker.begin(0)
+    stage.look(TIMEOUT)
+    assert stage.told() == [overdue(1, TIMEOUT)]
+    worker.cell.header[layout.SLOTS_IN_USE] = 260
+    stage.look(0.1)
+    assert stage.told() == [events.OverdueEnded(1)]
+    worker.cell.header[layout.SLOTS_IN_USE] = 3
+    pass_time(stage, 3 * TIMEOUT)
+    assert stage.told() == []
+
+
+def test_no_timeout(stage: Stage) -> None:
+    """0 is never; also for a request that was overdue when the setting changed."""
+    worker = stage.worker()
+    worker.begin(0)
+    stage.look(TIMEOUT)
+    stage.told()
+    stage.settings.timeout = 0.0
+    assert stage.look(1000) == 1.0
+    assert stage.told() == [events.OverdueEnded(1)]
+
+
+# -- loops -----------------------------------------------------------------------------------------------
+
+
+def pass_time(stage: Stage, seconds: float) -> None:
+    """Look as often as the sensor asks for."""
+    end = stage.now + seconds
+    while stage.now < end:
+        stage.look(min(stage.sensor.look(stage.now), end - stage.now))
+
+
+def stalled(worker_id: int, age: float) -> events.LoopStalled:
+    return events.LoopStalled(worker_id, pytest.approx(age, abs=LATE))
+
+
+def test_a_loop_that_stands_still(stage: Stage) -> None:
+    """Reported after the time-out, once; if it goes on and stops again, once more. Others are not meant."""
+    still, other = stage.worker(1), stage.worker(2)
+    for _ in range(int(TIMEOUT - 2)):
+        other.beat()
+        pass_time(stage, 1.0)
+    assert stage.told() == []
+    for _ in range(10):
+        other.beat()
+        pass_time(stage, 1.0)
+    assert stage.told() == [stalled(1, TIMEOUT)]
+    still.beat()
+    pass_time(stage, 1.0)
+    for _ in range(int(TIMEOUT) + 3):
+        other.beat()
+        pass_time(stage, 1.0)
+    assert stage.told() == [stalled(1, TIMEOUT)]
+
+
+def test_a_loop_that_never_began(stage: Stage) -> None:
+    """It counts from the time when the worker was ready."""
+    worker = stage.worker()
+    worker.cell.header[layout.HEARTBEAT] = 0
+    pass_time(stage, TIMEOUT - 2)
+    assert stage.told() == []
+    pass_time(stage, 2 + LATE)
+    assert stage.told() == [stalled(1, TIMEOUT)]
+
+
+def test_a_loop_that_is_kept_by_a_request(stage: Stage) -> None:
+    """That is the request's business, also if it may take long; and when it has ended the loop has time."""
+    worker = stage.worker()
+    worker.begin(0)
+    worker.extend(10 * TIMEOUT)
+    pass_time(stage, 5 * TIMEOUT)
+    worker.end(0)
+    pass_time(stage, TIMEOUT - 5)
+    assert stage.told() == []
+
+
+def test_a_loop_with_much_to_do(stage: Stage) -> None:
+    """One request after the other of one look at the sockets: between two it does not stand still."""
+    worker = stage.worker()
+    for _ in range(100):
+        worker.begin(0)
+        worker.end(0)
+        stage.look(1.0)
+    assert stage.told() == []
+
+
+@pytest.mark.parametrize("state", [WorkerState.BOOTING, WorkerState.DRAINING, WorkerState.STOPPING])
+def test_other_deadlines_hold_for_others(stage: Stage, state: WorkerState) -> None:
+    """Workers that boot or leave have deadlines of their own."""
+    stage.worker(state=state)
+    pass_time(stage, 3 * TIMEOUT)
+    assert stage.told() == []
+
+
+def test_no_timeout_for_loops(stage: Stage) -> None:
+    """0 is never for them, too."""
+    stage.settings.timeout = 0.0
+    stage.worker()
+    pass_time(stage, 3 * TIMEOUT)
+    assert stage.told() == []
+
+
+def test_a_short_timeout_is_none_for_loops(stage: Stage) -> None:
+    """An idle loop passes once a second: with a time-out below that it does not stand still."""
+    stage.settings.timeout = 0.2
+    worker = stage.worker()
+    for _ in range(20):
+        pass_time(stage, 1.3)
+        worker.beat()
+    assert stage.told() == []
+    pass_time(stage, 5 + LATE)
+    assert stage.told() == [stalled(1, 5)]
+
+
+@pytest.mark.parametrize("others", ["none", "no deadline"])
+def test_one_loop_is_kept_by_no_request(stage: Stage, others: str) -> None:
+    """Where requests take turns in one thread, what is in flight hides no loop that stands."""
+    actor = stage.worker(one_loop=True)
+    if others == "no deadline":
+        actor.begin(path=b"/socket")
+        words, _ = actor.cell.lane(0)
+        words[layout.EXTENDED_UNTIL], words[layout.EXTENDED_FOR] = layout.NEVER, words[layout.STARTED]
+    assert stage.look() <= 1.0
+    stage.look(after=1.5)
+    assert stage.told() == [(1, pytest.approx(1.5))]
+    stage.look(after=TIMEOUT)
+    assert stage.told() == [(1, pytest.approx(TIMEOUT + 1.5))]
+    stage.look(after=1.0)
+    assert stage.told() == [events.LoopStalled(1, pytest.approx(TIMEOUT + 2.5))]
+
+
+def test_one_loop_that_has_ended(stage: Stage) -> None:
+    """What drains is blocked only if it has requests: else its process is ending, which may take a while."""
+    actor = stage.worker(one_loop=True, state=WorkerState.DRAINING)
+    stage.look(after=5.0)
+    assert stage.told() == []
+    actor.begin()
+    stage.look(after=1.0)
+    assert stage.told() == [(1, pytest.approx(6.0))]
+
+
+def test_one_loop_whose_request_has_asked_for_time(stage: Stage) -> None:
+    """It may be the one that computes: it gets what it has asked for."""
+    actor = stage.worker(one_loop=True)
+    actor.begin()
+    actor.extend(TIMEOUT * 2)
+    stage.look(after=TIMEOUT + 5)
+    assert not [event for event in stage.told() if isinstance(event, events.LoopStalled)]
+    stage.look(after=TIMEOUT)
+    assert [event for event in stage.told() if isinstance(event, events.LoopStalled)]
+
+
+def test_dead_workers_are_forgotten(stage: Stage) -> None:
+    """The next one with the same worker id number, which there never is, would be reported anew."""
+    stage.worker()
+    pass_time(stage, TIMEOUT + LATE)
+    assert len(stage.told()) == 1
+    stage.bury(1)
+    stage.look(1.0)
+    stage.worker()
+    pass_time(stage, TIMEOUT + LATE)
+    assert len(stage.told()) == 1
+
+
+async def test_it_looks_by_itself(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look sets the time of the next, also one that fails; beginning again does not make it two."""
+    looks: list[float] = []
+
+    def look(now: float) -> float:
+        looks.append(now)
+        if len(looks) == 3:
+            raise ValueError("a defect")
+        return 0.001
+
+    monkeypatch.setattr(stage.sensor, "look", look)
+    monkeypatch.setattr("ostler.daemon.sensors.deadlines._LOOK", 0.001)
+    heard: list[Any] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: heard.append(context["exception"]))
+    stage.sensor.start()
+    stage.sensor.start()
+    async with asyncio.timeout(10):
+        while len(looks) < 5:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert stage.sensor._timer is not None
+    stage.sensor._timer.cancel()
+    assert [str(error) for error in heard] == ["a defect"]
+
+
+async def test_looks_take_a_share_of_the_time(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers say when their deadlines are: however near, pauses are nine times what a look takes."""
+    sensor = stage.sensor
+    looks = 0
+
+    def look(_now: float) -> float:
+        nonlocal looks
+        looks += 1
+        end = time.thread_time() + 0.02
+        while time.thread_time() < end:
+            pass
+        return 0.0
+
+    monkeypatch.setattr(sensor, "look", look)
+    began = time.monotonic()
+    sensor.start()
+    while looks < 3:  # noqa: ASYNC110 - it is the time that is measured
+        await asyncio.sleep(0.01)
+    assert sensor._timer is not None
+    sensor._timer.cancel()
+    assert time.monotonic() - began >= 2 * 9 * 0.02

@@ -1,0 +1,135 @@
+"""gunicorn's settings without effect: which values deserve a word, in how many lines, and what is refused."""
+
+import ssl
+from typing import Any
+
+import pytest
+
+from ostler.errors import SettingError
+from ostler.settings import Loaded, load
+from ostler.settings.configfile import ConfigFile
+from ostler.settings.render import print_config
+
+
+def loaded(
+    file: dict[str, Any] | None = None, line: dict[str, Any] | None = None, **variables: str
+) -> Loaded:
+    config = ConfigFile("app.conf.py", file or {}, {name: n for n, name in enumerate(file or {}, 1)})
+    return load(line or {}, {}, config, lambda: 2, variables)
+
+
+class Logger:
+    """Stands for a subclass of gunicorn's."""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("worker_tmp_dir", "/dev/shm"),
+        ("worker_tmp_dir", None),
+        ("dirty_workers", "0"),
+        ("dirty_timeout", "300"),
+        ("http_protocols", "h1"),
+        ("http2_cleartext", False),
+        ("logger_class", "gunicorn.glogging.Logger"),
+        ("ssl_version", "TLS"),
+        ("ssl_version", ssl.PROTOCOL_TLS),
+        ("ssl_version", ssl.PROTOCOL_TLS_SERVER),
+        ("ssl_version", 5),
+        ("protocol", "HTTP"),
+        ("suppress_ragged_eofs", False),
+        ("do_handshake_on_connect", True),
+        ("uwsgi_allow_ips", ["127.0.0.1", "::1"]),
+        ("print_config", False),
+    ],
+)
+def test_what_asks_for_what_is_the_case(name: str, value: Any) -> None:
+    """No word of it, whether it is text of the command line or an object of a file."""
+    for result in (loaded({name: value}), loaded(line={name: value})):
+        assert (result.ignored, result.warnings) == ({}, [])
+
+
+def test_one_line_for_all() -> None:
+    """Each is named with its place and its advice, and advice that several share is given once."""
+    result = loaded(
+        {"dirty_apps": ["a:b"], "worker_tmp_dir": "/tmp", "logger_class": Logger},
+        {"dirty_workers": "3", "http_protocols": "h2,h1"},
+        dirty_workers="environment GUNICORN_CMD_ARGS",
+    )
+    (line,) = result.warnings
+    assert line.startswith("without effect: worker_tmp_dir (app.conf.py line 2): heartbeats are in ")
+    assert "dirty_apps (app.conf.py line 1), dirty_workers (environment GUNICORN_CMD_ARGS): there are" in line
+    assert "http_protocols (command line): HTTP/1.1 is what" in line
+    assert "logger_class (app.conf.py line 3): " in line
+    assert line.count("dirty workers") == 1
+    assert set(result.ignored) == {
+        "dirty_apps",
+        "worker_tmp_dir",
+        "logger_class",
+        "dirty_workers",
+        "http_protocols",
+    }
+
+
+def test_dirty_hooks() -> None:
+    """Functions for what does not exist are told of like values."""
+    assert "on_dirty_starting (app.conf.py line 1)" in loaded({"on_dirty_starting": print}).warnings[0]
+
+
+def test_another_protocol_is_refused() -> None:
+    """Who speaks uwsgi to us would see errors alone, so it does not start."""
+    with pytest.raises(SettingError, match=r"^protocol \(app\.conf\.py line 1\): only http .* proxy_pass"):
+        loaded({"protocol": "uwsgi"})
+    assert "protocol (app.conf.py line 1)" in loaded({"protocol": "https"}).warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "least"),
+    [
+        (5, "TLSv1.2"),
+        ("TLSv1_2", "TLSv1.2"),
+        ("PROTOCOL_TLSv1_2", "TLSv1.2"),
+        ("TLSv1.3", "TLSv1.3"),
+        (ssl.TLSVersion.TLSv1_3, "TLSv1.3"),
+    ],
+)
+def test_version_of_tls(value: Any, least: str) -> None:
+    """An ssl_version that we can honour is the oldest version from then on, if no other was asked for."""
+    result = loaded({"ssl_version": value})
+    assert (result.settings.ssl_minimum_version, result.warnings) == (least, [])
+    assert result.origins["ssl_minimum_version"] == "ssl_version, app.conf.py line 1"
+    other = loaded({"ssl_version": value, "ssl_minimum_version": "1.3"})
+    assert (other.settings.ssl_minimum_version, other.warnings) == ("TLSv1.3", [])
+
+
+@pytest.mark.parametrize("value", [3, "TLSv1_1", "SSLv3"])
+def test_version_of_tls_that_is_too_old(value: Any) -> None:
+    """What is not spoken any more is told of, and does not stop the start."""
+    result = loaded({"ssl_version": value})
+    assert result.settings.ssl_minimum_version == "TLSv1.2"
+    assert "ssl_version (app.conf.py line 1): the oldest version" in result.warnings[0]
+
+
+def test_default_name() -> None:
+    """default_proc_name is the name where no other is."""
+    result = loaded({"default_proc_name": "shop"})
+    assert (result.settings.proc_name, result.warnings) == ("shop", [])
+    assert result.origins["proc_name"] == "default_proc_name, app.conf.py line 1"
+    assert loaded({"default_proc_name": "shop", "proc_name": "till"}).settings.proc_name == "till"
+    assert loaded({"default_proc_name": None}).settings.proc_name is None
+
+
+def test_print_config() -> None:
+    """What has no effect stands behind the settings, hooks between them; no secret is shown."""
+    config = ConfigFile(
+        "app.conf.py",
+        {"raw_env": ["KEY=s3cret"], "dirty_workers": 3},
+        {"raw_env": 1, "dirty_workers": 2, "ssl_context": 3},
+        hooks={"ssl_context": test_default_name},
+    )
+    text = print_config(load({}, {}, config, lambda: 2))
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[-1] == ["dirty_workers", "=", "3", "#", *"app.conf.py line 2, without effect".split()]
+    assert lines[-2] == "ssl_context = hook # app.conf.py line 3".split()
+    assert "KEY=..." in text
+    assert "s3cret" not in text

@@ -1,0 +1,73 @@
+"""A class name is used once in the package, so that a search for it finds one thing.
+
+The modules of messages, events and actions are namespaces: other modules import them as modules and write
+`messages.Spawn` or `actions.Spawn`. Their names may therefore coincide with others.
+"""
+
+import ast
+from collections import Counter
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[2] / "supervisor/ostler"
+NAMESPACES = frozenset({"ipc/messages.py", "fleet/events.py", "fleet/actions.py"})
+
+KNOWN_DUPLICATES = frozenset(
+    {
+        "Allowance",
+        "Answer",
+        "Body",
+        "Calls",
+        "Decision",
+        "Generation",
+        "Outlets",
+        "Refork",
+        "Reload",
+        "Request",
+        "Route",
+        "Server",
+        "SettingView",
+        "Step",
+        "Worker",
+        "_Peers",
+        "_Walk",
+    }
+)
+"""Duplicates that are not mended yet. A name that is mended has to leave this list."""
+
+KNOWN_IMPORTS_BY_NAME = frozenset({"cli/main.py", "control/handlers.py"})
+"""Modules that import members of a namespace by name, and are not mended yet."""
+
+
+def modules() -> dict[str, ast.Module]:
+    return {
+        str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def test_a_class_name_is_used_once() -> None:
+    names = Counter(
+        node.name
+        for path, module in modules().items()
+        if path not in NAMESPACES
+        for node in ast.walk(module)
+        if isinstance(node, ast.ClassDef)
+    )
+    assert len(names) > 100
+    duplicates = {name for name, count in names.items() if count > 1}
+    assert duplicates == KNOWN_DUPLICATES, "new duplicates, or names that have to leave the list"
+
+
+def test_namespaces_are_imported_as_modules() -> None:
+    """`from ostler.fleet import events`, never `from ostler.fleet.events import AppLoaded`.
+
+    `Event`, the type of them all, may be imported by name: ports are typed with it.
+    """
+    namespaces = {f"ostler.{path.removesuffix('.py').replace('/', '.')}" for path in NAMESPACES}
+    found = {
+        path
+        for path, module in modules().items()
+        for node in ast.walk(module)
+        if isinstance(node, ast.ImportFrom) and node.module in namespaces
+        if {alias.name for alias in node.names} != {"Event"}
+    }
+    assert found == KNOWN_IMPORTS_BY_NAME, "modules that are new here, or that have to leave the list"

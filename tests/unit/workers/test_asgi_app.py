@@ -1,0 +1,214 @@
+"""How requests of an ASGI app are shown, counted and logged, without uvicorn's protocols."""
+
+import asyncio
+import mmap
+from collections.abc import Awaitable, Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("uvicorn")
+
+from ostler.scoreboard import layout, memory
+from ostler.scoreboard.accounting import Accounting
+from ostler.settings.table import Settings
+from ostler.workers.asgi.app import AsgiApp
+from ostler.workers.asgi.deadlines import AsgiDeadlines
+from ostler.workers.asgi.interface import EXTEND
+from ostler.wsgi.exchange import DeadlineExceeded
+
+SLOTS = 4
+
+
+async def never() -> Any:
+    raise AssertionError("the app reads nothing")
+
+
+async def sent(_message: Any) -> None:
+    pass
+
+
+def http(method: str = "GET", path: str = "/") -> dict[str, Any]:
+    return {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "scheme": "http",
+        "query_string": b"",
+        "http_version": "1.1",
+        "headers": [],
+        "client": None,
+    }
+
+
+class Rig:
+    """An app whose requests wait until the test lets them go on."""
+
+    def __init__(self) -> None:
+        self.accounting = Accounting(mmap.mmap(-1, memory.size(SLOTS)), SLOTS)
+        self.loop_slot = self.accounting.thread_slot(0)
+        self.loop = asyncio.new_event_loop()
+        self.logged: list[dict[str, Any]] = []
+        self.lines: list[tuple[str, int]] = []
+        self.go_on = asyncio.Event()
+        log: Any = SimpleNamespace(error=lambda _event, **fields: self.logged.append(fields))
+        access: Any = SimpleNamespace(answered=self._answered)
+        self.deadlines = AsgiDeadlines(self.accounting, self.loop, self.loop.call_soon)
+        self.app = AsgiApp(
+            *(self.serve, Settings(), self.accounting, self.loop, self.deadlines.extend),
+            *(log, access, 0, lambda _: None, lambda: None),
+        )
+
+    async def serve(self, scope: Any, receive: Any, send: Any) -> None:
+        body = scope["path"].encode()
+        if scope["path"] == "/wait":
+            await self.go_on.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+        if scope["path"] == "/background":
+            await self.go_on.wait()
+
+    def _answered(self, method: str, *rest: Any) -> None:
+        self.lines.append((method, rest[5]))
+
+    def words(self) -> memoryview:
+        return self.loop_slot._counts
+
+    def run(self, play: Callable[[], Awaitable[None]]) -> None:
+        self.loop.run_until_complete(asyncio.wait_for(play(), 30))
+
+    def begin(self, scope: dict[str, Any]) -> "asyncio.Task[None]":
+        return self.loop.create_task(self.app(scope, never, sent))
+
+    def close(self) -> None:
+        self.loop.close()
+        self.accounting.close()
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig()
+    yield rig
+    rig.close()
+
+
+@pytest.mark.parametrize("count", [1, 2 * SLOTS])
+def test_only_what_is_answered_to_head_has_no_body(rig: Rig, count: int) -> None:
+    """Also if more requests are in the app than the scoreboard shows: each knows its own method."""
+
+    async def play() -> None:
+        tasks = [rig.begin(http(method, "/wait")) for method in ("GET", "HEAD") * count]
+        await asyncio.sleep(0)
+        assert rig.accounting.busy
+        rig.go_on.set()
+        await asyncio.gather(*tasks)
+
+    rig.run(play)
+    assert sorted(rig.lines) == sorted([("GET", 5), ("HEAD", 0)] * count)
+    assert rig.words()[layout.BYTES_SENT] == 5 * count
+    assert rig.accounting.answered == 2 * count
+    assert not rig.accounting.busy
+
+
+def test_after_its_answer_a_request_is_not_shown(rig: Rig) -> None:
+    """What it does in the background has no deadline, and another request may have the slot."""
+
+    async def play() -> None:
+        background = rig.begin(http(path="/background"))
+        await asyncio.sleep(0)
+        assert not rig.accounting.busy
+        other = rig.begin(http(path="/wait"))
+        await asyncio.sleep(0)
+        assert [slot.owner.name()["path"] for slot in rig.accounting.slots[1:]] == ["/wait"]
+        rig.go_on.set()
+        await asyncio.gather(background, other)
+
+    rig.run(play)
+    assert rig.accounting.answered == 2
+
+
+def test_extending_the_request_at_hand(rig: Rig) -> None:
+    """From a task that the request has started; where none is served that is an error."""
+    scope = http(path="/wait")
+
+    async def extending(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.create_task(asyncio.to_thread(scope[EXTEND], 100.0))
+        await rig.serve(scope, receive, send)
+
+    rig.app.app = extending
+
+    async def play() -> None:
+        task = rig.begin(scope)
+        (slot,) = rig.accounting.slots[1:] or [None]
+        while slot is None or not slot._words[layout.EXTENDED_UNTIL]:
+            await asyncio.sleep(0.001)
+            (slot,) = rig.accounting.slots[1:] or [None]
+        assert slot._words[layout.EXTENDED_FOR] == slot.started
+        rig.go_on.set()
+        await task
+
+    rig.run(play)
+    with pytest.raises(RuntimeError, match="no request"):
+        rig.deadlines.extend(5)
+    with pytest.raises(ValueError, match="can't be extended"):
+        rig.deadlines.extend(0)
+
+
+def test_overdue_requests_end_where_they_wait(rig: Rig) -> None:
+    """They are answered with 504; others go on."""
+
+    async def play() -> None:
+        late, other = rig.begin(http(path="/wait")), rig.begin(http(path="/wait"))
+        await asyncio.sleep(0)
+        slot = rig.accounting.slots[1]
+        slot._words[layout.OVERDUE] = slot.started
+        rig.deadlines.interrupt(None)
+        await late
+        assert not other.done()
+        rig.go_on.set()
+        await other
+
+    rig.run(play)
+    assert rig.words()[layout.STATUS_CLASSES + 5] == rig.words()[layout.STATUS_CLASSES + 2] == 1
+    (line,) = rig.logged
+    assert "in serve" in line["stack"]
+
+
+def test_a_websocket(rig: Rig) -> None:
+    """It has no deadline, and its duration is no duration of an answer."""
+
+    async def echo(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+        (slot,) = rig.accounting.slots[1:]
+        assert slot._words[layout.EXTENDED_UNTIL] == layout.NEVER
+        await send({"type": "websocket.send", "text": "hello"})
+
+    rig.app.app = echo
+
+    async def play() -> None:
+        scope = http()
+        del scope["method"]
+        await rig.begin({**scope, "type": "websocket"})
+
+    rig.run(play)
+    words = rig.words()
+    assert (words[layout.STATUS_CLASSES + 1], words[layout.BYTES_SENT]) == (1, 5)
+    assert sum(words[layout.HISTOGRAM : layout.HISTOGRAM + layout.BUCKETS]) == 0
+
+
+def test_an_exception_of_a_deadline_is_no_failure_of_the_app(rig: Rig) -> None:
+    async def late(_scope: Any, _receive: Any, _send: Any) -> None:
+        (slot,) = rig.accounting.slots[1:]
+        slot.owner.overdue = True
+        raise DeadlineExceeded
+
+    rig.app.app = late
+
+    async def play() -> None:
+        await rig.begin(http())
+
+    rig.run(play)
+    assert rig.words()[layout.STATUS_CLASSES + 5] == 1
+    assert rig.logged == []
