@@ -180,7 +180,7 @@ async def test_failed_reload_shows_its_traceback(page: Page, api: FakeApi) -> No
     api.tell("status", a_status(reload=a_reload("failed", reason=reason, traceback=TRACEBACK)))
     panel = page.locator(".failure")
     await expect(panel).to_contain_text(reason)
-    await expect(panel).to_contain_text("The old generation goes on serving.")
+    await expect(panel).to_contain_text("The old generation continues to serve.")
     await expect(panel.locator("pre")).to_have_text(TRACEBACK.strip())
     await expect(page.get_by_role("button", name="Reload", exact=True)).to_have_attribute(
         "aria-disabled", "false"

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from ostler.control.routes import RELOAD, SCALE
-from ostler.control.views import Reload, Scale
+from ostler.control.views import ReloadBody, Scale
 from tests.kit.daemon import Daemon, Place, fork_server
 from tests.kit.load import Load
 from tests.kit.processes import Killed, kill_holding
@@ -93,7 +93,7 @@ def test_reloads(place: Place, kind: str, times: int) -> None:
     with planned(daemon) as client:
         for version in range(2, times + 2):
             write(place, version)
-            assert daemon.client.call(RELOAD, Reload(wait=True)).phase == "done"
+            assert daemon.client.call(RELOAD, ReloadBody(wait=True)).phase == "done"
             reloaded = client.ended
             client.wait_for(reloaded + 1 + CONNECTIONS)
             # What was on its way when the reload ended was answered before.
@@ -217,7 +217,7 @@ def test_rollback(place: Place) -> None:
     with load(daemon) as client:
         client.wait_for(RATE // 4)
         write(place, 2)
-        assert daemon.client.call(RELOAD, Reload(wait=True)).phase == "done"
+        assert daemon.client.call(RELOAD, ReloadBody(wait=True)).phase == "done"
         # A signal of the kind that only a program itself is to blame for, and that nothing in it catches.
         killed = [kill_holding(pid, daemon.port, signal.SIGSYS) for pid in daemon.pids()[:2]]
         daemon.event("reload_rolled_back")

@@ -9,7 +9,7 @@ import pytest
 
 from ostler.control.client import RefusedError
 from ostler.control.routes import REFORK
-from ostler.control.views import Refork, WorkerView
+from ostler.control.views import ReforkBody, WorkerView
 from tests.kit.daemon import Daemon, Place, fork_server
 from tests.kit.hostile import APP
 from tests.kit.load import Load
@@ -51,7 +51,7 @@ def lazy(place: Place) -> Place:
 
 def refork(daemon: Daemon, slot: int | None = None) -> None:
     """Ask for it; the log tells what becomes of it."""
-    daemon.client.call(REFORK, Refork(slot))
+    daemon.client.call(REFORK, ReforkBody(slot))
 
 
 def reforked(daemon: Daemon, workers: int, times: int = 1) -> tuple[Process, list[WorkerView]]:

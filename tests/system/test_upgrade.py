@@ -14,7 +14,7 @@ import pytest
 
 import ostler
 from ostler.control.routes import RELOAD, SCALE
-from ostler.control.views import Reload, Scale
+from ostler.control.views import ReloadBody, Scale
 from tests.kit.daemon import Daemon, Place
 from tests.kit.http_client import ask
 from tests.kit.load import Load
@@ -186,7 +186,7 @@ def test_scale_and_wishes_go_on(place: Place) -> None:
     assert daemon.status().wanted == 3
     daemon.send(signal.SIGTTIN)
     daemon.settled(4)
-    assert daemon.client.call(RELOAD, Reload(wait=True)).phase == "done"
+    assert daemon.client.call(RELOAD, ReloadBody(wait=True)).phase == "done"
     assert daemon.stop() == 0
 
 
