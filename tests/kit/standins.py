@@ -8,6 +8,7 @@ import asyncio
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,12 +16,13 @@ from typing import Any, Self
 
 import msgspec
 
-from ostler.daemon import shell as shells
 from ostler.daemon.children.handles import ForkServerHandle
+from ostler.daemon.children.records import ForkServerRecord
 from ostler.daemon.listening.listeners import Listeners
 from ostler.daemon.reporting.journal import Journal
 from ostler.daemon.reporting.ledger import Ledger
-from ostler.daemon.shell import Callbacks, Shell, Start
+from ostler.daemon.shell import Callbacks, Shell
+from ostler.daemon.start_request import StartRequest
 from ostler.fleet import actions, events
 from ostler.ipc import channel, messages
 from ostler.ipc.channel import Channel
@@ -102,31 +104,35 @@ class Theatre:
         self.stand_ins: list[StandIn] = []
         self.errors: list[dict[str, Any]] = []
         self.finished: list[actions.Finish] = []
+        self.ended_reloads: list[int] = []
+        self.rolled_back: list[int] = []
         self.watched: list[Any] = []
         self.taken: list[int] = []
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _loop, context: self.errors.append(context))
         self.ledger = Ledger()
+        self.listeners, self.scoreboard = Listeners([]), Scoreboard()
         self.journal = Journal(_Log())  # type: ignore[arg-type]
         nothing = lambda *_args: None  # noqa: E731
         self.shell = Shell(
-            Start(),
-            Listeners([]),
-            Scoreboard(),
+            StartRequest(),
+            self.listeners,
+            self.scoreboard,
             self.journal,
             self.ledger,
             Callbacks(
-                configured=nothing,
+                on_configured=nothing,
+                on_files=lambda *reported: self.watched.append(reported),
+                on_log_taken=self.taken.append,
+                when_lines_taken=lambda callback: callback(),
                 serving=nothing,
                 stopping=nothing,
-                reload_ended=nothing,
-                rolled_back=nothing,
-                watch=lambda *told: self.watched.append(told),
+                reload_ended=self.ended_reloads.append,
                 finish=self.finished.append,
                 check_upgrade=nothing,
                 upgrade=nothing,
-                log_taken=self.taken.append,
-                when_lines_taken=lambda callback: callback(),
+                rolled_back=lambda: self.rolled_back.append(self.shell.state.current),
+                on_event=nothing,
             ),
         )
 
@@ -143,12 +149,12 @@ class Theatre:
                 with suppress(ChildProcessError):
                     os.waitpid(one.pid, 0)
                 one.close()
-        for handle in (*self.shell.workers.values(), *self.shell.fork_servers.values()):
+        for handle in self.shell.children:
             handle.close()
         for sock in self.shell.handoff:
             sock.close()
-        self.shell.listeners.keep_only(set())
-        self.shell.scoreboard.close()
+        self.listeners.keep_only(set())
+        self.scoreboard.close()
 
     def _start_fork_server(self, generation: int) -> ForkServerHandle:
         ours, theirs = channel.pair()
@@ -157,7 +163,8 @@ class Theatre:
         pid = _sleeper()
         self.stand_ins.append(StandIn(pid, theirs, True))
         chan = Channel[messages.FromForkServer](ours, messages.FromForkServer)
-        return ForkServerHandle(generation, pid, chan, shells.time.monotonic())
+        record = ForkServerRecord(generation=generation, spawned_at=time.monotonic(), pid=pid)
+        return ForkServerHandle(record, chan)
 
     def start(self) -> Self:
         self.shell.submit(events.StartAsked())
@@ -259,7 +266,7 @@ class Theatre:
             if self.finished:
                 return
             await asyncio.sleep(0.002)
-        raise AssertionError(f"it does not stop: {self.shell.fleet.workers} {self.shell.fleet.generations}")
+        raise AssertionError(f"it does not stop: {self.shell.state.workers} {self.shell.state.generations}")
 
 
 def _has_ended(pid: int) -> bool:

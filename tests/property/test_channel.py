@@ -151,7 +151,7 @@ async def survive(todo: list[Step]) -> None:
     with Theatre() as theatre:
         await theatre.start().play()
         shell = theatre.shell
-        assert shell.fleet.ready == 2
+        assert shell.state.ready == 2
         for step in todo:
             await carry_out(theatre, step)
         await theatre.play()
@@ -161,14 +161,14 @@ async def survive(todo: list[Step]) -> None:
         assert {fields.get("pid") for fields in theatre.events("protocol_error")} <= guilty | {None}
         # Each death is booked.
         dead = {one.pid for one in theatre.stand_ins if one.dead}
-        assert not dead & shell.worker_id_of.keys()
-        assert not dead & {worker.pid for worker in shell.fleet.workers.values()}
-        assert not dead & {server.pid for server in shell.fork_servers.values()}
+        assert not {pid for pid in dead if shell.children.with_pid(pid)}
+        assert not dead & {worker.pid for worker in shell.state.workers.values()}
+        assert not dead & {server.pid for server in shell.children.fork_servers.values()}
         booked = {end.pid for end in theatre.ledger.newest_first(1000)}
         assert {one.pid for one in theatre.stand_ins if one.dead and one.fork_server} <= booked
         # It goes on as before.
         shell.submit(events.ResizeAsked("a test", workers=3))
-        assert shell.fleet.override == 3
+        assert shell.state.override == 3
         await theatre.stopped()
         assert theatre.errors == []
         assert theatre.events("internal_error") == []

@@ -159,7 +159,7 @@ def test_templates_and_extra_files(place: Place) -> None:
     extra = [f"--reload-extra-file={entry}" for entry in ("conf/*.yaml", "data", "later.json")]
     daemon = dev(place, *extra, app="shop:app")
     problem = daemon.event("configuration")["problem"]
-    assert problem == "reload_extra_files: 'later.json' is not there; it counts when it comes"
+    assert problem == "reload_extra_files: 'later.json' is not there; it counts when it appears"
     for number, (name, silent) in enumerate(
         (
             ("shop/part/list.jinja2", "shop/notes.txt"),

@@ -1,5 +1,6 @@
 """Reloads: without a failed request, with new code, and a canary that spares the old generation."""
 
+import os
 import signal
 import threading
 
@@ -246,3 +247,48 @@ def kinds(daemon: Daemon) -> dict[str, int]:
 
 def descriptors_of_fork_server(daemon: Daemon) -> int:
     return len(descriptors(fork_server(daemon).pid))
+
+
+def test_roll_back_restores_the_supervisors_settings(place: Place) -> None:
+    """After a roll-back within probation the log has the level of the generation that serves again."""
+    place.add("plain.py", page("1"))
+    place.add("conf.py", "workers = 1\nprobation = 60\nrollback_crashes = 1\n")
+    daemon = place.start("-c", "conf.py", "--canary-time", "0", "plain:app")
+    daemon.settled(1)
+    place.add("conf.py", "workers = 1\nprobation = 60\nrollback_crashes = 1\nloglevel = 'error'\n")
+    assert daemon.client.call(RELOAD, Reload(wait=True)).phase == "done"
+    daemon.send(signal.SIGUSR1)
+    # A signal that only a program itself causes, and that nothing in it catches.
+    os.kill(daemon.pids()[0], signal.SIGSYS)
+    daemon.event("reload_rolled_back")
+    assert daemon.events("logs_reopened") == []
+    daemon.settled(1)
+    daemon.send(signal.SIGUSR1)
+    daemon.event("logs_reopened")
+
+
+@pytest.mark.parametrize("second", [signal.SIGHUP, signal.SIGTERM], ids=["reload", "stop"])
+def test_signals_during_the_first_configuration(place: Place, second: signal.Signals) -> None:
+    """Two reloads, or a reload and a stop, while the first configuration is evaluated, are no error."""
+    place.add("plain.py", page("1"))
+    wait = "while not os.path.exists('go'):\n    time.sleep(0.01)\n"
+    place.add("conf.py", f"import os\nimport time\nopen(f'begun-{{os.getpid()}}', 'w').close()\n{wait}")
+    daemon = place.start("-c", "conf.py", "--canary-time", "0", "plain:app", serving=False)
+
+    def begun(number: int) -> None:
+        found = lambda: len(list(place.app_folder.glob("begun-*"))) >= number  # noqa: E731
+        daemon.until(found, f"{number} configurations are evaluated")
+
+    begun(1)
+    daemon.send(signal.SIGHUP)
+    begun(2)
+    daemon.send(second)
+    if second is signal.SIGTERM:
+        assert daemon.wait() == 0
+    else:
+        begun(3)
+        (place.app_folder / "go").touch()
+        daemon.event("serving")
+        daemon.settled(1)
+        assert daemon.get().status == 200
+    assert daemon.events("internal_error") == []

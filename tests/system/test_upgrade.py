@@ -105,7 +105,13 @@ def test_descriptors_do_not_grow(place: Place) -> None:
         daemon.send(signal.SIGUSR2)
         daemon.event("reload_done", after=number)
     daemon.until(lambda: len(children(daemon.pid)) == 3, "a fork server and two workers")
-    daemon.until(lambda: held() == before, f"{before} descriptors, as before")
+
+    # Not the same number: a connection of `ctl` that was just being closed may have been counted before. What
+    # an upgrade does not close is more than that after two of them.
+    def as_before() -> bool:
+        return all(now <= then for now, then in zip(held(), before, strict=True))
+
+    daemon.until(as_before, f"{before} descriptors, as before")
     assert (place.app_folder / "up.pid").read_text() == f"{daemon.pid}\n"
 
 
@@ -150,8 +156,8 @@ def test_half_installed(place: Place) -> None:
     argv = (sys.executable, "-P", "-m", "ostler")
     daemon = place.start("up:app", argv=argv, PYTHONPATH=path)
     daemon.settled(1)
-    plane = package / "daemon" / "plane.py"
-    plane.write_text("import nowhere_to_be_found\n")
+    module = package / "daemon" / "control_server.py"
+    module.write_text("import nowhere_to_be_found\n")
     daemon.send(signal.SIGUSR2)
     assert "nowhere_to_be_found" in daemon.event("upgrade_failed", level="error")["problem"]
     assert daemon.get().status == 200
@@ -327,7 +333,7 @@ def test_few_descriptors(place: Place) -> None:
     [
         "import ostler.daemon.upgrade as module; module._format = bytes",
         "import ostler.daemon.main as module; module.Observer = None",
-        "import ostler.daemon.main as module; module.PidFile = None",
+        "import ostler.daemon.own_settings as module; module.PidFile = None",
     ],
     ids=["reading", "building", "taking over"],
 )

@@ -56,14 +56,15 @@ def _run(given: CommandLine) -> None:
         )
         sys.exit(check(ask, show=given.print_config, load_app=given.check_config))
     with _loading():
-        from ostler.daemon.main import Order, run
+        from ostler.daemon.run import run
+        from ostler.daemon.start_request import RunRequest
 
     own_choice = demo and "control_bind" not in command_line
     if own_choice:
         command_line["control_bind"] = "127.0.0.1:8001"
     sys.exit(
         run(
-            Order(
+            RunRequest(
                 command_line,
                 given.config,
                 folder,

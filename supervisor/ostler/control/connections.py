@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any, cast
 from aiohttp import web
 
 from ostler.control.cookies import CookieFilter
-from ostler.control.limits import Allowance, ConnectionLimits, make_room
+from ostler.control.limits import ConnectionLimits, make_room
 from ostler.logs.limiter import LimitedLog
 from ostler.osapi.files import most_open_files
 from ostler.osapi.peers import PeerGone, TcpPeers, unix_peer
+from ostler.token_bucket import TokenBucket
 
 if TYPE_CHECKING:
     import logging
@@ -84,7 +85,7 @@ class Peer:
     uid: None if it is not known; trusted: the daemon's own user, or root; allowances: all must let it go on.
     """
 
-    def __init__(self, uid: int | None, trusted: bool, *allowances: Allowance) -> None:
+    def __init__(self, uid: int | None, trusted: bool, *allowances: TokenBucket) -> None:
         self.uid = uid
         self.trusted = trusted
         self._allowances = allowances
@@ -125,7 +126,7 @@ class _Peers:
         self._tcp: TcpPeers | None = None
         self._trusted = {0, os.geteuid()}
         self._known: dict[int, Peer] = {}
-        self._strangers = Allowance(*STRANGERS, time.monotonic())
+        self._strangers = TokenBucket(*STRANGERS, time.monotonic())
         if not self._unix:
             try:
                 self._tcp = TcpPeers()
@@ -144,7 +145,7 @@ class _Peers:
         now = time.monotonic()
         if uid is None:
             rate, burst = STRANGER
-            share = Allowance(rate * UNKNOWN_SHARE, burst * UNKNOWN_SHARE, now)
+            share = TokenBucket(rate * UNKNOWN_SHARE, burst * UNKNOWN_SHARE, now)
             return Peer(None, False, share, self._strangers)
         if uid not in self._known:
             self._known[uid] = self._make(uid, now)
@@ -152,9 +153,9 @@ class _Peers:
 
     def _make(self, uid: int, now: float) -> Peer:
         if uid not in self._trusted:
-            return Peer(uid, False, Allowance(*STRANGER, now), self._strangers)
+            return Peer(uid, False, TokenBucket(*STRANGER, now), self._strangers)
         # Over TCP a proxy of ours may pass on what others send.
-        return Peer(uid, True) if self._unix else Peer(uid, True, Allowance(*TRUSTED, now))
+        return Peer(uid, True) if self._unix else Peer(uid, True, TokenBucket(*TRUSTED, now))
 
     def forget_all_but(self, used: set[int | None]) -> None:
         gone = [uid for uid, peer in self._known.items() if uid not in used and peer.owes_nothing()]

@@ -93,43 +93,6 @@ def make_room(
     return True, min(idle, key=lambda seat: (seat.proven, seat.since))
 
 
-class Allowance:
-    """Seconds of the event loop that a peer may use: so many for each second that passes (a token bucket).
-
-    What was used already can't be refused any more, so that the balance may be negative for a while.
-
-    Args:
-        rate: seconds per second.
-        burst: seconds at most that are saved up.
-        now: monotonic seconds.
-    """
-
-    def __init__(self, rate: float, burst: float, now: float) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._balance = burst
-        self._at = now
-
-    def use(self, seconds: float, now: float) -> None:
-        self._settle(now)
-        # Not without end: what it did within one second is forgotten after some more.
-        self._balance = max(self._balance - seconds, -self._burst)
-
-    def wait(self, now: float) -> float:
-        """Seconds until it may use more; 0.0: now."""
-        self._settle(now)
-        return max(0.0, -self._balance / self._rate)
-
-    def is_full(self, now: float) -> bool:
-        """Nothing is owed: to forget it and to make another later is the same."""
-        self._settle(now)
-        return self._balance >= self._burst
-
-    def _settle(self, now: float) -> None:
-        self._balance = min(self._burst, self._balance + self._rate * max(0.0, now - self._at))
-        self._at = now
-
-
 class Quota:
     """How many of something there may be: strangers have `per_key` each at most, and leave `reserved` free.
 

@@ -1,9 +1,9 @@
-"""Where the control socket is and whose it is. Standard library only: `ctl` loads this too.
+"""Where the control socket is and which process owns it. Standard library only: `ctl` loads this too.
 
-Ownership is an flock(2) on `PATH.lock`, not the existence of a file: the kernel drops it with the process,
-so a crash leaves nothing that has to be guessed about. Who holds the lock may unlink `PATH`, nobody else.
-The owner unlinks the lock file while it still holds it; whoever had opened that file before then locks an
-inode without a name, notices that and begins again.
+Ownership is an flock(2) on `PATH.lock`, not the existence of a file: the kernel releases it with the process,
+so after a crash nothing has to be guessed. Only the process that holds the lock may unlink `PATH`. The owner
+unlinks the lock file while it still holds it; a process that had opened that file before then locks an inode
+without a name, notices that and tries again.
 """
 
 import errno
@@ -17,8 +17,9 @@ from pathlib import Path
 from ostler.errors import SettingError
 from ostler.osapi.files import unlink_if
 from ostler.osapi.peers import account_name
+from ostler.osapi.unix_sockets import Occupant, bind_path, identity, identity_of, remove_dead, remove_own
 
-# What flock(2) says where a file system has none, or the call is refused (ENOSYS, EPERM).
+# The errors of flock(2) where a file system has no locks, or the call is refused (ENOSYS, EPERM).
 _NO_LOCKS = (errno.ENOSYS, errno.EPERM, errno.ENOLCK, errno.EOPNOTSUPP)
 
 SETTING = "control_socket"
@@ -43,17 +44,17 @@ def safe_name(name: str) -> str:
 def default_socket_path(name: str, mode: int = OWN) -> Path:
     """The control socket of the instance `name`; its folder exists afterwards.
 
-    It lies in the first of the usual folders that can be used: a container may have no place but one, and in
-    a shared folder another user may have been there first.
+    It is in the first of the usual folders that can be used: a container may have only one writable folder,
+    and in a shared folder another user may have made a file of that name.
 
-    mode: the socket's; whom it lets in can pass the folder as well.
+    mode: the socket's; the folder can be passed by the same users.
 
     Raises:
-        SettingError: none of them can be made or written to, or is safely ours.
+        SettingError: none of them can be made or written to, or belongs safely to this user.
     """
     file = f"{safe_name(name)}.sock"
     if folder := _service_dir():
-        return folder / file  # systemd has made it; its mode is the unit's business
+        return folder / file  # systemd has made it with the mode that the unit says
     problems = []
     for folder in _user_dirs():
         problem = _make_own(folder, mode)
@@ -62,8 +63,8 @@ def default_socket_path(name: str, mode: int = OWN) -> Path:
         problems.append(f"{folder} ({problem})")
     raise SettingError(
         SETTING,
-        f"there is no place for it: {', '.join(problems)}; give --control-socket PATH in a folder that only "
-        "you can write to",
+        f"there is no place for it: {', '.join(problems)}; give --control-socket PATH in a folder that "
+        "only you can write to",
     )
 
 
@@ -79,16 +80,16 @@ class UntrustedFolder(Exception):
 
 
 def trusted_owners(folder: Path) -> frozenset[int]:
-    """The users whose sockets in a folder of `candidate_dirs` may be talked to: root, we, perhaps one more.
+    """The users whose sockets in a folder of `candidate_dirs` may be used: root, this user, perhaps one more.
 
-    In a place where anybody may make a folder, /tmp say, it has to be ours or root's. Where only root or we
-    could have made it, as in /run, its owner is the user that it was given to: a service's account.
+    Where every user may make a folder, in /tmp say, it has to be this user's or root's. Where only root or
+    this user could have made it, as in /run, its owner is the user that it was given to: a service's account.
 
-    This avoids what can be seen beforehand. Whose process really answers is known once connected.
+    This finds what can be seen beforehand. Which user's process really answers is known once connected.
 
     Raises:
-        UntrustedFolder: another user's, a link, or others can write to it.
-        OSError: it can't be looked at; there is none, mostly.
+        UntrustedFolder: it is another user's, or a link, or others can write to it.
+        OSError: it can't be looked at; mostly because there is none.
     """
     ours = frozenset((0, os.geteuid()))
     parent = folder.parent.stat()
@@ -117,7 +118,7 @@ def _user_dirs() -> list[Path]:
     """The best one first."""
     found = []
     session = os.environ.get("XDG_RUNTIME_DIR", "")
-    # After su or sudo the variable may still name somebody else's folder, or one that is gone.
+    # After su or sudo the variable may still name another user's folder, or one that was removed.
     if session and _owner(Path(session)) == os.geteuid():
         found.append(Path(session, "ostler"))
     if os.geteuid() == 0:
@@ -126,7 +127,7 @@ def _user_dirs() -> list[Path]:
 
 
 def _temp_dirs() -> list[Path]:
-    """Not by tempfile.gettempdir: it takes the current folder at last, and raises if it can't be written."""
+    """Not by tempfile.gettempdir: that falls back to the current folder, and raises if it is read-only."""
     named = (os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP"))
     # /dev/shm can be written in containers whose file system is read-only.
     places = [*(name for name in named if name.startswith("/")), "/tmp", "/var/tmp", "/dev/shm"]  # noqa: S108
@@ -154,29 +155,28 @@ def _make_own(folder: Path, mode: int) -> str | None:
         if not stat.S_ISDIR(info.st_mode):
             return "no folder; a link is not followed"
         if info.st_uid != os.geteuid():
-            return f"belongs to uid {info.st_uid}, not to us"
+            return f"belongs to uid {info.st_uid}, not to this user"
         if info.st_mode & _WRITABLE:
             return f"others can write to it; run `chmod 700 {folder}`"
         # One that is there may be on a read-only disk.
         if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
             return "can't be written to"
         if mode & 0o077:
-            folder.chmod(0o711)  # passed, not listed; what else is in there says itself who may have it
+            folder.chmod(0o711)  # passed, not listed; what else is in there has modes of its own
     except OSError as error:
         return (error.strerror or str(error)).lower()
     return None
 
 
 class OwnedSocket:
-    """A bound Unix socket that is ours until `release`. Made by `claim`, or `adopt`."""
+    """A bound Unix socket that belongs to this process until `release`. Made by `claim`, or `adopt`."""
 
     def __init__(self, path: Path, sock: socket.socket, lock: int, mode: int = OWN) -> None:
         self.path = path
         self.socket = sock
         self._lock = lock
         self._mode = mode
-        # Its number is no other file's as long as the socket is open, deleted or not.
-        self._identity = _identity(path)
+        self._identity = identity(path)
         self._folder_mode = _mode(path.parent)
         self._folder_owner = _owner(path.parent)
 
@@ -185,7 +185,7 @@ class OwnedSocket:
         """Bind `path` with a mode. A dead socket is replaced, a live one never.
 
         Raises:
-            SettingError: names `control_socket`; one line that says what is in the way.
+            SettingError: of `control_socket`; one line with the reason.
         """
         path = path.absolute()
         if len(os.fsencode(path)) > SUN_PATH_MAX:
@@ -205,7 +205,7 @@ class OwnedSocket:
 
     @classmethod
     def adopt(cls, path: Path, fd: int, lock: int, mode: int = OWN) -> "OwnedSocket":
-        """Go on with the descriptors that an `OwnedSocket` of the program before us had."""
+        """Continue with the descriptors that an `OwnedSocket` of the program before this one had."""
         return cls(path, socket.socket(fileno=fd), lock, mode)
 
     @property
@@ -215,14 +215,14 @@ class OwnedSocket:
 
     @property
     def is_there(self) -> bool:
-        """Whether whoever looks for the path finds this socket."""
-        return self._identity is not None and _identity(self.path) == self._identity
+        """Whether the path still leads to this socket."""
+        return self._identity is not None and identity(self.path) == self._identity
 
     def claim_again(self) -> "OwnedSocket":
-        """After somebody deleted the socket, its lock or its folder: the path's next socket, which owns it.
+        """After the socket, its lock or its folder was deleted: a new socket at the path, which owns it.
 
         This one's connections stay, and the socket has to be closed. What others have put in its place stays
-        too, and then we stay what we are.
+        too; then this raises, and nothing has changed.
 
         Raises:
             SettingError: as `claim`.
@@ -232,7 +232,7 @@ class OwnedSocket:
                 _make_again(self.path.parent, self._folder_mode)
             owner = _owner(self.path.parent)
             if owner is not None and owner not in (self._folder_owner, os.geteuid(), 0):
-                # In /tmp another user may have been quicker.
+                # In /tmp another user may have made it.
                 raise SettingError(SETTING, f"{self.path.parent} belongs to {account_name(owner)} now")
             if not _names(_lock_path(self.path), self._lock):
                 new = _take_lock(self.path)
@@ -256,29 +256,26 @@ class OwnedSocket:
         """
         if self._lock < 0:
             return
-        if self.is_there:
-            try:
-                unlink_if(self.path, lambda info: (info.st_dev, info.st_ino) == self._identity)
-            except OSError:
-                pass  # the folder became read-only: a socket that nobody answers harms nobody
+        if self._identity is not None:
+            remove_own(self.path, self._identity)
         _drop_lock(self.path, self._lock)
         self._lock = -1
 
 
 class TokenFile:
-    """A file with mode 0600 that holds the bearer token, ours until `remove`."""
+    """A file with mode 0600 that contains the bearer token, until `remove`."""
 
     def __init__(self, path: Path, token: str) -> None:
         self.path = path
         self._text = f"{token}\n"
 
     def write(self) -> None:
-        """Put it in place of whatever is there.
+        """Write it, and replace what is there.
 
         Raises:
-            SettingError: names `control_token_file`.
+            SettingError: of `control_token_file`.
         """
-        # A new file renamed into place: a reader finds all of it, and a link that lies there is not followed.
+        # A new file renamed into place: a reader finds all of it, and a link in its place is not followed.
         draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             draft.unlink(missing_ok=True)
@@ -295,12 +292,12 @@ class TokenFile:
 
     @property
     def is_there(self) -> bool:
-        """Whether there is a file, ours or not."""
-        return _identity(self.path) is not None
+        """Whether there is a file, this one or another."""
+        return identity(self.path) is not None
 
     def remove(self) -> None:
         try:
-            # What others may have put there, a FIFO say, must not hold up our end.
+            # What others may have put there, a FIFO say, must not block.
             fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 text, opened = os.read(fd, len(self._text) + 1), os.fstat(fd)
@@ -309,13 +306,13 @@ class TokenFile:
             if text == self._text.encode():
                 unlink_if(self.path, lambda info: os.path.samestat(info, opened))
         except OSError:
-            pass  # gone, or somebody else's by now
+            pass  # removed, or another program's by now
 
 
 def _make_again(folder: Path, mode: int) -> None:
     """Make a folder that was removed, with the mode that it had.
 
-    Who can write in the folder above may put something else in its place. So its mode is set through a
+    A user who can write in the folder above may put something else in its place. So its mode is set through a
     descriptor, and only if it is empty.
     """
     folder.mkdir(mode=0o700)
@@ -329,18 +326,12 @@ def _make_again(folder: Path, mode: int) -> None:
 
 def _bind(path: Path, mode: int) -> socket.socket:
     """A new socket at `path`; called with the lock held."""
-    _clear(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    # umask, not chmod after bind: there is no moment in which others could connect.
-    before = os.umask(0o777 & ~mode)
-    try:
-        sock.bind(os.fspath(path))
-    except BaseException:
-        sock.close()
-        raise
-    finally:
-        os.umask(before)
-    return sock
+    occupant = remove_dead(os.fspath(path))
+    if occupant is Occupant.NO_SOCKET:
+        raise SettingError(SETTING, f"{path} exists and is no socket; remove it or name another place")
+    if occupant is Occupant.LIVE_SOCKET:
+        raise _in_use(path, "")  # the lock says that no Ostler has it: it is another program's
+    return bind_path(os.fspath(path), mode)
 
 
 def _lock_path(path: Path) -> Path:
@@ -371,14 +362,14 @@ def _take_lock(path: Path) -> int:
 
 
 def _check_lock(name: Path, lock: int) -> None:
-    """What another user has put there would be locked by that user for ever, or be a file that we spoil.
+    """A file of another user could be locked by that user for ever, or be one that must not be overwritten.
 
     Raises:
-        SettingError: it is no plain file of our own, or has another name as well (link(2)).
+        SettingError: it is no regular file of this user, or has another name as well (link(2)).
     """
     info = os.fstat(lock)
     if not stat.S_ISREG(info.st_mode) or info.st_uid != os.geteuid() or info.st_nlink > 1:
-        raise SettingError(SETTING, f"{name} is no lock file of ours; remove it or name another place")
+        raise SettingError(SETTING, f"{name} is no lock file of this user; remove it or name another place")
 
 
 def _lock(lock: int) -> None:
@@ -397,47 +388,13 @@ def _drop_lock(path: Path, lock: int) -> None:
         opened = os.fstat(lock)
         unlink_if(_lock_path(path), lambda info: os.path.samestat(info, opened))
     except OSError:
-        pass  # the folder became read-only: an unlocked lock file that stays harms nobody
+        pass  # the folder became read-only: an unlocked lock file that stays does no harm
     os.close(lock)
-
-
-def _clear(path: Path) -> None:
-    """Remove a dead socket; called with the lock held."""
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(found.st_mode):
-        raise SettingError(SETTING, f"{path} exists and is no socket; remove it or name another place")
-    # The lock says that no Ostler has it, but it may be another program's.
-    if _answers(path):
-        raise _in_use(path, "")
-    unlink_if(path, lambda info: os.path.samestat(info, found))
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(os.fspath(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:
-            return True  # EAGAIN: its backlog is full; EPROTOTYPE: of another type; somebody is there
-        return True
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        info = path.lstat()
-    except OSError:
-        return None
-    return info.st_dev, info.st_ino
 
 
 def _names(path: Path, fd: int) -> bool:
     """Whether `path` is the file that is open as `fd`."""
-    opened = os.fstat(fd)
-    return _identity(path) == (opened.st_dev, opened.st_ino)
+    return identity(path) == identity_of(fd)
 
 
 def _mode(path: Path) -> int | None:

@@ -49,7 +49,7 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
     os.environ.pop("NOTIFY_SOCKET", None)
     if upgrade.check_readable():
         # Configuration and app don't need the control plane and its libraries, but the new program does.
-        import_module("ostler.daemon.main")
+        import_module("ostler.daemon.run")
     server = ForkServerHandle.start(0)
     server.channel.set_blocking(True)
     try:

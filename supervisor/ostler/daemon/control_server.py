@@ -1,4 +1,4 @@
-"""Starts the control plane as the settings say. The data plane comes first: a failure here is one warning."""
+"""Starts the control server as the settings say. A failure is a warning, never a reason not to serve."""
 
 import os
 import re
@@ -21,13 +21,13 @@ _LONGEST_TOKEN = 4096  # bytes
 _TOKEN = re.compile(rb"[!-~]+")
 
 
-class ControlPlane:
-    """The control server and how it came to be.
+class ControlStarter:
+    """Starts the listeners of the control server.
 
     Args:
         server, journal: what it works with.
-        any_port: if the port in `control_bind` is taken, any will do.
-        before: what the program before us left, after an upgrade in place.
+        any_port: if the port in `control_bind` is taken, any other will do.
+        before: what the program before this one left, after an upgrade in place.
     """
 
     def __init__(self, server: ControlServer, journal: Journal, any_port: bool, before: Handover) -> None:
@@ -37,7 +37,7 @@ class ControlPlane:
         self._before = before
 
     async def start(self, settings: Settings, name: str) -> None:
-        """`name`: the instance's."""
+        """Start those that the settings name. name: the instance's."""
         socket_path: Path | None = None
         if not settings.control_socket_disable:
             try:
@@ -81,7 +81,7 @@ class ControlPlane:
                 try:
                     self._server.write_token(Path(self._before.token_file), left.token)
                 except SettingError as error:
-                    # It is there already, and the listener is open: somebody has to answer there.
+                    # The listener is open already and has to be served.
                     self._journal.record("warning", "control_unavailable", {"problem": str(error)})
             await self._server.start_tcp(left.host, left.port, left.token, left)
             return
@@ -96,15 +96,15 @@ class ControlPlane:
         self._journal.record("info", "control", {"url": url, "socket": str(socket_path or "")})
 
     def _token(self, settings: Settings, socket_path: Path | None) -> str:
-        """The bearer token: read from the file that was named, else made anew.
+        """The bearer token: read from the file that was named, else a new one.
 
         Raises:
-            SettingError: the file can't be read, or the new one not be written.
+            SettingError: the file can't be read, or a new one can't be written.
         """
         if settings.control_token_file:
             return self._read_token(settings.control_token_file)
         token = secrets.token_urlsafe(32)
-        if socket_path is not None:  # else nobody could learn it, but one-time logins printed by us work
+        if socket_path is not None:  # without it the token stays unknown; one-time login links work
             self._server.write_token(socket_path.with_suffix(".token"), token)
         return token
 

@@ -1,16 +1,13 @@
-"""The composition root: puts the daemon together and runs it."""
+"""The composition root: puts the parts of the daemon together, and connects them."""
+
+# ruff: noqa: PLW0108 - lambdas name attributes that are set later
 
 import asyncio
-import gc
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,42 +16,40 @@ from ostler import __version__, terminal
 from ostler.control.handover import Handover
 from ostler.control.server import ControlServer
 from ostler.daemon import upgrade
-from ostler.daemon.control_server import ControlPlane
+from ostler.daemon.chores import Chores
+from ostler.daemon.control_server import ControlStarter
 from ostler.daemon.listening.listeners import Listeners, systemd_listeners
-from ostler.daemon.process.detach import SHOWN, Launch, detach, log_gets_lost, reason_to_stay
+from ostler.daemon.log_forwarder import LogForwarder
+from ostler.daemon.own_settings import OwnSettings
+from ostler.daemon.process.detach import LauncherLink
 from ostler.daemon.process.notify import SystemdNotifier
-from ostler.daemon.process.pidfile import PidFile
-from ostler.daemon.process.signals import on_signal, release
+from ostler.daemon.process.signals import on_signal
 from ostler.daemon.reporting.journal import Journal
 from ostler.daemon.reporting.ledger import Ledger
-from ostler.daemon.reporting.log_forwarder import Outlets
-from ostler.daemon.reporting.observer import Observer
 from ostler.daemon.sensors.deadlines import DeadlineSensor
-from ostler.daemon.sensors.implausible import Doubts
-from ostler.daemon.sensors.load import Measurer
-from ostler.daemon.shell import Callbacks, Shell, Start
+from ostler.daemon.sensors.implausible import ImplausibleWorkers
+from ostler.daemon.sensors.load import LoadSensor
+from ostler.daemon.shell import Callbacks, Shell
+from ostler.daemon.start_request import RunRequest
 from ostler.daemon.upgrade import Carried
+from ostler.daemon.upgrader import Upgrader
+from ostler.daemon.views.observer import Observer
 from ostler.daemon.watching.watcher import Watcher
-from ostler.errors import ExitCode, OstlerError, SettingError
+from ostler.errors import ExitCode
 from ostler.fleet import actions, events, health
-from ostler.fleet.model import ExitStatus
 from ostler.ipc import messages
 from ostler.logs.limiter import LimitedLog
 from ostler.logs.logfile import LogFile
-from ostler.logs.opening import make_for_sharer, share_with
-from ostler.logs.setup import get_logger, set_handler, set_level, set_up
-from ostler.osapi.account import find_account
-from ostler.osapi.needed import check_calls, refused
-from ostler.osapi.process import become_subreaper, has_terminal, set_title, silence
+from ostler.logs.setup import get_logger, set_handler
+from ostler.osapi.needed import refused
+from ostler.osapi.process import become_subreaper, has_terminal, set_title
+from ostler.scoreboard.cell import Reading
 from ostler.scoreboard.reader import Scoreboard
 from ostler.settings.kinds import WORKERS
 from ostler.settings.load import Loaded
-from ostler.settings.rights import account_for_pidfile, others_logs, rights_for
-from ostler.settings.table import Settings, rows
 
-_FOREVER = 3600.0
-
-# What each signal wishes. The rest (CHLD, USR1, and WINCH from a terminal) is no wish to the fleet.
+# The event that each signal stands for. The other signals that are handled are no events of the fleet: CHLD,
+# USR1, and WINCH from a terminal.
 SIGNAL_EVENTS: dict[signal.Signals, events.Event] = {
     signal.SIGTTIN: events.ResizeAsked("signal TTIN", delta=1),
     signal.SIGTTOU: events.ResizeAsked("signal TTOU", delta=-1),
@@ -66,73 +61,82 @@ SIGNAL_EVENTS: dict[signal.Signals, events.Event] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Order(Start):
-    """More on how the daemon was asked to start.
+class Daemon:
+    """One run of the supervisor. Called only by the event loop's thread.
 
-    demo: greet a newcomer; any_control_port: if the one in `control_bind` is taken, any will do; launch: to
-    whoever waits until it serves; stay: why it does not detach whatever the settings say.
+    Args:
+        request: how the daemon was asked to start.
+        carried: what the program before this one left, after an upgrade in place.
     """
 
-    demo: bool = False
-    any_control_port: bool = False
-    launch: Launch | None = None
-    stay: str | None = None
-
-
-class Daemon:
-    """One run of the supervisor."""
-
-    def __init__(self, order: Order, carried: Carried | None = None) -> None:
-        self._order = order
+    def __init__(self, request: RunRequest, carried: Carried | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._request = request
         self._carried = carried
-        self._launch = order.launch
-        self.must_detach = False
-        self._log_file = _first_log(order.command_line, order.launch is not None)
         self._journal = Journal(get_logger())
         self._limited = LimitedLog(get_logger(), time.monotonic)
         self._ledger = Ledger()
         self._notifier = SystemdNotifier()
-        self._finished: asyncio.Future[actions.Finish] = asyncio.get_running_loop().create_future()
-        self._shell = Shell(
-            order,
-            Listeners(systemd_listeners() if carried is None else []),
-            _scoreboard(carried),
+        self._finished: asyncio.Future[actions.Finish] = self._loop.create_future()
+        self._listeners = Listeners(systemd_listeners() if carried is None else [])
+        self._scoreboard = _scoreboard(carried)
+        self._shell = shell = Shell(
+            request,
+            self._listeners,
+            self._scoreboard,
             self._journal,
             self._ledger,
             Callbacks(
-                configured=self._on_configured,
+                on_configured=self._on_configured,
+                on_files=self._on_files,
+                on_log_taken=self._on_log_taken,
+                when_lines_taken=lambda callback: self._forwarder.when_taken(callback),
                 serving=self._on_serving,
                 stopping=self._on_stopping,
                 reload_ended=self._on_reload_ended,
-                rolled_back=self._follow_current,
-                watch=self._on_watch,
+                rolled_back=self._on_rolled_back,
                 finish=self._on_finish,
-                check_upgrade=self._check_upgrade,
+                check_upgrade=lambda: self._upgrader.check(),
                 upgrade=self._upgrade_soon,
-                log_taken=self._on_log_taken,
-                when_lines_taken=self._when_lines_taken,
+                on_event=lambda: self._observer.follow(),
             ),
         )
-        self._outlets = Outlets(self._shell)
-        set_handler(self._outlets.take)
-        self._loop = asyncio.get_running_loop()
-        self._watcher = Watcher(self._shell.submit, self._journal)
-        self._sensor = DeadlineSensor(self._shell)
-        self._doubts = Doubts(self._shell)
-        self._measurer = Measurer(self._shell)
-        self._observer = Observer(self._shell, self._sensor, self._ledger)
+        self._forwarder = LogForwarder(shell.ports, self._listeners)
+        self._own = OwnSettings(request, self._journal, self._forwarder)
+        set_handler(self._forwarder.take)
+        self._watcher = Watcher(shell.submit, self._journal)
+        self._deadlines = DeadlineSensor(
+            shell.ports, shell.configurations, self._scoreboard, shell.overdue.report_blocked
+        )
+        self._implausible = ImplausibleWorkers(shell.ports, self._scoreboard)
+        self._load = LoadSensor(lambda: shell.state, shell.children, self._scoreboard)
+        self._observer = Observer(
+            shell.ports,
+            shell.configurations,
+            self._scoreboard,
+            self._listeners,
+            self._ledger,
+            lambda: shell.name,
+            self._deadlines.timeout,
+        )
         self._control = ControlServer(self._observer, get_logger())
         before = carried.control if carried else Handover()
-        self._plane = ControlPlane(self._control, self._journal, order.any_control_port, before)
+        self._control_starter = ControlStarter(self._control, self._journal, request.any_control_port, before)
         self._control_started = asyncio.Event()
-        self._pidfile: PidFile | None = None
-        self._checking: int | None = None
+        self._upgrader = Upgrader(shell, self._notifier, request.folder, self._carry, self._before_exec)
+        self._chores = self._make_chores()
+        # What all cells of the scoreboard contain, and in which round of the chores they were read.
+        self._readings: tuple[int, dict[int, Reading]] = 0, {}
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def must_detach(self) -> bool:
+        """The configuration wants a daemon, and this process is to be its launcher."""
+        return self._own.must_detach
 
     async def run(self) -> int:
         """Serve until stopped; returns the exit code."""
-        loop = asyncio.get_running_loop()
+        loop, launcher = self._loop, self._request.launcher
         loop.set_exception_handler(self._log_loop_error)
         become_subreaper()
         set_title("ostler: supervisor")
@@ -141,14 +145,14 @@ class Daemon:
         on_signal(loop, signal.SIGWINCH, self._pause_unless_resized)
         on_signal(loop, signal.SIGCHLD, self._shell.reaper.reap, once=True)
         on_signal(loop, signal.SIGUSR1, self._reopen_logs)
-        if self._launch is not None:
-            loop.add_reader(self._launch.fileno(), self._stop_unlaunched, self._launch)
+        if launcher is not None:
+            loop.add_reader(launcher.fileno(), self._stop_with_launcher, launcher)
         if self._carried is None:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             self._shell.submit(events.StartAsked())
         else:
             self._take_over(self._carried)
-        with closing(self._outlets):
+        with closing(self._forwarder):
             try:
                 finish = await self._finished
             finally:
@@ -159,11 +163,11 @@ class Daemon:
                 uptime = round(self._observer.status().uptime, 1)
                 self._journal.record("info", "stopped", {"uptime": uptime})
                 return ExitCode.OK
-        # Not print: perhaps nobody reads it, and then the end must not wait for that, nor fail.
-        last_words = LogFile("-", 2)
+        # Not print: perhaps nothing reads standard error, and the end must neither wait for that nor fail.
+        stderr = LogFile("-", 2)
         if finish.traceback:
-            last_words.write(terminal.lines(finish.traceback))
-        last_words.write(f"ostler: error: {terminal.one_line(str(finish.reason))}")
+            stderr.write(terminal.lines(finish.traceback))
+        stderr.write(f"ostler: error: {terminal.one_line(str(finish.reason))}")
         return ExitCode.BOOT if finish.app_failed else ExitCode.FAILED
 
     async def _close(self) -> None:
@@ -171,241 +175,133 @@ class Daemon:
             task.cancel()
         self._watcher.stop()
         await self._control.close()
-        self._shell.listeners.keep_only(set())
-        self._outlets.give_up_waiting()
-        if self._pidfile is not None:
-            self._pidfile.remove()
+        self._listeners.keep_only(set())
+        self._forwarder.write_all()
+        self._own.close()
 
-    # -- what the fleet says ----------------------------------------------------------------------------
+    # -- settings that concern the supervisor itself ----------------------------------------------------
 
     def _on_configured(self, loaded: Loaded) -> None:
-        """A generation's settings are known; the first one's also say how the daemon itself is to be."""
-        settings = loaded.settings
-        if not self._shell.loaded:
-            self._begin(loaded)
-        self._watcher.configure(settings)
+        """A generation's settings are known; the first one's also decide on the daemon itself."""
+        if not self._shell.configurations:
+            self._own.begin(loaded)
+            # Before the app is loaded, so that a slow start can be watched.
+            self._start_task(self._start_control(loaded))
+        self._watcher.configure(loaded.settings)
 
-    def _begin(self, loaded: Loaded) -> None:
-        settings = loaded.settings
-        if settings.daemon and self._launch is None:
-            if self._order.stay is None:
-                # The file says so, not the command line. Nothing was bound or written yet.
-                self.must_detach = True
-                raise SettingError("daemon", "this process is to be the launcher")
-            problem = f"daemon: stays in the foreground, because {self._order.stay}"
-            self._journal.record("warning", "configuration", {"problem": problem})
-        self._settle(loaded)
-        if self._launch is not None and log_gets_lost(settings):
-            problem = "errorlog: the log ends here; --error-logfile FILE keeps it"
-            self._journal.record("warning", "configuration", {"problem": problem})
-        if settings.pidfile:
-            pidfile = PidFile(settings.pidfile, account=account_for_pidfile(loaded))
-            pidfile.write()
-            self._pidfile = pidfile
-        # Before the app is loaded: whoever waits for a slow start wants to see it.
-        self._start_task(self._start_control(settings))
+    def _on_reload_ended(self, generation: int) -> None:
+        self._observer.on_reload_ended(generation)
+        self._follow_settings()
 
-    def _settle(self, loaded: Loaded) -> None:
-        """Where the daemon is, and where its log goes."""
-        settings = loaded.settings
-        if settings.chdir:
-            # As in gunicorn, relative paths of logs, pid file and sockets count from there, in every process.
-            try:
-                with rights_for(loaded, "chdir"):
-                    os.chdir(Path(self._order.folder, settings.chdir))
-            except OSError as error:
-                raise SettingError("chdir", f"can't enter {settings.chdir!r}: {error.strerror}") from None
-        share_with(find_account(settings.user, settings.group, settings.initgroups), others_logs(loaded))
-        only_terminal = settings.errorlog == "-" and not settings.enable_stdio_inheritance
-        shown = SHOWN if self._launch is not None and only_terminal else "debug"
-        self._log_file = set_up(settings.errorlog, settings.log_format, settings.loglevel, shown)
-        self._outlets.settle(settings, self._log_file)
+    def _on_rolled_back(self) -> None:
+        """After its end. The generation before is the current one again, so its settings apply."""
+        self._follow_settings()
 
-    async def _start_control(self, settings: Settings) -> None:
-        await self._plane.start(settings, self._shell.name)
+    def _follow_settings(self) -> None:
+        """Apply the current generation's settings to the supervisor."""
+        self._watcher.forget_before(self._shell.state.current)
+        loaded = self._shell.configurations.current
+        if loaded is None or not self._shell.state.ever_ready:
+            return  # the first configuration is still being read, or the daemon does not serve yet
+        self._own.follow(loaded.settings)
+        # A generation that was tried in between may have configured it.
+        self._watcher.configure(loaded.settings)
+        self._deadlines.start()
+
+    async def _start_control(self, loaded: Loaded) -> None:
+        await self._control_starter.start(loaded.settings, self._shell.name)
         self._control_started.set()
 
+    # -- what the fleet reports -------------------------------------------------------------------------
+
     def _on_serving(self) -> None:
-        shell = self._shell
-        settings = shell.loaded[shell.fleet.current].settings
+        self._begin_supervising()
+        loaded = self._shell.configurations.in_effect
+        assert loaded is not None, "a worker is ready, so its generation has a configuration"
+        settings, launcher = loaded.settings, self._request.launcher
+        workers = settings.workers
         fields = {
             "listeners": " ".join(self._observer.status().listeners),
-            "workers": WORKERS.shown(settings.workers)
-            if isinstance(settings.workers, tuple)
-            else settings.workers,
+            "workers": WORKERS.shown(workers) if isinstance(workers, tuple) else workers,
             "worker_class": settings.worker_class,
             "threads": settings.threads,
             "version": __version__,
             "pid": os.getpid(),
         }
         self._journal.record("info", "serving", fields)
-        self._begin_looking()
-        if self._launch is not None:
-            self._leave_launcher(self._launch, settings)
-        if self._order.demo:
+        self._notify_ready()
+        if launcher is not None:
+            self._loop.remove_reader(launcher.fileno())
+            self._own.leave_launcher(launcher, settings)
+        if self._request.demo:
             self._start_task(self._greet())
 
-    def _leave_launcher(self, launch: Launch, settings: Settings) -> None:
-        """It serves: whoever waits for that may go, and take the terminal along."""
-        self._loop.remove_reader(launch.fileno())
-        self._log_file.flush()
-        kept = settings.enable_stdio_inheritance
-        silence(outputs=not kept)
-        if settings.errorlog == "-" and not kept:
-            self._log_file = set_up("-", settings.log_format, settings.loglevel)
-            self._outlets.settle(settings, self._log_file)
-        launch.serving()
-
-    def _stop_unlaunched(self, launch: Launch) -> None:
-        self._loop.remove_reader(launch.fileno())
-        self._shell.submit(events.StopAsked("end of the launcher", "quick"))
-
-    def _begin_looking(self) -> None:
+    def _begin_supervising(self) -> None:
+        """From now on deadlines are watched, and the chores done."""
         set_title(f"ostler: supervisor [{terminal.one_line(self._shell.name)}]")
-        sentence = health.sentence(self._shell.fleet)
+        self._deadlines.start()
+        self._start_task(self._chores.run())
+
+    def _notify_ready(self) -> None:
+        sentence = health.sentence(self._shell.state)
         self._notifier.send("READY=1", f"MAINPID={os.getpid()}", f"STATUS={sentence}")
-        self._sensor.start()
-        self._start_task(self._sample_forever())
 
     def _on_stopping(self) -> None:
-        self._end_check()
+        self._upgrader.end_check()
         self._notifier.send("STOPPING=1")
 
-    def _on_reload_ended(self, generation: int) -> None:
-        self._observer.tell_reload_ended(generation)
-        self._follow_current()
-
-    def _follow_current(self) -> None:
-        """Another generation may be current: its settings apply to the supervisor, too."""
-        self._watcher.forget_before(self._shell.fleet.current)
-        loaded = self._shell.loaded.get(self._shell.fleet.current)
-        if loaded is None:
-            return  # the first configuration is still being read
-        settings = loaded.settings
-        set_level(settings.loglevel)
-        self._outlets.follow(settings)
-        self._sensor.start()
+    def _on_files(self, generation: int, message: messages.Watch | messages.AppBroken) -> None:
+        self._watcher.received(generation, message)
 
     def _on_log_taken(self, number: int) -> None:
-        self._outlets.taken(number)
-
-    def _when_lines_taken(self, callback: Callable[[], None]) -> None:
-        self._outlets.when_taken(callback)
-
-    def _on_watch(self, generation: int, message: messages.Watch | messages.AppBroken) -> None:
-        self._watcher.hear(generation, message)
+        self._forwarder.taken(number)
 
     def _on_finish(self, finish: actions.Finish) -> None:
         if not self._finished.done():
             self._finished.set_result(finish)
 
-    # -- signals that are no wish to the fleet ----------------------------------------------------------
+    # -- signals that are no events of the fleet ---------------------------------------------------------
 
     def _reopen_logs(self) -> None:
-        self._log_file.reopen()
-        loaded = self._shell.loaded.get(self._shell.fleet.current)
-        if loaded is not None and "accesslog" not in loaded.confined:
-            make_for_sharer(loaded.settings.accesslog)
-        self._shell.tell_fork_servers(messages.ReopenLogs())
-        self._shell.tell_workers(messages.ReopenLogs())
+        self._own.reopen_logs(self._shell.configurations.current)
+        self._shell.fork_servers.broadcast(messages.ReopenLogs())
+        self._shell.workers.broadcast(messages.ReopenLogs())
         self._journal.record("info", "logs_reopened", {"by": "signal USR1"})
 
     def _pause_unless_resized(self) -> None:
-        """WINCH drains all workers, but a terminal sends it too, to say that its window has another size."""
+        """WINCH drains all workers, but a terminal sends it too when its window has another size."""
         if has_terminal():
             get_logger().debug("winch_ignored", problem="a terminal controls this process and may resize")
         else:
             self._shell.submit(events.PauseAsked("signal WINCH"))
 
+    def _stop_with_launcher(self, launcher: LauncherLink) -> None:
+        self._loop.remove_reader(launcher.fileno())
+        self._shell.submit(events.StopAsked("end of the launcher", "quick"))
+
     # -- upgrades in place ------------------------------------------------------------------------------
 
-    def _check_upgrade(self) -> None:
-        try:
-            pid, said = upgrade.start_check(self._carry(), self._order.folder)
-        except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits for the outcome must hear
-            self._shell.submit(events.UpgradeChecked(f"can't start a process: {error}"))
-            return
-        # Configuration and app are loaded one after the other, and each may take its time.
-        limit = 2 * (self._shell.loaded[self._shell.fleet.current].settings.boot_timeout or _FOREVER)
-        self._checking = pid
-        timer = self._loop.call_later(limit, self._end_check)
-
-        def ended(status: ExitStatus) -> None:
-            timer.cancel()
-            self._checking = None
-            problem, text = upgrade.what_it_said(status, said)
-            if problem is not None and self._shell.fleet.upgrading is not None:
-                get_logger().error("upgrade_check_failed", output=text)
-            self._shell.submit(events.UpgradeChecked(problem))
-
-        self._shell.reaper.expect(pid, ended)
-
-    def _end_check(self) -> None:
-        """What it has started ends with it."""
-        if self._checking is not None:
-            os.kill(self._checking, signal.SIGKILL)  # its number is not free before we have reaped it
-
     def _upgrade_soon(self) -> None:
-        # Not in the middle of what brought it about: what else is to be done is done before.
-        self._start_task(self._upgrade())
+        # Not while the event that led to it is handled: its other actions are performed before.
+        self._start_task(self._upgrader.run())
 
-    async def _upgrade(self) -> None:
-        await self._shell.hooks.pre_exec()
-        # A signal whose handler has not run yet would be lost with this program. Those that come from now on
-        # wait for the next one, and what those that came before ask for is done within three turns.
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, upgrade.HANDLED)
-        try:
-            for _ in range(3):
-                await asyncio.sleep(0)
-            if self._shell.fleet.upgrading == "replacing":
-                self._replace_program()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-
-    def _replace_program(self) -> None:
-        """Returns only if that failed; the fleet knows then."""
-        self._outlets.give_up_waiting()
-        self._log_file.flush()
-        here = -1
-        try:
-            here = os.open(".", os.O_PATH | os.O_CLOEXEC)
-            carried = self._carry()
-            self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-            upgrade.replace_program(carried, self._order.folder, self._notifier.path)
-        except Exception as error:  # noqa: BLE001 - this program goes on, whatever it is
-            if here >= 0:
-                os.fchdir(here)
-            self._notifier.send("READY=1")
-            why = error.strerror if isinstance(error, OSError) else error
-            self._shell.submit(events.UpgradeChecked(f"can't execute {sys.executable}: {why}"))
-        finally:
-            if here >= 0:
-                os.close(here)
+    def _before_exec(self) -> None:
+        self._forwarder.write_all()
+        self._own.flush_log()
 
     def _carry(self) -> Carried:
-        shell, control = self._shell, self._control.hand_over()
-        pidfile = self._pidfile.hand_over() if self._pidfile is not None else None
-        workers = [handle.carried() for handle in shell.workers.values()]
-        fork_servers = [handle.carried() for handle in shell.fork_servers.values()]
-        listeners, scoreboard = shell.listeners.snapshot(), shell.scoreboard.snapshot()
-        handoff = shell.handoff[0].fileno(), shell.handoff[1].fileno()
+        shell, control, pidfile = self._shell.snapshot(), self._control.hand_over(), self._own.snapshot()
+        listeners, scoreboard = self._listeners.snapshot(), self._scoreboard.snapshot()
         descriptors = [
-            *handoff,
+            *shell.descriptors(),
             *(cell.fd for cell in scoreboard.cells),
             *listeners.sockets.values(),
-            *(fd for worker in workers for fd in (worker.channel, worker.stacks) if fd >= 0),
-            *(server.channel for server in fork_servers if server.channel >= 0),
             *control.descriptors(),
             *([pidfile[1]] if pidfile else []),
         ]
         return Carried(
             descriptors=descriptors,
-            fleet=shell.fleet.snapshot(),
-            workers=workers,
-            fork_servers=fork_servers,
-            loaded=shell.loaded,
-            name=shell.name,
-            handoff=handoff,
+            shell=shell,
             listeners=listeners,
             scoreboard=scoreboard,
             journal=self._journal.snapshot(),
@@ -413,35 +309,24 @@ class Daemon:
             observer=self._observer.snapshot(),
             control=control,
             pidfile=pidfile,
-            leaving=[handle.carried() for handle in shell.reaper.leaving.values()],
         )
 
     def _take_over(self, carried: Carried) -> None:
-        """Go on where the program before us stopped, then replace workers and app as a reload does."""
+        """Continue where the program before this one stopped, then replace all workers as a reload does."""
+        shell = self._shell
         try:
-            shell = self._shell
             self._journal.restore(carried.journal)
             self._ledger.restore(carried.ledger)
-            shell.listeners.restore(carried.listeners)
-            shell.take_over(
-                carried.fleet, carried.workers, carried.fork_servers, carried.loaded, carried.handoff
-            )
-            shell.await_ends(carried.leaving)
-            shell.name = carried.name
+            self._listeners.restore(carried.listeners)
+            shell.restore(carried.shell)
             self._observer.restore(carried.observer)
-            self._sensor.resume()
-            loaded = shell.loaded[shell.fleet.current]
-            settings = loaded.settings
-            try:
-                self._settle(loaded)
-            except SettingError as error:
-                # Its log's folder is gone, say. The configuration that comes next may know better, and what
-                # it says there counts: the fleet must not be left alone for that.
-                self._journal.record("warning", "configuration", {"problem": str(error)})
-            if carried.pidfile is not None:
-                self._pidfile = PidFile(*carried.pidfile, account_for_pidfile(loaded))
-            self._start_task(self._start_control(settings))
-            self._begin_looking()
+            self._deadlines.resume()
+            loaded = shell.configurations.in_effect
+            assert loaded is not None, "a daemon that serves has a configuration"
+            self._own.restore(loaded, carried.pidfile)
+            self._start_task(self._start_control(loaded))
+            self._begin_supervising()
+            self._notify_ready()
         except Exception as error:
             raise upgrade.TakeOverFailed from error
         upgrade.taken_over()
@@ -461,45 +346,42 @@ class Daemon:
         ]
         print("\n".join(lines), flush=True)
 
-    # -- background -------------------------------------------------------------------------------------
+    # -- chores -----------------------------------------------------------------------------------------
 
-    async def _sample_forever(self) -> None:
-        while True:
-            await asyncio.sleep(1.0 - time.time() % 1.0)
-            self._chore(self._shell.reaper.reap)  # should a SIGCHLD have been lost
-            self._chore(self._log_file.flush)
-            self._chore(self._outlets.look)
-            self._chore(self._limited.report)
-            self._chore(self._sample)
-            try:
-                await self._control.ensure()
-            except Exception as error:  # noqa: BLE001 - as in `_chore`
-                self._chore_failed("ensure", error)
+    def _make_chores(self) -> Chores:
+        chores = Chores(self._shell.attempt)
+        chores.add("reaping", self._shell.reaper.reap)  # a SIGCHLD may have been lost
+        chores.add("flushing the log", lambda: self._own.flush_log())
+        chores.add("events that no logger has taken", self._forwarder.write_overdue)
+        chores.add("reporting suppressed lines", self._limited.report)
+        chores.add("ageing kills by the kernel", self._ledger.look)
+        chores.add("the history", self._sample)
+        chores.add("measuring the load", self._measure)
+        chores.add("metrics for statsd", self._forwarder.measure)
+        chores.add("the control server", self._control.ensure)
+        return chores
 
-    def _chore(self, chore: Callable[[], object]) -> None:
-        """Do what is due each second. If it fails that must not keep the others from being done, nor itself
-        the next time."""
-        try:
-            chore()
-        except Exception as error:  # noqa: BLE001 - whatever it is
-            self._chore_failed(chore.__name__, error)
-
-    def _chore_failed(self, name: str, error: Exception) -> None:
-        self._log_loop_error(self._loop, {"message": f"failed: {name}", "exception": error})
+    def _read_all(self) -> dict[int, Reading]:
+        """All cells of the scoreboard, read once in a round of the chores."""
+        if self._readings[0] != self._chores.rounds:
+            self._readings = self._chores.rounds, self._scoreboard.read_all()
+        return self._readings[1]
 
     def _sample(self) -> None:
         try:
-            # Once for both. Nothing can come in between that would make or end a worker.
-            readings = self._shell.scoreboard.read_all()
-            self._observer.take_sample(readings)
-            self._shell.submit(self._measurer.take(readings))
-            self._outlets.measure()
+            self._observer.take_sample(self._read_all())
         except (OSError, psutil.Error) as error:
             # Out of descriptors, say; the next second may be better.
             get_logger().debug("sample_missed", problem=str(error))
 
+    def _measure(self) -> None:
+        try:
+            self._shell.submit(self._load.take(self._read_all()))
+        except (OSError, psutil.Error) as error:
+            get_logger().debug("sample_missed", problem=str(error))
+
     def _log_loop_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        # What fails once may fail with each event that a stranger causes.
+        # What fails once may fail with each event that a client causes.
         error = context.get("exception")
         self._limited.write(
             "error",
@@ -510,7 +392,7 @@ class Daemon:
         )
 
     def _start_task(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
 
@@ -526,71 +408,3 @@ def _scoreboard(carried: Carried | None) -> Scoreboard:
         return Scoreboard(carried.scoreboard if carried else None)
     except OSError as error:
         raise refused("the scoreboard's memory (memfd_create(2), ftruncate(2), mmap(2))", error) from None
-
-
-def _first_log(command_line: dict[str, Any], launched: bool) -> LogFile:
-    """The log until the configuration is known: standard error, in the form the command line asks for.
-
-    No file yet: the configuration may say `chdir`, and a relative path counts from there.
-    """
-    table = rows()
-    given = {
-        name: table[name].kind.parse(command_line[name]) if name in command_line else table[name].default
-        for name in ("log_format", "loglevel")
-    }
-    return set_up("-", given["log_format"], given["loglevel"], SHOWN if launched else "debug")
-
-
-def run(order: Order) -> int:
-    """Run the daemon; returns the exit code.
-
-    Raises:
-        OstlerError: it could not start because of a mistake the user can mend.
-    """
-
-    if not upgrade.is_successor():  # what is in use already stays in use
-        check_calls()
-    stay = reason_to_stay()
-    order = replace(order, stay=stay)
-    wanted = rows()["daemon"].kind.parse(order.command_line.get("daemon", False))
-
-    def serve(carried: Carried | None) -> int:
-        if carried is None and wanted and stay is None:
-            return _run_detached(order)
-        now = replace(order, detached=carried is not None and stay is None)
-        code, must_detach = _run_once(now, carried)
-        return _run_detached(order) if must_detach else code
-
-    return upgrade.taking_over(serve)
-
-
-def _run_detached(order: Order) -> int:
-    gc.collect()  # what a first run in the foreground has left open
-    launch = detach()
-    code: int = ExitCode.FAILED
-    try:
-        code, _ = _run_once(replace(order, detached=True, launch=launch), None)
-    except OstlerError as error:
-        code = error.exit_code
-        raise
-    finally:
-        launch.failing(code)
-    return code
-
-
-def _run_once(order: Order, carried: Carried | None) -> tuple[int, bool]:
-    """One run of the supervisor; its exit code, and whether it has ended only to be run detached."""
-
-    async def main() -> tuple[int, bool]:
-        try:
-            daemon = Daemon(order, carried)
-        except OSError as error:
-            if carried is not None:
-                raise
-            raise refused("what a start opens", error) from None
-        return await daemon.run(), daemon.must_detach
-
-    try:
-        return asyncio.run(main())
-    finally:
-        release()

@@ -1,4 +1,4 @@
-"""From settings to what the fleet needs of them."""
+"""What the fleet needs of a generation's settings."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,16 @@ from ostler.fleet.model import FleetPolicy
 from ostler.settings.load import Loaded
 from ostler.settings.table import Settings, policy_fields
 
-# A worker ends itself in time, its atexit functions included; the fleet's own limit is for one that does not.
+# Seconds. A worker ends by itself in time, its atexit functions included; the fleet's own limit is for one
+# that does not.
 _DRAIN_GRACE = 1.0
-# How long a fork server may take to end. A hook has less (`hooks.calling`).
+# Seconds that a fork server may take to end. A hook has less (`hooks.calling`).
 _GRACE, HOOKS_GRACE = 1.0, 6.0
 
 
 def fleet_policy(loaded: Loaded, hooks: Sequence[str] = ()) -> FleetPolicy:
-    """What a generation's settings, and the names of its hooks, say about the fleet."""
-    settings = _hurried(loaded) if loaded.settings.reload else loaded.settings
+    """The fleet's policy under a generation's settings. hooks: names of those it has."""
+    settings = _for_development(loaded) if loaded.settings.reload else loaded.settings
     return FleetPolicy(
         **policy_fields(settings),
         drain_grace=_DRAIN_GRACE,
@@ -24,10 +25,10 @@ def fleet_policy(loaded: Loaded, hooks: Sequence[str] = ()) -> FleetPolicy:
     )
 
 
-def _hurried(loaded: Loaded) -> Settings:
-    """Settings for development, with `reload`: new code at once, unless the user has set something else.
+def _for_development(loaded: Loaded) -> Settings:
+    """Settings for the development of an app: unless they were set, old workers are replaced at once.
 
-    An app that can't be loaded is shown as an error page, so there is no reason to keep the old one either.
+    An app that can't be loaded is shown as an error page (see `reload`), so a roll-back is not needed either.
     """
     quick = {"canary_time": 0.0, "probation": 0.0, "max_surge": "100%"}
     return msgspec.structs.replace(

@@ -1,12 +1,12 @@
-"""Upgrades in place: this process takes another program (a newer Ostler or Python) and keeps everything else.
+"""Upgrades in place: this process executes another program (a newer Ostler or Python) and keeps all the rest.
 
-execve(2) keeps the pid, the children and all descriptors without close-on-exec. So what the supervisor holds
-(listeners, scoreboard, channels to workers and fork servers, control sockets) stays open, and what it knows
+execve(2) keeps the pid, the children and all descriptors without close-on-exec. So what the supervisor has
+open (listeners, scoreboard, channels to workers and fork servers, control sockets) stays open, and its state
 is written into a file without a name, which the new program reads: `Carried`.
 
 The old program can't come back, so the new one is tried before: a child loads configuration and app as
-`--check-config` does, and reads what it would be given. Should the real one fail to take over all the same,
-it minds the workers: they serve on, nobody steers them, and SIGTERM ends them.
+`--check-config` does, and reads the state that it would be given. If the real one fails to take over all the
+same, it only keeps the workers' channels open: they go on serving, unsupervised, and SIGTERM ends them.
 """
 
 import os
@@ -22,54 +22,48 @@ import psutil
 
 import ostler
 from ostler.control.handover import Handover
-from ostler.daemon.children.handles import CarriedForkServer, CarriedWorker
 from ostler.daemon.listening.listeners import ListenersState
 from ostler.daemon.reporting.journal import JournalState
 from ostler.daemon.reporting.ledger import LedgerState
-from ostler.daemon.reporting.observer import ObserverState
+from ostler.daemon.shell import ShellState
+from ostler.daemon.views.observer import ObserverState
 from ostler.errors import ExitCode, OstlerError
 from ostler.fleet.model import ExitStatus
-from ostler.fleet.state import State
 from ostler.ipc import messages, wire
 from ostler.logs.setup import get_logger, set_up
 from ostler.osapi import imports
 from ostler.osapi.memfile import memory_file
 from ostler.scoreboard import layout
 from ostler.scoreboard.reader import ScoreboardState
-from ostler.settings.load import Loaded
 
 _STATE = "OSTLER_UPGRADE"
 _CHECK = "OSTLER_UPGRADE_CHECK"
-_SAID_LIMIT = 16 * 1024
-# What the daemon has handlers for. Blocked from before the exec until the new program's handlers are there.
+# Bytes of a check's output that are read.
+_OUTPUT_LIMIT = 16 * 1024
+# Signals that the daemon has handlers for. Blocked from before the exec until the new program has its own.
 HANDLED = (
     *(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU),
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCHLD),
 )
 
-
-# SIGCHLD has a meaning before its handler is there: if it is ignored, the status of a child is lost.
+# SIGCHLD matters before it has a handler: if it is ignored, the status of a child is lost.
 HANDLED_BY_FLEET = frozenset(HANDLED) - {signal.SIGCHLD}
 
 # SCM_MAX_FD is 253 (linux/net/scm.h).
 _SENT_AT_ONCE = 250
-_spare: list[socket.socket] = []
+# A socket pair whose queue holds duplicates of all descriptors until the new program has taken over.
+_kept_open: list[socket.socket] = []
 
 
 class Carried(msgspec.Struct, frozen=True):
-    """What one program leaves to the next. A field that comes later needs a default, here and further in.
+    """The state that one program leaves to the next. A field that comes later needs a default, here and in
+    the structs that this one consists of.
 
-    descriptors: all that must stay open; handoff: its two ends; pidfile: its path and descriptor; leaving:
-    fork servers that end with the old program, because their channels do.
+    descriptors: all that must stay open; pidfile: its path and descriptor.
     """
 
     descriptors: list[int]
-    fleet: State
-    workers: list[CarriedWorker]
-    fork_servers: list[CarriedForkServer]
-    loaded: dict[int, Loaded]
-    name: str
-    handoff: tuple[int, int]
+    shell: ShellState
     listeners: ListenersState
     scoreboard: ScoreboardState
     journal: JournalState
@@ -77,29 +71,28 @@ class Carried(msgspec.Struct, frozen=True):
     observer: ObserverState
     control: Handover
     pidfile: tuple[str, int] | None
-    leaving: list[CarriedForkServer] = []
 
 
 class TakeOverFailed(Exception):
-    """What the program before us left can't be gone on with; the cause says why."""
+    """This program can't continue with the state that the one before it left; the cause says why."""
 
 
 # -- the old program -------------------------------------------------------------------------------------
 
 
 def start_check(carried: Carried, folder: str) -> tuple[int, int]:
-    """Let a child try what the new program would do; returns its pid, and a file for `what_it_said`.
+    """Let a child try what the new program would do; returns its pid, and a file for `outcome_of_check`.
 
     Raises:
         OSError: no process could be made.
     """
-    state, said = _written(carried), memory_file("ostler-check")
+    state, output = _written(carried), memory_file("ostler-check")
     try:
         prefix = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]
         argv = [sys.executable, *prefix, "--check-config", *sys.argv[1:]]
         # It starts where we were started, by that folder's name: it may lead to a new release now.
         environment = imports.environment(_first_on_path(folder)) | {_CHECK: f"{os.getpid()}:{state}"}
-        actions = [(os.POSIX_SPAWN_DUP2, said, 1), (os.POSIX_SPAWN_DUP2, said, 2)]
+        actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
         actions.append((os.POSIX_SPAWN_DUP2, state, state))  # onto itself: clears close-on-exec
         here = os.open(".", os.O_PATH | os.O_CLOEXEC)
         try:
@@ -109,17 +102,20 @@ def start_check(carried: Carried, folder: str) -> tuple[int, int]:
             os.fchdir(here)
             os.close(here)
     except BaseException:
-        os.close(said)
+        os.close(output)
         raise
     finally:
         os.close(state)
-    return pid, said
+    return pid, output
 
 
-def what_it_said(status: ExitStatus, said: int) -> tuple[str | None, str]:
-    """Why the new program would not start, in a line, or None if it would; and all that it printed."""
-    with os.fdopen(said, "rb") as file:
-        file.seek(max(0, os.fstat(said).st_size - _SAID_LIMIT))
+def outcome_of_check(status: ExitStatus, output: int) -> tuple[str | None, str]:
+    """Why the new program would not start, in a line, or None if it would; and all that it printed.
+
+    output: the file's descriptor, which is closed.
+    """
+    with os.fdopen(output, "rb") as file:
+        file.seek(max(0, os.fstat(output).st_size - _OUTPUT_LIMIT))
         text = file.read().decode("utf-8", "replace").strip()
     if status.code == ExitCode.OK:
         return None, text
@@ -128,9 +124,14 @@ def what_it_said(status: ExitStatus, said: int) -> tuple[str | None, str]:
 
 
 def replace_program(carried: Carried, folder: str, notify: str) -> NoReturn:
-    """Become the program that is on the disk now. `notify`: systemd's NOTIFY_SOCKET, if there is one.
+    """Become the program that is on the disk now.
 
-    The signals in HANDLED must be blocked, and none of them be waiting for its Python handler.
+    The signals in HANDLED must be blocked, and none of them may be waiting for its Python handler.
+
+    Args:
+        carried: the state that the new program continues with.
+        folder: where the daemon was started; the new program starts there.
+        notify: systemd's NOTIFY_SOCKET, or an empty text.
 
     Raises:
         OSError: it could not be executed; everything is as before, but for the current folder.
@@ -157,7 +158,7 @@ def replace_program(carried: Carried, folder: str, notify: str) -> NoReturn:
 def _first_on_path(folder: str) -> str | None:
     """The folder that comes first on the new program's module search path, if that is `folder`.
 
-    One that the package itself lies in can't be done without.
+    A folder in which the package itself lies must stay on the path.
     """
     by_name = len(sys.orig_argv) > 1 and "-m" in sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]
     home = Path(ostler.__file__).resolve().parents[1]
@@ -165,7 +166,8 @@ def _first_on_path(folder: str) -> str | None:
 
 
 def _format() -> bytes:
-    """Workers and fork servers live on and speak the old program's language: both must speak the same."""
+    """Identifies the messages and the scoreboard's layout: workers and fork servers keep those of the old
+    program, so the new one must have the same."""
     words = sorted((name, number) for name, number in vars(layout).items() if name.isupper())
     return msgspec.json.encode([1, messages.VERSION, words]) + b"\n"
 
@@ -189,11 +191,11 @@ def is_successor() -> bool:
 
 
 def check_readable() -> bool:
-    """In the child that tries: see whether what would be carried over can be read; False if there is no such.
+    """In the child that tries: read the state that would be carried over; False if there is none.
 
     Raises:
-        OstlerError: it can't.
-        Exception: whatever the new program's modules raise; a half installed one must fail here.
+        OstlerError: it can't be read.
+        Exception: whatever the new program's modules raise; an incompletely installed one must fail here.
     """
     fd = _left(_CHECK, os.getppid())
     if fd is None:
@@ -205,7 +207,7 @@ def check_readable() -> bool:
 def taking_over(serve: Callable[[Carried | None], int]) -> int:
     """Call `serve` with what an older program has left in this process, or with None; returns the exit code.
 
-    If that can't be gone on with the workers are minded instead.
+    If it can't be used, the workers go on serving without a supervisor, see `_keep_workers`.
     """
     fd = _left(_STATE, os.getpid())
     if fd is None:
@@ -216,25 +218,25 @@ def taking_over(serve: Callable[[Carried | None], int]) -> int:
             os.set_inheritable(number, False)
         _keep_open(carried.descriptors)
     except Exception as error:  # noqa: BLE001 - whatever it is, it means the same
-        return _mind_workers(error)
+        return _keep_workers(error)
     try:
         return serve(carried)
     except Exception as error:
-        if not _spare:
+        if not _kept_open:
             raise
-        return _mind_workers(error.__cause__ if isinstance(error, TakeOverFailed) else error)
+        return _keep_workers(error.__cause__ if isinstance(error, TakeOverFailed) else error)
 
 
 def taken_over() -> None:
-    """All that was left is in use again."""
-    while _spare:
-        _spare.pop().close()
+    """All descriptors that were left are in use again."""
+    while _kept_open:
+        _kept_open.pop().close()
 
 
 def _left(variable: str, pid: int) -> int | None:
-    """The descriptor that the program in process `pid` has left us, or None.
+    """The descriptor that the program in process `pid` has left to this one, or None.
 
-    A variable of that name that says something else is somebody's mistake and was not meant for us.
+    A variable of that name with another value is a mistake, and was not meant for this process.
     """
     return _left_to(pid, os.environ.pop(variable, ""))
 
@@ -245,22 +247,23 @@ def _left_to(pid: int, text: str) -> int | None:
 
 
 def _keep_open(descriptors: list[int]) -> None:
-    """Should `serve` fail, what it has closed by then must not have been the last end of a channel.
+    """If `serve` fails, what it has closed by then must not have been the last end of a channel.
 
-    They wait in a socket's queue (unix(7), SCM_RIGHTS): duplicates would count against RLIMIT_NOFILE.
+    The descriptors are kept in a socket's queue (unix(7), SCM_RIGHTS): duplicates in this process would count
+    against RLIMIT_NOFILE.
     """
     ends = socket.socketpair()
-    _spare.extend(ends)
+    _kept_open.extend(ends)
     for start in range(0, len(descriptors), _SENT_AT_ONCE):
         socket.send_fds(ends[0], [b" "], descriptors[start : start + _SENT_AT_ONCE])
 
 
 def _read(fd: int) -> Carried:
-    """Raises OstlerError if it is of a program that we can't replace."""
+    """Raises OstlerError if it was written by a program that this one can't replace."""
     with os.fdopen(fd, "rb") as file:
         if file.readline() != _format():
             raise OstlerError(
-                "the new version speaks with its workers in another way than the one that runs; restart "
+                "the new version exchanges other messages with its workers than the one that runs; restart "
                 "to use it"
             )
         try:
@@ -268,18 +271,18 @@ def _read(fd: int) -> Carried:
             return found
         except msgspec.DecodeError as error:
             raise OstlerError(
-                f"the new version can't go on with what the one that runs knows ({error}); restart to use it"
+                f"the new version can't read the state of the one that runs ({error}); restart to use it"
             ) from error
 
 
-def _mind_workers(error: BaseException | None) -> int:
-    """Stay, so that nobody's channel ends and workers serve on, until a signal says that they are to end."""
+def _keep_workers(error: BaseException | None) -> int:
+    """Keep all channels open, so that workers go on serving, until a signal ends them."""
     set_up("-", "auto", "info")
     problem = f"the new program can't take over ({error}); workers serve on without it, SIGTERM ends them"
     get_logger().critical("upgrade_failed", problem=problem, exc_info=error)
     waited_for = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
-    # Fork servers heed no signal. They end with us, and without workers there is nothing to stay for.
+    # Fork servers ignore signals. They end with this process, which has no purpose without workers.
     workers = [child for child in psutil.Process().children() if not _is_fork_server(child)]
     while workers := [worker for worker in workers if not _has_ended(worker)]:
         signum = signal.sigwait(waited_for)
@@ -290,7 +293,7 @@ def _mind_workers(error: BaseException | None) -> int:
 
 
 def _is_fork_server(child: psutil.Process) -> bool:
-    """By its title: what the older program knew of it could perhaps not be read."""
+    """By its title: the state that the older program left could perhaps not be read."""
     try:
         return " ".join(child.cmdline()).startswith("ostler: fork server")
     except psutil.Error:
@@ -300,6 +303,7 @@ def _is_fork_server(child: psutil.Process) -> bool:
 def _has_ended(child: psutil.Process) -> bool:
     try:
         pid, status = os.waitpid(child.pid, os.WNOHANG)
-        return pid != 0 and not os.WIFSTOPPED(status)  # one that has made us its tracer has only stopped
+        # One that has made this process its tracer has only stopped.
+        return pid != 0 and not os.WIFSTOPPED(status)
     except ChildProcessError:
         return True

@@ -56,9 +56,10 @@ from ostler.workers.base import BaseWorker
 from ostler.workers.classes import built_in, worker_class
 from ostler.workers.engine import Engine
 from ostler.workers.inheritance import WorkerGeneration
-from ostler.workers.loader import AppLoadError, enter, extend_path, set_environment
+from ostler.workers.load_errors import AppLoadError
+from ostler.workers.loader import enter, extend_path, set_environment
 from ostler.workers.loader import load as load_app
-from ostler.workers.rehearsal import LONG, rehearse
+from ostler.workers.priming import LONG, prime
 from ostler.wsgi.exchange import App
 
 if TYPE_CHECKING:
@@ -308,7 +309,7 @@ class Preparation:
             return None
         assert self.sinks is not None
         if issubclass(self._worker_class, Engine):
-            rehearse(settings, self.sinks.log, LONG)
+            prime(settings, self.sinks.log, LONG)
         return WorkerGeneration(
             number=self._number,
             name=ask.name,

@@ -1,4 +1,4 @@
-"""Whose rights a process has: finding an account, becoming it for good, or borrowing its view of files."""
+"""Accounts: finding one, becoming it for good, or accessing files with its rights."""
 
 import ctypes
 import grp
@@ -16,9 +16,9 @@ class Account(NamedTuple):
     """Numbers of a user and a group.
 
     Attributes:
-        uid: None for the one that we have.
-        gid: None for the one that we have, because nobody named one.
-        groups: what else it is a member of; None leaves what we are in.
+        uid: None for that of this process.
+        gid: None for that of this process, because no group was named.
+        groups: supplementary groups; None for those of this process.
     """
 
     uid: int | None
@@ -27,21 +27,22 @@ class Account(NamedTuple):
 
     @property
     def is_ours(self) -> bool:
-        """Becoming it would change nothing; what we are a member of does not count for others than root."""
+        """Whether becoming it would change nothing. Supplementary groups count only for root."""
         uid, gid = os.geteuid(), os.getegid()
         same = self.uid in (None, uid) and self.gid in (None, gid)
         return same and (uid != 0 or self.groups is None or set(os.getgroups()) <= {*self.groups, gid})
 
 
-@cache  # a directory service that does not answer must hold the supervisor up at its start alone
+@cache  # a directory service that does not answer must delay the supervisor only at its start
 def find_account(user: str | None, group: str | None, initgroups: bool) -> Account | None:
-    """The account of a user and a group by name or number; None if neither is given, or it is who we are.
+    """The account of a user and a group by name or number; None if neither is set, or if it is our own
+    account.
 
-    A user alone brings its own group. A number without an account is fine; for root its group has the same
-    number, since root's own could write what only root is to write.
+    Without `group` it is the user's own group. A number without an account is allowed; if we are root its
+    group has the same number, since root's own group could write files that are only for root.
 
     Args:
-        initgroups: with all groups that the user is in, else with none but the one (initgroups(3)).
+        initgroups: with all groups of the user (initgroups(3)), else only with the one group.
 
     Raises:
         SettingError: there is no such user or group.
@@ -62,7 +63,7 @@ def find_account(user: str | None, group: str | None, initgroups: bool) -> Accou
 
 
 def _user(user: str) -> pwd.struct_passwd | None:
-    """A name goes before a number, as in chown(1)."""
+    """A text is first looked up as a name, then as a number, as in chown(1)."""
     try:
         return pwd.getpwnam(user)
     except KeyError:
@@ -91,15 +92,15 @@ def _group(group: str) -> int:
 
 
 def become(account: Account) -> None:
-    """Give up what rights we have for those of `account`; there is no way back.
+    """Give up our rights for those of `account`, for good.
 
-    Real, effective and saved ids all change (setresuid(2)). The kernel then takes the process for one that
-    knows more than its user may (PR_SET_DUMPABLE of prctl(2)), which is true of one that has read a private
-    key: only root may trace it or read its memory, and it leaves no core file unless fs.suid_dumpable says
-    so. That is inherited by forks, and ends with exec.
+    Real, effective and saved ids all change (setresuid(2)). The kernel then protects the process from
+    its user (PR_SET_DUMPABLE of prctl(2)), as it may have read a private key: only root may trace it or read
+    its memory, and it writes no core file unless fs.suid_dumpable allows that. Forks inherit this; it ends
+    with exec.
 
     Raises:
-        OSError: the kernel refuses; nothing is changed, or groups alone.
+        OSError: the kernel refuses; nothing is changed, or only groups.
     """
     if account.groups is not None:
         os.setgroups(account.groups)
@@ -115,21 +116,21 @@ def become(account: Account) -> None:
 
 
 def _check_no_return() -> None:
-    """Raises OSError if the way back is open, as with SECBIT_KEEP_CAPS (capabilities(7))."""
+    """Raise OSError if we can become root again, as with SECBIT_KEEP_CAPS (capabilities(7))."""
     try:
         os.setuid(0)
     except OSError:
         return
-    # Not PermissionError: we may, and are root again; nothing must go on like this, a trial neither.
-    raise OSError("it would not be for good")
+    # Not PermissionError: nothing was denied, we are root again. The caller must not go on, not even a trial.
+    raise OSError("root's rights could be regained")
 
 
 @contextmanager
 def files_as(account: Account) -> Iterator[None]:
-    """Reach files as `account` does, in this thread alone (setfsuid(2)).
+    """Access files with the rights of `account`, only in this thread (setfsuid(2)).
 
-    Meanwhile we are in the account's groups, in all threads: root may be in some that the account is not in
-    (disk, on several systems). Other threads of root's lose no right by that.
+    The supplementary groups change in all threads: root may be in groups that the account is not in (e.g.
+    disk). Other threads of root lose no right by that.
     """
     libc = ctypes.CDLL(None)
     libc.setfsuid.argtypes = libc.setfsgid.argtypes = (ctypes.c_uint32,)
@@ -149,7 +150,7 @@ def files_as(account: Account) -> Iterator[None]:
 
 
 def _set_groups(groups: Sequence[int]) -> bool:
-    """False if we may not; then we can't become the account either."""
+    """False if that is not permitted; then we can't become the account either."""
     try:
         os.setgroups(groups)
     except PermissionError:

@@ -5,7 +5,7 @@ import socket
 import struct
 from typing import Final
 
-# struct tcp_info, tcpi_unacked and tcpi_sacked (linux/tcp.h): a listening socket tells its queue there.
+# struct tcp_info, tcpi_unacked and tcpi_sacked (linux/tcp.h): for a listening socket they hold its queue.
 _TCP_QUEUE = struct.Struct("=24xII")
 
 # linux/netlink.h, linux/sock_diag.h, linux/unix_diag.h; see sock_diag(7).
@@ -25,7 +25,7 @@ _PATIENCE = 1.0
 
 
 def accept_queue(sock: socket.socket) -> tuple[int, int] | None:
-    """How many connections wait, and how many may; None if the kernel does not tell."""
+    """How many connections wait, and the limit; None if the kernel does not report it."""
     try:
         if sock.family == socket.AF_UNIX:
             return _unix_queue(os.fstat(sock.fileno()).st_ino)
@@ -36,7 +36,7 @@ def accept_queue(sock: socket.socket) -> tuple[int, int] | None:
 
 
 def _unix_queue(inode: int) -> tuple[int, int] | None:
-    """Raises OSError if there is no way to ask."""
+    """Ask sock_diag(7); raises OSError if that is not possible."""
     request = _REQUEST.pack(socket.AF_UNIX, 0, 0, _ANY, inode, _UDIAG_SHOW_RQLEN, _ANY, _ANY)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
         netlink.settimeout(_PATIENCE)  # it answers at once, or never

@@ -1,4 +1,4 @@
-"""Which control groups bind this process (cgroups(7)), and what they count."""
+"""The control groups that limit this process (cgroups(7)), and their counters."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ ROOT = Path("/sys/fs/cgroup")
 
 
 def binding_folders(controller: str, membership: Path = MEMBERSHIP, root: Path = ROOT) -> list[Path]:
-    """The folders whose limits of `controller` bind us: our cgroup and all above it, of v2 and of v1."""
+    """The folders whose limits of `controller` apply to us: our cgroup and all above it, of v2 and v1."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:
@@ -22,14 +22,15 @@ def binding_folders(controller: str, membership: Path = MEMBERSHIP, root: Path =
             base = next((b for name in names if (b := root / name).is_dir()), root / controller)
         else:
             continue
-        # In a container the path may be the host's and not exist; its own root then has the limit.
+        # In a container the path may be that of the host and not exist; then the container's root has the
+        # limit.
         here = base / path.lstrip("/")
         folders += [folder for folder in (here, *here.parents) if folder.is_relative_to(base)]
     return folders
 
 
 def read_words(path: Path) -> dict[str, int]:
-    """A file of lines with a name and a number each, as the kernel writes its counters."""
+    """Counters of the kernel: a file of lines with a name and a number."""
     found = {}
     try:
         for line in path.read_text().splitlines():
@@ -38,5 +39,5 @@ def read_words(path: Path) -> dict[str, int]:
             if number.isdigit():
                 found[name] = int(number)
     except OSError:
-        pass  # an old kernel, or no /proc: nothing to be learnt
+        pass  # an old kernel, or no /proc: no counters
     return found

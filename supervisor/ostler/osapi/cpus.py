@@ -1,4 +1,4 @@
-"""How many CPUs this process may really use."""
+"""How many CPUs this process may use."""
 
 import math
 import os

@@ -1,6 +1,6 @@
 """Files: how many may be open, and reading those that a setting names.
 
-What lies where a setting says may be no file, and must not hold us up.
+The path in a setting may lead to something that is no file, which must not make the reader wait.
 """
 
 import errno
@@ -22,16 +22,16 @@ def most_open_files() -> int:
     try:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     except OSError:
-        limit = resource.RLIM_INFINITY  # the call is refused; running out of them is noticed then
+        limit = resource.RLIM_INFINITY  # the call is refused; then EMFILE shows the limit
     return _NO_LIMIT if limit == resource.RLIM_INFINITY else limit
 
 
 def open_files() -> set[int]:
-    """Descriptors of this process; one that is closed again when this returns may be among them."""
+    """Descriptors of this process, including one that is closed when this returns."""
     try:
         return {int(name) for name in os.listdir("/proc/self/fd")}  # noqa: PTH208 - names are all there is
     except OSError:
-        # No /proc, as in a chroot: those with low numbers, which are given out first.
+        # No /proc, as in a chroot: check low numbers, which are used first.
         return {fd for fd in range(min(most_open_files(), _MOST_TRIED)) if _is_open(fd)}
 
 
@@ -44,11 +44,11 @@ def _is_open(fd: int) -> bool:
 
 
 def read_file(path: str | os.PathLike[str], most: int = _MOST) -> bytes:
-    """All of a file that has `most` bytes at most. Never waits, and opens nothing but a file and /dev/null.
+    """The content of a file of at most `most` bytes. Never waits, and opens only files and /dev/null.
 
     Raises:
-        OSError: it can't be read, is a folder, a FIFO, a socket or a device, or is larger; `strerror` says
-            which.
+        OSError: it can't be read, is a folder, a FIFO, a socket or a device, or is larger; `strerror` has
+            the reason.
     """
     name = os.fspath(path)
     fd = open_file(name)
@@ -59,10 +59,10 @@ def read_file(path: str | os.PathLike[str], most: int = _MOST) -> bytes:
 
 
 def read_opened(fd: int, name: str, most: int = _MOST) -> bytes:
-    """The same of what is open already, with O_NONBLOCK; it stays open.
+    """As `read_file`, for a descriptor with O_NONBLOCK; it stays open.
 
     Args:
-        name: what it was opened by, for messages.
+        name: the path, for messages.
     """
     try:
         _check_kind(os.fstat(fd), name)
@@ -75,11 +75,11 @@ def read_opened(fd: int, name: str, most: int = _MOST) -> bytes:
                 raise OSError(errno.EFBIG, f"it has more than {most} bytes", name)
         return b"".join(parts)
     except BlockingIOError:
-        raise OSError(errno.EAGAIN, "it is no file, and nothing is there to be read", name) from None
+        raise OSError(errno.EAGAIN, "it is no file, and has nothing to read", name) from None
 
 
 def check_file(path: str | os.PathLike[str]) -> None:
-    """Look whether a file can be read, for what is going to read it by its name.
+    """Check that a file can be read, before other code opens it by its path.
 
     Raises:
         OSError: as `read_file`, but for the size.
@@ -88,12 +88,12 @@ def check_file(path: str | os.PathLike[str]) -> None:
 
 
 def unlink_if(path: str | os.PathLike[str], is_it: Callable[[os.stat_result], bool]) -> None:
-    """Remove what has this name if it is what is meant; a link is not followed. It may be gone.
+    """Remove the file of this name if `is_it` confirms it; links are not followed. It may not exist.
 
-    In a folder that is held: others may be able to put another in its place between the look and the removal.
+    The folder is held by a descriptor, as others may be able to replace it between the check and the removal.
 
     Raises:
-        OSError: it can't be looked at, or not be removed.
+        OSError: it can't be examined or removed.
     """
     folder, name = os.path.split(os.fspath(path))
     fd = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -107,9 +107,10 @@ def unlink_if(path: str | os.PathLike[str], is_it: Callable[[os.stat_result], bo
 
 
 def open_file(name: str) -> int:
-    """A descriptor to read from what `read_file` reads.
+    """A descriptor to read what `read_file` accepts.
 
-    It is looked at before it is opened: to open a device is to use it (a watchdog, a tape). Raises OSError.
+    Its kind is checked before it is opened: opening a device may have an effect (a watchdog, a tape). Raises
+    OSError.
     """
     if "\0" in name:
         raise OSError(errno.EINVAL, "a path can't have a NUL character", name)

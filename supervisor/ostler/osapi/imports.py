@@ -1,16 +1,15 @@
-"""Root imports nothing that others can write.
+"""Prevents root from importing code that other accounts can write.
 
-As long as a process has root's rights, `guard` keeps off its module search path what other accounts can
-write, and looks at each module that is found all the same: its file and every folder on the way to it.
-Bytecode that lies where others can write is not read. What belongs to the installation itself (the
-interpreter's folders, and the one that this package lies in) is not checked: it has run already. A part of it
-is refused all the same if an account can write that part but not the whole. `release` puts everything back
-where it was, once the rights are given up.
+As long as a process has root's rights, `guard` removes folders that other accounts can write from the module
+search path, and checks each module that is found: its file and every folder on its path. Bytecode in a place
+that others can write is not read. The installation itself (the interpreter's folders, and the one with this
+package) is not checked: its code has run already. But a part of it is refused if an account can write that
+part and not the whole. `release` restores everything once the rights are given up.
 
-What an interpreter does before it runs our first line can't be undone by it: PYTHONPATH and the like are
-taken out of the environment of the interpreters that we start (`environment`), which give it back to the app.
+What an interpreter does before its first line of our code can't be undone: PYTHONPATH and the like are
+removed from the environment of the interpreters that we start (`environment`), which restore it for the app.
 
-What this module needs itself is imported from the installation alone.
+The modules that this one needs are imported only from the installation.
 """
 
 import os
@@ -35,7 +34,7 @@ from ostler.osapi import trust  # noqa: E402
 sys.path[:] = _before
 
 _WITHHELD = "OSTLER_WITHHELD_"
-# What `ctl` sends to a daemon. The administrator's, and for no process that is to be the app's.
+# The token that `ctl` sends to a daemon. It is the administrator's; a process for the app must not have it.
 _TOKEN = "OSTLER_TOKEN"  # noqa: S105 - a variable's name
 _INSTALLATION = {
     os.path.dirname(os.__file__),  # noqa: PTH120
@@ -50,7 +49,7 @@ _guard: "_Guard | None" = None
 
 
 class _SourceLoader(SourceFileLoader):
-    """Compiles the source, whatever bytecode lies beside it."""
+    """Compiles the source, and ignores its cached bytecode."""
 
     def get_code(self, fullname: str) -> Any:
         path = self.get_filename(fullname)
@@ -58,11 +57,12 @@ class _SourceLoader(SourceFileLoader):
 
 
 class _Guard:
-    """The only finder while it is in force; asks those that it has replaced.
+    """The only finder while it is installed; calls the finders that it has replaced.
 
     Attributes:
-        finders: these.
-        before: the search path as it was; kept: what of it is left; left_out: what was asked for in vain.
+        finders: the replaced ones.
+        before: the original search path; kept: the remaining part of it; left_out: more folders that were
+            refused.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class _Guard:
             sys.pycache_prefix = None
 
     def remove(self) -> None:
-        # A configuration may have made its own list.
+        # A configuration may have replaced the list.
         place = sys.meta_path.index(self) if self in sys.meta_path else len(sys.meta_path)
         sys.meta_path[place : place + 1] = [found for found in self.finders if found not in sys.meta_path]
         new = [entry for entry in sys.path if entry not in self.kept]
@@ -94,7 +94,7 @@ class _Guard:
         sys.pycache_prefix = self.withheld.get("PYTHONPYCACHEPREFIX", self.prefix)
         customized = [entry for entry in withheld if os.path.exists(f"{entry}/sitecustomize.py")]  # noqa: PTH110
         if customized:
-            # What the interpreter would have done at its start.
+            # As the interpreter would have done at its start.
             sys.modules.pop("sitecustomize", None)
             site.execsitecustomize()
 
@@ -118,7 +118,7 @@ class _Guard:
         return None
 
     def _left_out(self, name: str) -> str:
-        """Why a module was not found, if it lies in a folder that is not searched."""
+        """Why a module was not found, if it is in a folder that is not searched."""
         listed = [entry for entry in self.before if entry.startswith("/") and entry not in self.kept]
         for place in (*_entries(self.withheld.get("PYTHONPATH")), *listed, *self.left_out):
             if PathFinder.find_spec(name, [place]) is not None:
@@ -128,7 +128,7 @@ class _Guard:
     def _found(
         self, finder: Any, find: Any, name: str, path: Sequence[str] | None, target: ModuleType | None
     ) -> Iterable[ModuleSpec]:
-        """Each candidate: one that is refused must not hide one behind it."""
+        """All candidates: a refused one must not hide another one later in the path."""
         if finder is not PathFinder:
             found = find(name, path, target)
             return [found] if found is not None else []
@@ -140,14 +140,14 @@ class _Guard:
         return [spec for spec in each if spec is not None]
 
     def _problem(self, spec: ModuleSpec) -> str:
-        """Why root may not import it, if so. Its bytecode is left aside if that is all that is wrong."""
+        """Why root may not import it, or an empty text. If only its bytecode is unsafe, that is not used."""
         if not spec.has_location or spec.origin is None:
             for folder in spec.submodule_search_locations or ():  # of a namespace package
                 if not self._is_safe(folder):
                     return trust.shown(trust.writers(folder))
             return ""
         place = _outside(spec.origin)
-        if place is None:  # most are
+        if place is None:  # as for most modules
             if (other := _writer_within(spec.origin)) is not None:
                 return trust.shown([other])
         elif not self._is_safe(place):
@@ -172,7 +172,7 @@ class _Guard:
         return known
 
     def find_distributions(self, context: Any) -> Iterable[Any]:
-        """For importlib.metadata: what is installed in the folders that are left."""
+        """For importlib.metadata: distributions in the remaining folders."""
         for finder in self.finders:
             find = getattr(finder, "find_distributions", None)
             if find is not None:
@@ -187,7 +187,7 @@ class _Guard:
 
 
 def guard() -> None:
-    """Be careful from now on, if we are root; may be called again."""
+    """Install the guard if we are root; may be called again."""
     global _guard
     if _guard is None and os.geteuid() == 0:
         _guard = _Guard()
@@ -195,7 +195,7 @@ def guard() -> None:
 
 
 def release() -> None:
-    """Rights are given up, or the app is to have them: import as everybody does."""
+    """Remove the guard: rights are given up, or the app is to have them."""
     global _guard
     if _guard is not None:
         before, _guard = _guard, None
@@ -211,7 +211,7 @@ def may_come_from(folder: str) -> bool:
 
 
 def withheld() -> list[str]:
-    """What of PYTHONPATH is not searched while we have root's rights."""
+    """Entries of PYTHONPATH that are not searched while we have root's rights."""
     if _guard is None:
         return []
     listed = _entries(_guard.withheld.get("PYTHONPATH")) or _entries(os.environ.get("PYTHONPATH"))
@@ -219,7 +219,7 @@ def withheld() -> list[str]:
 
 
 def top_level(name: str, first: str) -> ModuleSpec | None:
-    """Where a module would come from without a guard, `first` being first on the path. Imports nothing."""
+    """The module that would be found without a guard, with `first` first on the path. Imports nothing."""
     path = [first, *(_guard.before if _guard is not None else sys.path)]
     if _guard is not None:
         path[1:1] = _entries(_guard.withheld.get("PYTHONPATH"))
@@ -227,9 +227,9 @@ def top_level(name: str, first: str) -> ModuleSpec | None:
 
 
 def environment(folder: str | None = None) -> dict[str, str]:
-    """The environment for an interpreter that has root's rights at first, and calls `guard` at once.
+    """The environment for an interpreter that starts with root's rights and calls `guard` at once.
 
-    folder: it may be started so that this folder comes first on its module search path.
+    folder: the interpreter may put this folder first on its module search path.
     """
     environ = dict(os.environ)
     if os.geteuid() != 0:
@@ -242,7 +242,7 @@ def environment(folder: str | None = None) -> dict[str, str]:
     prefix = environ.get("PYTHONPYCACHEPREFIX")
     if prefix and trust.writers(prefix):
         _withhold(environ, "PYTHONPYCACHEPREFIX", "")
-    # False in a virtual environment, None if our rights are another's: then there is none.
+    # False in a virtual environment, None if real and effective ids differ: then there is no such folder.
     if site.ENABLE_USER_SITE or (_guard is not None and "PYTHONNOUSERSITE" in _guard.withheld):
         folder_of_user = _user_site()
         if folder_of_user is not None and not _is_safe(folder_of_user):
@@ -253,13 +253,13 @@ def environment(folder: str | None = None) -> dict[str, str]:
 
 
 def writers(path: str) -> list[trust.Writer]:
-    """As `trust.writers`; of the installation: none."""
+    """As `trust.writers`, but none for the installation."""
     place = _outside(path)
     return [] if place is None else trust.writers(place)
 
 
 def installation() -> list[str]:
-    """What root executes whatever is done here: the interpreter, its library, and what lies beside us."""
+    """What root executes in any case: the interpreter, its library, and the folder of this package."""
     return [sys.executable, os.path.realpath(sys.executable), *sorted(_INSTALLATION)]
 
 
@@ -271,7 +271,7 @@ def _withhold(environ: dict[str, str], name: str, value: str) -> None:
 
 
 def _restore_environment() -> Mapping[str, str]:
-    """Give back what `environment` has withheld; returns it by name."""
+    """Restore variables that `environment` has withheld; returns them by name."""
     found = {}
     for key in [key for key in os.environ if key.startswith(_WITHHELD)]:
         name, value = key.removeprefix(_WITHHELD), os.environ.pop(key)
@@ -287,18 +287,18 @@ def _entries(path: str | None) -> list[str]:
 
 
 def _user_site() -> str | None:
-    """The user's own site-packages, if there are such."""
+    """The user's own site-packages, if that folder exists."""
     folder = site.getusersitepackages()
     return folder if os.path.isdir(folder) else None  # noqa: PTH112
 
 
 def is_installation(path: str) -> bool:
-    """Whether it is part of the standard library, of site-packages, or lies where this package does."""
+    """Whether it is part of the standard library, of site-packages, or of the folder with this package."""
     return path in _INSTALLATION or path.startswith(_TREES)
 
 
 def _outside(path: str) -> str | None:
-    """Where it is if not in the installation, or if a link in there leads out of it."""
+    """The resolved path if it is not in the installation, or if a link in there leads out of it."""
     if not is_installation(path):
         return path
     folder, name = os.path.split(path)
@@ -312,9 +312,10 @@ def _outside(path: str) -> str | None:
 
 @cache
 def _writer_within(path: str) -> trust.Writer | None:
-    """Who can write a file or folder of the installation, but not the installation itself, if anybody.
+    """An account that can write a file or folder of the installation, but not the installation itself, if
+    any.
 
-    Looked at by name: only who can write the installation can have that mean something else.
+    Checked by name: only an account that can write the installation could replace it meanwhile.
     """
     tree = max((tree for tree in _TREES if path.startswith(tree)), key=len, default=None)
     if tree is None or trust.is_alone():
@@ -322,7 +323,7 @@ def _writer_within(path: str) -> trust.Writer | None:
     try:
         whole, part = os.stat(tree), os.stat(path)  # noqa: PTH116
     except OSError:
-        return None  # it is in an archive, or was never a file
+        return None  # it is in an archive, or no file at all
     if not trust.is_trusted(part.st_uid) and part.st_uid != whole.st_uid:
         return trust.Writer(path, uid=part.st_uid)
     if part.st_mode & ~whole.st_mode & stat.S_IWOTH:
@@ -334,5 +335,5 @@ def _writer_within(path: str) -> trust.Writer | None:
 
 
 def _is_safe(path: str) -> bool:
-    # What is relative, as the current folder's '', could be safe now and not so a moment later.
+    # A relative path, like '' for the current folder, could be safe now and unsafe a moment later.
     return path.startswith("/") and (is_installation(path) or not trust.writers(path))

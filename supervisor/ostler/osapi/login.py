@@ -1,8 +1,8 @@
 """What a process inherits from the login session that started it, and gives up with its account.
 
 - The terminal. A process of its session can put characters into its input (TIOCSTI of ioctl_tty(2)), which
-  root's shell takes for typed; one that has it open for reading gets what is typed.
-- The session keyring (session-keyring(7)): who has it can use the keys in it, whatever the uid is.
+  root's shell executes as if typed; a process that has it open for reading gets the typed text.
+- The session keyring (session-keyring(7)): a process that has it can use its keys, whatever its uid is.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ _JOIN_SESSION_KEYRING = 1  # KEYCTL_JOIN_SESSION_KEYRING of linux/keyctl.h
 
 
 def leave_login() -> None:
-    """Leave the session of the terminal, if there is one, and the keyring. Outputs stay where they lead.
+    """Leave the session of the terminal, if there is one, and the keyring. Outputs go where they went.
 
     Raises:
         OSError: the terminal can't be left.
@@ -27,12 +27,12 @@ def leave_login() -> None:
         os.setsid()
     for fd in terminals:
         name, mode = (os.devnull, os.O_RDONLY) if fd == 0 else (f"/proc/self/fd/{fd}", os.O_WRONLY)
-        # One that belongs to no account of our user namespace can't be opened again: it is not root's.
+        # A terminal of no account in our user namespace can't be opened again: it is not root's.
         with suppress(OSError):
             new = os.open(name, mode | os.O_NOCTTY | os.O_CLOEXEC)
             os.dup2(new, fd)
             os.close(new)
     number = _KEYCTL.get(platform.machine())
     if number is not None:
-        # Refused in most containers, whose processes have no session keyring of root's either.
+        # Refused in most containers; their processes have no session keyring of root.
         ctypes.CDLL(None).syscall(ctypes.c_long(number), ctypes.c_long(_JOIN_SESSION_KEYRING), None)

@@ -1,4 +1,4 @@
-"""Files that are in memory only and have no name."""
+"""Unnamed files in memory."""
 
 import errno
 import os
@@ -17,11 +17,11 @@ def memory_file(name: str) -> int:
         name: what /proc/PID/maps shows for a memfd.
 
     Raises:
-        OSError: both were refused. `strerror` names the calls and why each failed.
+        OSError: both were refused. `strerror` has both calls and their reasons.
     """
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
-        # With sysctl vm.memfd_noexec=2 the kernel insists on it.
+        # Required by the kernel with sysctl vm.memfd_noexec=2.
         return os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
     except OSError as error:
         refused = error

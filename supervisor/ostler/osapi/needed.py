@@ -1,7 +1,8 @@
-"""System calls that nothing works without, tried before the start.
+"""Tries the system calls that Ostler can't do without, before the start.
 
-A strict seccomp(2) profile or a resource limit may refuse them. The place where that shows may be in a
-library, or in a worker that then boots and dies again and again; here it is one line that names the call.
+A strict seccomp(2) profile or a resource limit may refuse them. Otherwise the failure could occur in a
+library, or in a worker that then boots and dies again and again; here it is one line with the name of the
+call.
 """
 
 import errno
@@ -16,7 +17,7 @@ from ostler.errors import OstlerError
 from ostler.osapi.files import most_open_files
 from ostler.osapi.memfile import memory_file
 
-# For a start with one worker; what more are needed is found out by and by.
+# Enough to start with one worker.
 _FEWEST_DESCRIPTORS = 32
 _REFUSED = (errno.EPERM, errno.EACCES, errno.ENOSYS)
 LIMITS = "see the limits of the process (ulimit -a) and of its cgroup"
@@ -26,7 +27,7 @@ def check_calls() -> None:
     """Try each call.
 
     Raises:
-        OstlerError: one is refused; names it.
+        OstlerError: one is refused; the message names it.
     """
     descriptors = most_open_files()
     if descriptors < _FEWEST_DESCRIPTORS:
@@ -40,14 +41,14 @@ def check_calls() -> None:
 
 
 def refused(call: str, error: OSError) -> OstlerError:
-    """What to raise for a call that failed and that Ostler can't do without."""
+    """The exception for a failed call that Ostler can't do without."""
     if error.errno in _REFUSED:
         return OstlerError(f"the system refuses {call}: {with_remedy(error)}")
     return OstlerError(f"{call} failed: {error.strerror or error}; {LIMITS}")
 
 
 def with_remedy(error: OSError) -> str:
-    """An error's text, followed by what to do about it where that text does not say enough."""
+    """The text of an error, with a remedy if one is known."""
     what = error.strerror or str(error)
     if error.errno in _REFUSED:
         return f"{what}; allow it (in a container: its seccomp profile)"
@@ -91,10 +92,10 @@ def _accept() -> None:
                 raise
 
 
-def _of_socket(look: Callable[[socket.socket], object]) -> Callable[[], None]:
+def _of_socket(use: Callable[[socket.socket], object]) -> Callable[[], None]:
     def attempt() -> None:
         with socket.socket(socket.AF_UNIX) as sock:
-            look(sock)
+            use(sock)
 
     return attempt
 
@@ -127,5 +128,5 @@ _CALLS: dict[str, Callable[[], object]] = {
     "getsockopt(2)": _of_socket(lambda sock: sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)),
     "ioctl(2)": _of_socket(lambda sock: sock.setblocking(False)),
     "waitid(2)": _waitid,
-    "what the scoreboard needs (memfd_create(2), ftruncate(2), mmap(2))": _memory,
+    "the calls for the scoreboard (memfd_create(2), ftruncate(2), mmap(2))": _memory,
 }

@@ -1,9 +1,8 @@
-"""Whether the kernel has killed a process because memory ran out.
+"""Detects that the kernel has killed a process because memory ran out.
 
-A process that the kernel kills for memory looks like one that somebody sent SIGKILL to. What tells them apart
-is a counter: `oom_kill` of our own cgroup, which the workers share (v2 `memory.events`, v1
-`memory.oom_control`), or without one that of the whole machine (/proc/vmstat). It moves before the victim
-ends.
+A process that the kernel kills for memory ends like one that was sent SIGKILL. The difference is a counter:
+`oom_kill` of our own cgroup, which the workers share (v2 `memory.events`, v1 `memory.oom_control`), or
+without such a cgroup that of the whole machine (/proc/vmstat). It increases before the victim ends.
 """
 
 import time
@@ -12,8 +11,8 @@ from pathlib import Path
 
 from ostler.osapi.cgroup import MEMBERSHIP, ROOT, binding_folders, read_words
 
-# What killed a process may take a while to be over: the victim has memory to give back. Kills that no death
-# came to claim in this time hit somebody else.
+# Seconds from a kill to the end of the victim, which has to free its memory. A kill without a death of a
+# child in this time hit another process.
 _CLAIM_SECONDS = 10.0
 
 
@@ -21,7 +20,7 @@ class OomWatch:
     """Counts the kernel's kills.
 
     Args:
-        membership, root, vmstat: where the kernel tells; others in tests.
+        membership, root, vmstat: the kernel's files; others in tests.
         clock: monotonic seconds.
     """
 
@@ -40,17 +39,17 @@ class OomWatch:
         self._unclaimed: list[float] = []
 
     def look(self) -> None:
-        """Take note of kills; call it now and then, so that old ones are known to be old."""
+        """Record new kills; call it about once a second, so that the age of kills is known."""
         count = _read(self._counter)
         now = self._clock()
         if count is not None:
-            # More than a few at once are as good as a few: each stands for one death to come.
+            # Each stands for one death to come; the number is bounded.
             self._unclaimed += [now] * min(count - self._seen, 1024)
             self._seen = count
         self._unclaimed = [at for at in self._unclaimed if now - at < _CLAIM_SECONDS]
 
     def grew(self) -> bool:
-        """Whether the kernel has killed lately; each kill explains one death."""
+        """Whether the kernel has killed recently; each kill accounts for one death."""
         self.look()
         if not self._unclaimed:
             return False
@@ -59,5 +58,5 @@ class OomWatch:
 
 
 def _read(file: Path) -> int | None:
-    """The counter's value; None if it is not told there."""
+    """The counter's value; None if the file does not have it."""
     return read_words(file).get("oom_kill")

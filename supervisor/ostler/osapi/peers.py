@@ -1,11 +1,11 @@
-"""Whose process is at the other end of a local connection.
+"""Finds the user of the process at the other end of a local connection.
 
-A client asks after connecting and before anything is sent: a name (a path, a port) may belong to another
-process by the time it is used, a connection does not change hands unnoticed. A server asks after accepting.
+A client checks after connecting and before it sends: a path or a port may belong to another process when it
+is used, but a connection stays with its process. A server checks after accepting.
 
-For a Unix socket the kernel says so itself (SO_PEERCRED, unix(7)). For TCP over loopback a server asks for
-the client's own socket (sock_diag(7)): a look-up in a hash table, some 10 µs however many sockets there are.
-A client reads /proc/net/tcp, for the listener too: its connection may not be accepted yet.
+For a Unix socket the kernel reports it (SO_PEERCRED, unix(7)). For TCP over loopback a server looks up the
+client's socket (sock_diag(7)): that takes some 10 µs, however many sockets there are. A client reads
+/proc/net/tcp, also for the listener: its connection may not be accepted yet.
 """
 
 import errno
@@ -71,10 +71,10 @@ class TcpPeers:
         self._number = 0
 
     def uid(self, sock: socket.socket) -> int | None:
-        """Whose socket is at the other end of `sock`; None if the kernel knows none, as in another namespace.
+        """The user of the other end of `sock`; None if the kernel finds no socket, e.g. in another namespace.
 
         Raises:
-            PeerGone: it is closed. The kernel would call its user root.
+            PeerGone: it is closed. The kernel would report root as its user.
         """
         try:
             peer, own = sock.getpeername(), sock.getsockname()
@@ -87,7 +87,7 @@ class TcpPeers:
         if answer is None:
             return None
         _, _, _, uid, inode = _ANSWER.unpack_from(answer, _HEADER.size)
-        # Without an inode it belongs to no process any more, and the uid is always 0 (sock_i_uid).
+        # Without an inode no process has it any more, and the uid is always 0 (sock_i_uid).
         if inode == 0:
             raise PeerGone
         return int(uid)
@@ -110,8 +110,8 @@ class TcpPeers:
         )
         self._netlink.send(header + request)
         while True:
-            # The kernel has answered before send(2) returns. An answer to an earlier question is left over
-            # if that was interrupted.
+            # The kernel answers before send(2) returns. If an earlier call was interrupted, its answer is
+            # still in the buffer.
             answer = self._netlink.recv(1024)
             if len(answer) < _HEADER.size:
                 return None
@@ -136,8 +136,8 @@ def is_local(sock: socket.socket) -> bool:
 def tcp_owners(sock: socket.socket) -> set[int]:
     """The users of the server of a connected TCP socket to this machine; empty if the kernel shows none.
 
-    There are the listener and, once it was accepted, the server's end of this connection. Both count: a
-    listener may have been replaced since we connected. One that is closed resets what it has not accepted.
+    These are the users of the listener and, once it is accepted, of the server's end of this connection. A
+    listener may have been replaced since we connected; a closed one resets connections that are not accepted.
     """
     for _ in range(_READINGS):
         if owners := _owners(_endpoint(*sock.getsockname()[:2]), _endpoint(*sock.getpeername()[:2])):
@@ -146,15 +146,15 @@ def tcp_owners(sock: socket.socket) -> set[int]:
 
 
 def account_name(uid: int) -> str:
-    """For people: `'web' (uid 33)`, or `uid 33` without an account."""
+    """For messages: `'web' (uid 33)`, or `uid 33` without an account."""
     try:
         return f"{pwd.getpwuid(uid).pw_name!r} (uid {uid})"
     except KeyError:
         return f"uid {uid}"
 
 
-def _owners(ours: tuple[_Address, int], theirs: tuple[_Address, int]) -> set[int]:
-    address, port = theirs
+def _owners(own: tuple[_Address, int], peer: tuple[_Address, int]) -> set[int]:
+    address, port = peer
     suffix = f":{port:04X}"
     listeners: dict[_Address, set[int]] = {}
     accepted: set[int] = set()
@@ -171,7 +171,7 @@ def _owners(ours: tuple[_Address, int], theirs: tuple[_Address, int]) -> set[int
                 continue
             if state == _LISTEN:
                 listeners.setdefault(_parsed(local)[0], set()).add(int(uid))
-            elif inode != "0" and (_parsed(local), _parsed(remote)) == (theirs, ours):
+            elif inode != "0" and (_parsed(local), _parsed(remote)) == (peer, own):
                 accepted.add(int(uid))
     # The most specific listener gets a connection.
     wildcards = [ipaddress.IPv4Address(0)] if address.version == 4 else []
@@ -182,7 +182,7 @@ def _owners(ours: tuple[_Address, int], theirs: tuple[_Address, int]) -> set[int
 
 
 def _parsed(text: str) -> tuple[_Address, int]:
-    """An address as /proc writes it: 32-bit words in the machine's byte order, in hexadecimal."""
+    """Parse an address of /proc: 32-bit words in the machine's byte order, in hexadecimal."""
     words, _, port = text.partition(":")
     raw = bytes.fromhex(words)
     if sys.byteorder == "little":
@@ -199,5 +199,5 @@ def _plain(host: str) -> _Address:
 
 
 def _unmapped(address: _Address) -> _Address:
-    """IPv4 as such, also over a socket that takes both."""
+    """An IPv4 address also for an IPv6 socket that accepts both."""
     return (address.ipv4_mapped if address.version == 6 else None) or address

@@ -1,11 +1,11 @@
-"""Booting and leaving must not make clients wait: who loads or tears down code steps back for who serves.
+"""Scheduling priority: processes that load or tear down code must not delay those that serve requests.
 
-Two means, each used where it is to be had:
+Two means, each used where it is available:
 
-- A short time slice. Since Linux 6.12 a normal process may ask for one (sched_setattr(2), sched_runtime). It
-  loses no share of the CPU by that, but whoever wakes up meanwhile waits 0.1 ms for its turn, not some 3 ms.
-- A lower priority. Lowering it is free, raising it again needs CAP_SYS_NICE or RLIMIT_NICE (setpriority(2)),
-  so it is only lowered where it can be raised again.
+- A short time slice. Since Linux 6.12 a normal process may ask for one (sched_setattr(2), sched_runtime). Its
+  share of the CPU stays the same, but a process that wakes up meanwhile waits 0.1 ms and not some 3 ms.
+- A lower priority. Every process may lower it, but raising it again needs CAP_SYS_NICE or RLIMIT_NICE
+  (setpriority(2)), so it is lowered only if it can be raised again.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ import resource
 from contextlib import suppress
 from pathlib import Path
 
-# Weighs a third of a normal process: when all CPUs are busy, a successor still comes up in reasonable time.
+# A third of the weight of a normal process: with all CPUs busy a worker still boots in reasonable time.
 _LOWER_BY = 5
 _SHORT_SLICE = 100_000  # ns, the least the kernel allows
 _CAP_SYS_NICE = 23  # linux/capability.h
@@ -38,7 +38,7 @@ class _SchedAttr(ctypes.Structure):
 
 
 def step_back() -> int:
-    """Let others go first; returns what `step_forward` needs."""
+    """Lower the priority; returns the argument for `step_forward`."""
     lowered = 0
     with suppress(OSError):  # a refusal (seccomp in a container) is no reason not to boot; here and below
         before = os.getpriority(os.PRIO_PROCESS, 0)
@@ -55,14 +55,14 @@ def step_forward(lowered: int) -> None:
         try:
             os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) - lowered)
         except OSError:
-            pass  # it looked as if we might; slower is better than not at all
+            pass  # refused in spite of the check; a slow worker is better than none
     _set_slice(0)
 
 
 def keep_way_forward(lowered: int) -> int:
-    """Before privileges are given up: `step_forward` must be possible after it, too.
+    """Before privileges are given up: make sure that `step_forward` will be possible afterwards.
 
-    Returns what it then needs; 0 if that could not be permitted, and the priority was raised at once.
+    Returns the argument for it; 0 if that is not possible, and the priority was raised at once.
     """
     if not lowered:
         return 0
@@ -83,14 +83,14 @@ def keep_way_forward(lowered: int) -> int:
 
 
 def step_back_for_good() -> None:
-    """Let all others go first, until the end of this process, which is near."""
+    """Take the lowest priority for the rest of this process, which is about to end."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, 19)
     _set_slice(_SHORT_SLICE)
 
 
 def _set_slice(nanoseconds: int) -> None:
-    """Ask for a time slice, 0 for the usual one; kernels and policies that know no such wish ignore it."""
+    """Ask for a time slice, 0 for the default; ignored by kernels and policies without that feature."""
     number = _SCHED_SETATTR.get(os.uname().machine)
     try:
         if number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
@@ -113,7 +113,7 @@ def _may_return_to(nice: int) -> bool:
         return True
     try:
         status = Path("/proc/self/status").read_text()
-        # In a user namespace (user_namespaces(7)) the capability is not what the kernel asks for here.
+        # In a user namespace (user_namespaces(7)) the capability has no effect here.
         if Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]:
             return False
     except OSError:

@@ -1,4 +1,4 @@
-"""Processes: who adopts orphans, whom a signal really hits."""
+"""Processes: adopting orphans, titles, standard descriptors, signals."""
 
 import ctypes
 import mmap
@@ -12,9 +12,9 @@ from setproctitle import setproctitle
 from ostler.osapi.needed import refused
 from ostler.text import readable
 
-# Asks a worker's faulthandler for the stacks of all threads. A real-time signal: the usual ones are taken.
+# Makes a worker's faulthandler write the stacks of all threads. A real-time signal, as others are in use.
 DUMP_SIGNAL = signal.SIGRTMIN + 5
-# Lets a worker look which of its requests the supervisor has marked as overdue, to end just those.
+# Makes a worker interrupt those of its requests that the supervisor has marked as overdue.
 INTERRUPT_SIGNAL = signal.SIGRTMIN + 6
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -44,7 +44,7 @@ def adopt_no_orphans() -> None:
 
 
 def set_title(title: str) -> None:
-    """What ps(1) shows of this process; a name in it may be an app's, or stand for bytes."""
+    """Set the title in ps(1); names of apps in it may contain surrogates for bytes."""
     setproctitle(readable(title).replace("\0", ""))
 
 
@@ -54,15 +54,14 @@ _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 def fill_standard_descriptors() -> None:
     """Open /dev/null where a standard descriptor is closed.
 
-    Else the next thing to be opened, a listener say, gets that number and what is meant for stderr, and
-    Python has None for its streams.
+    Otherwise the next descriptor, e.g. a listener, would get that number and receive the text for stderr, and
+    Python's streams would be None.
     """
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
         except OSError:
-            # The lowest number that is free is this one. Inherited by all our children, as standard
-            # descriptors are.
+            # This is the lowest free number. Inheritable, as standard descriptors are.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
             name, mode = _STREAMS[fd]
             if getattr(sys, name) is None:
@@ -71,9 +70,9 @@ def fill_standard_descriptors() -> None:
 
 
 def silence(outputs: bool) -> None:
-    """Put /dev/null in the place of the standard input, and of the outputs as well if so asked.
+    """Replace the standard input by /dev/null, and with `outputs` the outputs, too.
 
-    They may be a terminal, or a pipe that somebody reads to its end.
+    They may be a terminal, or a pipe whose reader waits for its end.
     """
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for fd in (0, 1, 2) if outputs else (0,):
@@ -82,20 +81,20 @@ def silence(outputs: bool) -> None:
 
 
 def set_timer_slack(nanoseconds: int) -> None:
-    """How late the kernel may end waits of this thread and of those that it starts (PR_SET_TIMERSLACK)."""
+    """Set how late waits of this thread, and of threads that it starts, may end (PR_SET_TIMERSLACK)."""
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, nanoseconds, 0, 0, 0)
 
 
 def enlarge_signal_stack() -> None:
     """Give this thread's signal handlers an alternate stack (sigaltstack(2)) with room for all at once.
 
-    faulthandler's is small: with what today's processors save of themselves for each handler, some five
-    signals that come together overflow it. So do those that have waited while a process was stopped.
+    faulthandler's stack is small: with the state that current processors save for each handler, some five
+    simultaneous signals overflow it, e.g. those that are pending when a stopped process continues.
     """
     libc = ctypes.CDLL(None)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_long)
-    # Not Python's own: signals come also while the interpreter is torn down, which would unmap that.
+    # Not Python's mmap: signals also come while the interpreter is torn down, which would unmap that.
     place = libc.mmap(
         None, _SIGNAL_STACK, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
     )
@@ -139,7 +138,7 @@ def zombie_status(pid: int) -> int | None:
     try:
         Path(f"/proc/{pid}/cwd").readlink()
     except PermissionError:
-        return None  # who may not trace it (CAP_SYS_PTRACE) reads 0 in the place of exit_code
+        return None  # without the right to trace it (CAP_SYS_PTRACE) exit_code reads as 0
     except OSError:
         pass  # a zombie has none
     try:

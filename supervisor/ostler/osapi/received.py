@@ -1,4 +1,4 @@
-"""Descriptors that came over a socket (SCM_RIGHTS, unix(7)) from a process that is not trusted."""
+"""Descriptors received over a socket (SCM_RIGHTS, unix(7)) from a process that is not trusted."""
 
 import array
 import socket
@@ -10,13 +10,13 @@ from ostler.osapi import original
 MOST = 253
 """In one message (SCM_MAX_FD, linux/net/scm.h)."""
 SPACE = socket.CMSG_SPACE(4 * MOST)
-"""For `recvmsg`. With less the kernel would close what finds no room, which can block: see `discard`."""
+"""For `recvmsg`. With less space the kernel would close the rest, which can block: see `discard`."""
 
 _NO_LINGER = struct.pack("ii", 0, 0)
 
 
 def descriptors(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
-    """Those in what `recvmsg` returned; the caller's from now on."""
+    """The descriptors in the ancillary data of `recvmsg`; the caller owns them."""
     found = array.array("i")
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -25,10 +25,10 @@ def descriptors(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
 
 
 def discard(fd: int) -> None:
-    """Close a descriptor without waiting for anything.
+    """Close a descriptor without waiting.
 
     The last close of a TCP socket waits until its data is sent, for as long as the sender of the descriptor
-    has asked for (SO_LINGER, socket(7)), also if the socket does not block.
+    has set (SO_LINGER, socket(7)), even for a non-blocking socket.
     """
     try:
         with original.Socket(fileno=fd) as sock:
@@ -42,4 +42,4 @@ def never_linger(sock: socket.socket) -> None:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
     except OSError:
-        pass  # not a kind of socket that lingers
+        pass  # a kind of socket without SO_LINGER

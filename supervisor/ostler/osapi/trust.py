@@ -1,17 +1,17 @@
-"""Who else can write a file: asked by root before it runs code or believes a configuration.
+"""Which other accounts can write a file; checked by root before it runs code or uses a configuration.
 
-A path is walked from `/` on, folder by folder, each held by a descriptor and symbolic links resolved by hand
-(path_resolution(7)), so that nothing can be put in its place between the look and the use. Each folder on the
-way says who can have the path mean something else:
+A path is walked from `/` on, folder by folder. Each folder is held by a descriptor and symbolic links are
+resolved here (path_resolution(7)), so that nothing can be replaced between check and use. These accounts can
+make the path lead elsewhere, for each folder of it:
 
-- its owner, unless that is root or the account that we are;
+- its owner, unless that is root or our own account;
 - the members of its group, if they may write and it is not root's group;
-- everybody, if everybody may write. In a folder with the sticky bit (`/tmp`) others can't replace a folder
-  that is root's or ours, so the way goes on through such a one; a file or a link there is not believed.
+- everybody, if everybody may write. In a folder with the sticky bit (`/tmp`) others can't replace a folder of
+  root or of ours, so such a folder is walked through; a file or a link there is not trusted.
 
-With an access control list (acl(5)) the group's bits are its mask: those that it names may write, and that
-counts as everybody. A folder of root's on a file system that is mounted read-only can't be written, whatever
-its mode says (Kubernetes mounts a ConfigMap so).
+With an access control list (acl(5)) the group's bits are its mask: the named accounts may write, and that
+counts as everybody. A folder of root on a file system that is mounted read-only can't be written, whatever
+its mode is (Kubernetes mounts a ConfigMap so).
 
 See `imports` for what may be imported here, and when.
 """
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 _MOST_LINKS = 40  # as path_resolution(7)
 _HOLD = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-# A FIFO that lies there must not hold us up.
+# O_NONBLOCK: opening a FIFO must not wait.
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _GROUP_OR_ALL = stat.S_IWGRP | stat.S_IWOTH
 
@@ -35,7 +35,7 @@ class Writer(NamedTuple):
         path: the file or folder that they can write.
         uid: an account that can; None for the group or everybody.
         gid: a group whose members can; with neither, everybody can.
-        owner_gid: the group of what the account owns.
+        owner_gid: the group of the file that the account owns.
     """
 
     path: str
@@ -45,11 +45,11 @@ class Writer(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """What a path leads to.
+    """The result of following a path.
 
     Attributes:
-        fd: open for reading, or held by O_PATH if that was asked for; -1 if there is nothing, or others can
-            write what was to be read.
+        fd: open for reading, or only held (O_PATH); -1 if there is no such file, or if it was to be read
+            and others can write it.
         writers: in the order of the path; empty if only root and we can write it.
         missing: there is nothing of that name.
     """
@@ -60,10 +60,10 @@ class Walk(NamedTuple):
 
 
 def writers(path: str) -> list[Writer]:
-    """Who besides root and us can write the file or folder `path`, or have the path mean another one.
+    """The accounts besides root and ours that can write the file or folder `path`, or replace it.
 
-    Of a path that goes on behind a file (a module in an archive): who can write that file. Of what does not
-    exist: who could make it. Of what we can't look at: taken for everybody's.
+    For a path that goes on behind a file (a module in an archive): those that can write that file. For one
+    that does not exist: those that could make it. For one that we can't examine: everybody.
     """
     try:
         found = walk(path)
@@ -75,13 +75,13 @@ def writers(path: str) -> list[Writer]:
 
 
 def open_to_read(path: str) -> Walk:
-    """As `walk`, for reading; the writers are those of the very file that is open.
+    """As `walk`, for reading; the writers are those of the file that is open.
 
-    What others can write is not opened: to open a device is to use it (a watchdog, a tape), and a link may
-    lead to one.
+    A file that others can write is not opened: a link may lead to a device, and opening that may have an
+    effect (a watchdog, a tape).
 
     Raises:
-        OSError: it can't be opened, or there is nothing.
+        OSError: it can't be opened, or does not exist.
     """
     found = walk(path, read=True)
     if found.missing:
@@ -90,16 +90,16 @@ def open_to_read(path: str) -> Walk:
 
 
 def walk(path: str, read: bool = False) -> Walk:
-    """Follow `path`; see above.
+    """Follow `path`, as described above.
 
     Args:
-        path: counts from the current folder if it is relative.
-        read: open what it leads to for reading, else only hold it.
+        path: may be relative to the current folder.
+        read: open the result for reading, else only hold it.
 
     Raises:
-        OSError: it leads in circles, or through something that is no folder or can't be entered.
+        OSError: it has a loop, or leads through something that is no folder or can't be entered.
     """
-    # By the kernel's word for it: no name that others could change leads to the current folder.
+    # From getcwd(2): it does not depend on names that others could change.
     whole = path if path.startswith("/") else f"{os.getcwd()}/{path}"  # noqa: PTH109
     names = [name for name in whole.split("/") if name not in ("", ".")]
     folders = [os.open("/", _HOLD | os.O_DIRECTORY)]
@@ -148,7 +148,8 @@ def walk(path: str, read: bool = False) -> Walk:
                 if names and read:
                     os.close(fd)
                     raise NotADirectoryError(20, os.strerror(20), here)
-                # With names left it is an archive, perhaps: who can write it can write all that is in it.
+                # With names left it may be an archive: an account that can write it can write all of its
+                # content.
                 return _end(fd, here, found, sticky, read, name, folders[-1])
             if names or read:
                 sticky = _look(fd, here, found)
@@ -161,10 +162,10 @@ def walk(path: str, read: bool = False) -> Walk:
 
 
 def _end(fd: int, here: str, found: list[Writer], sticky: bool, read: bool, name: str, folder: int) -> Walk:
-    """The last step: look at what is there, and open it if it is to be read."""
+    """The last step: check the file, and open it if it is to be read."""
     try:
         if sticky and not stat.S_ISDIR(os.fstat(fd).st_mode):
-            found.append(Writer(here))  # a second name of a file of root's, perhaps
+            found.append(Writer(here))  # it may be a hard link to a file of root
         if not read:
             if _look(fd, here, found):
                 found.append(Writer(here))  # others can make names in it
@@ -192,7 +193,10 @@ def _end(fd: int, here: str, found: list[Writer], sticky: bool, read: bool, name
 
 
 def _look(fd: int, here: str, found: list[Writer]) -> bool:
-    """Note who can write what is open; whether it is a folder in which others can make names, and no more."""
+    """Add accounts that can write `fd`.
+
+    Returns whether it is a sticky folder, where others can make names.
+    """
     info = os.fstat(fd)
     if is_alone():
         return False
@@ -214,8 +218,8 @@ def _look(fd: int, here: str, found: list[Writer]) -> bool:
 def is_alone() -> bool:
     """Whether root is the only account of our user namespace (user_namespaces(7)).
 
-    Outside the namespace it is an ordinary user, has the rights of that user and can take no other account;
-    files of the system's root belong to the overflow uid here. So there is no account to guard against.
+    Outside the namespace it is an ordinary user with that user's rights, and it can't become another account;
+    files of the system's root belong to the overflow uid here. So there is no other account.
     """
     try:
         with open("/proc/self/uid_map", encoding="ascii") as file:  # noqa: PTH123 - no pathlib here
@@ -225,12 +229,12 @@ def is_alone() -> bool:
 
 
 def is_trusted(uid: int) -> bool:
-    """Root, and the account that we are."""
+    """Whether it is root or our own account."""
     return uid in (0, os.geteuid())
 
 
 def _is_sticky(fd: int, info: os.stat_result) -> bool:
-    """Whether it is a folder in which others can make names, and change none but their own."""
+    """Whether it is a folder in which others can make names, and change only their own."""
     mode = info.st_mode
     if not (stat.S_ISDIR(mode) and mode & stat.S_ISVTX and mode & _GROUP_OR_ALL) or is_alone():
         return False
@@ -238,7 +242,7 @@ def _is_sticky(fd: int, info: os.stat_result) -> bool:
 
 
 def _is_magic(link: os.stat_result) -> bool:
-    """Whether it is one of proc's that lead to an open file and not to a name (proc_pid_fd(5))."""
+    """Whether it is a link of /proc to an open file and not to a name (proc_pid_fd(5))."""
     try:
         return link.st_dev == os.stat("/proc").st_dev  # noqa: PTH116
     except OSError:
@@ -253,17 +257,17 @@ def _is_read_only(fd: int) -> bool:
 
 
 def _has_access_list(fd: int) -> bool:
-    """Also where that can't be found out: of a held descriptor only /proc tells."""
+    """Whether there is an access control list; also true if that can't be determined without /proc."""
     try:
         return any("acl_access" in name or "nfs4_acl" in name for name in os.listxattr(f"/proc/self/fd/{fd}"))
     except OSError as error:
-        return error.errno != 95  # EOPNOTSUPP: a file system without such
+        return error.errno != 95  # EOPNOTSUPP: a file system without these lists
 
 
 def sole(found: list[Writer]) -> tuple[int, int] | None:
-    """The one account, as uid and gid, if all that can write is that account; None if several can.
+    """The account, as uid and gid, if only one account can write; None if several can.
 
-    A group counts as an account if it is that account's own: it bears its name and has no other member.
+    A group counts as an account if it is that account's own group: it has its name and no other member.
     """
     import grp
     import pwd
@@ -299,26 +303,26 @@ def sole(found: list[Writer]) -> tuple[int, int] | None:
 
 
 def _have_group(gid: int, besides: int) -> bool:
-    """Whether it is the first group of another account, which does not show among its members."""
+    """Whether it is the primary group of another account, which the list of members does not contain."""
     import pwd
 
     return any(entry.pw_gid == gid and entry.pw_uid != besides for entry in pwd.getpwall())
 
 
 def shown(found: list[Writer]) -> str:
-    """The first of them, for people: `uid 1000 (app) can write /srv/app`."""
+    """The first of them, for messages: `'app' can write /srv/app`."""
     import grp
     import pwd
 
     writer = found[0]
-    who = "everybody"
+    writers_name = "everybody"
     try:
         if writer.uid is not None:
-            who = f"uid {writer.uid}"
-            who = f"{pwd.getpwuid(writer.uid).pw_name!r}"
+            writers_name = f"uid {writer.uid}"
+            writers_name = f"{pwd.getpwuid(writer.uid).pw_name!r}"
         elif writer.gid is not None:
-            who = f"the members of gid {writer.gid}"
-            who = f"the members of the group {grp.getgrgid(writer.gid).gr_name!r}"
+            writers_name = f"the members of gid {writer.gid}"
+            writers_name = f"the members of the group {grp.getgrgid(writer.gid).gr_name!r}"
     except KeyError:
         pass
-    return f"{who} can write {writer.path}"
+    return f"{writers_name} can write {writer.path}"

@@ -1,9 +1,6 @@
 """Names of worker classes: ours, gunicorn's, and those of packages that bring worker classes for gunicorn."""
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ostler.settings.table import Settings
+from typing import Any
 
 # What runs in a worker, by name; other names are looked up in the entry-point group `ostler.workers`.
 BUILT_IN = ("sync", "gthread", "gevent", "eventlet", "meinheld", "asgi")
@@ -81,8 +78,6 @@ _REFUSED = {
 
 # A worker has no more threads.
 MOST_THREADS = 256
-# The scoreboard shows no more requests of a worker. Slots that no request has needed take no memory.
-MOST_SLOTS = 16384
 
 
 def canonical(value: Any) -> str:
@@ -106,16 +101,3 @@ def canonical(value: Any) -> str:
 def names() -> list[str]:
     """What people may write who want one of ours, to look for what they meant."""
     return [*BUILT_IN, *(alias for alias in _ALIASES if "." not in alias and ":" not in alias)]
-
-
-def threads(settings: "Settings", one_loop: bool) -> int:
-    """How many threads of a worker serve; `one_loop` as in `BaseWorker`."""
-    return 1 if one_loop else settings.threads
-
-
-def request_slots(settings: "Settings", one_loop: bool) -> int:
-    """How many request slots a worker's cell of the scoreboard has; `one_loop` as in `BaseWorker`.
-
-    One for each request that the worker serves at once, and one for the thread that runs the loop.
-    """
-    return (min(settings.worker_connections, MOST_SLOTS) if one_loop else settings.threads) + 1

@@ -34,7 +34,7 @@ from ostler.osapi.priority import step_back_for_good, step_forward
 from ostler.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL, enlarge_signal_stack, set_title
 from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.memory import map_cell
-from ostler.settings.classes import request_slots
+from ostler.settings.capacity import request_slots
 from ostler.text import trace_of
 from ostler.workers import app_forks, signals
 from ostler.workers.audit import Audit, audit_drained, audit_serving
@@ -42,8 +42,9 @@ from ostler.workers.base import BaseWorker, Context
 from ostler.workers.engine import Engine
 from ostler.workers.handoff import HandOff
 from ostler.workers.inheritance import Inheritance, Zygote
-from ostler.workers.loader import AppLoadError, load, standard_modules
-from ostler.workers.rehearsal import SHORT, rehearse
+from ostler.workers.load_errors import AppLoadError
+from ostler.workers.loader import load, standard_modules
+from ostler.workers.priming import SHORT, prime
 from ostler.workers.warmup import WarmupError, warm_up
 from ostler.wsgi.exchange import App, QuitWorker
 
@@ -261,7 +262,7 @@ class WorkerProcess:
         self._hooks.serving(self._accounting, context.on_quota, engine.extend_deadline)
         signal.signal(INTERRUPT_SIGNAL, engine.interrupt)
         if issubclass(generation.worker_class, Engine):
-            rehearse(settings, self._log, SHORT)
+            prime(settings, self._log, SHORT)
         self._channel.set_blocking(False)
         engine.add_reader(self._channel.fileno(), self._on_channel)
         try:

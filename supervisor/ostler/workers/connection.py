@@ -1,20 +1,25 @@
-"""One client's connection: its parser, and the bytes it has not taken yet."""
+"""One client's connection: its state, its parser, and the bytes that the client has not taken yet.
+
+A connection is in one phase, and `TRANSITIONS` says which phase may follow. Independent of the phase are
+whether it speaks TLS, whether the reactor watches it, and what is being received and sent.
+"""
 
 import os
 import select
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from struct import Struct, error
+from enum import Enum
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ostler.http1 import response
 from ostler.http1.errors import ProtocolViolation
 from ostler.http1.request import BodySink, Head, RequestParser, Rules
-from ostler.osapi import original
+from ostler.osapi.tcp_info import bytes_acked
 from ostler.settings.table import Settings
-from ostler.workers.outbox import Outbox
+from ostler.workers.output_buffer import OutputBuffer
+from ostler.workers.system_calls import PLAIN, READ_SIZE, SystemCalls
 from ostler.wsgi.environ import Environ
 from ostler.wsgi.exchange import ClientGone
 
@@ -23,17 +28,43 @@ if TYPE_CHECKING:
 
     from ostler.wsgi.body import StreamedBody
 
-READ_SIZE = 64 * 1024
-_plain_send = socket.socket.send
-# struct tcp_info up to tcpi_bytes_acked (linux/tcp.h).
-_BYTES_ACKED = Struct("=120xQ")
 # How long an app waits for a client that takes nothing at all of an answer of which too much is kept already.
 _SECOND = 1_000_000_000
 _STALL_LIMIT = 60 * _SECOND
 # From this time on a body must have come at `body_min_rate`. One lost packet costs a client a second or two.
 _EARLY = 3 * _SECOND
-# Exceptions for a thread that waits reach it when the wait ends.
-_LONGEST_WAIT = _SECOND // 2
+
+
+class Phase(Enum):
+    """What a connection is for, from now on."""
+
+    PROXY_HEADER = "a PROXY header must come first"
+    OPEN = "requests are received and answered"
+    CLOSING = "the last answer was given; the connection ends when all of it is sent"
+    LINGERING = "all is sent; what still comes is discarded until the client closes"
+    """A plain close would answer what still comes with a reset, which takes the answer away from the client
+    (RFC 9112 section 9.6)."""
+    CLOSED = "its descriptor is closed, or was handed off to a sibling"
+
+
+PROXY_HEADER: Final = Phase.PROXY_HEADER
+OPEN: Final = Phase.OPEN
+CLOSING: Final = Phase.CLOSING
+LINGERING: Final = Phase.LINGERING
+CLOSED: Final = Phase.CLOSED
+
+TRANSITIONS: Final = {
+    PROXY_HEADER: {OPEN, CLOSING, CLOSED},
+    OPEN: {CLOSING, CLOSED},
+    CLOSING: {LINGERING, CLOSED},
+    LINGERING: {CLOSED},
+    CLOSED: set[Phase](),
+}
+"""Which phases may follow each one. A connection begins in PROXY_HEADER or in OPEN."""
+
+
+class IllegalTransition(AssertionError):
+    """A defect of ours: a connection was to enter a phase that can't follow its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,68 +91,77 @@ class Limits:
 
 
 class Connection:
-    """A connection, owned by one thread at a time.
+    """A connection. Called only by the thread to which it belongs: the one that polls while the reactor
+    watches it, else the one that serves its request.
+
+    Args:
+        sock: the accepted socket, non-blocking.
+        listener: the name of the listener that it came by.
+        peer: its getpeername().
+        rules: what requests may be.
+        new_body: makes the sink for a body that begins.
+        limits: what it may cost.
+        now: CLOCK_MONOTONIC in nanoseconds, as all times here.
+        calls: how system calls are made.
+        trusted: the client is a proxy whose fields are believed.
+        proxied: the client is a proxy that may send a PROXY header.
 
     Attributes:
-        sock: plain, or a TlsSocket that looks the same.
-        listener: the listener that it came by; peer: its getpeername().
-        facts: what a proxy says of the client, for the environ; None: nothing.
-        template: what all requests with the head `template_head` share; None: to be made.
-        idle_since: when the last bytes came or went (CLOCK_MONOTONIC, ns).
+        sock: plain, or a TlsSocket, which has the same methods.
+        phase: changed with `enter`; direct: derived from it: what comes goes to the parser as it is.
+        tls: it speaks TLS.
+        watched: the reactor watches it, so that it belongs to the thread that polls.
+        mask: what the epoll watches it for; 0: the epoll does not know it.
+        parser: turns bytes into requests; those that are whole and not answered are in `parser.requests`.
+        violation: what the client did wrong behind the requests that wait; answered after them.
+        output: bytes of answers that the client has not taken; None or empty: it has taken all.
+        unconfirmed: bytes of the app's files in the last answer that are not counted as sent yet.
+        streamed: the body that its app reads while it comes, the connection's last; None: there was none.
+        peer_info: what a proxy says of the client, for the environ; None: nothing.
         address: what it counts as for `limit_connections_per_address`; None: as nothing.
-        began: when the part that is being received began, a head or a body; 0: nothing is.
+        proxy_header: as much of a PROXY header as has come.
+        template: what the environs of all requests with the head `template_head` have in common; None: it is
+            to be made.
+        idle_since: when the last bytes came or went.
+        served: when the last answer on it was given; 0: none was.
+        began: when the part that is being received began, a head or a body; 0: none is.
+        in_body: that part is a body.
         body_deadline: when the body that is being received is too late, unless more of it comes.
         credited: bytes of it that have put that time off already.
-        promised: bytes of the app's files in the last answer that are not counted as sent yet.
         pulled: when the app last got bytes of a body that it reads while it comes.
-        served: when the last answer on it was given (CLOCK_MONOTONIC, ns); 0: none was.
-        outbox: bytes of answers the client has not taken yet; None or empty: it has all.
-        mask: what the epoll watches it for; 0: not known there.
-        send_now: sends on `sock` what goes at once.
-        wait_for: waits for an event of its descriptor, as `_wait_for`.
-        streamed: the body that its app reads while it comes, the connection's last; None: there was none.
-        odd: not to be read from like most: under TLS, lingering, or with a preface to come.
-        armed: it is the leader's; else the thread's that serves it.
-        closed: its descriptor is gone.
-        violation: what the client did wrong behind the requests that wait; answered after them.
-        closing: nothing more is read; closes when all is sent.
-        lingering: everything is sent, what still comes is thrown away until the client closes, so that a
-            reset does not take the answer away from it (RFC 9112 section 9.6).
-        preface: as much of a PROXY header as has come; None: none is expected.
     """
 
     __slots__ = (
         "_limits",
+        "_send",
+        "_wait_for",
         "address",
-        "armed",
         "began",
         "body_deadline",
-        "closed",
-        "closing",
         "credited",
-        "facts",
+        "direct",
         "fd",
         "idle_since",
         "in_body",
-        "lingering",
         "listener",
         "mask",
-        "odd",
-        "outbox",
+        "output",
         "parser",
         "peer",
-        "preface",
-        "promised",
+        "peer_info",
+        "phase",
+        "proxy_header",
         "pulled",
-        "send_now",
         "served",
         "sock",
         "streamed",
         "template",
         "template_head",
         "tls",
+        "trusted",
+        "unconfirmed",
         "violation",
-        "wait_for",
+        "watched",
     )
 
     def __init__(
@@ -133,90 +173,109 @@ class Connection:
         new_body: Callable[[], BodySink],
         limits: Limits,
         now: int,
+        calls: SystemCalls = PLAIN,
+        trusted: bool = False,
+        proxied: bool = False,
     ) -> None:
         self.sock: Any = sock
         self.fd = sock.fileno()
+        self.phase = PROXY_HEADER if proxied else OPEN
+        self.direct = not proxied
         self.tls = False
+        self.watched = True
+        self.mask = 0
         self.listener = listener
         self.peer = peer
+        self.trusted = trusted
         self.parser = RequestParser(rules, new_body)
         self._limits = limits
+        self._send = calls.send
+        self._wait_for = calls.wait_for
+        self.violation: ProtocolViolation | None = None
+        self.output: OutputBuffer | None = None
+        self.unconfirmed = 0
+        self.streamed: StreamedBody | None = None
+        self.peer_info: dict[str, str] | None = None
+        self.address: str | None = None
+        self.proxy_header = b""
         self.template: Environ | None = None
         self.template_head: Head | None = None
-        self.outbox: Outbox | None = None
-        self.send_now: Callable[[Any, bytes], int] = _plain_send
-        self.wait_for: Callable[[int, int, int], bool] = _wait_for
         self.idle_since = now
-        self.address: str | None = None
+        self.served = 0
         self.began = 0
+        self.in_body = False
         self.body_deadline = self.credited = 0
         self.pulled = 0
-        self.promised = 0
-        self.streamed: StreamedBody | None = None
-        self.in_body = False
-        self.facts: dict[str, str] | None = None
-        self.odd = False
-        self.served = 0
-        self.mask = 0
-        self.armed = True
-        self.closed = False
-        self.closing = False
-        self.lingering = False
-        self.violation: ProtocolViolation | None = None
-        self.preface: bytes | None = None
 
-    def wrap(self, context: "SSLContext") -> None:
-        """Speak TLS from now on; the handshake goes on whenever something is read or written."""
-        # Here, because OpenSSL takes some megabytes, which plain HTTP does without.
+    def enter(self, phase: Phase) -> None:
+        """Change the phase.
+
+        Raises:
+            IllegalTransition: it can't follow the present one; see TRANSITIONS.
+        """
+        if phase not in TRANSITIONS[self.phase]:
+            raise IllegalTransition(f"{self.phase.name} to {phase.name}")
+        self.phase = phase
+        # What a client sends behind its last request is not looked at, but read as it is while answers go.
+        self.direct = not self.tls and phase is not PROXY_HEADER and phase is not LINGERING
+
+    def speak_tls(self, context: "SSLContext") -> None:
+        """Speak TLS from now on; the handshake goes on whenever something is read or written.
+
+        Raises:
+            OSError, ValueError: the client has gone already.
+        """
+        # Imported here: OpenSSL takes some megabytes, which plain HTTP does without.
         from ostler.workers.tls import TlsSocket
 
         self.sock = TlsSocket(self.sock, context)
-        self.tls = self.odd = True
-        self.send_now = TlsSocket.send
+        self.tls = True
+        self.direct = False
+        self._send = TlsSocket.send
 
     @property
     def is_idle(self) -> bool:
-        """Between two requests: nothing of it is in our memory but who it is."""
+        """Between two requests: nothing of it is in our memory but its peer info."""
         parser = self.parser
         return not (
             parser.receiving
             or parser.requests
-            or self.outbox
-            or self.closing
+            or self.output
+            or self.phase is not OPEN
             or self.violation is not None
             or self.is_unprepared
         )
 
     @property
     def is_unprepared(self) -> bool:
-        """Requests can't come yet."""
-        return self.preface is not None or (self.tls and not self.sock.handshaken)
+        """Requests can't come yet: before them there is a PROXY header or a TLS handshake."""
+        return self.phase is PROXY_HEADER or (self.tls and not self.sock.handshaken)
 
     # -- a transport for exchanges -----------------------------------------------------------------------
 
     def send(self, data: bytes) -> None:
-        """Send what goes and keep the rest; with too much kept, wait until the client takes some.
+        """Send what the client takes now and keep the rest; wait for the client while too much is kept.
 
         Raises:
             ClientGone: the connection broke, or the client took nothing for too long.
         """
-        outbox = self.outbox
-        if not outbox:
+        output = self.output
+        if not output:
             try:
-                sent = self.send_now(self.sock, data)
+                sent = self._send(self.sock, data)
             except BlockingIOError:
                 sent = 0
             except OSError as problem:
                 raise ClientGone from problem
             if sent == len(data):
                 return
-            outbox = self._open_outbox()
-            outbox.add(memoryview(data)[sent:])
+            output = self._open_output()
+            output.add(memoryview(data)[sent:])
             return
-        outbox.add(memoryview(data))
-        # Nobody watches the socket while the app runs: the client may have taken something by now.
+        output.add(memoryview(data))
+        # Nothing watches the socket while the app runs: the client may have taken something by now.
         self.flush()
-        self._wait_for_room(outbox)
+        self._wait_for_room(output)
 
     def send_file(self, fd: int, offset: int, count: int) -> None:
         """Send a range of a file as `send` does bytes; the descriptor stays the caller's.
@@ -224,47 +283,47 @@ class Connection:
         Raises:
             ClientGone: the connection broke.
         """
-        outbox = self._open_outbox()
-        outbox.add_file(os.dup(fd), offset, count)
+        output = self._open_output()
+        output.add_file(os.dup(fd), offset, count)
         self.flush()
 
     def flush(self) -> bool:
-        """Send what was kept; True if nothing is left.
+        """Send of what was kept as much as the client takes now; True if nothing is left.
 
         Raises:
             ClientGone: the connection broke, or a file became shorter than what was promised of it.
         """
-        if self.outbox is None:
+        if self.output is None:
             return True
         try:
-            return self.outbox.flush(self.sock)
+            return self.output.flush(self.sock)
         except OSError as problem:
             raise ClientGone from problem
 
-    def _open_outbox(self) -> Outbox:
-        if self.outbox is None:
+    def _open_output(self) -> OutputBuffer:
+        if self.output is None:
             limits = self._limits
-            self.outbox = Outbox(
+            self.output = OutputBuffer(
                 limits.buffer_response,
                 limits.buffer_response_file,
                 limits.folder,
                 monotonic_ns(),
                 bytes_acked(self.sock),
             )
-        return self.outbox
+        return self.output
 
-    def _wait_for_room(self, outbox: Outbox) -> None:
-        if not outbox.full:
+    def _wait_for_room(self, output: OutputBuffer) -> None:
+        if not output.full:
             return
-        while outbox.full:
-            if not self.wait_for(self.fd, select.POLLOUT, monotonic_ns() + _STALL_LIMIT):
+        while output.full:
+            if not self._wait_for(self.fd, select.POLLOUT, monotonic_ns() + _STALL_LIMIT):
                 raise ClientGone("it reads nothing")
             self.flush()
 
     # -- receiving ---------------------------------------------------------------------------------------
 
     def note_progress(self, now: int) -> None:
-        """Remember since when what is being received is being received; bytes that trickle change nothing."""
+        """Note that bytes came, for the time-outs of heads and bodies. Bytes that trickle put nothing off."""
         parser = self.parser
         if not parser.receiving:
             self.began = 0
@@ -298,7 +357,7 @@ class Connection:
         """Receive more of a request that is handed out while it comes; called by the app's thread.
 
         Raises:
-            ClientGone: the client went away, was too slow or sent what is no HTTP.
+            ClientGone: the client went away, was too slow, or sent what is not valid HTTP.
         """
         parser = self.parser
         if self.violation is not None:
@@ -307,7 +366,7 @@ class Connection:
             parser.wants_continue = False
             self.send(response.CONTINUE)
         if self.began:
-            apps_own = monotonic_ns() - self.pulled  # is not the client's
+            apps_own = monotonic_ns() - self.pulled  # time that the client has not taken
             self.began += apps_own
             self.body_deadline += apps_own
         deadline = self.receive_deadline()
@@ -316,7 +375,7 @@ class Connection:
                 data = self.sock.recv(READ_SIZE)
                 break
             except BlockingIOError:
-                if not self.wait_for(self.fd, select.POLLIN, deadline):
+                if not self._wait_for(self.fd, select.POLLIN, deadline):
                     raise ClientGone("it sends too slowly") from None
             except OSError as problem:
                 raise ClientGone from problem
@@ -329,28 +388,3 @@ class Connection:
             raise ClientGone(str(violation)) from None
         self.pulled = monotonic_ns()
         self.note_progress(self.pulled)
-
-
-def bytes_acked(sock: Any) -> int:
-    """How many bytes the client's kernel has taken so far (tcp(7), TCP_INFO); -1 if that is not known.
-
-    It is not known of Unix sockets.
-    """
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
-        acked: int = _BYTES_ACKED.unpack(info)[0]
-    except (OSError, error):
-        return -1
-    return acked
-
-
-def _wait_for(fd: int, event: int, deadline: int) -> bool:
-    """Wait for an event of poll(2) until a time (CLOCK_MONOTONIC, ns; 0: for ever); False if none came."""
-    poll = original.poll()
-    poll.register(fd, event)
-    while True:
-        left = deadline - monotonic_ns() if deadline else _LONGEST_WAIT
-        if poll.poll(max(0, min(left, _LONGEST_WAIT)) / 1_000_000):
-            return True
-        if left <= _LONGEST_WAIT and deadline:
-            return False

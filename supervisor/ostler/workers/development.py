@@ -14,7 +14,8 @@ from ostler.settings.pastefile import file_name
 from ostler.settings.table import Settings
 from ostler.workers.base import BaseWorker
 from ostler.workers.error_page import AsgiErrorPage, ErrorPage, Failure
-from ostler.workers.loader import AppLoadError, load
+from ostler.workers.load_errors import AppLoadError
+from ostler.workers.loader import load
 from ostler.workers.watched import WatchReporter, of_failure
 from ostler.wsgi.exchange import App
 

@@ -1,41 +1,49 @@
-"""The epoll engine: the worker classes `sync` and `gthread`.
+"""The engine of the worker classes `sync` and `gthread`: threads that take turns at one reactor.
 
-One epoll holds the listeners, the connections, the supervisor's channel, the hand-off and an eventfd that
-wakes it. One thread at a time leads: it waits at the epoll, receives, and runs the app itself; see `lead` for
-how the lead goes to another thread when the app takes long.
+One thread at a time is the leader: it polls, receives, and runs the app itself; see `leader_followers` for
+how another thread becomes the leader when the app takes long.
 
 Slow clients cost no app time: the app is called when a request has been received whole, and what a client
 does not take of an answer is kept and sent when it does.
 """
 
-import socket
 import sys
 import threading
 import traceback
+from collections import deque
+from collections.abc import Callable
 from time import monotonic_ns
+from types import FrameType
+from typing import ClassVar, Self
 
 from ostler.osapi import original
-from ostler.osapi.gil_holding import GilHoldingCalls
 from ostler.osapi.process import set_timer_slack
-from ostler.scoreboard import layout
-from ostler.workers.base import Context
-from ostler.workers.connection import READ_SIZE, Connection
-from ostler.workers.doors import ROOM_LOOK
-from ostler.workers.lane import Lane
-from ostler.workers.lead import Lead
-from ostler.workers.loop import BATCH, CROWD, IN, SECOND, SWEEP, SWEEP_DRAINING, Loop
-from ostler.wsgi.exchange import DeadlineExceeded
+from ostler.osapi.wake import Wake
+from ostler.scoreboard.accounting import RequestSlot
+from ostler.scoreboard.layout import LEAST_QUEUED
+from ostler.workers.acceptor import ROOM_LOOK
+from ostler.workers.base import BaseWorker, Context
+from ostler.workers.connection import OPEN, Connection
+from ostler.workers.drain import SECOND
+from ostler.workers.interrupt import Deadlines
+from ostler.workers.leader_followers import LeaderFollowers
+from ostler.workers.parts import Parts
+from ostler.workers.reactor import IN, Reactor
+from ostler.workers.sweeper import SWEEP, SWEEP_DRAINING
+from ostler.workers.system_calls import PLAIN, contended_calls
 
-# A pass of the loop that takes no longer than this (ns) makes nobody wait who came during it...
+OVERLOAD = 8
+"""When so many events come at once some of them wait long; then a sibling gets a connection."""
+# A pass of the loop that takes no longer than this (ns) has made no request wait that came during it...
 _BRIEF = 250_000
-# ... unless the next one takes longer than this until it is their turn.
-_QUICK_PASS = layout.LEAST_QUEUED - _BRIEF
+# ... unless the next pass takes longer than this until it gets to that request.
+_QUICK_PASS = LEAST_QUEUED - _BRIEF
 _LONG_AGO = 1_000_000 * SECOND
-# If requests take longer than this on average the lead is passed on before the app is run.
-_HURRY = 300_000
+# If requests take longer than this (ns) on average the leadership is released before the app is called.
+_SLOW_APP = 300_000
 
 # A thread that computes lets others have the interpreter lock after this time (s). Python's own 5 ms are long
-# for who serves quick requests beside one that computes; an app that has chosen knows better.
+# for a thread that serves quick requests beside one that computes; an app that has chosen knows better.
 _USUAL_SWITCH_INTERVAL = 0.005
 _SWITCH_INTERVAL = 0.001
 # A client may send thousands of requests at once, and others must not wait until all are answered (ns).
@@ -45,71 +53,128 @@ _TURN = 20_000_000
 _TIMER_SLACK = 1_000
 
 
-class Engine(Loop):
-    """Serves one app on inherited listeners, with `settings.threads` threads."""
+class Engine(BaseWorker):
+    """Serves one app on inherited listeners, with `settings.threads` threads.
 
-    _turn_lasts = _TURN
+    What begins with an underscore is called only by the leader, unless it says otherwise.
+
+    Attributes:
+        deadlines: ends requests that take too long, when the supervisor says so.
+        leader: which thread polls.
+        parts: what the engine is made of.
+    """
+
+    calls_request_hooks: ClassVar[bool] = True
 
     def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self._lead = Lead(self._threads, self._let_go, self._mind, self.wake)
-        if self._threads > 1:
-            self._held = GilHoldingCalls(READ_SIZE)
-            self._read = self._read_in_a_crowd
-            self._modify = self._modify_in_a_crowd
-            self._send_now = self._send_in_a_crowd
-        self._others: list[threading.Thread | original.NativeThread] = []
+        self._threads = context.settings.threads
+        self._accounting = context.accounting
+        self._heartbeat = context.accounting.heartbeat
+        self._log = context.log
+        self._access = context.access
+        self.deadlines = Deadlines(context.accounting)
+        wake = Wake()
+        self.leader = LeaderFollowers(self._threads, self._detach_current, self._poll_only, wake.send)
+        threaded = self._threads > 1
+        calls = contended_calls(self.leader.is_contended) if threaded else PLAIN
+        self._reactor = Reactor(wake, calls)
+        # With several threads each line is written at once, else all of a pass when it is over.
+        flush = self._access.flush if threaded and self._access is not None else _nothing
+        self.parts = parts = Parts.of(context, self._reactor, calls, self.deadlines, flush, threaded, _TURN)
+        self._acceptor, self._siblings, self._sweeper = parts.acceptor, parts.siblings, parts.sweeper
+        self._date, self._drain, self._runner = parts.date, parts.drain, parts.runner
+        self._open = parts.table.open
+        self._receive = parts.receiver.receive
+        self._run_requests = parts.runner.run
+        self._watch, self._unwatch = parts.reactor.watch, parts.reactor.unwatch
+        self._slots: dict[int, RequestSlot] = {}
+        self._other_threads: list[threading.Thread | original.NativeThread] = []
         self._gate, self._entered = original.Lock(), original.Lock()
-        self._in_hand: Connection | None = None
-        # The lead was lent from within a request, by `attend`.
-        self._attended = False
-        # What is new goes before requests that wait already.
+        # Events that were taken from the kernel, and connections with whole requests that wait for a thread.
+        self._events: deque[tuple[int, int]] = deque()
+        self._ready: deque[Connection] = deque()
+        # Events go before connections that wait already.
         self._new_first = False
-        self._lane: Lane | None = None  # the first thread's
+        # What the leader serves while it offers the leadership.
+        self._current: Connection | None = None
+        # The leadership was offered from within a request, by `attend`.
+        self._offered_by_signal = False
+        # A request that gets to the app by this time has not waited; see RequestRunner.
+        self._prompt_until = 0
         # When all that was found in the last pass had been served.
         self._worked_until = 0
+        # It had nothing to do before the last poll returned.
+        self._was_idle = False
+        self._done = False
 
-    # -- what the worker's life cycle calls --------------------------------------------------------------
+    # -- what the worker's life cycle calls ------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, context: Context) -> Self:
+        return cls(context)
+
+    @property
+    def draining(self) -> bool:  # type: ignore[override]
+        return self._drain.asked
+
+    def add_reader(self, fd: int, callback: Callable[[], None]) -> None:
+        self._reactor.add_reader(fd, callback)
+
+    def remove_reader(self, fd: int) -> None:
+        self._reactor.remove_reader(fd)
+
+    def interrupt(self, signum: int, frame: FrameType | None) -> None:
+        self.deadlines.interrupt(signum, frame)
+
+    def extend_deadline(self, seconds: float) -> None:
+        self.deadlines.extend(seconds)
 
     def attend(self) -> None:
-        """A message came, maybe while the only thread is in the app: let a watcher read it and mind the rest.
+        """A message came, maybe while the only thread is in the app: have the watcher poll, if need be.
 
-        Must be called from a signal handler of the main thread, and does nothing unless there is a need.
+        Must be called from a signal handler of the main thread.
         """
-        lane = self._lane
-        if lane is None or not lane.words[layout.STARTED] or self._lead.watched or self._handoff is None:
+        slot = self._slots.get(0)
+        if slot is None or not slot.started or self.leader.has_watcher or not self._siblings:
             return
-        if self._attended:
+        if self._offered_by_signal:
             return  # the next message came while this function does its work
-        self._attended = True
+        self._offered_by_signal = True
         if self._start_watcher():
-            self._lead.lend(lane)
+            self.leader.offer(slot)
         else:
-            self._attended = False
+            self._offered_by_signal = False
+
+    def drain(self, hand_over: bool = False, seconds: float | None = None) -> None:
+        """See BaseWorker; it only leaves a note for the leader, so any thread may call it."""
+        self._drain.ask(hand_over, seconds)
+        self._reactor.wake()
 
     def abandon(self) -> None:
-        """Drain, and let go of the listeners at once: another daemon may want the addresses.
-
-        May be called from a signal handler of the main thread.
-        """
-        self._abandoned = True
+        """See BaseWorker; may be called from a signal handler of the main thread."""
+        self._drain.abandoned = True
         self.drain()
-        if self._threads == 1 and not self._lead.watched:
-            self._let_listeners_go()  # nobody else would while this thread is in the app
+        if self._threads == 1 and not self.leader.has_watcher:
+            self._acceptor.close_listeners()  # this thread may be in the app, and there is no other
+
+    def stop(self) -> None:
+        """See BaseWorker; any thread and any signal handler may call it."""
+        self._done = True
+        self._reactor.wake()
 
     def start_threads(self) -> None:
         if self._threads == 1:
             return
         self._gate.acquire()
         self._entered.acquire()
-        self._lead.watch()
+        self.leader.start_watcher()
         set_timer_slack(_TIMER_SLACK)
         if sys.getswitchinterval() == _USUAL_SWITCH_INTERVAL:
             sys.setswitchinterval(_SWITCH_INTERVAL)
         for number in range(1, self._threads):
             thread = original.thread(self._run_behind_gate, f"ostler-{number + 1}", (number,))
             thread.start()
-            self._others.append(thread)
+            self._other_threads.append(thread)
 
     def _run_behind_gate(self, number: int) -> None:
         with self._gate:
@@ -119,243 +184,265 @@ class Engine(Loop):
         self._run(number)
 
     def run(self) -> None:
-        """Serve until drained. The calling thread is one of the engine's."""
-        if self._others:
+        """Serve until drained. The calling thread is one of those that serve."""
+        if self._other_threads:
             self._gate.release()
             # The main thread comes last: while it is in the app, messages of the supervisor are read later.
             self._entered.acquire()
         try:
             self._run(0)
         finally:
-            self._lead.stop()
+            self.leader.stop()
             if self._access is not None:
                 self._access.flush()
-        for thread in self._others:
-            thread.join(max(0, (self._drain_deadline or 0) - monotonic_ns()) / SECOND)
+        for thread in self._other_threads:
+            thread.join(max(0, (self._drain.deadline or 0) - monotonic_ns()) / SECOND)
 
     def run_once(self) -> None:
-        """Serve what is there now, without waiting."""
-        lane = Lane(self._cell, 0)
-        self._wait(lane, 0.0)
-        self._serve_events(lane)
+        """Serve what is there now, without waiting; instead of `run`, in a worker that has no clients yet."""
+        slot = self.slot(0)
+        self._wait(slot, 0.0)
+        self._serve_events(slot)
 
-    # -- the loop ----------------------------------------------------------------------------------------
+    def descriptors(self) -> set[int]:
+        """See BaseWorker; called by the leader."""
+        return self._reactor.descriptors() | set(self._open)
+
+    def close(self) -> None:
+        self.parts.table.close_all(self.slot(0))
+        self._reactor.close()
+
+    def slot(self, number: int) -> RequestSlot:
+        """The request slot of a thread, counted from 0, or of the watcher; called by that thread."""
+        slot = self._slots.get(number)
+        if slot is None:
+            slot = self._slots[number] = self._accounting.thread_slot(number)
+        return slot
+
+    # -- the loop --------------------------------------------------------------------------------------------
 
     def _run(self, thread: int) -> None:
-        lane = Lane(self._cell, thread)
-        if thread == 0:
-            self._lane = lane
+        """What each thread does that serves."""
+        slot = self.slot(thread)
+        leader = self.leader
         while not self._done:
-            self._lead.take(self._average > _HURRY)
-            self._now = monotonic_ns()
+            leader.acquire(self._runner.average > _SLOW_APP)
             # What another thread has left, and what came meanwhile, waits for longer than this one knows.
-            self._worked_until = self._now + _LONG_AGO
-            lane.quick_until = 0
+            self._worked_until = self._reactor.read_clock() + _LONG_AGO
+            self._prompt_until = 0
             leads = True
             try:
-                leads = self._lead_on(lane)
+                leads = self._lead(slot)
             except Exception:
                 # A defect of ours; the main thread's ends the worker, and so must another's.
                 self.stop()
                 if thread == 0:
                     raise
                 self._log.error("internal_error", traceback=traceback.format_exc())
-                self._lead.give_up()
+                leader.release_if_held()
                 return
             if leads:
-                self._lead.give()
+                leader.release()
 
-    def _lead_on(self, lane: Lane) -> bool:
-        """Lead until the end; False if the lead is somebody else's before."""
+    def _lead(self, slot: RequestSlot) -> bool:
+        """Lead until the end; False if another thread has become the leader before."""
         while not self._done:
             if not self._events or self._new_first:
-                self._wait(lane, 0.0 if self._events else self._patience())
-            if not self._serve_events(lane):
+                self._wait(slot, 0.0 if self._events else self._patience())
+            if not self._serve_events(slot):
                 return False
         return True
 
     def _patience(self) -> float:
-        if self._done or self._ready or self._sweeping:
+        if self._done or self._ready or self._sweeper.left:
             return 0.0
-        if self.draining:
+        if self._drain.asked:
             return SWEEP_DRAINING
-        return ROOM_LOOK if self._is_full and not self._accepting else SWEEP
+        return ROOM_LOOK if self._acceptor.waits_for_room else SWEEP
 
-    def _wait(self, lane: Lane, patience: float) -> None:
-        """Wait for events, as the leader, and put them into the queue."""
-        if self._now >= self._next_sweep or self._sweeping or self.draining:
-            # As of the last look at the sockets: what came while the app was busy is not late.
-            self._sweep(self._now, lane)
-        if not self._accepting:
-            self._accept_on_again(lane, monotonic_ns())
+    def _wait(self, slot: RequestSlot, patience: float) -> None:
+        """Wait for events, and put them into the queue."""
+        reactor, acceptor, sweeper = self._reactor, self._acceptor, self._sweeper
+        before = reactor.now
+        if before >= sweeper.due or sweeper.left or self._drain.asked:
+            self._sweep(slot)
+        if not acceptor.accepting:
+            acceptor.try_start(slot, monotonic_ns())
         if self._access is not None:
             self._access.flush()
-        unseen = self._worked_until - self._now
-        events = self._poll(0.0 if self._done else patience)
-        self._cell.header[layout.HEARTBEAT] = self._now = now = monotonic_ns()
-        # A request has waited at most for as long as nobody looked, plus the time that those before it take.
-        lane.quick_until = now + (_QUICK_PASS if unseen < _BRIEF else layout.LEAST_QUEUED - unseen)
-        if now >= self._next_second:
-            self._tell_time(now)
+        unseen = self._worked_until - before
+        events = reactor.poll(0.0 if self._done else patience)
+        now = reactor.now
+        self._was_idle = now - self._worked_until > _BRIEF
+        self._heartbeat(now)
+        # A request has waited at most since the last look, plus the time that those before it take.
+        self._prompt_until = now + (_QUICK_PASS if unseen < _BRIEF else LEAST_QUEUED - unseen)
+        if now >= self._date.due:
+            self._each_second(now)
         if events:
             self._events.extend(events)
-        elif self._accepting and not self._sweeping:
+        elif acceptor.accepting and not sweeper.left:
             # An idle worker looks for connections that the kernel announced to a sibling which is busy now.
-            self._events.extend((fd, IN) for fd in self._doors)
+            self._events.extend((fd, IN) for fd in acceptor.sources)
 
-    def _poll(self, patience: float) -> list[tuple[int, int]]:
-        if self._threads > 1 and self._lead.crowded and (events := self._held.poll(self._epoll.fileno())):
-            return events
-        return self._epoll.poll(patience, BATCH)
+    def _each_second(self, now: int) -> None:
+        self.parts.limited.report()
+        self._date.update(now)
 
-    def _serve_events(self, lane: Lane) -> bool:
-        """Serve what came, as the leader; False if the lead is somebody else's afterwards."""
-        # In turns with what is new: while it serves one of them the lead may pass to another thread.
-        ready = 0 if self._events and self._new_first else len(self._ready)
+    def _sweep(self, slot: RequestSlot) -> None:
+        # As of the last look at the sockets: what came while the app was busy is not late.
+        now = self._reactor.now
+        self._sweeper.sweep(now, slot)
+        if self._drain.asked and (
+            not (self._open or self._events or self._ready) or self._drain.is_over(now)
+        ):
+            self._done = True
+
+    def _serve_events(self, slot: RequestSlot) -> bool:
+        """Serve what came; False if another thread is the leader afterwards."""
+        events = self._events
+        # In turns with what is new: while it serves one of them another thread may become the leader.
+        ready = 0 if events and self._new_first else len(self._ready)
         self._new_first = bool(ready)
         for _ in range(ready):
             connection = self._ready.popleft()
-            lane.quick_until = connection.idle_since + layout.LEAST_QUEUED
-            if not self._serve_next(connection, lane):
+            self._prompt_until = connection.idle_since + LEAST_QUEUED
+            if not self._serve(connection, slot):
                 return False
-        events = self._events
-        connections = self._connections
-        now = self._now
-        crowd = len(events) >= CROWD
-        if crowd and now >= self._next_gift and self._handoff is not None and self._accepting:
-            self._share(now, lane)
+        connections, receive = self._open, self._receive
+        now = self._reactor.now
+        overload = len(events) >= OVERLOAD
+        if overload and now >= self._siblings.share_due and self._siblings and self._acceptor.accepting:
+            self._share(slot, now)
         arrivals: list[int] = []
         while events:
             fd, _ = events.popleft()
             known = connections.get(fd)
             if known is None:
-                if fd in self._doors:
+                if fd in self._acceptor.sources:
                     arrivals.append(fd)
                 else:
-                    self._other_event(fd)
-            elif known.armed and self._receive(known, lane, now):
-                if not self._serve_next(known, lane):
+                    self._reactor.call_back(fd)
+            elif known.watched and receive(known, slot, now):
+                if not self._serve(known, slot):
                     events.extend((fd, IN) for fd in arrivals)
                     return False
                 now = known.idle_since  # when its answer was given
         if arrivals:
-            # They wait for whoever is free: that we were says nothing of them.
-            lane.quick_until = 0
+            # They wait for any worker, so that they may have come before this one looked. Those that a worker
+            # finds which had nothing to do have not waited longer than it has, which looks once a second.
+            self._prompt_until = now - SECOND + LEAST_QUEUED if self._was_idle else 0
         # Last: a connection that came while the app was busy has gone to a sibling that was not.
         for fd in arrivals:
-            for _ in range(self._arrivals_in_a_pass(1, now)):
-                newcomer = self._take(lane) if fd == self._handoff_fd else self._accept(fd, lane, now)
+            for _ in range(self._acceptor.arrivals_in_a_pass(1, now)):
+                newcomer = self._acceptor.accept(fd, slot, now)
                 if newcomer is None:
                     break
-                if self._receive(newcomer, lane, now):
-                    if not self._serve_next(newcomer, lane):
+                if receive(newcomer, slot, now):
+                    if not self._serve(newcomer, slot):
                         return False
                     now = newcomer.idle_since
         # Requests say when they ended. Of other events only many matter.
-        self._worked_until = monotonic_ns() if crowd else now
+        self._worked_until = monotonic_ns() if overload else now
         return True
 
-    def _serve_next(self, connection: Connection, lane: Lane) -> bool:
-        """Serve a connection's requests, as the leader; whether the caller still leads afterwards."""
-        lead = self._lead
-        if not lead.watched:
-            self._in_hand = connection
-            try:
-                self._serve(connection, lane)
-            except (Exception, DeadlineExceeded):  # noqa: BLE001 - see _fail
-                self._fail(connection, lane)
-            if self._attended:
-                still_leading = lead.come_back(lane)
-                self._put_back(connection, still_leading)
-                return still_leading
-            if connection.outbox or connection.mask != IN or connection.parser.requests:
+    def _share(self, slot: RequestSlot, now: int) -> None:
+        """Hand the connection of the last event off, if a sibling may be less busy."""
+        if self._siblings.share(self._open.get(self._events[-1][0]), slot, now):
+            self._events.pop()
+
+    def _serve(self, connection: Connection, slot: RequestSlot) -> bool:
+        """Serve a connection's requests; whether the caller is still the leader afterwards."""
+        leader = self.leader
+        if not leader.has_watcher:
+            self._current = connection
+            self._run_requests(connection, slot, self._prompt_until)
+            if self._offered_by_signal:
+                leads = leader.withdraw(slot)
+                self._put_back(connection, leads)
+                return leads
+            if connection.output or connection.mask != IN or connection.parser.requests:
                 self._put_back(connection, True)
-            if self._had_long and self._handoff is not None:
+            if self._runner.had_long_request and self._siblings:
                 self._start_watcher()
             return True
-        if self._average > _HURRY and lead.wanted:
-            self._disarm(connection)
-            lead.give()
-            self._serve_safely(connection, lane)
+        if self._runner.average > _SLOW_APP and leader.is_wanted:
+            self._unwatch(connection)
+            prompt_until = self._prompt_until
+            leader.release()
+            self._run_requests(connection, slot, prompt_until)
             self._put_back(connection, False)
             return False
-        self._in_hand = connection
-        lead.lend(lane)
-        self._serve_safely(connection, lane)
-        still_leading = lead.come_back(lane)
-        self._put_back(connection, still_leading)
-        return still_leading
+        self._current = connection
+        leader.offer(slot)
+        self._run_requests(connection, slot, self._prompt_until)
+        leads = leader.withdraw(slot)
+        self._put_back(connection, leads)
+        return leads
 
     def _put_back(self, connection: Connection, leads: bool) -> None:
         """Watch a connection that was served; or queue it behind others, if its turn is over.
 
-        `leads`: the caller has the lead.
+        Called by the thread that has served it; `leads`: it is the leader.
         """
-        if connection.parser.requests and not (connection.outbox or connection.closing or connection.closed):
-            self._disarm(connection)
+        if connection.parser.requests and connection.phase is OPEN and not connection.output:
+            self._unwatch(connection)
             self._ready.append(connection)
             if not leads:
-                self.wake()
+                self._reactor.wake()
         else:
             self._watch(connection)
 
-    def _read_in_a_crowd(self, fd: int, size: int) -> bytes:
-        return self._held.recv(fd) if self._lead.crowded else original.read(fd, size)
-
-    def _modify_in_a_crowd(self, fd: int, mask: int) -> None:
-        if self._lead.crowded:
-            self._held.modify(self._epoll.fileno(), fd, mask)
-        else:
-            self._epoll.modify(fd, mask)
-
-    def _send_in_a_crowd(self, sock: socket.socket, data: bytes) -> int:
-        if self._lead.crowded and len(data) <= READ_SIZE:
-            return self._held.send(sock.fileno(), data)
-        return sock.send(data)
-
     def _start_watcher(self) -> bool:
+        """Called by the leader, or in a signal handler in its thread; False if there is none."""
         try:
-            self._lead.watch()
-        except RuntimeError as error:  # no more threads may be made: it goes on as before
-            self._had_long = False
+            self.leader.start_watcher()
+        except RuntimeError as error:  # no more threads can be made: it goes on as before
+            self._runner.had_long_request = False
             self._log.warning("no_watcher", reason=str(error))
             return False
         return True
 
-    def _let_go(self) -> None:
-        if self._in_hand is not None:
-            self._disarm(self._in_hand)
+    # -- called by LeaderFollowers ---------------------------------------------------------------------------
 
-    def _mind(self) -> None:
-        """Lead without serving while all threads are in the app; called by the watcher."""
+    def _detach_current(self) -> None:
+        """Called by the thread that becomes the leader while the last one is in the app."""
+        if self._current is not None:
+            self._unwatch(self._current)
+
+    def _poll_only(self) -> None:
+        """Poll without serving while all threads are in the app; called by the watcher."""
         try:
-            self._mind_connections(Lane(self._cell, self._threads))
+            self._poll_until_wanted(self.slot(self._threads))
         except Exception:  # noqa: BLE001 - a defect of ours, as in _run
             self._log.error("internal_error", traceback=traceback.format_exc())
             self.stop()
 
-    def _mind_connections(self, lane: Lane) -> None:
-        # Siblings that are free take what comes; it must not wake us.
-        self._accept_off()
-        while not self._done and not self._lead.wanted:
+    def _poll_until_wanted(self, slot: RequestSlot) -> None:
+        reactor, sweeper, leader = self._reactor, self._sweeper, self.leader
+        # Siblings that are free accept what comes; it must not wake this worker.
+        self._acceptor.stop()
+        while not self._done and not leader.is_wanted:
             if not self._events:
-                if self._now >= self._next_sweep or self._sweeping or self.draining:
-                    self._sweep(self._now, lane)
-                # What is ready waits for a thread, not for us.
-                self._events.extend(self._epoll.poll(SWEEP_DRAINING if self.draining else SWEEP, BATCH))
-                self._cell.header[layout.HEARTBEAT] = self._now = monotonic_ns()
-            while self._events and not self._lead.wanted:
+                if reactor.now >= sweeper.due or sweeper.left or self._drain.asked:
+                    self._sweep(slot)
+                # Connections with a whole request wait for a thread, not for this one.
+                self._events.extend(reactor.poll(SWEEP_DRAINING if self._drain.asked else SWEEP))
+                self._heartbeat(reactor.now)
+            while self._events and not leader.is_wanted:
                 fd, _ = self._events.popleft()
-                connection = self._connections.get(fd)
+                connection = self._open.get(fd)
                 if connection is None:
-                    self._other_event(fd)
+                    reactor.call_back(fd)
                 elif (
-                    connection.armed
-                    and not self._give_waiting(connection, lane)
-                    and self._receive(connection, lane, self._now)
+                    connection.watched
+                    and not self._siblings.hand_off_waiting(connection, slot)
+                    and self._receive(connection, slot, reactor.now)
                 ):
-                    self._disarm(connection)
-                    connection.idle_since = self._now
+                    self._unwatch(connection)
+                    connection.idle_since = reactor.now
                     self._ready.append(connection)
 
-    # -- what time brings --------------------------------------------------------------------------------
+
+def _nothing() -> None:
+    """Lines are written when the pass is over."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Self
 
-from ostler.workers.loader import AppLoadError
+from ostler.workers.load_errors import AppLoadError
 from ostler.workers.watched import is_foreign, is_installed
 
 # Lines shown before and after the failing one.

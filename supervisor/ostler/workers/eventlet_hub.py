@@ -7,7 +7,7 @@ from typing import Any
 from greenlet import greenlet
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # that it is no longer developed: we say so ourselves
+    warnings.simplefilter("ignore")  # that it is no longer developed: `check` says so
     import eventlet
     from eventlet import hubs
 
@@ -18,7 +18,7 @@ from ostler.workers.hubs import Callback, Hub
 from ostler.wsgi.exchange import QuitWorker
 
 _importer = os.getpid()
-# How eventlet's hub tells of exceptions.
+# Methods by which eventlet's hub reports exceptions.
 _SQUELCHES = ("squelch_timer_exception", "squelch_exception", "squelch_generic_exception")
 
 
@@ -99,10 +99,10 @@ class EventletWorker(GreenletEngine):
 
 
 def _forgiving(squelch: Any) -> Any:
-    """What tells of an exception in a greenlet, but not of the one that ends the worker."""
+    """A method that reports exceptions in greenlets, but not the one that ends the worker."""
 
-    def told(*args: Any) -> None:
+    def report(*args: Any) -> None:
         if not issubclass(args[-1][0], QuitWorker):
             squelch(*args)
 
-    return told
+    return report

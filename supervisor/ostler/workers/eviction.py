@@ -1,9 +1,9 @@
-"""Which connections make room when a worker is full.
+"""Which connections are closed to make room when a worker is full.
 
 A client that opens connections and sends little on them, or reads little of its answers, would keep others
-out for as long as the time-outs allow. So the connections that are worth least make room, in this order:
+out for as long as the time-outs allow. So the connections that are worth least are closed, in this order:
 
-1. those whose last answer was sent, and which wait only for the client to close (`lingering`);
+1. those whose last answer was sent, and which wait only for the client to close (LINGERING);
 2. idle ones between two requests, the longest idle first;
 3. those that have sent least for longest: heads and bodies that are incomplete, handshakes, connections
    without a first request; and those that have read least of an answer for longest;
@@ -12,18 +12,26 @@ out for as long as the time-outs allow. So the connections that are worth least 
 A connection whose request is in the app, or waits for a thread, is never among them.
 """
 
+import socket
 from collections.abc import Iterable
 from math import inf
 
-from ostler.workers.connection import Connection, bytes_acked
+from ostler.http1.errors import RequestTimeout
+from ostler.logs.lean import Log
+from ostler.osapi.tcp_info import bytes_acked
+from ostler.scoreboard.accounting import RequestSlot
+from ostler.workers import connection as phases
+from ostler.workers.connection import Connection
+from ostler.workers.connection_table import ConnectionTable
+from ostler.workers.responder import Responder
 
 _SECOND = 1_000_000_000
-# What a connection has to its credit from the beginning (bytes): one that has just been made is no slow one.
+# Bytes that each connection is credited with from the beginning: one that was just made is not a slow one.
 HEAD_START = 1000
-# A body or an answer moves if it does so in its first second (ns) already, or has by then.
+# A body or an answer moves if it has moved at the rate for this long (ns), or as much in less time.
 SHOWN = _SECOND
-# A connection that is younger (ns) has its chance to send a request, or to go on with its handshake:
-# otherwise those that attackers open again as fast as they are cut would leave it no time.
+# A younger connection (ns) may still send a request, or go on with its handshake: otherwise those that
+# attackers open again as fast as they are closed would leave it no time.
 YOUTH = _SECOND // 5
 # An answer that was sent has this long (ns) to arrive before its connection may be closed.
 _ARRIVED = _SECOND // 4
@@ -31,27 +39,29 @@ _ARRIVED = _SECOND // 4
 USUAL_RATE = 500
 
 LINGERING, IDLE, SLOW, MOVING = range(4)
-# Of those that rank lowest, one in so many is closed at a time: ranking looks at all connections, so that it
-# must make room for several. Of those that do what they should it is fewer.
+# Of those that rank lowest, one in so many is closed at a time, and one at least: ranking looks at all
+# connections, so that it must make room for several. Of those that do what they should it is fewer.
 ONE_IN = (1, 16, 8, 64)
+# How often (ns) evictions of slow clients are logged.
+_REPORT_PAUSE = 10 * _SECOND
 
 
 def rank(connection: Connection, now: int, min_rate: int) -> tuple[int, float] | None:
-    """Where a connection stands, the least worth first; None, or infinity: it may not be closed (yet).
+    """What a connection is worth: its rank, and its place within it; None, or infinity: it must stay (yet).
 
     Args:
         now: CLOCK_MONOTONIC in nanoseconds.
         min_rate: bytes per second that keep a body or an answer among those that move.
     """
-    if not connection.armed or connection.closed:
+    if not connection.watched or connection.phase is phases.CLOSED:
         return None
     parser = connection.parser
-    if connection.lingering:
+    if connection.phase is phases.LINGERING:
         return (LINGERING, connection.idle_since) if now - connection.idle_since > _ARRIVED else None
-    if connection.outbox:
-        outbox = connection.outbox
-        since = outbox.began
-        moved = outbox.sent if outbox.taken < 0 else bytes_acked(connection.sock) - outbox.taken
+    if connection.output:
+        output = connection.output
+        since = output.began
+        moved = output.sent if output.taken < 0 else bytes_acked(connection.sock) - output.taken
         must_move = True
     elif parser.requests:
         return None
@@ -90,3 +100,56 @@ def least_worth(
             most = len(candidates) // ONE_IN[number] + 1
             return number, [connection for worth, connection in candidates[:most] if worth < inf]
     return worst, []
+
+
+class Evictor:
+    """Closes connections to make room. Called only by the thread that polls.
+
+    Args:
+        min_rate: the setting `body_min_rate`, in bytes per second.
+    """
+
+    def __init__(self, table: ConnectionTable, responder: Responder, log: Log, min_rate: int) -> None:
+        self._table = table
+        self._responder = responder
+        self._log = log
+        self._min_rate = min_rate
+        self._evicted = self._next_report = 0
+
+    def make_room(self, slot: RequestSlot, now: int, worst: int, reason: str) -> bool:
+        """Close the connections that are worth least, up to the rank `worst`; True if any was closed.
+
+        Args:
+            slot: the calling thread's.
+            now: CLOCK_MONOTONIC in nanoseconds.
+            reason: for the log, if clients have to be closed that are in the middle of something.
+        """
+        table = self._table
+        number, least = least_worth(list(table.open.values()), now, self._min_rate, worst)
+        before = len(table.open)
+        for connection in least:
+            if connection.phase is phases.LINGERING or connection.output:
+                table.close(connection, slot)
+            elif has_data(connection):
+                continue  # bytes came that were not read yet
+            elif connection.parser.receiving and connection.violation is None:
+                self._responder.refuse(connection, RequestTimeout("it makes room for others"), slot)
+                table.close(connection, slot)  # lingering would make no room
+            else:
+                table.close(connection, slot)
+        closed = before - len(table.open)
+        if closed and number >= SLOW:
+            self._evicted += closed
+            if now >= self._next_report:
+                self._next_report = now + _REPORT_PAUSE
+                self._log.warning("connections_evicted", count=self._evicted, reason=reason)
+                self._evicted = 0
+        return closed > 0
+
+
+def has_data(connection: Connection) -> bool:
+    """Whether bytes have come that were not read: perhaps a request in the very moment of closing."""
+    try:
+        return bool(connection.sock.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False

@@ -49,7 +49,7 @@ class GeventHub(Hub):
             self._hub.threadpool.kill()
 
     def _on_error(self, context: Any, kind: Any, value: Any, trace: Any) -> None:
-        # It was raised in a greenlet of the app's, or in the hub: whoever raised it has called `stop`, too.
+        # It was raised in a greenlet of the app's, or in the hub; the signal handler has called `stop`, too.
         if not (isinstance(kind, type) and issubclass(kind, QuitWorker)):
             self._handle_error(context, kind, value, trace)
 

@@ -1,92 +1,92 @@
 """The engine of the worker classes `gevent` and `eventlet`.
 
-The epoll with all connections in it is one descriptor for the library's hub. When it is readable a callback
-in the hub does what a thread that leads does (`engine`): it accepts, receives and parses. So an idle
+The reactor with all connections in it is one descriptor for the library's hub. When it is readable a callback
+in the hub does what the leader of threads does (`engine`): it accepts, receives and parses. So an idle
 connection costs no greenlet. A whole request goes to a greenlet, which is switched to at once and runs the
 app. When the app waits, in the library's way, the callback goes on with the next event.
 
-Everything happens in one thread, and greenlets switch only where they wait: in the app, and for a client that
-is slow to take an answer or to send a body that is read while it comes. A connection whose request is in a
-greenlet is not armed, so the callback keeps its hands off it.
+A connection whose request is in a greenlet is not watched, so the callback leaves it alone.
 """
 
 import faulthandler
 import select
 import signal
-import sys
 import warnings
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic_ns
 from types import FrameType
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Self
 
 import msgspec
-from greenlet import getcurrent, greenlet
 
 from ostler.logs.lean import Log, resolve_format
 from ostler.logs.logfile import LogFile
 from ostler.osapi import original
 from ostler.osapi.process import DUMP_SIGNAL
-from ostler.scoreboard import layout
-from ostler.scoreboard.writer import CellWriter
+from ostler.osapi.wake import Wake
+from ostler.scoreboard.layout import LEAST_QUEUED
 from ostler.settings.table import Settings
-from ostler.workers.base import Context
-from ostler.workers.connection import Connection
-from ostler.workers.doors import ROOM_LOOK
-from ostler.workers.greenlet_deadlines import Berths, GreenletDeadlines
-from ostler.workers.hubs import Callback, Hub, Server
-from ostler.workers.loop import BATCH, CROWD, IN, SWEEP_DRAINING, Loop
+from ostler.workers.acceptor import ROOM_LOOK
+from ostler.workers.base import BaseWorker, Context
+from ostler.workers.engine import OVERLOAD
+from ostler.workers.greenlet_deadlines import GreenletDeadlines
+from ostler.workers.hubs import Callback, Hub
+from ostler.workers.parts import Parts
+from ostler.workers.reactor import BATCH, Reactor
+from ostler.workers.serving_greenlets import ForkedProcess, ServingGreenlets
+from ostler.workers.sweeper import SWEEP_DRAINING
+from ostler.workers.system_calls import Events, SystemCalls
 from ostler.wsgi import exchange
 from ostler.wsgi.exchange import QuitWorker
 
 # How often (s) it passes if nothing happens: a hub that is silent for longer is blocked.
 _TICK = 0.5
-# Connections accepted in one pass.
+# Connections accepted from one source in one pass.
 _ARRIVALS = 4
 # How long (ms) a dump of stacks may wait for its reader.
 _DUMP_PATIENCE = 50
 
 
-class _Waiting(NamedTuple):
-    """A greenlet that waits for a client until `deadline` (CLOCK_MONOTONIC, ns; 0: for ever)."""
-
-    greenlet: greenlet
-    deadline: int
-    came: list[bool]
-
-
-class _Forked(BaseException):
-    """This is a process that the app has forked: it may use the hub, but serves nobody."""
-
-
-class GreenletEngine(Loop):
+class GreenletEngine(BaseWorker):
     """Serves one app on inherited listeners, each request in a greenlet.
 
-    Args: see Loop.
+    What begins with an underscore is called only in the hub's greenlet, unless it says otherwise.
+
+    Attributes:
+        deadlines: ends requests that take too long, when the supervisor says so.
+        parts: what the engine is made of.
     """
 
     one_loop: ClassVar[bool] = True
-    _interleaves = True
-    deadlines: GreenletDeadlines
+    calls_request_hooks: ClassVar[bool] = True
 
     def __init__(self, hub: Hub, context: Context) -> None:
-        super().__init__(context)
         self._hub = hub
+        self._accounting = context.accounting
+        self._slot = context.accounting.thread_slot(0)
+        self._access = context.access
         self._stacks_fd = context.stacks_fd
-        self._wait_for = self._wait_for_client
-        # Servers without a request; how many of them nobody has needed since the last sweep.
-        self._parked: list[Server] = []
-        self._spare = self._references = 0
-        self._waiting: dict[int, _Waiting] = {}
+        self.deadlines = GreenletDeadlines(context.accounting)
+        self._greenlets = ServingGreenlets(hub, context.accounting, lambda: self.parts)
+        calls = SystemCalls(wait_for=self._greenlets.wait_for)
+        self._reactor = Reactor(Wake(), calls)
+        # Requests of one thread may be in the app at the same time.
+        self.parts = Parts.of(
+            context, self._reactor, calls, self.deadlines, self._flush_access, multithreaded=True, turn=0
+        )
         self._ticking = _TICK
         self._stop_ticking: Callback = _nothing
         self._stop_watching: Callback = _nothing
-        self._quick_until = self._looked = 0
-        self._in_turn = self._flush_due = False
+        # When the reactor was last found empty, or all that was found had been taken.
+        self._looked = 0
+        self._prompt_until = 0
+        self._in_pass = self._flush_due = False
         self._defect: Exception | None = None
+        self._done = False
 
-    # -- what the worker's life cycle calls --------------------------------------------------------------
+    # -- what the worker's life cycle calls ----------------------------------------------------------------
 
     @classmethod
     def create(cls, context: Context) -> Self:
@@ -109,19 +109,29 @@ class GreenletEngine(Loop):
         with warnings.catch_warnings(record=True) as caught:
             cls.patch()
         # Our own use of `ssl` is no reason to warn: it does without what is replaced.
-        told = [str(warning.message) for warning in caught if not settings.certfile]
-        if told:
+        texts = [str(warning.message) for warning in caught if not settings.certfile]
+        if texts:
             file = LogFile(settings.errorlog, 2)
             log = Log(file, resolve_format(settings.log_format, False), settings.loglevel, {})
-            log.warning("patched_late", problem=" ".join(" ".join(told).split()))
+            log.warning("patched_late", problem=" ".join(" ".join(texts).split()))
             log.close()
+
+    @property
+    def draining(self) -> bool:  # type: ignore[override]
+        return self.parts.drain.asked
+
+    def add_reader(self, fd: int, callback: Callable[[], None]) -> None:
+        self._reactor.add_reader(fd, callback)
+
+    def remove_reader(self, fd: int) -> None:
+        self._reactor.remove_reader(fd)
 
     def run(self) -> None:
         self._dump_greenlets_too()
-        self._stop_watching = self._hub.watch(self._epoll.fileno(), self._turn)
-        self._stop_ticking = self._hub.every(_TICK, self._turn)
+        self._stop_watching = self._hub.watch(self._reactor.fileno(), self._pass)
+        self._stop_ticking = self._hub.every(_TICK, self._pass)
         # The first pass begins to accept; without it that would have to wait for the first tick.
-        self._hub.soon(self._turn)
+        self._hub.soon(self._pass)
         try:
             self._hub.run()
         finally:
@@ -136,24 +146,35 @@ class GreenletEngine(Loop):
         try:
             self.deadlines.interrupt(signum, frame)
         finally:
-            self.wake()
+            self._reactor.wake()
+
+    def extend_deadline(self, seconds: float) -> None:
+        self.deadlines.extend(seconds)
+
+    def drain(self, hand_over: bool = False, seconds: float | None = None) -> None:
+        """See BaseWorker; it only leaves a note for the next pass, so any thread may call it."""
+        self.parts.drain.ask(hand_over, seconds)
+        self._reactor.wake()
 
     def abandon(self) -> None:
-        self._abandoned = True
+        """See BaseWorker; may be called from a signal handler of the main thread."""
+        self.parts.drain.abandoned = True
         self.drain()
-        self._let_listeners_go()  # now: an app that computes may keep the hub from it
+        self.parts.acceptor.close_listeners()  # now: an app that computes may keep the hub from it
+
+    def stop(self) -> None:
+        """See BaseWorker; any thread and any signal handler may call it."""
+        self._done = True
+        self._reactor.wake()
 
     def descriptors(self) -> set[int]:
-        return super().descriptors() | self._hub.descriptors()
+        return self._reactor.descriptors() | set(self.parts.table.open) | self._hub.descriptors()
 
     def close(self) -> None:
-        # Those that wait for connections would keep the engine, and all that it has, in the hub's memory.
-        while self._parked:
-            server = self._parked.pop()
-            server.parent = getcurrent()  # where its end leads: the hub's loop would not return
-            server.switch()  # it finds no connection
+        self._greenlets.close()
         self._hub.close()
-        super().close()
+        self.parts.table.close_all(self._slot)
+        self._reactor.close()
 
     def _dump_greenlets_too(self) -> None:
         """faulthandler knows threads only: behind its dump, Python's handler writes one of greenlets."""
@@ -177,20 +198,16 @@ class GreenletEngine(Loop):
             except OSError:
                 return  # it is gone
 
-    def _new_deadlines(self, cell: CellWriter) -> GreenletDeadlines:
-        self._berths = Berths(cell)
-        return GreenletDeadlines(cell, self._berths)
+    # -- the callback in the hub ---------------------------------------------------------------------------
 
-    # -- the callback in the hub -------------------------------------------------------------------------
-
-    def _turn(self) -> None:
-        """Do all there is to do; called by the hub, and by nobody else."""
-        self._in_turn = True
+    def _pass(self) -> None:
+        """Do all there is to do; called by the hub, and by nothing else."""
+        self._in_pass = True
         try:
             if exchange.is_forked():
-                raise _Forked
-            self._look()
-        except _Forked:
+                raise ForkedProcess
+            self._serve_events()
+        except ForkedProcess:
             self._stop_watching()
             self._stop_ticking()
         except QuitWorker:
@@ -199,101 +216,98 @@ class GreenletEngine(Loop):
             self._defect = error
             self._done = True
         finally:
-            self._in_turn = False
+            self._in_pass = False
         if self._done:
             self._hub.leave()
 
-    def _look(self) -> None:
-        if not self._references:
-            self._count_references()
-        house = self._berths.house
-        events = self._epoll.poll(0, BATCH)
-        self._cell.header[layout.HEARTBEAT] = self._now = now = monotonic_ns()
+    def _serve_events(self) -> None:
+        parts, slot = self.parts, self._slot
+        acceptor, siblings, sweeper = parts.acceptor, parts.siblings, parts.sweeper
+        events = self._reactor.poll(0)
+        now = self._reactor.now
+        self._accounting.heartbeat(now)
         # What is there came after the last look, unless that left something.
-        self._quick_until = house.quick_until = self._looked + layout.LEAST_QUEUED
+        self._prompt_until = self._looked + LEAST_QUEUED
         if len(events) < BATCH:
             self._looked = now
-        if now >= self._next_second:
-            self._tell_time(now)
-        if now >= self._next_sweep or self._sweeping or self.draining:
-            self._look_after(now)
-        if not self._accepting:
-            self._accept_on_again(house, now)
+        if now >= parts.date.due:
+            parts.limited.report()
+            parts.date.update(now)
+        if now >= sweeper.due or sweeper.left or parts.drain.asked:
+            self._sweep(now)
+        if not acceptor.accepting:
+            acceptor.try_start(slot, now)
         if self.deadlines.late:
             self.deadlines.end_late()
-        if len(events) >= CROWD and now >= self._next_gift and self._handoff is not None and self._accepting:
-            self._events.extend(events)
-            self._share(now, house)
-            events = list(self._events)
-            self._events.clear()
-        connections = self._connections
+        if len(events) >= OVERLOAD and now >= siblings.share_due and siblings and acceptor.accepting:
+            self._share(events)
+        connections = parts.table.open
         arrivals = []
         for fd, _ in events:
             connection = connections.get(fd)
             if connection is None:
-                if fd in self._doors:
+                if fd in acceptor.sources:
                     arrivals.append(fd)
                 else:
-                    self._other_event(fd)
-            elif connection.armed:
-                if self._receive(connection, house, now):
-                    self._serve_in_greenlet(connection)
-            elif (waiting := self._waiting.get(fd)) is not None:
-                waiting.came.append(True)
-                waiting.greenlet.switch()
-                if exchange.is_forked():
-                    raise _Forked
-            else:
-                # More of a client whose request is in the app: that is looked at afterwards.
-                self._disarm(connection)
-        if self._accepting and (len(events) >= BATCH or not (events or self._sweeping)):
+                    self._reactor.call_back(fd)
+            elif connection.watched:
+                if parts.receiver.receive(connection, slot, now):
+                    self._greenlets.serve(connection, self._prompt_until)
+            elif not self._greenlets.resume(fd):
+                # More of a client whose request is in the app: that is received afterwards.
+                self._reactor.unwatch(connection)
+        if acceptor.accepting and (len(events) >= BATCH or not (events or sweeper.left)):
             # A busy worker's listeners wait for their turn behind all that is ready. An idle one looks for
             # connections that the kernel announced to a sibling which is busy now.
-            arrivals = list(self._doors)
+            arrivals = list(acceptor.sources)
         for fd in arrivals:
-            self._let_in(fd, now)
-        if not self._accepting:
-            self._accept_on_again(house, monotonic_ns())  # of those that were served, some have ended
-        self._tick_every(_TICK if self._accepting else ROOM_LOOK)
+            self._accept(fd, now)
+        if not acceptor.accepting:
+            acceptor.try_start(slot, monotonic_ns())  # of those that were served, some have ended
+        self._tick_every(_TICK if acceptor.accepting else ROOM_LOOK)
         if self._access is not None:
             self._access.flush()
 
-    def _let_in(self, fd: int, now: int) -> None:
-        """Take some of the connections that wait at a listener; the others are for siblings, too."""
-        house = self._berths.house
-        for _ in range(self._arrivals_in_a_pass(_ARRIVALS, now)):
-            newcomer = self._take(house) if fd == self._handoff_fd else self._accept(fd, house, now)
+    def _share(self, events: Events) -> None:
+        """Hand the connection of the last event off, if a sibling may be less busy."""
+        parts = self.parts
+        if parts.siblings.share(parts.table.open.get(events[-1][0]), self._slot, self._reactor.now):
+            events.pop()
+
+    def _accept(self, source: int, now: int) -> None:
+        """Accept some of the connections that wait at a source; the others are for siblings, too."""
+        parts = self.parts
+        for _ in range(parts.acceptor.arrivals_in_a_pass(_ARRIVALS, now)):
+            newcomer = parts.acceptor.accept(source, self._slot, now)
             if newcomer is None:
                 return
-            if self._receive(newcomer, house, now):
-                self._serve_in_greenlet(newcomer)
+            if parts.receiver.receive(newcomer, self._slot, now):
+                self._greenlets.serve(newcomer, self._prompt_until)
 
-    def _look_after(self, now: int) -> None:
-        """What time brings."""
-        if now >= self._next_sweep:
-            self._berths.show_the_oldest(now)
-            self._end_spare()
-            for waiting in list(self._waiting.values()):
-                if 0 < waiting.deadline <= now:
-                    waiting.came.append(False)
-                    waiting.greenlet.switch()
-        self._sweep(now, self._berths.house)
-        if self._sweeping:
-            self._hub.soon(self._turn)
-        if self.draining:
+    def _sweep(self, now: int) -> None:
+        parts = self.parts
+        if now >= parts.sweeper.due:
+            self._greenlets.end_spare()
+            self._greenlets.end_waits(now)
+        parts.sweeper.sweep(now, self._slot)
+        if parts.sweeper.left:
+            self._hub.soon(self._pass)
+        if parts.drain.asked:
             self._tick_every(SWEEP_DRAINING)
+            if not parts.table.open or parts.drain.is_over(now):
+                self._done = True
 
     def _tick_every(self, seconds: float) -> None:
         """Pass so often if nothing happens; more often while draining, whatever else is asked for."""
-        seconds = min(seconds, SWEEP_DRAINING) if self.draining else seconds
+        seconds = min(seconds, SWEEP_DRAINING) if self.parts.drain.asked else seconds
         if seconds != self._ticking:
             self._ticking = seconds
             self._stop_ticking()
-            self._stop_ticking = self._hub.every(seconds, self._turn)
+            self._stop_ticking = self._hub.every(seconds, self._pass)
 
     def _flush_access(self) -> None:
-        """When the pass is over; for a greenlet that the hub has switched to, soon."""
-        if not (self._in_turn or self._flush_due):
+        """Write lines when the pass is over, or soon; called in any greenlet that serves."""
+        if not (self._in_pass or self._flush_due):
             self._flush_due = True
             self._hub.soon(self._flush_lines)
 
@@ -301,108 +315,6 @@ class GreenletEngine(Loop):
         self._flush_due = False
         if self._access is not None:
             self._access.flush()
-
-    # -- greenlets ---------------------------------------------------------------------------------------
-
-    def _serve_in_greenlet(self, connection: Connection) -> None:
-        """Serve a connection's requests; returns when that is done, or when the app waits."""
-        connection.armed = False
-        server = self._server()
-        server.connection = connection
-        server.switch()
-        if exchange.is_forked():
-            raise _Forked
-
-    def _server(self) -> Server:
-        """One that waits for a connection."""
-        parked = self._parked
-        while parked:
-            server = parked.pop()
-            if len(parked) < self._spare:
-                self._spare = len(parked)
-            if sys.getrefcount(server) <= self._references:
-                return server
-            server.switch()  # somebody else holds it: it finds no connection, and ends
-        server = Server(self._run_server, self._hub.greenlet)
-        server.switch()
-        parked.pop()
-        return server
-
-    def _count_references(self) -> None:
-        """Those to a server that nobody else holds, where `_server` counts them; in the hub, as all that."""
-        Server(self._run_server, self._hub.greenlet).switch()
-        server = self._parked.pop()
-        self._references = sys.getrefcount(server)
-        self._parked.append(server)
-
-    def _run_server(self) -> None:
-        """What a server does until its end."""
-        server = getcurrent()
-        assert isinstance(server, Server)
-        hub, parked = self._hub, self._parked
-        while True:
-            parked.append(server)
-            try:
-                hub.greenlet.switch()
-            except BaseException:  # noqa: BLE001 - somebody meant a request that has ended
-                break
-            if (connection := server.connection) is None:
-                break
-            self._serve_as(server, connection)
-            server.connection = connection = None
-            if not hub.reuses:
-                return
-            if server.links or server.gr_context is not None:
-                server.forget()
-        if server in parked:
-            parked.remove(server)  # it was not we who switched to it
-
-    def _serve_as(self, server: Server, connection: Connection) -> None:
-        berths = self._berths
-        berth = server.berth = berths.take()
-        berth.greenlet = server
-        berth.quick_until = self._quick_until
-        try:
-            self._serve(connection, berth)
-        except QuitWorker:
-            pass  # by a signal's handler, which has called `stop`
-        except BaseException:  # noqa: BLE001 - see _fail; gevent's own are no Exception
-            self._fail(connection, berth)
-        finally:
-            server.berth = berth.greenlet = None
-            berths.give_back(berth)
-        if connection.outbox or connection.mask != IN:
-            self._watch(connection)
-        else:
-            connection.armed = True
-
-    def _end_spare(self) -> None:
-        """Let half of those greenlets go that nobody has needed for a while: each keeps some memory."""
-        for _ in range((self._spare + 1) // 2):
-            self._parked.pop(0).switch()  # it finds no connection
-        self._spare = len(self._parked)
-
-    def _wait_for_client(self, fd: int, event: int, deadline: int) -> bool:
-        """As connection._wait_for, while others run."""
-        connection = self._connections[fd]
-        waiting = self._waiting[fd] = _Waiting(getcurrent(), deadline, [])
-        try:
-            self._arm(connection, event)
-            while not waiting.came:
-                self._hub.greenlet.switch()
-        finally:
-            del self._waiting[fd]
-            if not connection.closed:
-                self._disarm(connection)
-        return waiting.came[0]
-
-    def _arm(self, connection: Connection, event: int) -> None:
-        """Have the kernel watch for an event that a greenlet waits for (poll's are epoll's)."""
-        known, connection.mask = connection.mask, event
-        if known:
-            self._modify(connection.fd, event)
-        else:
-            self._epoll.register(connection.fd, event)
 
 
 def _nothing() -> None:

@@ -1,15 +1,16 @@
-"""Handing connections from worker to worker.
+"""Handing connections off from worker to worker.
 
-All workers of a daemon share one pair of connected sockets. Who gives a connection away sends its descriptor
-into one end (SCM_RIGHTS, unix(7)); the other end lies in every worker's epoll, EPOLLEXCLUSIVE, so the kernel
-wakes one that waits, and if all are busy the first that is done takes it: one queue for all. Only connections
-between two requests travel, and never under TLS, whose state can't leave its process.
+All workers of a daemon share one pair of connected sockets. A worker that hands a connection off sends its
+descriptor into one end (SCM_RIGHTS, unix(7)). The other end is in every worker's epoll, with EPOLLEXCLUSIVE,
+so that the kernel wakes one worker that waits; if all are busy, the first that polls again receives it: one
+queue for all. Only connections between two requests are handed off, and never under TLS, whose state can't
+leave its process.
 
-What is it good for: a worker in a long request gives away what would have to wait for it; a worker that
-leaves gives its idle connections to those that stay, so that clients notice nothing.
+A worker in a long request hands off what would have to wait for it. A worker that leaves hands its idle
+connections off to those that stay, so that clients notice nothing.
 
-The app in a sibling may write anything into the pair, and may also make its sockets block or shut them down:
-what is no connection is closed, and never more than some of it at once.
+The app in a sibling may write anything into the pair, make its sockets block, or shut them down: what is not
+a connection is closed, and only so much of it is read at once.
 """
 
 import array
@@ -24,77 +25,85 @@ import msgspec
 
 from ostler.osapi import original, received
 
-# Bounds what a message costs: what is told of a connection besides its descriptor.
+# Bytes of a message at most: what is sent of a connection besides its descriptor.
 _MESSAGE = 4096
-# Messages looked at for one connection.
+# Messages that are read for one connection at most.
 _TRIES = 16
 _KINDS = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
-# What the PROXY protocol says of a connection.
-_FACTS = {"PROXY_PROTOCOL", "REMOTE_ADDR", "REMOTE_PORT", "PROXY_ADDR", "PROXY_PORT"}
+# What the PROXY protocol says of a client.
+_PEER_INFO = {"PROXY_PROTOCOL", "REMOTE_ADDR", "REMOTE_PORT", "PROXY_ADDR", "PROXY_PORT"}
 
 
-class Idle(Protocol):
-    """What is to be known of a connection that is given away; see Connection."""
+class IdleConnection(Protocol):
+    """What is read of a connection that is handed off; see Connection."""
 
     fd: int
     tls: bool
     listener: str
-    facts: dict[str, str] | None
+    peer_info: dict[str, str] | None
     served: int
 
 
-class _Parcel(msgspec.Struct, array_like=True):
-    """giver: its pid; listener: its address as the giver knows it; facts, served: see Connection."""
+class _Message(msgspec.Struct, array_like=True):
+    """What is sent with a descriptor. sender: the worker's pid; the rest: see Connection."""
 
-    giver: int
+    sender: int
     listener: str
-    facts: dict[str, str]
+    peer_info: dict[str, str]
     served: Annotated[int, msgspec.Meta(ge=0)]
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """A connection that a worker gave away, perhaps this one."""
+class HandedOff:
+    """A connection that a worker handed off.
+
+    Attributes:
+        ours: that worker was this one: no sibling had time for it.
+        peer: its getpeername(); the rest: see Connection.
+    """
 
     ours: bool
     sock: socket.socket
     peer: Any
     listener: str
-    facts: dict[str, str]
+    peer_info: dict[str, str]
     served: int
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(_Parcel)
+_decoder = msgspec.msgpack.Decoder(_Message)
 
 
 class HandOff:
-    """The shared pair; `giving` and `taking` are its two ends.
+    """The shared pair of sockets. Called only by the thread that polls.
+
+    Args:
+        sending, receiving: its two ends.
 
     Attributes:
-        useless: there is no end of what is no connection: do not look for one for a while.
+        useless: what `receive` found last was not a connection, again and again: pause.
     """
 
-    def __init__(self, giving: socket.socket, taking: socket.socket) -> None:
-        self._giving = giving
-        self._taking = taking
+    def __init__(self, sending: socket.socket, receiving: socket.socket) -> None:
+        self._sending = sending
+        self._receiving = receiving
         self.useless = False
-        giving.setblocking(False)
-        taking.setblocking(False)
+        sending.setblocking(False)
+        receiving.setblocking(False)
 
     def fileno(self) -> int:
-        """Readable while a connection waits to be taken."""
-        return self._taking.fileno()
+        """Readable while a connection waits to be received."""
+        return self._receiving.fileno()
 
-    def give(self, connection: Idle) -> bool:
-        """Hand an idle connection over; False if it can't be. What is left to do is to close our copy."""
+    def send(self, connection: IdleConnection) -> bool:
+        """Hand an idle connection off; False if it can't be. What is left to do then is to close our copy."""
         if connection.tls:
             return False
-        parcel = _Parcel(os.getpid(), connection.listener, connection.facts or {}, connection.served)
+        message = _Message(os.getpid(), connection.listener, connection.peer_info or {}, connection.served)
         try:
             descriptor = array.array("i", [connection.fd])
-            self._giving.sendmsg(
-                [_encoder.encode(parcel)],
+            self._sending.sendmsg(
+                [_encoder.encode(message)],
                 [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptor)],
                 socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL,
             )
@@ -102,21 +111,21 @@ class HandOff:
             return False  # the queue is full, or the pair is gone with the supervisor
         return True
 
-    def take(self) -> Taken | None:
+    def receive(self) -> HandedOff | None:
         """The next connection whose client is still there; None if there is none."""
         self.useless = False
         for _ in range(_TRIES):
             try:
                 # Not socket.recv_fds, which forgets its flags.
-                data, ancillary, _, _ = self._taking.recvmsg(
+                data, ancillary, _, _ = self._receiving.recvmsg(
                     _MESSAGE, received.SPACE, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
                 )
             except OSError:
                 return None  # a sibling was quicker
             descriptors = received.descriptors(ancillary)
-            taken = _unpack(data, descriptors[0]) if len(descriptors) == 1 else None
-            if taken is not None:
-                return taken
+            found = _unpack(data, descriptors[0]) if len(descriptors) == 1 else None
+            if found is not None:
+                return found
             for fd in descriptors:
                 received.discard(fd)
             if not data and self._has_ended():
@@ -127,29 +136,31 @@ class HandOff:
     def _has_ended(self) -> bool:
         """Whether the pair was shut down: it is readable for ever then."""
         poll = original.poll()
-        poll.register(self._taking, select.POLLRDHUP)
+        poll.register(self._receiving, select.POLLRDHUP)
         return bool(poll.poll(0))
 
 
-def _unpack(data: bytes, descriptor: int) -> Taken | None:
-    """None if it is no connection; the descriptor is still the caller's then."""
+def _unpack(data: bytes, descriptor: int) -> HandedOff | None:
+    """None if it is not a connection; the descriptor is still the caller's then."""
     try:
-        parcel = _decoder.decode(data)
+        message = _decoder.decode(data)
         sock = original.Socket(fileno=descriptor)
     except (OSError, ValueError, RecursionError):
         return None
     try:
-        sock.setblocking(False)  # and not what an app may have set as default time-out
+        sock.setblocking(False)  # an app may have set a default time-out
         received.never_linger(sock)
-        if sock.type == socket.SOCK_STREAM and sock.family in _KINDS and _are_facts(parcel.facts):
-            ours = parcel.giver == os.getpid()
-            served = min(parcel.served, monotonic_ns())
-            return Taken(ours, sock, sock.getpeername(), parcel.listener, parcel.facts, served)
+        if sock.type == socket.SOCK_STREAM and sock.family in _KINDS and _is_peer_info(message.peer_info):
+            ours = message.sender == os.getpid()
+            served = min(message.served, monotonic_ns())
+            return HandedOff(ours, sock, sock.getpeername(), message.listener, message.peer_info, served)
     except OSError:
         pass  # it listens, or its client has gone
     sock.detach()
     return None
 
 
-def _are_facts(facts: dict[str, str]) -> bool:
-    return facts.keys() <= _FACTS and all(text.isascii() and text.isprintable() for text in facts.values())
+def _is_peer_info(texts: dict[str, str]) -> bool:
+    return texts.keys() <= _PEER_INFO and all(
+        text.isascii() and text.isprintable() for text in texts.values()
+    )

@@ -1,6 +1,6 @@
 """The hubs of gevent and eventlet, as far as an engine needs them.
 
-A hub is the greenlet that waits for everything and switches to whoever has something to do. Our engine is a
+A hub is the greenlet that waits for everything and switches to whatever has something to do. Our engine is a
 callback in it: it runs in the hub's greenlet and must not wait. Greenlets that serve are children of the hub:
 what they switch to when they wait, and when they have ended, is the callback that has switched to them.
 """
@@ -14,29 +14,31 @@ from greenlet import getcurrent, greenlet
 Callback = Callable[[], object]
 
 
-class Server(greenlet):  # type: ignore[misc]
-    """A greenlet that serves one request after another.
+class ServingGreenlet(greenlet):  # type: ignore[misc]
+    """A greenlet that serves one connection after another.
 
-    A fresh greenlet costs some microseconds, because the interpreter maps memory for its stack. So one is
-    used again, unless somebody holds it who may mean the request that it has served: a time-out that was
-    never cancelled would be thrown into another.
+    A new greenlet costs some microseconds, because the interpreter maps memory for its stack. So one is used
+    again, unless something else refers to it and may mean the request that it has served: a time-out that was
+    never cancelled would be thrown into another request.
 
     Attributes:
-        connection: what it is to serve.
-        berth: where its request is shown.
+        connection: what it is to serve; None: it is to end.
+        slot: where its request is shown; None: it serves none.
+        interrupted: when the request had started that was ended last because it took too long.
         links: called at the end of a request, as gevent does at the end of a greenlet: this is how
-            gevent.local and threading.local forget what was a greenlet's own.
+            gevent.local and threading.local drop what was a greenlet's own.
     """
 
     connection: Any = None
-    berth: Any = None
+    slot: Any = None
+    interrupted = 0
 
     def __init__(self, run: Callback, parent: greenlet) -> None:
         super().__init__(run, parent)
         self.links: list[Callable[[greenlet], object]] = []
 
     def rawlink(self, callback: Callable[[greenlet], object]) -> None:
-        """gevent's way to hear of the end of a greenlet."""
+        """gevent's way to have something called at the end of a greenlet."""
         self.links.append(callback)
 
     def unlink(self, callback: Callable[[greenlet], object]) -> None:
@@ -44,7 +46,7 @@ class Server(greenlet):  # type: ignore[misc]
             self.links.remove(callback)
 
     def forget(self) -> None:
-        """Nothing of a request may be seen by the next one."""
+        """Drop all that belongs to a request: the next one must not see it."""
         links, self.links = self.links, []
         for link in links:
             link(self)
@@ -82,7 +84,7 @@ class Hub(ABC):
 
     @abstractmethod
     def every(self, seconds: float, callback: Callback) -> Callback:
-        """Call back again and again; returns what ends that."""
+        """Call back every so many seconds; returns what ends that."""
 
     @abstractmethod
     def soon(self, callback: Callback) -> None:
@@ -93,5 +95,5 @@ class Hub(ABC):
         """End the hub's threads, and leave it as it was; after `run`."""
 
     def descriptors(self) -> set[int]:
-        """Those of the hub that each process makes anew."""
+        """Those of the hub that each process makes for itself."""
         return set()

@@ -1,6 +1,6 @@
-"""Ending a request that takes too long, and no other; and giving one more time.
+"""Ending a request that takes too long, and no other; and giving a request more time.
 
-The supervisor sees that a request is overdue, writes into its lane which (OVERDUE), and sends
+The supervisor finds that a request is overdue, notes in its request slot which one, and sends
 INTERRUPT_SIGNAL. Python runs the handler in the main thread. It raises `DeadlineExceeded` in the threads that
 still serve such a request: in its own by just raising, which ends a system call that the app waits in, too;
 in others by PyThreadState_SetAsyncExc, which a thread notices when it runs Python code again.
@@ -8,14 +8,15 @@ in others by PyThreadState_SetAsyncExc, which a thread notices when it runs Pyth
 The exception must not meet the next request, nor our own code:
 
 - The main thread raises only where a function that calls user code for a request (`exchange.interruptible`:
-  Exchange.run, and around it the hooks' own) is among the calls that the signal interrupted, and no
-  handler of ours for another signal is above it; a worker class that calls the app otherwise says where.
-- In another thread it is set while the lock is held and the lane still shows the request. Who ends a request
-  clears the lane first and then, under the lock, takes back what has not been noticed by then. What was
-  noticed in between ends in the handler in `Serving._serve`.
-- Only requests that are older than LONG are touched, so those that ended sooner have nothing to take back.
+  Exchange.run, and around it the hooks' own) is among the calls that the signal interrupted, and no handler
+  of ours for another signal is above it. A worker class that calls the app otherwise says where.
+- In another thread it is set while the lock is held and the slot still shows the request. A thread that ends
+  a request first makes its slot show none (`leave_app`) and then, under the lock, takes back what it has not
+  noticed by then (`end`). What it notices in between ends in the handler in `WsgiRunner`, which makes the
+  slot show none again: each request is counted once, after that handler.
+- Only requests that are older than LONG are interrupted: those that ended sooner have nothing to take back.
 - `Exchange.run` is more than the app, it sends as well. Therefore an answer that has begun is not continued:
-  its connection is closed, and nobody sees what half a step of ours may have left behind.
+  its connection is closed, so that nothing is sent of what half a step of ours may have left behind.
 
 All of it holds with and without the interpreter lock.
 """
@@ -28,39 +29,39 @@ from time import monotonic_ns
 from types import FrameType
 
 from ostler.osapi import original
-from ostler.scoreboard import layout
-from ostler.scoreboard.writer import CellWriter, Words
+from ostler.scoreboard.accounting import Accounting, RequestSlot, check_extension
 from ostler.wsgi.exchange import DeadlineExceeded, is_interruptible
 
-# A request that takes this long (ns) tells that there are such; a quicker one is never interrupted.
 LONG = 20_000_000
+"""A request that takes longer (ns) is a long one; a quicker one is never interrupted."""
 # Modules with handlers of other signals: what these have begun is finished, though the app is below them.
-_HANDLERS = ("ostler.workers.boot", "ostler.workers.engine", "ostler.workers.loop")
-# The most an app may ask for, in seconds: what can be added to any time and still is one.
-LONGEST = 1e9
+_HANDLERS = ("ostler.workers.boot", "ostler.workers.engine")
 
 
 class Deadlines:
-    """What a worker does about the deadlines of its requests.
+    """What a worker does about the deadlines of its requests, each of which has a thread.
 
     Args:
-        cell: the worker's scoreboard cell.
-        is_in_app: whether the exception may be raised in the main thread, in this frame.
+        accounting: has the slots of the threads.
+        is_in_app: whether the exception may be raised in the main thread, in this frame; None: as
+            `is_in_app` says.
     """
 
-    def __init__(self, cell: CellWriter, is_in_app: Callable[[FrameType | None], bool] | None = None) -> None:
+    def __init__(
+        self, accounting: Accounting, is_in_app: Callable[[FrameType | None], bool] | None = None
+    ) -> None:
         self._is_in_app = is_in_app
-        self._lanes = [cell.lane(thread)[0] for thread in range(cell.threads)]
-        # By thread: what STARTED was in the request that was interrupted last.
+        self._slots = accounting.slots
+        # By thread: when the request had started that was interrupted last.
         self._interrupted: dict[int, int] = {}
         self._lock = original.Lock()
         self._looking = self._look_again = False
 
     def interrupt(self, _signum: int, frame: FrameType | None) -> None:
-        """The handler of INTERRUPT_SIGNAL.
+        """The handler of INTERRUPT_SIGNAL, in the main thread.
 
         Raises:
-            DeadlineExceeded: it is the main thread whose request is overdue.
+            DeadlineExceeded: the main thread's own request is overdue.
         """
         # The next signal may come within this function, and must not wait for the lock that it holds.
         self._look_again = True
@@ -79,9 +80,12 @@ class Deadlines:
             raise DeadlineExceeded
 
     def end(self, started: int) -> None:
-        """Called by a thread after a request that took long, when its lane shows it no more.
+        """Called by a thread after a long request, when its slot shows it no more.
 
         Afterwards no exception that was meant for that request can come.
+
+        Args:
+            started: when the request began.
         """
         # The main thread raises its own: nothing waits. And its handler may want the lock at any moment.
         if threading.get_native_id() != os.getpid():
@@ -98,56 +102,45 @@ class Deadlines:
             ValueError: that is no time.
             RuntimeError: this thread serves no request.
         """
-        if not 0 < seconds <= LONGEST:
-            raise ValueError(f"the deadline can't be extended by {seconds!r} seconds")
-        words = self._at_hand()
-        if words is None or not (started := words[layout.STARTED]):
+        check_extension(seconds)
+        slot = self._slot_at_hand()
+        if slot is None or not slot.started:
             raise RuntimeError("extend_deadline was called in a thread that serves no request")
-        until = monotonic_ns() + int(seconds * 1_000_000_000)
-        if words[layout.EXTENDED_FOR] == started:
-            until = max(until, words[layout.EXTENDED_UNTIL])
-        # In this order: the supervisor reads them the other way round.
-        words[layout.EXTENDED_UNTIL] = until
-        words[layout.EXTENDED_FOR] = started
+        slot.extend(seconds)
 
-    def _at_hand(self) -> Words | None:
-        """What tells of the request that the caller serves."""
+    def _slot_at_hand(self) -> RequestSlot | None:
+        """The slot of the request that the caller serves."""
         here = original.get_ident()
-        return next((words for words in self._lanes if words[layout.IDENT] == here), None)
+        return next((slot for slot in self._slots if slot.ident == here), None)
 
     def _interrupt_others(self) -> int | None:
-        """Interrupt other threads' overdue requests; returns what STARTED is in this thread's, if it is."""
+        """Interrupt other threads' overdue requests; returns when this thread's began, if it is overdue."""
         here = original.get_ident()
         found = None
-        for words in self._lanes:
-            ident = words[layout.IDENT]
+        for slot in tuple(self._slots):
+            ident = slot.ident
             if ident == here:
-                started = words[layout.STARTED]
-                if self._is_overdue(words, started, here):
+                started = slot.started
+                if self._is_to_end(slot, started, here):
                     found = started
                 continue
             with self._lock:
-                started = words[layout.STARTED]
-                if self._is_overdue(words, started, ident):
+                started = slot.started
+                if self._is_to_end(slot, started, ident):
                     self._interrupted[ident] = started
                     _set_exception(ident, DeadlineExceeded)
         return found
 
-    def _is_overdue(self, words: Words, started: int, ident: int) -> bool:
-        """Whether it is to be interrupted: once, and not if the app has asked for time just now."""
-        if not started or words[layout.OVERDUE] != started or self._interrupted.get(ident) == started:
+    def _is_to_end(self, slot: RequestSlot, started: int, ident: int) -> bool:
+        """Whether to interrupt the request that began at `started`: once, and not if it has more time now."""
+        if not started or self._interrupted.get(ident) == started:
             return False
         now = monotonic_ns()
-        return now - started > LONG and not is_extended(words, started, now)
-
-
-def is_extended(words: Words, started: int, now: int) -> bool:
-    """Whether the app has been given more time for the request that began at `started`."""
-    return words[layout.EXTENDED_FOR] == started and words[layout.EXTENDED_UNTIL] > now
+        return now - started > LONG and slot.started == started and slot.is_overdue(now)
 
 
 def is_in_app(frame: FrameType | None) -> bool:
-    """Whether it may be raised here; if not yet, the supervisor sends the signal again."""
+    """Whether DeadlineExceeded may be raised here; if not yet, the supervisor sends the signal again."""
     while frame is not None:
         if is_interruptible(frame):
             return True
@@ -158,6 +151,6 @@ def is_in_app(frame: FrameType | None) -> bool:
 
 
 def _set_exception(ident: int, kind: type[BaseException] | None) -> None:
-    """PyThreadState_SetAsyncExc: `kind` is raised in a thread soon; None: nothing is, if it has not been."""
+    """PyThreadState_SetAsyncExc: have `kind` raised in a thread soon; None: take that back."""
     value = ctypes.py_object() if kind is None else ctypes.py_object(kind)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), value)

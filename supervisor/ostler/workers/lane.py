@@ -1,7 +1,5 @@
 """What a thread or a greenlet writes into its lane of the scoreboard."""
 
-from typing import Any
-
 from ostler.http1.request import Line
 from ostler.osapi import original
 from ostler.scoreboard import layout
@@ -49,58 +47,3 @@ class Lane:
         self.text[layout.METHOD_SIZE : layout.METHOD_SIZE + len(path)] = path
         self.flight[layout.METHOD_LENGTH] = len(name)
         self.flight[layout.PATH_LENGTH] = len(path)
-
-
-class Berth(Lane):
-    """A greenlet's lane, which tells only of the request in the app: all counting is done in one lane.
-
-    A worker has fewer lanes than it may have requests. What is in a berth without one (`number` 0) nobody
-    sees, until it changes places with a younger one.
-
-    Args:
-        house: where is counted.
-        cell: None: without a lane.
-        number: of its lane.
-
-    Attributes:
-        greenlet: what serves in it; None: it is free.
-        interrupted: what STARTED was in the request that was ended last.
-    """
-
-    __slots__ = ("greenlet", "interrupted", "number")
-
-    def __init__(self, house: Lane, cell: CellWriter | None, number: int) -> None:
-        self.words = house.words
-        if cell is not None:
-            self.flight, self.text = cell.lane(number)
-        else:
-            memory = memoryview(bytearray(layout.SLOT_SIZE))
-            self.flight, self.text = memory[: layout.TEXT].cast("Q"), memory[layout.TEXT :]
-        self.flight[layout.IDENT] = id(self)
-        self.number = number
-        self.line = None
-        self.quick_until = 0
-        self.greenlet: Any = None
-        self.interrupted = 0
-
-    def change_places(self, other: "Berth") -> None:
-        """Exchange the lanes of two berths, whatever is in flight in them."""
-        for_each = (self, other)
-        told = [[berth.flight[word] for word in _TOLD] for berth in for_each]
-        started = [berth.flight[layout.STARTED] for berth in for_each]
-        for berth in for_each:
-            berth.flight[layout.STARTED] = 0
-        self.flight, self.text, self.number, other.flight, other.text, other.number = (
-            *(other.flight, other.text, other.number),
-            *(self.flight, self.text, self.number),
-        )
-        for berth, values, since in zip(for_each, told, started, strict=True):
-            if berth.line is not None:
-                berth.show(berth.line)
-            for word, value in zip(_TOLD, values, strict=True):
-                berth.flight[word] = value
-            berth.flight[layout.STARTED] = since
-
-
-# What else belongs to the request in flight.
-_TOLD = (layout.IDENT, layout.EXTENDED_FOR, layout.EXTENDED_UNTIL)

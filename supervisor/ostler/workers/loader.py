@@ -10,26 +10,9 @@ from types import ModuleType
 from typing import Any, cast
 
 from ostler.settings.table import Settings
-from ostler.text import frames_of, name_and_text, trace_of
 from ostler.workers.interface import is_factory, mismatch
+from ostler.workers.load_errors import AppLoadError, raised
 from ostler.wsgi.exchange import App, QuitWorker
-
-_LONGEST_REASON = 500
-_LOADERS = (__file__, str(Path(__file__).with_name("paste.py")))
-
-
-class AppLoadError(Exception):
-    """The app can't be loaded.
-
-    Args:
-        reason: one line.
-        trace: the app's own traceback; None if the setting is wrong.
-    """
-
-    def __init__(self, reason: str, trace: str | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.trace = trace
 
 
 def enter(settings: Settings) -> None:
@@ -164,24 +147,6 @@ def _made(spec: str, factory: Any, *args: Any, **kwargs: Any) -> Any:
         raise
     except BaseException as error:
         raise raised(spec, error) from error
-
-
-def raised(spec: str, error: BaseException) -> AppLoadError:
-    """The exception for an `error` that the app raised while `spec` was loaded."""
-    reason = name_and_text(error, _LONGEST_REASON)
-    return AppLoadError(f"can't load {spec!r}: {reason}", _app_traceback(error))
-
-
-def _app_traceback(error: BaseException) -> str:
-    """The traceback from the app's first frame on, without the frames of the import."""
-    frames = frames_of(error)
-    while frames is not None and _is_ours(frames.tb_frame.f_code.co_filename):
-        frames = frames.tb_next
-    return trace_of(error, frames)
-
-
-def _is_ours(filename: str) -> bool:
-    return filename in _LOADERS or "importlib" in filename or "/paste/deploy/" in filename
 
 
 def standard_modules(before: AbstractSet[str]) -> list[str]:

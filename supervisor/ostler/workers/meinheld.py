@@ -83,7 +83,8 @@ class MeinheldWorker(BaseWorker):
         self._door: socket.socket | None = None
         self._wakes: list[socket.socket] = []
         self._inner: set[int] = set()
-        self._deadlines = Deadlines(context.cell, serves)
+        context.accounting.thread_slot(0)
+        self._deadlines = Deadlines(context.accounting, serves)
         self._calls = Calls(context, self._deadlines, self._look)
 
     # -- what the life cycle calls ----------------------------------------------------------------------

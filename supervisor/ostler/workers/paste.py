@@ -5,7 +5,7 @@ from typing import cast
 
 from ostler.settings.pastefile import file_name, global_conf
 from ostler.settings.table import Settings
-from ostler.workers.loader import AppLoadError, raised
+from ostler.workers.load_errors import AppLoadError, raised
 from ostler.wsgi.exchange import App, QuitWorker
 
 

@@ -1,27 +1,35 @@
-"""How long requests wait for a worker, and what those hear that have waited too long.
+"""How long requests wait for a worker, and the answer to those that have waited too long.
 
-What matters is when a request arrived, not when somebody looked. The kernel remembers when the last bytes of
-a TCP connection came (TCP_INFO, tcp(7)), also of one that waited to be accepted or that another worker gave
-away. Asking costs a microsecond, so only those requests are asked about that may have waited.
+What matters is when a request arrived, not when the worker looked. Most requests are known to have come since
+the last look, so that they have not waited. The kernel remembers when the last bytes of a TCP connection came
+(TCP_INFO), also of one that waited to be accepted or that another worker handed off. But asking it costs a
+microsecond, and where passes of the loop are long nearly every request may have waited. So it is asked
+
+- always, if `queue_timeout` is set: which requests are answered with 503 must be exact;
+- else for the first request of a pass that may have waited, at most every `ASK_EVERY` nanoseconds, and for
+  every `STRIDE`th one after it in the same pass. Others of the pass are taken to have arrived as long before
+  it as the one asked about last.
+
+In passes without a question, requests are taken to have arrived half-way between the time when they can have
+come at the earliest and the look that found them. A connection that a busy worker accepts may have waited for
+any time: every `STRIDE`th one is asked about, and one in `ASK_EVERY`; the others have waited as long as that.
 """
 
-import socket
-import time
 from collections.abc import Callable, Iterable
-from struct import Struct, error
 from typing import Any
 
+from ostler.osapi.tcp_info import TICK, since_last_received
+from ostler.scoreboard.layout import LEAST_QUEUED
+from ostler.workers.connection import Connection
+from ostler.workers.reactor import Reactor
 from ostler.wsgi.environ import Environ
 
-# struct tcp_info up to tcpi_last_data_recv, in milliseconds (linux/tcp.h).
-_LAST_RECEIVED = Struct("=52xI")
-_MILLISECOND = 1_000_000
-# The kernel counts in ticks, so what it says is wrong by one at most. CLOCK_MONOTONIC_COARSE (6) counts them.
-_TICK = int(time.clock_getres(6) * 1_000_000_000)
+ASK_EVERY = 50_000_000
+STRIDE = 8
 
 _SORRY = b"Service Unavailable: the server has more requests than it can answer in time\n"
 # The least that can be said in whole seconds (RFC 9110 section 10.2.3): a queue that is too long now may well
-# be gone then, and whoever comes too early costs next to nothing.
+# be gone then, and a client that comes too early costs next to nothing.
 _SORRY_HEADERS = [
     ("Content-Type", "text/plain; charset=utf-8"),
     ("Content-Length", str(len(_SORRY))),
@@ -29,24 +37,95 @@ _SORRY_HEADERS = [
 ]
 
 
+class QueueTimes:
+    """Measures how long requests have waited. Called by any thread that serves.
+
+    Threads may overwrite each other's notes: then a request more or less is asked about.
+
+    Args:
+        reactor: says when the worker last looked for events.
+        exact: ask the kernel about each request that may have waited.
+    """
+
+    __slots__ = (
+        *("_asked_any_at", "_asked_at", "_before", "_exact", "_pass", "_reactor", "_skipped"),
+        *("_skipped_any", "_waited_any"),
+    )
+
+    def __init__(self, reactor: Reactor, exact: bool) -> None:
+        self._reactor = reactor
+        self._exact = exact
+        # Of the last question: when it was, in which pass, how long before that the request had arrived, and
+        # how many requests of that pass were not asked about since.
+        self._asked_at = -ASK_EVERY
+        self._pass = -1
+        self._before = 0
+        self._skipped = 0
+        # The same of requests that can have come at any time: when one was last asked about, and the answer.
+        self._asked_any_at = -ASK_EVERY
+        self._waited_any = 0
+        self._skipped_any = 0
+
+    def waited(self, connection: Connection, now: int, earliest: int) -> int:
+        """How long the request at hand has waited (ns); 0 if it was less than LEAST_QUEUED.
+
+        Args:
+            now: CLOCK_MONOTONIC in nanoseconds.
+            earliest: the request can't have come before; below 0: that is not known.
+        """
+        look = self._reactor.now
+        served = connection.served
+        # For as long as the one before it on its connection was not answered it waited for its own client.
+        if served > earliest:
+            earliest = served
+        possible = now - earliest
+        if possible < LEAST_QUEUED:
+            return 0
+        here = max(look, served)  # it was there by then
+        if earliest <= 0 and not self._exact:
+            waited = self._waited_for_any_time(connection, now, here)
+            return waited if waited >= LEAST_QUEUED else 0
+        if look == self._pass:
+            self._skipped += 1
+            ask = self._exact or self._skipped >= STRIDE
+        else:
+            ask = self._exact or now - self._asked_at >= ASK_EVERY
+        if ask:
+            waited = waiting_time(connection.sock, now, earliest, here)
+            self._asked_at, self._pass, self._skipped = now, look, 0
+            self._before = max(0, waited - (now - look))
+        elif look == self._pass:
+            waited = min(now - look + self._before, possible)
+        else:
+            # An interval that is longer says nothing: it begins when the connection was last used.
+            unknown = here - earliest
+            waited = now - here + (unknown // 2 if 0 < unknown < ASK_EVERY else 0)
+        return waited if waited >= LEAST_QUEUED else 0
+
+    def _waited_for_any_time(self, connection: Connection, now: int, here: int) -> int:
+        self._skipped_any += 1
+        if self._skipped_any >= STRIDE or now - self._asked_any_at >= ASK_EVERY:
+            self._asked_any_at, self._skipped_any = now, 0
+            self._waited_any = waiting_time(connection.sock, now, 0, here)
+        return self._waited_any
+
+
 def waiting_time(sock: Any, now: int, earliest: int, latest: int) -> int:
-    """How long a request has waited at least (ns); the kernel knows it to some milliseconds.
+    """How long a request has waited at least (ns), as far as the kernel knows.
 
     Args:
         sock: its connection's.
         now: CLOCK_MONOTONIC in nanoseconds, as all times.
         earliest: it can't have come before.
-        latest: it was there by then, for sockets of which the kernel tells nothing (Unix).
+        latest: it was there by then, for sockets about which the kernel says nothing (Unix).
     """
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_RECEIVED.size)
-        milliseconds: int = _LAST_RECEIVED.unpack(info)[0]
-    except (OSError, error):
+    since = since_last_received(sock)
+    if since is None:
         return max(0, now - latest)
-    return max(0, min(milliseconds * _MILLISECOND - _TICK, now - earliest))
+    return max(0, min(since - TICK, now - earliest))
 
 
 def overloaded(_environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """A WSGI app that says that there is no time."""
+    """A WSGI app that answers that there is no time."""
     start_response("503 Service Unavailable", _SORRY_HEADERS)
     return [_SORRY]

@@ -390,11 +390,11 @@ class TlsSocket:
     def close(self) -> None:
         self._plain.close()
 
-    def facts(self) -> dict[str, str]:
-        """What apps learn of the connection, under mod_ssl's names; once the handshake is done."""
+    def peer_info(self) -> dict[str, str]:
+        """What the environ says of the connection, under mod_ssl's names; once the handshake is done."""
         cipher = self._tls.cipher()
         name, _, bits = cipher if cipher is not None else ("", "", 0)
-        facts = {
+        variables = {
             "HTTPS": "on",
             "SSL_PROTOCOL": self._tls.version() or "",
             "SSL_CIPHER": name,
@@ -409,9 +409,9 @@ class TlsSocket:
         }
         certificate = self._tls.getpeercert(binary_form=True)
         if certificate is not None:
-            facts["SSL_CLIENT_CERT"] = ssl.DER_cert_to_PEM_cert(certificate)
-            facts |= _client_facts(self._tls.getpeercert() or {})
-        return facts
+            variables["SSL_CLIENT_CERT"] = ssl.DER_cert_to_PEM_cert(certificate)
+            variables |= _certificate_info(self._tls.getpeercert() or {})
+        return variables
 
     def _algorithm_bits(self, name: str, bits: int) -> int:
         for cipher in self._tls.context.get_ciphers():
@@ -439,11 +439,11 @@ _SHORT = {
 }
 
 
-def _client_facts(certificate: dict[str, Any]) -> dict[str, str]:
+def _certificate_info(certificate: dict[str, Any]) -> dict[str, str]:
     """Of a client's certificate that was checked; `certificate` as SSLSocket.getpeercert returns it."""
     if not certificate:
         return {}  # a hook's context asked for one and did not check it
-    facts = {
+    variables = {
         "SSL_CLIENT_VERIFY": "SUCCESS",
         "SSL_CLIENT_M_VERSION": str(certificate.get("version", "")),
         "SSL_CLIENT_M_SERIAL": certificate.get("serialNumber", ""),
@@ -452,24 +452,24 @@ def _client_facts(certificate: dict[str, Any]) -> dict[str, str]:
     }
     for key, prefix in (("subject", "SSL_CLIENT_S_DN"), ("issuer", "SSL_CLIENT_I_DN")):
         name = certificate.get(key, ())
-        facts[prefix] = distinguished_name(name)
+        variables[prefix] = distinguished_name(name)
         pairs = [pair for part in name for pair in part]
-        _number(facts, f"{prefix}_", [(_SHORT[key], value) for key, value in pairs if key in _SHORT])
+        _number(variables, f"{prefix}_", [(_SHORT[key], value) for key, value in pairs if key in _SHORT])
     kinds = {"DNS": "SSL_CLIENT_SAN_DNS", "email": "SSL_CLIENT_SAN_Email"}
     counts: dict[str, int] = {}
     for kind, value in certificate.get("subjectAltName", ()):
         if kind in kinds:
-            facts[f"{kinds[kind]}_{counts.setdefault(kind, 0)}"] = _latin(value)
+            variables[f"{kinds[kind]}_{counts.setdefault(kind, 0)}"] = _latin(value)
             counts[kind] += 1
-    return facts
+    return variables
 
 
-def _number(facts: dict[str, str], prefix: str, pairs: Iterable[tuple[str, str]]) -> None:
+def _number(variables: dict[str, str], prefix: str, pairs: Iterable[tuple[str, str]]) -> None:
     """The first value of a name under the name itself, the others with _1, _2, ... behind it."""
     counts: dict[str, int] = {}
     for name, value in pairs:
         place = counts.get(name, 0)
-        facts[f"{prefix}{name}_{place}" if place else f"{prefix}{name}"] = _latin(value)
+        variables[f"{prefix}{name}_{place}" if place else f"{prefix}{name}"] = _latin(value)
         counts[name] = place + 1
 
 

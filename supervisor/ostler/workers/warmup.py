@@ -19,7 +19,6 @@ from ostler.settings.kinds import WarmupRequest
 from ostler.settings.table import Settings
 from ostler.workers.base import Context
 from ostler.workers.engine import Engine
-from ostler.workers.lane import Lane
 from ostler.wsgi.exchange import App
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def warm_up(app: App, settings: Settings, log: Log, tls: "SSLContext | None", li
     try:
         for request in settings.warmup_request:
             capture.trace = None
-            answer = engine.ask(_bytes_of(request), Lane(accounting.writer, 0), peer_info)
+            answer = engine.ask(_bytes_of(request), peer_info)
             match = _STATUS.match(answer)
             judge(request, match[1].decode("latin-1").strip() if match else None, capture.trace, log)
     finally:
@@ -120,13 +119,15 @@ def _bytes_of(request: WarmupRequest) -> bytes:
 class _PrivateEngine(Engine):
     """An engine whose only client is this module."""
 
-    def ask(self, request: bytes, lane: Lane, peer_info: dict[str, str]) -> bytes:
+    def ask(self, request: bytes, peer_info: dict[str, str]) -> bytes:
         """Serve one request on a connection of its own; returns the bytes of its answer."""
+        slot = self.slot(0)
         served, asking = original.socketpair()
         with asking:
             served.setblocking(False)
-            connection = self._adopt(served, "", _PEER, "", lane)
-            connection.facts = peer_info
+            connection = self.parts.factory.make(served, "", _PEER)
+            connection.peer_info = peer_info
+            self.parts.table.add(connection, "", slot)
             asking.sendall(request)
             answer = bytearray()
             # A thread, because the answer may be larger than the buffers of the sockets.
@@ -136,12 +137,12 @@ class _PrivateEngine(Engine):
             except RuntimeError as error:
                 raise WarmupError(f"can't make a thread to read the answer: {error}; {LIMITS}") from None
             try:
-                self._watch(connection)
+                self.parts.reactor.watch(connection)
                 while reader.is_alive():
                     self.run_once()
                     reader.join(_READER_WAIT)
             finally:
-                self._close(connection, lane)
+                self.parts.table.close(connection, slot)
                 reader.join()
         return bytes(answer)
 

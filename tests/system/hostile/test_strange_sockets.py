@@ -266,7 +266,9 @@ def test_all_places_are_taken(place: Place, shared: Path) -> None:
         argv=squatted(shared, shm=True),
     )
     warning = daemon.event("control_unavailable")
-    assert f"{shared}/ostler-{NOBODY.pw_uid} (belongs to uid 4321, not to us)" in str(warning["problem"])
+    assert f"{shared}/ostler-{NOBODY.pw_uid} (belongs to uid 4321, not to this user)" in str(
+        warning["problem"]
+    )
     assert "--control-socket" in str(warning["problem"])
     url = str(daemon.event("control")["url"])
     assert daemon.get().text == "one"

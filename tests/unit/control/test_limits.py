@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from ostler.control.limits import Allowance, ConnectionLimits, Quota, make_room
+from ostler.control.limits import ConnectionLimits, Quota, make_room
 
 LIMITS = ConnectionLimits(total=8, per_peer=4, reserved=2)
 
@@ -70,27 +70,6 @@ def test_requests_are_not_ended() -> None:
     """If all that could make room are answering, the new connection is refused."""
     seats = [Seat(7, busy=True) for _ in range(4)]
     assert make_room(7, False, seats, LIMITS) == (False, None)
-
-
-def test_an_allowance_is_a_share_of_time() -> None:
-    """A burst at first; then, to use 1 ms, 20 ms have to pass at a rate of 0.05."""
-    allowance = Allowance(rate=0.05, burst=0.1, now=0.0)
-    assert allowance.wait(0.0) == 0.0
-    allowance.use(0.1, 0.0)
-    assert allowance.wait(0.0) == 0.0
-    allowance.use(0.001, 0.0)
-    assert allowance.wait(0.0) == pytest.approx(0.02)
-    assert allowance.wait(0.02) == pytest.approx(0.0)
-    assert not allowance.is_full(1.0)
-    assert allowance.is_full(10.0)
-
-
-def test_debts_are_bounded() -> None:
-    """Whatever was used: it goes on after twice the time that a burst takes, at most."""
-    allowance = Allowance(rate=0.05, burst=0.1, now=0.0)
-    for _ in range(100):
-        allowance.use(1.0, 0.0)
-    assert allowance.wait(0.0) == pytest.approx(2.0)
 
 
 def test_a_quota_keeps_some_for_trusted_users() -> None:

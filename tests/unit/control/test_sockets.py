@@ -22,6 +22,7 @@ from ostler.control.sockets import (
     trusted_owners,
 )
 from ostler.errors import SettingError
+from ostler.osapi import unix_sockets
 
 
 def mode_of(path: Path) -> int:
@@ -296,7 +297,7 @@ def test_another_users_folder_is_passed_over(places: Path, monkeypatch: pytest.M
     monkeypatch.setattr("os.geteuid", lambda: 4321)
     for place in ("one", "two"):
         (places / place / "ostler-4321").mkdir()
-    with pytest.raises(SettingError, match=f"belongs to uid {me}, not to us"):
+    with pytest.raises(SettingError, match=f"belongs to uid {me}, not to this user"):
         default_socket_path("shop")
 
 
@@ -403,15 +404,15 @@ def test_a_folder_that_is_swapped_before_a_removal(tmp_path: Path, monkeypatch: 
     for place in (folder, other):
         place.mkdir(mode=0o700)
         dead_socket(place / "a.sock")
-    answers = sockets._answers
+    answers = unix_sockets._is_live
 
-    def swapping(path: Path) -> bool:
+    def swapping(path: str) -> bool:
         found = answers(path)
         folder.rename(tmp_path / "moved")
         folder.symlink_to(other)
         return found
 
-    monkeypatch.setattr(sockets, "_answers", swapping)
+    monkeypatch.setattr(unix_sockets, "_is_live", swapping)
     with pytest.raises(SettingError):
         OwnedSocket.claim(folder / "a.sock")
     assert (other / "a.sock").is_socket()

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from ostler.daemon.children import stacks
-from ostler.daemon.children.stacks import DUMP_TIME, Stacks
+from ostler.daemon.children.stacks import DUMP_TIME
+from ostler.fleet import actions, events
 from ostler.fleet.model import ExitStatus
 from ostler.ipc import messages
 from tests.kit.standins import Theatre
@@ -18,7 +19,7 @@ async def test_a_fork_server_whose_channel_is_full() -> None:
     """A worker that it can't be asked for has failed, with nothing left of it, and is asked for again."""
     with Theatre(workers=1) as theatre:
         await theatre.start().play()
-        channel = theatre.shell.fork_servers[1].channel
+        channel = theatre.shell.children.fork_servers[1].channel
         try:
             while True:
                 channel.send(messages.ReopenLogs())
@@ -31,10 +32,10 @@ async def test_a_fork_server_whose_channel_is_full() -> None:
         (failed,) = theatre.events("worker_boot_failed")
         expected = "can't fork: the fork server can't be asked: Resource temporarily unavailable"
         assert failed["reason"] == expected
-        assert theatre.shell.workers == {}
+        assert theatre.shell.children.workers == {}
         assert len(os.listdir("/proc/self/fd")) < before  # noqa: PTH208
         deadline = time.monotonic() + 15
-        while theatre.shell.fleet.ready == 0:
+        while theatre.shell.state.ready == 0:
             assert time.monotonic() < deadline, "it is not asked for again"
             await theatre.play(1)
             await asyncio.sleep(0.01)
@@ -48,11 +49,11 @@ async def test_a_fork_server_that_has_ended_is_no_failed_fork() -> None:
     with Theatre(workers=1) as theatre:
         await theatre.start().play()
         (worker,) = theatre.workers
-        theatre.shell.loop.remove_reader(theatre.shell.fork_servers[1].channel.fileno())
+        theatre.shell.ports.loop.remove_reader(theatre.shell.children.fork_servers[1].channel.fileno())
         theatre.fork_server.sock.close()
         worker.kill()
         await theatre.killed(worker)
-        assert len(theatre.shell.workers) == 1
+        assert len(theatre.shell.children.workers) == 1
         assert theatre.events("worker_boot_failed") == []
         assert theatre.errors == []
 
@@ -61,10 +62,12 @@ async def test_the_dump_of_an_abort_that_was_read_with_another() -> None:
     """An overdue request's dump and the abort's came in one read: the abort's event has them all the same."""
     with Theatre(workers=1) as theatre:
         await theatre.start().play()
-        (handle,) = theatre.shell.workers.values()
-        handle.dumps += b"Thread 0x1:\n  overdue\nFatal Python error: Aborted\n\nThread 0x1:\n  aborted\n"
+        (handle,) = theatre.shell.children.workers.values()
+        handle.record.dumps += (
+            b"Thread 0x1:\n  overdue\nFatal Python error: Aborted\n\nThread 0x1:\n  aborted\n"
+        )
         assert "overdue" in handle.take_dumps()
-        handle.sent.add(signal.SIGABRT)
+        handle.record.sent_signals.add(signal.SIGABRT)
         taken = theatre.shell.reaper._take_dump(handle, ExitStatus(signal=signal.SIGABRT))
         assert taken.endswith("aborted\n")
         (event,) = theatre.events("worker_aborted")
@@ -76,12 +79,12 @@ async def test_an_overdue_requests_stack_is_in_the_dump_of_the_abort() -> None:
     """A worker that is aborted before it has answered the question for its stacks."""
     with Theatre(workers=1) as theatre:
         await theatre.start().play()
-        (handle,) = theatre.shell.workers.values()
+        (handle,) = theatre.shell.children.workers.values()
         (worker,) = theatre.workers
         found: list[str] = []
-        Stacks(theatre.shell).ask(handle, found.append)
+        theatre.shell.stacks.ask(handle, found.append)
         await asyncio.sleep(0)  # it is asked
-        handle.dumps += b"Fatal Python error: Aborted\n\nThread 0x1:\n  aborted\n"
+        handle.record.dumps += b"Fatal Python error: Aborted\n\nThread 0x1:\n  aborted\n"
         worker.kill()
         await theatre.killed(worker)
         deadline = time.monotonic() + 15
@@ -97,14 +100,14 @@ async def test_a_dump_that_is_written_slowly_is_read_whole(monkeypatch: pytest.M
     monkeypatch.setattr(stacks, "_LOOKS", 1000)
     with Theatre(workers=1) as theatre:
         await theatre.start().play()
-        (handle,) = theatre.shell.workers.values()
+        (handle,) = theatre.shell.children.workers.values()
         monkeypatch.setattr(stacks, "DUMP_SIGNAL", 0)  # of which the stand-in would die
         found: list[str] = []
-        Stacks(theatre.shell).ask(handle, found.append)
+        theatre.shell.stacks.ask(handle, found.append)
         await asyncio.sleep(0)  # it is asked
         dump = 'Current thread 0x1:\n  File "/app.py", line 1 in app\n  File "/ours.py", line 2 in run\n'
         for part in (dump[:30], dump[30:60], dump[60:]):
-            handle.dumps += part.encode()
+            handle.record.dumps += part.encode()
             await asyncio.sleep(DUMP_TIME * 0.6)
             assert found == [] or part == dump[60:]
         deadline = time.monotonic() + 15
@@ -113,3 +116,83 @@ async def test_a_dump_that_is_written_slowly_is_read_whole(monkeypatch: pytest.M
             await asyncio.sleep(DUMP_TIME / 10)
         assert found == [dump]
         await theatre.stopped()
+
+
+async def test_a_fleet_that_fails_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is called again a bounded number of times, each failure is logged, and serving goes on."""
+    with Theatre(workers=1) as theatre:
+        await theatre.start().play()
+        shell, calls = theatre.shell, 0
+        handle = shell.fleet.handle
+
+        def fail(event: events.Event, now: float) -> list[actions.Action]:
+            nonlocal calls
+            if isinstance(event, events.DeadlinePassed):
+                calls += 1
+                raise RuntimeError("a defect")
+            return handle(event, now)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(shell.fleet, "handle", fail)
+            patch.setattr(shell.fleet, "next_deadline", lambda: time.monotonic() - 5.0)
+            shell.submit(events.DeadlinePassed())
+            ends = time.monotonic() + 1.5
+            while time.monotonic() < ends:  # it is the number of calls within this time that counts
+                await theatre.turn()
+                await asyncio.sleep(0.01)
+            # At once, and after a second.
+            assert calls == 2
+            assert len(theatre.events("internal_error")) == calls
+            shell.submit(events.ResizeAsked("a test", workers=2))
+            await theatre.play()
+            assert shell.state.ready == 2
+        shell.submit(events.DeadlinePassed())
+        assert theatre.errors == []
+        await theatre.stopped()
+
+
+async def test_a_fleet_that_fails_at_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event is lost, those after it are handled."""
+    with Theatre(workers=1) as theatre:
+        await theatre.start().play()
+        shell, handle = theatre.shell, theatre.shell.fleet.handle
+
+        def fail(event: events.Event, now: float) -> list[actions.Action]:
+            if isinstance(event, events.ReloadAsked):
+                raise RuntimeError("a defect")
+            return handle(event, now)
+
+        monkeypatch.setattr(shell.fleet, "handle", fail)
+        shell.submit(events.ReloadAsked("a test"))
+        shell.submit(events.ResizeAsked("a test", workers=2))
+        await theatre.play()
+        assert shell.state.ready == 2
+        (error,) = theatre.events("internal_error")
+        assert "the fleet can't handle ReloadAsked" in error["problem"]
+        await theatre.stopped()
+
+
+@pytest.mark.parametrize(
+    "second", [events.ReloadAsked("a test"), events.StopAsked("a test", "graceful")], ids=["reload", "stop"]
+)
+async def test_before_the_first_configuration_is_known(second: events.Event) -> None:
+    """Two reloads, or a reload and a stop, while the first configuration is still being evaluated."""
+    with Theatre(workers=1) as theatre:
+        theatre.start()
+        theatre.shell.submit(events.ReloadAsked("a test"))
+        theatre.shell.submit(second)
+        assert theatre.ended_reloads == [2]
+        assert theatre.events("internal_error") == []
+        if isinstance(second, events.ReloadAsked):
+            await theatre.play(30)
+            assert theatre.shell.state.ready == 1
+            await theatre.stopped()
+        else:
+            for _ in range(2000):
+                await theatre.play(1)
+                if theatre.finished:
+                    break
+                await asyncio.sleep(0.002)
+            assert theatre.finished
+        assert theatre.events("internal_error") == []
+        assert theatre.errors == []

@@ -584,7 +584,7 @@ def test_the_scoreboard_shows_requests_in_flight(serve: Serve, shop: Shop, threa
     assert (flight.method, flight.path) == ("PUT", "/wait")
     assert before <= flight.started <= time.monotonic()
     assert flight.ident in shop.threads
-    assert rig.scoreboard.slots(rig.cell) == threads + 1
+    assert 1 <= rig.scoreboard.slots(rig.cell) <= threads + 1
     assert 0 < rig.scoreboard.heartbeat(rig.cell) <= time.monotonic()
     shop.may_go.set()
     assert client.answer().body == b"/wait hi"

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from ostler.workers.error_page import MARK, AsgiErrorPage, ErrorPage, Failure
-from ostler.workers.loader import AppLoadError, load_app
+from ostler.workers.load_errors import AppLoadError
+from ostler.workers.loader import load_app
 
 
 @pytest.fixture

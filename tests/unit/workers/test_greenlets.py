@@ -1,30 +1,25 @@
-"""Greenlets that serve, and the lanes that show what they do; with real hubs, on real sockets."""
+"""Greenlets that serve, and the slots that show what they do; with real hubs, on real sockets."""
 
 import gc
-import mmap
+import io
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gevent
 import pytest
 
 from ostler.osapi.process import INTERRUPT_SIGNAL
-from ostler.scoreboard import layout
 from ostler.scoreboard.cell import InFlight
-from ostler.scoreboard.writer import CellWriter
 from ostler.workers import greenlets
 from ostler.workers.base import Context
 from ostler.workers.gevent_hub import GeventHub, GeventWorker
-from ostler.workers.greenlet_deadlines import Berths
+from ostler.wsgi.body import _Unlinked
 from ostler.wsgi.environ import Environ
 from tests.kit.daemon import until
 from tests.unit.workers.rig import Rig
-
-SECOND = 1_000_000_000
 
 
 def engine(context: Context) -> GeventWorker:
@@ -71,8 +66,8 @@ def serve(tmp_path: Path, shop: Shop) -> Iterator[Callable[..., Rig]]:
     """Run the engine here, as it is in a worker, while `play` is a client in a thread."""
     before = signal.getsignal(INTERRUPT_SIGNAL)
 
-    def run(play: Callable[[Rig], object], lanes: int = 8, **settings: Any) -> Rig:
-        rig = Rig(tmp_path, shop, threads=lanes, make=engine, **settings)
+    def run(play: Callable[[Rig], object], slots: int = 8, **settings: Any) -> Rig:
+        rig = Rig(tmp_path, shop, threads=slots, make=engine, **settings)
         signal.signal(INTERRUPT_SIGNAL, rig.engine.interrupt)
         rig.run_here(lambda: play(rig))
         if rig.failure is not None:
@@ -121,21 +116,37 @@ def test_a_greenlet_that_is_held_is_not_used_again(serve: Callable[..., Rig], sh
     assert len({id(held) for held in shop.held}) == 3
 
 
-def test_more_requests_than_lanes(serve: Callable[..., Rig], shop: Shop) -> None:
-    """Those without a lane are served and counted; only the scoreboard does not show them."""
+def test_each_request_is_shown(serve: Callable[..., Rig], shop: Shop) -> None:
+    """However many are in the app at once, each has its request slot and its greenlet's own name."""
 
     def play(rig: Rig) -> None:
-        clients = [rig.client() for _ in range(20)]
+        clients = [rig.client() for _ in range(300)]
         for client in clients:
             client.ask("/wait")
-        until(lambda: len(shop.greenlets) == 20, "all are in the app")
-        assert len(flights(rig)) == 8
+        until(lambda: len(shop.greenlets) == 300, "all are in the app")
+        until(lambda: len(flights(rig)) == 300, "all are shown")
+        assert len({flight.ident for flight in flights(rig)}) == 300
         shop.open = True
         assert {client.answer().body for client in clients} == {b"ok"}
-        until(lambda: rig.scoreboard.counts(rig.cell).requests == 20, "all are counted")
+        until(lambda: rig.scoreboard.counts(rig.cell).requests == 300, "all are counted")
         assert flights(rig) == []
 
-    serve(play)
+    serve(play, slots=400)
+
+
+def test_a_body_whose_end_does_not_fit(serve: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full when the last bytes of a spooled body are written: 507, and no defect of ours."""
+    monkeypatch.setattr(
+        "ostler.wsgi.body._unlinked", lambda _folder: _Unlinked(io.FileIO("/dev/full", "rb+"))
+    )
+
+    def play(rig: Rig) -> None:
+        client = rig.client()
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n" + b"x" * 5000)
+        assert client.answer().status == "507 Insufficient Storage"
+
+    rig = serve(play, buffer_request=0)
+    assert "internal_error" not in rig.log()
 
 
 def test_an_overdue_request_is_ended_alone(serve: Callable[..., Rig], shop: Shop) -> None:
@@ -167,67 +178,3 @@ def test_more_time_is_for_the_greenlet_that_asks(serve: Callable[..., Rig], shop
         assert client.get("/extend-elsewhere").status == "200 OK"
 
     serve(play)
-
-
-# -- lanes -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def berths() -> Berths:
-    return Berths(CellWriter(mmap.mmap(-1, layout.PAGE + 4 * layout.SLOT_SIZE), 2))
-
-
-def begin(berths: Berths, path: bytes, started: int) -> Any:
-    berth = berths.take()
-    berth.show(SimpleNamespace(method="GET", target=path))
-    berth.flight[layout.STARTED] = started
-    return berth
-
-
-def shown(berth: Any) -> tuple[int, bytes, int]:
-    start = layout.METHOD_SIZE
-    return (
-        berth.number,
-        bytes(berth.text[start : start + berth.flight[layout.PATH_LENGTH]]),
-        berth.flight[layout.STARTED],
-    )
-
-
-def test_old_requests_are_shown(berths: Berths) -> None:
-    """What nobody sees changes places with younger requests, the oldest first, and keeps what it has told."""
-    young = begin(berths, b"/young", 90 * SECOND)
-    old = begin(berths, b"/old", 1 * SECOND)
-    unseen = begin(berths, b"/unseen", 50 * SECOND)
-    unseen.flight[layout.EXTENDED_FOR] = 50 * SECOND
-    unseen.flight[layout.EXTENDED_UNTIL] = 70 * SECOND
-    newest = begin(berths, b"/newest", 99 * SECOND + SECOND // 2)
-    assert (unseen.number, newest.number) == (0, 0)
-    berths.show_the_oldest(100 * SECOND)
-    assert shown(old) == (2, b"/old", 1 * SECOND)
-    assert shown(unseen) == (1, b"/unseen", 50 * SECOND)
-    assert shown(young) == (0, b"/young", 90 * SECOND)
-    assert newest.number == 0
-    assert unseen.flight[layout.EXTENDED_UNTIL] == 70 * SECOND
-    assert unseen.flight[layout.IDENT] == id(unseen)
-
-
-def test_a_free_lane_is_used_first(berths: Berths) -> None:
-    """A lane that has become free shows the oldest of those that nobody sees; nobody else moves."""
-    first, second = begin(berths, b"/1", SECOND), begin(berths, b"/2", 2 * SECOND)
-    unseen = begin(berths, b"/3", 3 * SECOND)
-    first.flight[layout.STARTED] = 0
-    berths.give_back(first)
-    berths.show_the_oldest(100 * SECOND)
-    assert shown(unseen) == (1, b"/3", 3 * SECOND)
-    assert shown(second) == (2, b"/2", 2 * SECOND)
-    assert berths.take() is first
-    assert first.number == 0
-
-
-def test_lanes_that_were_never_needed(berths: Berths) -> None:
-    """The supervisor looks at no more lanes than were ever in use at once."""
-    header = berths._cell.header
-    assert header[layout.SLOTS_IN_USE] == 1
-    for _ in range(5):
-        berths.give_back(berths.take())
-    assert header[layout.SLOTS_IN_USE] == 2

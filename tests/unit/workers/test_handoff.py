@@ -72,7 +72,7 @@ def occupy(rig: Rig, worker: Worker, threads: int) -> list[Client]:
     for client in clients:
         client.ask("/wait")
         assert worker.is_inside()
-    until(lambda: rig.engine._lead.minding, "somebody minds the connections")
+    until(lambda: rig.engine.leader.watcher_leads, "somebody minds the connections")
     return clients
 
 
@@ -304,7 +304,7 @@ class Pair:
     tls = False
     listener = "('127.0.0.1', 80)"
     served = 4711
-    facts: dict[str, str] | None = None
+    peer_info: dict[str, str] | None = None
 
     def __init__(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -322,27 +322,27 @@ class Pair:
 
 
 def test_what_is_known_travels_along(handoff: HandOff) -> None:
-    """Listener, the facts that a proxy told, when it was used; the bytes, and who is at the other end."""
+    """Listener, the peer_info that a proxy told, when it was used; the bytes, and who is at the other end."""
     with Pair() as pair:
-        pair.facts = {"REMOTE_ADDR": "192.0.2.1"}
+        pair.peer_info = {"REMOTE_ADDR": "192.0.2.1"}
         pair.client.send(b"unread")
-        assert handoff.give(pair)
-        taken = handoff.take()
+        assert handoff.send(pair)
+        taken = handoff.receive()
         assert taken is not None
         with taken.sock:
-            assert (taken.listener, taken.facts, taken.served) == (pair.listener, pair.facts, 4711)
+            assert (taken.listener, taken.peer_info, taken.served) == (pair.listener, pair.peer_info, 4711)
             assert taken.peer == pair.client.getsockname()
             assert taken.sock.recv(100) == b"unread"
-        assert handoff.take() is None
+        assert handoff.receive() is None
 
 
 def test_a_taken_connection_never_blocks(handoff: HandOff) -> None:
     """Whatever default time-out an app has set: one slow client must not stop the loop."""
     with Pair() as pair:
-        assert handoff.give(pair)
+        assert handoff.send(pair)
         socket.setdefaulttimeout(5.0)
         try:
-            taken = handoff.take()
+            taken = handoff.receive()
         finally:
             socket.setdefaulttimeout(None)
         assert taken is not None
@@ -353,8 +353,8 @@ def test_a_taken_connection_never_blocks(handoff: HandOff) -> None:
 def test_a_taken_connection_is_not_inherited(handoff: HandOff) -> None:
     """A program that the app starts does not get the client's connection."""
     with Pair() as pair:
-        assert handoff.give(pair)
-        taken = handoff.take()
+        assert handoff.send(pair)
+        taken = handoff.receive()
         assert taken is not None
         with taken.sock:
             assert not os.get_inheritable(taken.sock.fileno())
@@ -363,12 +363,12 @@ def test_a_taken_connection_is_not_inherited(handoff: HandOff) -> None:
 def test_a_client_that_has_gone_is_not_taken(handoff: HandOff) -> None:
     """A reset while it lay in the hand-off: nothing is taken, and nothing stays open."""
     with Pair() as pair:
-        assert handoff.give(pair)
+        assert handoff.send(pair)
         pair.sock.close()
         pair.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         pair.client.close()
         before = len(list(Path("/proc/self/fd").iterdir()))
-        assert handoff.take() is None
+        assert handoff.receive() is None
         assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
@@ -376,16 +376,16 @@ def test_tls_does_not_travel(handoff: HandOff) -> None:
     """Its keys are in the memory of the process that has it."""
     with Pair() as pair:
         pair.tls = True
-        assert not handoff.give(pair)
-        assert handoff.take() is None
+        assert not handoff.send(pair)
+        assert handoff.receive() is None
 
 
 def test_a_listener_of_any_name_can_be_told(handoff: HandOff) -> None:
     """A path that is no UTF-8 is no reason to fail: it travels or it stays."""
     with Pair() as pair:
         pair.listener = "/run/\udcff.sock"
-        if handoff.give(pair):
-            taken = handoff.take()
+        if handoff.send(pair):
+            taken = handoff.receive()
             assert taken is not None
             taken.sock.close()
 
@@ -394,17 +394,17 @@ def test_a_full_handoff_refuses(handoff: HandOff) -> None:
     """Nobody takes: giving fails at some point, and does not wait. What was given is all there."""
     with Pair() as pair:
         given = 0
-        while handoff.give(pair):
+        while handoff.send(pair):
             given += 1
             assert given < 100_000
         assert given > 20
         taken = 0
-        while (connection := handoff.take()) is not None:
+        while (connection := handoff.receive()) is not None:
             connection.sock.close()
             taken += 1
         assert taken == given
-        assert handoff.give(pair)
-        last = handoff.take()
+        assert handoff.send(pair)
+        last = handoff.receive()
         assert last is not None
         last.sock.close()
 
@@ -419,7 +419,7 @@ giving, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 handoff = HandOff(giving, taking)
 taking.close()
 with Pair() as pair:
-    print(handoff.give(pair))
+    print(handoff.send(pair))
 """
 
 
@@ -511,12 +511,12 @@ def test_what_is_no_connection(ends: tuple[HandOff, socket.socket]) -> None:
             else:
                 sibling.send(data)
         socket.send_fds(sibling, [parcel(1, "x", {}, 2**64 - 1)], [client.fileno()])
-        taken = handoff.take()
+        taken = handoff.receive()
         assert taken is not None
         assert taken.peer == listener.getsockname()
         assert taken.served < 2**63
         taken.sock.close()
-        assert handoff.take() is None
+        assert handoff.receive() is None
         assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
@@ -525,7 +525,7 @@ def test_garbage_without_end(ends: tuple[HandOff, socket.socket]) -> None:
     handoff, sibling = ends
     for _ in range(100):
         sibling.send(b"x")
-    assert handoff.take() is None
+    assert handoff.receive() is None
     assert handoff.useless
 
 
@@ -533,7 +533,7 @@ def test_a_pair_that_was_shut_down(ends: tuple[HandOff, socket.socket]) -> None:
     """It can be read from for ever, and there is no use in that."""
     handoff, sibling = ends
     sibling.shutdown(socket.SHUT_RDWR)
-    assert handoff.take() is None
+    assert handoff.receive() is None
     assert handoff.useless
 
 
@@ -542,7 +542,7 @@ class Idle:
     fd: int
     tls: bool = False
     listener: str = "x"
-    facts: dict[str, str] | None = None
+    peer_info: dict[str, str] | None = None
     served: int = 0
 
 
@@ -554,7 +554,7 @@ def test_a_pair_that_blocks(ends: tuple[HandOff, socket.socket]) -> None:
         while True:
             sibling.send(b"x" * 1000)
     sibling.setblocking(True)
-    assert not handoff.give(Idle(0))
+    assert not handoff.send(Idle(0))
 
 
 def test_close_that_would_wait(ends: tuple[HandOff, socket.socket]) -> None:
@@ -563,7 +563,7 @@ def test_close_that_would_wait(ends: tuple[HandOff, socket.socket]) -> None:
     ours, theirs = lingering()
     socket.send_fds(sibling, [parcel()], [ours.fileno()])
     ours.detach()
-    taken = handoff.take()
+    taken = handoff.receive()
     assert taken is not None
     began = time.monotonic()
     taken.sock.close()

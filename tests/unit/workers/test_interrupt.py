@@ -350,7 +350,7 @@ def test_the_next_request_is_not_meant(tmp_path: Path, handled: Handled) -> None
     handled(rig)
 
     def play() -> None:
-        words = rig.engine._cell.lane(0)[0]
+        words = rig.engine._accounting.writer.lane(0)[0]
         client = rig.client()
         client.ask("/next")
         request = old(rig, "/next")
@@ -381,7 +381,7 @@ class Stage:
     def __init__(self, tmp_path: Path) -> None:
         self.rig = Rig(tmp_path, Shop())
         self.deadlines = self.rig.engine.deadlines
-        self.words = self.rig.engine._cell.lane(0)[0]
+        self.words = self.rig.engine._accounting.writer.lane(0)[0]
         self.words[layout.IDENT] = threading.get_ident()
         self.started = time.monotonic_ns() - 2 * LONG
         self.words[layout.STARTED] = self.words[layout.OVERDUE] = self.started
@@ -411,7 +411,7 @@ def test_nothing_is_raised_in_another_handler(
     shop = Shop()
     rig = Rig(tmp_path, shop, handoff=handoff)
     handled(rig)
-    start = rig.engine._lead.watch
+    start = rig.engine.leader.start_watcher
 
     def watch() -> None:
         request = rig.scoreboard.in_flight(rig.cell)[0]
@@ -419,7 +419,7 @@ def test_nothing_is_raised_in_another_handler(
         signal.raise_signal(INTERRUPT_SIGNAL)
         start()
 
-    monkeypatch.setattr(rig.engine._lead, "watch", watch)
+    monkeypatch.setattr(rig.engine.leader, "start_watcher", watch)
     before = signal.signal(signal.SIGUSR1, lambda *_: rig.engine.attend())
 
     def play() -> None:
@@ -429,7 +429,7 @@ def test_nothing_is_raised_in_another_handler(
 
         def is_watched() -> bool:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-            return rig.engine._lead.watched
+            return rig.engine.leader.has_watcher
 
         until(is_watched, "the thread was started")
         assert shop.caught == []
@@ -530,7 +530,7 @@ def test_at_any_moment(
 ) -> None:
     """Requests are marked when they are about to end: each is answered or cut, and no other one is hit."""
     monkeypatch.setattr(module, "LONG", 0)
-    monkeypatch.setattr("ostler.workers.serving.LONG", 0)
+    monkeypatch.setattr("ostler.workers.request_runner.LONG", 0)
     marked: set[str] = set()
     hit: list[str] = []
 

@@ -24,7 +24,7 @@ from ostler.http1.request import Rules
 from ostler.logs.limiter import FIRST
 from ostler.settings.table import Settings
 from ostler.workers import engine as engine_module
-from ostler.workers import loop as loop_module
+from ostler.workers import sweeper as sweeper_module
 from ostler.workers.connection import Connection, Limits
 from ostler.workers.eviction import MOVING, SLOW, rank
 from ostler.workers.handoff import HandOff
@@ -52,7 +52,7 @@ def echo(environ: Environ, start_response: Start) -> list[bytes]:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections are looked at twenty times a second, not once."""
-    for module in (engine_module, loop_module):
+    for module in (engine_module, sweeper_module):
         monkeypatch.setattr(module, "SWEEP", 0.05)
 
 
@@ -122,7 +122,9 @@ def test_time_that_others_take_is_not_the_clients(serve: Serve) -> None:
     head, body, busy = rig.client(), rig.client(), rig.client()
     head.send(b"GET /head HTTP/1.1\r\nHo")
     body.send(POST + b"Content-Length: 4\r\n\r\n12")
-    until(lambda: sum(c.parser.receiving for c in rig.engine._connections.values()) == 2, "both have begun")
+    until(
+        lambda: sum(c.parser.receiving for c in rig.engine.parts.table.open.values()) == 2, "both have begun"
+    )
     busy.ask("/wait")
     assert entered.wait(PATIENCE)
     head.send(b"st: x\r\n\r\n")
@@ -234,7 +236,7 @@ def test_the_next_request_begins_anew(times: Callable[..., Times]) -> None:
 @BOTH
 def test_who_says_nothing_is_let_go(serve: Serve, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     """A connection without a request, and one behind a request, end without an answer, and count as none."""
-    monkeypatch.setattr(loop_module, "_FIRST_REQUEST", SECOND // 5)
+    monkeypatch.setattr(sweeper_module, "_FIRST_REQUEST", SECOND // 5)
     rig = serve(echo, threads=threads, keepalive=0.2)
     fresh, used = rig.client(), rig.client()
     assert used.get().status == "200 OK"
@@ -338,7 +340,9 @@ def test_the_longest_idle_make_room(serve: Serve, threads: int) -> None:
     until(lambda: rig.counts().opened == 1, "it is accepted")
 
     def idle() -> int:
-        return sum(c.armed and c.served > 0 and c.is_idle for c in list(rig.engine._connections.values()))
+        return sum(
+            c.watched and c.served > 0 and c.is_idle for c in list(rig.engine.parts.table.open.values())
+        )
 
     for number in range(20):
         assert rig.client().get(f"/{number}").body == b"/%d" % number
@@ -414,13 +418,13 @@ def test_connections_of_one_address_from_siblings(serve: Serve, handoff: HandOff
     with ExitStack() as stack:
         for number in range(3):
             ours, theirs = (stack.enter_context(sock) for sock in socket.socketpair())
-            facts = {"REMOTE_ADDR": f"192.0.2.{number}"}
-            assert handoff.give(Given(theirs.fileno(), facts))
+            peer_info = {"REMOTE_ADDR": f"192.0.2.{number}"}
+            assert handoff.send(Given(theirs.fileno(), peer_info))
             theirs.close()
             ours.settimeout(PATIENCE)
             ours.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             assert ours.recv(4096).startswith(b"HTTP/1.1 200 ")
-        assert rig.engine._addresses._counts == {f"192.0.2.{number}": 1 for number in range(3)}
+        assert rig.engine.parts.table.addresses._counts == {f"192.0.2.{number}": 1 for number in range(3)}
 
 
 @dataclass
@@ -428,7 +432,7 @@ class Given:
     """A connection that is given away."""
 
     fd: int
-    facts: dict[str, str] | None
+    peer_info: dict[str, str] | None
     tls: bool = False
     listener: str = ""
     served: int = 1
@@ -467,9 +471,9 @@ def test_what_clients_cause_is_logged_a_few_times(
         raise OSError("no room")
 
     rig = serve(echo, threads=threads, limit_connections_per_address=1)
-    rig.engine._new_body = full
+    rig.engine.parts.factory.new_body = full
     now = 0.0
-    monkeypatch.setattr(rig.engine._limited, "_clock", lambda: now)
+    monkeypatch.setattr(rig.engine.parts.limited, "_clock", lambda: now)
     for number in range(30):
         with closing(rig.client()) as client:
             client.send(POST + b"Content-Length: 5\r\n\r\n")
@@ -494,8 +498,8 @@ def test_an_answer_by_a_unix_socket_moves() -> None:
         limits = Limits.of(Settings())
         connection = Connection(ours, "", "", Rules(), lambda: BufferedBody(1000, None), limits, 1)
         connection.send(b"x" * 4_000_000)
-        assert connection.outbox
-        began = connection.outbox.began
+        assert connection.output
+        began = connection.output.began
         assert rank(connection, began + 10 * SECOND, 500) == (SLOW, 100.0)
         for _ in range(2):
             while True:
@@ -507,7 +511,7 @@ def test_an_answer_by_a_unix_socket_moves() -> None:
         found = rank(connection, began + 10 * SECOND, 500)
         assert found is not None
         assert found[0] == MOVING
-        connection.outbox.close()
+        connection.output.close()
 
 
 def reset(address: tuple[str, int]) -> None:
@@ -684,7 +688,7 @@ def test_nothing_is_left_of_a_streamed_body(serve: Serve, threads: int) -> None:
             alive.discard(id(self))
 
     rig = serve(app, threads=threads, stream_request=True)
-    rig.engine._new_body = Counted
+    rig.engine.parts.factory.new_body = Counted
     for number in range(20):
         with closing(rig.client()) as client:
             target = (b"/post", b"/left", b"/gone")[number % 3]
@@ -887,7 +891,7 @@ def test_a_defect_in_any_thread_ends_the_worker(serve: Serve) -> None:
         if threading.current_thread() is not rig._thread:
             raise ValueError("a defect of ours")
 
-    rig.engine._tell_time = defect  # type: ignore[method-assign]
+    rig.engine._each_second = defect  # type: ignore[method-assign]
     rig.client().ask("/")
     until(lambda: "a defect of ours" in rig.log(), "the other thread fails")
     may_go.set()

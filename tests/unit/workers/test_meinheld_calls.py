@@ -26,6 +26,7 @@ class Rig:
 
     def __init__(self, app: Any, host: str = "127.0.0.1", quota: int = 0) -> None:
         self.accounting = Accounting(mmap.mmap(-1, size(2)), 2)
+        self.accounting.thread_slot(0)
         self.cell = self.accounting.writer
         self.words = self.cell.lane(0)[0]
         self.listener = socket.create_server((host, 0))
@@ -50,7 +51,7 @@ class Rig:
                 None,
             )
         )
-        self.calls = Calls(context, Deadlines(self.cell, serves), lambda: False)
+        self.calls = Calls(context, Deadlines(self.accounting, serves), lambda: False)
 
     def request(self, **more: Any) -> dict[str, Any]:
         """An environ such as the server's."""

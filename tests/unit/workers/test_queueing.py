@@ -5,15 +5,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ostler.osapi.tcp_info import TICK as TICK_NS
 from ostler.scoreboard import layout
 from ostler.scoreboard.counts import Counts
 from ostler.workers import queueing
 from ostler.workers.handoff import HandOff
-from ostler.workers.queueing import waiting_time
+from ostler.workers.queueing import QueueTimes, waiting_time
 from ostler.wsgi.environ import Environ
 from tests.kit.daemon import until
 from tests.unit.workers.rig import PATIENCE, Rig, Serve
@@ -83,13 +85,55 @@ def test_usual_requests_are_not_asked_about(serve: Serve, monkeypatch: pytest.Mo
         asked.append(now - earliest)
         return 0
 
-    monkeypatch.setattr("ostler.workers.serving.waiting_time", asking)
+    monkeypatch.setattr(queueing, "waiting_time", asking)
     rig = serve(Gate())
     client = rig.client()
     for _ in range(200):
         client.get("/")
     assert all(possible >= layout.LEAST_QUEUED for possible in asked)
     assert len(asked) < 50
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_slow_passes_ask_the_kernel_rarely(serve: Serve, monkeypatch: pytest.MonkeyPatch, new: bool) -> None:
+    """With an app that takes 2 ms every request may have waited: few questions, and estimates that fit."""
+    asked = 0
+
+    def asking(sock: Any, now: int, earliest: int, latest: int) -> int:
+        nonlocal asked
+        asked += 1
+        return waiting_time(sock, now, earliest, latest)
+
+    def app(environ: Environ, start_response: Start) -> Iterable[bytes]:
+        time.sleep(0.002)
+        start_response("200 OK", [("Content-Length", "2")])
+        return [b"ok"]
+
+    monkeypatch.setattr(queueing, "waiting_time", asking)
+    rig = serve(app)
+    requests, clients = 25, 8
+
+    def visit() -> None:
+        client = rig.client()
+        for _ in range(requests):
+            if new:
+                client = rig.client()
+            client.get("/")
+
+    visitors = [threading.Thread(target=visit) for _ in range(clients)]
+    began = time.monotonic()
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        visitor.join()
+    took = time.monotonic() - began
+    total = requests * clients
+    until(lambda: rig.counts().requests == total, "all are counted")
+    # At most once in 50 ms, and every eighth request of a pass.
+    assert 0 < asked <= 2 + took / 0.05 + total / 8
+    wait = rig.counts().queue_wait(0.5)
+    assert wait is not None
+    assert wait > 0.002, "with eight clients each waits for several others"
 
 
 @pytest.mark.parametrize("new", [True, False])
@@ -274,7 +318,7 @@ def test_what_was_given_away(tmp_path: Path, handoff: HandOff) -> None:
                 held.ask("/gate")
                 until(lambda c=count, g=gate: g.calls.count("/gate") == c, "it is in the app")
                 holding.append(held)
-        until(lambda: all(rig.engine._lead.minding for rig in rigs), "the watchers mind")
+        until(lambda: all(rig.engine.leader.watcher_leads for rig in rigs), "the watchers mind")
         client.ask("/waits")
         until(lambda: sum(rig.counts().handed_off for rig in rigs) == 1, "it was given away")
         let_pass(0.1)
@@ -285,6 +329,115 @@ def test_what_was_given_away(tmp_path: Path, handoff: HandOff) -> None:
             held.answer()
         until(lambda: sum(rig.counts().requests for rig in rigs) == 6, "all are counted")
         assert max(waits(rigs[0].counts()) + waits(rigs[1].counts())) >= 0.1 - TICK
+
+
+# -- which requests are asked about ----------------------------------------------------------------------
+
+MILLISECOND = 1_000_000
+
+
+class Passes:
+    """QueueTimes of a worker whose clock is the test's. All times are in milliseconds.
+
+    Attributes:
+        kernel: how long ago, as the kernel says, the request had come that is asked about.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, exact: bool = False) -> None:
+        self._reactor: Any = SimpleNamespace(now=0)
+        self._times = QueueTimes(self._reactor, exact)
+        self.kernel = 0.0
+        self.asked = 0
+        monkeypatch.setattr(queueing, "since_last_received", self._ask)
+
+    def _ask(self, _sock: object) -> int:
+        self.asked += 1
+        return int(self.kernel * MILLISECOND) + TICK_NS
+
+    def look(self, now: float) -> None:
+        """A pass begins."""
+        self._reactor.now = int(now * MILLISECOND)
+
+    def waited(self, now: float, earliest: float, served: float = 0) -> float:
+        connection: Any = SimpleNamespace(sock=None, served=int(served * MILLISECOND))
+        found = self._times.waited(connection, int(now * MILLISECOND), int(earliest * MILLISECOND))
+        return found / MILLISECOND
+
+
+def test_the_first_request_of_a_pass_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those behind it have come as long before the pass, but not before they can have."""
+    passes = Passes(monkeypatch)
+    passes.look(1000)
+    passes.kernel = 80
+    assert passes.waited(1002, 900) == 80
+    assert passes.waited(1007, 900) == 85
+    assert passes.waited(1009, 990) == 19
+    assert passes.asked == 1
+
+
+def test_every_eighth_request_of_a_pass_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a long pass, whose requests have waited differently, is not judged by its first one."""
+    passes = Passes(monkeypatch)
+    passes.look(1000)
+    passes.kernel = 80
+    assert [passes.waited(1000, 900) for _ in range(8)] == [80] * 8
+    passes.kernel = 20
+    assert [passes.waited(1000, 900) for _ in range(8)] == [20] * 8
+    assert passes.asked == 2
+
+
+def test_quick_passes_share_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within 50 ms none is asked again: a request has come in the middle of when it can have."""
+    passes = Passes(monkeypatch)
+    passes.look(1000)
+    passes.waited(1000, 900)
+    passes.look(1010)
+    assert passes.waited(1013, 1000) == 3 + 5
+    assert passes.waited(1013, 1000, served=1008) == 3 + 1
+    assert passes.waited(1013, 900) == 3, "nothing is known but that it was there"
+    assert passes.waited(1013, 1000, served=1012.5) == 0
+    passes.look(1051)
+    passes.kernel = 40
+    assert passes.waited(1052, 1000) == 40
+    assert passes.asked == 2
+
+
+def test_new_connections_of_a_busy_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have waited as long as the one that was asked about, one in eight of them, and one in 50 ms."""
+    passes = Passes(monkeypatch)
+    passes.kernel = 30
+    for number in range(8):
+        passes.look(1000 + number)
+        assert passes.waited(1000 + number, -1) == 30
+    passes.kernel = 20
+    for number in range(8, 16):
+        passes.look(1000 + number)
+        assert passes.waited(1000 + number, -1) == 20
+    passes.kernel = 10
+    passes.look(1100)
+    assert passes.waited(1100, -1) == 10
+    assert passes.asked == 3
+
+
+def test_with_a_queue_timeout_each_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a client gets must not depend on a guess."""
+    passes = Passes(monkeypatch, exact=True)
+    for number in range(20):
+        passes.look(1000 + number // 5)
+        passes.kernel = number
+        assert passes.waited(1010, 900) == (number if number >= 1 else 0)
+    assert passes.asked == 20
+
+
+def test_waits_below_a_millisecond_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scoreboard has no place for them, and the kernel is not asked about what can't be more."""
+    passes = Passes(monkeypatch)
+    passes.look(1000)
+    assert passes.waited(1000.5, 999.6) == 0
+    assert passes.asked == 0
+    passes.kernel = 0.9
+    assert passes.waited(1002, 900) == 0
+    assert passes.asked == 1
 
 
 # -- asking the kernel -----------------------------------------------------------------------------------

@@ -414,22 +414,22 @@ def test_old_clients(authority: Authority, server: Certificate, connect: Connect
 # -- clients' certificates and what apps learn -----------------------------------------------------------
 
 
-def test_facts(authority: Authority, server: Certificate, connect: Connect) -> None:
+def test_peer_info(authority: Authority, server: Certificate, connect: Connect) -> None:
     """Apps read protocol, cipher and session under mod_ssl's names; all are text."""
     ends = connect(context_of(server, ciphers="ECDHE-ECDSA-AES128-GCM-SHA256"))
     client = authority.client_context()
     client.maximum_version = ssl.TLSVersion.TLSv1_2
     ends.play(client, lambda client: (client.sendall(b"x"), client.session.id)[1])
     assert ends.receive() == b"x"
-    facts = ends.ours.facts()
-    assert facts["HTTPS"] == "on"
-    assert facts["SSL_PROTOCOL"] == "TLSv1.2"
-    assert facts["SSL_CIPHER"] == "ECDHE-ECDSA-AES128-GCM-SHA256"
-    assert (facts["SSL_CIPHER_USEKEYSIZE"], facts["SSL_CIPHER_ALGKEYSIZE"]) == ("128", "128")
-    assert facts["SSL_SESSION_RESUMED"] == "Initial"
-    assert facts["SSL_CLIENT_VERIFY"] == "NONE"
-    assert "SSL_CLIENT_CERT" not in facts
-    assert all(type(value) is str for value in facts.values())
+    peer_info = ends.ours.peer_info()
+    assert peer_info["HTTPS"] == "on"
+    assert peer_info["SSL_PROTOCOL"] == "TLSv1.2"
+    assert peer_info["SSL_CIPHER"] == "ECDHE-ECDSA-AES128-GCM-SHA256"
+    assert (peer_info["SSL_CIPHER_USEKEYSIZE"], peer_info["SSL_CIPHER_ALGKEYSIZE"]) == ("128", "128")
+    assert peer_info["SSL_SESSION_RESUMED"] == "Initial"
+    assert peer_info["SSL_CLIENT_VERIFY"] == "NONE"
+    assert "SSL_CLIENT_CERT" not in peer_info
+    assert all(type(value) is str for value in peer_info.values())
     ends.ended()
 
 
@@ -449,7 +449,7 @@ def test_sessions_are_resumed(authority: Authority, server: Certificate, connect
     thread.start()
     assert again.receive() == b"y"
     thread.join(PATIENCE)
-    assert again.ours.facts()["SSL_SESSION_RESUMED"] == "Resumed"
+    assert again.ours.peer_info()["SSL_SESSION_RESUMED"] == "Resumed"
 
 
 def test_client_certificates(authority: Authority, server: Certificate, connect: Connect) -> None:
@@ -462,19 +462,22 @@ def test_client_certificates(authority: Authority, server: Certificate, connect:
     ends = connect(context_of(server, ca_certs=authority.cert, cert_reqs="required"))
     ends.play(authority.client_context(alice), lambda client: client.sendall(b"x"))
     assert ends.receive() == b"x"
-    facts = ends.ours.facts()
-    assert facts["SSL_CLIENT_VERIFY"] == "SUCCESS"
-    name = facts["SSL_CLIENT_S_DN"].encode("latin-1").decode()
+    peer_info = ends.ours.peer_info()
+    assert peer_info["SSL_CLIENT_VERIFY"] == "SUCCESS"
+    name = peer_info["SSL_CLIENT_S_DN"].encode("latin-1").decode()
     assert name == "CN=alice,OU=two,OU=one,O=Müller\\, Sons,C=DE"
-    assert facts["SSL_CLIENT_I_DN"] == "CN=Test CA,O=Ostler"
-    assert (facts["SSL_CLIENT_S_DN_CN"], facts["SSL_CLIENT_I_DN_CN"]) == ("alice", "Test CA")
-    assert (facts["SSL_CLIENT_S_DN_OU"], facts["SSL_CLIENT_S_DN_OU_1"]) == ("one", "two")
-    assert (facts["SSL_CLIENT_SAN_DNS_0"], facts["SSL_CLIENT_SAN_DNS_1"]) == ("a.example", "b.example")
-    assert facts["SSL_CLIENT_SAN_Email_0"] == "alice@a.example"
-    assert facts["SSL_CLIENT_M_SERIAL"].startswith("ABC0")
-    assert facts["SSL_CLIENT_V_END"].endswith("GMT")
+    assert peer_info["SSL_CLIENT_I_DN"] == "CN=Test CA,O=Ostler"
+    assert (peer_info["SSL_CLIENT_S_DN_CN"], peer_info["SSL_CLIENT_I_DN_CN"]) == ("alice", "Test CA")
+    assert (peer_info["SSL_CLIENT_S_DN_OU"], peer_info["SSL_CLIENT_S_DN_OU_1"]) == ("one", "two")
+    assert (peer_info["SSL_CLIENT_SAN_DNS_0"], peer_info["SSL_CLIENT_SAN_DNS_1"]) == (
+        "a.example",
+        "b.example",
+    )
+    assert peer_info["SSL_CLIENT_SAN_Email_0"] == "alice@a.example"
+    assert peer_info["SSL_CLIENT_M_SERIAL"].startswith("ABC0")
+    assert peer_info["SSL_CLIENT_V_END"].endswith("GMT")
     given = Path(alice.cert).read_text()
-    assert ssl.PEM_cert_to_DER_cert(facts["SSL_CLIENT_CERT"]) == ssl.PEM_cert_to_DER_cert(given)
+    assert ssl.PEM_cert_to_DER_cert(peer_info["SSL_CLIENT_CERT"]) == ssl.PEM_cert_to_DER_cert(given)
     ends.ended()
 
 
@@ -487,7 +490,7 @@ def test_client_without_certificate(
     ends.play(authority.client_context(), lambda client: client.sendall(b"x"))
     if cert_reqs == "optional":
         assert ends.receive() == b"x"
-        assert ends.ours.facts()["SSL_CLIENT_VERIFY"] == "NONE"
+        assert ends.ours.peer_info()["SSL_CLIENT_VERIFY"] == "NONE"
     else:
         with pytest.raises(HandshakeFailed, match="did not return a certificate"):
             ends.receive()

@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from ostler.ipc.messages import Watch
-from ostler.workers.loader import AppLoadError, load_app
+from ostler.workers.load_errors import AppLoadError
+from ostler.workers.loader import load_app
 from ostler.workers.watched import WatchReporter, of_failure, remove_bytecode, sources
 
 

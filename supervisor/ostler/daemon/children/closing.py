@@ -1,7 +1,7 @@
-"""Closing channels in which there may be descriptors that we have not received.
+"""Closing channels in which there may be descriptors that were not received.
 
 The kernel closes these with the channel, which can take as long as their sender likes (see
-`osapi.received.discard`). So it is a thread's work; it receives them before, which makes them harmless.
+`osapi.received.discard`). So a thread closes the channel; it receives them before, which makes them harmless.
 """
 
 import os
@@ -12,19 +12,19 @@ from typing import Any
 from ostler.ipc.channel import Channel
 from ostler.osapi import received
 
-# More than fit into a socket's buffer.
+# Messages; more than fit into a socket's buffer.
 _MOST = 2000
 
 
 def close(chan: Channel[Any]) -> None:
-    """The other side sees the end now; what is left is done soon."""
+    """The other side sees the end at once; the descriptor is closed soon."""
     if chan.fileno() < 0:
         return
     fd = chan.hang_up()
     try:
-        threading.Thread(target=_empty, args=(fd,), name="ostler-disposal", daemon=True).start()
+        threading.Thread(target=_empty, args=(fd,), name="ostler-close-channel", daemon=True).start()
     except RuntimeError:
-        os.close(fd)  # there may be no more threads
+        os.close(fd)  # no thread could be started
 
 
 def _empty(fd: int) -> None:
@@ -37,4 +37,4 @@ def _empty(fd: int) -> None:
                 for left in received.descriptors(ancillary):
                     received.discard(left)
         except OSError:
-            return  # nothing is left, or we are out of descriptors
+            return  # nothing is left, or no descriptor is free

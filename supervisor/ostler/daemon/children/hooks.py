@@ -1,222 +1,271 @@
-"""The supervisor's part in the configuration file's hooks: it says when one is due and calls none itself.
+"""The supervisor's part in the configuration file's hooks: it sends when one is due, and calls none itself.
 
-What only the supervisor knows (that a worker has ended, that the number of workers has changed, that the
-daemon ends or takes another program) a fork server is told by `HookDue`, if its generation has any hooks, and
-says `HookDone` afterwards. Nothing here waits for a hook but the ends of things, and these have a limit:
-a fork server that is to end is given the time to call what it was told to (the fleet's `fork_server_grace`).
+What only the supervisor knows (a worker has ended, the number of workers has changed, the daemon ends or
+becomes another program) it sends to a fork server as `HookDue`, if its generation has any hooks; the fork
+server answers `HookDone`. Nothing here waits for a hook but the ends of things, and these have a limit: a
+fork server that is to end is given the time to call what it was sent (the fleet's `fork_server_grace`).
 
-What `on_starting` and `when_ready` have begun (a thread that serves metrics, a scheduler) runs in the first
-fork server, and must outlive reloads. So that one is not ended with its generation but told to retire: it
-lets go of everything else, and ends only if nothing runs in it. It is then the one that calls `on_exit`.
+What `on_starting` and `when_ready` have started (a thread that serves metrics, a scheduler) runs in the first
+fork server, and must outlive reloads. So that one does not end with its generation but is sent `retire`: it
+closes everything else, and ends only if nothing runs in it. It is then the one that calls `on_exit`.
 
-`child_exit` is called once for each worker: by the fork server of its own generation, or if that is gone by
-another. What a fork server that dies has not begun with goes to the next one.
+`child_exit` is called once for each worker: by the fork server of its own generation, or if that has ended by
+another. What a fork server that dies has not begun with is sent to the next one.
 """
 
 import asyncio
 import signal
-from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from ostler.daemon.children.handles import ForkServerHandle, WorkerHandle
+import msgspec
+
+from ostler.daemon.children.handles import AnyChild, ForkServerHandle, WorkerHandle
+from ostler.daemon.children.ports import Ports
+from ostler.daemon.configurations import Configurations
 from ostler.daemon.policy import HOOKS_GRACE
 from ostler.fleet.model import ExitStatus
 from ostler.ipc import messages
 
-if TYPE_CHECKING:
-    from ostler.daemon.shell import Shell
-
 PRE_EXEC_TIME = 5.0
 """Seconds that an upgrade waits for `pre_exec`; its fork server gives it less."""
-# Ends of workers that are kept for a fork server to come, beyond which the oldest are forgotten; and what one
-# may have due.
+# `child_exit` calls that are kept for a fork server to come, beyond which the oldest are dropped; and pending
+# hooks of one fork server.
 _MOST_WAITING = 1000
-# What may begin something that lasts.
-_BEGINNING = frozenset(("on_starting", "when_ready"))
+# The hooks that may start something that outlives their generation.
+_STARTING_HOOKS = frozenset(("on_starting", "when_ready"))
+
+
+class HooksState(msgspec.Struct):
+    """What is known of hooks apart from what each fork server was sent. An upgrade carries all of it.
+
+    names: of the hooks of each generation; waiting: `child_exit` calls that no fork server was sent yet;
+    exit_wanted: a configuration has an `on_exit`; exit_sent, exit_done: whether it was sent, and called.
+    """
+
+    names: dict[int, list[str]] = {}
+    waiting: list[messages.HookDue] = []
+    exit_wanted: bool = False
+    exit_sent: bool = False
+    exit_done: bool = False
 
 
 class HookCaller:
-    """Tells the shell's fork servers what hooks are due."""
+    """Sends fork servers the hooks that are due. Called only by the event loop's thread.
 
-    def __init__(self, shell: "Shell") -> None:
-        self._shell = shell
-        self._of: dict[int, list[str]] = {}
-        self._waiting: deque[messages.HookDue] = deque(maxlen=_MOST_WAITING)
-        self._exit_due = self._exit_told = self._exit_done = False
+    Args:
+        ports: see there.
+        configurations: settings by generation.
+        hang_up: closes a fork server's channel, which ends it.
+        kill: ends a child for sure.
+    """
+
+    def __init__(
+        self,
+        ports: Ports,
+        configurations: Configurations,
+        hang_up: Callable[[ForkServerHandle], None],
+        kill: Callable[[AnyChild], None],
+    ) -> None:
+        self._ports = ports
+        self._configurations = configurations
+        self._hang_up = hang_up
+        self._kill = kill
+        self._own = HooksState()
         self._pre_exec: asyncio.Future[None] | None = None
 
-    # -- fork servers come and go ----------------------------------------------------------------------
+    def snapshot(self) -> HooksState:
+        return self._own
+
+    def restore(self, state: HooksState) -> None:
+        """Continue where the program before this one stopped."""
+        self._own = state
+
+    # -- fork servers start and end ----------------------------------------------------------------------
 
     def configured(self, handle: ForkServerHandle, hooks: list[str]) -> None:
-        self._of = {number: names for number, names in self._of.items() if number in self._shell.loaded}
-        handle.hooks = self._of[handle.generation] = hooks
+        """A fork server has reported which hooks its configuration file has."""
+        known = {n: names for n, names in self._own.names.items() if n in self._configurations}
+        self._own.names = known | {handle.generation: hooks}
+        handle.record.hooks = hooks
 
     def loaded(self, handle: ForkServerHandle, cause: str) -> None:
-        """A fork server can fork, and call."""
-        handle.calls = True
-        self._exit_due |= "on_exit" in handle.hooks
-        wanted = self._shell.fleet.wanted
+        """A fork server can fork workers and call hooks. cause: why it was started."""
+        record = handle.record
+        record.can_call_hooks = True
+        self._own.exit_wanted |= "on_exit" in record.hooks
+        wanted = self._ports.state().wanted
         if cause in ("start", "upgrade"):
-            handle.lasting = not _BEGINNING.isdisjoint(handle.hooks)
-            loaded = self._shell.loaded[handle.generation].settings.workers
-            handle.workers_told = loaded[0] if isinstance(loaded, tuple) else loaded
-        elif handle.hooks:
-            # It knows what is configured; another number may have been asked for since.
-            self._tell(handle, messages.HookDue("nworkers_changed", old=wanted, new=wanted))
-            handle.workers_told = wanted
-        self._tell_waiting()
+            record.may_run_background_work = not _STARTING_HOOKS.isdisjoint(record.hooks)
+            loaded = self._configurations.get(handle.generation)
+            if loaded is not None:
+                workers = loaded.settings.workers
+                record.reported_workers = workers[0] if isinstance(workers, tuple) else workers
+        elif record.hooks:
+            # It knows the configured number; another one may have been asked for since.
+            self._send(handle, messages.HookDue("nworkers_changed", old=wanted, new=wanted))
+            record.reported_workers = wanted
+        self._send_waiting()
 
-    def zygote(self, old: ForkServerHandle | None, zygote: ForkServerHandle, worker: WorkerHandle) -> None:
+    def zygote_promoted(
+        self, old: ForkServerHandle | None, zygote: ForkServerHandle, worker: WorkerHandle
+    ) -> None:
         """A worker is a fork server now. As a worker it has ended."""
-        zygote.hooks = self._of.get(zygote.generation, [])
+        zygote.record.hooks = self._own.names.get(zygote.generation, [])
         if old is not None:
             self.leave(old)
         self.loaded(zygote, "refork")
         self.worker_ended(worker, ExitStatus(code=0))
 
-    def restored(self) -> None:
-        """After an upgrade in place."""
-        for handle in self._shell.fork_servers.values():
-            self._of[handle.generation] = handle.hooks
-
-    def gone(self, handle: ForkServerHandle) -> None:
-        """A fork server is dead. What it was at when it died is not tried again; the rest is still due."""
-        if handle.due:
-            if handle.begun:
-                handle.due.popleft()
-            self._waiting += [due for due in handle.due if due.name == "child_exit"]
-            handle.due.clear()
-            self._tell_waiting()
-        self._done("pre_exec")
-        self._exit_done |= self._exit_told and handle.exits
-        self._end_those_done()
+    def fork_server_ended(self, handle: ForkServerHandle) -> None:
+        """A fork server is dead. The hook that it was running is not called again; the rest is still due."""
+        record = handle.record
+        if record.pending_hooks:
+            if record.hook_running:
+                del record.pending_hooks[0]
+            self._wait_for_another([due for due in record.pending_hooks if due.name == "child_exit"])
+            record.pending_hooks.clear()
+            self._send_waiting()
+        self._finish_pre_exec()
+        self._own.exit_done |= self._own.exit_sent and record.calls_on_exit
+        self._hang_up_idle()
 
     def leave(self, handle: ForkServerHandle) -> None:
-        """Let a fork server end, or retire, that the fleet does not look after any more."""
-        if handle.lasting:
-            handle.retired = True
-            self._tell(handle, messages.HookDue("retire"))
+        """Let a fork server end, or only run its background work: the fleet does not manage it any more."""
+        if handle.record.may_run_background_work:
+            handle.record.background_only = True
+            self._send(handle, messages.HookDue("retire"))
         else:
             self.stop(handle)
-        self._shell.loop.call_later(HOOKS_GRACE, self._end_if_hung, handle)
+        self._ports.loop.call_later(HOOKS_GRACE, self._kill_if_hung, handle)
 
-    def _end_if_hung(self, handle: ForkServerHandle) -> None:
-        # One that has retired may be at `on_exit` by now.
-        hung = not handle.retired or any(due.name == "retire" for due in handle.due)
-        if hung and self._shell.reaper.leaving.get(handle.pid) is handle:
-            self._shell.reaper.kill(handle)
+    def _kill_if_hung(self, handle: ForkServerHandle) -> None:
+        # One that runs background work only may be at `on_exit` by now.
+        record = handle.record
+        hung = not record.background_only or any(due.name == "retire" for due in record.pending_hooks)
+        if hung and self._ports.children.is_leaving(handle):
+            self._kill(handle)
 
     def stop(self, handle: ForkServerHandle) -> None:
-        """Let a fork server end, once it has called what is due."""
-        handle.ending = True
-        self._end_those_done()
+        """Let a fork server end, once it has called the hooks that are pending."""
+        handle.record.stops_when_idle = True
+        self._hang_up_idle()
 
     def finished(self) -> None:
-        """The daemon is about to end, and with it those that nobody has waited for."""
-        for handle in self._shell.reaper.leaving.values():
-            handle.send_signal(signal.SIGKILL)  # what hangs in C would not hear that the channel ends
-        if self._exit_due and not self._exit_told:
+        """The daemon is about to end, and with it the fork servers that the fleet does not wait for."""
+        for handle in self._ports.children.leaving.values():
+            handle.send_signal(signal.SIGKILL)  # one that hangs in C code would not see its channel end
+        if self._own.exit_wanted and not self._own.exit_sent:
             problem = "there was no fork server that could call it"
-            self._shell.journal.record("warning", "hook_missed", {"hook": "on_exit", "problem": problem})
+            self._ports.journal.record("warning", "hook_missed", {"hook": "on_exit", "problem": problem})
 
-    # -- what is due -------------------------------------------------------------------------------------
+    # -- hooks that are due -------------------------------------------------------------------------------
 
     def worker_ended(self, worker: WorkerHandle, status: ExitStatus) -> None:
-        if worker.pid is None or not self._of.get(worker.generation):
+        """`child_exit` is due."""
+        if worker.pid is None or not self._own.names.get(worker.generation):
             return
         code = -status.signal if status.signal is not None else status.code
         due = messages.HookDue("child_exit", worker.worker_id, worker.slot, worker.pid, code)
-        own = self._shell.fork_servers.get(worker.generation)
-        if own is None or not own.calls or not self._tell(own, due):
-            self._waiting.append(due)
-            self._tell_waiting()
+        own = self._ports.children.fork_servers.get(worker.generation)
+        if own is None or not own.record.can_call_hooks or not self._send(own, due):
+            self._wait_for_another([due])
+            self._send_waiting()
 
-    def look(self) -> None:
-        """See whether the number of workers has changed."""
-        fleet = self._shell.fleet
-        handle = self._shell.fork_servers.get(fleet.current)
-        if handle is None or not (handle.calls and handle.hooks) or fleet.stopping:
+    def check_workers_number(self) -> None:
+        """If the wanted number of workers has changed, `nworkers_changed` is due."""
+        state = self._ports.state()
+        handle = self._ports.children.fork_servers.get(state.current)
+        if handle is None or state.stopping:
             return
-        wanted = fleet.wanted
-        if handle.workers_told != wanted:
-            due = messages.HookDue("nworkers_changed", old=handle.workers_told, new=wanted)
-            handle.workers_told = wanted
-            self._tell(handle, due)
+        record, wanted = handle.record, state.wanted
+        if record.can_call_hooks and record.hooks and record.reported_workers != wanted:
+            due = messages.HookDue("nworkers_changed", old=record.reported_workers, new=wanted)
+            record.reported_workers = wanted
+            self._send(handle, due)
 
     async def pre_exec(self) -> None:
-        """Have it called, and wait for that a while."""
-        handle = self._shell.fork_servers.get(self._shell.fleet.current)
-        if handle is None or not handle.calls or "pre_exec" not in handle.hooks:
+        """`pre_exec` is due; returns when it was called, or after PRE_EXEC_TIME."""
+        handle = self._ports.children.fork_servers.get(self._ports.state().current)
+        if handle is None or not handle.record.can_call_hooks or "pre_exec" not in handle.record.hooks:
             return
         self._pre_exec = asyncio.get_running_loop().create_future()
-        if self._tell(handle, messages.HookDue("pre_exec")):
+        if self._send(handle, messages.HookDue("pre_exec")):
             await asyncio.wait([self._pre_exec], timeout=PRE_EXEC_TIME)
         self._pre_exec = None
 
     def done(self, handle: ForkServerHandle, name: str) -> None:
-        handle.begun = False
-        if handle.due:
-            handle.due.popleft()
-        self._done(name)
-        self._exit_done |= name == "on_exit"
-        self._tell_waiting()
-        self._end_those_done()
+        """A fork server has called the first of its pending hooks."""
+        handle.record.hook_running = False
+        del handle.record.pending_hooks[:1]
+        if name == "pre_exec":
+            self._finish_pre_exec()
+        self._own.exit_done |= name == "on_exit"
+        self._send_waiting()
+        self._hang_up_idle()
 
-    def _done(self, name: str) -> None:
-        if name == "pre_exec" and self._pre_exec is not None and not self._pre_exec.done():
+    def _finish_pre_exec(self) -> None:
+        if self._pre_exec is not None and not self._pre_exec.done():
             self._pre_exec.set_result(None)
 
-    # -- telling -----------------------------------------------------------------------------------------
+    # -- sending -----------------------------------------------------------------------------------------
 
-    def _tell(self, handle: ForkServerHandle, due: messages.HookDue) -> bool:
-        if len(handle.due) >= _MOST_WAITING:
-            return False  # it reads, but does not do what is due
+    def _send(self, handle: ForkServerHandle, due: messages.HookDue) -> bool:
+        if len(handle.record.pending_hooks) >= _MOST_WAITING:
+            return False  # it reads, but does not call what is due
         try:
             handle.channel.send(due)
         except OSError:
-            return False  # gone, or it does not read: the fleet will notice, and another is told
-        handle.due.append(due)
+            return False  # it has ended or does not read: the fleet will notice, and another one is asked
+        handle.record.pending_hooks.append(due)
         return True
 
-    def _tell_waiting(self) -> None:
-        """Tell of ends of workers that nobody was told of, if it can be the current generation."""
-        shell = self._shell
-        able = [handle for handle in shell.fork_servers.values() if handle.calls and handle.hooks]
-        able.sort(key=lambda handle: handle.generation != shell.fleet.current)
-        while self._waiting and able:
-            if self._tell(able[0], self._waiting[0]):
-                self._waiting.popleft()
+    def _wait_for_another(self, due: list[messages.HookDue]) -> None:
+        self._own.waiting = [*self._own.waiting, *due][-_MOST_WAITING:]
+
+    def _send_waiting(self) -> None:
+        """Send the waiting `child_exit` calls, if possible to the current generation's fork server."""
+        children, current = self._ports.children, self._ports.state().current
+        able = [h for h in children.fork_servers.values() if h.record.can_call_hooks and h.record.hooks]
+        able.sort(key=lambda handle: handle.generation != current)
+        while self._own.waiting and able:
+            if self._send(able[0], self._own.waiting[0]):
+                del self._own.waiting[0]
             else:
-                able.pop(0)
+                del able[0]
 
-    def _end_those_done(self) -> None:
-        """Hang up on those that are to end and have nothing to call any more; `on_exit` comes last of all."""
-        fleet = self._shell.fleet
-        servers = [*self._shell.fork_servers.values(), *self._shell.reaper.leaving.values()]
-        retired = [handle for handle in servers if handle.retired]
-        caller = self._for_exit(servers)
+    def _hang_up_idle(self) -> None:
+        """Close the channels of those that are to end and have no pending hook. `on_exit` is the last."""
+        state, children, own = self._ports.state(), self._ports.children, self._own
+        servers = children.all_fork_servers()
+        background = [handle for handle in servers if handle.record.background_only]
+        caller = self._caller_of_on_exit(servers)
         if caller is not None:
-            # With the current generation's the fleet would take everything for done.
-            kept = [caller, *retired, self._shell.fork_servers.get(fleet.current)]
-            going = [handle for handle in servers if handle.ending and handle not in kept]
-        elif fleet.stopping and retired:
-            going = retired  # first, for the fleet does not wait for them
+            # If the current generation's fork server ended, the fleet would be finished.
+            kept = [caller, *background, children.fork_servers.get(state.current)]
+            going = [h for h in servers if h.record.stops_when_idle and h not in kept]
+        elif state.stopping and background:
+            going = background  # first, because the fleet does not wait for them
         else:
-            going = [handle for handle in servers if handle.ending]
+            going = [handle for handle in servers if handle.record.stops_when_idle]
         for handle in going:
-            if not handle.due:
-                self._shell.hang_up(handle)
-        due = self._exit_told or fleet.workers or any(handle.due for handle in servers)
-        if caller is not None and not due:
-            self._exit_told = caller.exits = True
-            if not self._tell(caller, messages.HookDue("on_exit")):
-                self._exit_done = True
-                self._end_those_done()
+            if not handle.record.pending_hooks:
+                self._hang_up(handle)
+        busy = state.workers or any(handle.record.pending_hooks for handle in servers)
+        if caller is not None and not own.exit_sent and not busy:
+            own.exit_sent = caller.record.calls_on_exit = True
+            if not self._send(caller, messages.HookDue("on_exit")):
+                own.exit_done = True
+                self._hang_up_idle()
 
-    def _for_exit(self, servers: list[ForkServerHandle]) -> ForkServerHandle | None:
-        """The fork server that is to call `on_exit`, or is at it, before any of them ends."""
-        if self._exit_done or not self._shell.fleet.stopping:
+    def _caller_of_on_exit(self, servers: list[ForkServerHandle]) -> ForkServerHandle | None:
+        """The fork server that is to call `on_exit`, or is calling it, before any of them ends."""
+        state = self._ports.state()
+        if self._own.exit_done or not state.stopping:
             return None
-        current = self._shell.fleet.current
-        able = [h for h in servers if h.calls and "on_exit" in h.hooks]
-        return max(able, key=lambda h: (h.exits, h.retired, h.generation == current), default=None)
+        able = [h for h in servers if h.record.can_call_hooks and "on_exit" in h.record.hooks]
+
+        def preference(handle: ForkServerHandle) -> tuple[bool, bool, bool]:
+            record = handle.record
+            return record.calls_on_exit, record.background_only, handle.generation == state.current
+
+        return max(able, key=preference, default=None)

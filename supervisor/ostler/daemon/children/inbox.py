@@ -1,21 +1,17 @@
-"""Reading what children send, so that it is at worst the end of the child that sent it.
+"""Reading what children send. At worst a message is the end of the child that sent it.
 
-In one pass of the event loop a child gets a small share of the loop's time, and over time a rate that no
-honest child comes near. One that goes beyond it, or sends what it may not, is killed; its death is booked as
-any other's, with the reason.
+In one pass of the event loop a child gets a small share of the loop's time, and in the long run a rate that
+no honest child comes near. A child that goes beyond it, or sends what it may not, is killed. Its death is
+recorded like any other, with the reason.
 """
 
 import time
-import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ostler.daemon.children.handles import ForkServerHandle, WorkerHandle
-from ostler.fleet import events
+from ostler.daemon.children.handles import AnyChild, ForkServerHandle, WorkerHandle
+from ostler.daemon.children.ports import Ports
 from ostler.ipc.channel import BadMessage
-
-if TYPE_CHECKING:
-    from ostler.daemon.shell import Shell
 
 # What is read of one child in one pass of the loop.
 _MESSAGES_A_PASS, _BYTES_A_PASS = 16, 64 * 1024
@@ -24,18 +20,39 @@ _LAST_MESSAGES, _LAST_BYTES = 256, 2 * 1024 * 1024
 
 
 class Inbox:
-    """Reads the shell's children.
+    """Reads the channels of children. Called only by the event loop's thread.
 
     Args:
-        shell: hears what each says, by `hear_worker` and `hear_fork_server`. These raise BadMessage if it is
-            nothing that the child may say.
+        ports: the loop and the log are used.
+        on_worker_message, on_fork_server_message: called with each message and the handle of its sender.
+            They raise BadMessage if the child may not send it.
+        on_violation: called with a child that is to be killed, and what it did.
     """
 
-    def __init__(self, shell: "Shell") -> None:
-        self._shell = shell
+    def __init__(
+        self,
+        ports: Ports,
+        on_worker_message: Callable[[WorkerHandle, Any], None],
+        on_fork_server_message: Callable[[ForkServerHandle, Any], None],
+        on_violation: Callable[[AnyChild, str], None],
+    ) -> None:
+        self._ports = ports
+        self._on_worker_message = on_worker_message
+        self._on_fork_server_message = on_fork_server_message
+        self._on_violation = on_violation
 
-    def read(self, child: WorkerHandle | ForkServerHandle) -> None:
-        """Read a share of what waits in a channel; called by the loop when something does.
+    def watch(self, child: AnyChild) -> None:
+        """Read the child's channel whenever there is something in it."""
+        if child.channel.fileno() >= 0:
+            self._ports.loop.add_reader(child.channel.fileno(), self.read, child)
+
+    def unwatch(self, child: AnyChild) -> None:
+        """To be called before the channel is closed."""
+        if child.channel.fileno() >= 0:
+            self._ports.loop.remove_reader(child.channel.fileno())
+
+    def read(self, child: AnyChild) -> None:
+        """Read a share of what waits in a channel.
 
         The channel's end is not reported: the kernel reports the death.
         """
@@ -45,76 +62,61 @@ class Inbox:
             for _ in range(_MESSAGES_A_PASS):
                 received = chan.receive_unvouched()
                 if received is None:
-                    self._shell.loop.remove_reader(chan.fileno())
+                    self.unwatch(child)
                     return
-                if not child.allowance.spend(received[1], chan.sent, time.monotonic()):
+                if not child.budget.spend(received[1], chan.sent, time.monotonic()):
                     raise BadMessage("more than any worker or fork server has to say")
-                self._hear(child, received[0])
+                self._dispatch(child, received[0])
                 size += received[1]
-                # What a message brings about may close the channel, or make a fork server of a worker.
-                if child.problem or chan.fileno() < 0 or size >= _BYTES_A_PASS:
+                # A message may lead to the end of the channel, or make a fork server of a worker.
+                if child.record.problem or chan.fileno() < 0 or size >= _BYTES_A_PASS:
                     return
         except BlockingIOError:
             return
         except BadMessage as error:
-            self.end(child, f"it sent {error}")
+            self._on_violation(child, f"it sent {error}")
 
-    def read_last(self, child: WorkerHandle | ForkServerHandle) -> None:
-        """Read what a child said before its death."""
+    def read_last(self, child: AnyChild) -> None:
+        """Read what a child has sent before its death."""
         size = 0
         chan = child.channel
         try:
             for _ in range(_LAST_MESSAGES):
-                if child.problem or chan.fileno() < 0 or size >= _LAST_BYTES:
+                if child.record.problem or chan.fileno() < 0 or size >= _LAST_BYTES:
                     return
                 received = chan.receive_unvouched()
                 if received is None:
                     return
-                self._hear(child, received[0])
+                self._dispatch(child, received[0])
                 size += received[1]
         except BlockingIOError:
             return  # it has left a process behind that holds its end
         except BadMessage as error:
-            self.note(child, f"it sent {error}")
+            self.record_violation(child, f"it sent {error}")
 
-    def end(self, child: WorkerHandle | ForkServerHandle, problem: str) -> None:
-        """Kill a child that does what it may not. The rest follows from its death."""
-        self.note(child, problem)
-        if child.channel.fileno() >= 0:
-            self._shell.loop.remove_reader(child.channel.fileno())
-        if isinstance(child, WorkerHandle) and (child.pid is None or not child.is_ours):
-            # There is no such process, so no death would be reported: the fork server has spoken for it.
-            self._shell.forget(child.worker_id)
-            self._shell.submit(events.SpawnFailed(child.worker_id, f"protocol error: {problem}"))
-        else:
-            self._shell.reaper.kill(child)
-
-    def _hear(self, child: WorkerHandle | ForkServerHandle, message: Any) -> None:
-        """Raises BadMessage, also if the message makes our own code fail: it must not do so twice."""
-        shell = self._shell
-        hear: Callable[[Any, Any], None] = (
-            shell.hear_worker if isinstance(child, WorkerHandle) else shell.hear_fork_server
-        )
-        try:
-            hear(child, message)
-        except BadMessage:
-            raise
-        except Exception:  # noqa: BLE001 - whatever it is, only the child that sent it may suffer
-            name = type(message).__name__
-            fields = {"problem": f"can't handle {name}", "traceback": traceback.format_exc()}
-            shell.journal.record("error", "internal_error", fields)
-            raise BadMessage(f"{name}, which Ostler failed to handle (see the log)") from None
-
-    def note(self, child: WorkerHandle | ForkServerHandle, problem: str) -> None:
-        """Log what a child does that it may not, and remember it for the ledger."""
-        child.problem = problem
-        worker = isinstance(child, WorkerHandle)
+    def record_violation(self, child: AnyChild, problem: str) -> None:
+        """Log what a child did that it may not, and keep it for the ledger."""
+        child.record.problem = problem
         fields = {
-            "process": "worker" if worker else "fork server",
+            "process": "worker" if isinstance(child, WorkerHandle) else "fork server",
             "slot": child.slot if isinstance(child, WorkerHandle) else None,
             "pid": child.pid,
             "generation": child.generation,
             "problem": problem,
         }
         known = {name: value for name, value in fields.items() if value is not None}
-        self._shell.journal.record("error", "protocol_error", known)
+        self._ports.journal.record("error", "protocol_error", known)
+
+    def _dispatch(self, child: AnyChild, message: Any) -> None:
+        """Raises BadMessage, also if our own code fails at the message: it must not do so twice."""
+        try:
+            if isinstance(child, WorkerHandle):
+                self._on_worker_message(child, message)
+            else:
+                self._on_fork_server_message(child, message)
+        except BadMessage:
+            raise
+        except Exception:  # noqa: BLE001 - whatever it is, only the child that sent the message may suffer
+            name = type(message).__name__
+            self._ports.attempt.failed(f"can't handle {name}")
+            raise BadMessage(f"{name}, which Ostler failed to handle (see the log)") from None

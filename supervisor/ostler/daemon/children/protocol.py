@@ -1,38 +1,17 @@
-"""What a child may say when. In there an app runs, which can write anything into its channel.
+"""Which messages a child may send when. An app runs in it, which can write anything into its channel.
 
-Each child is in a phase, and a table says which messages may come in it and what phase they lead to. What
-depends on more than that is looked at by `check_worker`, `check_fork_server` and, for what names other
-processes, by the shell.
+Each child is in a phase, and a table says which messages are legal in it and what phase they lead to. What
+depends on more than that is checked by `check_worker`, `check_fork_server` and, for what names other
+processes, by `WorkerManager`.
 """
-
-import enum
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from ostler.daemon.children.records import ForkServerRecord, Phase, WorkerRecord
 from ostler.ipc import messages
 from ostler.ipc.channel import BadMessage
 from ostler.settings.load import Loaded
 from ostler.settings.table import rows
-
-if TYPE_CHECKING:
-    from ostler.daemon.children.handles import ForkServerHandle, WorkerHandle
-
-
-class Phase(enum.Enum):
-    """The first four are a worker's, the next five a fork server's; both can fail."""
-
-    UNKNOWN = "not forked yet"
-    BOOTING = "booting"
-    SERVING = "serving"
-    LEFT = "a zygote that is not in use yet"
-    CONFIGURING = "reading the configuration"
-    DECIDED = "reading the configuration that it has decided on"
-    CONFIGURED = "configured"
-    LOADING = "loading the app"
-    FORKING = "forking"
-    FAILED = "failed"
-
 
 _Table = dict[Phase, dict[type, Phase]]
 
@@ -59,12 +38,7 @@ WORKER: _Table = {
     Phase.FAILED: {messages.Signalled: Phase.FAILED, messages.Watch: Phase.FAILED},
 }
 FORK_SERVER: _Table = {
-    Phase.CONFIGURING: {
-        messages.Decided: Phase.DECIDED,
-        # After an upgrade in place the program before us may have read `Decided`.
-        messages.Configured: Phase.CONFIGURED,
-        messages.LoadFailed: Phase.FAILED,
-    },
+    Phase.CONFIGURING: {messages.Decided: Phase.DECIDED, messages.LoadFailed: Phase.FAILED},
     Phase.DECIDED: {messages.Configured: Phase.CONFIGURED, messages.LoadFailed: Phase.FAILED},
     Phase.CONFIGURED: {messages.Watch: Phase.CONFIGURED},
     Phase.LOADING: {
@@ -86,37 +60,43 @@ FORK_SERVER: _Table = {
 }
 
 
-def check_worker(handle: "WorkerHandle", message: messages.FromWorker, loaded: Loaded | None) -> None:
-    """Raises BadMessage if a worker may not say that now, else takes note. `loaded`: of its generation."""
-    phase = _next(WORKER, handle.phase, message)
+def check_worker(record: WorkerRecord, message: messages.FromWorker, loaded: Loaded | None) -> None:
+    """Enter the phase that a worker's message leads to.
+
+    loaded: the settings of its generation.
+
+    Raises:
+        BadMessage: it may not send that now.
+    """
+    phase = _next(WORKER, record.phase, message)
     if isinstance(message, messages.ZygoteAudited):
-        if not handle.audits:
+        if not record.audits_pending:
             raise BadMessage("ZygoteAudited without having been asked")
-        handle.audits -= 1
+        record.audits_pending -= 1
     elif isinstance(message, messages.ZygoteReady):
-        if not handle.zygote_asked:
+        if not record.zygote_asked:
             raise BadMessage("ZygoteReady without having been asked")
     elif isinstance(message, messages.Watch | messages.AppBroken):
         _check_reload(message, loaded)
-    handle.phase = phase
+    record.phase = phase
 
 
 def check_fork_server(
-    handle: "ForkServerHandle", message: messages.FromForkServer, loaded: Loaded | None
+    record: ForkServerRecord, message: messages.FromForkServer, loaded: Loaded | None
 ) -> None:
-    """The same of a fork server."""
-    phase = _next(FORK_SERVER, handle.phase, message)
+    """The same for a fork server."""
+    phase = _next(FORK_SERVER, record.phase, message)
     if isinstance(message, messages.HookBegun):
-        if handle.begun or not handle.due:
+        if record.hook_running or not record.pending_hooks:
             raise BadMessage("HookBegun, but no hook is due")
     elif isinstance(message, messages.HookDone):
-        if not handle.due or handle.due[0].name != message.name:
+        if not record.pending_hooks or record.pending_hooks[0].name != message.name:
             raise BadMessage(f"HookDone of {message.name!a}, which is not the next that is due")
     elif isinstance(message, messages.Configured):
         _check_settings(message.loaded)
     elif isinstance(message, messages.Watch | messages.AppBroken):
         _check_reload(message, loaded)
-    handle.phase = phase
+    record.phase = phase
 
 
 def _next(table: _Table, phase: Phase, message: object) -> Phase:

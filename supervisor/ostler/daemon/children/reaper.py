@@ -1,4 +1,4 @@
-"""Deaths: collects every child that has ended and finds out what it was and what is lost with it."""
+"""Deaths: collects every child that has ended, and finds out what it was and what is lost with it."""
 
 import os
 import signal
@@ -8,29 +8,32 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import msgspec
 
 from ostler.control.views import ExitView
-from ostler.daemon.bucket import Bucket
-from ostler.daemon.children.handles import ForkServerHandle, WorkerHandle
-from ostler.daemon.reporting.ledger import ExitFacts, fork_server_leaving
+from ostler.daemon.children.handles import AnyChild, ForkServerHandle, WorkerHandle
+from ostler.daemon.children.inbox import Inbox
+from ostler.daemon.children.ports import Ports
+from ostler.daemon.reporting.ledger import ExitFacts, Ledger, fork_server_leaving
 from ostler.fleet import events
 from ostler.fleet.model import ExitStatus, WorkerState
 from ostler.osapi.process import is_to_be_reaped, thread_group, zombie_status
+from ostler.scoreboard.reader import Scoreboard
+from ostler.token_bucket import TokenBucket
 
-if TYPE_CHECKING:
-    from ostler.daemon.shell import Shell
-
-_STRANGERS = 64
-# Deaths that are booked in one pass of the loop: an app can leave us orphans faster than we can reap them.
+_UNKNOWN_KEPT = 64
+# Deaths that are processed in one pass of the loop: an app can leave orphans to the supervisor faster than it
+# can reap them.
 _DEATHS_A_PASS = 64
-# How many requests that were lost are named at once, and a second in the long run: what a worker had in hand
-# it says itself, and its app's user may end it time and again.
+# How many lost requests are logged one by one at once, and a second in the long run: workers themselves
+# report what they have in flight, and the app's user may end them time and again.
 _LOST, _LOST_RATE = 512, 20
 
 
-class Dead(NamedTuple):
-    """peak_memory: bytes (getrusage(2), ru_maxrss), if it is known."""
+class Dead(msgspec.Struct, frozen=True):
+    """A child that was reaped. peak_memory: bytes (getrusage(2), ru_maxrss), None if it is not known."""
 
     pid: int
     status: ExitStatus
@@ -39,13 +42,19 @@ class Dead(NamedTuple):
 
 class Tracee(NamedTuple):
     """A thread that is not dead but has stopped. A child may make its parent its tracer (PTRACE_TRACEME of
-    ptrace(2)), and the kernel tells a tracer of stops, too."""
+    ptrace(2)), and the kernel reports stops to a tracer, too."""
 
     tid: int
 
 
+class ReaperState(msgspec.Struct, frozen=True):
+    """What an upgrade in place carries: the newest deaths of processes that were not known."""
+
+    unknown: list[Dead] = []
+
+
 def dead_children() -> Iterator[Dead | Tracee]:
-    """Collect all children that have ended, strangers too: we are the subreaper, perhaps PID 1."""
+    """Collect all children that have ended, also unknown ones: the supervisor is a subreaper, or PID 1."""
     while True:
         try:
             pid, status, usage = os.wait3(os.WNOHANG)
@@ -67,113 +76,144 @@ def _status(status: int) -> ExitStatus:
 
 
 class Reaper:
-    """Tells the shell's fleet of deaths.
+    """Reaps children and reports their deaths to the fleet. Called only by the event loop's thread.
 
-    Attributes:
-        leaving: fork servers that the fleet does not look after any more, by pid.
+    Args:
+        ports: see there.
+        scoreboard: for what a dead worker had in flight and has counted.
+        ledger: for each death.
+        inbox: for what a dead child has sent last.
+        on_worker_ended: called with a dead worker, before it is given up.
+        forget_worker: gives up a dead worker's handle.
+        on_fork_server_ended: called with a dead fork server, and gives up its handle.
     """
 
-    def __init__(self, shell: "Shell") -> None:
-        self._shell = shell
-        self.leaving: dict[int, ForkServerHandle] = {}
+    def __init__(
+        self,
+        ports: Ports,
+        scoreboard: Scoreboard,
+        ledger: Ledger,
+        inbox: Inbox,
+        *,
+        on_worker_ended: Callable[[WorkerHandle, ExitStatus], None],
+        forget_worker: Callable[[int], None],
+        on_fork_server_ended: Callable[[ForkServerHandle, ExitStatus], None],
+    ) -> None:
+        self._ports = ports
+        self._scoreboard = scoreboard
+        self._ledger = ledger
+        self._inbox = inbox
+        self._on_worker_ended = on_worker_ended
+        self._forget_worker = forget_worker
+        self._on_fork_server_ended = on_fork_server_ended
         self._expected: dict[int, Callable[[ExitStatus], None]] = {}
-        # The newest of those that were unknown: the pid of a worker among them may be reported later.
-        self._strangers: deque[Dead] = deque(maxlen=_STRANGERS)
-        self._lost = Bucket(_LOST, _LOST_RATE, time.monotonic())
+        # The newest of those that were not known: a fork server may report one as a worker later.
+        self._unknown: deque[Dead] = deque(maxlen=_UNKNOWN_KEPT)
+        self._lost = TokenBucket(_LOST_RATE, _LOST, time.monotonic())
         self._is_due = False
 
-    def reap(self) -> None:
-        """Book the deaths that there are, many of them in several passes of the loop.
+    def snapshot(self) -> ReaperState:
+        return ReaperState(list(self._unknown))
 
-        A defect of ours in one must not lose the others.
+    def restore(self, state: ReaperState) -> None:
+        """Continue where the program before this one stopped."""
+        self._unknown.extend(state.unknown)
+
+    def reap(self) -> None:
+        """Process the deaths that there are, many of them in several passes of the loop.
+
+        If our own code fails at one the others are processed all the same.
         """
-        booked = 0
+        attempt = self._ports.attempt
+        processed = 0
         for dead in islice(dead_children(), _DEATHS_A_PASS):
             if isinstance(dead, Tracee):
-                self._shell.attempt(f"ending tracee {dead.tid}", partial(self._end_tracee, dead.tid))
+                attempt(f"ending tracee {dead.tid}", partial(self._end_tracee, dead.tid))
             else:
-                self._shell.attempt(f"booking the death of process {dead.pid}", partial(self._ended, dead))
-            booked += 1
-        if booked == _DEATHS_A_PASS and not self._is_due:
+                attempt(f"processing the death of process {dead.pid}", partial(self._ended, dead))
+            processed += 1
+        if processed == _DEATHS_A_PASS and not self._is_due:
             self._is_due = True
-            self._shell.loop.call_soon(self._reap_due)
+            self._ports.loop.call_soon(self._reap_due)
 
     def _reap_due(self) -> None:
         self._is_due = False
         self.reap()
 
     def _ended(self, dead: Dead) -> None:
-        shell = self._shell
-        worker_id = shell.worker_id_of.pop(dead.pid, None)
-        worker = shell.workers.get(worker_id) if worker_id is not None else None
-        if worker is not None:
-            self.worker_ended(worker, dead.status, dead.peak_memory)
-        elif (old := self.leaving.pop(dead.pid, None)) is not None:
-            self._fork_server_ended(old, dead, replaced=True)
+        children = self._ports.children
+        child = children.with_pid(dead.pid)
+        if isinstance(child, WorkerHandle):
+            self.worker_ended(child, dead.status, dead.peak_memory)
+        elif child is not None:
+            self._fork_server_ended(child, dead)
         elif (callback := self._expected.pop(dead.pid, None)) is not None:
             callback(dead.status)
         else:
-            self._strangers.append(dead)
-            for handle in list(shell.fork_servers.values()):
-                if handle.pid == dead.pid:
-                    self._fork_server_ended(handle, dead)
+            self._unknown.append(dead)
 
     def _end_tracee(self, tid: int) -> None:
-        """We have no use for a tracee, which would stop at each signal and wait for us to let it go on."""
+        """A tracee is useless: it would stop at each signal and wait for the supervisor to let it go on."""
         pid = thread_group(tid)
-        shell = self._shell
-        worker_id = shell.worker_id_of.get(pid)
-        servers = (*shell.fork_servers.values(), *self.leaving.values())
-        child: WorkerHandle | ForkServerHandle | None = (
-            shell.workers.get(worker_id)
-            if worker_id is not None
-            else next((server for server in servers if server.pid == pid), None)
-        )
+        child = self._ports.children.with_pid(pid)
         if child is None:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        elif not child.problem:
-            shell.inbox.end(child, "it has made the supervisor its tracer (PTRACE_TRACEME)")
+        elif not child.record.problem:
+            self.end_violator(child, "it has made the supervisor its tracer (PTRACE_TRACEME)")
 
-    def kill(self, child: WorkerHandle | ForkServerHandle) -> None:
-        """End a process for sure. One that we may not end is booked as if it had ended.
+    # -- ending children ---------------------------------------------------------------------------------
+
+    def end_violator(self, child: AnyChild, problem: str) -> None:
+        """Kill a child that has done what it may not. The rest follows from its death."""
+        self._inbox.record_violation(child, problem)
+        self._inbox.unwatch(child)
+        if isinstance(child, WorkerHandle) and (child.pid is None or not child.record.is_ours):
+            # There is no such process, so no death would be reported: its fork server has sent this.
+            self._forget_worker(child.worker_id)
+            self._ports.emit(events.SpawnFailed(child.worker_id, f"protocol error: {problem}"))
+        else:
+            self.kill(child)
+
+    def kill(self, child: AnyChild) -> None:
+        """End a process for sure. One that the supervisor has no right to end is treated as if it had ended.
 
         It executes a program with other rights, say (execve(2), set-user-ID), and may live as long as it
-        likes. With its channel it has lost all that it had of us.
+        likes. With its channel it has lost all that it had of the supervisor.
         """
         if child.send_signal(signal.SIGKILL):
             return
-        if not child.problem:
-            self._shell.inbox.note(child, "it has taken other rights, so that it can't be killed")
+        if not child.record.problem:
+            self._inbox.record_violation(child, "it has taken other rights, so that it can't be killed")
         if child.pid is not None:
             self._ended(Dead(child.pid, ExitStatus(), None))
 
-    # -- deaths that are kept from us --------------------------------------------------------------------
+    # -- deaths that wait(2) does not report -------------------------------------------------------------
 
-    def watch(self, child: WorkerHandle | ForkServerHandle) -> None:
-        """Hear of a child's death from its pidfd, too.
+    def watch(self, child: AnyChild) -> None:
+        """Learn of a child's death from its pidfd, too.
 
-        wait(2) does not tell of a child that another process traces (ptrace(2)), a sibling of it for
-        instance, before that one has let go of it.
+        wait(2) does not report a child that another process traces (ptrace(2)), a sibling of it for
+        instance, before the tracer has detached from it.
         """
         if child.pidfd >= 0:
             with suppress(OSError):  # there is no room for more of them: SIGCHLD has to do
-                self._shell.loop.add_reader(child.pidfd, self._on_pidfd, child)
+                self._ports.loop.add_reader(child.pidfd, self._on_pidfd, child)
 
-    def unwatch(self, child: WorkerHandle | ForkServerHandle) -> None:
+    def unwatch(self, child: AnyChild) -> None:
         """To be called before its pidfd is closed."""
         if child.pidfd >= 0:
-            self._shell.loop.remove_reader(child.pidfd)
+            self._ports.loop.remove_reader(child.pidfd)
 
-    def _on_pidfd(self, child: WorkerHandle | ForkServerHandle) -> None:
+    def _on_pidfd(self, child: AnyChild) -> None:
         self.unwatch(child)
         self.reap()
-        if not child.is_ours or child.pid is None or is_to_be_reaped(child.pid):
+        if not child.record.is_ours or child.pid is None or is_to_be_reaped(child.pid):
             return  # as usual, now or in one of the next passes
         dead = Dead(child.pid, _zombies_status(child.pid), None)
-        self._shell.attempt(f"booking the death of process {child.pid}", partial(self._ended, dead))
+        self._ports.attempt(f"processing the death of process {child.pid}", partial(self._ended, dead))
 
-    # -- strangers ---------------------------------------------------------------------------------------
+    # -- processes that are neither workers nor fork servers ----------------------------------------------
 
     def expect(self, pid: int, callback: Callable[[ExitStatus], None]) -> None:
         """Call back when a child ends that is neither a worker nor a fork server."""
@@ -185,110 +225,110 @@ class Reaper:
 
     def ended_before_known(self, handle: WorkerHandle) -> None:
         """A worker was dead before its fork server could report its pid."""
-        found = [dead for dead in self._strangers if dead.pid == handle.pid]
+        found = [dead for dead in self._unknown if dead.pid == handle.pid]
         status, memory = (found[-1].status, found[-1].peak_memory) if found else (ExitStatus(), None)
         self.worker_ended(handle, status, memory)
+
+    # -- dead workers and fork servers ---------------------------------------------------------------------
 
     def worker_ended(self, handle: WorkerHandle, status: ExitStatus, peak_memory: int | None = None) -> None:
         """A worker is dead; its handle is given up.
 
-        The fleet always hears of it. What else is to be found out and done are steps of which each may fail.
+        The death is always reported to the fleet. Each of the other steps may fail.
         """
-        attempt = self._shell.attempt
+        attempt = self._ports.attempt
         handle.reaped()
-        attempt("a dead worker's last messages", lambda: self._shell.inbox.read_last(handle))
+        attempt("a dead worker's last messages", lambda: self._inbox.read_last(handle))
         attempt("requests lost with a worker", lambda: self._report_lost_with(handle))
         dump = attempt("a dead worker's stacks", lambda: self._take_dump(handle, status)) or ""
         end = attempt("an entry of the ledger", lambda: self._record(handle, status, peak_memory, dump))
-        attempt("hooks of a worker's end", lambda: self._shell.hooks.worker_ended(handle, status))
-        attempt("giving up a worker", lambda: self._shell.forget(handle.worker_id))
-        self._shell.submit(
+        attempt("hooks of a worker's end", lambda: self._on_worker_ended(handle, status))
+        attempt("giving up a worker", lambda: self._forget_worker(handle.worker_id))
+        self._ports.emit(
             events.WorkerExited(
                 handle.worker_id,
                 status,
                 outsider=end is not None and end.cause == "killed by an outsider",
                 request=next(iter(end.last_requests), "") if end is not None else "",
                 traceback=end.stack if end is not None else None,
-                problem=handle.problem,
+                problem=handle.record.problem,
             )
         )
 
     def _report_lost_with(self, handle: WorkerHandle) -> None:
-        worker = self._shell.fleet.workers.get(handle.worker_id)
+        worker = self._ports.state().workers.get(handle.worker_id)
         if worker is not None and worker.state is not WorkerState.STOPPING:
             self.report_lost(handle)
 
     def _take_dump(self, handle: WorkerHandle, status: ExitStatus) -> str:
-        """What faulthandler wrote last; in the log if it was because of the worker's end."""
+        """The last stack dump; it is logged if it comes from the worker's end."""
         dump = handle.take_dumps()
-        if not dump and status.signal == signal.SIGABRT and signal.SIGABRT in handle.sent:
-            dump = handle.last_dump  # it was read together with the dump of an overdue request
+        if not dump and status.signal == signal.SIGABRT and signal.SIGABRT in handle.record.sent_signals:
+            dump = handle.record.last_dump  # it was read together with the dump of an overdue request
         if dump and status.signal is not None:
             fields = {"slot": handle.slot, "pid": handle.pid, "status": str(status), "stack": dump}
             name = "worker_aborted" if status.signal == signal.SIGABRT else "worker_crashed"
-            self._shell.journal.record("error", name, fields)
+            self._ports.journal.record("error", name, fields)
         return dump
 
     def _record(
         self, handle: WorkerHandle, status: ExitStatus, peak_memory: int | None, dump: str
     ) -> ExitView:
-        shell = self._shell
-        counts = shell.attempt("a dead worker's counts", lambda: shell.scoreboard.counts(handle.cell))
-        last = shell.attempt(
-            "a dead worker's last requests", lambda: shell.scoreboard.last_requests(handle.cell)
-        )
+        attempt, scoreboard, record = self._ports.attempt, self._scoreboard, handle.record
+        counts = attempt("a dead worker's counts", lambda: scoreboard.counts(handle.cell))
+        last = attempt("a dead worker's last requests", lambda: scoreboard.last_requests(handle.cell))
         facts = ExitFacts(
             "worker",
             handle.pid or 0,
             handle.generation,
             status,
-            time.monotonic() - handle.spawned_at,
+            time.monotonic() - record.spawned_at,
             handle.slot,
-            shell.fleet.workers.get(handle.worker_id),
-            sent=handle.sent,
-            signalled=handle.signalled,
+            self._ports.state().workers.get(handle.worker_id),
+            sent=record.sent_signals,
+            signalled=record.signalled,
             requests=counts.requests if counts is not None else 0,
             last_requests=last or (),
             peak_memory=peak_memory,
-            dump=dump or handle.last_dump,
-            problem=handle.problem,
+            dump=dump or record.last_dump,
+            problem=record.problem,
         )
-        return shell.ledger.record(facts)
+        return self._ledger.record(facts)
 
-    def _fork_server_ended(self, handle: ForkServerHandle, dead: Dead, replaced: bool = False) -> None:
-        """The same of a fork server, also of one that is no generation's any more."""
-        attempt = self._shell.attempt
+    def _fork_server_ended(self, handle: ForkServerHandle, dead: Dead) -> None:
+        attempt = self._ports.attempt
         handle.reaped()
-        attempt("a dead fork server's last messages", lambda: self._shell.inbox.read_last(handle))
-        attempt("an entry of the ledger", lambda: self._note_fork_server(handle, dead, replaced))
-        self._shell.fork_server_ended(handle, dead.status)
+        replaced = self._ports.children.is_leaving(handle)
+        attempt("a dead fork server's last messages", lambda: self._inbox.read_last(handle))
+        attempt("an entry of the ledger", lambda: self._record_fork_server(handle, dead, replaced))
+        self._on_fork_server_ended(handle, dead.status)
 
-    def _note_fork_server(self, handle: ForkServerHandle, dead: Dead, replaced: bool) -> None:
-        fleet = self._shell.fleet
-        leaving = handle.left_for or fork_server_leaving(fleet, handle.generation, replaced)
-        tried = fleet.reload if leaving == "boot failed" else None
+    def _record_fork_server(self, handle: ForkServerHandle, dead: Dead, replaced: bool) -> None:
+        state, record = self._ports.state(), handle.record
+        leaving = record.exit_cause or fork_server_leaving(state, handle.generation, replaced)
+        tried = state.reload if leaving == "boot failed" else None
         facts = ExitFacts(
             "fork server",
             dead.pid,
             handle.generation,
             dead.status,
-            time.monotonic() - handle.spawned_at,
+            time.monotonic() - record.spawned_at,
             leaving=leaving,
-            sent=handle.sent,
+            sent=record.sent_signals,
             dump=tried.traceback or "" if tried and tried.generation == handle.generation else "",
-            problem=handle.problem,
-            # Not its peak memory: what exec replaced counts there, and that was our own size.
+            problem=record.problem,
+            # Not its peak memory: what exec replaced counts there, and that was the supervisor's own size.
         )
-        self._shell.ledger.record(facts)
+        self._ledger.record(facts)
 
     def report_lost(self, handle: WorkerHandle) -> None:
-        """Name the requests that end with the process."""
+        """Log the requests that end with the process."""
         now = time.monotonic()
-        found = self._shell.scoreboard.in_flight(handle.cell)
+        found = self._scoreboard.in_flight(handle.cell)
         for number, request in enumerate(found):
             if not self._lost.take(now):
                 left = {"slot": handle.slot, "pid": handle.pid, "requests": len(found) - number}
-                self._shell.journal.record("warning", "requests_lost", left)
+                self._ports.journal.record("warning", "requests_lost", left)
                 return
             fields = {
                 "slot": handle.slot,
@@ -298,4 +338,4 @@ class Reaper:
                 "path": request.path,
                 "age": round(now - request.started, 3),
             }
-            self._shell.journal.record("warning", "request_lost", fields)
+            self._ports.journal.record("warning", "request_lost", fields)

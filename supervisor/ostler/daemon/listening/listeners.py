@@ -15,8 +15,9 @@ import msgspec
 from ostler.errors import OstlerError, SettingError
 from ostler.osapi import trust
 from ostler.osapi.account import find_account
-from ostler.osapi.files import most_open_files, unlink_if
+from ostler.osapi.files import most_open_files
 from ostler.osapi.peers import unix_peer
+from ostler.osapi.unix_sockets import bind_path, identity_of, remove_dead, remove_own
 from ostler.settings.address import Address, parse_address
 from ostler.settings.table import Settings
 
@@ -158,8 +159,7 @@ class Listeners:
         try:
             file = _held(address.path)
             try:
-                info = os.fstat(file)
-                if self._files.get(key) not in (None, (info.st_dev, info.st_ino)):
+                if self._files.get(key) not in (None, identity_of(file)):
                     raise OSError(errno.ENOTSOCK, "it was replaced by another socket")
                 _give(file, _mode(access), *_ids(access.owner))
             finally:
@@ -190,13 +190,8 @@ class Listeners:
         sock = self._sockets.pop(key)
         self._access.pop(key, None)
         file = self._files.pop(key, None)
-        try:
-            # Not what somebody else has put there, a second instance say. While the socket is open, nobody
-            # takes its file for a dead one and replaces it.
-            if file is not None:
-                unlink_if(sock.getsockname(), lambda info: (info.st_dev, info.st_ino) == file)
-        except OSError:
-            pass  # the disk became read-only: a dead socket is replaced at the next start
+        if file is not None:
+            remove_own(sock.getsockname(), file)
         sock.close()
 
 
@@ -276,37 +271,32 @@ def _listen(address: Address, backlog: int, access: Access, reuse_port: bool) ->
 
 def _listen_unix(path: str, backlog: int, access: Access) -> _Bound:
     user, group = _ids(access.owner)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.setblocking(False)
+    sock: socket.socket | None = None
     file = -1
     try:
         if path.startswith("@"):
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             sock.bind(f"\0{path[1:]}")
             sock.listen(backlog)
             return sock, None
-        _remove_dead(path)
+        with suppress(OSError):
+            remove_dead(path)  # if anything is left, binding fails and says why
         # By default as in gunicorn, whose umask is 0: who reaches the folder may connect, nginx for one.
         # A socket that gets another owner admits no client until it has that owner.
         mode = _mode(access)
-        before = os.umask(0o777 & ~mode if access.owner is None else 0o777)
-        try:
-            sock.bind(path)
-        finally:
-            os.umask(before)
+        sock = bind_path(path, mode if access.owner is None else 0)
         sock.listen(backlog)
         if access.owner is None:
             file = _held(path)
         else:
             file = _held(path, None if _is_roots(path) else sock, backlog)
             _give(file, mode, user, group)
-        info = os.fstat(file)
-        return sock, (info.st_dev, info.st_ino)
+        return sock, identity_of(file)
     except OSError as error:
         if file >= 0:
-            bound = os.fstat(file)
-            with suppress(OSError):
-                unlink_if(path, lambda info: os.path.samestat(info, bound))
-        sock.close()
+            remove_own(path, identity_of(file))
+        if sock is not None:
+            sock.close()
         raise SettingError("bind", f"unix:{path}: {_reason_unix(error, access)}") from None
     finally:
         if file >= 0:
@@ -390,24 +380,6 @@ def _ids(owner: str | None) -> tuple[int, int]:
     except KeyError:
         raise SettingError("socket_owner", f"there is no group {group!r}") from None
     return uid, gid
-
-
-def _remove_dead(path: str) -> None:
-    """Unlink a socket nobody listens on; a live one stays, and bind will say that it is in use."""
-    try:
-        found = os.lstat(path)
-        if not stat.S_ISSOCK(found.st_mode):
-            return
-    except OSError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            unlink_if(path, lambda info: os.path.samestat(info, found))
-        except OSError:
-            return
 
 
 def _adopt(fd: int) -> socket.socket:

@@ -1,11 +1,13 @@
 """Detaching from the terminal (setting `daemon`).
 
-Who types the command wants to know whether it worked. So the process that was started, the launcher, stays
-until the daemon serves or has failed, and ends with the exit code that it would have had in the foreground.
-The two have a socket pair for that: should the launcher be interrupted, the daemon notices its end and ends.
+The user who starts the daemon has to know whether it worked. So the process that was started, the launcher,
+stays until the daemon serves or has failed, and ends with the exit code that it would have had in the
+foreground. The two have a socket pair for that: if the launcher is interrupted, the daemon sees its end and
+ends.
 
-    launcher ── fork ── session leader ── fork ── daemon      (the middle one ends at once: what is no session
-                                                               leader never gets a terminal again)
+    launcher ── fork ── session leader ── fork ── daemon
+
+The session leader ends at once: a process that is no session leader never gets a terminal again.
 """
 
 import os
@@ -15,36 +17,36 @@ import sys
 from ostler.errors import ExitCode, OstlerError
 from ostler.settings.table import Settings
 
-# What gunicorn sets in this place.
+# As gunicorn sets it here.
 _UMASK = 0o022
 _SERVING = b"+"
-# Of a log that only the launcher's terminal sees: the level from which on it is worth being told to a user.
+# The lowest level that is written to a log which only the launcher's terminal shows.
 SHOWN = "warning"
 
 
-class Launch:
-    """The daemon's end of its line to the launcher."""
+class LauncherLink:
+    """The daemon's end of the socket pair to the launcher."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
 
     def fileno(self) -> int:
-        """Readable when the launcher is gone; -1 once it is not wanted any more."""
+        """Readable when the launcher has ended; -1 once it is not waited for any more."""
         return self._sock.fileno()
 
     def serving(self) -> None:
-        """Let the launcher end well."""
-        self._say(_SERVING)
+        """Let the launcher end with exit code 0."""
+        self._send(_SERVING)
         self._sock.close()
 
     def failing(self, code: int) -> None:
-        """Let the launcher end with `code` as soon as this process has ended, unless it has gone already."""
+        """Let the launcher end with `code` as soon as this process has ended, unless it has ended already."""
         if self._sock.fileno() >= 0:
-            self._say(b"%d" % code)
+            self._send(b"%d" % code)
 
-    def _say(self, word: bytes) -> None:
+    def _send(self, data: bytes) -> None:
         try:
-            self._sock.send(word)
+            self._sock.send(data)
         except OSError:
             pass  # it was interrupted
 
@@ -60,10 +62,10 @@ def reason_to_stay() -> str | None:
     return None
 
 
-def detach() -> Launch:
-    """Go on as a daemon; in the launcher this does not return.
+def detach() -> LauncherLink:
+    """Continue as a daemon; in the launcher this does not return.
 
-    Standard descriptors stay as they are: what can't be said over the socket pair still has to be printed.
+    Standard descriptors stay as they are: errors of the start still have to be printed.
 
     Raises:
         OstlerError: no process could be made.
@@ -82,29 +84,29 @@ def detach() -> Launch:
     try:
         daemon = os.fork()
     except OSError:
-        daemon = -1  # the launcher will find that nobody answers
+        daemon = -1  # the launcher sees the end of the socket pair
     if daemon:
         os._exit(0)
     os.umask(_UMASK)
-    return Launch(theirs)
+    return LauncherLink(theirs)
 
 
 def _wait(line: socket.socket) -> None:
     """Raises SystemExit when it is known how the start went."""
-    said = b""
+    received = b""
     while data := line.recv(16):
-        said += data
-        if said.startswith(_SERVING):
+        received += data
+        if received.startswith(_SERVING):
             if sys.stdout is not None and sys.stdout.isatty():
-                print("ostler: serving in the background; ctl status tells more")
+                print("ostler: serving in the background; ctl status shows more")
             sys.exit(ExitCode.OK)
-    if said.isdigit():
-        sys.exit(int(said))
+    if received.isdigit():
+        sys.exit(int(received))
     print("ostler: error: the daemon was killed while it started", file=sys.stderr)
     sys.exit(ExitCode.FAILED)
 
 
 def log_gets_lost(settings: Settings) -> bool:
-    """Whether, once detached, it is written nowhere."""
+    """Whether the log is written nowhere once the daemon is detached."""
     elsewhere = settings.syslog or settings.logconfig or settings.logconfig_dict or settings.logconfig_json
     return settings.errorlog == "-" and not (settings.enable_stdio_inheritance or elsewhere)

@@ -1,4 +1,4 @@
-"""sd_notify(3): tells systemd how the daemon is."""
+"""sd_notify(3): reports the daemon's state to systemd."""
 
 import os
 import socket
@@ -9,7 +9,7 @@ from ostler.text import readable
 class SystemdNotifier:
     """Sends state to the socket that systemd named, if it did; never fails and never blocks.
 
-    The variable is taken out of the environment: children must not speak for the daemon.
+    The variable is removed from the environment: children must not report for the daemon.
     """
 
     def __init__(self) -> None:
@@ -25,4 +25,4 @@ class SystemdNotifier:
                 sock.setblocking(False)
                 sock.sendto(readable("\n".join(assignments)).encode(), address)
         except (OSError, ValueError):
-            pass  # whoever started us went away, we are out of descriptors, or that is no address of a socket
+            pass  # the service manager has ended, no descriptor is free, or that is no address of a socket

@@ -1,8 +1,8 @@
 """The pid file: written atomically, never taken from a live daemon.
 
-Ours is locked (flock(2)) as long as we live, so another Ostler need not guess. Of a file without a lock only
-the number in it is known, and numbers are used again: after a reboot, and in containers all the time. Whoever
-started after the file was written can't have written it.
+The daemon keeps its file locked (flock(2)), so another Ostler need not guess. Of a file without a lock only
+the pid in it is known, and pids are used again: after a reboot, and in containers all the time. A process
+that started after the file was written can't have written it.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ _LONGEST = 32  # bytes; the largest pid has seven digits
 class PidFile:
     """A pid file that is ours from `write` to `remove`.
 
-    account: with whose rights the file is reached; None: with our own.
+    account: with whose rights the file is accessed; None: with the supervisor's own.
     """
 
     def __init__(self, path: str, fd: int = -1, account: Account | None = None) -> None:
@@ -56,7 +56,7 @@ class PidFile:
                 "pidfile", f"{self._path} belongs to process {owner}, which is alive; is this a second start?"
             )
         # A new file renamed into place: a reader sees the old pid or the new one, never half of it. A link
-        # that lies there is not followed.
+        # in its place is not followed.
         draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         fd = -1
         try:
@@ -80,7 +80,7 @@ class PidFile:
                     ours = os.fstat(self._fd)
                     unlink_if(self._path, lambda info: os.path.samestat(info, ours))
         except OSError:
-            pass  # gone or somebody else's by now: not ours to remove
+            pass  # removed, or another program's by now
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -91,13 +91,13 @@ class PidFile:
                 os.close(fd)
                 draft.unlink(missing_ok=True)
         except OSError:
-            pass  # the disk became read-only: half a draft stays
+            pass  # the disk became read-only: the draft stays
 
     def _owner(self) -> tuple[int | None, str]:
-        """The live process that the file belongs to, else why a number in it counts for nothing.
+        """The live process that the file belongs to, else why the pid in it is ignored.
 
         Raises:
-            SettingError: it is no file.
+            SettingError: it is no regular file.
         """
         try:
             fd = open_file(str(self._path))
@@ -119,7 +119,7 @@ class PidFile:
 
 
 def _lock(fd: int) -> bool:
-    """Take the lock; whether nobody else has it."""
+    """Take the lock; False if another process has it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -145,7 +145,7 @@ def _author(pid: int, written: float) -> tuple[int | None, str]:
         return pid, ""  # hidden from us, but it lives
     if fields[0] in "ZX":
         return None, f"process {pid} has ended"
-    # The one place where the wall clock counts, for a file knows no other: see above for who is spared.
+    # The one place where the wall clock counts: a file has no other time.
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     if booted + started > written + _TOLERANCE:
         return None, f"process {pid} is younger than the file: another one that got the number"

@@ -1,9 +1,9 @@
 """Signals for the event loop, however many come.
 
 asyncio lets Python's handler, which is in C, write each signal's number into a socket. An app that leaves
-us orphans by the thousand fills it with SIGCHLD. Then other signals are lost, and what would report that can
-wait for a lock that the interrupted code holds (CPython's trip_signal and _PyEval_AddPendingCall), without
-end. So nothing is written in C: a handler in Python wakes the loop.
+thousands of orphans to the supervisor fills it with SIGCHLD. Then other signals are lost, and the code that
+would report that can wait without end for a lock that the interrupted code holds (CPython's trip_signal and
+_PyEval_AddPendingCall). So nothing is written in C: a handler in Python wakes the loop.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ def on_signal(
 ) -> None:
     """Call back in the loop when a signal has come. To be called in the main thread.
 
-    once: for all that come before it is called.
+    once: one call for all signals that come before it.
     """
     due = False
 
@@ -40,7 +40,7 @@ def on_signal(
 
 
 def release() -> None:
-    """Let all signals be what they are to a Python program that does not care."""
+    """Give all signals the disposition that a Python program has by default."""
     while _taken:
         signum = _taken.pop()
         signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)

@@ -1,1 +1,1 @@
-"""What the daemon reports: events, ends of processes, the views of the API, lines for other loggers."""
+"""What the daemon keeps of what happened: events, and ends of processes."""

@@ -1,4 +1,4 @@
-"""What happened: every event goes to the log, to the newest ones kept for the API, and to subscribers."""
+"""The journal: each event is logged, kept for the API among the newest, and sent to subscribers."""
 
 import asyncio
 import time
@@ -12,12 +12,12 @@ from ostler.logs.setup import Logger
 
 _KEPT = 1000
 _SUBSCRIBER_LIMIT = 256
-# Stacks and tracebacks: a storm of them must not fill the supervisor's memory.
+# Characters of a stack or traceback: very many of them must not fill the supervisor's memory.
 _LONGEST = 8 * 1024
 
 
 def shortened(text: str) -> str:
-    """A text that is kept in memory: of a very long one both ends, which say most."""
+    """A text for keeping in memory: of a very long one the beginning and the end, which are most useful."""
     if len(text) <= _LONGEST:
         return text
     half = _LONGEST // 2
@@ -25,7 +25,7 @@ def shortened(text: str) -> str:
 
 
 class JournalSubscription:
-    """One reader of events; one that lags loses the oldest and goes on."""
+    """One reader of events. If it reads too slowly it misses the oldest ones."""
 
     def __init__(self, journal: "Journal") -> None:
         self._journal = journal
@@ -47,7 +47,7 @@ class JournalSubscription:
 
 
 class JournalState(msgspec.Struct, frozen=True):
-    """What a re-exec'ed supervisor goes on with."""
+    """What an upgrade in place carries."""
 
     newest: int
     recent: list[EventView]
@@ -86,9 +86,10 @@ class Journal:
         return JournalState(self._newest, list(self.recent))
 
     def restore(self, state: JournalState) -> None:
-        """Go on where another left off: what it has told comes before what is recorded from now on.
+        """Continue where the program before this one stopped: its events come before ours.
 
-        Called once. What was recorded already gets the numbers behind the other's, so that each is used once.
+        Called once. Events that were recorded already get the numbers after the other program's, so that each
+        number is used once.
         """
         mine = [msgspec.structs.replace(event, id=event.id + state.newest) for event in self.recent]
         self._newest += state.newest

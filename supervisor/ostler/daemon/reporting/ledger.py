@@ -1,8 +1,8 @@
 """How processes ended: the newest ends with their causes, and counts by cause.
 
-The shell tells what it knows at the moment of reaping (`ExitFacts`); the cause follows from that alone. A
-death by a signal that we did not send goes before what the fleet had in mind: a worker that was being
-recycled and crashed has crashed.
+The reaper knows some facts at the moment of reaping (`ExitFacts`), and the cause follows from these alone. A
+death by a signal that the supervisor did not send takes precedence over what the fleet wanted: a worker that
+was being recycled and crashed has crashed.
 """
 
 import signal
@@ -15,8 +15,8 @@ import msgspec
 
 from ostler.control.views import UNPLANNED, ExitCause, ExitKind, ExitView
 from ostler.daemon.reporting.journal import shortened
-from ostler.fleet.machine import Fleet
 from ostler.fleet.model import Cause, ExitStatus, GenerationState, ReloadPhase, Worker, WorkerState
+from ostler.fleet.state import State
 from ostler.osapi.oom import OomWatch
 
 _KEPT = 1000
@@ -38,8 +38,8 @@ _LEFT: dict[Cause, ExitCause] = {
     Cause.PAUSE: "paused",
     Cause.STOP: "stopped",
 }
-# What people and programs send to end a process. Other deadly signals are of its own making: its faults, its
-# timers, its limits (signal(7)).
+# What people and programs send to end a process. A process causes other deadly signals itself: by faults, by
+# timers, by limits (signal(7)).
 _ENDING = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP}
 
 
@@ -48,18 +48,18 @@ class ExitFacts:
     """What is known of a process that has ended.
 
     Args:
-        status: as waitid(2) tells.
+        status: as waitid(2) reports it.
         age: seconds.
-        worker: as the fleet knows it before it hears of the death; None for a fork server and for a worker
+        worker: as the fleet knows it before it knows of the death; None for a fork server and for a worker
             that the fleet has given up.
-        leaving: of a fork server, why it had to end, as `fork_server_leaving` says; None: nobody wanted it.
-        sent: the signals that we sent to it.
-        signalled: the signal that it has left for, as it says itself.
+        leaving: of a fork server, why it had to end (see `fork_server_leaving`); None: it did not have to.
+        sent: the signals that the supervisor sent to it.
+        signalled: the signal that it has left for, as it reported.
         requests: answers given.
-        last_requests: as the scoreboard's `last_requests` tells.
+        last_requests: as the scoreboard's `last_requests` returns them.
         peak_memory: bytes (getrusage(2), ru_maxrss).
-        dump: its last stack dump or an empty text.
-        problem: what it did that a child may not, or an empty text.
+        dump: its last stack dump, or an empty text.
+        problem: its violation of the protocol, or an empty text.
     """
 
     kind: ExitKind
@@ -95,41 +95,42 @@ def cause_of(facts: ExitFacts, oom_killed: bool) -> ExitCause:
             if signum == signal.SIGKILL and oom_killed
             else "killed by an outsider"
         )
-    told = facts.leaving if facts.worker is None else _told(facts.worker)
-    if told is not None:
-        return told
+    known = facts.leaving if facts.worker is None else _cause_known(facts.worker)
+    if known is not None:
+        return known
     if facts.signalled is not None and facts.signalled not in facts.sent:
-        return "killed by an outsider"  # so politely that it could leave in order
+        return "killed by an outsider"  # by a signal that let it end in order
     if facts.status.code is None and signum is None:
         return "unknown"
     return "exited" if signum is None else "stopped"
 
 
-def _told(worker: Worker) -> ExitCause | None:
-    """What the fleet wanted of a worker, or had heard from it."""
+def _cause_known(worker: Worker) -> ExitCause | None:
+    """Why the fleet had the worker end, or what the worker has reported; None if neither."""
     if worker.boot_error is not None and worker.leaving in (None, Cause.BOOT_TIMEOUT):
         return "boot failed"
     if worker.state is WorkerState.READY or worker.leaving is None:
-        # Before it is drained a worker that must leave serves like any other: if it ends, it does by itself.
+        # Until it is drained, a worker that must go serves like any other: if it ends, that is its own doing.
         return "boot failed" if worker.state is WorkerState.BOOTING else None
     return _LEFT[worker.leaving]
 
 
-def fork_server_leaving(fleet: Fleet, number: int, replaced: bool = False) -> ExitCause | None:
+def fork_server_leaving(state: State, number: int, replaced: bool = False) -> ExitCause | None:
     """Why a generation's fork server has to end, or None if it is wanted.
 
-    Ask before the fleet hears of its death. replaced: a worker has become the generation's fork server.
+    To be called before the fleet knows of its death. replaced: a worker has become the generation's fork
+    server.
     """
     if replaced:
         return "reforked"
-    generation = fleet.generations.get(number)
+    generation = state.generations.get(number)
     if generation is not None and generation.state is GenerationState.FAILED:
         return "boot failed"
     if generation is not None and generation.state is not GenerationState.RETIRING:
         return None
-    if fleet.stopping:
+    if state.stopping:
         return "stopped"
-    reload = fleet.reload
+    reload = state.reload
     if reload is not None and reload.generation == number:
         if reload.phase is ReloadPhase.FAILED:
             return "boot failed"
@@ -153,7 +154,7 @@ def status_text(status: ExitStatus) -> str:
 
 
 class LedgerState(msgspec.Struct, frozen=True):
-    """What a re-exec'ed supervisor goes on with."""
+    """What an upgrade in place carries."""
 
     newest: int
     exits: list[ExitView]
@@ -174,8 +175,8 @@ class Ledger:
         self.counts: dict[tuple[ExitKind, ExitCause], int] = {}
 
     def record(self, facts: ExitFacts) -> ExitView:
-        """Take note of an end; each process's once."""
-        # Asked only when it matters: an answer uses up the kill it tells of.
+        """Add an end; to be called once for each process."""
+        # Called only when it matters: the watch reports each kill by the kernel once.
         suspicious = facts.status.signal == signal.SIGKILL and signal.SIGKILL not in facts.sent
         cause = cause_of(facts, suspicious and self._oom.grew())
         traceback = facts.worker.boot_error[1] if facts.worker and facts.worker.boot_error else None
@@ -208,7 +209,7 @@ class Ledger:
         return view
 
     def look(self) -> None:
-        """Once a second: let the kernel's kills grow old."""
+        """To be called once a second: kills by the kernel are attributed only for a short time."""
         self._oom.look()
 
     @property
@@ -224,7 +225,7 @@ class Ledger:
         return LedgerState(self._newest, list(self._exits), counts)
 
     def restore(self, state: LedgerState) -> None:
-        """Go on where another left off; before the first `record`."""
+        """Continue where the program before this one stopped; before the first `record`."""
         self._newest = state.newest
         self._exits.extend(state.exits)
         self.counts = {(kind, cause): count for kind, cause, count in state.counts}

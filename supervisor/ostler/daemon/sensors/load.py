@@ -1,34 +1,33 @@
-"""What the workers did in the last second: memory limits, autoscaling and roll-backs are decided by it.
+"""The load of the workers in the last second. Memory limits, autoscaling and roll-backs are decided by it.
 
-How busy a worker was comes from the scoreboard alone. The histogram tells how long the requests took that
-have ended, a lane's STARTED how long those in the app have been there; the growth of both together is the
-time spent since the last look, whichever requests began or ended in between. A bucket's middle stands for all
-its requests, which is right to an eighth and, over many, to much less. Where one loop serves many requests
-that wait (gevent, asgi), it is the processor's time that tells.
+How busy a worker was is computed from the scoreboard alone. The histogram contains how long the requests took
+that have ended, and STARTED of a request slot how long a request has been in the app; the growth of both
+together is the time spent since the last look, whichever requests began or ended in between. A bucket's
+middle stands for all its requests: the error is at most an eighth and, over many, much less. Where one loop
+serves many requests that wait (gevent, asgi), the processor's time is used instead.
 
-Own memory (USS) is costly to read: the kernel walks the page tables. It is only read where somebody wants to
-know, of a few workers at a time.
+Own memory (USS) is costly to read: the kernel walks the page tables. It is read only if a limit or the
+autoscaler needs it, for a few workers at a time.
 """
 
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import mul
-from typing import TYPE_CHECKING
 
 import psutil
 
+from ostler.daemon.children.handles import WorkerHandle
+from ostler.daemon.children.registry import Children
 from ostler.fleet import events
 from ostler.fleet.model import Load, WorkerState
+from ostler.fleet.state import State
 from ostler.logs.setup import get_logger
 from ostler.osapi.memory import memory_free
 from ostler.scoreboard import layout
 from ostler.scoreboard.cell import Reading
 from ostler.scoreboard.counts import Counts
-
-if TYPE_CHECKING:
-    from ostler.daemon.children.handles import WorkerHandle
-    from ostler.daemon.shell import Shell
+from ostler.scoreboard.reader import Scoreboard
 
 # How old a reading of own memory may be, if no limit is near.
 _MEMORY_SECONDS = 5.0
@@ -40,8 +39,8 @@ _MIDDLES = [layout.bucket_middle(bucket) for bucket in range(layout.BUCKETS)]
 
 
 @dataclass(slots=True)
-class _Looked:
-    """What was seen of a worker until the last look.
+class _LastLook:
+    """What was known of a worker at the last look.
 
     ended: seconds that its answered requests spent in the app; spent: those in flight included, or, of one
     loop, seconds of the processor's.
@@ -53,44 +52,50 @@ class _Looked:
     spent: float = 0.0
 
 
-class Measurer:
-    """Looks at all workers that serve.
+class LoadSensor:
+    """Measures all workers that serve. Called only by the event loop's thread.
 
     Args:
-        shell: whose fleet, workers and scoreboard are looked at.
+        state: the fleet's state.
+        children: the registry.
+        scoreboard: where the numbers are.
         clock: CLOCK_MONOTONIC in seconds, as the workers' time stamps are.
-        free: says how many bytes of memory are left.
+        free: returns how many bytes of memory are left, None if that is not known.
     """
 
     def __init__(
         self,
-        shell: "Shell",
+        state: Callable[[], State],
+        children: Children,
+        scoreboard: Scoreboard,
         clock: Callable[[], float] = time.monotonic,
         free: Callable[[], int | None] = memory_free,
     ) -> None:
-        self._shell = shell
+        self._state = state
+        self._children = children
+        self._scoreboard = scoreboard
         self._clock = clock
         self._free = free
-        self._looked: dict[int, _Looked] = {}
+        self._looked: dict[int, _LastLook] = {}
         self._memory = MemoryReader(clock)
 
     def take(self, readings: Mapping[int, Reading] | None = None) -> events.Measured:
         """Measure; to be called about once a second.
 
-        readings: what all cells say just now; without it they are read.
+        readings: of all cells, taken just now; without it they are read.
         """
-        read = self._shell.scoreboard.read if readings is None else readings.__getitem__
-        fleet, handles = self._shell.fleet, self._shell.workers
-        policy = fleet.policy
+        read = self._scoreboard.read if readings is None else readings.__getitem__
+        state, handles = self._state(), self._children.workers
+        policy = state.policy
         autoscaled = policy is not None and policy.workers_most is not None
-        serving = {n: w for n, w in fleet.workers.items() if w.state in _MEASURED and n in handles}
-        self._looked = {n: self._looked.get(n) or _Looked(at=w.since) for n, w in serving.items()}
+        serving = {n: w for n, w in state.workers.items() if w.state in _MEASURED and n in handles}
+        self._looked = {n: self._looked.get(n) or _LastLook(at=w.since) for n, w in serving.items()}
         pids = {n: w.pid for n, w in serving.items() if w.pid is not None}
         memory = self._memory.read(pids, policy.max_memory if policy else 0, autoscaled)
         loads = {n: self._load(handles[n], read(handles[n].cell), memory.get(n)) for n in serving}
         return events.Measured(loads, self._free() if autoscaled else None)
 
-    def _load(self, handle: "WorkerHandle", reading: Reading, memory: int | None) -> Load:
+    def _load(self, handle: WorkerHandle, reading: Reading, memory: int | None) -> Load:
         looked, now = self._looked[handle.worker_id], self._clock()
         in_flight, counts, before = reading.in_flight, reading.counts, looked.counts
         answered = counts.requests - before.requests
@@ -115,7 +120,7 @@ class Measurer:
 
 
 def cpu_seconds(pid: int | None) -> float:
-    """What a process has used of the processors; 0 if it has just ended."""
+    """Processor time that a process has used; 0 if it has just ended."""
     try:
         times = psutil.Process(pid).cpu_times() if pid is not None else None
     except psutil.Error:
@@ -124,7 +129,7 @@ def cpu_seconds(pid: int | None) -> float:
 
 
 def _waited(before: Counts, counts: Counts) -> float:
-    """What 95 % of the requests between two looks waited at most."""
+    """Seconds that 95 % of the requests between two looks waited at most."""
     if counts.queued == before.queued:
         return 0.0
     queued = [a - b for a, b in zip(counts.queued, before.queued, strict=True)]
@@ -140,9 +145,10 @@ class _Memory:
 
 
 class MemoryReader:
-    """Reads own memory (USS), of few processes at a time: the ones first that were not looked at for longest.
+    """Reads own memory (USS) of few processes at a time, beginning with those not read for longest.
 
-    Resident memory (RSS) costs next to nothing and is never less, so it says who can't be above a limit.
+    Resident memory (RSS) costs next to nothing and is never less, so the own memory of a process whose RSS is
+    below a limit need not be read.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -158,7 +164,7 @@ class MemoryReader:
         Args:
             pids: by worker id.
             limit: bytes, 0 for none.
-            wanted: also where no limit is in question.
+            wanted: read it also if no limit is near.
         """
         if not limit and not wanted:
             self._known.clear()
@@ -170,7 +176,7 @@ class MemoryReader:
                 memory = known.get(worker_id) or _Memory(psutil.Process(pid))
                 rss = memory.process.memory_info().rss
             except psutil.Error:
-                continue  # its death is about to be reported
+                continue  # it has ended, which is about to be reported
             self._known[worker_id] = memory
             if memory.uss is not None:
                 memory.uss = min(memory.uss, rss)
@@ -178,7 +184,7 @@ class MemoryReader:
             if 0 < limit < rss or (wanted and old):
                 due.append((memory.read_at, worker_id))
         self._read_some([worker_id for _, worker_id in sorted(due)], now)
-        return {worker_id: self._told(memory, limit, now) for worker_id, memory in self._known.items()}
+        return {worker_id: self._usable(memory, limit, now) for worker_id, memory in self._known.items()}
 
     def _read_some(self, worker_ids: Iterable[int], now: float) -> None:
         began = time.perf_counter()
@@ -188,19 +194,19 @@ class MemoryReader:
                 # A process that is just ending has no memory any more.
                 memory.uss, memory.read_at = memory.process.memory_full_info().uss or None, now
             except psutil.AccessDenied:
-                self._tell_denied()
+                self._log_denied()
             except psutil.Error:
                 del self._known[worker_id]
             if time.perf_counter() - began > _MEMORY_TIME:
                 return
 
-    def _tell_denied(self) -> None:
-        """Workers are another user's and we may not trace them: once, for it stays so."""
+    def _log_denied(self) -> None:
+        """Workers are another user's, and the supervisor may not trace them. Logged once: it stays so."""
         if not self._denied:
             self._denied = True
             problem = "own memory of workers can't be read, and not be limited, without CAP_SYS_PTRACE"
             get_logger().warning("memory_unknown", problem=problem)
 
-    def _told(self, memory: _Memory, limit: int, now: float) -> int | None:
+    def _usable(self, memory: _Memory, limit: int, now: float) -> int | None:
         stale = memory.read_at != now
         return None if stale and memory.uss is not None and 0 < limit < memory.uss else memory.uss

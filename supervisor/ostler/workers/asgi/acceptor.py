@@ -23,8 +23,8 @@ from ostler.scoreboard.accounting import RequestSlot
 from ostler.settings.table import Settings
 from ostler.workers import accept_pause
 from ostler.workers.accept_pause import AcceptPause
+from ostler.workers.acceptor import ROOM_LOOK
 from ostler.workers.asgi import client_speed
-from ostler.workers.doors import ROOM_LOOK
 from ostler.workers.eviction import IDLE, MOVING, ONE_IN, SLOW, YOUTH
 from ostler.workers.handoff import HandOff
 from ostler.workers.limits import AddressCounts, most_connections, network_of
@@ -51,13 +51,13 @@ _TOO_SLOW = (
 
 @dataclass(slots=True)
 class _IdleConnection:
-    """A connection that is to be handed off, as `HandOff.give` takes it."""
+    """A connection that is to be handed off, as `HandOff.send` takes it."""
 
     fd: int
     listener: str
     served: int = 0
     tls: bool = False
-    facts: dict[str, str] | None = None
+    peer_info: dict[str, str] | None = None
 
 
 class _AcceptedSocket(Socket):
@@ -189,11 +189,11 @@ class AsgiAcceptor:
     def _receive(self) -> None:
         """Receive a connection that a sibling hands off; its next request is probably there."""
         assert self._handoff is not None
-        if (received := self._handoff.take()) is None:
+        if (received := self._handoff.receive()) is None:
             if self._handoff.useless:
                 self._pause_handoff()
             return
-        if self._tls is not None or received.facts:
+        if self._tls is not None or received.peer_info:
             # From a worker with other settings: it can't be continued here.
             received.sock.close()
             return
@@ -369,7 +369,7 @@ class AsgiAcceptor:
         if self._handoff is None or self._tls is not None or protocol.timeout_keep_alive_task is None:
             return False
         sock = protocol.transport.get_extra_info("socket")
-        if sock is None or not self._handoff.give(_IdleConnection(sock.fileno(), str(sock.getsockname()))):
+        if sock is None or not self._handoff.send(_IdleConnection(sock.fileno(), str(sock.getsockname()))):
             return False
         self._slot.connection_sent()
         self._handed_off.add(protocol)

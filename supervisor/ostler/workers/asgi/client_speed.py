@@ -11,8 +11,8 @@ from contextlib import suppress
 from math import inf
 from typing import Any
 
+from ostler.osapi.tcp_info import bytes_acked
 from ostler.settings.table import Settings
-from ostler.workers.connection import bytes_acked
 from ostler.workers.eviction import HEAD_START, IDLE, MOVING, ONE_IN, SHOWN, SLOW, USUAL_RATE, YOUTH
 
 # As in the engines: from this time on a body must have come at `body_min_rate`; and an answer of which the

@@ -10,7 +10,7 @@ from typing import Any
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from ostler.http1.head import MAX_FIELDS, MAX_HEAD
-from ostler.workers.connection import READ_SIZE
+from ostler.workers.system_calls import READ_SIZE
 
 # Bytes given to the parser at once; where a head ends, less. What is parsed behind a request that has no
 # answer yet is kept as objects that are far larger.

@@ -3,7 +3,7 @@
 import asyncio.sslproto
 from typing import Any
 
-from ostler.workers.connection import READ_SIZE
+from ostler.workers.system_calls import READ_SIZE
 from ostler.workers.tls_records import Records
 
 # Bytes: records of bodies are larger.

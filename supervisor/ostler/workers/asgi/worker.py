@@ -30,7 +30,7 @@ from ostler.workers.asgi.deadlines import AsgiDeadlines
 from ostler.workers.asgi.warmup import warm_up
 from ostler.workers.base import BaseWorker, Context
 from ostler.workers.error_page import ErrorPage
-from ostler.workers.loader import AppLoadError
+from ostler.workers.load_errors import AppLoadError
 from ostler.wsgi.exchange import QuitWorker
 
 # When draining begins, an idle connection is given this long to send a request that may be on its way.

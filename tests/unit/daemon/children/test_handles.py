@@ -7,6 +7,11 @@ import subprocess
 import pytest
 
 from ostler.daemon.children.handles import Child
+from ostler.daemon.children.records import ChildRecord
+
+
+def child_process() -> Child:
+    return Child(ChildRecord(generation=1, spawned_at=0.0))
 
 
 @pytest.fixture
@@ -21,11 +26,11 @@ def stranger() -> int:
 def test_only_children_are_signalled(stranger: int) -> None:
     """A fork server may say any number; nobody else than our own children gets our signals."""
     try:
-        child = Child(0.0)
+        child = child_process()
         assert not child.forked(stranger)
         child.send_signal(signal.SIGKILL)
         os.kill(stranger, 0)
-        assert not [pid for pid in (os.getpid(), 1, 0, -1, 1 << 40) if Child(0.0).forked(pid)]
+        assert not [pid for pid in (os.getpid(), 1, 0, -1, 1 << 40) if child_process().forked(pid)]
     finally:
         os.kill(stranger, signal.SIGKILL)
 
@@ -33,13 +38,13 @@ def test_only_children_are_signalled(stranger: int) -> None:
 def test_children_are_known_until_they_are_reaped() -> None:
     """One that has ended already can still be told from a stranger."""
     with subprocess.Popen(["sleep", "600"]) as process:
-        child = Child(0.0)
+        child = child_process()
         assert child.forked(process.pid)
         child.send_signal(signal.SIGTERM)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        ended = Child(0.0)
+        ended = child_process()
         assert ended.forked(process.pid)
-        ended.let_go()
-        child.let_go()
+        ended.close_pidfd()
+        child.close_pidfd()
     assert process.returncode == -signal.SIGTERM
-    assert not Child(0.0).forked(process.pid)
+    assert not child_process().forked(process.pid)

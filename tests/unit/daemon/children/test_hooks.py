@@ -1,38 +1,33 @@
 """What the supervisor does with fork servers that have hooks to call."""
 
-import signal
-from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ostler.daemon.children.hooks import HookCaller
-from ostler.ipc.messages import HookDue
+from ostler.daemon.children.records import ForkServerRecord
+from ostler.daemon.configurations import Configurations
+from ostler.ipc import messages
+from tests.unit.daemon.fakes import fake_ports
 
 
-@pytest.mark.parametrize(
-    ("due", "killed"), [("retire", [signal.SIGKILL]), ("on_exit", []), (None, [])], ids=str
-)
-def test_one_that_was_told_to_retire(due: str | None, killed: list[int]) -> None:
-    """It is killed if it has not heard that in time, and not for what it was told since."""
-    sent: list[int] = []
-    server = SimpleNamespace(
-        pid=7, lasting=True, retired=False, due=deque[HookDue](), send_signal=sent.append
-    )
+@pytest.mark.parametrize(("due", "killed"), [("retire", True), ("on_exit", False), (None, False)], ids=str)
+def test_a_fork_server_that_was_sent_retire(due: str | None, killed: bool) -> None:
+    """It is killed if it has not processed that in time, and not for what it was sent since."""
+    ended: list[Any] = []
+    record = ForkServerRecord(generation=1, spawned_at=0.0, pid=7, may_run_background_work=True)
+    server: Any = SimpleNamespace(pid=7, generation=1, record=record)
     server.channel = SimpleNamespace(send=lambda _message: None)
     timers: list[tuple[Any, ...]] = []
-    shell: Any = SimpleNamespace(
-        reaper=SimpleNamespace(leaving={7: server}, kill=lambda child: child.send_signal(signal.SIGKILL)),
-        loop=SimpleNamespace(call_later=lambda *timer: timers.append(timer)),
-    )
-    caller = HookCaller(shell)
-    handle: Any = server
-    caller.leave(handle)
+    loop = SimpleNamespace(call_later=lambda *timer: timers.append(timer))
+    ports = fake_ports(leaving={7: server}, loop=loop)
+    caller = HookCaller(ports, Configurations(ports.state), hang_up=ended.append, kill=ended.append)
+    caller.leave(server)
     if due != "retire":
-        server.due.clear()
+        record.pending_hooks.clear()
     if due == "on_exit":
-        server.due.append(HookDue("on_exit"))
+        record.pending_hooks.append(messages.HookDue("on_exit"))
     ((_, late, argument),) = timers
     late(argument)
-    assert sent == killed
+    assert ended == ([server] if killed else [])

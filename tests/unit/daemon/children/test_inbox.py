@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ostler.daemon.children.budget import Allowance
+from ostler.daemon.children.budget import MessageBudget
 from ostler.fleet import events
 from ostler.fleet.model import GenerationState
 from ostler.ipc import messages
@@ -56,7 +56,7 @@ async def test_worker(said: Any, words: str) -> None:
         await ended(theatre, one, words)
         await theatre.play()
         assert other in theatre.workers
-        assert theatre.shell.fleet.ready == 2
+        assert theatre.shell.state.ready == 2
         await theatre.stopped()
 
 
@@ -88,7 +88,7 @@ async def test_fork_server(said: Any, words: str) -> None:
         await ended(theatre, one, words)
         await theatre.play()
         assert theatre.workers == workers
-        assert theatre.shell.fleet.generations[1].state is GenerationState.UP
+        assert theatre.shell.state.generations[1].state is GenerationState.UP
         assert theatre.fork_server is not one
         await theatre.stopped()
 
@@ -108,6 +108,7 @@ async def test_settings_that_can_not_be() -> None:
         theatre.start()
         settings = msgspec.structs.replace(theatre.loaded.settings, boot_timeout=float("inf"))
         one = theatre.fork_server
+        one.say(messages.Decided(None, theatre.loaded))
         one.say(messages.Configured(msgspec.structs.replace(theatre.loaded, settings=settings), []))
         await ended(theatre, one, "settings that can't be: boot_timeout")
 
@@ -121,8 +122,8 @@ async def test_settings_of_a_restart() -> None:
         settings = msgspec.structs.replace(theatre.loaded.settings, workers=7, pidfile="/etc/shadow")
         before, theatre.loaded = theatre.loaded, msgspec.structs.replace(theatre.loaded, settings=settings)
         await theatre.play()
-        assert theatre.shell.loaded[1] == before
-        assert theatre.shell.fleet.wanted == 2
+        assert theatre.shell.configurations.get(1) == before
+        assert theatre.shell.state.wanted == 2
 
 
 async def test_a_sibling_as_a_worker() -> None:
@@ -131,9 +132,9 @@ async def test_a_sibling_as_a_worker() -> None:
         await theatre.start().play()
         one, sibling = theatre.fork_server, theatre.workers[0]
         theatre.shell.submit(events.ResizeAsked("a test", workers=3))
-        one.say(messages.Forked(theatre.shell.fleet.spawned, sibling.pid))
+        one.say(messages.Forked(theatre.shell.state.spawned, sibling.pid))
         await ended(theatre, one, "which is something else")
-        assert theatre.shell.worker_id_of[sibling.pid] == sibling.worker_id
+        assert theatre.shell.children.worker_with_pid(sibling.pid).worker_id == sibling.worker_id
 
 
 @asynccontextmanager
@@ -156,8 +157,8 @@ async def test_a_worker_that_speaks_before_it_is_known() -> None:
         await theatre.start().play()
         async with unreported_worker(theatre, messages.Ready([])) as worker_id:
             pass
-        assert worker_id not in theatre.shell.workers
-        assert "Ready while it is not forked yet" in theatre.shell.fleet.generations[1].last_failure
+        assert worker_id not in theatre.shell.children.workers
+        assert "Ready while it is not forked yet" in theatre.shell.state.generations[1].last_failure
         assert len(theatre.events("protocol_error")) == 1
 
 
@@ -166,7 +167,7 @@ async def test_a_signal_before_it_is_known() -> None:
     with Theatre() as theatre:
         await theatre.start().play()
         async with unreported_worker(theatre, messages.Signalled(2)) as worker_id:
-            assert theatre.shell.workers[worker_id].signalled == 2
+            assert theatre.shell.children.workers[worker_id].record.signalled == 2
         assert theatre.events("protocol_error") == []
 
 
@@ -196,7 +197,7 @@ async def test_many_deaths_are_booked_in_parts() -> None:
         for _ in range(4):
             await asyncio.sleep(0)
         assert waiting(pids) == []
-        assert one.worker_id not in theatre.shell.fleet.workers
+        assert one.worker_id not in theatre.shell.state.workers
 
 
 async def test_all_die_with_garbage_unread() -> None:
@@ -208,7 +209,7 @@ async def test_all_die_with_garbage_unread() -> None:
             one.send(b"\xff")
             one.die()
         theatre.shell.reaper.reap()
-        assert not theatre.shell.fleet.workers
+        assert not theatre.shell.state.workers
         causes = [(view.pid, view.cause) for view in theatre.ledger.newest_first(9)]
         assert sorted(causes) == sorted((one.pid, "protocol error") for one in everybody)
         await theatre.stopped()
@@ -224,10 +225,10 @@ async def test_flood_is_read_in_small_parts() -> None:
         other.say(messages.Signalled(2))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        assert theatre.shell.workers[other.worker_id].signalled == 2
+        assert theatre.shell.children.workers[other.worker_id].record.signalled == 2
         left = 0
         one.sock.close()
-        handle = theatre.shell.workers[one.worker_id]
+        handle = theatre.shell.children.workers[one.worker_id]
         # A stand-in that was forked later holds the other end, too: then there is no end, only no more.
         with suppress(BlockingIOError):
             while handle.channel.receive_unvouched() is not None:
@@ -251,13 +252,13 @@ async def test_flood() -> None:
 
 def test_allowance() -> None:
     """Bursts are allowed, and what answers brings; a lasting flood is not."""
-    allowance = Allowance(0.0)
+    allowance = MessageBudget(0.0)
     assert all(allowance.spend(100, 0, 0.0) for _ in range(1000))
     assert not allowance.spend(100, 0, 0.0)
     assert all(allowance.spend(100, 0, second / 20) for second in range(40, 400))
-    answering = Allowance(0.0)
+    answering = MessageBudget(0.0)
     assert all(answering.spend(100, number, 0.0) for number in range(5000))
-    large = Allowance(0.0)
+    large = MessageBudget(0.0)
     assert not all(large.spend(100_000, 0, 0.0) for _ in range(100))
 
 
@@ -282,12 +283,12 @@ async def test_dead_zygote() -> None:
         await theatre.start().play()
         one, fork_server = theatre.workers[0], theatre.fork_server
         theatre.shell.submit(events.ReforkAsked("a test", None, False))
-        theatre.shell.workers[one.worker_id].zygote_asked = True
+        theatre.shell.children.workers[one.worker_id].record.zygote_asked = True
         one.say(messages.ZygoteReady())
         one.die()
         theatre.shell.reaper.reap()
-        assert theatre.shell.fork_servers[1].pid == fork_server.pid
-        assert one.worker_id not in theatre.shell.fleet.workers
+        assert theatre.shell.children.fork_servers[1].pid == fork_server.pid
+        assert one.worker_id not in theatre.shell.state.workers
 
 
 async def test_stacks_without_end() -> None:
@@ -295,7 +296,7 @@ async def test_stacks_without_end() -> None:
     with Theatre() as theatre:
         await theatre.start().play()
         one = theatre.workers[0]
-        handle = theatre.shell.workers[one.worker_id]
+        handle = theatre.shell.children.workers[one.worker_id]
         os.set_blocking(one.stacks, False)
         written = 0
         for _ in range(50):
@@ -305,7 +306,7 @@ async def test_stacks_without_end() -> None:
                 pass
             await theatre.turn()
         assert written <= 5 * 65536
-        assert len(handle.dumps) <= 65536
+        assert len(handle.record.dumps) <= 65536
 
 
 @pytest.mark.parametrize("step", ["ledger", "last_requests", "counts", "hooks", "give_back", "read_last"])
@@ -319,11 +320,11 @@ async def test_a_death_is_booked_whatever_fails(step: str, monkeypatch: pytest.M
         await theatre.start().play()
         shell = theatre.shell
         owner, name = {
-            "ledger": (shell.ledger, "record"),
-            "last_requests": (shell.scoreboard, "last_requests"),
-            "counts": (shell.scoreboard, "counts"),
+            "ledger": (theatre.ledger, "record"),
+            "last_requests": (theatre.scoreboard, "last_requests"),
+            "counts": (theatre.scoreboard, "counts"),
             "hooks": (shell.hooks, "worker_ended"),
-            "give_back": (shell.scoreboard, "give_back"),
+            "give_back": (theatre.scoreboard, "give_back"),
             "read_last": (shell.inbox, "read_last"),
         }[step]
         workers = theatre.workers
@@ -332,12 +333,12 @@ async def test_a_death_is_booked_whatever_fails(step: str, monkeypatch: pytest.M
             for one in workers:
                 one.die()
             shell.reaper.reap()
-        assert not {one.worker_id for one in workers} & shell.fleet.workers.keys()
-        assert not {one.worker_id for one in workers} & shell.workers.keys()
+        assert not {one.worker_id for one in workers} & shell.state.workers.keys()
+        assert not {one.worker_id for one in workers} & shell.children.workers.keys()
         assert len(theatre.events("internal_error")) >= 2
         assert len(theatre.ledger.newest_first(9)) == (0 if step == "ledger" else 2)
         await theatre.play()
-        assert shell.fleet.ready == 2
+        assert shell.state.ready == 2
 
 
 async def test_a_message_that_our_code_fails_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,7 +350,7 @@ async def test_a_message_that_our_code_fails_at(monkeypatch: pytest.MonkeyPatch)
     with Theatre() as theatre:
         await theatre.start().play()
         one = theatre.workers[0]
-        monkeypatch.setattr(theatre.shell, "hear_worker", fail)
+        monkeypatch.setattr(theatre.shell.workers, "received", fail)
         one.say(messages.Signalled(15))
         await theatre.killed(one)
         (view,) = theatre.ledger.newest_first(1)

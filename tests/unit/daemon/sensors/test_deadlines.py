@@ -8,18 +8,25 @@ from typing import Any
 
 import pytest
 
+from ostler.daemon.configurations import Configurations
 from ostler.daemon.sensors import deadlines
 from ostler.daemon.sensors.deadlines import DeadlineSensor
 from ostler.fleet import events
 from ostler.fleet.model import Worker, WorkerState
+from ostler.fleet.state import State
 from ostler.scoreboard import layout, memory
 from ostler.scoreboard.reader import Scoreboard
 from ostler.scoreboard.writer import CellWriter
+from tests.unit.daemon.fakes import fake_ports
 
 TIMEOUT = 30.0
 START = 1000.0
 # The sensor may look somewhat later than it could.
 LATE = 2.0
+
+
+def call_later(*args: Any) -> asyncio.TimerHandle:
+    return asyncio.get_running_loop().call_later(*args)
 
 
 class Stage:
@@ -35,17 +42,23 @@ class Stage:
         self.now = START
         self.scoreboard = Scoreboard(clock=lambda: int(self.now * 1e9))
         self.settings = SimpleNamespace(timeout=TIMEOUT, worker_class="sync")
-        self.shell: Any = SimpleNamespace(
-            loaded={1: SimpleNamespace(settings=self.settings)},
-            fleet=SimpleNamespace(current=1, workers={}),
-            workers={},
-            scoreboard=self.scoreboard,
-            submit=self.said.append,
-            overdue=SimpleNamespace(
-                report_blocked=lambda handle, age: self.said.append((handle.worker_id, age))
+        self.state = State(current=1)
+        self.handles: dict[int, Any] = {}
+        loaded: Any = SimpleNamespace(settings=self.settings)
+        configurations = Configurations(lambda: self.state)
+        configurations.add(1, loaded)
+        self.emit: Any = self.said.append
+        self.sensor = DeadlineSensor(
+            fake_ports(
+                state=self.state,
+                workers=self.handles,
+                emit=lambda event: self.emit(event),
+                loop=SimpleNamespace(call_later=call_later),
             ),
+            configurations,
+            self.scoreboard,
+            lambda handle, age: self.said.append((handle.worker_id, age)),
         )
-        self.sensor = DeadlineSensor(self.shell)
 
     def worker(
         self,
@@ -56,16 +69,16 @@ class Stage:
     ) -> "ActingWorker":
         cell = self.scoreboard.take_cell(threads + 1)
         worker = Worker(worker_id, worker_id, 1, state, since=self.now, spawned_at=self.now - 1)
-        self.shell.fleet.workers[worker_id] = worker
-        self.shell.workers[worker_id] = SimpleNamespace(
+        self.state.workers[worker_id] = worker
+        self.handles[worker_id] = SimpleNamespace(
             worker_id=worker_id, cell=cell, threads=threads, generation=1, one_loop=one_loop
         )
         mapped = memory.map_cell(self.scoreboard.fileno(cell))
         return ActingWorker(self, worker, CellWriter(mapped, threads))
 
     def bury(self, worker_id: int) -> None:
-        del self.shell.fleet.workers[worker_id]
-        self.scoreboard.give_back(self.shell.workers.pop(worker_id).cell)
+        del self.state.workers[worker_id]
+        self.scoreboard.give_back(self.handles.pop(worker_id).cell)
 
     def look(self, after: float = 0.0) -> float:
         self.now += after
@@ -133,7 +146,7 @@ def test_an_overdue_request(stage: Stage) -> None:
     assert stage.told() == []
     worker.begin(1, b"/young")
     marked: list[bool] = []
-    stage.shell.submit = lambda event: (marked.append(worker.marked(0)), stage.said.append(event))
+    stage.emit = lambda event: (marked.append(worker.marked(0)), stage.said.append(event))
     stage.look(0.05)
     assert stage.told() == [overdue(1, TIMEOUT)]
     assert marked == [True]
@@ -440,9 +453,9 @@ async def test_it_looks_by_itself(stage: Stage, monkeypatch: pytest.MonkeyPatch)
     assert [str(error) for error in heard] == ["a defect"]
 
 
-async def test_looks_take_a_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_looks_take_a_share_of_the_time(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers say when their deadlines are: however near, pauses are nine times what a look takes."""
-    sensor = DeadlineSensor(SimpleNamespace())  # type: ignore[arg-type]
+    sensor = stage.sensor
     looks = 0
 
     def look(_now: float) -> float:

@@ -1,14 +1,14 @@
-"""Workers whose numbers can't be true, and the bucket that bounds what others cause."""
+"""Workers whose numbers in the scoreboard can't be true."""
 
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ostler.daemon.bucket import Bucket
-from ostler.daemon.sensors.implausible import Doubts
+from ostler.daemon.sensors.implausible import ImplausibleWorkers
 from ostler.fleet import events
 from ostler.fleet.model import Cause, Worker, WorkerState
+from tests.unit.daemon.fakes import fake_ports
 
 
 class Stage:
@@ -16,27 +16,28 @@ class Stage:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.told: list[tuple[str, str, dict[str, Any]]] = []
+        self.logged: list[tuple[str, str, dict[str, Any]]] = []
         self.submitted: list[Any] = []
         self.due: list[tuple[float, Any]] = []
         self.workers = {
             n: Worker(n, n, 1, WorkerState.READY, since=0.0, spawned_at=0.0, pid=100 + n) for n in (1, 2, 3)
         }
-        self.shell: Any = SimpleNamespace(
-            scoreboard=SimpleNamespace(on_implausible=None),
-            workers={
-                n: SimpleNamespace(worker_id=n, slot=n, cell=10 + n, pid=100 + n, generation=1)
-                for n in (1, 2, 3)
-            },
-            fleet=SimpleNamespace(workers=self.workers, serving=self.workers.get),
-            journal=SimpleNamespace(record=lambda *what: self.told.append(what)),
+        self.scoreboard: Any = SimpleNamespace(on_implausible=None)
+        self.handles = {
+            n: SimpleNamespace(worker_id=n, slot=n, cell=10 + n, pid=100 + n, generation=1) for n in (1, 2, 3)
+        }
+        self.state = SimpleNamespace(workers=self.workers, serving=self.workers.get)
+        ports = fake_ports(
+            state=self.state,
+            workers=self.handles,
+            journal=SimpleNamespace(record=lambda *what: self.logged.append(what)),
             loop=SimpleNamespace(call_later=lambda *what: self.due.append(what)),
-            submit=self.submitted.append,
+            emit=self.submitted.append,
         )
-        Doubts(self.shell, lambda: self.now)
+        ImplausibleWorkers(ports, self.scoreboard, lambda: self.now)
 
     def doubt(self, cell: int) -> None:
-        self.shell.scoreboard.on_implausible(cell, "it can't be")
+        self.scoreboard.on_implausible(cell, "it can't be")
 
     def pass_time(self) -> float:
         """Do what is due next; how long it had to wait."""
@@ -57,7 +58,7 @@ def test_each_is_one_line() -> None:
     stage.doubt(12)
     stage.doubt(99)
     fields = {"slot": 2, "pid": 102, "generation": 1, "problem": "it can't be"}
-    assert stage.told == [("warning", "scoreboard_implausible", fields)]
+    assert stage.logged == [("warning", "scoreboard_implausible", fields)]
 
 
 def test_each_is_replaced_in_its_turn() -> None:
@@ -81,11 +82,11 @@ def test_those_that_are_gone_keep_no_other_waiting() -> None:
     stage.doubt(11)
     stage.pass_time()
     for worker_id in range(100, 1100):
-        stage.shell.workers[worker_id] = SimpleNamespace(
+        stage.handles[worker_id] = SimpleNamespace(
             worker_id=worker_id, slot=1, cell=worker_id, pid=1, generation=1
         )
         stage.doubt(worker_id)
-        del stage.shell.workers[worker_id]
+        del stage.handles[worker_id]
     stage.doubt(12)
     assert len(stage.due) == 1
     assert stage.pass_time() == 60.0
@@ -117,17 +118,6 @@ def test_others_are_left_alone(how: str) -> None:
     elif how == "booting":
         stage.workers[1].state = WorkerState.BOOTING
     else:
-        stage.shell.fleet.serving = lambda _: stage.workers[2]
+        stage.state.serving = lambda _: stage.workers[2]
     stage.pass_time()
     assert stage.submitted == []
-
-
-def test_a_bucket() -> None:
-    """So much at once, and then as much as runs in; time that goes backwards gives nothing."""
-    bucket = Bucket(3, 2, now=100.0)
-    assert [bucket.take(100.0) for _ in range(4)] == [True, True, True, False]
-    assert [bucket.take(101.0) for _ in range(3)] == [True, True, False]
-    assert not bucket.take(50.0)
-    assert not bucket.take(101.4)
-    assert bucket.take(101.5)
-    assert [bucket.take(1000.0) for _ in range(4)] == [True, True, True, False]

@@ -12,24 +12,25 @@ import psutil
 import pytest
 import structlog
 
-from ostler.daemon.sensors import load as measure
-from ostler.daemon.sensors.load import Measurer, MemoryReader
+from ostler.daemon.sensors import load as module
+from ostler.daemon.sensors.load import LoadSensor, MemoryReader
 from ostler.fleet.model import Load, Worker, WorkerState
 from ostler.logs.setup import set_up
 from ostler.scoreboard import layout, memory
 from ostler.scoreboard.reader import Scoreboard
 from ostler.scoreboard.writer import CellWriter
 from tests.kit.policies import fleet_policy
+from tests.unit.daemon.fakes import fake_ports
 
 MIB = 1 << 20
 
 
 class Stage:
-    """A shell with workers of flesh and blood in the scoreboard only.
+    """A fleet whose workers exist only in the scoreboard.
 
     Attributes:
         now: the clock, in seconds.
-        free: how much memory is said to be left, and `asked`, how often somebody wanted to know.
+        free: how much memory is reported as left, and `asked`, how often that was asked for.
     """
 
     def __init__(self) -> None:
@@ -41,8 +42,9 @@ class Stage:
         self.handles: dict[int, Any] = {}
         self.writers: dict[int, CellWriter] = {}
         self.fleet = SimpleNamespace(workers=self.workers, policy=fleet_policy())
-        shell: Any = SimpleNamespace(fleet=self.fleet, workers=self.handles, scoreboard=self.scoreboard)
-        self.measurer = Measurer(shell, lambda: self.now, self._free)
+        state: Any = self.fleet
+        children = fake_ports(workers=self.handles).children
+        self.sensor = LoadSensor(lambda: state, children, self.scoreboard, lambda: self.now, self._free)
 
     def _free(self) -> int | None:
         self.asked += 1
@@ -81,7 +83,7 @@ class Stage:
         self.end(worker_id, thread, status)
 
     def take(self, worker_id: int = 1) -> Load:
-        return self.measurer.take().loads[worker_id]
+        return self.sensor.take().loads[worker_id]
 
 
 @pytest.fixture
@@ -141,7 +143,7 @@ def test_a_long_request_makes_busy_while_it_lasts(stage: Stage) -> None:
 def test_one_loop_is_busy_when_it_computes(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred requests that wait do not make a worker with one loop busy; what it computes does."""
     used = iter([1.0, 1.25])
-    monkeypatch.setattr(measure, "cpu_seconds", lambda _pid: next(used))
+    monkeypatch.setattr(module, "cpu_seconds", lambda _pid: next(used))
     stage.add(1)
     stage.handles[1].one_loop = True
     stage.begin(1)
@@ -195,7 +197,7 @@ def test_only_workers_that_serve_are_measured(stage: Stage) -> None:
         stage.add(worker_id, state=state)
     stage.add(9)
     del stage.handles[9]
-    loads = stage.measurer.take().loads
+    loads = stage.sensor.take().loads
     assert {stage.workers[worker_id].state for worker_id in loads} == {
         WorkerState.READY,
         WorkerState.DRAINING,
@@ -206,7 +208,7 @@ def test_only_workers_that_serve_are_measured(stage: Stage) -> None:
 def test_memory_is_not_looked_at_unless_somebody_wants_to_know(stage: Stage) -> None:
     """Without a limit and without autoscaling neither workers nor the machine are asked."""
     stage.add(1)
-    measured = stage.measurer.take()
+    measured = stage.sensor.take()
     assert measured.memory_free is None
     assert measured.loads[1].memory is None
     assert stage.asked == 0
@@ -216,7 +218,7 @@ def test_autoscaling_wants_memory(stage: Stage) -> None:
     """With a range of workers own memory and what is left are known."""
     stage.add(1)
     stage.fleet.policy = fleet_policy(workers_most=4)
-    measured = stage.measurer.take()
+    measured = stage.sensor.take()
     assert measured.memory_free == 7 * MIB
     assert measured.loads[1].memory is not None
     assert measured.loads[1].memory > MIB
@@ -302,7 +304,7 @@ def test_readings_are_rationed(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def memory_full_info(self) -> Any:
             read.append(self.pid)
-            until = time.perf_counter() + measure._MEMORY_TIME * 2
+            until = time.perf_counter() + module._MEMORY_TIME * 2
             while time.perf_counter() < until:
                 pass
             return SimpleNamespace(uss=250 * MIB if self.pid == 13 else 50 * MIB)
@@ -322,7 +324,7 @@ def test_readings_are_rationed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_stale_reading_accuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """Above the limit counts only what was read just now: each measurement is one of N that must agree."""
-    monkeypatch.setattr(measure, "_MEMORY_TIME", -1.0)  # one reading each time
+    monkeypatch.setattr(module, "_MEMORY_TIME", -1.0)  # one reading each time
 
     class Large:
         def __init__(self, pid: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ostler.daemon.reporting.journal import Journal
+from ostler.daemon.watching import files
 from ostler.daemon.watching import watcher as watching
 from ostler.daemon.watching.watcher import Watcher
 from ostler.fleet import events
@@ -48,7 +49,7 @@ class Rig:
 
     def told(self, *names: str, generation: int = 1, since: float | None = None) -> None:
         files = [path(name) for name in names]
-        self.watcher.hear(generation, Watch(files, [], time.time() + 1 if since is None else since))
+        self.watcher.received(generation, Watch(files, [], time.time() + 1 if since is None else since))
 
     async def asks(self, number: int) -> list[str]:
         """Wait until it has asked so often."""
@@ -161,7 +162,7 @@ async def test_broken_app_is_told_once(rig: Rig) -> None:
     """However many workers can't load it, the log has one line a generation."""
     configured(rig)
     for generation in (1, 1, 2):
-        rig.watcher.hear(generation, AppBroken("SyntaxError", "Traceback"))
+        rig.watcher.received(generation, AppBroken("SyntaxError", "Traceback"))
     told = [event.fields for event in rig.journal.recent if event.name == "app_broken"]
     assert [fields["generation"] for fields in told] == [1, 2]
 
@@ -194,7 +195,7 @@ async def test_what_does_not_matter(rig: Rig) -> None:
     """Notices of files that nobody loads, the app's own log say, are no reason to look at all that are."""
     write("shop/__init__.py", "1")
     configured(rig, "conf/*.yaml")
-    rig.watcher.hear(1, Watch([path("shop/__init__.py")], [path("shop")]))
+    rig.watcher.received(1, Watch([path("shop/__init__.py")], [path("shop")]))
     for name, matters in (
         ("shop/__init__.py", True),
         ("shop/list.html", True),
@@ -217,7 +218,7 @@ def make_pages(number: int) -> None:
 
 async def test_a_flood_of_folders(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often an app names folders, and however much is in them, looks take little of the time."""
-    monkeypatch.setattr(watching, "_MOST_ENTRIES", 50)
+    monkeypatch.setattr(files, "_MOST_ENTRIES", 50)
     make_pages(100)
     configured(rig)
     walks = []
@@ -234,7 +235,7 @@ async def test_a_flood_of_folders(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(rig.watcher, "_survey", slow)
     began = time.monotonic()
     for number in range(1000):
-        rig.watcher.hear(1, Watch([path(f"file{number}")], [path("deep")], began))
+        rig.watcher.received(1, Watch([path(f"file{number}")], [path("deep")], began))
     assert len(walks) <= 5
     assert len(rig.watcher._files[1]) == 1000
 

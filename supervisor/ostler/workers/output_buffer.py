@@ -1,8 +1,8 @@
-"""What a client has not taken yet of its answers: in memory, beyond a limit in a temporary file.
+"""The bytes of answers that a client has not taken yet: in memory, and beyond a limit in a temporary file.
 
-Parts leave in their order. A part is bytes, or a range of a file that the kernel sends by itself
-(sendfile(2)): a file that the app answers with, or our own temporary file, which grows at its end while it is
-sent from its beginning.
+Parts are sent in their order. A part is bytes, or a range of a file that the kernel sends by itself
+(sendfile(2)): a file that the app answers with, or a temporary file of the buffer's own, which grows at its
+end while it is sent from its beginning.
 """
 
 import os
@@ -13,11 +13,11 @@ from typing import Any
 
 from ostler.osapi import original
 
-# Sent at most at one go: a client that is quick to read must not keep the loop from the others.
+# Sent at most in one call: a client that is quick to read must not keep the loop from the others.
 _TURN = 4 * 1024 * 1024
 # Read at a time where the kernel can't send a file, as under TLS.
 _BLOCK = 64 * 1024
-# By this name: an app may put another class into its place.
+# Taken at import time: gevent and eventlet replace the class in its module.
 _Plain = socket.socket
 
 
@@ -26,7 +26,13 @@ class Truncated(OSError):
 
 
 class FilePart:
-    """A range of an open file; closes its descriptor in the end. `ours`: it is a temporary file."""
+    """A range of an open file, whose descriptor it closes in the end.
+
+    Args:
+        fd: the descriptor, which becomes the part's own.
+        offset, left: where the range begins, and its bytes.
+        ours: it is a temporary file of the buffer's own, not one that the app answers with.
+    """
 
     __slots__ = ("fd", "left", "offset", "ours")
 
@@ -37,7 +43,7 @@ class FilePart:
         self.ours = ours
 
     def send(self, sock: Any, most: int) -> int:
-        """Send a block at most; returns how much went.
+        """Send a block of at most `most` bytes; returns how many the kernel has taken.
 
         Raises:
             BlockingIOError: the client takes nothing right now.
@@ -64,13 +70,15 @@ class FilePart:
         self.close()
 
 
-class Outbox:
+class OutputBuffer:
     """A queue of parts; made when a client first does not take an answer whole.
+
+    Called only by the thread to which the connection belongs.
 
     Args:
         in_memory: bytes kept in memory.
         in_file: bytes kept beyond that in temporary files; 0: none.
-        folder: where temporary files go; None: the system's place.
+        folder: where temporary files are made; None: where the system wants them.
 
     Attributes:
         size: bytes in memory; stored: bytes in temporary files.
@@ -110,7 +118,7 @@ class Outbox:
         return bool(self._parts)
 
     def add(self, data: memoryview) -> None:
-        """Keep bytes. Never refuses: `full` tells when there should be no more."""
+        """Keep bytes. It takes any amount: `full` says when the app should wait."""
         if self._may_store and (self.stored or (self._parts and self.size + len(data) > self._in_memory)):
             data = self._store(data)
             if not data:
@@ -119,7 +127,7 @@ class Outbox:
         self.size += len(data)
 
     def add_file(self, fd: int, offset: int, count: int) -> None:
-        """Keep a range of a file; `fd` becomes the outbox's own."""
+        """Keep a range of a file; `fd` becomes the buffer's own."""
         self._spill = None  # what is added from now on comes behind this
         self._parts.append(FilePart(fd, offset, count, ours=False))
 
@@ -130,13 +138,13 @@ class Outbox:
 
     @property
     def full(self) -> bool:
-        """Whether more should wait. One block beyond the limit is kept: it is there anyway."""
+        """Whether the app should wait. One block beyond the limit is kept: it is in memory anyway."""
         if self._may_store:
             return self.stored > self._in_file
         return self.size > self._in_memory and len(self._parts) > 1
 
     def flush(self, sock: Any) -> bool:
-        """Send what goes; True if nothing is left.
+        """Send what the client takes now; True if nothing is left.
 
         Raises:
             OSError: the connection broke.
@@ -179,7 +187,7 @@ class Outbox:
     def _store(self, data: memoryview) -> memoryview:
         """Write to a temporary file; returns what did not fit on the disk."""
         spill = self._spill
-        # What is sent stays on the disk until its file is closed, so a file ends somewhere.
+        # What was sent stays on the disk until its file is closed, so that one file must not take all.
         if spill is None or spill.offset + spill.left >= self._in_file:
             spill = self._open_spill()
             if spill is None:
@@ -188,7 +196,7 @@ class Outbox:
             try:
                 written = os.pwrite(spill.fd, data, spill.offset + spill.left)
             except OSError:
-                # Full: what is on it leaves first, then this, and no more is tried.
+                # The disk is full: what is in the file is sent first, then this. No more files are made.
                 self._may_store = False
                 self._spill = None
                 if not spill.left:

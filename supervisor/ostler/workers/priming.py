@@ -1,9 +1,9 @@
-"""A rehearsal: requests of our own through the whole engine, before the first client comes.
+"""Priming an engine: requests of its own through all of it, before the first client comes.
 
 The first requests of a fresh process are several times slower than the rest: the interpreter has not yet
 specialised the code, and every page that is written to for the first time after a fork is copied. The fork
-server rehearses long, so that workers inherit specialised code; each worker rehearses briefly, so that its
-pages are its own before it says that it is ready.
+server primes with many requests, so that workers inherit specialised code; each worker with a few, so that
+its pages are its own before it says that it is ready. The app is not called; `warmup` does that.
 """
 
 import mmap
@@ -25,8 +25,8 @@ from ostler.wsgi.environ import Environ
 LONG, SHORT = 64, 4
 
 _REQUEST = (
-    b"GET /rehearsal?of=ostler HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nUser-Agent: ostler\r\n"
-    b"Cookie: rehearsal=1\r\n\r\n"
+    b"GET /priming?of=ostler HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nUser-Agent: ostler\r\n"
+    b"Cookie: priming=1\r\n\r\n"
 )
 _HEADERS = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", "2")]
 
@@ -36,15 +36,15 @@ def _app(_environ: Environ, start_response: Callable[..., Any]) -> Iterable[byte
     return [b"ok"]
 
 
-def rehearse(settings: Settings, log: Log, times: int) -> None:
-    """Accept a connection and answer `times` requests on it, with counters and sockets that nobody sees."""
+def prime(settings: Settings, log: Log, times: int) -> None:
+    """Accept a connection and answer `times` requests on it, with counters and sockets of its own."""
     try:
-        _rehearse(msgspec.structs.replace(settings, threads=1, keepalive=2.0), log, times)
+        _prime(msgspec.structs.replace(settings, threads=1, keepalive=2.0), log, times)
     except OSError:
-        pass  # a luxury: what it needs is not to be had, and booting must not fail for that
+        pass  # what it needs is not available; that is no reason to fail to boot
 
 
-def _rehearse(settings: Settings, log: Log, times: int) -> None:
+def _prime(settings: Settings, log: Log, times: int) -> None:
     accounting = Accounting(mmap.mmap(-1, size(2)), 2)
     with original.Socket(socket.AF_UNIX) as listener, original.Socket(socket.AF_UNIX) as client:
         listener.bind("")  # autobind: a name in the abstract name space (unix(7))

@@ -1,4 +1,4 @@
-"""What a reload found changed in the settings."""
+"""Which settings a reload has changed."""
 
 from ostler.control.views import ChangeView
 from ostler.settings.load import Loaded
@@ -6,7 +6,7 @@ from ostler.settings.render import shown
 from ostler.settings.table import rows
 
 
-def changes(before: Loaded, after: Loaded) -> list[ChangeView]:
+def changed_settings(before: Loaded, after: Loaded) -> list[ChangeView]:
     """Settings whose values differ, in the table's order. Of a secret both values look the same."""
     return [
         ChangeView(name, shown(name, old), shown(name, new), row.takes_effect.value)

@@ -8,16 +8,20 @@ import msgspec
 import pytest
 
 from ostler.control.views import ChangeView
-from ostler.daemon.reporting.changes import changes
+from ostler.daemon.configurations import Configurations
+from ostler.daemon.listening.listeners import Listeners
 from ostler.daemon.reporting.ledger import Ledger
-from ostler.daemon.reporting.observer import Observer, ObserverState, _histogram
-from ostler.fleet import events
+from ostler.daemon.views.changes import changed_settings
+from ostler.daemon.views.histograms import QUEUE_WAITS, coarse_histogram
+from ostler.daemon.views.observer import Observer, ObserverState
+from ostler.fleet import actions, events
 from ostler.fleet.machine import Fleet
 from ostler.fleet.model import ExitStatus
 from ostler.scoreboard.counts import Counts
-from ostler.scoreboard.layout import BUCKETS, LEAST_QUEUED, bucket_of
+from ostler.scoreboard.layout import BUCKETS, bucket_of
 from ostler.settings.load import Loaded, load
 from tests.kit.policies import fleet_policy
+from tests.unit.daemon.fakes import fake_ports
 
 
 def loaded(**given: Any) -> Loaded:
@@ -30,7 +34,7 @@ def test_a_histogram_in_fewer_buckets() -> None:
     counts = [0] * BUCKETS
     for duration in durations:
         counts[bucket_of(round(duration * 1e9))] += 1
-    coarse = _histogram(counts)
+    coarse = coarse_histogram(counts)
     assert len(coarse.counts) == len(coarse.limits) + 1 == 23
     assert list(coarse.limits) == sorted(coarse.limits)
     assert coarse.limits[0] == pytest.approx(32.768e-6)
@@ -40,27 +44,24 @@ def test_a_histogram_in_fewer_buckets() -> None:
         assert reached == sum(duration < limit for duration in durations)
     assert reached + coarse.counts[-1] == len(durations)
     assert coarse.counts[-1] == 2
-    waits = _histogram(counts, range(bucket_of(LEAST_QUEUED), BUCKETS - 4, 4), 7)
+    waits = coarse_histogram(counts, QUEUE_WAITS, 7)
     assert waits.limits[0] == pytest.approx(1.048576e-3)
     assert waits.counts[0] == 7 + sum(duration < waits.limits[0] for duration in durations)
     assert sum(waits.counts) == 7 + len(durations)
     one = [0] * BUCKETS
     one[bucket_of(1_300_000)] = 1
-    assert _histogram(one).total == pytest.approx(0.0013, rel=0.125)
+    assert coarse_histogram(one).total == pytest.approx(0.0013, rel=0.125)
 
 
 def test_waits_never_shrink() -> None:
     """A wait is counted when its request reaches the app, the request when it is answered: in between the
     requests that did not wait are as many as before."""
     rig = Rig()
-    rig.shell.fork_servers, rig.shell.workers = {}, {}
-    rig.shell.listeners = SimpleNamespace(urls=lambda *_: [], sockets=lambda _: [])
-    rig.shell.name = "shop"
 
     def told(answered: int, queued: int) -> list[int]:
         counts = Counts(statuses=[0, 0, answered] + [0] * 7)
         counts.queued[bucket_of(10_000_000)] = queued
-        rig.shell.scoreboard = SimpleNamespace(read_all=dict, totals=lambda _: counts)
+        rig.scoreboard.totals = lambda _: counts
         waits = rig.observer.figures().queue_waits
         assert waits is not None
         return list(itertools.accumulate(waits.counts))
@@ -72,17 +73,17 @@ def test_waits_never_shrink() -> None:
 
 def test_changes_between_two_configurations() -> None:
     """Names, both values and when the change takes effect; equal settings are not told."""
-    found = changes(loaded(workers="4", pidfile="/a"), loaded(workers="2..6", pidfile="/b"))
+    found = changed_settings(loaded(workers="4", pidfile="/a"), loaded(workers="2..6", pidfile="/b"))
     assert found == [
         ChangeView("workers", 4, "2..6", "live"),
         ChangeView("pidfile", "/a", "/b", "restart"),
     ]
-    assert changes(loaded(), loaded()) == []
+    assert changed_settings(loaded(), loaded()) == []
 
 
 def test_changed_secrets_stay_secret() -> None:
     """That the app's environment has changed is told, its values are not."""
-    (found,) = changes(loaded(raw_env=["TOKEN=one"]), loaded(raw_env=["TOKEN=two"]))
+    (found,) = changed_settings(loaded(raw_env=["TOKEN=one"]), loaded(raw_env=["TOKEN=two"]))
     assert (found.name, found.before, found.after) == ("raw_env", ("TOKEN=...",), ("TOKEN=...",))
 
 
@@ -91,18 +92,33 @@ class Rig:
 
     def __init__(self) -> None:
         self.fleet = Fleet()
-        self.settings = {1: loaded(workers="1")}
-        self.told: list[tuple[str, str, dict[str, Any]]] = []
-        journal = SimpleNamespace(record=lambda *what: self.told.append(what))
-        self.shell: Any = SimpleNamespace(fleet=self.fleet, loaded=self.settings, journal=journal)
-        sensor: Any = SimpleNamespace(timeout=lambda: 0.0)
-        self.observer = Observer(self.shell, sensor, Ledger())
+        self.configurations = Configurations(lambda: self.fleet.state)
+        self.configurations.add(1, loaded(workers="1"))
+        self.logged: list[tuple[str, str, dict[str, Any]]] = []
+        journal = SimpleNamespace(record=lambda *what: self.logged.append(what))
+        self.scoreboard: Any = SimpleNamespace(read_all=dict)
+        self.observer = Observer(
+            fake_ports(state=self.fleet.state, journal=journal),
+            self.configurations,
+            self.scoreboard,
+            Listeners([]),
+            Ledger(),
+            lambda: "shop",
+            lambda: 0.0,
+        )
         self.submit(events.StartAsked())
         self.configured(1)
         self.boot(1)
 
     def submit(self, event: events.Event) -> None:
-        self.fleet.handle(event, 0.0)
+        """As the shell: the end of a reload is reported before `follow`, here by `reload_ended`."""
+        found = self.fleet.handle(event, 0.0)
+        if not any(isinstance(action, actions.ReloadEnded) for action in found):
+            self.observer.follow()
+
+    def reload_ended(self, generation: int) -> None:
+        self.observer.on_reload_ended(generation)
+        self.observer.follow()
 
     def configured(self, generation: int) -> None:
         self.submit(events.ForkServerConfigured(generation, fleet_policy()))
@@ -123,12 +139,12 @@ def test_a_reload_tells_what_it_has_changed() -> None:
     rig = Rig()
     rig.submit(events.ReloadAsked("test"))
     assert rig.names() == []
-    rig.settings[2] = loaded(workers="1", timeout="5")
+    rig.configurations.add(2, loaded(workers="1", timeout="5"))
     assert rig.names() == ["timeout"]
     rig.configured(2)
     rig.boot(2)
-    rig.observer.tell_reload_ended(2)
-    del rig.settings[1]
+    rig.reload_ended(2)
+    rig.configurations.keep_only({2})
     assert rig.names() == ["timeout"]
 
 
@@ -136,16 +152,16 @@ def test_the_next_reload_is_compared_with_the_last() -> None:
     """And not with the first generation; a reload that failed changes nothing for the one after it."""
     rig = Rig()
     rig.submit(events.ReloadAsked("test"))
-    rig.settings[2] = loaded(timeout="5")
+    rig.configurations.add(2, loaded(timeout="5"))
     rig.configured(2)
     rig.boot(2)
-    rig.observer.tell_reload_ended(2)
+    rig.reload_ended(2)
     rig.submit(events.ReloadAsked("test"))
-    rig.settings[3] = loaded(timeout="7", backlog="9")
+    rig.configurations.add(3, loaded(timeout="7", backlog="9"))
     rig.submit(events.GenerationFailed(3, "no such module"))
-    rig.observer.tell_reload_ended(3)
+    rig.reload_ended(3)
     rig.submit(events.ReloadAsked("test"))
-    rig.settings[4] = loaded(timeout="5", threads="2")
+    rig.configurations.add(4, loaded(timeout="5", threads="2"))
     assert rig.names() == ["worker_class", "threads"]
 
 
@@ -153,23 +169,23 @@ def test_a_reload_that_is_rolled_back_after_its_end() -> None:
     """It is counted as done and as rolled back; the next one is compared with what serves again."""
     rig = Rig()
     rig.submit(events.ReloadAsked("test"))
-    rig.settings[2] = loaded(timeout="5")
+    rig.configurations.add(2, loaded(timeout="5"))
     rig.submit(events.ForkServerConfigured(2, fleet_policy(probation=60, rollback_crashes=1)))
     rig.submit(events.AppLoaded(2))
     rig.boot(2)
     rig.submit(events.WorkerExited(1, ExitStatus(0)))
-    rig.observer.tell_reload_ended(2)
+    rig.reload_ended(2)
     assert rig.observer._reloads == {"done": 1}
-    assert rig.told == [("info", "settings_changed", {"generation": 2, "changes": "timeout 30 -> 5"})]
+    assert rig.logged == [("info", "settings_changed", {"generation": 2, "changes": "timeout 30 -> 5"})]
     rig.submit(events.WorkerExited(2, ExitStatus(signal=11)))
     view = rig.observer.reload()
     assert view is not None
     assert (view.phase, rig.names()) == ("rolled back", ["timeout"])
-    rig.observer.reload()
+    rig.observer.follow()
     assert rig.observer._reloads == {"done": 1, "rolled back": 1}
     rig.boot(3)
     rig.submit(events.ReloadAsked("test"))
-    rig.settings[3] = loaded(backlog="9")
+    rig.configurations.add(3, loaded(backlog="9"))
     assert rig.names() == ["backlog"]
 
 
@@ -177,8 +193,8 @@ def test_another_program_goes_on() -> None:
     """Start time, samples and what was counted survive as JSON; the time of the program is its own."""
     rig, other = Rig(), Rig()
     rig.submit(events.ReloadAsked("test"))
-    rig.settings[2] = loaded(timeout="5")
-    rig.observer.tell_reload_ended(2)
+    rig.configurations.add(2, loaded(timeout="5"))
+    rig.reload_ended(2)
     state = msgspec.json.decode(msgspec.json.encode(rig.observer.snapshot()), type=ObserverState)
     other.observer.restore(state)
     assert other.observer.snapshot() == rig.observer.snapshot() == state

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ostler.workers.outbox import Outbox, Truncated
+from ostler.workers.output_buffer import OutputBuffer, Truncated
 
 MEMORY, FILE = 1000, 10_000
 
@@ -39,10 +39,10 @@ class Ends:
             pass
         return b"".join(parts)
 
-    def read_all(self, outbox: Outbox) -> bytes:
-        """Let the client read until the outbox is empty."""
+    def read_all(self, output_buffer: OutputBuffer) -> bytes:
+        """Let the client read until the output_buffer is empty."""
         received = self.read()
-        while not outbox.flush(self.ours):
+        while not output_buffer.flush(self.ours):
             received += self.read()
         return received + self.read()
 
@@ -86,8 +86,8 @@ def descriptors() -> Iterator[Callable[[], int]]:
     assert more() <= 0  # fewer if the collector has come by
 
 
-def add(outbox: Outbox, data: bytes) -> None:
-    outbox.add(memoryview(data))
+def add(output_buffer: OutputBuffer, data: bytes) -> None:
+    output_buffer.add(memoryview(data))
 
 
 def temporary_files(folder: Path) -> list[int]:
@@ -107,10 +107,10 @@ def temporary_files(folder: Path) -> list[int]:
 
 def test_an_empty_one_is_false(ends: Ends) -> None:
     """Nothing is kept, nothing is full, and flushing has nothing to do."""
-    outbox = Outbox(MEMORY, FILE, None)
-    assert not outbox
-    assert not outbox.full
-    assert outbox.flush(ends.ours)
+    output_buffer = OutputBuffer(MEMORY, FILE, None)
+    assert not output_buffer
+    assert not output_buffer.full
+    assert output_buffer.flush(ends.ours)
 
 
 @settings(max_examples=60, deadline=None)
@@ -130,28 +130,33 @@ def test_parts_leave_in_their_order(acts: list[tuple[str, int]], tls: bool) -> N
     ends = Ends()
     before = len(list(Path("/proc/self/fd").iterdir()))
     try:
-        outbox = Outbox(MEMORY, FILE, None)
+        output_buffer = OutputBuffer(MEMORY, FILE, None)
         sock: Any = Plain(ends.ours) if tls else ends.ours
         expected = received = b""
         for number, (act, size) in enumerate(acts):
             block = bytes([number]) * size
             if act == "read":
-                outbox.flush(sock)
+                output_buffer.flush(sock)
                 received += ends.read()
                 continue
             expected += block
             if act == "bytes":
-                add(outbox, block)
+                add(output_buffer, block)
             else:
                 with tempfile.TemporaryFile() as file:
                     file.write(b"skip" + block + b"behind")
                     file.flush()
-                    outbox.add_file(os.dup(file.fileno()), 4, size)
-        while not outbox.flush(sock):
+                    output_buffer.add_file(os.dup(file.fileno()), 4, size)
+        while not output_buffer.flush(sock):
             received += ends.read()
         received += ends.read()
         assert received == expected
-        assert (outbox.size, outbox.stored, bool(outbox), outbox.full) == (0, 0, False, False)
+        assert (output_buffer.size, output_buffer.stored, bool(output_buffer), output_buffer.full) == (
+            0,
+            0,
+            False,
+            False,
+        )
         assert len(list(Path("/proc/self/fd").iterdir())) <= before
     finally:
         ends.close()
@@ -162,50 +167,50 @@ def test_parts_leave_in_their_order(acts: list[tuple[str, int]], tls: bool) -> N
 
 def test_the_first_block_stays_in_memory(ends: Ends, tmp_path: Path) -> None:
     """It is there anyway, however large; what comes behind it goes to the file, and is not too much yet."""
-    outbox = Outbox(MEMORY, FILE, str(tmp_path))
-    add(outbox, b"a" * 5 * MEMORY)
-    assert not outbox.full
+    output_buffer = OutputBuffer(MEMORY, FILE, str(tmp_path))
+    add(output_buffer, b"a" * 5 * MEMORY)
+    assert not output_buffer.full
     assert temporary_files(tmp_path) == []
-    add(outbox, b"b" * 10)
+    add(output_buffer, b"b" * 10)
     assert temporary_files(tmp_path) == [10]
-    assert not outbox.full
-    assert (outbox.size, outbox.stored) == (5 * MEMORY, 10)
-    assert ends.read_all(outbox) == b"a" * 5 * MEMORY + b"b" * 10
+    assert not output_buffer.full
+    assert (output_buffer.size, output_buffer.stored) == (5 * MEMORY, 10)
+    assert ends.read_all(output_buffer) == b"a" * 5 * MEMORY + b"b" * 10
 
 
 def test_what_is_little_makes_no_file(tmp_path: Path) -> None:
     """Up to the limit all is in memory."""
-    outbox = Outbox(MEMORY, FILE, str(tmp_path))
+    output_buffer = OutputBuffer(MEMORY, FILE, str(tmp_path))
     for _ in range(10):
-        add(outbox, b"x" * (MEMORY // 10))
+        add(output_buffer, b"x" * (MEMORY // 10))
     assert temporary_files(tmp_path) == []
-    assert not outbox.full
-    add(outbox, b"x")
+    assert not output_buffer.full
+    add(output_buffer, b"x")
     assert temporary_files(tmp_path) == [1]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_beyond_memory_and_file_it_is_full(ends: Ends, tmp_path: Path) -> None:
     """It is not any more as soon as the client has taken enough."""
-    outbox = Outbox(MEMORY, FILE, str(tmp_path))
+    output_buffer = OutputBuffer(MEMORY, FILE, str(tmp_path))
     ends.stuff()
-    while not outbox.full:
-        add(outbox, b"x" * 500)
-    assert FILE < outbox.stored <= FILE + 500
-    assert outbox.size <= MEMORY
-    while outbox.full:
+    while not output_buffer.full:
+        add(output_buffer, b"x" * 500)
+    assert FILE < output_buffer.stored <= FILE + 500
+    assert output_buffer.size <= MEMORY
+    while output_buffer.full:
         assert ends.read()
-        outbox.flush(ends.ours)
-    assert outbox.stored <= FILE
+        output_buffer.flush(ends.ours)
+    assert output_buffer.stored <= FILE
 
 
 def test_without_a_file_memory_is_the_bound(tmp_path: Path) -> None:
     """With `in_file` 0 a second block beyond the limit is too much."""
-    outbox = Outbox(MEMORY, 0, str(tmp_path))
-    add(outbox, b"x" * 2 * MEMORY)
-    assert not outbox.full
-    add(outbox, b"x")
-    assert outbox.full
+    output_buffer = OutputBuffer(MEMORY, 0, str(tmp_path))
+    add(output_buffer, b"x" * 2 * MEMORY)
+    assert not output_buffer.full
+    add(output_buffer, b"x")
+    assert output_buffer.full
     assert temporary_files(tmp_path) == []
 
 
@@ -227,20 +232,20 @@ def test_a_stream_needs_no_more_disk_than_twice_its_bound(tmp_path: Path) -> Non
             return sent
 
     client = Lagging()
-    outbox = Outbox(MEMORY, FILE, str(tmp_path))
+    output_buffer = OutputBuffer(MEMORY, FILE, str(tmp_path))
     sent = b""
     most = 0
     for number in range(200):
         block = bytes([number]) * 1000
         sent += block
-        add(outbox, block)
+        add(output_buffer, block)
         most = max(most, sum(temporary_files(tmp_path)))
-        while outbox.full:
+        while output_buffer.full:
             client.left = 1000
-            outbox.flush(client)
+            output_buffer.flush(client)
     assert FILE <= most <= 2 * FILE + 2000
     client.left = len(sent)
-    assert outbox.flush(client)
+    assert output_buffer.flush(client)
     assert client.taken == sent
     assert temporary_files(tmp_path) == []
 
@@ -267,27 +272,27 @@ def test_a_full_disk_loses_nothing(
         return written
 
     monkeypatch.setattr(os, "pwrite", pwrite)
-    outbox = Outbox(MEMORY, FILE, str(tmp_path))
+    output_buffer = OutputBuffer(MEMORY, FILE, str(tmp_path))
     blocks = [bytes([number]) * 400 for number in range(10)]
     for block in blocks:
-        add(outbox, block)
-    assert outbox.full
+        add(output_buffer, block)
+    assert output_buffer.full
     failed = attempts
-    add(outbox, b"last")
+    add(output_buffer, b"last")
     assert attempts == failed
     assert len(temporary_files(tmp_path)) == bool(room)
-    assert ends.read_all(outbox) == b"".join(blocks) + b"last"
-    assert (outbox.size, outbox.stored) == (0, 0)
+    assert ends.read_all(output_buffer) == b"".join(blocks) + b"last"
+    assert (output_buffer.size, output_buffer.stored) == (0, 0)
     assert temporary_files(tmp_path) == []
 
 
 def test_without_a_folder_memory_is_the_bound(ends: Ends, tmp_path: Path) -> None:
     """A temporary file that can't be made is no error: the app waits earlier."""
-    outbox = Outbox(MEMORY, FILE, str(tmp_path / "missing"))
-    add(outbox, b"a" * MEMORY)
-    add(outbox, b"b")
-    assert outbox.full
-    assert ends.read_all(outbox) == b"a" * MEMORY + b"b"
+    output_buffer = OutputBuffer(MEMORY, FILE, str(tmp_path / "missing"))
+    add(output_buffer, b"a" * MEMORY)
+    add(output_buffer, b"b")
+    assert output_buffer.full
+    assert ends.read_all(output_buffer) == b"a" * MEMORY + b"b"
 
 
 # -- files of the app ------------------------------------------------------------------------------------
@@ -298,12 +303,12 @@ def test_a_file_that_became_shorter(ends: Ends, tmp_path: Path, tls: bool) -> No
     """What is there is sent, then it is an error: the client must see that the answer is not whole."""
     path = tmp_path / "file"
     path.write_bytes(b"x" * 500)
-    outbox = Outbox(MEMORY, FILE, None)
-    outbox.add_file(os.open(path, os.O_RDONLY), 100, 600)
+    output_buffer = OutputBuffer(MEMORY, FILE, None)
+    output_buffer.add_file(os.open(path, os.O_RDONLY), 100, 600)
     with pytest.raises(Truncated):
-        outbox.flush(Plain(ends.ours) if tls else ends.ours)
+        output_buffer.flush(Plain(ends.ours) if tls else ends.ours)
     assert ends.read() == b"x" * 400
-    outbox.close()
+    output_buffer.close()
 
 
 def test_a_large_file_leaves_in_turns(ends: Ends, tmp_path: Path) -> None:
@@ -323,12 +328,12 @@ def test_a_large_file_leaves_in_turns(ends: Ends, tmp_path: Path) -> None:
             return len(data)
 
     client = Greedy()
-    outbox = Outbox(MEMORY, FILE, None)
-    outbox.add_file(os.open(path, os.O_RDONLY), 0, size)
-    assert not outbox.flush(client)
+    output_buffer = OutputBuffer(MEMORY, FILE, None)
+    output_buffer.add_file(os.open(path, os.O_RDONLY), 0, size)
+    assert not output_buffer.flush(client)
     assert 1 << 20 <= client.taken <= 5 << 20
     turns = 1
-    while not outbox.flush(client):
+    while not output_buffer.flush(client):
         turns += 1
     assert client.taken == size
     assert turns == 2
@@ -341,13 +346,13 @@ def test_descriptors_are_closed_when_all_is_sent(
     descriptors: Callable[[], int], ends: Ends, tmp_path: Path
 ) -> None:
     """The app's file and the temporary one, each as soon as it is sent."""
-    outbox = Outbox(MEMORY, FILE, str(tmp_path))
+    output_buffer = OutputBuffer(MEMORY, FILE, str(tmp_path))
     base = descriptors()
     (tmp_path / "file").write_bytes(b"x" * 100)
-    outbox.add_file(os.open(tmp_path / "file", os.O_RDONLY), 0, 100)
-    add(outbox, b"y" * 2000)
+    output_buffer.add_file(os.open(tmp_path / "file", os.O_RDONLY), 0, 100)
+    add(output_buffer, b"y" * 2000)
     assert descriptors() == base + 2
-    assert ends.read_all(outbox) == b"x" * 100 + b"y" * 2000
+    assert ends.read_all(output_buffer) == b"x" * 100 + b"y" * 2000
     assert descriptors() == base
     ends.close()
 
@@ -356,19 +361,19 @@ def test_descriptors_are_closed_when_all_is_sent(
 def test_descriptors_are_closed_when_the_client_has_gone(
     descriptors: Callable[[], int], tmp_path: Path, how: str
 ) -> None:
-    """Whether somebody closes the outbox or just lets it go."""
+    """Whether somebody closes the output_buffer or just lets it go."""
     base = descriptors()
-    outbox = Outbox(MEMORY, FILE, str(tmp_path))
+    output_buffer = OutputBuffer(MEMORY, FILE, str(tmp_path))
     (tmp_path / "file").write_bytes(b"x" * 100)
-    outbox.add_file(os.open(tmp_path / "file", os.O_RDONLY), 0, 100)
-    add(outbox, b"y" * 2000)
+    output_buffer.add_file(os.open(tmp_path / "file", os.O_RDONLY), 0, 100)
+    add(output_buffer, b"y" * 2000)
     assert descriptors() == base + 2
     if how == "close":
-        outbox.close()
-        assert not outbox
-        outbox.close()
+        output_buffer.close()
+        assert not output_buffer
+        output_buffer.close()
     else:
-        del outbox
+        del output_buffer
     assert descriptors() == base
 
 
@@ -376,11 +381,11 @@ def test_a_broken_connection_is_an_error(ends: Ends) -> None:
     """For bytes and for files."""
     ends.client.close()
     for file in (False, True):
-        outbox = Outbox(MEMORY, FILE, None)
+        output_buffer = OutputBuffer(MEMORY, FILE, None)
         if file:
-            outbox.add_file(os.open(__file__, os.O_RDONLY), 0, 100)
+            output_buffer.add_file(os.open(__file__, os.O_RDONLY), 0, 100)
         else:
-            add(outbox, b"x")
+            add(output_buffer, b"x")
         with pytest.raises(OSError, match=r"Broken pipe|reset"):
-            outbox.flush(ends.ours)
-        outbox.close()
+            output_buffer.flush(ends.ours)
+        output_buffer.close()

@@ -1,4 +1,4 @@
-"""The supervisor's lines on their way to loggers: none is lost, and none is told twice."""
+"""The supervisor's lines on their way to loggers: none is lost, and none is logged twice."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 
-from ostler.daemon.reporting.log_forwarder import Outlets
+from ostler.daemon.children.records import ForkServerRecord
+from ostler.daemon.listening.listeners import Listeners
+from ostler.daemon.log_forwarder import LogForwarder
+from ostler.fleet.state import State
 from ostler.ipc import messages
 from ostler.logs.logfile import LogFile
 from ostler.settings.table import Settings
+from tests.unit.daemon.fakes import fake_ports
 
 
 class Channel:
@@ -30,25 +34,26 @@ class Channel:
 
 
 class Rig:
-    """Outlets with a fork server, a clock, a loop's timer and the supervisor's own log."""
+    """A forwarder with a fork server, a clock, a loop's timer and the supervisor's own log."""
 
     def __init__(self, folder: Path) -> None:
         self.now = 50.0
         self.path = folder / "own.log"
         self.channel = Channel()
-        self.server = SimpleNamespace(channel=self.channel, takes_lines=True)
+        record = ForkServerRecord(generation=2, spawned_at=0.0, pid=1, wants_log_lines=True)
+        self.server = SimpleNamespace(channel=self.channel, record=record)
         self.timers: list[tuple[float, Any]] = []
-        shell: Any = SimpleNamespace(
+        ports = fake_ports(
+            state=State(current=2),
             fork_servers={2: self.server},
-            fleet=SimpleNamespace(current=2),
             loop=SimpleNamespace(call_later=lambda *timer: self.timers.append(timer)),
         )
-        self.outlets = Outlets(shell, lambda: self.now)
+        self.forwarder = LogForwarder(ports, Listeners([]), lambda: self.now)
         self.file = LogFile(str(self.path), 2)
-        self.outlets.settle(Settings(), self.file)
+        self.forwarder.settle(Settings(), self.file)
 
     def take(self, line: str, **fields: Any) -> bool:
-        return self.outlets.take("info", "happened", fields, line)
+        return self.forwarder.take("info", "happened", fields, line)
 
     @property
     def own(self) -> list[str]:
@@ -62,7 +67,7 @@ def rig(tmp_path: Path) -> Rig:
 
 def test_without_loggers(rig: Rig) -> None:
     """Nothing is sent, and the line is the supervisor's to write."""
-    rig.server.takes_lines = False
+    rig.server.record.wants_log_lines = False
     assert not rig.take("line")
     assert rig.channel.sent == []
 
@@ -73,25 +78,25 @@ def test_taken(rig: Rig) -> None:
     (sent,) = rig.channel.sent
     fields = {"n": 1, "path": "/x", "none": None}
     assert sent == messages.LogLine("info", "happened", fields, os.getpid(), 1, rig.now + 1.0)
-    rig.outlets.taken(1)
+    rig.forwarder.taken(1)
     rig.now += 10
-    rig.outlets.look()
-    rig.outlets.close()
+    rig.forwarder.write_overdue()
+    rig.forwarder.close()
     assert rig.own == []
 
 
 def test_one_that_hangs(rig: Rig) -> None:
     """What it has not taken in time is written here, and what comes after it, too, until it takes again."""
     assert rig.take("first")
-    rig.outlets.look()
+    rig.forwarder.write_overdue()
     assert rig.own == []
     rig.now += 1.6
     assert not rig.take("second")
-    rig.outlets.look()
+    rig.forwarder.write_overdue()
     assert rig.own == ["first"]
     assert rig.take("third")
-    rig.outlets.taken(2)
-    rig.outlets.close()
+    rig.forwarder.taken(2)
+    rig.forwarder.close()
     assert rig.own == ["first"]
 
 
@@ -102,43 +107,43 @@ def test_one_that_is_gone_or_full(rig: Rig, error: OSError) -> None:
     rig.channel.broken = error
     assert not rig.take("not sent")
     rig.now += 2
-    rig.outlets.look()
+    rig.forwarder.write_overdue()
     assert rig.own == ["sent"]
 
 
 def test_before_it_is_told_to_leave(rig: Rig) -> None:
     """It is given a moment for what it has in hand, and no more than that."""
     gone: list[int] = []
-    rig.outlets.when_taken(lambda: gone.append(0))
+    rig.forwarder.when_taken(lambda: gone.append(0))
     assert gone == [0]
     rig.take("last")
-    rig.outlets.when_taken(lambda: gone.append(1))
+    rig.forwarder.when_taken(lambda: gone.append(1))
     assert gone == [0]
-    rig.outlets.taken(1)
+    rig.forwarder.taken(1)
     assert gone == [0, 1]
     rig.take("later")
-    rig.outlets.when_taken(lambda: gone.append(2))
+    rig.forwarder.when_taken(lambda: gone.append(2))
     delay, late = rig.timers[-1]
     assert delay <= 0.2
     late()
     assert gone == [0, 1, 2]
-    rig.outlets.close()
+    rig.forwarder.close()
     assert rig.own == ["later"]
 
 
 def test_an_upgrade_in_place(rig: Rig) -> None:
     """The program that comes next knows nothing of what was sent, so it is written before."""
     rig.take("sent")
-    rig.outlets.give_up_waiting()
+    rig.forwarder.write_all()
     assert rig.own == ["sent"]
 
 
 def test_a_reload_asks_no_name_server(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who measures is looked up anew only where the settings say something else: that may take its time."""
+    """The statsd server is looked up again only if the settings have changed: that may take its time."""
     asked: list[str | None] = []
     monkeypatch.setattr(
-        "ostler.daemon.reporting.log_forwarder.statsd_of", lambda settings: asked.append(settings.statsd_host)
+        "ostler.daemon.log_forwarder.statsd_of", lambda settings: asked.append(settings.statsd_host)
     )
     for host in ("127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:2", None, None):
-        rig.outlets.follow(Settings(statsd_host=host))
+        rig.forwarder.follow(Settings(statsd_host=host))
     assert asked == ["127.0.0.1:1", "127.0.0.1:2", None]

@@ -1,0 +1,346 @@
+"""Fork servers: performs the fleet's actions on them, and turns what they send into events."""
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from ostler.daemon.children import closing
+from ostler.daemon.children.handles import ForkServerHandle
+from ostler.daemon.children.hooks import HookCaller
+from ostler.daemon.children.inbox import Inbox
+from ostler.daemon.children.ports import Ports
+from ostler.daemon.children.protocol import check_fork_server
+from ostler.daemon.children.reaper import Reaper
+from ostler.daemon.children.records import Phase, StartCause
+from ostler.daemon.children.sending import send
+from ostler.daemon.children.workers import WorkerManager
+from ostler.daemon.configurations import Configurations
+from ostler.daemon.listening.listeners import Listeners, access_of
+from ostler.daemon.policy import fleet_policy
+from ostler.daemon.reporting.ledger import fork_server_leaving
+from ostler.daemon.start_request import StartRequest
+from ostler.errors import SettingError
+from ostler.fleet import actions, events
+from ostler.fleet.model import ExitStatus
+from ostler.ipc import messages
+from ostler.osapi.needed import with_remedy
+from ostler.settings.confine import confine
+from ostler.settings.load import Loaded
+from ostler.settings.rights import rights_for
+
+
+@dataclass(frozen=True, slots=True)
+class ForkServerCallbacks:
+    """What fork servers report that concerns other parts of the daemon.
+
+    on_configured: called with each generation's settings before its listeners are bound; may raise
+    SettingError; on_files: called with a generation and what one of its processes has reported about the
+    app's files; on_log_taken: called with the number of a log line that its loggers have; when_lines_taken:
+    calls back when all log lines that were sent are taken, or soon.
+    """
+
+    on_configured: Callable[[Loaded], None]
+    on_files: Callable[[int, messages.Watch | messages.AppBroken], None]
+    on_log_taken: Callable[[int], None]
+    when_lines_taken: Callable[[Callable[[], None]], None]
+
+
+class ForkServerManager:
+    """Starts, configures and ends fork servers. Called only by the event loop's thread.
+
+    Args:
+        start: how the daemon was asked to start.
+        ports, configurations, listeners, inbox, reaper, hooks, workers: what it works with.
+        handoff: descriptors of the socket pair through which workers hand connections to each other.
+        callbacks: see there.
+
+    Attributes:
+        instance_name: from the first configuration.
+    """
+
+    def __init__(
+        self,
+        start: StartRequest,
+        ports: Ports,
+        configurations: Configurations,
+        listeners: Listeners,
+        inbox: Inbox,
+        reaper: Reaper,
+        hooks: HookCaller,
+        workers: WorkerManager,
+        handoff: Callable[[], tuple[int, int]],
+        callbacks: ForkServerCallbacks,
+    ) -> None:
+        self._start = start
+        self._ports = ports
+        self._children = ports.children
+        self._configurations = configurations
+        self._listeners = listeners
+        self._inbox = inbox
+        self._reaper = reaper
+        self._hooks = hooks
+        self._workers = workers
+        self._handoff = handoff
+        self._callbacks = callbacks
+        self.instance_name = ""
+
+    def watch(self, handle: ForkServerHandle) -> None:
+        """Read what it sends, and learn of its death."""
+        self._inbox.watch(handle)
+        self._reaper.watch(handle)
+
+    def broadcast(self, message: messages.ToForkServer) -> None:
+        """Send to all, those that leave included."""
+        for handle in self._children.all_fork_servers():
+            if handle.channel.fileno() >= 0:
+                send(handle.channel, message)
+
+    # -- starting -------------------------------------------------------------------------------------------
+
+    def start(self, action: actions.StartForkServer) -> None:
+        generation = action.generation
+        try:
+            handle = ForkServerHandle.start(generation)
+        except OSError as error:
+            reason = f"can't start a fork server: {with_remedy(error)}"
+            self._ports.emit(events.GenerationFailed(generation, reason))
+            self._ports.emit(events.ForkServerExited(generation, ExitStatus()))
+            return
+        self._children.add_fork_server(handle)
+        handle.record.cause = self._cause(generation)
+        self.watch(handle)
+        request = messages.Configure(
+            messages.VERSION,
+            generation,
+            self._start.command_line,
+            self._start.config,
+            self._start.folder,
+            self._configurations.get(generation),
+            handle.record.cause,
+            detached=self._start.detached,
+            variables=self._start.variables,
+            remarks=self._start.remarks,
+        )
+        send(handle.channel, request)
+
+    def _cause(self, generation: int) -> StartCause:
+        if generation in self._configurations:
+            return "restart"
+        reload = self._ports.state().reload
+        if reload is None or reload.generation != generation:
+            return "start"
+        return "upgrade" if reload.asked_by == "upgrade" else "reload"
+
+    def load_app(self, action: actions.LoadApp) -> None:
+        """Send the listeners, and have the app loaded as far as the settings want that."""
+        handle = self._children.fork_servers.get(action.generation)
+        if handle is None:
+            return  # its death says so
+        listeners = map(self._listeners.fileno, handle.record.listener_keys)
+        descriptors = [*self._handoff(), *listeners]
+        handle.record.phase = Phase.LOADING
+        request = messages.Load(handle.record.listener_keys, self.instance_name)
+        send(handle.channel, request, descriptors)
+
+    # -- messages -------------------------------------------------------------------------------------------
+
+    def received(self, handle: ForkServerHandle, message: messages.FromForkServer) -> None:
+        """Process a fork server's message. Raises BadMessage if it may not send that now."""
+        record, generation = handle.record, handle.generation
+        check_fork_server(record, message, self._configurations.get(generation))
+        if isinstance(message, messages.HookBegun):
+            record.hook_running = True
+        elif isinstance(message, messages.HookDone):
+            self._hooks.done(handle, message.name)
+        elif isinstance(message, messages.LogTaken):
+            self._callbacks.on_log_taken(message.number)
+        elif record.stops_when_idle or record.background_only:
+            pass  # nothing else of it is wanted any more
+        elif isinstance(message, messages.Decided):
+            if record.decision is None and not record.listener_keys:
+                record.decision = message
+                self._warn(message.warnings)
+        elif isinstance(message, messages.Configured):
+            self._configured(handle, message)
+        elif isinstance(message, messages.AppLoaded):
+            record.wants_log_lines = message.loggers
+            self._hooks.loaded(handle, record.cause)
+            self._ports.emit(events.AppLoaded(generation))
+        elif isinstance(message, messages.LoadFailed):
+            app_failed = generation in self._configurations
+            failure = events.GenerationFailed(generation, message.reason, message.traceback, app_failed)
+            self._ports.emit(failure)
+        elif isinstance(message, messages.ForkFailed):
+            self._workers.fork_failed(handle, message)
+        elif isinstance(message, messages.Forked):
+            self._workers.forked(handle, message)
+        elif isinstance(message, messages.Watch | messages.AppBroken):
+            self._callbacks.on_files(generation, message)
+
+    def _warn(self, problems: list[str]) -> None:
+        for problem in problems:
+            self._ports.journal.record("warning", "configuration", {"problem": problem})
+
+    def _configured(self, handle: ForkServerHandle, message: messages.Configured) -> None:
+        generation = handle.generation
+        try:
+            loaded, warnings = self._trusted(handle, message.loaded)
+            self._callbacks.on_configured(loaded)
+            self._warn([*message.warnings, *warnings])
+            handle.record.listener_keys = self._bind(loaded)
+        except SettingError as error:
+            self._ports.emit(events.GenerationFailed(generation, str(error)))
+            return
+        except Exception as error:  # noqa: BLE001 - our own error must fail this generation, not hang it
+            self._ports.emit(events.GenerationFailed(generation, str(error), traceback.format_exc()))
+            return
+        settings = loaded.settings
+        self._hooks.configured(handle, message.hooks)
+        name = self.instance_name or settings.proc_name or settings.wsgi_app or settings.paste
+        self.instance_name = name or ""
+        self._configurations.add(generation, loaded)
+        current = self._children.fork_servers.get(self._ports.state().current)
+        listened = set(current.record.listener_keys) if current is not None else set()
+        closes = not listened <= set(handle.record.listener_keys)
+        policy = fleet_policy(loaded, message.hooks)
+        self._ports.emit(events.ForkServerConfigured(generation, policy, closes))
+
+    def _trusted(self, handle: ForkServerHandle, reported: Loaded) -> tuple[Loaded, list[str]]:
+        """The settings of a generation, and what to warn of.
+
+        What a fork server reports counts if only root could write what it had run by then.
+
+        Raises:
+            SettingError: they can't be used.
+        """
+        if (known := self._configurations.get(handle.generation)) is not None:
+            return known, []
+        decision = handle.record.decision
+        if decision is None:
+            raise SettingError("config", "the fork server has not said which file it is; this is a defect")
+        if decision.loaded is not None:
+            return msgspec.structs.replace(decision.loaded, one_loop=reported.one_loop), []
+        settings = msgspec.structs.replace(
+            reported.settings, user=decision.user, group=decision.group, initgroups=decision.initgroups
+        )
+        reported = msgspec.structs.replace(reported, settings=settings, config=decision.config)
+        why = f"{decision.user!r} can write {decision.config or 'the PasteDeploy file'}"
+        return confine(reported, _is_decided, self._start.command_line, why)
+
+    # -- listeners ------------------------------------------------------------------------------------------
+
+    def _bind(self, loaded: Loaded) -> list[str]:
+        """Raises SettingError."""
+        settings = loaded.settings
+        with rights_for(loaded, "bind"):
+            return self._listeners.bind(
+                settings.bind, settings.backlog, access_of(settings), settings.reuse_port
+            )
+
+    def settle_listeners(self) -> None:
+        """Close all listeners but the current generation's, and set their mode, owner and backlog as it says.
+
+        While a reload runs nothing changes.
+        """
+        reload = self._ports.state().reload
+        if reload is not None and reload.running:
+            return
+        if loaded := self._configurations.current:
+            try:
+                self._bind(loaded)
+            except SettingError as error:
+                self._ports.journal.record("warning", "listener_not_restored", {"problem": str(error)})
+        servers = self._children.fork_servers.values()
+        used = {key for handle in servers for key in handle.record.listener_keys}
+        if used:
+            for key in self._listeners.keep_only(used):
+                self._ports.journal.record("info", "listener_closed", {"address": key})
+
+    def forget_configurations(self) -> None:
+        """Forget the settings of generations that have neither a fork server nor workers."""
+        workers = {handle.generation for handle in self._children.workers.values()}
+        self._configurations.keep_only(workers | self._ports.state().generations.keys())
+
+    def _settle(self) -> None:
+        self.forget_configurations()
+        self.settle_listeners()
+
+    # -- ends -----------------------------------------------------------------------------------------------
+
+    def stop(self, action: actions.StopForkServer) -> None:
+        """Let it end, or only run its background work."""
+        handle = self._children.fork_servers.get(action.generation)
+        if handle is None:
+            return
+        if handle.record.may_run_background_work and not self._ports.state().stopping:
+            self._keep_for_background_work(handle)
+        else:
+            self._hooks.stop(handle)
+
+    def _keep_for_background_work(self, handle: ForkServerHandle) -> None:
+        """Its generation ends, and it does not, perhaps. The fleet is told that it has ended."""
+        handle.record.exit_cause = fork_server_leaving(self._ports.state(), handle.generation)
+        self._children.leave(handle)
+        self._hooks.leave(handle)
+        self._workers.forget_unforked(handle.generation)
+        self._ports.emit(events.ForkServerExited(handle.generation, ExitStatus()))
+        self._ports.loop.call_soon(self._settle)  # when the fleet has processed the event
+
+    def kill(self, action: actions.KillForkServer) -> None:
+        if handle := self._children.fork_servers.get(action.generation):
+            self._reaper.kill(handle)
+
+    def hang_up(self, handle: ForkServerHandle) -> None:
+        """Close its channel once it has the lines it was sent. That ends it, also while it runs user code."""
+        handle.record.wants_log_lines = False
+        self._callbacks.when_lines_taken(lambda: self._close_channel(handle))
+
+    def _close_channel(self, handle: ForkServerHandle) -> None:
+        if handle.channel.fileno() >= 0:
+            self._inbox.unwatch(handle)
+            closing.close(handle.channel)
+
+    def ended(self, handle: ForkServerHandle, status: ExitStatus) -> None:
+        """A fork server is dead; its handle is given up."""
+        attempt, generation = self._ports.attempt, handle.generation
+        current = self._children.is_current(handle)
+        self._children.remove_fork_server(handle)
+        if current:
+            attempt(
+                "giving up workers that were not forked", lambda: self._workers.forget_unforked(generation)
+            )
+        attempt("closing a fork server's channel", lambda: self._close_dead(handle))
+        if current:
+            self._ports.emit(events.ForkServerExited(generation, status, handle.record.problem))
+        attempt("hooks of a fork server that ended", lambda: self._hooks.fork_server_ended(handle))
+        if current:
+            attempt("settling listeners", self._settle)
+
+    def _close_dead(self, handle: ForkServerHandle) -> None:
+        self._close_channel(handle)
+        self._reaper.unwatch(handle)
+        handle.close()
+
+    # -- zygotes --------------------------------------------------------------------------------------------
+
+    def promote_zygote(self, action: actions.UseZygote) -> None:
+        """A worker serves no more and forks instead."""
+        loaded = self._configurations.get(action.generation)
+        worker, zygote = self._workers.release_zygote(action.worker_id)
+        old = self._children.fork_servers.get(action.generation)
+        # One that is being restarted may not have reported yet what the generation listens on.
+        keys = old.record.listener_keys if old is not None else []
+        if not keys and loaded is not None:
+            keys = self._bind(loaded)
+        zygote.record.listener_keys = keys
+        self._children.add_fork_server(zygote)
+        self.watch(zygote)
+        self._hooks.zygote_promoted(old, zygote, worker)
+        self._workers.forget_unforked(action.generation)
+
+
+def _is_decided(setting: str) -> bool:
+    """Whether a setting is part of the fork server's decision, which it made before it ran user code."""
+    return setting in ("user", "group", "initgroups")

@@ -1,0 +1,70 @@
+"""Runs the daemon: in the foreground or detached, as itself or as the successor of an older program."""
+
+import asyncio
+import gc
+from dataclasses import replace
+
+from ostler.daemon import upgrade
+from ostler.daemon.main import Daemon
+from ostler.daemon.process.detach import detach, reason_to_stay
+from ostler.daemon.process.signals import release
+from ostler.daemon.start_request import RunRequest
+from ostler.daemon.upgrade import Carried
+from ostler.errors import ExitCode, OstlerError
+from ostler.osapi.needed import check_calls, refused
+from ostler.settings.table import rows
+
+
+def run(request: RunRequest) -> int:
+    """Run the daemon; returns the exit code.
+
+    Raises:
+        OstlerError: it could not start because of a mistake the user can correct.
+    """
+
+    if not upgrade.is_successor():  # what is in use already stays in use
+        check_calls()
+    stay = reason_to_stay()
+    request = replace(request, stay=stay)
+    wanted = rows()["daemon"].kind.parse(request.command_line.get("daemon", False))
+
+    def serve(carried: Carried | None) -> int:
+        if carried is None and wanted and stay is None:
+            return _run_detached(request)
+        now = replace(request, detached=carried is not None and stay is None)
+        code, must_detach = _run_once(now, carried)
+        return _run_detached(request) if must_detach else code
+
+    return upgrade.taking_over(serve)
+
+
+def _run_detached(request: RunRequest) -> int:
+    gc.collect()  # closes what a first run in the foreground has left open
+    launcher = detach()
+    code: int = ExitCode.FAILED
+    try:
+        code, _ = _run_once(replace(request, detached=True, launcher=launcher), None)
+    except OstlerError as error:
+        code = error.exit_code
+        raise
+    finally:
+        launcher.failing(code)
+    return code
+
+
+def _run_once(request: RunRequest, carried: Carried | None) -> tuple[int, bool]:
+    """One run of the supervisor; its exit code, and whether it has ended only to be run detached."""
+
+    async def main() -> tuple[int, bool]:
+        try:
+            daemon = Daemon(request, carried)
+        except OSError as error:
+            if carried is not None:
+                raise
+            raise refused("what a start opens", error) from None
+        return await daemon.run(), daemon.must_detach
+
+    try:
+        return asyncio.run(main())
+    finally:
+        release()

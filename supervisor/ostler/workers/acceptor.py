@@ -1,0 +1,232 @@
+"""Accepting connections: from the listeners, which all workers share, and from siblings by the hand-off.
+
+Workers take turns: each accepts one connection at a time and then goes to the end of the kernel's queue of
+workers that wait. A worker stops accepting while it drains, while its table is full, and for a second when
+there are no descriptors or no memory.
+
+A full worker looks every `ROOM_LOOK` seconds whether connections wait that no sibling accepts. Only then it
+closes slow clients to make room; afterwards it does so at once for a while, and accepts several connections
+in a pass: clients that are no attackers wait behind those that are.
+"""
+
+import select
+import socket
+from typing import TYPE_CHECKING, Any
+
+from ostler.logs.limiter import LimitedLog
+from ostler.osapi import original
+from ostler.scoreboard.accounting import RequestSlot
+from ostler.workers import eviction
+from ostler.workers.accept_pause import AcceptPause, is_exhaustion
+from ostler.workers.connection import CLOSED, Connection
+from ostler.workers.connection_factory import ConnectionFactory, host_of
+from ostler.workers.connection_table import ConnectionTable
+from ostler.workers.drain import Drain
+from ostler.workers.eviction import Evictor
+from ostler.workers.handoff import HandedOff
+from ostler.workers.reactor import Reactor
+from ostler.workers.siblings import Siblings
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+ROOM_LOOK = 0.02
+"""Seconds between two looks of a full worker."""
+_ROOM_LOOK_NS = int(ROOM_LOOK * 1_000_000_000)
+# For so long (ns) after a slow client was closed the next one may be closed without a second look.
+_PRESSED = 1_000_000_000
+# So many connections are accepted from one listener in a pass then.
+_PRESSED_ARRIVALS = 16
+_FULL = "worker_connections is reached"
+
+
+class Acceptor:
+    """Accepts connections. Called only by the thread that polls, but for `close_listeners`.
+
+    `slot` is the calling thread's, `now` is CLOCK_MONOTONIC in nanoseconds.
+
+    Args:
+        tls: what connections speak TLS with, or None.
+
+    Attributes:
+        accepting: the reactor watches the listeners.
+        sources: all descriptors that connections come from, the hand-off first: its clients wait already.
+    """
+
+    def __init__(
+        self,
+        listeners: list[socket.socket],
+        reactor: Reactor,
+        table: ConnectionTable,
+        factory: ConnectionFactory,
+        evictor: Evictor,
+        siblings: Siblings,
+        drain: Drain,
+        limited: LimitedLog,
+        tls: "SSLContext | None",
+    ) -> None:
+        self._reactor = reactor
+        self._table = table
+        self._factory = factory
+        self._evictor = evictor
+        self._siblings = siblings
+        self._drain = drain
+        self._tls = tls
+        self._listeners = {sock.fileno(): (sock, name_of(sock.getsockname())) for sock in listeners}
+        self._all_sources = (*([siblings.fd] if siblings else []), *self._listeners)
+        self.sources: tuple[int, ...] = self._all_sources
+        self.accepting = False
+        self._pause = AcceptPause(limited)
+        self._backlog = original.poll()
+        for fd in self._listeners:
+            self._backlog.register(fd, select.POLLIN)
+        self._waiting_since = self._pressed_until = self._next_room_look = 0
+
+    # -- on and off ----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self.accepting = True
+        for fd in self.sources:
+            self._reactor.add_shared(fd)
+
+    def stop(self) -> None:
+        """Leave what comes to siblings; what was accepted goes on."""
+        if self.accepting:
+            self.accepting = False
+            for fd in self.sources:
+                self._reactor.remove(fd)
+
+    def close_listeners(self) -> None:
+        """Stop for good; may be called from a signal handler of the main thread."""
+        self.stop()
+        for listener, _ in self._listeners.values():
+            listener.close()
+
+    def try_start(self, slot: RequestSlot, now: int) -> None:
+        """Start, unless the reason not to accept is still there."""
+        if self._drain.asked or (self._table.is_full and not self._make_room_for_waiting(slot, now)):
+            return
+        if self._pause.is_over(now):
+            self._waiting_since = 0
+            self.start()
+
+    def try_resume_siblings(self, now: int) -> None:
+        """Receive from siblings again, if that was paused for long enough."""
+        if self._siblings.may_resume(now):
+            self.sources = self._all_sources
+            if self.accepting:
+                self._reactor.add_shared(self._siblings.fd)
+
+    @property
+    def waits_for_room(self) -> bool:
+        """The table is full, so that `try_start` is to be called every ROOM_LOOK seconds."""
+        return not self.accepting and self._table.is_full
+
+    # -- accepting -----------------------------------------------------------------------------------------
+
+    def arrivals_in_a_pass(self, usual: int, now: int) -> int:
+        """How many connections to accept from one source in a pass."""
+        return _PRESSED_ARRIVALS if now < self._pressed_until else usual
+
+    def accept(self, source: int, slot: RequestSlot, now: int) -> Connection | None:
+        """One connection from one of the `sources`; None if there is none, or it is closed already."""
+        if source == self._siblings.fd:
+            return self.receive(slot)
+        if not self.accepting:
+            return None
+        listener, name = self._listeners[source]
+        try:
+            sock, peer = listener.accept()
+        except OSError as error:
+            if is_exhaustion(error):
+                reason = error.strerror or "no descriptors"
+                if not self._evictor.make_room(slot, now, eviction.MOVING, reason):
+                    self.stop()
+                    self._pause.begin(error, now)
+                # Else there is room now, and the listener is still ready.
+            return None  # a sibling was quicker, or the client went away again
+        sock.setblocking(False)
+        # To the end of the queue: the kernel wakes the first worker that waits.
+        self._reactor.remove(source)
+        self._reactor.add_shared(source)
+        slot.connection_opened()
+        return self._admit(sock, name, peer, slot)
+
+    def receive(self, slot: RequestSlot) -> Connection | None:
+        """One connection that a sibling has handed off; also while draining. None as in `accept`."""
+        siblings = self._siblings
+        if not (self.accepting or self._drain.asked) or siblings.fd not in self.sources:
+            return None
+        if (found := siblings.receive()) is None:
+            if siblings.is_paused:
+                self.sources = tuple(self._listeners)
+                if self.accepting:
+                    self._reactor.remove(siblings.fd)
+            return None
+        return self._admit_handed_off(found, slot)
+
+    def _admit(self, sock: socket.socket, name: str, peer: Any, slot: RequestSlot) -> Connection | None:
+        host = host_of(peer)
+        proxied = self._factory.is_proxy(host)
+        connection = self._factory.make(sock, name, peer, proxied)
+        # Which client a proxy's connection counts for is in its PROXY header.
+        if not self._enter_table(connection, "" if proxied else host, slot):
+            return None
+        if self._tls is not None and not proxied:
+            try:
+                connection.speak_tls(self._tls)
+            except (OSError, ValueError):
+                self._table.close(connection, slot)  # the client has gone already
+                return None
+        return connection
+
+    def _admit_handed_off(self, found: HandedOff, slot: RequestSlot) -> Connection | None:
+        slot.connection_received()
+        connection = self._factory.make(found.sock, found.listener, found.peer)
+        connection.peer_info = found.peer_info
+        connection.served = found.served
+        host = found.peer_info.get("REMOTE_ADDR") or host_of(found.peer)
+        return connection if self._enter_table(connection, host, slot) else None
+
+    def _enter_table(self, connection: Connection, host: str, slot: RequestSlot) -> bool:
+        """Take a connection in, and make room for the next one, or stop; False if it is closed already."""
+        table = self._table
+        if not table.add(connection, host, slot):
+            return False
+        if table.is_full:
+            now = connection.idle_since
+            pressed = now < self._pressed_until and self._clients_wait()
+            if not self._evictor.make_room(slot, now, eviction.MOVING if pressed else eviction.IDLE, _FULL):
+                self.stop()
+            elif pressed:
+                self._pressed_until = now + _PRESSED
+        return connection.phase is not CLOSED
+
+    # -- room ----------------------------------------------------------------------------------------------
+
+    def _clients_wait(self) -> bool:
+        """Whether a listener has a connection that no worker has accepted."""
+        return any(event & select.POLLIN for _, event in self._backlog.poll(0))
+
+    def _make_room_for_waiting(self, slot: RequestSlot, now: int) -> bool:
+        """Close slow clients if others wait that no sibling accepts; True if there is room now."""
+        if now < self._next_room_look:
+            return False
+        self._next_room_look = now + _ROOM_LOOK_NS
+        if not self._clients_wait():
+            self._waiting_since = 0
+            return False
+        if not self._waiting_since:
+            self._waiting_since = now
+            if now >= self._pressed_until:
+                return False
+        if not self._evictor.make_room(slot, now, eviction.MOVING, _FULL):
+            return False
+        self._pressed_until = now + _PRESSED
+        self._next_room_look = 0
+        return True
+
+
+def name_of(address: Any) -> str:
+    """What siblings know a listener by; `address` is its getsockname()."""
+    return str(address)

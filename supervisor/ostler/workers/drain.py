@@ -1,0 +1,59 @@
+"""Draining: a worker serves what it has and ends, within its graceful time-out."""
+
+from time import monotonic_ns
+
+SECOND = 1_000_000_000
+
+
+class Drain:
+    """Whether a worker drains, and until when.
+
+    `ask` may be called by any thread and any signal handler, the rest only by the thread that polls.
+
+    Args:
+        graceful_timeout: seconds, from the settings.
+        can_hand_over: connections can be handed off to siblings.
+
+    Attributes:
+        asked: `ask` was called.
+        hand_over: siblings go on serving: idle connections are handed off to them.
+        abandoned: the listeners are closed at once.
+        began: when the polling thread began to act on it (CLOCK_MONOTONIC, ns); deadline: when it is to end,
+            None before it began.
+    """
+
+    __slots__ = ("_can_hand_over", "_seconds", "abandoned", "asked", "began", "deadline", "hand_over")
+
+    def __init__(self, graceful_timeout: float, can_hand_over: bool) -> None:
+        self._seconds = graceful_timeout
+        self._can_hand_over = can_hand_over
+        self.asked = False
+        self.hand_over = False
+        self.abandoned = False
+        self.began = 0
+        self.deadline: int | None = None
+
+    def ask(self, hand_over: bool, seconds: float | None) -> None:
+        """Drain from the next pass of the loop on; a later call may change how.
+
+        Args:
+            seconds: how long it may take; None: the settings' graceful time-out, or that of an earlier call.
+        """
+        self.hand_over = hand_over and self._can_hand_over
+        if seconds is not None:
+            self._seconds = seconds
+            if self.deadline is not None:
+                self.deadline = self.began + int(seconds * SECOND)
+        self.asked = True
+
+    def begin(self) -> bool:
+        """Note that it has begun; False if it had before."""
+        if self.deadline is not None:
+            return False
+        self.began = monotonic_ns()
+        self.deadline = self.began + int(self._seconds * SECOND)
+        return True
+
+    def is_over(self, now: int) -> bool:
+        """Whether the time is over, whatever is unanswered."""
+        return self.deadline is not None and now >= self.deadline

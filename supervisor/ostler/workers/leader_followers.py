@@ -1,0 +1,205 @@
+"""Leader/followers: which of a worker's threads polls (Schmidt et al., "Leader/Followers", 2000).
+
+The leader is the thread that polls: it waits at the reactor, receives, and serves what it can. Waking another
+thread costs more than most requests do, and two threads that want the interpreter lock wait for each other.
+So the leader serves requests itself and stays the leader, like a worker with one thread. Only while it is in
+the app it *offers* the leadership: a watcher thread, which looks every millisecond while requests come and
+sleeps otherwise, promotes a follower when the leader is in the same request at two looks. If no follower is
+waiting, because all threads are in the app, the watcher itself polls meanwhile: it can't serve, but it
+receives, sends, and hands off to siblings what would have to wait.
+
+An app whose requests usually take long would wait for the watcher each time. Its leader releases the
+leadership before it calls the app, and a thread that is done acquires an offered leadership itself.
+
+A worker with one thread gets a watcher only once it has had a long request, or when a message comes while it
+is in one: what the supervisor says about a request that hangs must not wait for its end.
+
+The rule of ownership: an offer is one object in a deque. Whichever thread takes it out, the leader that has
+left the app or another one, is the leader; deque.append, pop and remove are atomic with and without the
+interpreter lock.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import sleep
+
+from ostler.osapi import original
+from ostler.scoreboard.accounting import RequestSlot
+
+_TICK = 0.001
+# Looks without a request before the watcher goes to sleep.
+_IDLE_TICKS = 20
+
+
+class LeaderFollowers:
+    """The leadership of one engine.
+
+    Args:
+        threads: how many serve.
+        detach: takes the connection that the leader serves out of the reactor's sight; called in the thread
+            that becomes the leader instead, before it does.
+        poll_only: polls without serving until a thread waits for the leadership (`is_wanted`) or the engine
+            ends; called in the watcher.
+        wake: makes `poll_only` look whether it is to end; any thread may call it.
+
+    Attributes:
+        has_watcher: the watcher runs.
+        watcher_leads: it polls: a thread that wants the leadership must wake it.
+    """
+
+    def __init__(
+        self,
+        threads: int,
+        detach: Callable[[], None],
+        poll_only: Callable[[], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._others = threads - 1
+        self._detach = detach
+        self._poll_only = poll_only
+        self._wake = wake
+        self._leadership = original.Lock()
+        self._offer: deque[RequestSlot] = deque()
+        # Held while an offer is accepted: its leader waits until its connection is detached.
+        self._accepting = original.Lock()
+        self._waiting: deque[None] = deque()
+        self._watcher: threading.Thread | original.NativeThread | None = None
+        self._sleeps = False
+        self._stopped = False
+        self._bell = original.Lock()
+        self.watcher_leads = False
+        self.has_watcher = False
+
+    # -- called by threads that serve ----------------------------------------------------------------------
+
+    def acquire(self, impatient: bool) -> None:
+        """Wait for the leadership.
+
+        Args:
+            impatient: requests usually take long: accept an offer at once, its leader will not be back soon.
+        """
+        if impatient and self._accept_offer():
+            return
+        self._waiting.append(None)
+        if self.watcher_leads:
+            self._wake()
+        self._leadership.acquire()
+        self._waiting.pop()
+
+    def release(self) -> None:
+        """Let another thread lead; called by the leader."""
+        self._leadership.release()
+
+    def release_if_held(self) -> None:
+        """Let another thread lead, called by a thread that does not know whether it is the leader."""
+        try:
+            self._leadership.release()
+        except RuntimeError:
+            pass
+
+    def offer(self, slot: RequestSlot) -> None:
+        """Called by the leader before it calls the app; `slot` shows the request."""
+        self._offer.append(slot)
+        if self._sleeps:
+            self._sleeps = False
+            self._ring()
+
+    def withdraw(self, slot: RequestSlot) -> bool:
+        """Called by the same thread afterwards, with the same slot: whether it is still the leader."""
+        try:
+            # Its own offer and no other: the thread that was promoted may have offered the leadership, too.
+            self._offer.remove(slot)
+        except (ValueError, IndexError):  # IndexError: it changed while it was looked at
+            # Not before its connection is its own alone.
+            with self._accepting:
+                return False
+        return True
+
+    def is_contended(self) -> bool:
+        """Whether others are in the app, so that a thread which releases the interpreter lock must queue."""
+        return len(self._waiting) < self._others
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a thread waits for the leadership."""
+        return bool(self._waiting)
+
+    # -- the watcher ---------------------------------------------------------------------------------------
+
+    def start_watcher(self) -> None:
+        """Start the watcher, once; called by the leader, or in a signal handler in its thread.
+
+        Raises:
+            RuntimeError: no thread can be made.
+        """
+        if self._watcher is None:
+            self._bell.acquire()
+            watcher = original.thread(self._run, "ostler-watcher")
+            try:
+                watcher.start()
+            except RuntimeError:
+                self._bell.release()
+                raise
+            self._watcher = watcher
+            self.has_watcher = True
+
+    def stop(self) -> None:
+        """Make the watcher end; it may take one more look. Any thread may call it."""
+        self._stopped = True
+        self._ring()
+
+    def _ring(self) -> None:
+        try:
+            self._bell.release()
+        except RuntimeError:
+            pass  # it was rung already
+
+    def _run(self) -> None:
+        while not self._stopped:
+            self._sleeps = True
+            if not self._offer:
+                self._bell.acquire()
+            self._sleeps = False
+            self._watch_offers()
+
+    def _watch_offers(self) -> None:
+        """Look at the offered leadership, until no requests come."""
+        idle = seen = 0
+        while idle < _IDLE_TICKS and not self._stopped:
+            sleep(_TICK)
+            try:
+                started = self._offer[0].started
+            except IndexError:
+                started = 0
+            if not started:
+                idle += 1
+            elif started != seen:
+                seen = started
+                idle = 0
+            else:
+                self._promote()
+
+    def _accept_offer(self) -> bool:
+        """Become the leader instead of the thread that offers it; False if none does."""
+        if not self._offer:
+            return False
+        with self._accepting:
+            try:
+                self._offer.pop()
+            except IndexError:
+                return False  # it was withdrawn in this very moment
+            self._detach()
+        return True
+
+    def _promote(self) -> None:
+        """Have a follower lead, or the watcher while there is none."""
+        if not self._accept_offer():
+            return
+        try:
+            if not self._waiting:
+                self.watcher_leads = True
+                self._poll_only()
+        finally:
+            self.watcher_leads = False
+            self._leadership.release()

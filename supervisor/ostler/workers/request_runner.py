@@ -1,0 +1,302 @@
+"""The request runner: from a whole request to its answer, and all accounting of it.
+
+`RequestRunner` is a seam. Today there is one implementation, `WsgiRunner`; a native one for ordinary requests
+can stand in for it, if it keeps what is written at the protocol. tests/unit/workers/test_request_runner.py
+holds any implementation to that.
+"""
+
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import Protocol
+
+from ostler.http1.request import Head, Request
+from ostler.scoreboard.accounting import RequestSlot
+from ostler.scoreboard.layout import LEAST_QUEUED
+from ostler.workers.acceptor import name_of
+from ostler.workers.base import Context
+from ostler.workers.connection import Connection
+from ostler.workers.connection_table import ConnectionTable
+from ostler.workers.interrupt import LONG, Deadlines
+from ostler.workers.queueing import QueueTimes, overloaded
+from ostler.workers.responder import Responder
+from ostler.workers.server_date import ServerDate
+from ostler.wsgi.body import StreamedBody
+from ostler.wsgi.environ import Environ, head_environ, listener_environ, request_environ, worker_environ
+from ostler.wsgi.exchange import App, ClientGone, DeadlineExceeded, Exchange, QuitWorker
+
+_WILDCARDS = ("0.0.0.0", "[::]")  # noqa: S104
+# A longer request counts as this much (ns), so that a few do not hide how long most take.
+_CAP = 2_000_000
+
+
+class RequestRunner(Protocol):
+    """Serves the requests that a connection has.
+
+    Attributes:
+        keep_connections: answers leave connections open. The polling thread sets it to False when the worker
+            drains; a request that begins afterwards must see it.
+        average: a moving average of what requests take in the app (ns), each counted as 2 ms at most.
+        had_long_request: one took longer than `interrupt.LONG`. The owner may reset it.
+    """
+
+    keep_connections: bool
+    average: int
+    had_long_request: bool
+
+    def run(self, connection: Connection, slot: RequestSlot, prompt_until: int) -> None:
+        """Answer the requests in `connection.parser.requests`, in their order.
+
+        It ends when there are none left, when the client does not take an answer (`connection.output` is not
+        empty), when the connection ends, or when the connection's turn is over, should other clients have
+        theirs. The caller sees by the connection's state which it was: requests that are left are served in
+        a later call, output that is left is sent by the thread that polls.
+
+        Called by the thread (or in the greenlet) that serves the connection; it belongs to the caller
+        during the call. While a request is in the app the polling thread may take it out of the reactor's
+        sight, and changes `watched` and `mask` only.
+
+        For each request, in this order:
+
+        1. `slot.begin` is called before the app is, `slot.leave_app` when its answer is sent or kept, and
+           then `slot.count` once, whatever happened: also if `DeadlineExceeded` was raised at any moment
+           between the first two. If the request took longer than LONG, `Deadlines.end` is called before that
+           guard is left, so that no exception that was meant for it meets anything else.
+        2. `slot.waited` is called before, if it waited. One that has waited longer than `queue_timeout` is
+           answered with 503 without the app: it counts as answered, but with no time in the app.
+        3. The access log and `request_failed` are written, the quota is counted down.
+
+        It may read all of the connection. It writes `parser.requests` (takes from the front),
+        `parser.wants_continue`, `output` (by `send` and `send_file`), `unconfirmed`, `idle_since`, `served`,
+        `template` and `template_head`, `streamed`, `pulled`; everything that ends the connection goes through
+        ConnectionTable (`end`, `close`) and Responder (`refuse`, `settle`).
+
+        Args:
+            connection: in the phase OPEN, without output, with one request at least.
+            slot: the calling thread's, or the one in which this greenlet's request is shown; no request is
+                in it.
+            prompt_until: a request that gets to the app by this time (CLOCK_MONOTONIC, ns) has not waited;
+                0: not known.
+
+        Raises:
+            QuitWorker: by a signal's handler. Nothing else: a defect of ours costs the connection.
+        """
+        ...
+
+
+class WsgiRunner:
+    """Calls a WSGI app, by the exchange of the context.
+
+    Attributes: see RequestRunner.
+
+    Args:
+        deadlines: ends requests that take too long.
+        flush_access: called behind each line of the access log.
+        multithreaded: as `wsgi.multithread`.
+        turn: after how long (ns) pipelined requests of a connection let other clients go first; 0: never.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        table: ConnectionTable,
+        responder: Responder,
+        queue_times: QueueTimes,
+        date: ServerDate,
+        deadlines: Deadlines,
+        flush_access: Callable[[], object],
+        multithreaded: bool,
+        turn: int,
+    ) -> None:
+        settings = context.settings
+        self._app: App = context.app
+        self._new_exchange = context.exchange
+        self._table = table
+        self._responder = responder
+        self._queue_times = queue_times
+        self._date = date
+        self._deadlines = deadlines
+        self._log = context.log
+        self._access = context.access
+        self._flush_access = flush_access
+        self._averages = settings.threads > 1
+        self._turn = turn
+        self._quota = context.quota
+        self._on_quota = context.on_quota
+        self._answered = 0
+        self._queue_timeout = int(settings.queue_timeout * 1_000_000_000)
+        self.keep_connections = settings.keepalive > 0
+        self.average = 0
+        self.had_long_request = False
+        shared = worker_environ(multithreaded, settings.sendfile, context.log.errors, settings.root_path)
+        shared["ostler.extend_deadline"] = deadlines.extend
+        if context.tls is not None:
+            shared |= {"wsgi.url_scheme": "https", "HTTPS": "on"}
+        self._shared = shared
+        addresses = [listener.getsockname() for listener in context.listeners]
+        self._environs = {name_of(address): listener_environ(shared, address) for address in addresses}
+
+    def run(self, connection: Connection, slot: RequestSlot, prompt_until: int) -> None:
+        """See RequestRunner."""
+        try:
+            requests = connection.parser.requests
+            turn_ends = 0
+            while requests and not connection.output:
+                request = requests.pop(0)
+                line = request.line
+                keep_alive = request.keep_alive and self.keep_connections
+                if not request.complete:
+                    keep_alive = False  # the connection ends with a request that the app reads while it comes
+                exchange = self._new_exchange(request, connection, self._date.lines, keep_alive)
+                if not request.complete:
+                    _feed_from(connection, request, exchange)
+                template = connection.template
+                if request.head is not connection.template_head or template is None:
+                    template = self._make_template(connection, request.head)
+                environ = request_environ(template, request)
+                started = monotonic_ns()
+                if started > prompt_until and (
+                    waited := self._queue_times.waited(connection, started, prompt_until - LEAST_QUEUED)
+                ):
+                    slot.waited(waited)
+                    if 0 < self._queue_timeout < waited:
+                        if self._turn_away(connection, slot, request, exchange, environ):
+                            continue
+                        return
+                gone = False
+                try:
+                    slot.begin(line.method, line.target, started)
+                    try:
+                        exchange.run(self._app, environ)
+                    except ClientGone:
+                        gone = True
+                    slot.leave_app()
+                    connection.idle_since = connection.served = ended = monotonic_ns()
+                    took = ended - started
+                    if took > LONG:
+                        self.had_long_request = True
+                        self._deadlines.end(started)
+                except DeadlineExceeded:
+                    slot.leave_app()
+                    connection.idle_since = connection.served = ended = monotonic_ns()
+                    took = ended - started
+                    gone = True
+                    exchange.give_up()
+                if gone and not exchange.head_sent:
+                    if connection.violation is not None:
+                        self._responder.refuse(connection, connection.violation, slot)
+                        return
+                    exchange.code, exchange.status = 499, "499 Client Gone"
+                sent = exchange.sent
+                if connection.output:
+                    # What a client has not taken of a file is counted when it has, if ever.
+                    connection.unconfirmed = min(connection.output.promised, sent)
+                    sent -= connection.unconfirmed
+                slot.count(exchange.code, sent, took)
+                if self._access is not None or exchange.error is not None:
+                    self._log_request(request, exchange, environ, took)
+                if self._quota:
+                    self._count_down()
+                if self._averages:
+                    self.average += (min(took, _CAP) - self.average) >> 3
+                if gone:
+                    self._table.close(connection, slot)
+                    return
+                if not exchange.keep_alive:
+                    self._table.end(connection, request.keep_alive, slot)
+                    return
+                if requests and self._turn:
+                    turn_ends = turn_ends or started + self._turn
+                    if ended > turn_ends:
+                        return
+            parser = connection.parser
+            if not connection.output and (connection.violation is not None or parser.wants_continue):
+                self._responder.settle(connection, slot)
+        except QuitWorker:
+            raise
+        except BaseException:  # noqa: BLE001 - DeadlineExceeded and those of greenlets are no Exception
+            self._responder.fail(connection, slot)
+
+    def _turn_away(
+        self,
+        connection: Connection,
+        slot: RequestSlot,
+        request: Request,
+        exchange: Exchange,
+        environ: Environ,
+    ) -> bool:
+        """Answer a request that has waited too long without the app; False if the connection ends."""
+        connection.idle_since = connection.served = monotonic_ns()
+        gone = False
+        try:
+            Exchange.run(exchange, overloaded, environ)  # without hooks, which are about requests to the app
+        except ClientGone:
+            gone = True
+            if not exchange.head_sent:
+                exchange.code, exchange.status = 499, "499 Client Gone"
+        slot.refused(exchange.code, exchange.sent)
+        if self._access is not None:
+            self._log_request(request, exchange, environ, 0)
+        if gone:
+            self._table.close(connection, slot)
+            return False
+        if not exchange.keep_alive:
+            self._table.end(connection, request.keep_alive, slot)
+            return False
+        return True
+
+    def _make_template(self, connection: Connection, head: Head) -> Environ:
+        """The part of the environ that goes for all requests of the connection with this head."""
+        peer_info: Environ = dict(connection.peer_info or {})
+        if connection.tls:
+            peer_info |= connection.sock.peer_info()
+        listener = self._environs.get(connection.listener)
+        if listener is None or listener["SERVER_NAME"] in _WILDCARDS:
+            # All interfaces; or a sibling of another generation accepted it, on a listener not ours.
+            listener = listener_environ(self._shared, connection.sock.getsockname())
+        environ = head_environ(listener, connection.peer, peer_info, head, connection.trusted)
+        connection.template, connection.template_head = environ, head
+        return environ
+
+    def _log_request(self, request: Request, exchange: Exchange, environ: Environ, took: int) -> None:
+        line = request.line
+        if exchange.error is not None:
+            self._log.error(
+                "request_failed",
+                method=line.method,
+                path=line.target.partition(b"?")[0].decode("latin-1"),
+                traceback=exchange.error,
+            )
+        if self._access is not None:
+            self._access.answered(
+                line.method,
+                line.raw_uri,
+                line.protocol,
+                environ,
+                exchange.status,
+                exchange.headers,
+                exchange.sent,
+                took,
+            )
+            self._flush_access()
+
+    def _count_down(self) -> None:
+        self._answered += 1
+        if self._answered >= self._quota:
+            self._quota = 0
+            self._on_quota(self._answered)
+
+
+def _feed_from(connection: Connection, request: Request, exchange: Exchange) -> None:
+    """Let the app read a body that is still coming."""
+
+    def pull() -> None:
+        if exchange.head_sent:
+            connection.parser.wants_continue = False  # too late for it (RFC 9110 section 10.1.1)
+        connection.pull()
+
+    connection.pulled = monotonic_ns()
+    body = request.body
+    assert isinstance(body, StreamedBody)
+    connection.streamed = body
+    body.pull = pull
+    body.complete = lambda: request.complete

@@ -1,0 +1,23 @@
+"""The ports of the daemon's parts, with stand-ins for what a test does not need."""
+
+from typing import Any
+
+from ostler.daemon.children.ports import Ports
+from ostler.daemon.children.registry import Children
+
+
+def fake_ports(**given: Any) -> Any:
+    """Ports with an empty registry; a use of what was not given fails.
+
+    given: by name; `state` is the state itself, `workers`, `fork_servers` and `leaving` are what the
+    registry holds.
+    """
+    children = Children()
+    children.workers = given.pop("workers", children.workers)
+    children.fork_servers = given.pop("fork_servers", children.fork_servers)
+    children.leaving = given.pop("leaving", children.leaving)
+    state = given.pop("state", None)
+    names = ("loop", "journal", "emit", "attempt")
+    parts: dict[str, Any] = {name: given.pop(name, None) for name in names}
+    assert not given, f"no ports: {given}"
+    return Ports(children=children, state=lambda: state, **parts)
