@@ -199,7 +199,7 @@ class Shell:
     def snapshot(self) -> ShellState:
         """For `restore` in the program that comes next."""
         return ShellState(
-            fleet=self.fleet.snapshot(),
+            fleet=self.fleet.state,
             children=self.children.snapshot(),
             hooks=self.hooks.snapshot(),
             reaper=self.reaper.snapshot(),

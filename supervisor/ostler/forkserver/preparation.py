@@ -120,10 +120,13 @@ class Preparation:
                 self._set_up_logs(loaded.settings, file)
                 self._worker_class = worker_class(loaded.settings)
                 remarks = self._worker_class.check(loaded.settings)
+                self._check_tls(loaded)
                 kind = built_in(self._worker_class, loaded.settings)
                 if kind is not None and (unused := without_effect(loaded.settings, kind)):
                     remarks.append(f"without effect in {kind} workers: {', '.join(unused)}")
-            loaded = msgspec.structs.replace(loaded, one_loop=self._worker_class.one_loop)
+            loaded = msgspec.structs.replace(
+                loaded, one_loop=self._worker_class.one_loop, tls=self._tls is not None
+            )
             remarks += self._set_up_hooks(loaded.settings, functions, ask.cause)
             if ask.known is None:
                 warnings += remarks
@@ -240,6 +243,21 @@ class Preparation:
         finally:
             while self._certificates:
                 os.close(self._certificates.popitem()[1])
+
+    def _check_tls(self, loaded: Loaded) -> None:
+        """Refuse what would serve plain HTTP to clients that expect TLS.
+
+        Raises:
+            SettingError: the worker class can't speak TLS.
+        """
+        if self._tls is not None and not self._worker_class.serves_tls:
+            name = "certfile" if loaded.settings.certfile is not None else "ssl_context"
+            raise SettingError(
+                name,
+                f"the worker class {loaded.settings.worker_class} can't speak TLS; choose another one, e.g."
+                " gthread, or let a proxy do it and serve plain HTTP behind it",
+                loaded.hooks.get(name, ""),
+            )
 
     def _set_up_logs(self, settings: Settings, file: configfile.ConfigFile | None) -> None:
         """With the workers' rights: they have to be able to open what user code opens.

@@ -136,7 +136,7 @@ class Observer:
             timeout=settings.timeout if settings else 0.0,
             listeners=self._listeners.urls(
                 fork_server.record.listener_keys if fork_server else [],
-                "https" if settings is not None and settings.certfile else "http",
+                "https" if loaded is not None and loaded.tls else "http",
             ),
             started_at=self._started_at,
             uptime=time.monotonic() - self._started,

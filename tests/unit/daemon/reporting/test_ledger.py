@@ -160,9 +160,9 @@ def a_fleet(state: GenerationState | None = None, **more: Any) -> Fleet:
     fleet.handle(events.ForkServerConfigured(1, fleet_policy()), 0.0)
     fleet.handle(events.AppLoaded(1), 0.0)
     if state is None:
-        del fleet.generations[1]
+        del fleet.state.generations[1]
     else:
-        fleet.generations[1].state = state
+        fleet.state.generations[1].state = state
     for name, value in more.items():
         setattr(fleet.state, name, value)
     return fleet
@@ -186,7 +186,7 @@ def test_cause_of_a_fork_servers_end(
     fleet: Fleet, replaced: bool, status: ExitStatus, sent: list[int], cause: str
 ) -> None:
     """The same for a fork server, from the state of its generation."""
-    leaving = fork_server_leaving(fleet, 1, replaced)
+    leaving = fork_server_leaving(fleet.state, 1, replaced)
     assert cause_of(facts(status, kind="fork server", leaving=leaving, sent=sent), False) == cause
 
 
@@ -195,8 +195,8 @@ def test_a_failed_reloads_fork_server() -> None:
     fleet = a_fleet(GenerationState.UP)
     fleet.handle(events.ReloadAsked("test"), 1.0)
     fleet.handle(events.GenerationFailed(2, "no such module"), 2.0)
-    assert fork_server_leaving(fleet, 2) == "boot failed"
-    assert fork_server_leaving(fleet, 1) is None
+    assert fork_server_leaving(fleet.state, 2) == "boot failed"
+    assert fork_server_leaving(fleet.state, 1) is None
 
 
 def test_what_is_kept() -> None:
