@@ -27,12 +27,12 @@ def test_reload_under_load(place: Place, preload: list[str], kind: str) -> None:
     threads = ["--threads", "3"] if kind == "gthread" else []
     daemon = place.start("-w", "2", *threads, *preload, "page:app")
     daemon.settled(2)
-    with Load(daemon.address, rate=400, connections=16, timeout=10) as load:
-        load.wait_for(200, within=10)
+    with Load(daemon.address, rate=400, connections=16) as load:
+        load.wait_for(200)
         place.add("page.py", source + page("new"))
         done = daemon.ctl("reload")
         assert done.code == 0, done.err
-        load.wait_for(load.ended + 200, within=10)
+        load.wait_for(load.ended + 200)
         report = load.finish()
     assert (report.failed, report.unasked) == (0, 0), report.summary()
     bodies = [record.body for record in sorted(report.records, key=lambda record: record.sent)]
@@ -48,14 +48,14 @@ def test_reloads_in_a_row_under_load(place: Place) -> None:
     """One reload after the other, some overtaking the one before: the last one wins, no request fails."""
     place.add("page.py", page("0"))
     daemon = place.start("-w", "2", "--canary-time", "0.1", "page:app")
-    with Load(daemon.address, rate=300, connections=8, timeout=10) as load:
-        load.wait_for(100, within=10)
+    with Load(daemon.address, rate=300, connections=8) as load:
+        load.wait_for(100)
         for number in range(1, 6):
             place.add("page.py", page(str(number)))
             daemon.send(signal.SIGHUP)
             daemon.event("reload", generation=number + 1)
         daemon.event("reload_done", generation=6)
-        load.wait_for(load.ended + 100, within=10)
+        load.wait_for(load.ended + 100)
         report = load.finish()
     assert (report.failed, report.unasked) == (0, 0), report.summary()
     assert report.records[-1].body == b"5"

@@ -15,15 +15,8 @@ from ostler.control.openapi import document
 from ostler.control.problems import Conflict, Invalid, NotFound
 from ostler.control.routes import Ask, Scope
 from ostler.control.views import Asked, ReforkBody, ReloadBody, Scale, Stop, WorkerView
-from ostler.fleet.events import (
-    Event,
-    RecycleAsked,
-    ReforkAsked,
-    ReloadAsked,
-    ResizeAsked,
-    StopAsked,
-    UpgradeAsked,
-)
+from ostler.fleet import events
+from ostler.fleet.events import Event
 from ostler.fleet.policies import MAX_WORKERS
 
 MOST_WAITING = 64
@@ -139,7 +132,7 @@ class FleetHandlers:
         if ask.delta is not None and self._backend.status().wanted + ask.delta > MAX_WORKERS:
             raise Invalid(f"a delta of {ask.delta:+} would exceed {MAX_WORKERS} workers")
         self._refuse_if_stopping()
-        self._backend.submit(ResizeAsked(by=call.by, workers=ask.workers, delta=ask.delta))
+        self._backend.submit(events.ResizeAsked(by=call.by, workers=ask.workers, delta=ask.delta))
         return Answer(self._backend.status())
 
     async def reload(self, call: Call[ReloadBody]) -> Answer:
@@ -147,7 +140,7 @@ class FleetHandlers:
         key, trusted = call.caller.peer, call.caller.scope == "admin"
         if call.ask.wait and (refusal := self._waiting.refusal(key, trusted)) is not None:
             raise Conflict(f"{refusal}; send the request without `wait`")
-        self._backend.submit(ReloadAsked(by=call.by))
+        self._backend.submit(events.ReloadAsked(by=call.by))
         started = self._backend.reload()
         if started is None:
             raise Conflict("the fleet can't be reloaded now; see the daemon's log")
@@ -160,7 +153,7 @@ class FleetHandlers:
     async def recycle(self, call: Call[None]) -> Answer:
         worker = self._worker(call.path["slot"])
         self._refuse_if_stopping()
-        self._backend.submit(RecycleAsked(by=call.by, slot=worker.slot))
+        self._backend.submit(events.RecycleAsked(by=call.by, slot=worker.slot))
         return Answer(next((now for now in self._backend.workers() if now.slot == worker.slot), worker))
 
     async def refork(self, call: Call[ReforkBody]) -> Answer:
@@ -172,21 +165,21 @@ class FleetHandlers:
             raise Conflict(f"no worker is ready in slot {slot}")
         if not ready:
             raise Conflict("no worker is ready")
-        return self._ask(ReforkAsked(by=call.by, slot=slot, force=call.ask.force))
+        return self._ask(events.ReforkAsked(by=call.by, slot=slot, force=call.ask.force))
 
     async def upgrade(self, call: Call[None]) -> Answer:
         self._refuse_if_stopping()
         self._refuse_if_reloading("the daemon can't be upgraded")
-        return self._ask(UpgradeAsked(by=call.by))
+        return self._ask(events.UpgradeAsked(by=call.by))
 
     async def stop(self, call: Call[Stop]) -> Answer:
-        self._backend.submit(StopAsked(by=call.by, how="graceful" if call.ask.graceful else "quick"))
+        self._backend.submit(events.StopAsked(by=call.by, how="graceful" if call.ask.graceful else "quick"))
         return Answer(self._backend.status())
 
     def _ask(self, event: Event) -> Answer:
         """Submit an event whose outcome is reported by later events."""
-        events = self._backend.recent_events()
-        asked = Asked(events[-1].id if events else 0)
+        recent = self._backend.recent_events()
+        asked = Asked(recent[-1].id if recent else 0)
         self._backend.submit(event)
         return Answer(asked)
 

@@ -258,7 +258,7 @@ async def test_another_user_is_refused_on_the_unix_socket(rig: Rig) -> None:
     script = (
         "import os, socket, sys; os.setgroups([]); os.setgid(65534); s = socket.socket(socket.AF_UNIX);"
         "os.chdir(os.path.dirname(sys.argv[1])); os.setuid(65534); s.connect(os.path.basename(sys.argv[1]));"
-        "s.sendall(b'GET /healthz HTTP/1.0\\r\\n\\r\\n'); print(s.recv(65536).decode())"
+        "s.sendall(b'GET /healthz HTTP/1.0\\r\\n\\r\\n'); print(s.makefile().read())"
     )
     stranger = await asyncio.create_subprocess_exec(
         "/usr/bin/env", "python3", "-c", script, str(rig.path), stdout=asyncio.subprocess.PIPE
