@@ -304,10 +304,7 @@ class HookWorker(HookArgument):
         retire: Callable[[int], object] = int,
         extend: Callable[[float], object] = float,
     ) -> None:
-        """Set the functions that count requests, ask for a successor, and extend a deadline; without.
-
-        Reset.
-        """
+        """Set the functions that count requests, ask for a successor and extend a deadline; default: none."""
         self._count, self._retire, self._extend = count, retire, extend
 
     @property

@@ -11,22 +11,17 @@ that. A worker that serves is never forked from: it has threads, connections and
 """
 
 import faulthandler
-import gc
 import os
 import random
 import signal
 import sys
-import threading
-import time
 from contextlib import suppress
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import NoReturn
 
-from ostler.errors import SettingError
-from ostler.hooks.calling import HookFailed
 from ostler.hooks.worker import WorkerHooks
 from ostler.ipc import messages
-from ostler.ipc.channel import Channel, line, lines, shorten
+from ostler.ipc.channel import Channel
 from ostler.logs.sinks import LogSinks
 from ostler.osapi import original
 from ostler.osapi.needed import LIMITS
@@ -37,24 +32,19 @@ from ostler.scoreboard.memory import map_cell
 from ostler.settings.capacity import request_slots
 from ostler.text import trace_of
 from ostler.workers import app_forks, signals
-from ostler.workers.audit import Audit, audit_drained, audit_serving
+from ostler.workers.app_boot import AppBoot
 from ostler.workers.base import BaseWorker, Context
 from ostler.workers.engine import Engine
 from ostler.workers.handoff import HandOff
 from ostler.workers.inheritance import Inheritance, Zygote
 from ostler.workers.load_errors import AppLoadError
-from ostler.workers.loader import load, standard_modules
 from ostler.workers.priming import SHORT, prime
-from ostler.workers.warmup import WarmupError, warm_up
+from ostler.workers.promotion import Promotion
+from ostler.workers.warmup import WarmupError
 from ostler.wsgi.exchange import App, QuitWorker
-
-if TYPE_CHECKING:
-    from ostler.workers.development import Development
 
 # Seconds after its graceful time-out at which a worker without supervisor is ended.
 _ORPHAN_GRACE = 1.0
-# Seconds that the engine's threads may take to end when all requests are answered.
-_THREADS_END = 1.0
 
 
 class WorkerProcess:
@@ -82,12 +72,10 @@ class WorkerProcess:
         self._started = False
         self._orphaned = False
         self._quitting = False
-        self._standard_modules: list[str] = []
         self._accounting: Accounting | None = None
-        self._zygote_wanted = False
+        self._promotion = Promotion()
         self._must_leave = False
-        self._forced = False
-        self._development: Development | None = None
+        self._app_boot = AppBoot(generation, self._hooks, self._log, self._send, self._quit_if_asked)
 
     def run(self) -> int:
         """Serve until the end; returns the exit code.
@@ -103,7 +91,7 @@ class WorkerProcess:
         if not self._wait_for_boot():
             return 0
         signals.on_hang_up(self._channel.fileno(), self._lose_supervisor, self._on_message_signal)
-        app = self._load()
+        app = self._app_boot.run()
         self._quit_if_asked()
         if app is None:
             return 3
@@ -122,22 +110,16 @@ class WorkerProcess:
         """
         engine = self._engine
         must_end = self._must_leave or self._orphaned or self._quitting
-        if engine is None or not self._zygote_wanted or must_end:
+        if engine is None or not self._promotion.wanted or must_end:
             return None
-        if self._development is not None:
-            self._development.stop()
+        self._app_boot.stop_reporting()
         # Requests that did not end in time end with this process.
-        if late := _wait_for_engine_threads():
-            self._log.warning("template_refused", problems=f"requests are running in {', '.join(late)}")
-            return None
-        if self._is_busy():
-            self._log.warning("template_refused", problems="requests are running in greenlets")
-            return None
-        engine.close()
-        self._hooks.ended()  # before the audit, which need not find what the hook closes
-        found = audit_drained(self._own_descriptors())
-        if found.problems and not self._forced:
-            self._log.warning("template_refused", problems="; ".join(found.problems))
+        if (problem := self._promotion.running_requests(self._is_busy())) is None:
+            engine.close()
+            self._hooks.ended()  # before the audit, which need not find what the hook closes
+            problem = self._promotion.drained_problem(self._own_descriptors())
+        if problem is not None:
+            self._log.warning("template_refused", problems=problem)
             return None
         signals.ignore_group_signals()
         if self._must_leave:
@@ -161,75 +143,15 @@ class WorkerProcess:
     # -- booting -----------------------------------------------------------------------------------------
 
     def _wait_for_boot(self) -> bool:
-        """Wait until the supervisor has registered this process; no user code runs before. False.
+        """Wait until the supervisor has registered this process; no user code runs before.
 
-        It is to end.
+        False if this process is to end.
         """
         while (received := self._channel.receive()) is not None:
             if not isinstance(received[0], messages.ReopenLogs):
                 return isinstance(received[0], messages.Boot)
             self._reopen_logs()  # the logs may have been moved since the fork
         return False
-
-    def _load(self) -> App | None:
-        random.seed()  # workers of one fork server must not draw the same numbers
-        generation = self._generation
-        settings = self._settings
-        before = set(sys.modules)
-        self._development = development = self._make_development() if settings.reload else None
-        try:
-            self._hooks.forked()
-            app = generation.app
-            if app is None:
-                app = self._hooks.app.callable  # a hook may have loaded it, here or in the fork server
-            if app is None:
-                generation.worker_class.prepare(settings)
-                self._quit_if_asked()  # the app can't be loaded with a half-patched library
-            if settings.spew:
-                self._spew()
-            if app is None:
-                app = (
-                    development.load(settings, generation.worker_class, generation.number)
-                    if development is not None
-                    else load(settings, generation.worker_class.interface)
-                )
-            broken = development is not None and development.is_error_page(app)
-            app = cast("App", self._hooks.loaded(app))
-            if generation.worker_class.interface == "wsgi" and not broken:
-                listener = generation.listeners[0].getsockname() if generation.listeners else None
-                warm_up(app, settings, self._log, generation.tls, listener)
-        except (AppLoadError, WarmupError, HookFailed) as error:
-            self._report_failure(error)
-            return None
-        except SettingError as error:
-            self._send(messages.BootFailed(line(str(error)), None))
-            return None
-        if development is not None:
-            try:
-                development.keep_reporting()
-            except RuntimeError as error:
-                self._send(messages.BootFailed(f"can't make a thread: {error}; {LIMITS}", None))
-                return None
-        generation.app = app
-        self._standard_modules = standard_modules(before)
-        # The app's code and data live as long as the worker: the garbage collector need not scan them again.
-        gc.freeze()
-        return app
-
-    def _report_failure(self, error: AppLoadError | WarmupError | HookFailed) -> None:
-        self._quit_if_asked()
-        self._send(messages.BootFailed(line(error.reason), shorten(error.trace) if error.trace else None))
-
-    def _make_development(self) -> "Development":
-        # Imported only here, as below: without the setting its module takes no memory.
-        from ostler.workers.development import Development
-
-        return Development(self._send)
-
-    def _spew(self) -> None:
-        from ostler.workers.spew import spew
-
-        spew(self._log, self._settings)
 
     def _serve(self, app: App) -> int:
         settings = self._settings
@@ -268,7 +190,7 @@ class WorkerProcess:
         try:
             engine.start()
         except (AppLoadError, WarmupError) as error:
-            self._report_failure(error)
+            self._app_boot.report_failure(error)
             return 3
         if self._leave_early or engine.draining:
             return 0
@@ -281,7 +203,7 @@ class WorkerProcess:
         self._title(f"worker {self._inherited.slot} gen {self._generation.number}")
         if not self._inherited.urgent:
             step_forward(self._lowered)
-        self._send(messages.Ready(self._standard_modules[: messages.MOST_NAMES]))
+        self._send(messages.Ready(self._app_boot.standard_modules[: messages.MOST_NAMES]))
         engine.run()
         return 0
 
@@ -301,7 +223,7 @@ class WorkerProcess:
                 return
             message = received[0]
             if isinstance(message, messages.Drain):
-                self._zygote_wanted = message.zygote  # of several messages the last one counts
+                self._promotion.wanted = message.zygote  # of several messages the last one counts
                 self._drain(message.hand_over, message.seconds)
             elif isinstance(message, messages.AuditZygote):
                 self._audit(message.force)
@@ -347,15 +269,8 @@ class WorkerProcess:
     def _audit(self, force: bool) -> None:
         """Report whether this worker could become a zygote; it goes on serving."""
         assert self._engine is not None
-        self._forced = force
-        try:
-            found = audit_serving(self._own_descriptors() | self._engine.descriptors(), self._is_busy())
-        except OSError as error:
-            found = Audit([f"the process can't be examined: {error}"])
-        if force:
-            found = found.forced()
-        problems, warnings = (lines(texts, messages.MOST_LINES) for texts in (found.problems, found.warnings))
-        self._send(messages.ZygoteAudited(problems, warnings))
+        descriptors = self._own_descriptors() | self._engine.descriptors()
+        self._send(self._promotion.audit(descriptors, self._is_busy(), force))
 
     def _is_busy(self) -> bool:
         """Whether a request is in the app."""
@@ -372,10 +287,7 @@ class WorkerProcess:
         }
 
     def _lose_supervisor(self) -> None:
-        """The supervisor is gone, and with it the only process that can replace or end this worker.
-
-        Drain and end.
-        """
+        """Drain and end: the supervisor is gone, which alone can replace or end this worker."""
         if not self._orphaned:
             self._orphaned = True
             # faulthandler's C thread ends the process even if all Python threads hang.
@@ -438,19 +350,6 @@ class WorkerProcess:
 
     def _title(self, what: str) -> None:
         set_title(f"ostler: {what} [{self._generation.name}]")
-
-
-def _engine_threads() -> list[threading.Thread]:
-    """Ostler's own running threads, without the main thread."""
-    return [thread for thread in threading.enumerate() if thread.name.startswith("ostler-")]
-
-
-def _wait_for_engine_threads() -> list[str]:
-    """Wait for the end of the engine's threads; returns the names of those that are still running."""
-    deadline = time.monotonic() + _THREADS_END
-    for thread in _engine_threads():
-        thread.join(max(0.0, deadline - time.monotonic()))
-    return [thread.name for thread in _engine_threads()]
 
 
 def leave(code: int) -> NoReturn:

@@ -58,7 +58,7 @@ async def test_a_refusal_reads_no_body(rig: Rig, line: str, headers: list[str], 
 
 
 async def test_a_refused_client_that_goes_on_sending_reads_the_answer(rig: Rig) -> None:
-    """What it still sends is dropped for a while: a reset could take the answer from it."""
+    """Further bytes are dropped for a while: with a reset the client could lose the answer."""
     body = b"x" * 100_000
     sent = request(rig, "POST /v1/login", f"Content-Length: {len(body)}") + body
     assert (await exchange(rig, sent)).startswith(b"HTTP/1.1 413 ")
@@ -174,7 +174,7 @@ async def test_pipelined_requests_wait_in_the_kernel(rig: Rig) -> None:
 
 @pytest.mark.parametrize("requests", [1, 3])
 async def test_a_client_that_ends_its_side_is_answered(rig: Rig, requests: int) -> None:
-    """As `nc -N` does it: what it sent before is answered all the same, then the connection is closed."""
+    """As with `nc -N`: requests before the end are answered, then the connection is closed."""
     reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
     writer.write(request(rig, "GET /healthz") * requests)
     writer.write_eof()

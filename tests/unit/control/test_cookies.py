@@ -1,4 +1,4 @@
-"""Cookie fields go before anything is parsed, in whatever pieces they come."""
+"""Cookie fields are removed before parsing, however they are split."""
 
 import pytest
 from hypothesis import given

@@ -86,7 +86,7 @@ async def test_all_names_of_loopback_are_ours(rig: Rig, host: str) -> None:
     ],
 )
 async def test_a_foreign_origin_changes_nothing(rig: Rig, origin: str) -> None:
-    """What another page's scripts ask is refused even with good credentials, a preflight too."""
+    """Requests of other pages' scripts are refused even with valid credentials, and so are preflights."""
     headers = rig.bearer | {"Origin": origin.format(port=rig.port)}
     assert await status(rig, "POST", "/v1/scale", headers, json={"delta": 1}) == 403
     for path in ("/v1/stream", "/v1/status", "/healthz", "/"):
@@ -208,7 +208,7 @@ async def test_codes_and_sessions_expire(rig: Rig) -> None:
 
 
 async def test_logout_ends_the_session(rig: Rig) -> None:
-    """After logout the session's secret is worth nothing, and other sessions go on."""
+    """After logout the session's secret is invalid, and other sessions stay."""
     _, headers = await login(rig, code_of(rig))
     _, others = await login(rig, code_of(rig))
     assert await status(rig, "POST", "/v1/logout", headers) == 204
@@ -217,7 +217,7 @@ async def test_logout_ends_the_session(rig: Rig) -> None:
 
 
 async def test_failed_logins_lock_no_one_out(rig: Rig) -> None:
-    """After so many wrong codes further ones are 429; a valid one logs in all the same, and sessions stay."""
+    """After so many wrong codes further ones are 429; a valid one still logs in, and sessions stay."""
     _, session = await login(rig, code_of(rig))
     for _ in range(FAILED_LOGINS):
         assert (await login(rig, "guess"))[0] == 401
@@ -314,7 +314,7 @@ def test_only_loopback_is_bound(host: str) -> None:
 
 
 def test_spellings_of_loopback() -> None:
-    """What a user may write for loopback."""
+    """Spellings of loopback addresses."""
     assert [loopback_address(h) for h in ("localhost", "127.0.0.1", "::1", "[::1]", "127.8.8.8")] == [
         "127.0.0.1",
         "127.0.0.1",

@@ -1,4 +1,4 @@
-"""The table, what is derived from it, and what each route answers."""
+"""The route table, what is derived from it, and the answer of each route."""
 
 import os
 import re
@@ -60,7 +60,7 @@ def test_the_document_has_no_dangling_reference() -> None:
 
 @pytest.mark.parametrize("route", [r for r in ROUTES if r.method == "GET" and r.view], ids=lambda r: r.name)
 async def test_a_get_answers_its_view(rig: Rig, route: Route[object, Any]) -> None:
-    """What a GET route answers decodes as the type that the table promises, on both listeners."""
+    """The answer of a GET route decodes as the type in the table, on both listeners."""
     await rig.unix.post(RELOAD.path)
     for session in (rig.unix, rig.tcp):
         async with session.get(route.path.format(slot=2), headers=rig.bearer) as answer:

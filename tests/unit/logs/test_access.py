@@ -217,7 +217,7 @@ def test_the_default_format() -> None:
     ],
 )
 def test_literal_text(text: str, expected: str) -> None:
-    """What is no atom is copied; `%%` is a percent sign, in front of anything."""
+    """Other text is copied; `%%` is a percent sign, in front of anything."""
     assert line(text) == expected
 
 
@@ -281,7 +281,7 @@ def test_atoms_are_found_as_in_gunicorn() -> None:
 
 
 def test_atoms_forge_nothing() -> None:
-    """What a formatter puts together of them has no control characters and no quotes of a client's."""
+    """A line that a formatter makes of them has no control characters and no quotes of a client."""
     environ = {"REMOTE_ADDR": "::1", "HTTP_USER_AGENT": 'a"\n\x1b', "HTTP_X": "\r", "own": "\n", "wsgi.x": 1}
     atoms = answered(all_atoms, environ=environ, target="/%0a%22", headers=[("X-Y", "a\tb")])
     text = "".join(value for value in atoms.values() if isinstance(value, str))
@@ -451,7 +451,7 @@ def test_refused_is_cut(path: Path) -> None:
 
 
 def test_lines_are_appended(path: Path) -> None:
-    """The file may be moved away meanwhile; what was gathered until then belongs to the old one."""
+    """The file may be moved away meanwhile; lines collected until then go to the old one."""
     file = LogFile(str(path), 1)
     log = AccessLog(file, "%(m)s %(U)s")
     answered(log.answered, target="/one")

@@ -236,7 +236,7 @@ def test_an_app_writes_to_the_access_logger(log: Log, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [logging.FileHandler, logging.handlers.RotatingFileHandler])
 def test_files_are_reopened(log: Log, tmp_path: Path, kind: Any) -> None:
-    """USR1: whatever logger has a FileHandler writes to the new file, also in the middle of a line."""
+    """USR1: every FileHandler of any logger writes to the new file, also in the middle of a line."""
     path, logger = tmp_path / "mine.log", logging.getLogger("some.app")
     handler = kind(str(path))
     logger.addHandler(handler)

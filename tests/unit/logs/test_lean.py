@@ -25,7 +25,7 @@ from ostler.osapi import original
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
-    """A pseudo terminal: where to write, where to read what it shows."""
+    """A pseudo terminal: the descriptor to write to, and the one to read its output."""
     ours, theirs = os.openpty()
     yield theirs, ours
     os.close(ours)
@@ -67,7 +67,7 @@ def test_each_line_is_one_write() -> None:
 
 
 def record_writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What each write(2) from now on is given."""
+    """The arguments of each later write(2)."""
     writes: list[bytes] = []
     before = os.write
 
@@ -276,7 +276,7 @@ def full_pipe() -> tuple[int, int]:
 
 
 def full_socket() -> tuple[int, int]:
-    """The same as a stream socket, which is what a service manager's journal gives."""
+    """The same as a stream socket, as a service manager's journal uses it."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     with contextlib.suppress(BlockingIOError):
@@ -321,7 +321,7 @@ def test_a_reader_that_does_not_read(full: Callable[[], tuple[int, int]]) -> Non
 
 @pytest.mark.parametrize("full", [full_pipe, full_socket])
 def test_a_supervisor_keeps_lines_for_its_reader(full: Callable[[], tuple[int, int]]) -> None:
-    """It does not wait at all; what it keeps is bounded, and comes in its order."""
+    """It does not wait at all; the kept lines are bounded and stay in order."""
     reader, writer = full()
     reported: list[tuple[int, str]] = []
     try:
@@ -434,7 +434,7 @@ def test_a_fifo_without_a_reader(tmp_path: Path) -> None:
 
 
 def test_of_a_batch_whole_lines_stay(tmp_path: Path) -> None:
-    """Only what is torn is taken back, and only that is counted as lost."""
+    """Only the torn line is removed, and only that is counted as lost."""
     path = tmp_path / "log"
     file = LogFile(str(path), 2)
     reported: list[tuple[int, str]] = []
@@ -491,7 +491,7 @@ def test_a_descriptor_that_is_closed_is_silent() -> None:
 
 
 def test_lone_surrogates_are_written() -> None:
-    """Paths of the operating system may hold them (PEP 383); a log must not choke on what it reports."""
+    """Paths of the operating system may hold them (PEP 383); the log must not fail because of them."""
     reader, writer = os.pipe()
     try:
         file = LogFile("-", writer)
@@ -528,7 +528,7 @@ def test_json_events(tmp_path: Path) -> None:
     ("level", "written"), [("debug", 3), ("info", 3), ("warning", 2), ("error", 1), ("critical", 0)]
 )
 def test_levels(tmp_path: Path, level: str, written: int) -> None:
-    """What is less important than the level is not written."""
+    """Events below the level are not written."""
     path = tmp_path / "log"
     log = Log(LogFile(str(path), 2), "console", level, {})
     log.info("one")
@@ -563,7 +563,7 @@ def test_terminals(terminal: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_files_are_json(tmp_path: Path) -> None:
-    """Elsewhere `auto` is JSON; what was asked for is kept."""
+    """Elsewhere `auto` is JSON; other values are kept."""
     file = LogFile(str(tmp_path / "log"), 2)
     assert not file.is_terminal
     assert resolve_format("auto", file.is_terminal) == "json"
@@ -605,7 +605,7 @@ def test_a_traceback_is_written_as_it_is() -> None:
 
 
 def test_the_end_of_a_thread_ends_its_line() -> None:
-    """What a thread has begun is written when it has ended, and is not kept for another thread."""
+    """The piece of a thread is written when the thread has ended, and is not kept for another one."""
     written: list[str] = []
     stream = ErrorStream(written.append)
     for number in range(3):

@@ -43,7 +43,7 @@ def run(folder: Path, given: str = "None", **more: Any) -> subprocess.CompletedP
 
 
 def test_objects_of_the_configuration_s_own(tmp_path: Path) -> None:
-    """Classes that no settings can carry are there all the same."""
+    """Classes, which settings can't hold, are kept."""
     given = """{"formatters": {"s": {"()": Shout}}, "handlers": {"h": {"class": "logging.StreamHandler",
         "formatter": "s"}}, "loggers": {"gunicorn.error": {"handlers": ["h"], "propagate": False}}}"""
     done = run(tmp_path, given)
@@ -122,7 +122,7 @@ class Thing:
 
 
 def test_plain() -> None:
-    """What travels has no objects: classes are their names, others what they are; the same each time."""
+    """The plain form has no objects: classes become their names; it is the same each time."""
     value = {
         "a": [1, 2.5, None, True, "x"],
         "()": Thing,

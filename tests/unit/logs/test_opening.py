@@ -39,7 +39,7 @@ def opened(path: Path) -> tuple[int, int]:
 
 @needs_root
 def test_in_a_folder_of_root(folder: Path) -> None:
-    """A new log is the account's; one that is there keeps its group; what it can write stays as it is."""
+    """A new log belongs to the account; an existing one keeps its group; a writable one is not changed."""
     assert opened(folder / "new.log") == (UID, GID)
     old = folder / "old.log"
     old.touch(0o640)

@@ -110,7 +110,7 @@ def test_prefix_and_tags(sock: socket.socket, prefix: str, expected: str) -> Non
 def test_lines_of_the_log(
     sock: socket.socket, level: str, fields: dict[str, Any], expected: list[str]
 ) -> None:
-    """What is worth a look is counted by its level; an error with a traceback is an exception."""
+    """Warnings and errors are counted by level; an error with a traceback is an exception."""
     statsd = new(sock)
     statsd.event(level, "name", fields)
     statsd.flush()
@@ -118,7 +118,7 @@ def test_lines_of_the_log(
 
 
 def test_what_goes_out_when(sock: socket.socket) -> None:
-    """The first at once, then what has gathered in half a second, or as soon as it fills a datagram."""
+    """The first at once, later ones after half a second, or as soon as they fill a datagram."""
     clock = Clock()
     statsd = new(sock, clock=clock)
     answered(statsd)

@@ -81,7 +81,7 @@ def test_an_access_line(udp: socket.socket) -> None:
 
 
 def test_a_value_forges_nothing(udp: socket.socket) -> None:
-    """A line feed in what a client sent begins no line; a traceback's lines are set in."""
+    """A line feed of a client begins no line; lines of a traceback are indented."""
     new(udp_address(udp)).event("info", "e\n<0>f", {"path": "/\n<0>x", "traceback": "Trace\n<0>y"})
     assert udp.recv(9000).split(b"] ", 1)[1] == b'e path="/\\n<0>x"\n    <0>f\n    Trace\n    <0>y\0'
 
@@ -184,7 +184,7 @@ def test_a_stream_that_is_reset(tmp_path: Path) -> None:
 
 
 def test_a_stream_that_does_not_read() -> None:
-    """What it has not taken is kept up to a limit; beyond that lines are lost, none is torn."""
+    """Lines that it does not accept are kept up to a limit; beyond that whole lines are lost."""
     told = Told()
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(5)

@@ -39,7 +39,7 @@ def ours(tmp_path: Path) -> Path:
 
 
 def run(source: str, *path: Path, **environ: str) -> str:
-    """What a process prints that is careful; `path`: its PYTHONPATH."""
+    """The output of a process with the guard; `path`: its PYTHONPATH."""
     more = {"PYTHONPATH": os.pathsep.join([*map(str, path), PACKAGES]), **environ}
     prelude = "import sys\nfrom ostler.osapi import imports\nimports.guard()\n"
     argv = [sys.executable, "-P", "-c", prelude + source]

@@ -1,4 +1,4 @@
-"""What a process inherits, set right: in a process of its own, for it changes signals and umask."""
+"""Resetting what a process inherits; each test in a process of its own, as signals and umask change."""
 
 import subprocess
 import sys
@@ -24,5 +24,5 @@ assert os.umask(0) == 0o027
 
 
 def test_set_right() -> None:
-    """Nothing is blocked, ignored or about to ring but what was asked for; what others may not, stays so."""
+    """Only the given signals are blocked or ignored, no timer runs, and the umask still restricts others."""
     subprocess.run([sys.executable, "-c", SCRIPT], check=True)

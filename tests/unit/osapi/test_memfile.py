@@ -10,7 +10,7 @@ from ostler.osapi.memfile import memory_file
 
 
 def refuse(number: int, flags: int = 0) -> Any:
-    """A system call that fails, if one of the flags is given; as it is without."""
+    """A system call that fails with one of the flags."""
     call = os.memfd_create
 
     def refusing(name: str, given: int) -> int:

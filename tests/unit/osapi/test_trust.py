@@ -78,7 +78,7 @@ def test_modes(folder: Path) -> None:
 
 
 def test_sticky(folder: Path) -> None:
-    """As in /tmp: a folder of root's in there is safe; a file, a link and what is not there are not."""
+    """As in /tmp: a folder of root in it is safe; a file, a link and a missing name are not."""
     folder.chmod(0o1777)
     (folder / "own").mkdir()
     (folder / "own/file").touch()
@@ -150,7 +150,7 @@ def test_what_others_can_write_is_not_opened(folder: Path, opened: list[str]) ->
 
 
 def test_descriptor(folder: Path) -> None:
-    """Links of /proc lead to what is open, and are judged by that."""
+    """Links of /proc are judged by the open file that they lead to."""
     with (folder / "file").open() as file:
         found = trust.open_to_read(f"/dev/fd/{file.fileno()}")
     assert found.writers == []
