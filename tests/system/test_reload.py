@@ -181,7 +181,7 @@ def test_release_by_link(place: Place) -> None:
 
 
 def test_workers_that_wait_are_not_forgotten(place: Place) -> None:
-    """Two who wait for the same reload both hear of its outcome; one for an older reload hears of that."""
+    """Two clients that wait for one reload both get its outcome; one for an older reload gets that."""
     place.add(
         "page.py",
         "import pathlib, time\nwhile pathlib.Path('hold').exists():\n    time.sleep(0.01)\n" + page("x"),
