@@ -434,7 +434,7 @@ def test_hung_fork_server(place: Place) -> None:
 
 def test_stop_while_a_hung_fork_server_owes_a_worker(place: Place) -> None:
     """The end does not wait for a process that was asked for and never comes."""
-    daemon = place.start("-w", "2", "--boot-timeout", "2", "plain:app")
+    daemon = place.start("-w", "2", "--boot-timeout", "3", "plain:app")
     daemon.settled(2)
     hung = fork_server(daemon)
     hung.send(signal.SIGSTOP)

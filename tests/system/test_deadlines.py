@@ -265,7 +265,7 @@ def test_boot_timeout_of_a_successor(place: Place) -> None:
         "    time.sleep(0.01)\n"
         "from plain import app\n",
     )
-    daemon = place.start("-w", "2", "--boot-timeout", "0.7", "sometimes:app")
+    daemon = place.start("-w", "2", "--boot-timeout", "1.5", "sometimes:app")
     before = daemon.settled(2)
     (place.app_folder / "hang").touch()
     Process(before[0].pid or 0).send(signal.SIGKILL)

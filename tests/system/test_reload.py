@@ -140,7 +140,7 @@ def test_broken_configuration(place: Place, source: str | None, words: str) -> N
 def test_hanging_canary(place: Place) -> None:
     """New code that hangs at import is given up at boot_timeout; the old generation serves on."""
     place.add("page.py", page("old"))
-    daemon = place.start("--boot-timeout", "1", "page:app")
+    daemon = place.start("--boot-timeout", "2", "page:app")
     place.add("page.py", "import time\ntime.sleep(1000)\n")
     done = daemon.ctl("reload")
     assert done.code == 1

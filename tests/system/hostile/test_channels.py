@@ -290,7 +290,7 @@ def test_fork_server_that_attacks_while_it_loads(place: Place) -> None:
 def test_fork_server_that_is_stopped(place: Place) -> None:
     """A fork server that does nothing any more is killed when it has not forked in time."""
     leave(place, "waits")
-    daemon = place.start("--preload", "-w", "2", "--boot-timeout", "2", *CLASSES["sync"])
+    daemon = place.start("--preload", "-w", "2", "--boot-timeout", "5", *CLASSES["sync"])
     stopped = fork_server(daemon)
     leave(place, "stop.fork_server")
     victim = daemon.pids()[0]
