@@ -7,8 +7,9 @@ breaks (kill -9, SIGSTOP, bad releases, a deleted control socket), what apps do 
 what clients do (garbage, slowness, silence). They overlap: few wait for the end of the one before.
 
 A request may be lost only on a connection that a process held which was killed, stopped, crashed or blocked
-at that time. Who held what is known exactly: what is killed from outside is stopped first and looked at, what
-crashes by itself writes it down before. Everything else that is lost is unexplained, and a defect.
+at that time. It is known exactly which process held which connection: a process that is
+killed from outside is stopped first and looked at; one that crashes by itself writes it to a file first.
+Everything else that is lost is unexplained, and a defect.
 
 Exit status: 0 if nothing is unexplained, what the server counted fits what the client has seen, no zombie, no
 process and no descriptor is left over, and the supervisor's memory has not run away.
@@ -56,7 +57,7 @@ WORKERS = 4
 RATE, CONNECTIONS, CLOSE_EVERY = 300.0, 24, 11
 QUIET = 5.0  # seconds without any operation, for comparison
 LONG_WAIT = 1.0
-NEWS_WITHIN = 2.0  # seconds after a process's end within which its clients hear of it
+NEWS_WITHIN = 2.0  # seconds after a process's end within which its clients see it
 TIMEOUT = 2.0  # the daemon's; an overloaded machine must not make quick requests overdue
 SETTLE_WITHIN = 60.0
 # Beyond what caches and the history of events take.
@@ -95,7 +96,7 @@ class Hurt:
     pid: int
     since: float
     until: float
-    """Its end, or when it went on; infinite while nobody knows."""
+    """Its end, or when it went on; infinite while it is unknown."""
     ports: frozenset[int]
 
     def explains(self, port: int, at: float) -> bool:
@@ -294,7 +295,7 @@ class Chaos:
                 self._stopped.append((process, hurt, since + self.dice.uniform(0.1, 4)))
 
     def do_delete_control_socket(self) -> None:
-        """Whoever is connected stays so; the others find it again in a moment."""
+        """Connected clients stay connected; the others find it again in a moment."""
         path = self.daemon.socket
         path.unlink(missing_ok=True)
         self.daemon.until(path.exists, "the control socket again")
@@ -489,7 +490,7 @@ class Chaos:
             except UnreachableError:
                 # The supervisor's successor comes into being; the daemon's end would be noticed below.
                 assert self.daemon.process.poll() is None, "the daemon has ended"
-                self.account.refused[f"{name}: nobody answered"] += 1
+                self.account.refused[f"{name}: no answer"] += 1
             self._pass_time(self.dice.choice([0.0, 0.05, 0.2, 0.5]))
         self._finish()
 
@@ -498,7 +499,7 @@ class Chaos:
         deadline = time.monotonic() + SETTLE_WITHIN
         while self._asides and time.monotonic() < deadline:
             self._pass_time(0.1)
-        # An upgrade may be under way still: ask until somebody answers, and its own reload is over.
+        # An upgrade may be under way still: ask until there is an answer, and its own reload is over.
         self.daemon.until(self._at_rest, "an answer to a last reload", SETTLE_WITHIN)
         self.client.call(SCALE, Scale(workers=WORKERS))
         self.daemon.settled(WORKERS, within=SETTLE_WITHIN)
@@ -633,7 +634,7 @@ def soak(
     account = chaos.account
     served = daemon.status().totals.requests - aside_before
     answered = sum(record.status > 0 for record in report.records) + account.answered_aside
-    # A process that ends may have sent an answer that it had not counted yet; and of what was lost nobody
+    # A process that ends may have sent an answer that it had not counted yet; and of what was lost no process
     # knows whether it was answered and the answer lost.
     least = answered - len(account.hurts)
     most = answered + sum(len(record.losses) for record in report.lost) + account.lost_aside

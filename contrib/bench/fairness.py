@@ -7,7 +7,7 @@ carry easily, and latency counts from then. Closed loop: 64 requests are always 
 is always full.
 
 The row "one queue" is what the best possible scheduler would do with as many threads: all wait in one queue,
-and whoever is free takes the first. It is computed, without a network.
+and each free worker takes the first. It is computed, without a network.
 """
 
 import argparse
@@ -42,7 +42,7 @@ MEAN = apps.LONG_SHARE * apps.LONG + (1 - apps.LONG_SHARE) * apps.SLEEP  # secon
 
 @dataclass(frozen=True)
 class Sample:
-    """The short requests of one run (seconds), and who served what."""
+    """The short requests of one run (seconds), and which worker served it."""
 
     answered: int
     failed: int

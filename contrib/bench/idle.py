@@ -96,7 +96,7 @@ def measure(server: servers.Server, connections: int, seconds: float) -> Sample:
     """Weigh one server."""
     drive.warm_up(server, ACTIVE)
     before = drive.wrk(server, seconds, ACTIVE)
-    # Before the client comes, nobody can tell which process will hold its connections.
+    # Before the client comes, it is not known which process will hold its connections.
     memory = {pid: resident(pid) for pid in servers.tree(server.pid)}
     with drive.client("idle", server, connections=connections) as client:
         client.wait_ready()
@@ -148,7 +148,7 @@ def parse_arguments() -> argparse.Namespace:
             f"only {options.connections} connections: the limit of descriptors is {allowed}", file=sys.stderr
         )
         if options.connections < 100:
-            parser.exit(1, "idle.py: too few to tell anything (ulimit -n)\n")
+            parser.exit(1, "idle.py: too few for a measurement (ulimit -n)\n")
     return options
 
 

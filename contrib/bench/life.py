@@ -4,8 +4,8 @@
 One daemon with four workers, one steady load in an open loop (tests/kit/load.py): latency counts from the
 moment a request was due. Each operation is preceded by a quiet time of its own, so that a machine that gets
 slower does so for both, and is done again and again until it has met its share of the requests. Client,
-workers and whatever boots share the machine's processors: the rate is moderate, and p99 is told in its parts,
-too: from the sending to the answer, and how late requests were sent.
+workers and whatever boots share the machine's processors: the rate is moderate, and p99 is given in its
+parts, too: from the sending to the answer, and how late requests were sent.
 
 Exit status: 0 if no request failed and none met a closed connection.
 """

@@ -1,4 +1,4 @@
-"""The servers under test and how each is told what is measured; one table for all benchmarks.
+"""The servers under test and how each is configured; one table for all benchmarks.
 
 A `Shape` says what a benchmark wants (workers, threads, connections), and each server's row turns it into a
 command line. Keep-alive is on for every server that has it; everything else is as the server comes, but for
@@ -46,7 +46,7 @@ class Shape:
 
     @property
     def suffix(self) -> str:
-        """What tells rows of one server apart."""
+        """What distinguishes rows of one server."""
         size = f" {self.workers}x{self.threads}" if self.workers > 1 or self.threads > 1 else ""
         return size + " +log" * self.access_log
 
@@ -181,7 +181,7 @@ PEERS = {
 
 
 class Field:
-    """Who takes part: Ostler from one or more checkouts, and the peers that are installed.
+    """The servers that take part: Ostler from one or more checkouts, and the peers that are installed.
 
     Raises:
         BenchError: the interpreter can't be started.

@@ -4,8 +4,8 @@
 Two workers serve an app that burns 0.3 s of CPU when it is imported and answers with a version and its pid.
 The load client (tests/kit/load.py) sends 400 requests a second over 16 keep-alive connections on an open-loop
 schedule. Meanwhile the app's file gets a new version, the server a SIGHUP, again and again. A reload lasts
-from the signal until all the server's old children are gone and as many new workers have answered; it is told
-from pidfds and from the pids in the answers, the same way for every server.
+from the signal until all the server's old children are gone and as many new workers have answered; it is
+measured from pidfds and from the pids in the answers, the same way for every server.
 
 Exit status: 0 when nothing was lost (no failed request, no stale connection) and each new version was served.
 """

@@ -27,7 +27,7 @@ from typing import Any
 import servers
 
 WITHIN = 60.0  # seconds for all workers to be ready
-PAUSE = 0.01  # often enough to tell 10 ms, seldom enough to leave the CPUs to who boots
+PAUSE = 0.01  # often enough to see 10 ms, seldom enough to leave the CPUs to the booting workers
 
 HOOK = """\
 import os
@@ -61,7 +61,7 @@ class ControlConnection(http.client.HTTPConnection):
 
 
 def connects(path: Path) -> bool:
-    """Whether somebody listens on a Unix socket."""
+    """Whether a Unix socket has a listener."""
     with socket.socket(socket.AF_UNIX) as sock:
         return sock.connect_ex(str(path)) == 0
 

@@ -1,7 +1,7 @@
-"""The app of chaos.py: quick answers as a rule, and trouble for whoever asks for it.
+"""The app of chaos.py: quick answers as a rule, and trouble on request.
 
-Who is about to take its process down says before which connections that process holds (a file in the folder
-UNRULY_NOTES): nobody but the process itself can know at the moment of its crash.
+A request that is about to end its process first writes which connections the process holds (a file in the
+folder UNRULY_NOTES): only the process itself knows at the moment of its crash.
 """
 
 import ctypes
@@ -42,10 +42,10 @@ def client_ports() -> set[int]:
 
 
 def note(kind: str) -> None:
-    """Write down who will be hurt; from here on no other thread of this process gets to run Python code."""
+    """Write the connections that will be lost; afterwards no other thread of the process runs Python code."""
     path = Path(os.environ["UNRULY_NOTES"]) / f"{os.getpid()}-{time.monotonic_ns()}.json"
     descriptor = os.open(path, os.O_CREAT | os.O_WRONLY)
-    # Who waits for the interpreter lock asks for it after this time; and who had asked before gets it now.
+    # A waiting thread requests the interpreter lock after this time; earlier requests are granted now.
     sys.setswitchinterval(3600)
     time.sleep(0.01)
     ports = sorted(client_ports())

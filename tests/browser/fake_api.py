@@ -198,7 +198,7 @@ def a_history(seconds: int = 600) -> list[SampleView]:
 
 def some_events() -> list[EventView]:
     end = time.time()
-    told: list[tuple[float, str, dict[str, Any]]] = [
+    recent: list[tuple[float, str, dict[str, Any]]] = [
         (541, "reload_started", {"generation": 7, "asked_by": "ctl (deploy)"}),
         (540.2, "worker_ready", {"slot": 1, "pid": 41_201, "generation": 7, "boot_seconds": 0.38}),
         (539.1, "reload_done", {"generation": 7, "replaced": 4, "seconds": 1.94}),
@@ -207,19 +207,19 @@ def some_events() -> list[EventView]:
         (211.4, "worker_ready", {"slot": 2, "pid": 41_202, "generation": 7, "boot_seconds": 0.36}),
         (35, "fleet_resized", {"wanted": 4, "asked_by": "dashboard"}),
     ]
-    return [EventView(i, end - ago, name, fields) for i, (ago, name, fields) in enumerate(told, 1)]
+    return [EventView(i, end - ago, name, fields) for i, (ago, name, fields) in enumerate(recent, 1)]
 
 
 @dataclass
 class FakeApi:
-    """Serves while entered. Tests set what it answers, `tell` the page what happens and look at `asked`."""
+    """Serves while entered. Tests set its answers, `send` events to the page, and read `asked`."""
 
     status: StatusView = field(default_factory=a_status)
     workers: list[WorkerView] = field(default_factory=some_workers)
     history: list[SampleView] = field(default_factory=a_history)
     events: list[EventView] = field(default_factory=some_events)
     exits: list[ExitView] = field(default_factory=some_exits)
-    told: list[EventView] = field(default_factory=list)
+    recorded: list[EventView] = field(default_factory=list)
     """What `/v1/events` has, of all that is asked for by its id."""
     refusals: dict[str, ErrorView] = field(default_factory=dict)
     """Paths that are answered with 409 and this."""
@@ -259,7 +259,7 @@ class FakeApi:
     def login_url(self) -> str:
         return f"{self.url}/#login={CODE}"
 
-    def tell(self, name: str, view: Any) -> None:
+    def send(self, name: str, view: Any) -> None:
         """Send a server-sent event to every page; what the page could ask for is kept up to date too."""
         if name == "status":
             self.status = view
@@ -276,7 +276,7 @@ class FakeApi:
         chance = random.Random(11)
         while True:
             await asyncio.sleep(1.0)
-            self.tell("sample", a_sample(float(math.floor(time.time())), chance))
+            self.send("sample", a_sample(float(math.floor(time.time())), chance))
 
     # -- what every answer goes through
 
@@ -321,7 +321,7 @@ class FakeApi:
 
     async def _events(self, request: web.Request) -> web.Response:
         after = int(request.query["after"])
-        return _json([event for event in self.told if event.id > after])
+        return _json([event for event in self.recorded if event.id > after])
 
     async def _recycle(self, request: web.Request) -> web.Response:
         return _json(self.workers[int(request.match_info["slot"]) - 1], 202)

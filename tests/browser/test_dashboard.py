@@ -110,14 +110,14 @@ async def test_health_and_workers_are_shown(page: Page) -> None:
 
 
 async def test_page_follows_the_stream(page: Page, api: FakeApi) -> None:
-    """What the supervisor tells is on the page at once, an overdue request in so many words."""
-    api.tell("status", a_status(state="degraded", ready=3, health="3 of 4 workers are ready."))
+    """What the supervisor reports is on the page at once; an overdue request is named so."""
+    api.send("status", a_status(state="degraded", ready=3, health="3 of 4 workers are ready."))
     await expect(page.get_by_role("heading", level=1)).to_contain_text("degraded: 3 of 4 workers are ready.")
     await expect(page).to_have_title("shop: degraded · Ostler")
     slow = a_request(4, "GET", "/reports", 31.5)
-    api.tell("workers", [*some_workers()[:3], a_worker(4, slow)])
+    api.send("workers", [*some_workers()[:3], a_worker(4, slow)])
     await expect(page.locator("tr[data-slot='4']")).to_contain_text("over")
-    api.tell("workers", some_workers()[:2])
+    api.send("workers", some_workers()[:2])
     await expect(page.locator("tr[data-slot]")).to_have_count(2)
 
 
@@ -131,21 +131,21 @@ async def test_exits_are_shown(page: Page, api: FakeApi) -> None:
     await rows.first.get_by_text("stack", exact=True).click()
     await expect(rows.first.locator("pre")).to_contain_text("reports.py")
     await expect(rows.nth(3)).to_contain_text("fork server")
-    api.tell("exit", an_exit(5, 0.0, cause="killed by the kernel for memory", status="signal 9 (KILL)"))
+    api.send("exit", an_exit(5, 0.0, cause="killed by the kernel for memory", status="signal 9 (KILL)"))
     await expect(rows).to_have_count(5)
     await expect(rows.first).to_contain_text("killed by the kernel for memory")
 
 
 async def test_refork_is_followed(page: Page, api: FakeApi) -> None:
-    """The button is busy until the outcome is known; a refusal is told in the audit's words."""
+    """The button is busy until the outcome is known; a refusal shows the audit's text."""
     button = page.get_by_role("button", name="Refork")
     await button.click()
     await expect(page.get_by_role("button", name="Reforking…")).to_be_visible()
     await has_asked(api, "/v1/refork")
-    api.told.append(EventView(8, 0.0, "refork_refused", {"problem": "2 threads are alive"}))
+    api.recorded.append(EventView(8, 0.0, "refork_refused", {"problem": "2 threads are alive"}))
     await expect(page.get_by_role("alert")).to_contain_text("No refork: 2 threads are alive")
     await expect(button).to_have_attribute("aria-disabled", "false")
-    api.told[:] = [EventView(9, 0.0, "refork_done", {"slot": 2})]
+    api.recorded[:] = [EventView(9, 0.0, "refork_done", {"slot": 2})]
     await button.click()
     await expect(page.get_by_role("alert")).not_to_contain_text("refork")
     await expect(button).to_have_attribute("aria-disabled", "false")
@@ -173,11 +173,11 @@ async def test_failed_reload_shows_its_traceback(page: Page, api: FakeApi) -> No
     await has_asked(api, "/v1/reload")
     button = page.get_by_role("button", name="Reloading…")
     await expect(button).to_have_attribute("aria-disabled", "true")
-    api.tell("status", a_status(state="reloading", health="Reloading.", reload=a_reload("canary")))
+    api.send("status", a_status(state="reloading", health="Reloading.", reload=a_reload("canary")))
     await expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "1")
 
     reason = "ImportError: cannot import name 'vat_rate'"
-    api.tell("status", a_status(reload=a_reload("failed", reason=reason, traceback=TRACEBACK)))
+    api.send("status", a_status(reload=a_reload("failed", reason=reason, traceback=TRACEBACK)))
     panel = page.locator(".failure")
     await expect(panel).to_contain_text(reason)
     await expect(panel).to_contain_text("The old generation continues to serve.")
@@ -219,7 +219,7 @@ async def test_lost_connection_comes_back(page: Page, api: FakeApi) -> None:
 
 
 async def test_gone_supervisor_is_named(browser: Browser) -> None:
-    """When nobody answers any more, the page says so, tells how old its data is and offers nothing."""
+    """When the supervisor is gone, the page says so, shows the age of its data and offers no action."""
     async with FakeApi() as api:
         page = await opened(await browser.new_page(), api)
     await expect(page.get_by_role("heading", level=1)).to_contain_text("The supervisor does not answer.")

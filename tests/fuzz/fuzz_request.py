@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Fuzzes the request parser, guided by coverage: python tests/fuzz/fuzz_request.py --seconds 60
 
-An input is some bytes and, in its first two, how they are cut into reads. Found is what raises anything but a
-ProtocolViolation, what parses differently when it is cut, and what parses differently with an empty memory.
+An input is some bytes; its first two give how they are cut into reads. A finding is an input that raises
+anything but a ProtocolViolation, or that parses differently when it is cut, or with empty caches.
 
-Exit status: 0 nothing found; 77 atheris is not installed (pip install atheris); anything else: found, and
-what was found is in a file named crash-* in the current directory, which this takes as an argument.
+Exit status: 0 nothing found; 77 atheris is not installed (pip install atheris); anything else: a finding,
+which is in a file named crash-* in the current directory. The file can be given as an argument.
 """
 
 import argparse

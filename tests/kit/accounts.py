@@ -1,7 +1,7 @@
 """A second account for tests that run as root: the app's user, or another local user.
 
-What root alone can read (an interpreter in its home, say) is shown to the other account in a mount namespace
-of the daemon's own.
+What only root can read, an interpreter in its home for instance, is made visible to the other account in a
+mount namespace of the daemon's own.
 """
 
 import functools
@@ -18,7 +18,7 @@ NOBODY = pwd.getpwnam("nobody")
 
 
 def _hidden(path: Path) -> Path | None:
-    """The folder on the way to `path` that others than its owner may not pass, the outermost one."""
+    """The outermost folder on the way to `path` that only its owner may pass."""
     for folder in reversed((path, *path.parents)):
         if not folder.stat().st_mode & stat.S_IXOTH:
             return folder
@@ -26,7 +26,7 @@ def _hidden(path: Path) -> Path | None:
 
 
 def shown(*before: str) -> list[str]:
-    """Runs a command in a mount namespace where everybody reaches Python and the package.
+    """Runs a command in a mount namespace where every account reaches Python and the package.
 
     Args:
         before: runs the command, e.g. `setpriv --reuid nobody`; words for a shell.

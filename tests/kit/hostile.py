@@ -1,4 +1,4 @@
-"""What attacks have in common: an app that says which process answers, and a look at how the daemon copes.
+"""For tests of attacks: an app that answers with its process's pid, and a measure of the daemon's health.
 
 daemon = place.start(*CLASSES["threads"], "attacked:app")
 with flood(...):
@@ -67,8 +67,8 @@ every_class = pytest.mark.parametrize("words", tiers(EVERY_CLASS.items(), USUAL)
 
 REPLACED_WITHIN = 0.1
 STATUS_WITHIN = 0.5
-"""Seconds: what users are promised while an attack runs. contrib/bench measures; tests allow for a machine
-that is slow and busy with other tests."""
+"""Seconds: what users are promised while an attack runs. contrib/bench measures; tests allow for a slow
+and busy machine."""
 SLACK = 10.0
 ROUNDS = 5
 
@@ -86,7 +86,7 @@ def health(daemon: Daemon, rounds: int = ROUNDS) -> Health:
     replaced, status = [], []
     for _ in range(rounds):
         status.append(status_time(daemon))
-        # A worker that is killed for what it does takes the connections with it that it has in hand.
+        # A worker that is killed takes the connections with it that it holds.
         victim = until(lambda: _pid(daemon), "an answer", 30)
         began = time.monotonic()
         with suppress(ProcessLookupError):  # the attack may have been its end already

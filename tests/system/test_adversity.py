@@ -137,7 +137,7 @@ def test_access_log_alone_can_not_be_written(place: Place) -> None:
 
 @pytest.mark.parametrize("reader", ["gone", "asleep"])
 def test_reader_of_the_log(place: Place, reader: str) -> None:
-    """Gone as in `ostler 2>&1 | head -1`, or there but reading nothing: nobody ends, nobody waits for it."""
+    """Gone as in `ostler 2>&1 | head -1`, or there but reading nothing: no process ends or waits for it."""
     fifo = place.folder / "fifo"
     os.mkfifo(fifo)
     end = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
@@ -162,14 +162,14 @@ def test_reader_of_the_log(place: Place, reader: str) -> None:
         if reader == "asleep":
             story = bytearray()
 
-            def told(what: bytes) -> bool:
+            def read(what: bytes) -> bool:
                 story.extend(_read(end))
                 return what in story
 
-            assert told(b"GET /xxx")
+            assert read(b"GET /xxx")
             assert ask(url, "/awake").status == 200
-            until(lambda: told(b"GET /awake"), "what happens now that somebody reads")
-            until(lambda: told(b'"worker_died"'), "what the supervisor has kept")
+            until(lambda: read(b"GET /awake"), "what is logged after the reader is back")
+            until(lambda: read(b'"worker_died"'), "what the supervisor kept")
         assert daemon.stop() == 0
     finally:
         if end >= 0:
@@ -197,7 +197,7 @@ def test_app_prints_to_nobody(place: Place) -> None:
 
 
 def test_last_words(place: Place) -> None:
-    """A start that fails ends with its own exit code, also when nobody reads why."""
+    """A start that fails ends with its own exit code, also when its output has no reader."""
     place.add("broken.py", "raise RuntimeError('no database')\n")
     fifo = place.folder / "fifo"
     os.mkfifo(fifo)
@@ -390,7 +390,7 @@ time.time = _wall
 
 
 def test_clock_jumps(place: Place) -> None:
-    """A day forwards, two back: no deadline fires, nobody is replaced, and what is timed takes its time."""
+    """A day forwards, two back: no deadline fires, no worker is replaced, timed things take their time."""
     (place.folder / "clock").mkdir()
     (place.folder / "clock" / "sitecustomize.py").write_text(CLOCK)
     offset = place.folder / "clock" / "offset"
@@ -434,7 +434,7 @@ def test_hung_fork_server(place: Place) -> None:
 
 def test_stop_while_a_hung_fork_server_owes_a_worker(place: Place) -> None:
     """The end does not wait for a process that was asked for and never comes."""
-    daemon = place.start("-w", "2", "--boot-timeout", "2", "plain:app")
+    daemon = place.start("-w", "2", "--boot-timeout", "3", "plain:app")
     daemon.settled(2)
     hung = fork_server(daemon)
     hung.send(signal.SIGSTOP)

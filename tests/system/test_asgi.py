@@ -178,7 +178,7 @@ def test_websockets(place: Place) -> None:
             client.recv(timeout=PATIENCE)
         assert caught.value.rcvd is not None
         assert caught.value.rcvd.code == 1012
-    until(lambda: (place.app_folder / "closed-1012").exists(), "the app was told")
+    until(lambda: (place.app_folder / "closed-1012").exists(), "the app was notified")
     with websocket(daemon) as client:
         assert said(client, "again") != old
     assert daemon.events("request_overdue") == []
@@ -251,7 +251,7 @@ def test_max_requests(place: Place) -> None:
 
 
 def test_streams_and_clients_that_leave(place: Place) -> None:
-    """Parts reach the client as they come; an app that listens hears of a client that has gone."""
+    """Parts reach the client as they come; an app that waits for it is notified of a client that has gone."""
     daemon = place.start(*ASGI)
     with socket.create_connection(daemon.address, timeout=PATIENCE) as client:
         client.sendall(b"GET /stream/parts HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -267,7 +267,7 @@ def test_streams_and_clients_that_leave(place: Place) -> None:
     daemon.in_app("/until-gone")
     gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     gone.close()
-    until(lambda: (place.app_folder / "gone").exists(), "the app was told")
+    until(lambda: (place.app_folder / "gone").exists(), "the app was notified")
     daemon.until(lambda: daemon.status().totals.requests == 2, "both count")
     assert daemon.events("request_failed") == []
 
@@ -289,9 +289,9 @@ def test_background_work(place: Place) -> None:
 def test_a_startup_can_be_left(place: Place) -> None:
     """SIGTERM while the app's startup waits for something: it ends at once."""
     source = (place.app_folder / "waiter.py").read_text()
-    told = 'await send({"type": "lifespan.startup.c'
-    slow = f'Path("starting").touch()\n    await wait_at_gate("startup")\n    {told}'
-    place.add("waiter.py", source.replace(told, slow))
+    complete = 'await send({"type": "lifespan.startup.c'
+    slow = f'Path("starting").touch()\n    await wait_at_gate("startup")\n    {complete}'
+    place.add("waiter.py", source.replace(complete, slow))
     daemon = place.start(*ASGI, serving=False)
     daemon.until(lambda: (place.app_folder / "starting").exists(), "in its startup")
     assert daemon.stop() == 0

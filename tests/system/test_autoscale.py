@@ -27,7 +27,7 @@ def app(environ, start_response):
 
 
 def test_the_load_decides_on_the_number(place: Place) -> None:
-    """1..4: four clients who never pause get company for their only worker; without them it is alone again.
+    """1..4: four clients without pauses get more workers than the one; without them there is one again.
 
     No request fails on the way, and each change is an event that says why.
     """
@@ -44,9 +44,9 @@ def test_the_load_decides_on_the_number(place: Place) -> None:
     assert report.failed == 0, report.summary()
     daemon.event("autoscale", within=60, workers=1)
     daemon.settled(1)
-    told = daemon.events("autoscale")
-    assert all(earlier["workers"] == later["before"] for earlier, later in pairwise(told)), told
-    assert "would have done for" in told[-1]["reason"]
+    scaled = daemon.events("autoscale")
+    assert all(earlier["workers"] == later["before"] for earlier, later in pairwise(scaled)), scaled
+    assert "would have done for" in scaled[-1]["reason"]
     assert daemon.status().totals.deaths == 0
 
 

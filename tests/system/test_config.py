@@ -1,4 +1,4 @@
-"""Where settings come from, in real daemons: variables, files of all kinds, and what is told of them."""
+"""Where settings come from, in real daemons: variables, files of all kinds, and what is printed of them."""
 
 import json
 import signal
@@ -72,7 +72,7 @@ def test_mistake_in_a_variable(place: Place) -> None:
 
 
 def test_toml(place: Place) -> None:
-    """ostler.toml is found and comes before gunicorn.conf.py; its names and lines are told."""
+    """ostler.toml is found and comes before gunicorn.conf.py; its names and lines are printed."""
     place.add("gunicorn.conf.py", "raise SystemExit\n")
     place.add(
         "ostler.toml",
@@ -177,7 +177,7 @@ def test_print_config_is_whole(place: Place) -> None:
 
 
 def test_print_config_of_another_machine(place: Place) -> None:
-    """What can't be had here, a log's folder say, is told behind the settings, not in their place."""
+    """What this machine lacks, a log's folder for instance, is reported after the settings, not instead."""
     done = place.run("--print-config", "--error-logfile", "/nowhere/e.log", "-t", "7", "plain:app")
     assert done.code == 1
     assert printed(done.out)["timeout"] == ("7.0", "command line")

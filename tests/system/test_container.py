@@ -89,7 +89,7 @@ def start(place: Place) -> Iterator[Callable[..., Init]]:
 
 @needs_namespaces
 def test_stop_as_init(place: Place, start: Callable[..., Init]) -> None:
-    """An orchestrator's TERM: it is told, what is in flight is finished, exit code 0.
+    """An orchestrator's TERM: it is notified, what is in flight is finished, exit code 0.
 
     The pid file of the container before, with the same number in it, is no obstacle.
     """
@@ -114,7 +114,7 @@ def test_stop_as_init(place: Place, start: Callable[..., Init]) -> None:
 
 @needs_namespaces
 def test_second_term_as_init(start: Callable[..., Init]) -> None:
-    """Whoever asks twice has no patience left: quick, and still in order."""
+    """A second TERM: a quick end, still in order."""
     init = start("--graceful-timeout", "60", "plain:app")
     init.asked("/gate/never")
     init.send(signal.SIGTERM)

@@ -93,7 +93,7 @@ def test_foreign_host_and_origin(daemon: Daemon) -> None:
 
 
 def test_changes_are_told(daemon: Daemon) -> None:
-    """Who changed what stands in the log."""
+    """Each change is in the log, with its author."""
     post(daemon, "/v1/scale", {"workers": 1})
     assert daemon.events("control_change")
 

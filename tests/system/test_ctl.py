@@ -151,7 +151,7 @@ def test_config(daemon: Daemon) -> None:
 
 
 def test_reload(daemon: Daemon) -> None:
-    """Waits, tells the generation, leaves none of the old workers."""
+    """Waits, prints the generation, leaves none of the old workers."""
     before = daemon.status().generation
     done = daemon.ctl("reload")
     assert (done.code, done.err) == (0, "")
@@ -180,17 +180,17 @@ def test_reload_tells_each_worker_and_what_has_changed(place: Place) -> None:
 
 
 def test_the_log_tells_what_a_reload_changed(place: Place) -> None:
-    """Who reloads by a signal has only the log; what is given but needs a restart is a warning."""
+    """A reload by a signal is reported in the log; a change that needs a restart is a warning."""
     place.add("gunicorn.conf.py", "timeout = 30\n")
     daemon = place.start("--canary-time", "0", "plain:app")
     place.add("gunicorn.conf.py", "timeout = 7\n")
     daemon.send(signal.SIGHUP)
-    told = daemon.event("settings_changed", generation=2, level="info")
-    assert told["changes"] == "timeout 30 -> 7"
+    changed = daemon.event("settings_changed", generation=2, level="info")
+    assert changed["changes"] == "timeout 30 -> 7"
     place.add("gunicorn.conf.py", "timeout = 7\nproc_name = 'other'\n")
     daemon.send(signal.SIGHUP)
-    told = daemon.event("settings_changed", generation=3, level="warning")
-    assert told["changes"] == "proc_name not set -> other, which takes effect only after a restart"
+    changed = daemon.event("settings_changed", generation=3, level="warning")
+    assert changed["changes"] == "proc_name not set -> other, which takes effect only after a restart"
 
 
 def test_a_number_set_by_hand(place: Place) -> None:
@@ -258,7 +258,7 @@ def test_unknown_command(daemon: Daemon) -> None:
 
 
 def test_wrong_socket(place: Place) -> None:
-    """Nobody there: exit code 1, one line with the path."""
+    """No listener: exit code 1, one line with the path."""
     path = place.folder / "no.sock"
     done = place.run("ctl", "--socket", str(path), "status")
     assert done.code == 1

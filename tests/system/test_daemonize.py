@@ -1,4 +1,4 @@
-"""Daemons that detach from who started them: settings daemon, enable_stdio_inheritance, pidfile."""
+"""Daemons that detach from their parent process: settings daemon, enable_stdio_inheritance, pidfile."""
 
 import os
 import pty
@@ -148,7 +148,7 @@ def test_launcher_ends_first(place: Place, signum: int) -> None:
 
 
 def test_killed_while_it_starts(place: Place) -> None:
-    """A daemon that can't tell how it went any more is an error, too."""
+    """A daemon that ends before it reports its start is an error, too."""
     place.add("waiting.py", WAITING)
     os.mkfifo(place.app_folder / "gate")
     launcher = place.start("-D", "-p", "app.pid", "--preload", "waiting:app", serving=False)
@@ -162,7 +162,7 @@ def test_killed_while_it_starts(place: Place) -> None:
 
 
 def test_waits_for_the_app(place: Place, port: int) -> None:
-    """Whoever finds that the command has ended finds a serving app."""
+    """When the command has ended, the app is served."""
     place.add("waiting.py", WAITING)
     os.mkfifo(place.app_folder / "gate")
     launcher = place.start(
@@ -224,7 +224,7 @@ def test_life_without_a_terminal(place: Place, port: int) -> None:
 
 
 def test_on_a_terminal(place: Place, port: int) -> None:
-    """Who starts it on a terminal gets a line, and can close the terminal: nothing has it open any more."""
+    """Started on a terminal it prints a line; the terminal can be closed, as nothing has it open."""
     ours, theirs = pty.openpty()
     name = os.ttyname(theirs)
     process = subprocess.Popen(

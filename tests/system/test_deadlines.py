@@ -146,7 +146,7 @@ def test_a_stopped_worker_is_replaced(place: Place) -> None:
 
 
 def test_queue_timeout(place: Place) -> None:
-    """Who has waited too long for a busy worker is told so at once, who comes later is served."""
+    """A request that waited too long for a busy worker is refused at once; a later one is served."""
     daemon = place.start("--queue-timeout", "0.5", "plain:app")
     gate = daemon.connect().asked("/gate/long")
     daemon.in_app("/gate/long")
@@ -265,7 +265,7 @@ def test_boot_timeout_of_a_successor(place: Place) -> None:
         "    time.sleep(0.01)\n"
         "from plain import app\n",
     )
-    daemon = place.start("-w", "2", "--boot-timeout", "0.7", "sometimes:app")
+    daemon = place.start("-w", "2", "--boot-timeout", "1.5", "sometimes:app")
     before = daemon.settled(2)
     (place.app_folder / "hang").touch()
     Process(before[0].pid or 0).send(signal.SIGKILL)
@@ -287,7 +287,7 @@ def test_max_requests(place: Place) -> None:
     assert report.unasked == 0
     recycled = [event for event in daemon.events("recycle") if "requests" in event]
     assert len(recycled) >= 4
-    # It goes on serving until its successor is there; the quota itself is told exactly.
+    # It goes on serving until its successor is there; the quota itself is exact.
     assert all(40 <= event["requests"] <= 60 for event in recycled)
     assert len({event["requests"] for event in recycled}) > 1, "jitter"
     daemon.counted(requests=600)

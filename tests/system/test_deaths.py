@@ -1,4 +1,4 @@
-"""Processes that die or hang: who replaces them, and that nobody else notices."""
+"""Processes that die or hang: they are replaced, and the others serve on."""
 
 import os
 import signal
@@ -94,7 +94,7 @@ def test_fork_server_and_worker_killed_together(place: Place) -> None:
 
 
 def test_stopped_worker_with_an_overdue_request(place: Place) -> None:
-    """A worker that can't even tell its stack (SIGSTOP) is replaced, killed, and its request named."""
+    """A worker that can't report its stack (SIGSTOP) is replaced, killed, and its request logged."""
     daemon = place.start("-w", "1", "-t", "0.5", "--timeout-grace", "0.2", "plain:app")
     connection = daemon.connect().asked("/gate/never")
     daemon.in_app("/gate/never")

@@ -45,7 +45,7 @@ def test_degraded_and_mended(place: Place) -> None:
 
 
 def test_all_workers_lost(place: Place) -> None:
-    """Even with no worker left the daemon stays, tells so, and a request that waits is served in the end."""
+    """Without any worker the daemon goes on and reports it; a waiting request is served in the end."""
     place.add("fragile.py", FRAGILE)
     daemon = place.start("fragile:app")
     (place.app_folder / "broken").touch()
@@ -70,7 +70,7 @@ def test_ctl_does_not_wait_for_ever(place: Place) -> None:
 
 
 def test_preloaded_app_breaks(place: Place) -> None:
-    """With --preload a new fork server must load the code again, and tells when it can't."""
+    """With --preload a new fork server loads the code again, and reports when it can't."""
     place.add("fragile.py", FRAGILE)
     daemon = place.start("--preload", "-w", "2", "fragile:app")
     before = [worker.pid for worker in daemon.settled(2)]

@@ -51,7 +51,7 @@ def test_saved(place: Place, more: list[str]) -> None:
 
 
 def test_ways_to_write(place: Place) -> None:
-    """In place, by a temporary file and rename, removed and written anew, touched: each is one reload."""
+    """In place, by a temporary file and rename, removed and written again, touched: each is one reload."""
     path = place.add("page.py", page("one"))
     daemon = dev(place)
     generation = 1
@@ -68,8 +68,8 @@ def test_ways_to_write(place: Place) -> None:
     answers(daemon, "renamed")
     one_more()
     path.unlink()
-    path.write_text(page("written anew"))
-    answers(daemon, "written anew")
+    path.write_text(page("written again"))
+    answers(daemon, "written again")
     one_more()
     path.touch()
     one_more()
@@ -195,7 +195,7 @@ def test_error_page(place: Place, preload: list[str]) -> None:
     """After an edit that breaks the app each request gets a 500 that says why, until the next edit."""
     place.add("page.py", page("old"))
     daemon = dev(place, "-w", "2", *preload)
-    daemon.settled(2)  # both with the old code: else the log would tell of one more failure, the second one's
+    daemon.settled(2)  # both with the old code: else the log would have one more failure, the second one's
     for number, (source, words, line) in enumerate(BROKEN.values(), 1):
         place.add("page.py", source)
         daemon.event("reload_done", generation=2 * number)
@@ -213,9 +213,9 @@ def test_error_page(place: Place, preload: list[str]) -> None:
         place.add("page.py", page("mended"))
         daemon.event("reload_done", generation=2 * number + 1)
         assert daemon.get().text == "mended"
-    told = daemon.events("app_broken")
-    assert len(told) == len(BROKEN)  # once for each, though there are two workers
-    assert "SyntaxError" in told[0]["traceback"]
+    broken = daemon.events("app_broken")
+    assert len(broken) == len(BROKEN)  # once for each, though there are two workers
+    assert "SyntaxError" in broken[0]["traceback"]
     assert daemon.events("worker_boot_failed") == []
 
 

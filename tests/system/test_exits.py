@@ -1,4 +1,4 @@
-"""The exit ledger of a real daemon: why processes ended, as the API, `ctl exits` and the metrics tell it."""
+"""The exit ledger of a real daemon: why processes ended, in the API, `ctl exits` and the metrics."""
 
 import os
 import signal
@@ -86,7 +86,7 @@ def test_polite_outsider(daemon: Daemon, signum: int) -> None:
 
 
 def test_outsider(daemon: Daemon) -> None:
-    """kill -9: nobody here did it, and the kernel did not either."""
+    """kill -9 from outside: neither the supervisor nor the kernel's OOM killer did it."""
     pid = daemon.pids()[0]
     Process(pid).send(signal.SIGKILL)
     view = an_exit(daemon, pid=pid)

@@ -73,7 +73,7 @@ def test_port_taken(place: Place) -> None:
 
 
 def test_unix_socket_taken(place: Place) -> None:
-    """A Unix socket somebody listens on is never unlinked."""
+    """A Unix socket with a listener is never unlinked."""
     path = place.folder / "app.sock"
     with socket.socket(socket.AF_UNIX) as taken:
         taken.bind(str(path))

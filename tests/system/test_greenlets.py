@@ -182,7 +182,7 @@ def test_patched_before_the_app_is_imported(green: Place, kind: str, preload: li
 
 @GEVENT_FIRST
 def test_nothing_is_left_for_the_next_request(green: Place, kind: str) -> None:
-    """Thread-locals and context variables begin anew in each request, on one connection, too."""
+    """Thread-locals and context variables are new in each request, also on one connection."""
     daemon = start(green, kind)
     client = daemon.connect()
     for _ in range(5):
@@ -212,7 +212,7 @@ def test_a_process_that_the_app_forks(green: Place, kind: str) -> None:
 
 
 @BOTH
-def test_slow_clients_hold_up_nobody(green: Place, kind: str) -> None:
+def test_slow_clients_delay_no_other(green: Place, kind: str) -> None:
     """One takes nothing of a large answer, one sends its body in parts to an app that waits for it."""
     daemon = start(green, kind, "--stream-request", "--buffer-response", "1K", "--buffer-response-file", "0")
     with (
@@ -283,12 +283,12 @@ def test_an_overdue_request_is_ended_alone(green: Place, kind: str) -> None:
 @pytest.mark.thorough
 @BOTH
 def test_many_overdue_at_once(green: Place, kind: str) -> None:
-    """More than the scoreboard has lanes for: each is ended, and each is told of with a stack."""
+    """More than the scoreboard has request slots for: each is ended, and each is logged with a stack."""
     daemon = start(green, kind, "-t", "2", "--timeout-grace", "30")
     (pid,) = daemon.pids()
     clients = [daemon.connect(60).asked("/gate/never") for _ in range(300)]
     assert {client.answer().status for client in clients} == {504}
-    daemon.until(lambda: len(daemon.events("request_overdue")) == 300, "all were told of")
+    daemon.until(lambda: len(daemon.events("request_overdue")) == 300, "all are logged")
     stacks = [event["stack"] for event in daemon.events("request_overdue")]
     # On a busy machine a greenlet's own comes too late, and the main thread's is shown.
     assert all(stack.count("hread 0x") == 1 for stack in stacks)
@@ -326,7 +326,7 @@ def test_a_hub_that_stays_blocked(green: Place, kind: str) -> None:
 
 
 @GEVENT_FIRST
-def test_who_swallows_the_exception_costs_its_worker(green: Place, kind: str) -> None:
+def test_a_request_that_swallows_the_exception_costs_its_worker(green: Place, kind: str) -> None:
     """After the grace the worker is replaced; requests beside it finish."""
     daemon = start(green, kind, "-t", "1", "--timeout-grace", "1")
     victim = Process(daemon.pids()[0])
@@ -357,7 +357,7 @@ def test_signals_to_a_worker(green: Place, kind: str, signum: int) -> None:
     daemon.in_app("/gate/late")
     busy.send(signum)
     if signum == signal.SIGTERM:
-        daemon.until(lambda: "draining" in title(busy.pid), "it has heard")
+        daemon.until(lambda: "draining" in title(busy.pid), "it drains")
         open_gate(daemon, "late")
         assert client.answer().text == "late passed"
     else:

@@ -84,7 +84,7 @@ def test_connections_survive_recycling_and_scaling(place: Place) -> None:
     kept.close()
 
 
-def test_a_stop_closes_what_nobody_takes(place: Place) -> None:
+def test_a_stop_closes_what_no_worker_can_have(place: Place) -> None:
     """When all workers leave, idle connections end, and soon."""
     place.add("plain.py", PLAIN)
     daemon = place.start("-w", "2", "--keep-alive", "60", "plain:app")
@@ -123,7 +123,7 @@ def test_quick_requests_do_not_wait_for_busy_workers(place: Place, kind: list[st
     # Both workers have met a long request now.
     release("first", occupy("first", 2 * each))
     kept = Kept(daemon, 8)
-    # All threads of both but one are busy: whoever has it must answer all.
+    # All threads of both but one are busy: the worker that has it must answer all.
     asked = occupy("second", 2 * each - 1)
     assert len(set(kept.ask_again())) == 1
     release("second", asked)

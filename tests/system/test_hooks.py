@@ -32,7 +32,7 @@ def app(environ, start_response):
     return [environ.get("HTTP_X_ID", "none").encode()]
 """
 
-# Every hook writes who it is, in which process, and what it sees.
+# Every hook writes its name, its process, and what it sees.
 HOOKS = """\
 import json, os
 from pathlib import Path
@@ -185,7 +185,7 @@ def test_signals_to_a_worker(place: Place) -> None:
 
 @pytest.mark.parametrize(("path", "code"), [("/crash", -signal.SIGABRT), ("/leave", 7)])
 def test_child_exit_of_a_crash(place: Place, path: str, code: int) -> None:
-    """Workers that end without Python's help are told of, too, with what the kernel said."""
+    """Workers that crash are reported, too, with the kernel's exit status."""
     daemon, notes = start(place, "-w", "1")
     (worker,) = daemon.settled(1)
     daemon.connect().asked(path).ended_by_server()
@@ -247,7 +247,7 @@ def test_worker_abort_cannot_save_the_worker(place: Place, hook: str) -> None:
 
 
 def test_reload(place: Place) -> None:
-    """on_reload in the new fork server, and no other hook of a start; old workers' ends are told."""
+    """on_reload in the new fork server, and no other hook of a start; old workers' ends are reported."""
     daemon, notes = start(place, "-w", "2")
     old = {worker.pid for worker in daemon.settled(2)}
     before = fork_server(daemon).pid
@@ -277,7 +277,7 @@ def test_another_number_after_a_reload(place: Place) -> None:
 
 
 def test_a_fork_server_that_died(place: Place) -> None:
-    """Its successor forks on and tells of ends; what belongs to a start or reload is not repeated."""
+    """Its successor forks and reports ends; what belongs to a start or reload is not repeated."""
     daemon, notes = start(place, "-w", "1")
     (worker,) = daemon.settled(1)
     assert worker.pid
@@ -319,7 +319,7 @@ def test_refork(place: Place) -> None:
 
 
 def test_a_rollback(place: Place) -> None:
-    """Workers of a generation that is given up are told of by it, or by the one that comes back."""
+    """Each end of a worker of the rejected generation is reported once, by it or by the restored one."""
     place.add("site_app.py", APP)
     place.add("gunicorn.conf.py", HOOKS)
     daemon = place.start(
@@ -430,7 +430,7 @@ def test_no_worker_boots(place: Place, hook: str, error: str) -> None:
 
 @pytest.mark.parametrize("hook", ["on_reload", "post_fork", "post_worker_init"])
 def test_a_reload_is_refused(place: Place, hook: str) -> None:
-    """The old generation serves on, and whoever asked gets the traceback."""
+    """The old generation serves on, and the command prints the traceback."""
     daemon, notes = start(place, "-w", "1")
     before = daemon.settled(1)
     place.add("gunicorn.conf.py", f"{HOOKS}\ndef {hook}(*args):\n    raise ValueError('not today')\n")
@@ -444,7 +444,7 @@ def test_a_reload_is_refused(place: Place, hook: str) -> None:
 
 @pytest.mark.parametrize("hook", ["pre_fork", "child_exit", *thorough("nworkers_changed")])
 def test_a_hook_hangs_in_the_fork_server(place: Place, hook: str) -> None:
-    """It is interrupted, which the log tells with its line; workers are replaced all the same."""
+    """It is interrupted, and the log has its line; workers are replaced all the same."""
     conf = f"import time\ndef {hook}(*args):\n    if len(args) < 3 or args[2]: time.sleep(1000)\n"
     daemon, _ = start(place, "-w", "1", conf=conf)
     (worker,) = daemon.settled(1)
@@ -467,7 +467,7 @@ def test_on_exit_hangs(place: Place) -> None:
 
 
 def test_a_hook_hangs_in_c(place: Place) -> None:
-    """One that hears no signal costs its fork server, which the fleet replaces, and no worker that serves."""
+    """One that no signal interrupts costs its fork server, which the fleet replaces, and no worker."""
     conf = """\
     import itertools
     from pathlib import Path
@@ -553,7 +553,7 @@ def test_hooks_by_name(place: Place) -> None:
 
 
 def test_request_ids(place: Place) -> None:
-    """A field that pre_request adds reaches the app, and post_request is told of the answer."""
+    """A field that pre_request adds reaches the app, and post_request gets the answer."""
     conf = f"""{HOOKS}
 def pre_request(worker, req):
     req.headers.append(("X-Id", f"{{req.method}} {{req.path}}"))
@@ -618,7 +618,7 @@ def test_an_app_that_a_hook_wraps(place: Place) -> None:
 
 
 def test_on_exit_without_a_fork_server(place: Place) -> None:
-    """If nobody is left to call it, the log says so, and the daemon ends."""
+    """Without a fork server to call it, the log has it as missed, and the daemon ends."""
     conf = f"{HOOKS}\nimport time\nif NOTES.with_name('stuck').exists(): time.sleep(1000)\n"
     daemon, notes = start(place, "-w", "1", conf=conf)
     daemon.settled(1)
@@ -851,7 +851,7 @@ def test_what_lasts_has_new_logs(place: Place) -> None:
 
 
 def test_what_lasts_hangs_in_c_at_the_end(place: Place) -> None:
-    """A retired fork server whose on_exit hears no signal is not left behind."""
+    """A retired fork server whose on_exit no signal interrupts is not left behind."""
     hangs = "def on_exit(server):\n    import itertools\n    all(itertools.repeat(True))\n"
     daemon, _ = start(place, "-w", "1", conf=f"{HOOKS}\n{LASTING}\n{hangs}")
     daemon.settled(1)

@@ -30,7 +30,7 @@ def shop(shared_place: Place) -> Daemon:
 
 
 def test_get(strict: Daemon) -> None:
-    """The query arrives, the length is told, the connection stays open for a second request."""
+    """The query arrives, the length is sent, the connection stays open for a second request."""
     connection = strict.connect()
     for query in ("a=1", "b=%20"):
         answer = connection.asked(f"/?{query}").answer()
@@ -116,7 +116,7 @@ def test_head_in_pieces(strict: Daemon) -> None:
         assert everything(slow).endswith(b"\r\n\r\nGET slow")
 
 
-def test_length_is_told(shop: Daemon) -> None:
+def test_length_is_sent(shop: Daemon) -> None:
     """An answer whose blocks are known needs no chunks, though its app said nothing of the length."""
     answer = shop.get("/pid")
     assert answer.headers["content-length"] == str(len(answer.body))

@@ -1,4 +1,4 @@
-"""What the other tests rely on."""
+"""The test kit itself: what the other tests depend on."""
 
 import shutil
 import signal
@@ -23,7 +23,7 @@ signal.pause()
 
 
 def test_tests_that_are_killed(place: Place) -> None:
-    """Who kills a run of the tests, for being late say, need not look for daemons."""
+    """A run of the tests that is killed leaves no daemon."""
     with subprocess.Popen(
         [sys.executable, "-c", STARTS], stdout=subprocess.PIPE, text=True, env=place.environ
     ) as tests:

@@ -1,4 +1,4 @@
-"""What replaces processes, under load: planned operations fail no request, deaths only what they had in hand.
+"""What replaces processes, under load: planned operations fail no request, deaths only what they held.
 
 The client (tests/kit/load.py) accounts for every request. Of a few thousand in each test one in ten takes
 some milliseconds, and one in seven asks for its connection's end. A request that met a closed connection
@@ -45,7 +45,7 @@ def app(environ, start_response):
 QUICK_CANARY = ("--canary-time", "0.05")
 RATE = 800
 CONNECTIONS = 24
-# How long after a process's death its clients may hear of it.
+# How long after a process's death its clients may see it.
 NEWS_WITHIN = 2.0
 
 
@@ -136,7 +136,7 @@ def test_killed_workers(place: Place) -> None:
         report = client.finish()
     assert unexplained(report, killed) == [], report.summary()
     assert len(killed) == daemon.status().totals.deaths == 10
-    # Connections that are kept open would all be held by somebody; the test is void if nobody held any.
+    # All kept connections are held by some worker; without any the test would prove nothing.
     assert any(kill.ports for kill in killed)
 
 
@@ -154,7 +154,7 @@ def test_killed_fork_servers(place: Place) -> None:
 
 @pytest.mark.thorough
 def test_deadlines(place: Place) -> None:
-    """Requests that sleep get 504 or are cut off at their deadline; nobody else loses anything."""
+    """Requests that sleep get 504 or are cut off at their deadline; no other request is lost."""
     daemon = fleet(place, "-t", "1", "--timeout-grace", "0.5")
     with (
         load(daemon) as client,

@@ -1,4 +1,4 @@
-"""Listeners and the proxies behind them: sockets' modes, PROXY headers, forwarded headers, who is trusted."""
+"""Listeners and the proxies behind them: socket modes, PROXY headers, forwarded headers, trust."""
 
 import http.client
 import json
@@ -129,7 +129,7 @@ def test_proxy_speaks_for_itself(place: Place, raw: Connect) -> None:
 
 
 def test_only_proxies_may_say(place: Place, raw: Connect) -> None:
-    """A header from anybody else is no HTTP and is refused; so is the version that is not expected."""
+    """A header from any other address is no HTTP and is refused; so is the version that is not expected."""
     strangers = place.start("--proxy-protocol", "v1", "--proxy-allow-from", "10.0.0.0/8", "plain:app")
     connection = raw(strangers)
     connection.send(V1 + REQUEST)
@@ -158,7 +158,7 @@ def test_malformed_proxy_header(place: Place, raw: Connect) -> None:
 
 
 def test_unix_socket_behind_a_proxy(place: Place, raw: Connect) -> None:
-    """Who may reach a Unix socket may say who the client is, whatever the list of addresses."""
+    """A peer on a Unix socket may name the client, whatever the list of addresses is."""
     path = place.folder / "app.sock"
     args = ("--proxy-protocol", "--proxy-allow-from", "192.0.2.77", "plain:app")
     daemon = place.start(*args, bind=f"unix:{path}")
@@ -260,7 +260,7 @@ def test_spellings_of_addresses(place: Place) -> None:
 
 
 def test_folder_of_temporary_files_is_looked_at(place: Place) -> None:
-    """A folder that is not there is told at the start, not to the first client with a large body."""
+    """A missing folder is reported at the start, not to the first client with a large body."""
     done = place.run("-b", "127.0.0.1:0", "--tmp-upload-dir", "nowhere", "plain:app")
     assert done.code == 1
     assert (

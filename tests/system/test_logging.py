@@ -62,7 +62,7 @@ def app(environ, start_response):
         os.write(2, b"raw\\n")
         subprocess.run(["echo", "child"], check=True)
     if path == "/errors":
-        environ["wsgi.errors"].write("told by the app\\n")
+        environ["wsgi.errors"].write("written by the app\\n")
     if path == "/fail":
         raise RuntimeError("the app's own mistake")
     start_response("200 OK", [("Content-Length", "2")])
@@ -79,7 +79,7 @@ def serve(place: Place, *args: str, app: str = "talks:app") -> Daemon:
 
 
 def url_of(daemon: Daemon) -> None:
-    """Have the daemon's address from its status, where no line tells it."""
+    """The daemon's address from its status, for logs without a line that has it."""
     daemon.urls = list(daemon.status().listeners)
 
 
@@ -137,7 +137,7 @@ def test_the_usual_configuration(place: Place) -> None:
     assert '"GET /fail HTTP/1.1" 500' in str(requests[3]["text"])
     assert requests[3]["status"] == "500"
     error = (folder / "error.log").read_text()
-    assert "told by the app\n" in error
+    assert "written by the app\n" in error
     (failed,) = [json.loads(line) for line in error.splitlines() if "request_failed" in line]
     assert "the app's own mistake" in failed["trace"]
     assert failed["process"] == daemon.pids()[0]
@@ -149,8 +149,8 @@ def test_the_usual_configuration(place: Place) -> None:
     wait_for(folder / "error.log", "reload_done")
     assert daemon.stop() == 0
     assert wait_for(folder / "error.log", '"stop ').count('"serving ') == 1
-    told = [json.loads(line) for line in error.splitlines() if "serving " in line]
-    assert told[0]["process"] == daemon.pid
+    found = [json.loads(line) for line in error.splitlines() if "serving " in line]
+    assert found[0]["process"] == daemon.pid
     output = (folder / "output.log").read_text()
     for name in ("serving", "reload_done", "worker_exited", "request_failed"):
         assert f'"{name}"' not in output
@@ -297,7 +297,7 @@ def test_a_file_for_logging(place: Place) -> None:
 
 
 def test_rotation(place: Place) -> None:
-    """Moved and USR1: access log, captured output and the files of loggers begin anew, also for workers that
+    """Moved and USR1: access log, captured output and the files of loggers are new, also for workers that
     are forked afterwards. Emptied in place: what follows begins the file."""
     folder = place.app_folder
     (folder / "gunicorn.py").write_text(CONFIG.replace('["access_file"]', "[]") + 'accesslog = "plain.log"\n')
@@ -454,7 +454,7 @@ def test_statsd_hears_of_the_last_request(place: Place, udp: socket.socket, kind
 
 
 def test_a_statsd_that_is_not_there(place: Place) -> None:
-    """Nobody notices."""
+    """It serves as usual."""
     place.add("talks.py", TALKS)
     daemon = place.start("--statsd-host", "unix:///nowhere/statsd", "talks:app")
     for _ in range(20):

@@ -113,11 +113,11 @@ def test_wsgi_errors(place: Place) -> None:
     place.add(
         "talks.py",
         "def app(environ, start_response):\n"
-        "    environ['wsgi.errors'].write('told by the app\\n')\n"
+        "    environ['wsgi.errors'].write('written by the app\\n')\n"
         "    environ['wsgi.errors'].flush()\n"
         "    start_response('200 OK', [])\n"
         "    return [b'']\n",
     )
     daemon = place.start("talks:app")
     daemon.get()
-    until(lambda: "told by the app" in daemon.log.read_text(), "the app's words")
+    until(lambda: "written by the app" in daemon.log.read_text(), "the app's line")

@@ -398,7 +398,7 @@ def test_a_crash_costs_its_worker_only(odd: Place) -> None:
 
 
 def test_preload_and_refork(place: Place) -> None:
-    """It starts in a process that has loaded the app, and anew in a child of a worker that has served."""
+    """It starts in a process that has loaded the app, and again in a child of a worker that has served."""
     daemon = place.start(*MEINHELD, "--preload", "-w", "2", "plain:app")
     assert daemon.get().text == "one"
     daemon.settled(2)

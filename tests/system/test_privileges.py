@@ -1,4 +1,4 @@
-"""Apps that run as somebody else than the supervisor: settings user, group, initgroups, umask.
+"""Apps that run as another account than the supervisor: settings user, group, initgroups, umask.
 
 They need root, which plays both.
 """
@@ -47,7 +47,7 @@ pytestmark = [
 
 @pytest.fixture
 def open_place() -> Iterator[Place]:
-    """A place that other users may enter; its folder `mine` belongs to nobody."""
+    """A place that other users may enter; its folder `mine` belongs to the account nobody."""
     with furnished() as place:
         place.open_to_others()
         place.add("who.py", APP)
@@ -121,7 +121,7 @@ def test_who_is_not_there(open_place: Place) -> None:
 
 
 def test_without_privileges(open_place: Place) -> None:
-    """Who is not root may ask for what it is already, and for nothing else."""
+    """Without root, the process's own account may be named, and no other."""
     before = f"setpriv --reuid {UID} --regid {GID} --clear-groups"
     runtime = open_place.folder / "mine"
     done = open_place.run(
@@ -140,7 +140,7 @@ def test_without_privileges(open_place: Place) -> None:
 
 
 def test_logs(open_place: Place) -> None:
-    """Logs in root's own folder are made for the workers, also anew after logrotate has moved them away."""
+    """Logs in root's own folder are made for the workers, also again after logrotate moved them away."""
     logs = open_place.folder / "logs"
     logs.mkdir()
     names = [logs / "error.log", logs / "access.log"]
@@ -177,7 +177,7 @@ def test_logs(open_place: Place) -> None:
 
 
 def test_log_behind_a_link(open_place: Place) -> None:
-    """Who owns a log's folder can't have root write into, or give away, a file of root's."""
+    """The owner of a log's folder can't make root write into, or give away, a file of root's."""
     victim = open_place.folder / "victim"
     victim.write_text("root's\n")
     victim.chmod(0o600)
@@ -309,7 +309,7 @@ def test_unix_socket(open_place: Place) -> None:
 
 
 def test_control_socket_for_others(open_place: Place) -> None:
-    """Whom the mode lets in may operate, the app's own user only read; by default nobody else anything."""
+    """Accounts that the mode admits may operate, the app's own user only read; the default admits none."""
     path = open_place.folder / "control.sock"
     args = ["-u", "nobody", "--control-socket", str(path)]
 

@@ -50,7 +50,7 @@ def lazy(place: Place) -> Place:
 
 
 def refork(daemon: Daemon, slot: int | None = None) -> None:
-    """Ask for it; the log tells what becomes of it."""
+    """Ask for it; its outcome is in the log."""
     daemon.client.call(REFORK, ReforkBody(slot))
 
 
@@ -135,7 +135,7 @@ def test_successors_share_memory(lazy: Place) -> None:
 
 
 def test_an_audit_refuses_with_names(lazy: Place) -> None:
-    """A thread and a connection of the app's are reported, nobody is replaced; `force` goes over it."""
+    """A thread and a connection of the app's are reported, no worker is replaced; `force` overrides it."""
     daemon = lazy.start("-w", "1", "lazy:app")
     before = daemon.pids()
     with socket.create_server(("127.0.0.1", 0)) as database:
@@ -190,7 +190,7 @@ def test_it_begins_by_itself(lazy: Place) -> None:
 
 
 def test_a_zygote_may_die(lazy: Place) -> None:
-    """SIGKILL for the zygote: a new fork server loads the app anew, and workers do not notice."""
+    """SIGKILL for the zygote: a new fork server loads the app again, and workers serve on."""
     daemon = lazy.start("-w", "2", "lazy:app")
     daemon.settled(2)
     refork(daemon)
@@ -219,7 +219,7 @@ def test_a_zygote_ends_with_its_generation(lazy: Place) -> None:
 
 
 def test_a_zygote_ends_without_its_supervisor(lazy: Place) -> None:
-    """As any fork server: when the daemon is killed, nobody is left."""
+    """As any fork server: when the daemon is killed, no process is left."""
     daemon = lazy.start("-w", "2", "lazy:app")
     daemon.settled(2)
     refork(daemon)
@@ -286,7 +286,7 @@ def test_scoreboards_are_not_handed_on(lazy: Place, words: tuple[str, ...]) -> N
 
 
 def test_none_while_a_reload_runs(lazy: Place) -> None:
-    """The two would replace the same workers: who asks is told."""
+    """The two would replace the same workers: the request is refused."""
     daemon = lazy.start("-w", "1", "--canary-time", "30", "lazy:app")
     daemon.settled(1)
     daemon.send(signal.SIGHUP)
@@ -296,7 +296,7 @@ def test_none_while_a_reload_runs(lazy: Place) -> None:
 
 
 def test_refork_with_reload(place: Place) -> None:
-    """The thread that tells which files a worker has loaded is no reason against it."""
+    """The thread that reports which files a worker has loaded is no reason against it."""
     daemon = place.start("--reload", "plain:app")
     (worker,) = daemon.settled(1)
     done = daemon.ctl("refork")

@@ -141,7 +141,7 @@ def test_broken_configuration(place: Place, source: str | None, words: str) -> N
 def test_hanging_canary(place: Place) -> None:
     """New code that hangs at import is given up at boot_timeout; the old generation serves on."""
     place.add("page.py", page("old"))
-    daemon = place.start("--boot-timeout", "1", "page:app")
+    daemon = place.start("--boot-timeout", "2", "page:app")
     place.add("page.py", "import time\ntime.sleep(1000)\n")
     done = daemon.ctl("reload")
     assert done.code == 1
@@ -182,7 +182,7 @@ def test_release_by_link(place: Place) -> None:
 
 
 def test_workers_that_wait_are_not_forgotten(place: Place) -> None:
-    """Two who wait for the same reload both hear of its outcome; one for an older reload hears of that."""
+    """Two clients that wait for one reload both get its outcome; one for an older reload gets that."""
     place.add(
         "page.py",
         "import pathlib, time\nwhile pathlib.Path('hold').exists():\n    time.sleep(0.01)\n" + page("x"),

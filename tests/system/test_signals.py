@@ -42,7 +42,7 @@ def test_many_signals_at_once(place: Place) -> None:
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]])
 def test_hup_serves_new_code(place: Place, preload: list[str]) -> None:
-    """HUP loads the app anew, with --preload too; no old worker stays."""
+    """HUP loads the app again, also with --preload; no old worker stays."""
     place.add("page.py", page("old"))
     daemon = place.start("-w", "2", *preload, "page:app")
     assert daemon.get().text == "old"
@@ -152,7 +152,7 @@ def test_int_and_quit_are_quick(place: Place, signum: int, threads: str) -> None
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_second_signal_makes_it_quick(place: Place, second: int) -> None:
-    """Who asks twice does not want to wait."""
+    """A second TERM ends the wait."""
     daemon = place.start("plain:app")
     slow = daemon.connect().asked("/gate/never")
     daemon.in_app("/gate/never")
@@ -179,7 +179,7 @@ def test_term_while_an_app_is_loaded_that_catches_all(place: Place) -> None:
 
 
 def test_winch_drains_all_and_ttin_brings_back(place: Place) -> None:
-    """WINCH leaves the daemon and its socket without workers; who connects then is served after TTIN."""
+    """WINCH leaves the daemon and its socket without workers; later clients are served after TTIN."""
     daemon = place.start("-w", "2", "plain:app")
     daemon.send(signal.SIGWINCH)
     daemon.event("pause")
@@ -232,7 +232,7 @@ def test_signals_to_a_worker(place: Place) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_the_whole_group_is_signalled(place: Place, signum: signal.Signals) -> None:
-    """INT as a terminal sends it, TERM as timeout(1) does: a clean end for everybody."""
+    """INT as a terminal sends it, TERM as timeout(1) does: a clean end for all processes."""
     daemon = place.start("-w", "2", "plain:app")
     os.killpg(daemon.pid, signum)
     assert daemon.wait() == 0

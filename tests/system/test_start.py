@@ -37,7 +37,7 @@ def test_flask_answers_and_nothing_is_left(place: Place) -> None:
 
 
 def test_several_addresses(place: Place) -> None:
-    """TCP over both families and a Unix socket at once; each is told as really bound and each answers."""
+    """TCP over both families and a Unix socket at once; each is reported as really bound and each answers."""
     path = place.folder / "app.sock"
     daemon = place.start("-b", "[::1]:0", "-b", f"unix:{path}", "plain:app")
     assert len(daemon.urls) == 3
@@ -51,7 +51,7 @@ def test_several_addresses(place: Place) -> None:
 
 
 def test_unix_socket_of_the_dead_is_replaced(place: Place) -> None:
-    """A socket file that nobody listens on is no obstacle."""
+    """A socket file without a listener is no obstacle."""
     path = place.folder / "app.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -60,7 +60,7 @@ def test_unix_socket_of_the_dead_is_replaced(place: Place) -> None:
 
 
 def test_descriptor_from_outside(place: Place) -> None:
-    """fd://N serves on a listening socket that whoever started us has made."""
+    """fd://N serves on a listening socket of the parent process."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         fd = listener.fileno()
@@ -235,7 +235,7 @@ def test_stale_pidfile_is_taken_over(place: Place) -> None:
 
 
 def test_process_titles(place: Place) -> None:
-    """ps tells who is who: supervisor, fork server, workers with slot and generation, each with the name."""
+    """ps shows the roles: supervisor, fork server, workers with slot and generation, each with the name."""
     daemon = place.start("-w", "2", "-n", "till", "plain:app")
     first, second = daemon.settled(2)
     assert title(daemon.pid) == "ostler: supervisor [till]"

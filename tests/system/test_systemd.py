@@ -84,7 +84,7 @@ def test_socket_activation(place: Place) -> None:
 
 
 def test_listen_fds_of_another_process(place: Place) -> None:
-    """LISTEN_FDS that were meant for somebody else are ignored, and not handed on."""
+    """LISTEN_FDS for another process are ignored, and not handed on."""
     place.add("look.py", "import os\nassert 'LISTEN_FDS' not in os.environ\nfrom plain import app\n")
     daemon = place.start("look:app", LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
     assert daemon.get().text == "one"

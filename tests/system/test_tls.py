@@ -112,7 +112,7 @@ def test_large_file(place: Place, authority: Authority, server: Certificate) -> 
 
 
 def test_certificate_is_reread_at_a_reload(place: Place, authority: Authority) -> None:
-    """A renewed certificate counts from the reload on; one that can't be used fails it and harms nobody."""
+    """A renewed certificate counts from the reload on; an unusable one fails it and harms no client."""
     cert, key = place.app_folder / "cert.pem", place.app_folder / "key.pem"
 
     def install(certificate: Certificate) -> None:
@@ -157,7 +157,7 @@ def test_broken_certificate_at_the_start(place: Place, server: Certificate) -> N
 
 
 def test_client_certificates(place: Place, authority: Authority, server: Certificate) -> None:
-    """Who must show a certificate and has none is turned away; the app knows who has one."""
+    """A client without a required certificate is refused; the app learns the certificate of others."""
     daemon = place.start(*files(server), "--ca-certs", authority.cert, "--cert-reqs", "2", "plain:app")
     connection = Https(daemon, authority.client_context(authority.issue("alice")))
     seen = connection.environ()
@@ -285,7 +285,7 @@ def test_who_speaks_no_tls(place: Place, authority: Authority, server: Certifica
 
 
 def test_proxy_header_before_tls(place: Place, authority: Authority, server: Certificate) -> None:
-    """A proxy that passes TLS through tells the client's address first, also in several pieces."""
+    """A proxy that passes TLS through sends the client's address first, also in several pieces."""
     daemon = place.start(*files(server), "--proxy-protocol", "plain:app")
     header = b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n"
     connection = Https(daemon, authority.client_context(), header)

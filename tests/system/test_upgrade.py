@@ -1,4 +1,4 @@
-"""Upgrades in place: the supervisor becomes the program on the disk, and nobody notices."""
+"""Upgrades in place: the supervisor becomes the program on the disk, and no request is lost."""
 
 import os
 import shutil
@@ -134,7 +134,7 @@ def test_new_code_is_served(place: Place) -> None:
 
 
 def test_broken_app(place: Place) -> None:
-    """The program is tried before: what it would fail with is told, and nothing was touched."""
+    """The program is tried first: its failure is reported, and nothing was touched."""
     daemon = start(place)
     workers = daemon.pids()
     place.add("up.py", "import nowhere_to_be_found\n")
@@ -148,7 +148,7 @@ def test_broken_app(place: Place) -> None:
 
 
 def test_half_installed(place: Place) -> None:
-    """The trial loads all that would serve: a module that can't be imported is told, the old one goes on."""
+    """The trial loads all that would serve: a module that can't be imported is reported, nothing changes."""
     package = place.folder / "new" / "ostler"
     shutil.copytree(Path(ostler.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     place.add("up.py", APP)
@@ -204,7 +204,7 @@ def test_worker_dies_meanwhile(place: Place) -> None:
 
 
 def test_signal_just_before(place: Place) -> None:
-    """A signal that the old program has taken and not heard of yet is obeyed, not lost with it."""
+    """A signal that the old program has received but not handled is obeyed by the new one."""
     daemon = start(
         place,
         lines="""
@@ -223,7 +223,7 @@ Daemon._upgrade_soon = signalled
 
 
 def test_signal_during(place: Place) -> None:
-    """A signal that comes when the old program hears of none any more is obeyed by the new one."""
+    """A signal that comes after the old program's last look is obeyed by the new one."""
     daemon = start(
         place,
         lines="""
@@ -254,7 +254,7 @@ def test_stop_during_the_check(place: Place) -> None:
 
 
 def test_asked_twice(place: Place) -> None:
-    """Who asks while an upgrade is tried is refused; `ctl` does not take that for the end of its own wish."""
+    """A second request during an upgrade is refused; `ctl` does not take that for the end of its own."""
     daemon = start(place)
     wait = "while not os.path.exists('go'):\n    open('loading', 'w').close()\n    time.sleep(0.01)\n"
     place.add("up.py", f"import os\nimport time\n{wait}{APP}")
@@ -350,7 +350,7 @@ def test_new_program_fails(place: Place, broken: str) -> None:
 
 
 def test_new_program_fails_and_workers_end(place: Place) -> None:
-    """Without workers there is nothing to stay for: whoever watches the daemon can start another."""
+    """Without workers it ends: a service manager can start another one."""
     broken = "import ostler.daemon.upgrade as module; module._format = bytes"
     daemon = start(place, lines=f"if 'OSTLER_UPGRADE' in os.environ:\n    {broken}")
     workers = daemon.pids()

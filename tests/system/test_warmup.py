@@ -52,7 +52,7 @@ def test_a_daemon_that_can_not_be_warmed_up(place: Place) -> None:
 
 
 def test_each_worker_is_warmed_up_unseen(place: Place) -> None:
-    """Under TLS as well, where the app is told https; neither counted nor in the access log."""
+    """Under TLS as well, where the app sees https; neither counted nor in the access log."""
     server = Authority(place.folder).issue("localhost")
     place.add("shop.py", APP)
     tls = ("--certfile", server.cert, "--keyfile", server.key)
@@ -65,7 +65,7 @@ def test_each_worker_is_warmed_up_unseen(place: Place) -> None:
 
 
 def test_an_answer_that_warms_little(place: Place) -> None:
-    """A 404, of a path that is misspelt perhaps, is no failure, but it is told."""
+    """A 404, of a path that is misspelt perhaps, is no failure, but it is logged."""
     place.add("shop.py", APP.replace('"200 OK"', '"404 Not Found"'))
     daemon = place.start("--warmup-request", "/helth", "shop:app")
     assert "GET /helth was answered with 404 Not Found" in daemon.event("warmup_request")["problem"]

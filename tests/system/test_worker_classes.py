@@ -47,7 +47,7 @@ def test_as_a_class_in_a_file(place: Place) -> None:
 
 
 def test_it_is_counted_logged_and_shown(place: Place) -> None:
-    """What a class tells the scoreboard reaches the API; its access log is ours."""
+    """What a class writes to the scoreboard reaches the API; its access log is ours."""
     form = "%(m)s %(U)s %(s)s %(B)s"
     daemon = place.start(*REFERENCE, "--access-logfile", "a.log", "--access-logformat", form, "plain:app")
     daemon.get()
@@ -64,7 +64,7 @@ def test_it_is_counted_logged_and_shown(place: Place) -> None:
 
 
 def test_recycling_and_reload(place: Place) -> None:
-    """Its workers are replaced at their number of requests and at a reload, and nobody notices."""
+    """Its workers are replaced at their number of requests and at a reload; no request is lost."""
     daemon = place.start(*REFERENCE, "-w", "2", "--max-requests", "50", "plain:app")
     with Load(daemon.address, rate=100, connections=4, close_every=1) as load:
         daemon.event("worker_exited", after=2, cause="recycle")
@@ -87,7 +87,7 @@ def test_term(place: Place) -> None:
 
 
 def test_a_hanging_request(place: Place) -> None:
-    """A class that ends no requests itself loses the worker of one that hangs; its stack is told."""
+    """A class that ends no requests itself loses the worker of one that hangs; its stack is logged."""
     daemon = place.start(*REFERENCE, "-t", "0.5", "--timeout-grace", "0.3", "plain:app")
     daemon.connect().asked("/gate/never")
     assert "wait_at_gate" in daemon.event("request_overdue", path="/gate/never")["stack"]
@@ -126,7 +126,7 @@ def test_what_can_not_be_used(place: Place, name: str, words: str) -> None:
 
 @pytest.mark.parametrize("name", ["gthread", "gevent", "eventlet", "asgi", "reference.ReferenceWorker"])
 def test_hooks_that_a_class_does_not_call(place: Place, name: str) -> None:
-    """A file with hooks about requests is told so where they are never called, and only there."""
+    """Hooks about requests are a warning with a class that never calls them, and only there."""
     place.add("conf.py", "def pre_request(worker, req): ...\ndef post_request(worker, req): ...\n")
     done = place.run("--check-config", "-c", "conf.py", "-k", name, "plain:app")
     warned = f"pre_request, post_request: without effect in {name} workers" in done.out + done.err

@@ -125,7 +125,7 @@ def test_each_is_the_end_of_its_worker(place: Place) -> None:
 @pytest.mark.thorough
 @each_class
 def test_a_descriptor_whose_close_waits(place: Place, words: Sequence[str]) -> None:
-    """A connection with SO_LINGER that nobody receives does not stop the supervisor when it is closed."""
+    """A connection with SO_LINGER whose peer does not read does not stop the supervisor when it is closed."""
     daemon = place.start("--preload", "-w", "2", *words)
     attack(daemon, "lingering")
     killed_for(daemon, "descriptors")
@@ -147,7 +147,7 @@ def test_flood(place: Place, attackers: int) -> None:
 
 @pytest.mark.thorough
 def test_orphans(place: Place) -> None:
-    """Thousands of dead children that an app leaves the supervisor: it books deaths and hears signals.
+    """Thousands of dead children that an app leaves the supervisor: it books deaths and handles signals.
 
     Their SIGCHLDs once filled the socket that asyncio reads signals from; that stopped the supervisor.
     """
@@ -290,7 +290,7 @@ def test_fork_server_that_attacks_while_it_loads(place: Place) -> None:
 def test_fork_server_that_is_stopped(place: Place) -> None:
     """A fork server that does nothing any more is killed when it has not forked in time."""
     leave(place, "waits")
-    daemon = place.start("--preload", "-w", "2", "--boot-timeout", "2", *CLASSES["sync"])
+    daemon = place.start("--preload", "-w", "2", "--boot-timeout", "5", *CLASSES["sync"])
     stopped = fork_server(daemon)
     leave(place, "stop.fork_server")
     victim = daemon.pids()[0]

@@ -47,7 +47,7 @@ def deaths(daemon: Daemon, number: int) -> list[dict[str, Any]]:
 @pytest.mark.thorough
 @each_class
 def test_a_worker_that_kills_itself_again_and_again(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """The supervisor does not fork without limit: beyond what anybody kills by hand it takes its time."""
+    """The supervisor does not fork without limit: beyond what is killed by hand it waits longer each time."""
     hostile_place.add("attack.py", KILLS)
     daemon = hostile_place.start("--preload", "-w", "1", *words)
     daemon.settled(1)

@@ -48,7 +48,7 @@ def request(path):
 
 
 def serves_or_says(daemon: Daemon) -> str:
-    """The one line that it ends with; empty if it serves, and stops when it is told to."""
+    """The one line that it ends with; empty if it serves, and stops at SIGTERM."""
     until(lambda: daemon.process.poll() is not None or daemon.events("serving"), "serving or its end")
     text = daemon.log.read_text()
     if daemon.process.poll() is None:

@@ -23,10 +23,10 @@ FORGED = b"GET /forged HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 192.0.2.99\r\nCon
 )
 def test_their_address_is_known(hostile_place: Place, words: tuple[str, ...]) -> None:
     """The log names it. They do not pass for clients of the Unix socket, which have no address and may say
-    in X-Forwarded-For who the client is."""
+    in X-Forwarded-For another client's address."""
     access = hostile_place.folder / "access.log"
     also = hostile_place.folder / "app.sock"
-    # Who comes by the Unix socket is a proxy; 127.0.0.1 is none here.
+    # A peer on the Unix socket is a trusted proxy; 127.0.0.1 is none here.
     trusts = ("--forwarded-allow-ips", "192.0.2.1", "-b", f"unix:{also}")
     daemon = hostile_place.start("-w", "1", *trusts, "--access-logfile", str(access), *words)
     worker = Process(daemon.pids()[0])

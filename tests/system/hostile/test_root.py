@@ -387,7 +387,7 @@ from ostler.workers.engine import Engine as Worker
 
 
 def test_forged_settings(field: Field) -> None:
-    """A worker class of the app's own runs before the settings are all told; it can't change them."""
+    """A worker class of the app's own runs before the settings are all reported; it can't change them."""
     target = field.place.folder / "forged.pid"
     field.plant(field.folder / "forging.py", FORGER.format(path=str(target)))
     done = field.place.run(

@@ -197,7 +197,7 @@ def test_an_upgrade_with_such_workers(hostile_place: Place) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["threads", "gevent"])
 def test_requests_that_are_overdue_all_the_time(hostile_place: Place, name: str) -> None:
-    """Of requests that nobody sees, a worker can cause so many lines and no more, and harms no one else."""
+    """A worker can cause a bounded number of lines about requests that do not exist, and no other harm."""
     daemon = attacked(hostile_place, OVERDUE, "-t", "1", *CLASSES[name])
     assert daemon.get().status == 200
     daemon.event("request_overdue", path="/lie")

@@ -161,7 +161,7 @@ def test_a_socket_that_changed_hands(place: Place, shared: Path) -> None:
 
 
 def test_a_socket_that_was_named(place: Place, shared: Path) -> None:
-    """Whoever names a socket may use it, and hears whose it is; --owner makes sure of that."""
+    """A socket that is named is used, with a warning about its owner; --owner makes it an error."""
     path = shared / "named.sock"
     with stranger(place, path) as (other, _):
         done = ctl(place, shared, "--socket", str(path), "status")
@@ -201,7 +201,7 @@ def test_a_port_that_changed_hands(place: Place, shared: Path) -> None:
 
 
 def test_a_daemon_of_another_user_that_root_has_given_a_folder(place: Place, shared: Path) -> None:
-    """As systemd does with RuntimeDirectory=: root's `ctl` finds it without being told whose it is, and
+    """As systemd does with RuntimeDirectory=: root's `ctl` finds it without the owner's name, and
     takes it without a warning if it is named."""
     given = place.folder / "given"
     given.mkdir(mode=0o755)

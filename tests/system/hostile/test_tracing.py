@@ -1,4 +1,4 @@
-"""ptrace(2): who traces a worker keeps its end from the supervisor; a worker can make that its tracer."""
+"""ptrace(2): a tracer hides a worker's end from the supervisor, which itself can become a tracer."""
 
 import os
 import signal
@@ -52,14 +52,14 @@ def request(path):
         os.wait()
     if path.startswith("/trace/"):
         libc.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE
-        ready, told = os.pipe()
+        ready, notify = os.pipe()
         if os.fork() == 0:
             os.setsid()
             for pid in path.split("/")[2:]:
                 libc.ptrace(0x4206, int(pid), None, None)  # PTRACE_SEIZE
             with open(FOLDER + "/tracer", "w") as file:
                 file.write(str(os.getpid()))
-            os.write(told, b"1")
+            os.write(notify, b"1")
             while True:
                 signal.pause()
         os.read(ready, 1)
@@ -93,7 +93,7 @@ def no_traceback(daemon: Daemon) -> None:
 
 @each_class
 def test_a_worker_that_has_us_trace_it(place: Place, words: Sequence[str]) -> None:
-    """It stops at its next signal, which wait(2) tells as it tells deaths. It is killed, and that is all."""
+    """It stops at its next signal, which wait(2) reports as it reports deaths. It is killed; that is all."""
     daemon = place.start("--preload", "-w", "2", *words)
     daemon.settled(2)
     (place.app_folder / "supervisor").write_text(str(daemon.pid))

@@ -16,7 +16,7 @@ from tests.kit.waiting import PATIENCE, until
 PROGRAM = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
 
 # Buffering off in both directions: what a client sends and takes slowly, the daemon gets and gives slowly.
-# One attempt a request: nginx would repeat a GET that a daemon has dropped, and nobody would know.
+# One attempt a request: nginx would repeat a GET that a daemon has dropped, and the test would not see it.
 _CONFIGURATION = """
 {user}
 daemon off;
@@ -88,7 +88,7 @@ class Nginx:
         configuration = self.folder / "nginx.conf"
         configuration.write_text(
             _CONFIGURATION.format(
-                # Started by root, its workers would be somebody who may not enter the folder.
+                # Started by root, its workers would run as an account that may not enter the folder.
                 user="user root;" if os.geteuid() == 0 else "",
                 folder=self.folder,
                 log=self.log,

@@ -67,7 +67,7 @@ def test_generator(site: Daemon) -> None:
 
 
 def test_generator_that_fails(site: Daemon) -> None:
-    """A client sees that an answer is not whole, and the app's mistake harms nobody else."""
+    """A client sees that an answer is not whole, and the app's mistake harms no other client."""
     with pytest.raises(http.client.IncompleteRead) as caught:
         site.get("/cut")
     assert caught.value.partial == b"the beginning\n"

@@ -1,4 +1,4 @@
-"""httpbin, as two HTTP clients that everybody uses see it: requests (urllib3) and httpx (h11)."""
+"""httpbin, as two widely used HTTP clients see it: requests (urllib3) and httpx (h11)."""
 
 import asyncio
 import base64
@@ -53,7 +53,7 @@ def is_httpx(client: Client) -> bool:
 
 
 def raw(client: Client, body: Any) -> dict[str, Any]:
-    """How this client is told to send a body as it is; an iterable goes in chunks."""
+    """The argument by which this client sends a body as it is; an iterable goes in chunks."""
     return {"content" if is_httpx(client) else "data": body}
 
 
@@ -78,12 +78,12 @@ def test_methods(site: Daemon, client: Client, method: str) -> None:
     """Each method reaches the app by its name, with its query and fields."""
     sent = {"params": {"a": ["1", "2"]}, "headers": {"X-Mine": "yes"}}
     answer = client.request(method, f"{site.url}/anything", **sent)
-    told = answer.json()
-    assert (answer.status_code, told["method"], told["args"]) == (200, method, {"a": ["1", "2"]})
-    assert told["headers"]["X-Mine"] == "yes"
-    assert told["headers"]["Host"] == site.url.removeprefix("http://")
-    assert told["origin"] == "127.0.0.1"
-    assert told["url"] == f"{site.url}/anything?a=1&a=2"
+    found = answer.json()
+    assert (answer.status_code, found["method"], found["args"]) == (200, method, {"a": ["1", "2"]})
+    assert found["headers"]["X-Mine"] == "yes"
+    assert found["headers"]["Host"] == site.url.removeprefix("http://")
+    assert found["origin"] == "127.0.0.1"
+    assert found["url"] == f"{site.url}/anything?a=1&a=2"
 
 
 def test_options_and_wrong_method(site: Daemon, client: Client) -> None:
@@ -128,8 +128,8 @@ def test_request_headers(site: Daemon, client: Client) -> None:
     """Many fields, long ones, and values with odd but legal characters arrive unharmed."""
     sent = {f"X-Number-{number}": str(number) * number for number in range(60)}
     sent |= {"X-Long": "x" * 6000, "X-Odd": 'a\tb;"c",=!#$%&*+-.^_`|~', "X-Empty": ""}
-    told = client.get(f"{site.url}/headers", headers=sent).json()["headers"]
-    assert {name: told[name] for name in sent} == sent
+    found = client.get(f"{site.url}/headers", headers=sent).json()["headers"]
+    assert {name: found[name] for name in sent} == sent
 
 
 def test_cookies(site: Daemon, client: Client) -> None:
@@ -196,10 +196,10 @@ def test_authentication(site: Daemon, client: Client) -> None:
 def test_paths(site: Daemon, target: str, url: str, args: dict[str, Any]) -> None:
     """What a target means is the app's business: nothing in it is normalized, decoded once at most."""
     # Both clients normalize paths; http.client sends what it is given.
-    told = json.loads(site.get(target).body)
+    found = json.loads(site.get(target).body)
     # Flask shows the path again with some characters encoded.
-    path = unquote(re.sub("^http://[^/]*", "", told["url"]).partition("?")[0])
-    assert (path, told["args"]) == (url, args)
+    path = unquote(re.sub("^http://[^/]*", "", found["url"]).partition("?")[0])
+    assert (path, found["args"]) == (url, args)
 
 
 # -- answers ----------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_stream(site: Daemon, client: Client) -> None:
 
 
 def test_drip(site: Daemon, client: Client) -> None:
-    """A body that comes byte by byte, with a length told ahead."""
+    """A body that comes byte by byte, with a length in its head."""
     answer = client.get(f"{site.url}/drip?numbytes=20&duration=0.2&code=202")
     assert (answer.status_code, answer.content) == (202, b"*" * 20)
 
@@ -301,9 +301,9 @@ def test_forms(site: Daemon, client: Client) -> None:
     form = client.post(f"{site.url}/post", data=fields).json()
     assert form["form"] == fields
     files = {"text": ("ä.txt", "Grüße".encode()), "binary": ("b.bin", LARGE)}
-    told = client.post(f"{site.url}/post", data={"note": "x"}, files=files).json()
-    assert (told["form"], told["files"]["text"]) == ({"note": "x"}, "Grüße")
-    assert sha256(base64.b64decode(told["files"]["binary"].partition(",")[2])) == sha256(LARGE)
+    found = client.post(f"{site.url}/post", data={"note": "x"}, files=files).json()
+    assert (found["form"], found["files"]["text"]) == ({"note": "x"}, "Grüße")
+    assert sha256(base64.b64decode(found["files"]["binary"].partition(",")[2])) == sha256(LARGE)
 
 
 def test_json(site: Daemon, client: Client) -> None:
@@ -340,13 +340,13 @@ def test_connections_are_reused(site: Daemon) -> None:
 
 
 def test_connection_close(site: Daemon, client: Client) -> None:
-    """A client that wants the connection closed gets it closed, and told so."""
+    """A client that wants the connection closed gets it closed, with a header that announces it."""
     answer = client.get(f"{site.url}/get", headers={"Connection": "close"})
     assert (answer.status_code, answer.headers["Connection"]) == (200, "close")
 
 
 def test_many_clients(site: Daemon) -> None:
-    """Sixteen clients at once, each with its own uploads: nobody gets what is another's."""
+    """Sixteen clients at once, each with its own uploads: no client gets another's answer."""
 
     def run(number: int) -> list[bool]:
         right = []

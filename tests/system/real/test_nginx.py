@@ -20,8 +20,8 @@ pytestmark = [
     pytest.mark.skipif(PROGRAM is None, reason="there is no nginx (apt install nginx-light)"),
 ]
 
-# Longer than nginx's own 60 s for an idle connection to its upstream: who is about to send must be the one
-# who closes. The daemon's short default is for browsers.
+# Longer than nginx's own 60 s for an idle connection to its upstream: the side that is about to send must be
+# the one that closes. The daemon's short default is for browsers.
 PATIENT = ("--keep-alive", "75")
 KINDS = {"sync": [], "gthread": ["--threads", "4"]}
 
@@ -72,7 +72,7 @@ def test_connections_are_kept(nginx: Nginx, upstream: str) -> None:
 
 
 def test_forwarded(nginx: Nginx, upstream: str) -> None:
-    """The app learns of nginx's client what nginx tells, and the scheme from whom the daemon trusts."""
+    """The app sees nginx's client as nginx names it, and the scheme from trusted peers."""
     facts = json.loads(ask(nginx.url, "/facts", headers={"X-Forwarded-For": "198.51.100.7"}).body)
     assert facts["HTTP_X_FORWARDED_FOR"] == "198.51.100.7, unix:"
     assert facts["HTTP_CONNECTION"] == ""
@@ -132,7 +132,7 @@ def test_head_and_expect(nginx: Nginx) -> None:
 
 
 class Uploaders:
-    """Clients that post one upload after the other until they are told to stop; a context manager."""
+    """Clients that post one upload after the other until they are stopped; a context manager."""
 
     def __init__(self, nginx: Nginx, clients: int) -> None:
         self._nginx = nginx

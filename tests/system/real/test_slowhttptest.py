@@ -41,7 +41,7 @@ def app(environ, start_response):
 
 
 class Attack(NamedTuple):
-    """How an attack went, as slowhttptest tells."""
+    """How an attack went, as slowhttptest reports."""
 
     ending: str
     """Why it ended, e.g. `No open connections left`."""
@@ -51,7 +51,7 @@ class Attack(NamedTuple):
     """Whether slowhttptest's own probe was answered each second."""
 
 
-def told(done: Done, table: Path) -> Attack:
+def parsed(done: Done, table: Path) -> Attack:
     """Read what it has printed, and the table that has a row for each second."""
     assert done.code == 0, done.out + done.err
     plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", done.out)
@@ -90,7 +90,7 @@ class Siege:
             fresh.close()
 
     def outcome(self) -> Attack:
-        return told(self._attack.result(), self._table)
+        return parsed(self._attack.result(), self._table)
 
     def close(self) -> None:
         self._pool.shutdown()
@@ -133,7 +133,7 @@ def test_slow_bodies(daemon: Daemon) -> None:
 
 
 def test_slow_readers(daemon: Daemon) -> None:
-    """Clients that take five bytes of a large answer each second: the answer waits for them, nobody else."""
+    """Clients that take five bytes of a large answer each second: the answer waits for them, and no other."""
     outcome = besieged(daemon, "-X", "-n", "1", "-w", "64", "-y", "512", "-z", "5", target="/large")
-    # Whoever takes a little of it now and then is a client: nobody is cut off.
+    # A client that reads a little now and then is not cut off.
     assert outcome.ending == "Hit test time limit"

@@ -1,4 +1,4 @@
-"""What an app behind a proxy sees: who asked, on which connection, and a body's digest."""
+"""What an app behind a proxy sees: the client, the connection, and a body's digest."""
 
 import hashlib
 import json

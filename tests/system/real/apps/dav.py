@@ -1,4 +1,4 @@
-"""A WebDAV share of the folder `files` beside it; open to everybody."""
+"""A WebDAV share of the folder `files` beside it; open to every client."""
 
 from pathlib import Path
 
