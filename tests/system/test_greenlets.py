@@ -277,15 +277,27 @@ def test_an_overdue_request_is_ended_alone(green: Place, kind: str) -> None:
     assert daemon.events("request_failed") == []
 
 
+@BOTH
+def test_hundreds_of_requests_at_once(green: Place, kind: str) -> None:
+    """All are visible while they are in the app, and none is afterwards."""
+    daemon = start(green, kind)
+    clients = [daemon.connect(60).asked("/gate/many") for _ in range(300)]
+    daemon.until(lambda: len(daemon.workers()[0].in_flight) == 300, "all are shown", within=60)
+    open_gate(daemon, "many")
+    assert {client.answer().text for client in clients} == {"many passed"}
+    daemon.until(lambda: daemon.status().totals.requests == 300, "all are counted")
+    assert daemon.workers()[0].in_flight == []
+
+
 @pytest.mark.thorough
 @BOTH
 def test_many_overdue_at_once(green: Place, kind: str) -> None:
-    """More than the scoreboard has lanes for: each is ended, and each is told of with a stack."""
+    """Each is ended, and each is logged with a stack."""
     daemon = start(green, kind, "-t", "2", "--timeout-grace", "30")
     (pid,) = daemon.pids()
     clients = [daemon.connect(60).asked("/gate/never") for _ in range(300)]
     assert {client.answer().status for client in clients} == {504}
-    daemon.until(lambda: len(daemon.events("request_overdue")) == 300, "all were told of", within=30)
+    daemon.until(lambda: len(daemon.events("request_overdue")) == 300, "all are logged", within=30)
     stacks = [event["stack"] for event in daemon.events("request_overdue")]
     # On a busy machine a greenlet's own comes too late, and the main thread's is shown.
     assert all(stack.count("hread 0x") == 1 for stack in stacks)
