@@ -93,7 +93,10 @@ def test_environ(place: Place) -> None:
     first.asked("/").answer()
     with second:
         second.sendall(request)
-        assert b'"REMOTE_ADDR": "127.0.0.2"' in second.recv(65536)
+        received = b""
+        while b'"REMOTE_ADDR": "127.0.0.2"' not in received:
+            received += (data := second.recv(65536))
+            assert data, received
         # The server itself would say what the newest connection has.
         environ = first.asked("/environ").answer().text
     assert '"REMOTE_ADDR": "127.0.0.1"' in environ
@@ -244,7 +247,7 @@ def test_recycling(place: Place) -> None:
     daemon = place.start(
         *MEINHELD, "-w", "2", "--max-requests", "100", "--max-requests-jitter", "20", "plain:app"
     )
-    with Load(daemon.address, rate=400, connections=8, timeout=10) as load:
+    with Load(daemon.address, rate=400, connections=8) as load:
         daemon.event("worker_exited", after=5, cause="recycle")
     report = load.report()
     assert report.failed == 0, report.summary()
@@ -258,13 +261,13 @@ def test_reload_under_load(place: Place) -> None:
     before = set(daemon.pids())
     idle = daemon.connect()
     idle.asked("/").answer()
-    with Load(daemon.address, rate=300, connections=8, timeout=10) as load:
+    with Load(daemon.address, rate=300, connections=8) as load:
         for number in (2, 3):
             daemon.send(signal.SIGHUP)
             daemon.event("reload_done", generation=number)
     report = load.report()
     assert report.failed == 0, report.summary()
-    assert not before & set(daemon.pids())
+    daemon.until(lambda: not before & set(daemon.pids()), "none of the old workers")
     idle.ended_by_server()
 
 
@@ -338,18 +341,18 @@ def test_idle_workers_are_prompt(place: Place) -> None:
     """A loop that waits for clients notices the supervisor's messages and signals without waiting for one."""
     daemon = place.start(*MEINHELD, "-w", "3", "plain:app")
     daemon.settled(3)
-    for _ in range(3):
-        began = time.monotonic()
+    for number in range(2):
         daemon.send(signal.SIGTTOU)
-        daemon.event("worker_exited", after=len(daemon.events("worker_exited")))
-        if len(daemon.workers()) == 1:
-            break
-    victim = Process(daemon.pids()[0])
-    began = time.monotonic()
-    victim.send(signal.SIGTERM)
-    assert victim.ended()
-    # Its loop wakes once a second by itself; three in a row would take longer than one.
-    assert time.monotonic() - began < 0.9
+        daemon.event("worker_exited", after=number)
+    took = []
+    for _ in range(4):
+        victim = Process(daemon.settled(1)[0].pid or 0)
+        began = time.monotonic()
+        victim.send(signal.SIGTERM)
+        assert victim.ended()
+        took.append(time.monotonic() - began)
+    # Its loop wakes once a second by itself. On a busy machine not each end is prompt.
+    assert min(took) < 0.5, took
 
 
 @pytest.mark.parametrize("path", ["/", "/gate/never"])
@@ -361,7 +364,7 @@ def test_quit(place: Place, path: str) -> None:
         connection.answer()
     else:
         daemon.in_app(path)
-    assert daemon.stop(signal.SIGQUIT, within=8) == 0
+    assert daemon.stop(signal.SIGQUIT, within=25) == 0
     assert "Traceback" not in daemon.log.read_text()
 
 

@@ -177,7 +177,7 @@ class BaseWorker(ABC):
         """As `drain`, and close the listeners at once: another daemon may bind their addresses."""
         self.drain()
 
-    def attend(self) -> None:
+    def on_message(self) -> None:
         """A message of the supervisor has come. Called by a signal handler, also within a long request."""
 
     def interrupt(self, signum: int, frame: "FrameType | None") -> None:

@@ -152,7 +152,7 @@ class MeinheldWorker(BaseWorker):
         for listener in self._context.listeners:
             listener.close()
 
-    def attend(self) -> None:
+    def on_message(self) -> None:
         self._calls.attend()
 
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
