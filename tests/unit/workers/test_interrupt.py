@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ostler.hooks.calling import HookCaller
+from ostler.hooks.calling import HookFunctions
 from ostler.hooks.requests import RequestHooks
 from ostler.osapi.process import INTERRUPT_SIGNAL
 from ostler.scoreboard import layout
@@ -286,7 +286,7 @@ def test_post_request_that_hangs(
     if not main and hang is receive:
         pytest.skip("a system call is ended in the main thread only")
     told: list[str] = []
-    calls = HookCaller(
+    calls = HookFunctions(
         {"post_request": lambda _worker, req, _environ, _resp: hang() if req.path == "/post" else None},
         lambda _level, name, **_fields: told.append(name),
     )
