@@ -440,3 +440,26 @@ def test_unix_sockets_and_changing_the_class(place: Place) -> None:
     assert daemon.ctl("reload").code == 0
     assert kept.asked("/").answer().text == "one"
     assert os.fspath(place.folder) in daemon.url
+
+
+def test_hundreds_of_requests_at_once(place: Place) -> None:
+    """Each is visible while it is in the app, and logged with its own method: a HEAD has no body."""
+    log = ("--access-logfile", "access.log", "--access-logformat", "%(m)s %(s)s %(B)s")
+    daemon = place.start("-k", "asgi", *log, "--worker-connections", "700", "waiter:app")
+    methods = ["HEAD", "GET", "GET", "GET"] * 100
+    clients = [daemon.connect(60).asked("/gate/many", method) for method in methods]
+
+    def shown() -> list[str] | None:
+        found = [request.method for request in daemon.workers()[0].in_flight if request.path == "/gate/many"]
+        return found if len(found) == 400 else None
+
+    assert sorted(daemon.until(shown, "all are shown", within=60)) == ["GET"] * 300 + ["HEAD"] * 100
+    (place.app_folder / "many.open").touch()
+    assert {client.answer().status for client in clients} == {200}
+    daemon.until(lambda: daemon.status().totals.requests == 400, "all are counted", within=60)
+    daemon.until(lambda: daemon.status().in_flight == 0, "none is shown")
+    access = place.app_folder / "access.log"
+    lines = daemon.until(lambda: len(found := access.read_text().splitlines()) == 400 and found, "lines")
+    size = len("many passed")
+    assert sorted(lines) == [f"GET 200 {size}"] * 300 + ["HEAD 200 0"] * 100
+    assert daemon.status().totals.bytes_sent == 300 * size

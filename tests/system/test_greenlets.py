@@ -280,10 +280,22 @@ def test_an_overdue_request_is_ended_alone(green: Place, kind: str) -> None:
     assert daemon.events("request_failed") == []
 
 
+@BOTH
+def test_hundreds_of_requests_at_once(green: Place, kind: str) -> None:
+    """All are visible while they are in the app, and none is afterwards."""
+    daemon = start(green, kind)
+    clients = [daemon.connect(60).asked("/gate/many") for _ in range(300)]
+    daemon.until(lambda: len(daemon.workers()[0].in_flight) == 300, "all are shown", within=60)
+    open_gate(daemon, "many")
+    assert {client.answer().text for client in clients} == {"many passed"}
+    daemon.until(lambda: daemon.status().totals.requests == 300, "all are counted")
+    assert daemon.workers()[0].in_flight == []
+
+
 @pytest.mark.thorough
 @BOTH
 def test_many_overdue_at_once(green: Place, kind: str) -> None:
-    """More than the scoreboard has request slots for: each is ended, and each is logged with a stack."""
+    """Each is ended, and each is logged with a stack."""
     daemon = start(green, kind, "-t", "2", "--timeout-grace", "30")
     (pid,) = daemon.pids()
     clients = [daemon.connect(60).asked("/gate/never") for _ in range(300)]

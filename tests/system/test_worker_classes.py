@@ -134,7 +134,7 @@ def test_hooks_that_a_class_does_not_call(place: Place, name: str) -> None:
 
 
 def test_threads_of_a_class_by_its_path(place: Place) -> None:
-    """A class that serves in threads has as many lanes as it may have threads, whatever it is called."""
+    """A class that serves in threads has as many request slots as threads, whatever it is called."""
     daemon = place.start(*REFERENCE, "--threads", "3", "plain:app")
     assert daemon.status().threads == 3
     assert daemon.get().text == "one"

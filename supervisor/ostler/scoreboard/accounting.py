@@ -46,7 +46,6 @@ from ostler.scoreboard.layout import (
     STATUS_CLASSES,
     bucket_of,
 )
-from ostler.scoreboard.writer import CellWriter
 
 # The most that `RequestSlot.extend` adds, in seconds: what can be added to any time and still is a time.
 LONGEST = 1e9
@@ -299,7 +298,6 @@ class Accounting:
         self._free_hidden: list[RequestSlot] = []
         self._made_hidden: list[RequestSlot] = []
         self._shrunk = 0
-        self._writer: CellWriter | None = None
 
     def heartbeat(self, now: int) -> None:
         """The worker's loop passes; to be called once a second at least, by the thread that runs the loop.
@@ -354,13 +352,6 @@ class Accounting:
             total += sum(words[first : first + 10])
         return total
 
-    @property
-    def writer(self) -> CellWriter:
-        """Raw words, for what does not use this interface yet; internal."""
-        if self._writer is None:
-            self._writer = CellWriter(self._memory, self._most - 1)
-        return self._writer
-
     def close(self) -> None:
         """Unmap the memory, although references to parts of it remain: writing to these raises ValueError.
 
@@ -372,8 +363,6 @@ class Accounting:
             slots.clear()
         self._all.release()
         self._view.release()
-        if self._writer is not None:
-            self._writer.close()
         self._memory.close()
 
     # -- slots for `begin` ---------------------------------------------------------------------------------

@@ -45,7 +45,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from ostler.logs.access import AccessLog
 from ostler.logs.lean import Log
 from ostler.scoreboard.accounting import Accounting
-from ostler.scoreboard.writer import CellWriter
 from ostler.settings.table import Settings
 from ostler.workers.handoff import HandOff
 from ostler.wsgi.exchange import Exchange
@@ -87,11 +86,6 @@ class Context:
     tls: "SSLContext | None" = None
     exchange: type[Exchange] = Exchange
     stacks_fd: int = -1
-
-    @property
-    def cell(self) -> CellWriter:
-        """Raw words of the scoreboard; internal, for what does not use `accounting` yet."""
-        return self.accounting.writer
 
 
 class BaseWorker(ABC):

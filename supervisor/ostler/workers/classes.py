@@ -1,4 +1,4 @@
-"""Finding the worker class."""
+"""Finds the class that the setting `worker_class` names."""
 
 from difflib import get_close_matches
 from importlib import import_module, metadata
@@ -11,7 +11,7 @@ from ostler.workers.base import BaseWorker
 
 GROUP = "ostler.workers"
 
-# Where each of ours is: its module, and its name there.
+# Module and name of each of our own classes.
 _OURS = {
     "sync": ("ostler.workers.engine", "Engine"),
     "gthread": ("ostler.workers.engine", "Engine"),
@@ -21,9 +21,9 @@ _OURS = {
     "meinheld": ("ostler.workers.meinheld.worker", "MeinheldWorker"),
 }
 
-# What installs a worker class's packages, if that is not the extra of its name.
+# How to install a worker class's packages, where that is not the extra of its name.
 INSTALL = {
-    # The greenlet that it asks for can't be built any more; see pyproject.toml.
+    # The greenlet that it requires can't be built any more; see pyproject.toml.
     "meinheld": "it needs Python 3.12 or older, and pip install --no-deps meinheld greenlet",
 }
 
@@ -37,15 +37,15 @@ def worker_class(settings: Settings) -> type[BaseWorker]:
     name = settings.worker_class
     if name in _OURS:
         return _ours(name)
-    brought = metadata.entry_points(group=GROUP)
-    for entry in brought:
+    entries = metadata.entry_points(group=GROUP)
+    for entry in entries:
         if entry.name == name:
             return _loaded(entry)
     if "." in name:
         return _by_path(name)
-    known = [*names(), *(entry.name for entry in brought)]
-    near = get_close_matches(name.lower(), known, n=1)
-    problem = f"there is no {name!r}; did you mean {near[0]}?" if near else f"there is no {name!r}"
+    known = [*names(), *(entry.name for entry in entries)]
+    similar = get_close_matches(name.lower(), known, n=1)
+    problem = f"there is no {name!r}; did you mean {similar[0]}?" if similar else f"there is no {name!r}"
     raise SettingError("worker_class", f"{problem} (there are: {', '.join(dict.fromkeys(known))})")
 
 
@@ -82,7 +82,7 @@ def _by_path(path: str) -> type[BaseWorker]:
     try:
         found = getattr(import_module(module), attribute)
     except Exception as error:
-        # One for gunicorn may do where gunicorn is not installed any more.
+        # A class for gunicorn can be used although gunicorn is not installed.
         if not isinstance(error, ModuleNotFoundError) or (error.name or "").partition(".")[0] != "gunicorn":
             raise SettingError("worker_class", f"can't import {path}: {error}") from error
     if found is None or hasattr(found, "CONFIG_KWARGS"):

@@ -1,8 +1,8 @@
 """What kind of app an object is: WSGI, or ASGI in one of its two shapes.
 
-By its signature where that says it: an ASGI app takes scope, receive and send, one of ASGI 2 takes the scope
-alone, and a WSGI app takes environ and start_response. What wraps an app may take anything; then the class of
-the worker is believed.
+Its signature says it where that is specific: an ASGI app takes scope, receive and send, one of ASGI 2 takes
+the scope alone, and a WSGI app takes environ and start_response. A wrapper may take any arguments; then the
+app is taken for what the worker class serves.
 """
 
 import inspect
@@ -23,7 +23,7 @@ def is_coroutine_function(app: Any) -> bool:
 
 
 def takes(app: Any, arguments: int) -> bool | None:
-    """Whether it can be called with so many positional arguments; None: nobody knows."""
+    """Whether it can be called with so many positional arguments; None: that is not known."""
     try:
         inspect.signature(app).bind(*[None] * arguments)
     except TypeError:
@@ -46,7 +46,7 @@ def is_factory(app: Any) -> bool:
 
 
 def mismatch(app: Any, interface: str) -> str | None:
-    """Why an app can't be served by workers for `wsgi` or `asgi` apps; None: it can, or nobody knows."""
+    """Why an app can't be served by workers for `wsgi` or `asgi` apps; None: it can, or that is not known."""
     found = kinds(app)
     if interface == "wsgi" and found and "wsgi" not in found:
         return "is an ASGI app; serve it with -k asgi"

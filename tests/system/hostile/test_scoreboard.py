@@ -22,11 +22,11 @@ from tests.kit.tiers import thorough
 
 pytestmark = pytest.mark.system
 
-# PAGE, LANE and the places are the layout's, written down: what is attacked is what is in memory.
+# PAGE, SLOT and the places are the layout's, written down: what is attacked is what is in memory.
 ATTACK = """\
 import ctypes, os, random, time
 usleep = ctypes.CDLL(None).usleep
-LANE, TEXT = 3072, 2048
+SLOT, TEXT = 3072, 2048
 stamper = None
 
 def cell():
@@ -44,13 +44,13 @@ def request(path):
         return
     stamper = worker = os.getpid()
     start, size = cell()
-    stamp(start, (size - 4096) // LANE, 0)
+    stamp(start, (size - 4096) // SLOT, 0)
     if os.fork():
         return
     born, rounds = time.monotonic_ns(), 0
     while os.getppid() == worker:
         rounds += 1
-        stamp(start, (size - 4096) // LANE, rounds)
+        stamp(start, (size - 4096) // SLOT, rounds)
         usleep(2000)
     os._exit(0)
 
@@ -60,37 +60,37 @@ RANDOM = """\
 WORDS = [0, 1, 2**32, 2**63, 2**64 - 2**32]
 JUNK = b"\\x1b[2J\\x00\\x9b31m\\xff\\xe9 \\n"
 
-def stamp(start, lanes, rounds):
+def stamp(start, slots, rounds):
     now = time.monotonic_ns()
     put(start, random.choice([*WORDS, now, now + 10**12]))
-    put(start + 8, random.choice([260, lanes, 2**64 - 1]))
-    for lane in random.sample(range(lanes), min(lanes, 8)):
-        words = start + 4096 + lane * LANE
+    put(start + 8, random.choice([260, slots, 2**64 - 1]))
+    for slot in random.sample(range(slots), min(slots, 8)):
+        words = start + 4096 + slot * SLOT
         put(words + 8 * 3, random.choice([now, now - 10**12, *WORDS]))
         for _ in range(30):
             put(words + 8 * random.randrange(232), random.choice([*WORDS, now, random.getrandbits(64)]))
         ctypes.memmove(words + TEXT, JUNK * 40, 400)
     for word in (*range(0, 3), *range(8, 18)):
-        put(start + 4096 + (lanes - 1) * LANE + 8 * word, 2**64 - 1)
+        put(start + 4096 + (slots - 1) * SLOT + 8 * word, 2**64 - 1)
 """
 # Nothing of this is impossible: all slots have requests that began a second ago, others all the time.
 OVERDUE = """\
 first = time.monotonic_ns()
 
-def stamp(start, lanes, rounds):
+def stamp(start, slots, rounds):
     now = time.monotonic_ns()
     if now - first < 1_200_000_000:
         return
-    put(start + 8, lanes)
+    put(start + 8, slots)
     put(start, now)
-    for lane in range(lanes):
-        words = start + 4096 + lane * LANE
+    for slot in range(slots):
+        words = start + 4096 + slot * SLOT
         ctypes.memmove(words + TEXT, b"GET", 3)
         ctypes.memmove(words + TEXT + 24, b"/lie", 4)
         put(words + 8 * 5, 3)
         put(words + 8 * 6, 4)
         put(words + 8 * 4, random.getrandbits(47))
-        put(words + 8 * 3, now - 1_000_000_000 - rounds % 97 - lane)
+        put(words + 8 * 3, now - 1_000_000_000 - rounds % 97 - slot)
 """
 # What 300 MiB of address space are, for each process.
 ADDRESS_SPACE = 300 << 20

@@ -4,6 +4,8 @@ import gc
 import os
 import threading
 from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
 
 import pytest
 
@@ -119,7 +121,10 @@ def test_durations_are_counted_in_the_right_bucket(worker: Worker, took: int) ->
 
 @pytest.mark.parametrize(
     ("status", "place"),
-    [(100, 1), (204, 2), (599, 5), (999, 9), (7, 0), (1000, 9), (-1, 9), ("200", 9), ([], 9)],
+    [
+        *[(100, 1), (204, 2), (HTTPStatus.NOT_FOUND, 4), (599, 5), (999, 9), (0, 0), (7, 0)],
+        *[(1000, 9), (10**30, 9), (-1, 9), ("200", 9), ([], 9)],
+    ],
 )
 def test_any_status_is_counted(worker: Worker, status: int, place: int) -> None:
     slot = worker.accounting.thread_slot(0)
@@ -253,7 +258,13 @@ def test_after_close_nothing_can_be_written() -> None:
     worker = Worker(100)
     slots = [worker.accounting.thread_slot(0), *(begin(worker, number) for number in range(150))]
     slots[3].release()
+
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count("ostler-scoreboard")
+
+    before = mapped()
     worker.accounting.close()
+    assert mapped() == before - 1
     for slot in slots:
         with pytest.raises(ValueError, match="released"):
             slot.begin("GET", b"/", NOW)

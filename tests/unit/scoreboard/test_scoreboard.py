@@ -15,7 +15,7 @@ from ostler.scoreboard.cell import InFlight
 from ostler.scoreboard.counts import MOST, Counts
 from ostler.scoreboard.layout import bucket_limit, bucket_of, percentile
 from ostler.scoreboard.reader import Scoreboard, ScoreboardState
-from ostler.scoreboard.writer import CellWriter
+from tests.kit.raw_cell import RawCell
 
 # What the histogram can tell apart ends here: 2**37 ns, 137 s.
 LONGEST = 2**37 - 1
@@ -54,23 +54,23 @@ def board() -> Iterator[Board]:
     board.close()
 
 
-def writer(board: Scoreboard, cell: int, threads: int = 1) -> CellWriter:
+def writer(board: Scoreboard, cell: int, threads: int = 1) -> RawCell:
     """A worker's side, mapped from the descriptor as in another process."""
-    return CellWriter(memory.map_cell(board.fileno(cell)), threads)
+    return RawCell(memory.map_cell(board.fileno(cell)), threads + 1)
 
 
-def serve(worker: CellWriter, thread: int, status: int, size: int, nanoseconds: int) -> None:
+def serve(worker: RawCell, thread: int, status: int, size: int, nanoseconds: int) -> None:
     """Count one answer as a worker does."""
-    words, _ = worker.lane(thread)
+    words, _ = worker.slot(thread)
     words[layout.STATUS_CLASSES + status // 100] += 1
     words[layout.BYTES_SENT] += size
     words[layout.HISTOGRAM + bucket_of(nanoseconds)] += 1
     words[layout.QUEUED + bucket_of(nanoseconds)] += 1
 
 
-def begin(worker: CellWriter, thread: int, method: bytes, path: bytes, started: int) -> None:
+def begin(worker: RawCell, thread: int, method: bytes, path: bytes, started: int) -> None:
     """Show a request as a worker does: the text first, STARTED last."""
-    words, text = worker.lane(thread)
+    words, text = worker.slot(thread)
     text[: len(method)] = method
     text[layout.METHOD_SIZE : layout.METHOD_SIZE + len(path)] = path
     words[layout.METHOD_LENGTH] = len(method)
@@ -80,14 +80,14 @@ def begin(worker: CellWriter, thread: int, method: bytes, path: bytes, started: 
 
 
 def test_layout_fits() -> None:
-    """Words, text and lanes stay within their bounds, and cells begin on pages."""
+    """Words, text and slots stay within their bounds, and cells begin on pages."""
     single = (layout.RECEIVED, layout.OVERDUE, layout.EXTENDED_FOR, layout.EXTENDED_UNTIL)
     assert len(set(single)) == 4
     assert min(single) >= layout.STATUS_CLASSES + 10
     assert max(single) < layout.HISTOGRAM
     assert layout.HISTOGRAM + layout.BUCKETS <= layout.QUEUED
     assert (layout.QUEUED + layout.BUCKETS) * layout.WORD <= layout.TEXT
-    assert all(memory.size(lanes) % layout.PAGE == 0 for lanes in (1, 2, 3, 257))
+    assert all(memory.size(slots) % layout.PAGE == 0 for slots in (1, 2, 3, 257))
     assert memory.size(2) == 3 * layout.PAGE
     assert layout.PATH_SIZE > 0
 
@@ -99,10 +99,10 @@ def test_counts_round_trip(board: Board) -> None:
     worker.header[layout.HEARTBEAT] = 1_005_500_000_000
     serve(worker, 0, 200, 100, 2_000_000)
     serve(worker, 2, 503, 20, 3_000)
-    words, _ = worker.lane(2)
+    words, _ = worker.slot(2)
     words[layout.OPENED] = 4
     words[layout.CLOSED] = 3
-    words, _ = worker.lane(3)
+    words, _ = worker.slot(3)
     words[layout.BYTES_SENT] = 7  # the watcher's, which only sends what others have begun
 
     counts = board.counts(cell)
@@ -115,7 +115,7 @@ def test_counts_round_trip(board: Board) -> None:
 
 
 def test_cells_are_apart(board: Board) -> None:
-    """Each worker has memory of its own, as large as its lanes need, and no descriptor leads elsewhere."""
+    """Each worker has memory of its own, as large as its slots need, and no descriptor leads elsewhere."""
     cells = [board.born() for _ in range(3)]
     serve(writer(board, cells[1]), 0, 200, 1, 1)
     assert [board.counts(cell).requests for cell in cells] == [0, 1, 0]
@@ -130,7 +130,7 @@ def test_in_flight(board: Board) -> None:
     assert board.in_flight(cell) == []
     begin(worker, 1, b"GET", b"/slow", BORN + 3)
     assert board.in_flight(cell) == [InFlight(1, "GET", "/slow", BORN + 3, 4711)]
-    words, _ = worker.lane(1)
+    words, _ = worker.slot(1)
     words[layout.STARTED] = 0
     assert board.in_flight(cell) == []
 
@@ -139,7 +139,7 @@ def test_deadlines(board: Board) -> None:
     """A request may take `timeout`, or as long as it has asked for if that is longer; 0 is never."""
     cell = board.born()
     worker = writer(board, cell)
-    words, _ = worker.lane(0)
+    words, _ = worker.slot(0)
     started = 1_003_000_000_000
     begin(worker, 0, b"GET", b"/", started)
     words[layout.EXTENDED_FOR], words[layout.EXTENDED_UNTIL] = started, started + 47_000_000_000
@@ -156,7 +156,7 @@ def test_more_time_than_can_be_asked_for(board: Board, until: int) -> None:
     """That is forever, as 0 is never."""
     cell = board.born()
     worker = writer(board, cell)
-    words, _ = worker.lane(0)
+    words, _ = worker.slot(0)
     begin(worker, 0, b"GET", b"/", BORN)
     words[layout.EXTENDED_FOR], words[layout.EXTENDED_UNTIL] = BORN, until
     (request,) = board.in_flight(cell)
@@ -165,12 +165,12 @@ def test_more_time_than_can_be_asked_for(board: Board, until: int) -> None:
 
 
 def test_marking_an_overdue_request(board: Board) -> None:
-    """Its lane is told its start, and no other lane anything."""
+    """Its slot says when it started, and no other slot says anything."""
     cell = board.born(threads=3)
     worker = writer(board, cell, threads=3)
     started = BORN + 4711
     board.mark_overdue(cell, 1, started)
-    assert [worker.lane(thread)[0][layout.OVERDUE] for thread in range(3)] == [0, started, 0]
+    assert [worker.slot(thread)[0][layout.OVERDUE] for thread in range(3)] == [0, started, 0]
     begin(worker, 0, b"GET", b"/", started)
     begin(worker, 1, b"GET", b"/", started)
     assert [request.overdue for request in board.in_flight(cell)] == [False, True]
@@ -183,7 +183,7 @@ def test_a_worker_marks_nothing(board: Board) -> None:
     cell = board.born()
     worker = writer(board, cell)
     begin(worker, 0, b"GET", b"/", BORN)
-    words, _ = worker.lane(0)
+    words, _ = worker.slot(0)
     words[layout.OVERDUE] = BORN
     assert [request.overdue for request in board.in_flight(cell)] == [False]
     board.mark_overdue(cell, 0, BORN)
@@ -198,7 +198,7 @@ def test_last_requests(board: Board) -> None:
     worker = writer(board, cell, threads=8)
     assert board.last_requests(cell) == []
     begin(worker, 1, b"GET", b"/was?secret", BORN + 1)
-    worker.lane(1)[0][layout.STARTED] = 0
+    worker.slot(1)[0][layout.STARTED] = 0
     begin(worker, 2, b"POST", b"/late?secret", BORN + 3_000)
     begin(worker, 4, b"GET", b"/long", BORN + 2_000)
     assert board.last_requests(cell) == ["GET /long", "POST /late", "GET /was"]
@@ -229,7 +229,7 @@ def test_give_back_returns_the_last_counts(board: Board) -> None:
     cell = board.born()
     worker = writer(board, cell)
     serve(worker, 0, 200, 10, 1)
-    words, _ = worker.lane(0)
+    words, _ = worker.slot(0)
     words[layout.OPENED] = 2
     counts = board.give_back(cell)
     assert (counts.requests, counts.opened, counts.closed) == (1, 2, 2)
@@ -261,7 +261,7 @@ def test_another_program_goes_on(board: Board) -> None:
 
 def spoil(board: Board, cell: int) -> None:
     """Write what makes the worker implausible."""
-    words, _ = writer(board, cell).lane(0)
+    words, _ = writer(board, cell).slot(0)
     words[layout.STATUS_CLASSES + 2] = 2**64 - 1
     board.read(cell)
 
@@ -270,10 +270,10 @@ HEADER_LIES = {
     "heartbeat in the future": (layout.HEARTBEAT, NOW + 2 * 10**9),
     "heartbeat before birth": (layout.HEARTBEAT, BORN - 1),
     "heartbeat": (layout.HEARTBEAT, 2**64 - 1),
-    "lanes": (layout.SLOTS_IN_USE, 260),
-    "more lanes": (layout.SLOTS_IN_USE, 2**64 - 1),
+    "slots": (layout.SLOTS_IN_USE, 260),
+    "more slots": (layout.SLOTS_IN_USE, 2**64 - 1),
 }
-LANE_LIES = {
+SLOT_LIES = {
     "start in the future": (layout.STARTED, NOW + 2 * 10**9),
     "start before birth": (layout.STARTED, BORN - 1),
     "bytes": (layout.BYTES_SENT, 10**14),
@@ -302,7 +302,7 @@ def distrusted(board: Board, cell: int) -> None:
 
 @pytest.mark.parametrize(("word", "value"), HEADER_LIES.values(), ids=HEADER_LIES.keys())
 def test_lies_in_the_header(board: Board, word: int, value: int) -> None:
-    """They end the trust in a worker; what it has counted before stays."""
+    """The worker is not trusted any more; what it had counted before stays."""
     cell = board.born()
     worker = writer(board, cell)
     for _ in range(7):
@@ -312,15 +312,15 @@ def test_lies_in_the_header(board: Board, word: int, value: int) -> None:
     distrusted(board, cell)
 
 
-@pytest.mark.parametrize(("word", "value"), LANE_LIES.values(), ids=LANE_LIES.keys())
-def test_lies_in_a_lane(board: Board, word: int, value: int) -> None:
+@pytest.mark.parametrize(("word", "value"), SLOT_LIES.values(), ids=SLOT_LIES.keys())
+def test_lies_in_a_slot(board: Board, word: int, value: int) -> None:
     """The same for each of its words."""
     cell = board.born()
     worker = writer(board, cell)
     for _ in range(7):
         serve(worker, 0, 200, 100, 1)
     board.read(cell)
-    words, _ = worker.lane(0)
+    words, _ = worker.slot(0)
     words[word] = value
     distrusted(board, cell)
     # Also of one that tells the truth afterwards.
@@ -329,10 +329,10 @@ def test_lies_in_a_lane(board: Board, word: int, value: int) -> None:
 
 
 def test_lies_about_the_length_of_a_text(board: Board) -> None:
-    """Also of a lane that is idle, which is looked at when its worker has died."""
+    """Also of a slot that is idle, which is read when its worker has died."""
     for started in (BORN, 0):
         cell = board.born()
-        words, _ = writer(board, cell).lane(0)
+        words, _ = writer(board, cell).slot(0)
         words[layout.PATH_LENGTH] = layout.PATH_SIZE + 1
         words[layout.STARTED] = started
         board.read(cell)
@@ -360,7 +360,7 @@ def test_what_is_much_but_true(board: Board) -> None:
     worker = writer(board, cell, threads=256)
     worker.header[layout.HEARTBEAT] = NOW
     for thread in range(256):
-        words, _ = worker.lane(thread)
+        words, _ = worker.slot(thread)
         words[layout.STATUS_CLASSES + 2] = words[layout.HISTOGRAM + 3] = words[layout.QUEUED + 60] = 20_000
         words[layout.OPENED], words[layout.CLOSED] = 20_000, 19_000
         words[layout.STARTED] = NOW
@@ -399,8 +399,8 @@ def test_any_words_at_all(data: st.DataObject) -> None:
                 if isinstance(where, int):
                     worker.header[where] = value
                 else:
-                    worker.lane(where[0])[0][where[1]] = value
-            worker.lane(data.draw(st.integers(0, 2)))[1][:30] = data.draw(st.binary(min_size=30, max_size=30))
+                    worker.slot(where[0])[0][where[1]] = value
+            worker.slot(data.draw(st.integers(0, 2)))[1][:30] = data.draw(st.binary(min_size=30, max_size=30))
             readings = board.read_all()
             reading = readings[hostile]
             assert reading.slots <= 3
@@ -469,7 +469,7 @@ def _sums(counts: Counts) -> list[int]:
 def test_totals_never_go_backwards(steps: list[tuple[object, ...]]) -> None:
     """Whatever workers come, serve and go, no total ever shrinks and no request is lost."""
     board = Board()
-    workers: dict[int, CellWriter] = {}
+    workers: dict[int, RawCell] = {}
     before, served = _sums(board.totals()), 0
     try:
         for step in steps:
@@ -483,7 +483,7 @@ def test_totals_never_go_backwards(steps: list[tuple[object, ...]]) -> None:
                     board.give_back(cell)
                 case ("serve", int(pick), int(status), int(size), int(time)) if workers:
                     worker = list(workers.values())[pick % len(workers)]
-                    words, _ = worker.lane(pick % 2)
+                    words, _ = worker.slot(pick % 2)
                     words[layout.OPENED] += 1
                     serve(worker, pick % 2, status, size, time)
                     served += 1
@@ -506,9 +506,9 @@ def test_requests_of_many_slots(board: Board) -> None:
         begin(worker, number, b"GET", b"/%d" % number, BORN + number)
     found = board.in_flight(cell)
     assert [(request.thread, request.path) for request in found] == [(n, f"/{n}") for n in range(0, 1000, 3)]
-    worker.lane(0)[0][layout.STARTED] = 0
+    worker.slot(0)[0][layout.STARTED] = 0
     board.mark_overdue(cell, 999, BORN + 999)
-    words, _ = worker.lane(600)
+    words, _ = worker.slot(600)
     words[layout.EXTENDED_FOR], words[layout.EXTENDED_UNTIL] = BORN + 600, NOW
     again = board.in_flight(cell)
     assert all(new is old for new, old in zip(again[:198], found[1:199], strict=True))
@@ -547,7 +547,7 @@ def test_a_cell_that_costs_much_is_read_less_often() -> None:
     board._clock = clock
     reading = costly
     assert len(board.look(costly).in_flight) == 1
-    worker.lane(998)[0][layout.STARTED] = 0
+    worker.slot(998)[0][layout.STARTED] = 0
     rests = 5_000_000 * 10 * 2
     board.now = NOW + rests - 1_000_000
     assert len(board.look(costly).in_flight) == len(board.read(costly).in_flight) == 1
@@ -657,35 +657,10 @@ def test_percentile_is_near_the_truth(durations: list[int], fraction: float) -> 
     assert truth <= found * 1e9 <= max(truth * 1.25, truth + 1024) + 1e-3
 
 
-def test_nobody_can_cut_it_off(board: Board) -> None:
+def test_a_cell_can_not_be_cut_off(board: Board) -> None:
     """A worker has the descriptor: it can neither take memory away nor fill the machine's with it."""
     cell = board.born()
     for size in (0, memory.size(2) + 1):
         with pytest.raises(PermissionError):
             os.ftruncate(board.fileno(cell), size)
     assert board.counts(cell).requests == 0
-
-
-def test_a_writer_lets_go_of_its_memory(board: Board) -> None:
-    """Also of what others still refer to: the mapping is gone, and a late write harms nobody."""
-    worker = writer(board, cell := board.born(2), 2)
-    serve(worker, 1, 200, 10, 1)
-    words, text = worker.lane(1)
-    header = worker.header
-
-    def mapped() -> int:
-        return Path("/proc/self/maps").read_text().count("ostler-scoreboard")
-
-    before = mapped()
-    worker.close()
-    assert mapped() == before - 1
-    for view in (words, text, header):
-        with pytest.raises(ValueError, match="released"):
-            view[0] = 1
-    assert board.counts(cell).requests == 1
-
-
-def test_a_lane_is_made_once(board: Board) -> None:
-    """Whoever asks for it gets the same: a worker asks often, and keeps all until its end."""
-    worker = writer(board, board.born(2), 2)
-    assert worker.lane(1)[0] is worker.lane(1)[0]

@@ -229,7 +229,7 @@ def test_none_in_a_file() -> None:
 
 
 def test_more_threads_than_can_be_seen() -> None:
-    """More threads than the scoreboard has lanes are cut down with a warning, not refused."""
+    """More threads than a worker may have are cut down with a warning, not refused."""
     result = loaded(file={"threads": 500})
     assert result.settings.threads == 256
     assert result.warnings == ["threads (app.conf.py line 1): 256 is the most, not 500"]

@@ -231,8 +231,8 @@ class Keeper:
         self.until(lambda: any(self._words(worker, layout.STARTED)), "a request in the app")
 
     def _words(self, worker: Peer, number: int) -> list[int]:
-        """One word of each lane."""
-        starts = (layout.PAGE + lane * layout.SLOT_SIZE for lane in range(8))
+        """One word of each request slot."""
+        starts = (layout.PAGE + slot * layout.SLOT_SIZE for slot in range(8))
         words = (start + number * layout.WORD for start in starts)
         return [int.from_bytes(os.pread(worker.cell, layout.WORD, word), sys.byteorder) for word in words]
 

@@ -4,13 +4,11 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterable
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ostler.workers.lane import status_class
 from ostler.wsgi.environ import Environ
 from ostler.wsgi.exchange import ClientGone
 from tests.kit.daemon import until
@@ -98,12 +96,3 @@ def test_the_client_of_a_request_that_came_too_late_has_gone(
     until(lambda: any("/late" in line for line in rig.access_log()), "it is logged")
     (line,) = [line for line in rig.access_log() if "/late" in line]
     assert line == "GET /late HTTP/1.1 499 0"
-
-
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [(200, 2), (HTTPStatus.NOT_FOUND, 4), (0, 0), (999, 9), (1000, 9), (-1, 9), (10**30, 9), ("200", 9)],
-)
-def test_a_status_counts_in_one_of_ten_words(code: object, expected: int) -> None:
-    """An ASGI app and meinheld's may answer with any number: it must not count as something else."""
-    assert status_class(code) == expected

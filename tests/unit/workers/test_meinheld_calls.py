@@ -27,8 +27,7 @@ class Rig:
     def __init__(self, app: Any, host: str = "127.0.0.1", quota: int = 0) -> None:
         self.accounting = Accounting(mmap.mmap(-1, size(2)), 2)
         self.accounting.thread_slot(0)
-        self.cell = self.accounting.writer
-        self.words = self.cell.lane(0)[0]
+        self.words = self.accounting._parts(0)[0]
         self.listener = socket.create_server((host, 0))
         self.client = socket.create_connection(("127.0.0.1", self.listener.getsockname()[1]))
         self.served, _ = self.listener.accept()
@@ -132,7 +131,7 @@ def test_counting(rigs: list[Rig]) -> None:
 
 
 def test_a_request_whose_app_lets_others_run(rigs: list[Rig]) -> None:
-    """Another was served meanwhile: both are counted, and the lane shows none."""
+    """Another was served meanwhile: both are counted, and none is shown."""
     rigs.append(rig := Rig(lambda _environ, _start: [b""]))
     told = {"STATUS_CODE": 200, "SEND_BYTES": 7, "REQUEST_TIME": 3}
     slow, quick = rig.request(), rig.request()

@@ -75,7 +75,7 @@ def unsent(transport: Any) -> int:
     try:
         size: int = transport.get_write_buffer_size()
     except AttributeError:
-        return 0  # a TLS transport that was closed twice has let go of its other half, in some Pythons
+        return 0  # in some Pythons a TLS transport that was closed twice has no `_ssl_protocol` any more
     below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
     return size + (below.get_write_buffer_size() if below is not None else 0)
 
@@ -92,7 +92,7 @@ def abort(protocol: Any) -> None:
 
 
 def is_websocket(protocol: Any) -> bool:
-    """It may be silent for as long as it likes."""
+    """Whether it is a websocket: it may be silent for any time."""
     return not hasattr(protocol, "began")
 
 
@@ -108,7 +108,7 @@ def _sends_body(protocol: Any) -> bool:
 
 
 def _sends_head(protocol: Any) -> bool:
-    """It has begun no request, or a head that is not whole."""
+    """Whether it has begun no request, or a head that is not complete."""
     cycle = protocol.cycle
     return protocol.timeout_keep_alive_task is None and (cycle is None or cycle.response_complete)
 
@@ -133,7 +133,7 @@ def is_late(protocol: Any, now: float, settings: Settings) -> bool:
     if not settings.body_timeout or not protocol.cycle.more_body:
         return False
     if not _sends_body(protocol):
-        # The app does not ask for it yet. When it does, the client has time to go on.
+        # The app does not read it yet. When it does, the client has this time to go on.
         protocol.late_at = max(protocol.late_at, now + _EARLY)
     return bool(now > protocol.late_at)
 
@@ -160,7 +160,7 @@ def rank(protocol: Any, now: float, min_rate: int) -> tuple[int, float] | None:
     must_move = True
     if unsent(protocol.transport):
         if protocol.stalled is None:
-            return None  # it was not looked at yet
+            return None  # `is_late` has not measured it yet
         _, _, since, had = protocol.stalled
         if had < 0:
             return MOVING, 0.0  # a proxy's, by a Unix socket: how much it has taken is not known

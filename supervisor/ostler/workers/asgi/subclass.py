@@ -1,8 +1,8 @@
 """Worker classes that projects make from uvicorn's worker for gunicorn.
 
-They mostly exist to say `CONFIG_KWARGS = {...}`, arguments for uvicorn's configuration, and that is what
-counts of them here. Importing one imports gunicorn. Where that is not installed any more, stand-ins of the
-two classes that uvicorn's worker mentions do for as long as the import takes.
+Most of them only set `CONFIG_KWARGS = {...}`, arguments for uvicorn's configuration, and nothing else of them
+is used here. Importing one imports gunicorn. Where that is not installed, stand-ins for the two classes that
+uvicorn's worker mentions are there during the import.
 """
 
 import sys

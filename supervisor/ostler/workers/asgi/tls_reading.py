@@ -15,7 +15,7 @@ def bound_reading() -> None:
     protocol: Any = asyncio.sslproto.SSLProtocol
     original = getattr(protocol, "buffer_updated", None)
     if original is None or hasattr(original, "bounds_reading"):
-        return  # another version of Python has other names
+        return  # another version of Python has other names for these
     states = asyncio.sslproto.SSLProtocolState
 
     def buffer_updated(self: Any, size: int) -> None:

@@ -16,7 +16,7 @@ from ostler.fleet.model import Worker, WorkerState
 from ostler.fleet.state import State
 from ostler.scoreboard import layout, memory
 from ostler.scoreboard.reader import Scoreboard
-from ostler.scoreboard.writer import CellWriter
+from tests.kit.raw_cell import RawCell
 from tests.unit.daemon.fakes import fake_ports
 
 TIMEOUT = 30.0
@@ -74,7 +74,7 @@ class Stage:
             worker_id=worker_id, cell=cell, threads=threads, generation=1, one_loop=one_loop
         )
         mapped = memory.map_cell(self.scoreboard.fileno(cell))
-        return ActingWorker(self, worker, CellWriter(mapped, threads))
+        return ActingWorker(self, worker, RawCell(mapped, threads + 1))
 
     def bury(self, worker_id: int) -> None:
         del self.state.workers[worker_id]
@@ -92,7 +92,7 @@ class Stage:
 
 
 class ActingWorker:
-    def __init__(self, stage: Stage, worker: Worker, cell: CellWriter) -> None:
+    def __init__(self, stage: Stage, worker: Worker, cell: RawCell) -> None:
         self._stage = stage
         self.worker = worker
         self.cell = cell
@@ -102,24 +102,24 @@ class ActingWorker:
         self.cell.header[layout.HEARTBEAT] = int(self._stage.now * 1e9)
 
     def begin(self, thread: int = 0, path: bytes = b"/x") -> None:
-        words, text = self.cell.lane(thread)
+        words, text = self.cell.slot(thread)
         text[:3] = b"GET"
         text[layout.METHOD_SIZE : layout.METHOD_SIZE + len(path)] = path
         words[layout.METHOD_LENGTH], words[layout.PATH_LENGTH] = 3, len(path)
         words[layout.STARTED] = int(self._stage.now * 1e9)
 
     def end(self, thread: int = 0) -> None:
-        words, _ = self.cell.lane(thread)
+        words, _ = self.cell.slot(thread)
         words[layout.STARTED] = 0
         words[layout.STATUS_CLASSES + 2] += 1
 
     def extend(self, seconds: float, thread: int = 0) -> None:
-        words, _ = self.cell.lane(thread)
+        words, _ = self.cell.slot(thread)
         words[layout.EXTENDED_UNTIL] = int((self._stage.now + seconds) * 1e9)
         words[layout.EXTENDED_FOR] = words[layout.STARTED]
 
     def marked(self, thread: int = 0) -> bool:
-        words, _ = self.cell.lane(thread)
+        words, _ = self.cell.slot(thread)
         return bool(words[layout.STARTED] and words[layout.OVERDUE] == words[layout.STARTED])
 
 
@@ -253,7 +253,7 @@ def test_very_many_overdue_requests(stage: Stage) -> None:
     assert len(stage.reported()) == 256 - deadlines._REPORTS_IN_A_LOOK
     assert all(worker.marked(thread) for thread in range(256))
     # It reports other ones all the time.
-    words = [worker.cell.lane(thread)[0] for thread in range(256)]
+    words = [worker.cell.slot(thread)[0] for thread in range(256)]
     for number in range(1, 100):
         for flight in words:
             flight[layout.STARTED] = int((stage.now - TIMEOUT) * 1e9) - number
@@ -384,7 +384,7 @@ def test_one_loop_is_kept_by_no_request(stage: Stage, others: str) -> None:
     actor = stage.worker(one_loop=True)
     if others == "no deadline":
         actor.begin(path=b"/socket")
-        words, _ = actor.cell.lane(0)
+        words, _ = actor.cell.slot(0)
         words[layout.EXTENDED_UNTIL], words[layout.EXTENDED_FOR] = layout.NEVER, words[layout.STARTED]
     assert stage.look() <= 1.0
     stage.look(after=1.5)

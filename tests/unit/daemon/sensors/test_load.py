@@ -18,8 +18,8 @@ from ostler.fleet.model import Load, Worker, WorkerState
 from ostler.logs.setup import set_up
 from ostler.scoreboard import layout, memory
 from ostler.scoreboard.reader import Scoreboard
-from ostler.scoreboard.writer import CellWriter
 from tests.kit.policies import fleet_policy
+from tests.kit.raw_cell import RawCell
 from tests.unit.daemon.fakes import fake_ports
 
 MIB = 1 << 20
@@ -40,7 +40,7 @@ class Stage:
         self.scoreboard = Scoreboard(clock=lambda: int(self.now * 1e9))
         self.workers: dict[int, Worker] = {}
         self.handles: dict[int, Any] = {}
-        self.writers: dict[int, CellWriter] = {}
+        self.writers: dict[int, RawCell] = {}
         self.fleet = SimpleNamespace(workers=self.workers, policy=fleet_policy())
         state: Any = self.fleet
         children = fake_ports(workers=self.handles).children
@@ -53,7 +53,7 @@ class Stage:
     def add(self, worker_id: int, threads: int = 1, state: WorkerState = WorkerState.READY) -> None:
         cell = self.scoreboard.take_cell(threads + 1)
         mapped = memory.map_cell(self.scoreboard.fileno(cell))
-        self.writers[worker_id] = CellWriter(mapped, threads)
+        self.writers[worker_id] = RawCell(mapped, threads + 1)
         self.workers[worker_id] = Worker(worker_id, worker_id, 1, state, self.now, self.now, pid=os.getpid())
         self.handles[worker_id] = SimpleNamespace(
             worker_id=worker_id, cell=cell, threads=threads, one_loop=False, pid=os.getpid()
@@ -61,12 +61,12 @@ class Stage:
 
     def begin(self, worker_id: int, thread: int = 0) -> None:
         """A request enters the app now."""
-        words, _ = self.writers[worker_id].lane(thread)
+        words, _ = self.writers[worker_id].slot(thread)
         words[layout.STARTED] = int(self.now * 1e9)
 
     def end(self, worker_id: int, thread: int = 0, status: int = 200) -> None:
         """The request leaves the app now."""
-        words, _ = self.writers[worker_id].lane(thread)
+        words, _ = self.writers[worker_id].slot(thread)
         took = int(self.now * 1e9) - words[layout.STARTED]
         words[layout.STARTED] = 0
         words[layout.STATUS_CLASSES + status // 100] += 1
@@ -74,7 +74,7 @@ class Stage:
 
     def wait(self, worker_id: int, milliseconds: int) -> None:
         """A request that waited so long comes to the app."""
-        words, _ = self.writers[worker_id].lane(0)
+        words, _ = self.writers[worker_id].slot(0)
         words[layout.QUEUED + layout.bucket_of(milliseconds * 1_000_000)] += 1
 
     def serve(self, worker_id: int, seconds: float, thread: int = 0, status: int = 200) -> None:
