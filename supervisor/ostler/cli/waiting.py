@@ -1,184 +1,36 @@
-"""Waiting for what `ctl` has asked for, and telling how far it is.
+"""Waiting for the outcome of what `ctl` has asked for.
 
-Polls the API's views; a condition is a function that says whether it is reached, or raises with the reason
-why it never will be. Clocks are monotonic seconds.
+Polls the API's views. A condition is a function that returns something once it is reached, and raises
+OstlerError with the reason if it never will be. Clocks are monotonic seconds.
 """
 
 import os
 import select
-import sys
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
+from typing import TypeVar
 
-from ostler.cli.output import print_line
+from ostler.cli.progress import Meter, Roll
 from ostler.control.client import Client, RefusedError, UnreachableError
 from ostler.control.routes import EVENTS, RELOAD_STATUS, STATUS, WORKERS
-from ostler.control.views import EventView, ReloadView, StatusView, WorkerView
+from ostler.control.views import EventView, ReloadPhase, ReloadView, StatusView, WorkerView
 from ostler.errors import OstlerError
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, ProgressColumn, TaskID
 
 POLL_SECONDS = 0.03
 FIRST_POLL_SECONDS = 0.004
-"""Most changes take some milliseconds: the first looks are closer together, so the time told is true."""
+"""Most changes take some milliseconds: the first looks are closer together, so the time shown is true."""
 DEGRADED_SECONDS = 3.0
 """A fleet whose workers fail to boot may recover; one that stays so long is not waited for."""
 
-_MOST = 1_000_000
+_RELOAD_ENDS: dict[str, ReloadPhase] = {
+    "reload_done": "done",
+    "reload_failed": "failed",
+    "reload_superseded": "superseded",
+    "reload_rolled_back": "rolled back",
+}
 
 T = TypeVar("T")
-
-
-class _Display:
-    """What is shown on stderr while something is waited for. rich is imported only if there is something."""
-
-    _progress: "Progress | None" = None
-
-    def _begin(self, *columns: "ProgressColumn") -> "Progress":
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
-        return self._progress
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-
-class Meter(_Display):
-    """A progress bar on stderr if that is a terminal, else nothing."""
-
-    def __init__(self, title: str, *, wanted: bool = True) -> None:
-        self._title = title
-        self._wanted = wanted and sys.stderr.isatty()
-
-    def __enter__(self) -> Self:
-        if self._wanted:
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-
-            title = TextColumn("{task.description}", markup=False)
-            progress = self._begin(title, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self._task = progress.add_task(self._title, total=None)
-            progress.start()
-        return self
-
-    def show(self, done: int, of: int, note: str = "") -> None:
-        if self._progress is not None:
-            title = f"{self._title} ({note})" if note else self._title
-            done, of = _bounded(done), _bounded(of)
-            self._progress.update(self._task, completed=max(0, min(done, of)), total=of, description=title)
-
-
-def _bounded(number: int) -> int:
-    """A number that a bar can show, whatever the daemon says."""
-    return max(-_MOST, min(number, _MOST))
-
-
-class Step(NamedTuple):
-    """How far the replacement of one worker is."""
-
-    old: int | None
-    new: int | None
-    word: str
-    done: int
-    """Of 3."""
-
-
-def step(workers: list[WorkerView], generation: int, old: int | None) -> Step:
-    """The step that a slot is at; `workers`: those in it now, `old`: who was in it before the reload."""
-    fresh = [worker for worker in workers if worker.generation >= generation]
-    ready = next((worker.pid for worker in fresh if worker.state == "ready"), None)
-    if ready is not None:
-        return (
-            Step(old, ready, "old one draining", 2)
-            if len(fresh) < len(workers)
-            else Step(old, ready, "replaced", 3)
-        )
-    if fresh:
-        return Step(old, fresh[0].pid, "booting", 1)
-    return Step(old, None, "waiting", 0)
-
-
-class Roll(_Display):
-    """A reload, worker by worker: a bar for each on stderr if that is a terminal, else a line at its end.
-
-    Args:
-        before: the workers that are to be replaced.
-    """
-
-    def __init__(self, before: list[WorkerView], *, wanted: bool = True) -> None:
-        self._old: dict[int, int | None] = {}
-        for worker in before:
-            self._old.setdefault(worker.slot, worker.pid)
-        self._plain = wanted and not sys.stderr.isatty()
-        self._bars = wanted and not self._plain
-        self._told: set[int] = set()
-        self._tasks: dict[int, TaskID] = {}
-
-    def __enter__(self) -> Self:
-        if self._bars:
-            from rich.progress import BarColumn, TextColumn
-
-            title = TextColumn("{task.description}", markup=False)
-            word = TextColumn("{task.fields[word]}", markup=False)
-            progress = self._begin(title, BarColumn(), word)
-            self._whole = progress.add_task("reload", total=None, word="")
-            progress.start()
-        return self
-
-    def show(self, reload: ReloadView, workers: list[WorkerView]) -> None:
-        slots: dict[int, list[WorkerView]] = {}
-        for worker in workers:
-            slots.setdefault(worker.slot, []).append(worker)
-        steps = {
-            slot: step(found, reload.generation, self._old.get(slot)) for slot, found in sorted(slots.items())
-        }
-        if self._plain:
-            self._tell(steps)
-        if self._progress is not None:
-            self._draw(self._progress, reload, steps)
-
-    def _tell(self, steps: dict[int, Step]) -> None:
-        for slot, at in steps.items():
-            if at.done == 3 and slot not in self._told:
-                self._told.add(slot)
-                print_line(f"worker {slot}: {_pids(at)}")
-                sys.stdout.flush()
-
-    def _draw(self, progress: "Progress", reload: ReloadView, steps: dict[int, Step]) -> None:
-        title = f"generation {reload.generation} ({reload.phase})"
-        replaced = f"{reload.replaced} of {reload.of}"
-        progress.update(
-            self._whole,
-            description=title,
-            completed=_bounded(reload.replaced),
-            total=_bounded(reload.of) or None,
-            word=replaced,
-        )
-        # Of a fleet that is larger than the terminal, those that something happens to right now.
-        roomy = len(steps) <= progress.console.height - 3
-        for slot, at in steps.items():
-            if slot not in self._tasks:
-                self._tasks[slot] = progress.add_task("", total=3, word="")
-            progress.update(
-                self._tasks[slot],
-                description=f"worker {slot}: {_pids(at)}",
-                completed=at.done,
-                word=at.word,
-                visible=roomy or at.done in (1, 2),
-            )
-
-
-def _pids(at: Step) -> str:
-    old, new = ("-" if pid is None else str(pid) for pid in (at.old, at.new))
-    return f"pid {old} -> {new}"
 
 
 class Patience:
@@ -221,9 +73,15 @@ class Patience:
             pause = min(POLL_SECONDS, pause * 1.3)
 
 
-def scaled(client: Client, wanted: int, meter: Meter, patience: Patience) -> StatusView:
-    """Wait until exactly `wanted` workers exist and all are ready."""
+def scaled(client: Client, asked: int | None, meter: Meter, patience: Patience) -> StatusView:
+    """Wait until exactly as many workers exist as are wanted, and all are ready.
 
+    Args:
+        asked: the number that was set by hand; None: configuration and load decide on it, now and later.
+
+    Raises:
+        OstlerError: another command or a reload has decided otherwise meanwhile.
+    """
     most = 0
 
     def condition() -> StatusView | None:
@@ -231,9 +89,11 @@ def scaled(client: Client, wanted: int, meter: Meter, patience: Patience) -> Sta
         status = client.call(STATUS)
         workers = client.call(WORKERS)
         most = max(most, len(workers))
-        if status.wanted != wanted:
-            raise OstlerError(f"somebody else has set the wanted number of workers to {status.wanted}")
+        wanted = status.wanted
         _refuse_stopping(status)
+        other = status.override is not None if asked is None else wanted != asked
+        if other or status.state == "paused":
+            raise OstlerError(_overtaken(status))
         # Steps to go up are workers that are ready, steps to go down those that have left.
         if status.ready < wanted:
             meter.show(status.ready, wanted)
@@ -247,17 +107,43 @@ def scaled(client: Client, wanted: int, meter: Meter, patience: Patience) -> Sta
     return patience.until(condition)
 
 
+def _overtaken(status: StatusView) -> str:
+    """Why another number of workers is wanted than a command has asked for."""
+    if status.state == "paused":
+        return "the fleet was paused meanwhile"
+    if status.override is not None:
+        return f"another command has set the wanted number of workers to {status.override}"
+    return f"the number of workers is the configuration's again, {status.wanted}: see `ctl events`"
+
+
 def reloaded(client: Client, generation: int, roll: Roll, patience: Patience) -> ReloadView:
-    """Wait until the reload to `generation` has ended, well or not."""
+    """Wait until the reload to `generation` has ended, well or not.
+
+    A newer reload may have begun as soon as this one had ended: its end is looked for in the events then.
+    Returns the newer one if there is no such event, because it took this one's place.
+    """
 
     def condition() -> ReloadView | None:
         newest = client.call(RELOAD_STATUS)
         if newest.generation != generation:
-            return newest
+            return _earlier(client, generation) or newest
         roll.show(newest, client.call(WORKERS))
         return newest if newest.phase in {"done", "failed", "superseded", "rolled back"} else None
 
     return patience.until(condition)
+
+
+def _earlier(client: Client, generation: int) -> ReloadView | None:
+    """The reload to `generation`, by the event of its end; None if it has none."""
+    events = client.call(EVENTS)
+    for event in reversed(events):
+        fields = event.fields
+        if event.name in _RELOAD_ENDS and fields.get("generation") == generation:
+            workers, seconds = int(fields.get("workers", 0)), float(fields.get("seconds", 0.0))
+            reason, traceback = fields.get("reason"), fields.get("traceback")
+            phase = _RELOAD_ENDS[event.name]
+            return ReloadView(generation, phase, workers, workers, seconds, "", reason, traceback)
+    return None
 
 
 def happened(client: Client, after: int, names: Collection[str], patience: Patience) -> EventView:
@@ -341,12 +227,18 @@ def reload_after(client: Client, generation: int, patience: Patience) -> ReloadV
 
 
 def recycled(client: Client, slot: int, old: int | None, meter: Meter, patience: Patience) -> WorkerView:
-    """Wait until the process `old` is gone from `slot` and another is ready there."""
+    """Wait until the process `old` is gone from `slot` and another is ready there.
+
+    Raises:
+        OstlerError: there will be none, because the fleet has fewer workers meanwhile.
+    """
 
     def condition() -> WorkerView | None:
         workers = [worker for worker in client.call(WORKERS) if worker.slot == slot]
         status = client.call(STATUS)
         _refuse_stopping(status)
+        if not workers and slot > status.wanted:
+            raise OstlerError(f"worker {slot} has left and has no successor: {status.wanted} are wanted")
         gone = all(worker.pid != old for worker in workers)
         ready = next((w for w in workers if w.state == "ready" and w.pid not in (None, old)), None)
         meter.show((ready is not None) + gone, 2, "draining" if ready else "booting")

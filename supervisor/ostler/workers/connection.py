@@ -63,7 +63,7 @@ TRANSITIONS: Final = {
 """Which phases may follow each one. A connection begins in PROXY_HEADER or in OPEN."""
 
 
-class IllegalTransition(AssertionError):
+class IllegalPhaseChange(AssertionError):
     """A defect of ours: a connection was to enter a phase that can't follow its own."""
 
 
@@ -211,10 +211,10 @@ class Connection:
         """Change the phase.
 
         Raises:
-            IllegalTransition: it can't follow the present one; see TRANSITIONS.
+            IllegalPhaseChange: it can't follow the present one; see TRANSITIONS.
         """
         if phase not in TRANSITIONS[self.phase]:
-            raise IllegalTransition(f"{self.phase.name} to {phase.name}")
+            raise IllegalPhaseChange(f"{self.phase.name} to {phase.name}")
         self.phase = phase
         # What a client sends behind its last request is not looked at, but read as it is while answers go.
         self.direct = not self.tls and phase is not PROXY_HEADER and phase is not LINGERING

@@ -65,6 +65,7 @@ class Engine(BaseWorker):
     """
 
     calls_request_hooks: ClassVar[bool] = True
+    serves_tls: ClassVar[bool] = True
 
     def __init__(self, context: Context) -> None:
         self._threads = context.settings.threads

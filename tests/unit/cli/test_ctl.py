@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from ostler.cli import ctl, output, waiting
+from ostler.cli import ctl, output, progress, waiting
 from ostler.control import client, sockets
 from ostler.control.routes import RELOAD
 from ostler.control.views import (
@@ -21,12 +21,13 @@ from ostler.control.views import (
     ConfigView,
     EventView,
     ExitView,
+    FleetState,
     ReloadView,
     RequestView,
     StatusView,
     WorkerView,
 )
-from ostler.fleet.events import RecycleAsked, ReloadAsked, ResizeAsked, StopAsked
+from ostler.fleet.events import Event, RecycleAsked, ReloadAsked, ResizeAsked, StopAsked
 from tests.unit.control.fake import TOKEN, FakeBackend, FakeWorker, Served, an_exit, served
 
 
@@ -231,6 +232,103 @@ def test_scale_without_waiting(daemon: Served, run: Ctl) -> None:
     """--no-wait only asks."""
     daemon.backend.stuck = True
     assert run("scale", "+2", "--no-wait").out == "3 -> 5 workers, asked\n"
+
+
+class Overtaken(FakeBackend):
+    """A fleet in which something else happens while `ctl` waits.
+
+    Args:
+        change: does it; nothing moves before.
+    """
+
+    def __init__(self, change: Callable[["Overtaken"], object]) -> None:
+        super().__init__()
+        self._change = change
+        self._looks = 0
+
+    def submit(self, event: Event) -> None:
+        super().submit(event)
+        if not self._looks:
+            self._looks, self.stuck = 1, True
+            self.fleet[0].state = "booting"  # there is something to wait for
+
+    def status(self) -> StatusView:
+        if self._looks:
+            self._looks += 1
+        if self._looks == 4:  # one look is the answer to the command
+            self.stuck = False
+            self._change(self)
+        return super().status()
+
+
+def resize(
+    workers: int, override: int | None = None, state: FleetState = "ready"
+) -> Callable[[Overtaken], object]:
+    def change(fleet: Overtaken) -> None:
+        fleet.submit(ResizeAsked("another", workers=workers))
+        fleet.override, fleet.state = override, state
+
+    return change
+
+
+def test_scale_auto_follows_the_autoscaler(place: Path, run: Ctl) -> None:
+    """A number that the load decides on while the command waits is what the command has asked for."""
+    with served(place / "shop.sock", Overtaken(resize(6))):
+        done = run("scale", "auto")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("3 -> 6 workers, all ready")
+
+
+@pytest.mark.parametrize(
+    ("argv", "change", "reason"),
+    [
+        ("auto", resize(6, 6), "another command has set the wanted number of workers to 6"),
+        ("auto", resize(0, state="paused"), "the fleet was paused meanwhile"),
+        ("5", resize(6, 6), "another command has set the wanted number of workers to 6"),
+        ("5", resize(6), "the number of workers is the configuration's again, 6: see `ctl events`"),
+        ("5", resize(0, state="paused"), "the fleet was paused meanwhile"),
+    ],
+)
+def test_scale_that_is_overtaken(
+    place: Path, run: Ctl, argv: str, change: Callable[[Overtaken], object], reason: str
+) -> None:
+    """The command fails, and says truly why another number is wanted."""
+    with served(place / "shop.sock", Overtaken(change)):
+        assert run("scale", argv) == Done(1, "", f"ctl: error: {reason}\n")
+
+
+def test_recycle_of_a_slot_that_is_given_up(place: Path, run: Ctl) -> None:
+    """A fleet that was scaled down meanwhile has no successor for the worker: no waiting for the time-out."""
+
+    def change(fleet: Overtaken) -> None:
+        fleet.wanted = 2
+        fleet.fleet = [worker for worker in fleet.fleet if worker.slot < 3]
+
+    with served(place / "shop.sock", Overtaken(change)):
+        done = run("recycle", "3", "--timeout", "9")
+    reason = "worker 3 has left and has no successor: 2 are wanted"
+    assert done == Done(1, "", f"ctl: error: {reason}\n")
+
+
+@pytest.mark.parametrize("name", ["reload_done", "reload_failed", None])
+def test_a_reload_that_ends_just_before_another_begins(
+    daemon: Served, run: Ctl, monkeypatch: pytest.MonkeyPatch, name: str | None
+) -> None:
+    """Its own end counts, as the events say, and not that a newer one runs when `ctl` looks."""
+    waited_for = waiting.reloaded
+
+    def meanwhile(*arguments: Any) -> ReloadView:
+        daemon.backend.stuck = True
+        if name:
+            daemon.backend.happen(name, generation=2, seconds=0.1, workers=3, reason="no app")
+        daemon.backend.submit(ReloadAsked("another"))
+        return waited_for(*arguments)
+
+    monkeypatch.setattr(waiting, "reloaded", meanwhile)
+    done = run("reload")
+    assert (done.code == 0) == (name == "reload_done"), done
+    if name == "reload_failed":
+        assert done.err.endswith("the reload failed, the old generation serves on: no app\n")
 
 
 def test_scale_as_json(daemon: Served, run: Ctl) -> None:
@@ -670,7 +768,7 @@ def test_a_terminal_sees_each_worker_of_a_reload(daemon: Served) -> None:
 
 def test_a_worker_that_is_replaced_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     """However often the reload is looked at, and while others are still at it."""
-    with waiting.Roll([FakeWorker(1, 7).view(), FakeWorker(2, 8).view()]) as roll:
+    with progress.Roll([FakeWorker(1, 7).view(), FakeWorker(2, 8).view()]) as roll:
         reload = ReloadView(2, "rolling", 1, 2, 0.1, "test", None, None)
         for second in (FakeWorker(2, 8), FakeWorker(2, 18, 2), FakeWorker(2, 18, 2)):
             roll.show(reload, [FakeWorker(1, 17, 2).view(), second.view()])
@@ -690,7 +788,7 @@ def test_a_worker_that_is_replaced_is_told_once(capsys: pytest.CaptureFixture[st
 )
 def test_steps_of_a_replacement(workers: list[FakeWorker], step: tuple[int, int | None, str, int]) -> None:
     """What is told of a slot, from the workers in it."""
-    assert waiting.step([worker.view() for worker in workers], 2, 7) == step
+    assert progress.step([worker.view() for worker in workers], 2, 7) == step
 
 
 def test_how_numbers_are_told() -> None:

@@ -11,7 +11,7 @@ from ostler.workers.connection import (
     OPEN,
     PROXY_HEADER,
     TRANSITIONS,
-    IllegalTransition,
+    IllegalPhaseChange,
     Phase,
 )
 from tests.unit.workers.pieces import GET, Pieces
@@ -37,7 +37,7 @@ def test_transitions(pieces: Pieces, before: Phase, after: Phase) -> None:
         connection.enter(after)
         assert connection.phase is after
     else:
-        with pytest.raises(IllegalTransition, match=before.name):
+        with pytest.raises(IllegalPhaseChange, match=before.name):
             connection.enter(after)
         assert connection.phase is before
     connection.phase = OPEN

@@ -96,7 +96,10 @@ class _TrustingUnixSockets:
 
     def __init__(self, hosts: Any) -> None:
         self._hosts = hosts
-        self.get_trusted_client_address = hosts.get_trusted_client_address
+
+    def __getattr__(self, name: str) -> Any:
+        # Up to uvicorn 0.45 it asks for get_trusted_client_host, then for get_trusted_client_address.
+        return getattr(self._hosts, name)
 
     def __contains__(self, host: str | None) -> bool:
         return not host or host in self._hosts
