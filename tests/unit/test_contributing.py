@@ -105,15 +105,16 @@ SETTING = Example(
     "A setting",
     (
         Edit(
-            "supervisor/ostler/settings/table.py",
+            "supervisor/ostler/settings/table/http.py",
             """    greeting: Annotated[
         str,
-        Setting(kinds.TEXT, "What workers call the client.", ("--greeting",), env="GREETING"),
+        Setting(
+            kinds.TEXT, "What workers call the client.", ("--greeting",), env="GREETING", gunicorn=None
+        ),
     ] = "stranger"
 """,
-            before="    backlog: Annotated[",
+            before="    keepalive: Annotated[",
         ),
-        Edit("supervisor/ostler/settings/own.py", "greeting ", before="autoscale_cooldown"),
         # What reads it, in a worker.
         Edit(
             "supervisor/ostler/demo/greeting.py",
@@ -254,19 +255,20 @@ def errs_too_often(errors: int, limit: int) -> bool:
             before="@dataclass(frozen=True, slots=True)\nclass Load:",
         ),
         Edit(
-            "supervisor/ostler/settings/table.py",
+            "supervisor/ostler/settings/table/fleet.py",
             """    max_errors: Annotated[
         int,
-        Setting(kinds.COUNT, "Recycle a worker after so many errors; 0 is never.", ("--max-errors",), LIVE),
+        Setting(
+            kinds.COUNT,
+            "Recycle a worker after so many errors; 0 is never.",
+            ("--max-errors",),
+            LIVE,
+            policy="max_errors",
+            gunicorn=None,
+        ),
     ] = 0
 """,
-            before="    backlog: Annotated[",
-        ),
-        Edit("supervisor/ostler/settings/own.py", "max_errors ", before="max_memory"),
-        Edit(
-            "supervisor/ostler/daemon/policy.py",
-            "        max_errors=settings.max_errors,\n",
-            before="        fork_server_grace=",
+            before="    max_memory: Annotated[",
         ),
     ),
     """
@@ -277,7 +279,7 @@ from tests.kit.play import running, spawn
 play = running(workers=2, max_errors=3)
 play.measured(1, errors=3).then()
 play.measured(1, errors=4).then(spawn(1))
-play.said("recycle", errors=4)
+play.reported("recycle", errors=4)
 
 policy = fleet_policy(load({"max_errors": "3"}, {}, None, lambda: 1))
 assert policy.max_errors == 3
@@ -285,9 +287,6 @@ assert policy.max_errors == 3
 )
 
 EXAMPLES = (OWN_CLASS, BUILT_IN_CLASS, SETTING, ROUTE, POLICY)
-TOO_MANY = pytest.mark.xfail(
-    strict=True, reason="settings/own.py and daemon/policy.py repeat what the row knows"
-)
 
 
 def _section(heading: str) -> str:
@@ -299,9 +298,7 @@ def _section(heading: str) -> str:
     return found[1]
 
 
-@pytest.mark.parametrize(
-    "example", [*EXAMPLES[:-1], pytest.param(POLICY, marks=TOO_MANY)], ids=lambda example: example.heading
-)
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.heading)
 def test_four_files_at_most(example: Example) -> None:
     """A recipe takes at most four files besides tests, and the guide names them."""
     assert len(example.files) <= MOST_FILES

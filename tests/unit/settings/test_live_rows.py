@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import pytest
 
-from ostler.daemon.deadlines import DeadlineSensor
 from ostler.daemon.policy import fleet_policy
+from ostler.daemon.sensors.deadlines import DeadlineSensor
 from ostler.settings import Loaded, load, rows
 from ostler.settings.table import LIVE
 from tests.kit.play import Play
@@ -53,7 +53,7 @@ class Reloading(Play):
 
     def old(self, slot: int) -> Any:
         """What the old worker in the slot was sent to do."""
-        return next(w.told for w in self.workers.values() if (w.slot, w.generation) == (slot, 1))
+        return next(w.ordered for w in self.workers.values() if (w.slot, w.generation) == (slot, 1))
 
     def asked(self) -> int:
         """How many workers are to be forked."""
@@ -90,8 +90,9 @@ def _refork(play: Reloading) -> bool:
 
 def _timeout(play: Reloading) -> float:
     play.taken_over()
-    shell = SimpleNamespace(loaded=play.loaded_settings, fleet=play.fleet)
-    return DeadlineSensor(cast(Any, shell)).timeout()
+    configurations = SimpleNamespace(current=play.loaded_settings[play.fleet.current])
+    unused = cast(Any, None)
+    return DeadlineSensor(unused, cast(Any, configurations), unused, unused).timeout()
 
 
 def _waits(play: Reloading) -> bool:
@@ -119,7 +120,7 @@ CHANGES = {
     "max_surge": Change("1", "2", lambda play: play.taken_over().asked()),
     "boot_parallelism": Change("1", "4", lambda play: play.taken_over().scale(7) and play.asked()),
     "canary_time": Change("0", "5", lambda play: play.configured().app_loaded().ready(1).fleet.current),
-    "probation": Change("0", "60", lambda play: play.taken_over().fork_servers[1].told),
+    "probation": Change("0", "60", lambda play: play.taken_over().fork_servers[1].ordered),
     "rollback_crashes": Change(
         "0", "1", lambda play: play.taken_over().crashes(1).fleet.current, {"probation": "60"}
     ),
@@ -132,7 +133,9 @@ CHANGES = {
     "autoscale_cooldown": Change("1000", "5", _cooldown, RANGE),
     "timeout": Change("30", "1", _timeout),
     "graceful_timeout": Change("30", "3", lambda play: play.taken_over().after(10) and play.old(1)),
-    "boot_timeout": Change("60", "5", lambda play: play.configured().after(10) and play.fork_servers[2].told),
+    "boot_timeout": Change(
+        "60", "5", lambda play: play.configured().after(10) and play.fork_servers[2].ordered
+    ),
     "timeout_grace": Change(
         "100",
         "1",
