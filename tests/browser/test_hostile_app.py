@@ -20,7 +20,7 @@ from tests.kit.http_client import ask
 pytestmark = needs_browser
 
 # Generous, for a busy machine; a test that passes never waits for it.
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 APP = """
 def app(environ, start_response):
@@ -68,7 +68,7 @@ BOMB = """() => {
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.worker_id(
+        browser = playwright.chromium.launch(
             executable_path=CHROMIUM,
             args=["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"],
         )

@@ -69,7 +69,7 @@ REPLACED_WITHIN = 0.1
 STATUS_WITHIN = 0.5
 """Seconds: what users are promised while an attack runs. contrib/bench measures; tests allow for a machine
 that is slow and busy with other tests."""
-SLACK = 5.0
+SLACK = 10.0
 ROUNDS = 5
 
 

@@ -1,8 +1,8 @@
-"""A fleet through a day in seconds: a virtual clock, a load, and processes that take their time.
+"""A day of a fleet in seconds: a virtual clock, a load, and processes that take time.
 
 `World` knows what processes do; `Simulator` decides when. Each action of the fleet is obeyed after a while, a
 load is shared among the workers that serve, and things go wrong by a seeded chance. After each event the
-rules are checked that hold for every fleet at every moment; what happened is counted in `Statistics`.
+rules are checked that hold for every fleet at every moment. What happened is counted in `Statistics`.
 """
 
 import heapq
@@ -93,7 +93,7 @@ class Statistics:
 
 @dataclass(slots=True)
 class _Process:
-    """A worker's inner life."""
+    """What the simulator knows of a worker process."""
 
     quota: int | None
     growth: float

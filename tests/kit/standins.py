@@ -1,7 +1,7 @@
-"""The real shell with stand-ins for its children: a test holds their ends of the channels.
+"""The real shell with stand-ins for its children: a test has their ends of the channels.
 
-Each stand-in is a process that sleeps, so that it can be signalled and its death reaped; what it sends the
-test sends for it. `play` has all of them do what honest children would.
+Each stand-in is a process that sleeps, so that it can be signalled and reaped; the test sends its messages.
+`play` has all of them do what honest children would do.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ class StandIn:
     stacks: int = -1
     sent: bool = False
     dead: bool = False
-    heard: list[Any] = field(default_factory=list)
+    received: list[Any] = field(default_factory=list)
 
     def send(self, data: bytes, descriptors: list[int] | None = None) -> None:
         """Raw, without waiting; what does not go is lost."""
@@ -60,7 +60,7 @@ class StandIn:
             else:
                 self.sock.send(data, socket.MSG_DONTWAIT)
 
-    def say(self, message: msgspec.Struct) -> None:
+    def send_message(self, message: msgspec.Struct) -> None:
         self.send(msgspec.msgpack.encode(message))
 
     def receive(self) -> tuple[bytes, list[int]]:
@@ -212,36 +212,36 @@ class Theatre:
             except OSError:
                 data, descriptors = b"", []
             if not data:
-                one.kill()  # it hangs up: a child leaves
+                one.kill()  # the channel has ended: a child ends
                 return
             union = messages.ToForkServer if one.fork_server else messages.ToWorker
             self._answer(one, msgspec.msgpack.decode(data, type=union), descriptors)
 
     def _answer(self, one: StandIn, message: Any, descriptors: list[int]) -> None:
-        one.heard.append(message)
+        one.received.append(message)
         match message:
             case messages.Configure():
-                one.say(messages.Decided(None, self.loaded))
-                one.say(messages.Configured(self.loaded, []))
+                one.send_message(messages.Decided(None, self.loaded))
+                one.send_message(messages.Configured(self.loaded, []))
             case messages.Load():
-                one.say(messages.AppLoaded())
+                one.send_message(messages.AppLoaded())
             case messages.Spawn():
                 pid = _sleeper()
                 sock = socket.socket(fileno=descriptors[0])
                 sock.setblocking(False)
                 self.stand_ins.append(StandIn(pid, sock, False, message.worker_id, descriptors[1]))
                 os.close(descriptors[2])
-                one.say(messages.Forked(message.worker_id, pid))
+                one.send_message(messages.Forked(message.worker_id, pid))
                 return
             case messages.HookDue():
-                one.say(messages.HookBegun())
-                one.say(messages.HookDone(message.name))
+                one.send_message(messages.HookBegun())
+                one.send_message(messages.HookDone(message.name))
             case messages.Boot():
-                one.say(messages.Ready([]))
+                one.send_message(messages.Ready([]))
             case messages.Drain():
                 one.kill()
             case messages.AuditZygote():
-                one.say(messages.ZygoteAudited([], []))
+                one.send_message(messages.ZygoteAudited([], []))
         for fd in descriptors:
             os.close(fd)
 

@@ -1,7 +1,7 @@
-"""The real shell hears anything from its children: bytes, messages in any order, descriptors, deaths.
+"""The real shell receives anything from its children: bytes, messages in any order, descriptors, deaths.
 
 Whatever comes, no exception leaves the shell, only children that misbehave are killed for it, each death is
-booked, and the daemon can be stopped.
+recorded, and the daemon can be stopped.
 """
 
 import asyncio
@@ -192,5 +192,5 @@ GARBAGE = Step("bytes", 1, b"\xff")
 )
 @example([Step("refork", 0), Step("play", 0), Step("message", 1, {"type": "ZygoteReady"}), Step("die", 1)])
 def test_anything(todo: list[Step]) -> None:
-    """See above: bytes, and messages in any order from anybody."""
+    """See above: bytes, and messages in any order from any child."""
     run(survive(todo))

@@ -68,7 +68,7 @@ def test_a_day_costs_no_request_and_ends_well(day: Simulator) -> None:
     templates = stats.reports["refork_done"]
     assert templates > 10
     assert stats.spawned == stats.reaped + stats.never_forked + templates + len(day.workers)
-    assert health.sentence(day.fleet) == "Healthy: all 64 workers are ready."
+    assert health.sentence(day.fleet.state) == "Healthy: all 64 workers are ready."
 
 
 def test_a_day_stays_within_its_budgets(day: Simulator) -> None:
@@ -147,11 +147,11 @@ def test_boots_that_fail_are_tried_ever_more_rarely() -> None:
     assert gaps[1] < 3.0
     assert all(earlier * 1.1 < later for earlier, later in pairwise(gaps[2:6]))
     assert all(22.0 < gap < 40.0 for gap in gaps[8:])
-    assert fleet.fleet.ready == WORKERS - 2
-    assert health.state(fleet.fleet) == "degraded"
-    assert "booting failed" in health.sentence(fleet.fleet)
+    assert fleet.fleet.state.ready == WORKERS - 2
+    assert health.state(fleet.fleet.state) == "degraded"
+    assert "booting failed" in health.sentence(fleet.fleet.state)
     fleet.run(60.0)
-    assert health.sentence(fleet.fleet) == "Healthy: all 64 workers are ready."
+    assert health.sentence(fleet.fleet.state) == "Healthy: all 64 workers are ready."
 
 
 def test_fleets_that_fail_together_do_not_try_together() -> None:
@@ -168,12 +168,12 @@ def test_poisonous_requests_do_not_take_the_fleet_down() -> None:
     least = WORKERS
     for _ in range(600):
         fleet.run(1.0)
-        least = min(least, fleet.fleet.ready)
+        least = min(least, fleet.fleet.state.ready)
     assert least > WORKERS // 2
-    assert health.state(fleet.fleet) == "degraded"
-    assert "workers crashed" in health.sentence(fleet.fleet)
+    assert health.state(fleet.fleet.state) == "degraded"
+    assert "workers crashed" in health.sentence(fleet.fleet.state)
     fleet.run(2 * MINUTE)
-    assert health.sentence(fleet.fleet) == "Healthy: all 64 workers are ready."
+    assert health.sentence(fleet.fleet.state) == "Healthy: all 64 workers are ready."
 
 
 def test_a_fork_server_that_dies_each_minute_is_replaced_each_time() -> None:
@@ -185,7 +185,7 @@ def test_a_fork_server_that_dies_each_minute_is_replaced_each_time() -> None:
     assert fleet.stats.reports["fork_server_failed"] >= 55
     assert fleet.stats.reports["recycle"] > 400
     assert fleet.stats.answered == fleet.stats.offered
-    assert fleet.fleet.ready == WORKERS
+    assert fleet.fleet.state.ready == WORKERS
 
 
 def test_an_autoscaled_day() -> None:

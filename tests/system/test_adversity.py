@@ -116,10 +116,10 @@ def test_log_disk_is_full(place: Place) -> None:
     for _ in range(4):  # to the worker that has something to say of it, too
         assert ask(url, "/after").status == 200
     daemon.send(signal.SIGTTIN)
-    lost = until(lambda: lines(inside / "error.log", "log_lines_lost"), "the supervisor's confession")
+    lost = until(lambda: lines(inside / "error.log", "log_lines_lost"), "the report of the supervisor")
     assert lost[0]["reason"] == "No space left on device"
     assert int(str(lost[0]["lines"])) > 0
-    assert "GET /after HTTP/1.1" in (inside / "access.log").read_text()
+    until(lambda: "GET /after HTTP/1.1" in (inside / "access.log").read_text(), "the access log")
     assert "Traceback" not in daemon.log.read_text()
     assert daemon.stop() == 0
 
@@ -288,8 +288,8 @@ def test_control_socket_deleted(place: Place) -> None:
     token = path.with_suffix(".token")
     secret = until(lambda: token.exists() and token.read_text(), "the token")
     shutil.rmtree(path.parent)
-    daemon.event("control_socket_restored", within=5)
-    daemon.event("control_token_restored", within=5)
+    daemon.event("control_socket_restored")
+    daemon.event("control_token_restored")
     assert _listens(path)
     assert token.read_text() == secret
     modes = [file.stat().st_mode & 0o777 for file in (path.parent, path, token)]
@@ -429,7 +429,7 @@ def test_hung_fork_server(place: Place) -> None:
     assert [worker.pid for worker in daemon.settled(3)][:2] == before
     assert hung.ended(), "SIGKILL reaches stopped processes too"
     fork_server(daemon).send(signal.SIGSTOP)
-    assert daemon.stop(within=5) == 0
+    assert daemon.stop(within=25) == 0
 
 
 def test_stop_while_a_hung_fork_server_owes_a_worker(place: Place) -> None:
@@ -440,7 +440,7 @@ def test_stop_while_a_hung_fork_server_owes_a_worker(place: Place) -> None:
     hung.send(signal.SIGSTOP)
     daemon.send(signal.SIGTTIN)
     daemon.event("scale", workers=3)
-    assert daemon.stop(within=10) == 0
+    assert daemon.stop(within=25) == 0
     assert hung.ended()
 
 

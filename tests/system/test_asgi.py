@@ -247,7 +247,7 @@ def test_max_requests(place: Place) -> None:
         daemon.event("worker_exited", after=1)
         report = load.finish()
     assert report.failed == 0, report.summary()
-    assert daemon.events("worker_exited")[0]["cause"] == "recycle"
+    assert daemon.event("worker_exited")["cause"] == "recycle"
 
 
 def test_streams_and_clients_that_leave(place: Place) -> None:
@@ -341,7 +341,7 @@ def block():
         assert idle.ping()
         client.send("block")
         assert "in block" in daemon.event("loop_blocked", level="warning")["stack"]
-        daemon.event("worker_stalled", within=30)
+        daemon.event("worker_stalled")
         assert victim.ended()
     daemon.settled(1, state="ready")
     assert daemon.get().text == "one"

@@ -16,7 +16,7 @@ from ostler.control.routes import WORKERS
 from tests.kit.daemon import OSTLER, Daemon, Place
 from tests.kit.http_client import Connection
 from tests.kit.processes import children, zombies
-from tests.kit.waiting import until
+from tests.kit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.system
 
@@ -98,7 +98,7 @@ def test_stop_as_init(place: Place, start: Callable[..., Init]) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         path = str(place.folder / "notify")
         notify.bind(path)
-        notify.settimeout(15)
+        notify.settimeout(PATIENCE)
         init = start("-w", "2", "-p", str(pidfile), "plain:app", NOTIFY_SOCKET=path)
         assert {"READY=1", "MAINPID=1"} <= set(notify.recv(4096).decode().split("\n"))
         assert pidfile.read_text() == "1\n"

@@ -84,7 +84,8 @@ def test_detaches(place: Place, port: int, how: str) -> None:
         assert session != daemon.pid  # what is no session's leader can't get a terminal (credentials(7))
         for pid in family(daemon.pid):
             assert standard(pid) == NULL, title(pid)
-        assert '"event": "serving"' in (place.app_folder / "log/error.log").read_text()
+        log = place.app_folder / "log/error.log"
+        until(lambda: '"event": "serving"' in log.read_text(), "the start in the log")
 
 
 def test_log_that_gets_lost(place: Place, port: int) -> None:

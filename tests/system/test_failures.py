@@ -263,7 +263,7 @@ def test_stop_while_the_app_loads(place: Place) -> None:
         for signum in (signal.SIGTERM, signal.SIGINT):
             daemon = place.start(*preload, "hangs:app", serving=False)
             daemon.until((place.app_folder / "loading").exists, "the app is loading")
-            assert daemon.stop(signum, within=5) == 0
+            assert daemon.stop(signum, within=25) == 0
             (place.app_folder / "loading").unlink()
 
 

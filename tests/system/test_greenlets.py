@@ -227,7 +227,10 @@ def test_slow_clients_hold_up_nobody(green: Place, kind: str) -> None:
             assert daemon.get().text == "one"
         sender.sendall(b"two")
         sender.settimeout(PATIENCE)
-        assert sender.recv(4096).endswith(b"onetwo")
+        echoed = b""
+        while not echoed.endswith(b"onetwo"):
+            echoed += (data := sender.recv(4096))
+            assert data, echoed
         taker.settimeout(PATIENCE)
         received = 0
         while data := taker.recv(1 << 20):
@@ -285,7 +288,7 @@ def test_many_overdue_at_once(green: Place, kind: str) -> None:
     (pid,) = daemon.pids()
     clients = [daemon.connect(60).asked("/gate/never") for _ in range(300)]
     assert {client.answer().status for client in clients} == {504}
-    daemon.until(lambda: len(daemon.events("request_overdue")) == 300, "all were told of", within=30)
+    daemon.until(lambda: len(daemon.events("request_overdue")) == 300, "all were told of")
     stacks = [event["stack"] for event in daemon.events("request_overdue")]
     # On a busy machine a greenlet's own comes too late, and the main thread's is shown.
     assert all(stack.count("hread 0x") == 1 for stack in stacks)
@@ -316,7 +319,7 @@ def test_a_hub_that_stays_blocked(green: Place, kind: str) -> None:
     victim = Process(daemon.pids()[0])
     daemon.get("/compute-behind")
     assert "in compute" in daemon.event("loop_blocked")["stack"]
-    daemon.event("worker_stalled", within=30)
+    daemon.event("worker_stalled")
     assert victim.ended()
     daemon.settled(1, state="ready")
     assert daemon.get().text == "one"
@@ -370,13 +373,13 @@ def test_reload_and_scale_lose_nothing(green: Place, kind: str) -> None:
     """Connections that idle go to other workers, requests in the app are answered."""
     daemon = start(green, kind, "-w", "2", "--max-requests", "400")
     daemon.settled(2)
-    with Load(daemon.address, rate=300, connections=16, timeout=10) as load:
-        load.wait_for(100, within=10)
+    with Load(daemon.address, rate=300, connections=16) as load:
+        load.wait_for(100)
         assert daemon.ctl("reload").code == 0
         assert daemon.ctl("scale", "4").code == 0
         daemon.settled(4)
         assert daemon.ctl("scale", "1").code == 0
-        load.wait_for(load.ended + 200, within=15)
+        load.wait_for(load.ended + 200)
         report = load.finish()
     assert (report.failed, report.unasked) == (0, 0), report.summary()
     assert daemon.status().totals.deaths == 0
@@ -388,9 +391,9 @@ def test_refork(green: Place) -> None:
     daemon.settled(2)
     done = daemon.ctl("refork")
     assert done.code == 0, done.err
-    daemon.event("refork_done", within=30)
+    daemon.event("refork_done")
     fork_server(daemon)
-    daemon.settled(2, within=30)
+    daemon.settled(2)
     clients = [daemon.connect().asked("/gate/all") for _ in range(20)]
     daemon.until(lambda: in_flight(daemon) == 20, "all are in the app")
     open_gate(daemon, "all")

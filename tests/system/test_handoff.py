@@ -90,7 +90,7 @@ def test_a_stop_closes_what_nobody_takes(place: Place) -> None:
     daemon = place.start("-w", "2", "--keep-alive", "60", "plain:app")
     daemon.settled(2)
     kept = Kept(daemon, 4)
-    assert daemon.stop(within=10) == 0
+    assert daemon.stop(within=25) == 0
     for connection in kept.connections:
         connection.ended_by_server()
     kept.close()

@@ -462,7 +462,7 @@ def test_on_exit_hangs(place: Place) -> None:
     """The daemon ends without it, in the time that it said."""
     daemon, _ = start(place, "-w", "1", conf="import time\ndef on_exit(server): time.sleep(1000)\n")
     daemon.settled(1)
-    assert daemon.stop(within=12.0) == 0
+    assert daemon.stop(within=25) == 0
     assert "HookTimeout" in daemon.events("hook_failed", hook="on_exit")[0]["problem"]
 
 
@@ -482,8 +482,8 @@ def test_a_hook_hangs_in_c(place: Place) -> None:
     place.add("hangs", "")
     assert goes.pid
     Process(goes.pid).send(signal.SIGKILL)
-    daemon.event("fork_server_failed", within=30.0)
-    assert stays.pid in [worker.pid for worker in daemon.settled(2, within=30.0)]
+    daemon.event("fork_server_failed")
+    assert stays.pid in [worker.pid for worker in daemon.settled(2)]
 
 
 def test_a_fork_server_that_its_hook_kills(place: Place) -> None:
@@ -530,6 +530,7 @@ def test_logs(place: Place) -> None:
     """
     daemon, _ = start(place, "-w", "1", "-n", "shop", conf=conf)
     (worker,) = daemon.settled(1)
+    daemon.event("hook", after=3)
     lines = daemon.events("hook")
     assert [(line["level"], line["message"]) for line in lines] == [
         ("info", "starting shop"),
@@ -540,7 +541,7 @@ def test_logs(place: Place) -> None:
     assert ("slot" in lines[0], lines[0]["generation"]) == (False, 1)
     assert (lines[2]["slot"], lines[2]["pid"]) == (1, worker.pid)
     assert "ZeroDivisionError" in lines[3]["traceback"]
-    assert daemon.out.read_text().splitlines() == ["also printed", "printed"]
+    daemon.until(lambda: daemon.out.read_text().splitlines() == ["also printed", "printed"], "both on stdout")
 
 
 def test_hooks_by_name(place: Place) -> None:
@@ -636,6 +637,8 @@ def test_a_hook_loads_the_app(place: Place, preload: tuple[str, ...]) -> None:
     place.add("gunicorn.conf.py", "def on_starting(server): server.app.wsgi()\n")
     daemon = place.start("-w", "2", *preload, "site_app:app")
     daemon.settled(2)
+    daemon.until(lambda: daemon.out.read_text(), "what the app prints")
+    assert daemon.stop() == 0
     assert daemon.out.read_text().splitlines() == ["loaded"]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.kit.daemon import Daemon, Place
+from tests.kit.waiting import PATIENCE
 
 pytestmark = pytest.mark.system
 
@@ -105,7 +106,7 @@ def test_garbage_is_refused(strict: Daemon) -> None:
 
 def test_head_in_pieces(strict: Daemon) -> None:
     """A request that trickles in byte by byte is served as any other, and others do not wait for it."""
-    with socket.create_connection(strict.address, timeout=10) as slow:
+    with socket.create_connection(strict.address, timeout=PATIENCE) as slow:
         slow.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         request = b"GET /?slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         for n, byte in enumerate(request):
@@ -160,7 +161,7 @@ def test_error_in_the_app(place: Place) -> None:
 
 def speak(daemon: Daemon, data: bytes) -> bytes:
     """Send bytes, return all that comes until the server closes."""
-    with socket.create_connection(daemon.address, timeout=10) as sock:
+    with socket.create_connection(daemon.address, timeout=PATIENCE) as sock:
         sock.sendall(data)
         return everything(sock)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import Place
+from tests.kit.daemon import Daemon, Place
 from tests.kit.load import Load
 from tests.kit.processes import Process
 from tests.kit.tiers import thorough
@@ -93,7 +93,10 @@ def test_environ(place: Place) -> None:
     first.asked("/").answer()
     with second:
         second.sendall(request)
-        assert b'"REMOTE_ADDR": "127.0.0.2"' in second.recv(65536)
+        received = b""
+        while b'"REMOTE_ADDR": "127.0.0.2"' not in received:
+            received += (data := second.recv(65536))
+            assert data, received
         # The server itself would say what the newest connection has.
         environ = first.asked("/environ").answer().text
     assert '"REMOTE_ADDR": "127.0.0.1"' in environ
@@ -153,7 +156,7 @@ def test_counts(odd: Place) -> None:
     assert daemon.status().totals.errors == 2
     event = daemon.event("request_failed", path="/fail")
     assert "RuntimeError: the app's own mistake" in event["traceback"]
-    assert "meinheld_calls" not in event["traceback"]
+    assert "ostler/workers" not in event["traceback"]
 
 
 def test_access_log(odd: Place) -> None:
@@ -244,7 +247,7 @@ def test_recycling(place: Place) -> None:
     daemon = place.start(
         *MEINHELD, "-w", "2", "--max-requests", "100", "--max-requests-jitter", "20", "plain:app"
     )
-    with Load(daemon.address, rate=400, connections=8, timeout=10) as load:
+    with Load(daemon.address, rate=400, connections=8) as load:
         daemon.event("worker_exited", after=5, cause="recycle")
     report = load.report()
     assert report.failed == 0, report.summary()
@@ -258,13 +261,13 @@ def test_reload_under_load(place: Place) -> None:
     before = set(daemon.pids())
     idle = daemon.connect()
     idle.asked("/").answer()
-    with Load(daemon.address, rate=300, connections=8, timeout=10) as load:
+    with Load(daemon.address, rate=300, connections=8) as load:
         for number in (2, 3):
             daemon.send(signal.SIGHUP)
             daemon.event("reload_done", generation=number)
     report = load.report()
     assert report.failed == 0, report.summary()
-    assert not before & set(daemon.pids())
+    daemon.until(lambda: not before & set(daemon.pids()), "none of the old workers")
     idle.ended_by_server()
 
 
@@ -283,22 +286,73 @@ def test_term_finishes_what_is_in_flight(place: Place) -> None:
     assert daemon.events("worker_exited")[-1]["status"] == "exit code 0"
 
 
+# The server's own time-outs are cut down, so that a test can outlast them. How long a body may take to come
+# is what it takes for its keep-alive.
+SHORT_TIMEOUTS = """\
+import ostler.workers.meinheld.worker as worker
+worker._LONGEST, worker._RENEW_AT = 5, 4
+"""
+PATIENT = ("--keep-alive", "60")
+
+
+def upload_slowly(daemon: Daemon, seconds: float) -> bytes:
+    """Have the worker drain, and send it a body for that long; its answer."""
+    with socket.create_connection(daemon.address, PATIENCE) as client:
+        count = int(seconds / 0.25)
+        client.sendall(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % count)
+        client.sendall(b"x")
+        daemon.get()  # accepted later than the slow one
+        daemon.send(signal.SIGTERM)
+        daemon.event("stop")
+        answer = b""
+        try:
+            for _ in range(count - 1):
+                time.sleep(0.25)  # a client that is slow
+                client.sendall(b"x")
+            while part := client.recv(1000):
+                answer += part
+        except OSError:
+            pass
+        return answer
+
+
+@pytest.mark.parametrize("bind", [(), ("-b", "127.0.0.1:0", "-b", "[::1]:0")])
+def test_draining_longer_than_the_servers_timeouts(odd: Place, bind: tuple[str, ...]) -> None:
+    """The server's time-outs reach 127 s, graceful_timeout may be longer: a request has all of it."""
+    odd.add("conf.py", SHORT_TIMEOUTS)
+    daemon = odd.start(*MEINHELD, "-c", "conf.py", *bind, *PATIENT, "--graceful-timeout", "60", "odd:app")
+    assert upload_slowly(daemon, 10.0).endswith(b"x" * 40)
+    assert daemon.wait() == 0
+    assert daemon.event("worker_exited")["status"] == "exit code 0"
+
+
+def test_draining_is_over_when_its_time_is(odd: Place) -> None:
+    """Connections that are left then are cut, and the worker ends by itself."""
+    odd.add("conf.py", SHORT_TIMEOUTS)
+    daemon = odd.start(*MEINHELD, "-c", "conf.py", *PATIENT, "--graceful-timeout", "4", "odd:app")
+    began = time.monotonic()
+    assert upload_slowly(daemon, 12.0) == b""
+    assert time.monotonic() - began > 3.9
+    assert daemon.wait() == 0
+    assert daemon.event("worker_exited")["status"] == "exit code 0"
+
+
 def test_idle_workers_are_prompt(place: Place) -> None:
     """A loop that waits for clients notices the supervisor's messages and signals without waiting for one."""
     daemon = place.start(*MEINHELD, "-w", "3", "plain:app")
     daemon.settled(3)
-    for _ in range(3):
-        began = time.monotonic()
+    for number in range(2):
         daemon.send(signal.SIGTTOU)
-        daemon.event("worker_exited", after=len(daemon.events("worker_exited")))
-        if len(daemon.workers()) == 1:
-            break
-    victim = Process(daemon.pids()[0])
-    began = time.monotonic()
-    victim.send(signal.SIGTERM)
-    assert victim.ended()
-    # Its loop wakes once a second by itself; three in a row would take longer than one.
-    assert time.monotonic() - began < 0.9
+        daemon.event("worker_exited", after=number)
+    took = []
+    for _ in range(4):
+        victim = Process(daemon.settled(1)[0].pid or 0)
+        began = time.monotonic()
+        victim.send(signal.SIGTERM)
+        assert victim.ended()
+        took.append(time.monotonic() - began)
+    # Its loop wakes once a second by itself. On a busy machine not each end is prompt.
+    assert min(took) < 0.5, took
 
 
 @pytest.mark.parametrize("path", ["/", "/gate/never"])
@@ -310,7 +364,7 @@ def test_quit(place: Place, path: str) -> None:
         connection.answer()
     else:
         daemon.in_app(path)
-    assert daemon.stop(signal.SIGQUIT, within=8) == 0
+    assert daemon.stop(signal.SIGQUIT, within=25) == 0
     assert "Traceback" not in daemon.log.read_text()
 
 

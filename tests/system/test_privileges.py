@@ -207,7 +207,7 @@ def test_check_of_a_log_that_root_makes(open_place: Place) -> None:
 FORGER = """\
 import gc
 from msgspec.structs import replace
-from ostler.forkserver.main import Preparation
+from ostler.forkserver.preparation import Preparation
 from ostler.ipc import messages
 
 (preparation,) = [found for found in gc.get_objects() if isinstance(found, Preparation)]

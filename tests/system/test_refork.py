@@ -9,7 +9,7 @@ import pytest
 
 from ostler.control.client import RefusedError
 from ostler.control.routes import REFORK
-from ostler.control.views import Refork, WorkerView
+from ostler.control.views import ReforkBody, WorkerView
 from tests.kit.daemon import Daemon, Place, fork_server
 from tests.kit.hostile import APP
 from tests.kit.load import Load
@@ -51,7 +51,7 @@ def lazy(place: Place) -> Place:
 
 def refork(daemon: Daemon, slot: int | None = None) -> None:
     """Ask for it; the log tells what becomes of it."""
-    daemon.client.call(REFORK, Refork(slot))
+    daemon.client.call(REFORK, ReforkBody(slot))
 
 
 def reforked(daemon: Daemon, workers: int, times: int = 1) -> tuple[Process, list[WorkerView]]:
@@ -104,8 +104,8 @@ def test_refork_under_load(lazy: Place, threads: str, preload: list[str]) -> Non
     daemon = lazy.start("-w", "3", "--threads", threads, *preload, "--warmup-request", "/", "lazy:app")
     first = fork_server(daemon)
     daemon.settled(3)
-    with Load(daemon.address, rate=300, connections=12, timeout=15) as load:
-        load.wait_for(100, within=15)
+    with Load(daemon.address, rate=300, connections=12) as load:
+        load.wait_for(100)
         for times in (1, 2, 3):
             before = daemon.pids()
             refork(daemon)
@@ -113,7 +113,7 @@ def test_refork_under_load(lazy: Place, threads: str, preload: list[str]) -> Non
             assert zygote.pid in before
             assert title(zygote.pid) == "ostler: fork server gen 1 [lazy:app]"
             assert not {worker.pid for worker in workers} & set(before)
-            load.wait_for(load.ended + 100, within=15)
+            load.wait_for(load.ended + 100)
         report = load.finish()
     assert first.ended()
     assert (report.failed, report.unasked) == (0, 0), report.summary()

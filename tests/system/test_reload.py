@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from ostler.control.routes import RECYCLE, RELOAD
-from ostler.control.views import Reload
+from ostler.control.views import ReloadBody
 from tests.kit.daemon import Daemon, Place, fork_server
 from tests.kit.load import Load
 from tests.kit.processes import Process, children, descriptors
@@ -27,12 +27,12 @@ def test_reload_under_load(place: Place, preload: list[str], kind: str) -> None:
     threads = ["--threads", "3"] if kind == "gthread" else []
     daemon = place.start("-w", "2", *threads, *preload, "page:app")
     daemon.settled(2)
-    with Load(daemon.address, rate=400, connections=16, timeout=10) as load:
-        load.wait_for(200, within=10)
+    with Load(daemon.address, rate=400, connections=16) as load:
+        load.wait_for(200)
         place.add("page.py", source + page("new"))
         done = daemon.ctl("reload")
         assert done.code == 0, done.err
-        load.wait_for(load.ended + 200, within=10)
+        load.wait_for(load.ended + 200)
         report = load.finish()
     assert (report.failed, report.unasked) == (0, 0), report.summary()
     bodies = [record.body for record in sorted(report.records, key=lambda record: record.sent)]
@@ -48,14 +48,14 @@ def test_reloads_in_a_row_under_load(place: Place) -> None:
     """One reload after the other, some overtaking the one before: the last one wins, no request fails."""
     place.add("page.py", page("0"))
     daemon = place.start("-w", "2", "--canary-time", "0.1", "page:app")
-    with Load(daemon.address, rate=300, connections=8, timeout=10) as load:
-        load.wait_for(100, within=10)
+    with Load(daemon.address, rate=300, connections=8) as load:
+        load.wait_for(100)
         for number in range(1, 6):
             place.add("page.py", page(str(number)))
             daemon.send(signal.SIGHUP)
             daemon.event("reload", generation=number + 1)
         daemon.event("reload_done", generation=6)
-        load.wait_for(load.ended + 100, within=10)
+        load.wait_for(load.ended + 100)
         report = load.finish()
     assert (report.failed, report.unasked) == (0, 0), report.summary()
     assert report.records[-1].body == b"5"
@@ -215,12 +215,12 @@ def test_descriptors_do_not_grow(place: Place) -> None:
     daemon = place.start("-w", "2", "--probation", "0", "--canary-time", "0", "plain:app")
     daemon.settled(2)
     # What is opened once is open now, our own connection included.
-    daemon.client.call(RELOAD, Reload(wait=True))
+    daemon.client.call(RELOAD, ReloadBody(wait=True))
     daemon.until(lambda: len(children(daemon.pid)) == 3, "no child but a fork server and two workers")
     before = kinds(daemon)
     memory = descriptors_of_fork_server(daemon)
     for _ in range(4):
-        assert daemon.client.call(RELOAD, Reload(wait=True)).phase == "done"
+        assert daemon.client.call(RELOAD, ReloadBody(wait=True)).phase == "done"
     for number in range(10):
         old = daemon.client.call(RECYCLE, slot=number % 2 + 1)
         daemon.until(lambda old=old: old.pid not in daemon.pids(), "replaced")
@@ -256,7 +256,7 @@ def test_roll_back_restores_the_supervisors_settings(place: Place) -> None:
     daemon = place.start("-c", "conf.py", "--canary-time", "0", "plain:app")
     daemon.settled(1)
     place.add("conf.py", "workers = 1\nprobation = 60\nrollback_crashes = 1\nloglevel = 'error'\n")
-    assert daemon.client.call(RELOAD, Reload(wait=True)).phase == "done"
+    assert daemon.client.call(RELOAD, ReloadBody(wait=True)).phase == "done"
     daemon.send(signal.SIGUSR1)
     # A signal that only a program itself causes, and that nothing in it catches.
     os.kill(daemon.pids()[0], signal.SIGSYS)

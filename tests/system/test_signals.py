@@ -4,7 +4,6 @@ import os
 import pty
 import signal
 import sys
-import time
 
 import pytest
 
@@ -132,7 +131,7 @@ def test_term_ends_at_graceful_timeout(place: Place) -> None:
     daemon = place.start("--graceful-timeout", "0.5", "plain:app")
     slow = daemon.connect().asked("/gate/never")
     daemon.in_app("/gate/never")
-    assert daemon.stop(within=5) == 0
+    assert daemon.stop(within=25) == 0
     slow.ended_by_server()
     assert daemon.events("request_lost")[0]["path"] == "/gate/never"
     assert daemon.events("drain_timeout")
@@ -145,10 +144,10 @@ def test_int_and_quit_are_quick(place: Place, signum: int, threads: str) -> None
     daemon = place.start("-w", "2", "--threads", threads, "plain:app")
     slow = daemon.connect().asked("/gate/never")
     daemon.in_app("/gate/never")
-    began = time.monotonic()
-    assert daemon.stop(signum) == 0
-    assert time.monotonic() - began < 1.9, "not by waiting until they are killed"
+    assert daemon.stop(signum, within=25) == 0
     slow.ended_by_server()
+    # They ended by themselves: what does not is killed two seconds later.
+    assert [event["status"] for event in daemon.events("worker_exited")] == ["exit code 0"] * 2
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])

@@ -9,7 +9,7 @@ import pytest
 
 from tests.kit.daemon import OSTLER, Place
 from tests.kit.http_client import ask
-from tests.kit.waiting import until
+from tests.kit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.system
 
@@ -20,7 +20,7 @@ def test_notification(place: Place, abstract: bool) -> None:
     name = f"ostler-test-{place.folder.name}" if abstract else str(place.folder / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(f"\0{name}" if abstract else name)
-        notify.settimeout(15)
+        notify.settimeout(PATIENCE)
         place.add(
             "look.py", "import os, plain\nassert 'NOTIFY_SOCKET' not in os.environ\nfrom plain import app\n"
         )

@@ -203,6 +203,52 @@ def test_hook_without_certificate(place: Place) -> None:
     assert warning["problem"] == "ssl_context: without effect, because certfile is not set"
 
 
+HOOK_ALONE = """\
+import ssl
+
+def ssl_context(conf, factory):
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain({cert!r}, {key!r})
+    return context
+"""
+
+
+@pytest.mark.parametrize(
+    ("worker_class", "app"), [("gthread", "plain"), ("gevent", "plain"), ("asgi", "waiter")]
+)
+def test_hook_alone(
+    place: Place, authority: Authority, server: Certificate, worker_class: str, app: str
+) -> None:
+    """A hook that makes a context without certfile: clients are served TLS, and the API shows https."""
+    place.add("gunicorn.conf.py", HOOK_ALONE.format(cert=server.cert, key=server.key))
+    daemon = place.start("-k", worker_class, f"{app}:app")
+    connection = Https(daemon, authority.client_context())
+    assert connection.get() == "one"
+    connection.close()
+    assert daemon.status().listeners == [f"https://127.0.0.1:{daemon.port}"]
+    assert daemon.ctl("upgrade", within=90).code == 0
+    daemon.event("upgraded")
+    assert daemon.status().listeners == [f"https://127.0.0.1:{daemon.port}"]
+
+
+@pytest.mark.parametrize("worker_class", ["meinheld", "reference.ReferenceWorker"])
+@pytest.mark.parametrize("by", ["certfile", "ssl_context"])
+def test_classes_that_speak_no_tls(place: Place, server: Certificate, worker_class: str, by: str) -> None:
+    """They are refused where TLS is configured, in a line that says by what; they would serve plain HTTP."""
+    if worker_class == "meinheld":
+        pytest.importorskip("meinheld.server", exc_type=ImportError)
+    source = HOOK_ALONE if by == "ssl_context" else "\ncertfile, keyfile = {cert!r}, {key!r}\n"
+    place.add("conf.py", source.format(cert=server.cert, key=server.key))
+    done = place.run("-c", "conf.py", "-b", "127.0.0.1:0", "-k", worker_class, "plain:app")
+    assert done.code != 0
+    line = 3 if by == "ssl_context" else 2
+    assert (
+        f"ostler: error: {by} (conf.py line {line}): the worker class {worker_class} can't speak TLS;"
+        in done.error
+    )
+    assert "gthread" in done.error
+
+
 def test_curl(place: Place, authority: Authority, server: Certificate) -> None:
     """curl, with its own TLS library, offers HTTP/2 and is served HTTP/1.1."""
     if shutil.which("curl") is None:

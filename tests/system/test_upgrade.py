@@ -14,7 +14,7 @@ import pytest
 
 import ostler
 from ostler.control.routes import RELOAD, SCALE
-from ostler.control.views import Reload, Scale
+from ostler.control.views import ReloadBody, Scale
 from tests.kit.daemon import Daemon, Place
 from tests.kit.http_client import ask
 from tests.kit.load import Load
@@ -73,9 +73,9 @@ def test_nothing_is_lost(place: Place) -> None:
     before, workers = daemon.status(), daemon.pids()
     client = Load(daemon.address, rate=300, connections=8)
     with client:
-        client.wait_for(100, within=20)
+        client.wait_for(100)
         upgrade(daemon, times=2)
-        client.wait_for(client.ended + 100, within=20)
+        client.wait_for(client.ended + 100)
         report = client.finish()
     assert report.failed == report.stale == 0, report.summary()
     daemon.until(lambda: daemon.status().totals.requests >= len(report), "all are counted")
@@ -186,7 +186,7 @@ def test_scale_and_wishes_go_on(place: Place) -> None:
     assert daemon.status().wanted == 3
     daemon.send(signal.SIGTTIN)
     daemon.settled(4)
-    assert daemon.client.call(RELOAD, Reload(wait=True)).phase == "done"
+    assert daemon.client.call(RELOAD, ReloadBody(wait=True)).phase == "done"
     assert daemon.stop() == 0
 
 

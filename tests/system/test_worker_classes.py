@@ -66,7 +66,7 @@ def test_it_is_counted_logged_and_shown(place: Place) -> None:
 def test_recycling_and_reload(place: Place) -> None:
     """Its workers are replaced at their number of requests and at a reload, and nobody notices."""
     daemon = place.start(*REFERENCE, "-w", "2", "--max-requests", "50", "plain:app")
-    with Load(daemon.address, rate=100, connections=4, close_every=1, timeout=10) as load:
+    with Load(daemon.address, rate=100, connections=4, close_every=1) as load:
         daemon.event("worker_exited", after=2, cause="recycle")
         daemon.send(signal.SIGHUP)
         daemon.event("reload_done")

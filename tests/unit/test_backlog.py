@@ -48,7 +48,7 @@ def test_an_abstract_unix_socket(stack: ExitStack) -> None:
 
 
 def test_what_has_no_queue(stack: ExitStack) -> None:
-    """A socket that is closed, or no stream: nobody tells, nothing is raised."""
+    """A socket that is closed, or no stream: None, and no exception."""
     sock = listening(stack, socket.AF_UNIX, "", 3)
     sock.close()
     assert accept_queue(sock) is None
@@ -57,7 +57,7 @@ def test_what_has_no_queue(stack: ExitStack) -> None:
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
 def test_a_kernel_that_does_not_tell(stack: ExitStack, monkeypatch: pytest.MonkeyPatch, family: int) -> None:
-    """Where asking is refused, in a sandbox say, the answer is None."""
+    """If the request is refused, e.g. in a sandbox, the result is None."""
 
     class Mute(socket.socket):
         def getsockopt(self, *_: object) -> bytes:  # type: ignore[override]

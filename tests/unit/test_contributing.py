@@ -105,15 +105,19 @@ SETTING = Example(
     "A setting",
     (
         Edit(
-            "supervisor/ostler/settings/table/http.py",
+            "supervisor/ostler/settings/table/app.py",
             """    greeting: Annotated[
         str,
         Setting(
-            kinds.TEXT, "What workers call the client.", ("--greeting",), env="GREETING", gunicorn=None
+            kinds.TEXT,
+            "What workers call the client.",
+            flags=("--greeting",),
+            env="GREETING",
+            gunicorn=None,
         ),
     ] = "stranger"
 """,
-            before="    keepalive: Annotated[",
+            before="    chdir: Annotated[",
         ),
         # What reads it, in a worker.
         Edit(
@@ -261,8 +265,8 @@ def errs_too_often(errors: int, limit: int) -> bool:
         Setting(
             kinds.COUNT,
             "Recycle a worker after so many errors; 0 is never.",
-            ("--max-errors",),
-            LIVE,
+            flags=("--max-errors",),
+            takes_effect=LIVE,
             policy="max_errors",
             gunicorn=None,
         ),

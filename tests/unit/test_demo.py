@@ -59,11 +59,11 @@ def ask(
 
 
 @pytest.fixture
-def empty_hoard(monkeypatch: pytest.MonkeyPatch) -> routes.Hoard:
+def empty_memory(monkeypatch: pytest.MonkeyPatch) -> routes.KeptMemory:
     """Memory that the test's own end sets free."""
-    hoard = routes.Hoard()
-    monkeypatch.setattr(routes, "hoard", hoard)
-    return hoard
+    memory = routes.KeptMemory()
+    monkeypatch.setattr(routes, "kept", memory)
+    return memory
 
 
 QUICK = ["/", "/slow?seconds=0", "/cpu?ms=1", "/json", "/stream?lines=2&interval=0", "/headers", "/healthz"]
@@ -141,7 +141,7 @@ def test_fail_raises_to_the_server() -> None:
 def test_cpu_burns_what_was_asked() -> None:
     """The time is CPU time of the serving thread, not time on the wall."""
     before = time.thread_time()
-    assert "burnt 20 ms" in ask("/cpu?ms=20").text
+    assert "used 20 ms" in ask("/cpu?ms=20").text
     assert time.thread_time() - before >= 0.02
 
 
@@ -163,13 +163,13 @@ def test_leak_keeps_memory_and_says_how_much() -> None:
     assert int(pages) * os.sysconf("SC_PAGE_SIZE") >= 99 * routes.MEGABYTE
 
 
-def test_leak_stops_at_its_bound(empty_hoard: routes.Hoard) -> None:
+def test_leak_stops_at_its_bound(empty_memory: routes.KeptMemory) -> None:
     """What would pass the bound is refused with a line and nothing is kept."""
-    empty_hoard.megabytes = routes.MAX_HELD - 1
+    empty_memory.megabytes = routes.MAX_HELD - 1
     reply = ask("/leak?mb=2")
     assert reply.status == 409
     assert "recycle it" in reply.text
-    assert empty_hoard.megabytes == routes.MAX_HELD - 1
+    assert empty_memory.megabytes == routes.MAX_HELD - 1
 
 
 def test_echo_gives_body_and_type_back() -> None:
@@ -210,7 +210,7 @@ def test_echo_bounds_a_body_without_a_length(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_json_is_json() -> None:
-    """Programs can read who answered."""
+    """Programs can read which worker answered."""
     reply = ask("/json")
     assert reply.headers["Content-Type"] == "application/json"
     assert json.loads(reply.body)["pid"] == os.getpid()
@@ -259,7 +259,7 @@ def test_bad_parameters_are_one_clear_line(target: str, line: str) -> None:
 
 
 def test_unknown_paths_and_methods_are_told() -> None:
-    """404 lists the pages; 405 says what the page takes, in Allow as well (RFC 9110, 15.5.6)."""
+    """404 lists the pages; 405 has the allowed methods, also in Allow (RFC 9110, 15.5.6)."""
     assert ask("/nowhere").status == 404
     assert "/slow" in ask("/nowhere").text
     reply = ask("/json", "DELETE")

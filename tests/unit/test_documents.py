@@ -36,18 +36,6 @@ FOLDERS = {
     *(folder.name for folder in PACKAGE.iterdir() if folder.is_dir()),
     *("supervisor", "tests", "contrib", "web", "src"),
 }
-# Files that documents name ahead of the code. What they define is checked as soon as they are there.
-AHEAD = {
-    *(
-        "workers/acceptor.py",
-        "workers/connection_table.py",
-        "workers/drain.py",
-        "workers/leader_followers.py",
-    ),
-    *("workers/output_buffer.py", "workers/parts.py", "workers/priming.py", "workers/reactor.py"),
-    *("workers/receiver.py", "workers/request_runner.py", "workers/responder.py", "workers/siblings.py"),
-    *("workers/sweeper.py", "workers/connection.py:Phase", "scoreboard/accounting.py", "lifecycle.md"),
-}
 _MODULE_NAME = re.compile(r"([a-z_0-9]+)\.([A-Za-z_]\w*(?:\.\w+)?)(?:\(\))?")
 _PATH = re.compile(r"((?:[\w.-]+/)+[\w.-]*)(?::([A-Za-z_][\w.]*))?(?:\(\))?")
 
@@ -81,7 +69,7 @@ def test_names_of_the_code_exist(document: Path) -> None:
 def test_links_lead_somewhere(document: Path) -> None:
     """Links between documents name files that exist, and headings that these have."""
     for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", _prose(document))):
-        if "://" in target or target in AHEAD:
+        if "://" in target:
             continue
         path, _, heading = target.partition("#")
         found = document.parent / path if path else document
@@ -157,9 +145,7 @@ def _exists(document: Path, name: str) -> bool:
     if (found := _PATH.fullmatch(name)) is not None:
         path, inner = found.groups()
         places = [base / path for base in (ROOT, PACKAGE, document.parent)]
-        if path.partition("/")[0] not in FOLDERS or name in AHEAD:
-            return True
-        if path in AHEAD and not any(place.exists() for place in places):
+        if path.partition("/")[0] not in FOLDERS:
             return True
         return any(place.exists() and (not inner or inner in _definitions(place)) for place in places)
     if (found := _MODULE_NAME.fullmatch(name)) is not None:

@@ -28,7 +28,7 @@ def test_without_a_limit(tmp_path: Path) -> None:
 
 
 def test_v2_limit(tmp_path: Path) -> None:
-    """The limit less the use, page cache that nobody misses not counted."""
+    """The limit less the use, without the inactive page cache."""
     files = {
         "memory.max": "1000000",
         "memory.current": "700000",

@@ -80,7 +80,7 @@ def test_the_own_group_goes_before_the_machine(machine: Machine) -> None:
 
 
 def test_two_kills_explain_two_deaths(machine: Machine) -> None:
-    """Deaths that come together are told apart from the number of kills."""
+    """Of several deaths only as many count as there were kills."""
     machine.write("vmstat", vmstat(0))
     watch = machine.watch()
     machine.write("vmstat", vmstat(2))
@@ -88,7 +88,7 @@ def test_two_kills_explain_two_deaths(machine: Machine) -> None:
 
 
 def test_an_old_kill_explains_nothing(machine: Machine) -> None:
-    """A kill that no death of ours followed hit somebody else; a minute later it is no explanation."""
+    """A kill without a death of a child hit another process; later it accounts for no death."""
     machine.write("vmstat", vmstat(0))
     watch = machine.watch()
     machine.write("vmstat", vmstat(1))
@@ -98,7 +98,7 @@ def test_an_old_kill_explains_nothing(machine: Machine) -> None:
 
 
 def test_nothing_to_read(machine: Machine) -> None:
-    """No counter at all, or one that vanishes: nobody was killed, and nothing breaks."""
+    """Without a counter, or if it vanishes, there is no kill and no error."""
     assert not machine.watch().grew()
     path = machine.write("vmstat", vmstat(4))
     watch = machine.watch()
@@ -107,5 +107,5 @@ def test_nothing_to_read(machine: Machine) -> None:
 
 
 def test_this_machine() -> None:
-    """The kernel we run on tells in one of the ways."""
+    """This machine's kernel has one of the counters."""
     assert not OomWatch().grew()

@@ -1,4 +1,4 @@
-// What the operator can do. Each action is busy until it is answered, and says why when the answer is no.
+// The operator's actions. Each is busy until its answer comes; the reason for a refusal is shown.
 
 import { api, Refused } from "./api";
 import { accept, acceptReload, busy, notice } from "./store";
@@ -31,21 +31,21 @@ export const reload = (): Promise<void> =>
     acceptReload(await api.reload());
   });
 
-const LOOK_MS = 250;
-const PATIENCE_MS = 60_000;
+const POLL_MS = 250;
+const TIMEOUT_MS = 60_000;
 
-/** Waits for the outcome: whether a worker may be forked from is known only after it was looked at. */
+/** Waits for the outcome: the audit of a worker decides whether it can be forked from. */
 export const refork = (): Promise<void> =>
   act("refork", async () => {
     let { after } = await api.refork();
-    const end = Date.now() + PATIENCE_MS;
+    const end = Date.now() + TIMEOUT_MS;
     while (Date.now() < end) {
       for (const event of await api.events(after)) {
         after = event.id;
         if (event.name === "refork_done") return;
         if (event.name === "refork_refused") throw new Error(`No refork: ${event.fields.problem}`);
       }
-      await new Promise((wake) => window.setTimeout(wake, LOOK_MS));
+      await new Promise((wake) => window.setTimeout(wake, POLL_MS));
     }
   });
 

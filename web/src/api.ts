@@ -1,4 +1,4 @@
-// The public API as the dashboard uses it. The types mirror supervisor/ostler/control/views.py by name; units are
+// The public API, as far as the dashboard uses it. The types mirror supervisor/ostler/control/views.py by name; units are
 // its units: seconds for ages and durations, bytes for sizes, unix time for instants.
 
 import { currentSecret, forgetSecret, keepSecret } from "./secret";
@@ -130,7 +130,7 @@ export interface ExitView {
   planned: boolean;
 }
 
-/** What was asked goes on; events behind this id tell what becomes of it. */
+/** The request is in progress; events after this id report its outcome. */
 export interface Asked {
   after: number;
 }
@@ -140,7 +140,7 @@ export interface ErrorView {
   message: string;
 }
 
-/** What `GET /v1/stream` sends: the name of the server-sent event and the shape of its data. */
+/** The events of `GET /v1/stream`: name and type of the data. */
 export interface StreamEvents {
   history: SampleView[];
   events: EventView[];
@@ -158,7 +158,7 @@ export interface SessionView {
   seconds: number;
 }
 
-/** The supervisor answered, and the answer is no. */
+/** The supervisor refused a request. */
 export class Refused extends Error {
   constructor(
     readonly status: number,
@@ -168,7 +168,7 @@ export class Refused extends Error {
   }
 }
 
-/** Nobody answered, or something that is not the supervisor did. */
+/** No answer, or an answer that is not the supervisor's. */
 export class Unreachable extends Error {
   constructor() {
     super("The supervisor does not answer.");
@@ -177,7 +177,7 @@ export class Unreachable extends Error {
 
 const PATIENCE_MS = 10_000;
 
-/** What every request has. Cookies are never sent: the supervisor takes none, and other ports' may be many. */
+/** Options of every request. Cookies are not sent: the supervisor uses none, and other ports may have many. */
 function options(secret: string | null): RequestInit & { headers: Record<string, string> } {
   const headers: Record<string, string> = secret === null ? {} : { authorization: `Bearer ${secret}` };
   return { cache: "no-store", credentials: "omit", redirect: "error", headers };
@@ -204,7 +204,7 @@ async function call(method: "GET" | "POST", path: string, body?: object): Promis
   if (answer.ok) return content;
   if (answer.status === 401 && secret !== null) forgetSecret(secret);
   if (isErrorView(content)) throw new Refused(answer.status, content);
-  // A proxy or a tunnel speaks for a supervisor that is gone.
+  // Sent by a proxy or a tunnel whose supervisor is gone.
   if (answer.status >= 500) throw new Unreachable();
   throw new Refused(answer.status, { error: "unknown", message: `${method} ${path} was answered with ${answer.status}.` });
 }

@@ -1,4 +1,4 @@
-// Numbers as operators read them: short, and of a width that does not jump about.
+// Formats of numbers: short, and of a steady width.
 
 const grouped = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 

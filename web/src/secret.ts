@@ -1,10 +1,10 @@
-// The session's secret, which the login gives and each request carries in a header.
+// The secret of a session, returned by the login and sent in a header of each request.
 //
-// No cookie: browsers send those to every port of a host, so the app that is supervised would receive it. The
+// Not a cookie: browsers send those to every port of a host, so the supervised app would receive it. The
 // storage belongs to the page's origin, which includes the port. All tabs share it, and it outlives a reload.
 
 const KEY = "ostler-session";
-/** Used where the browser refuses storage; then a reload of the page needs another login. */
+/** Used if the browser refuses storage; then a reload of the page needs another login. */
 let inMemory: string | null = null;
 
 export function currentSecret(): string | null {
@@ -23,13 +23,13 @@ export function keepSecret(secret: string): void {
   }
 }
 
-/** The supervisor does not know `secret` any more. Another tab may have stored a newer one, which stays. */
+/** Remove `secret`, which is not valid any more. A newer one, stored by another tab, stays. */
 export function forgetSecret(secret: string): void {
   if (currentSecret() !== secret) return;
   inMemory = null;
   try {
     localStorage.removeItem(KEY);
   } catch {
-    // There is no storage, so there is nothing in it.
+    // There is no storage, so nothing is stored.
   }
 }

@@ -1,8 +1,8 @@
-// Server-sent events (WHATWG HTML, section 9.2.6) from a response's body. Not EventSource: that can send no header,
-// and the session's secret is sent in one.
+// Server-sent events (WHATWG HTML, section 9.2.6) from the body of a response. Not EventSource: that can't send the
+// header with the session's secret.
 
-/** Calls `take` for each event; resolves when the stream ends. Our supervisor ends lines with \n and sends one
- * `data` line an event; ids and comments are ignored. */
+/** Calls `take` for each event; resolves when the stream ends. The supervisor ends lines with \n and sends one
+ * `data` line per event; ids and comments are ignored. */
 export async function readEvents(
   body: ReadableStream<Uint8Array<ArrayBuffer>>,
   take: (name: string, data: string) => void,

@@ -1,4 +1,4 @@
-// All the page knows. `stream` and `actions` write here, components read; nothing else is shared.
+// The state of the page. `stream` and `actions` write it, components read it; nothing else is shared.
 
 import { batch, computed, signal } from "@preact/signals";
 import type {
@@ -12,7 +12,7 @@ import type {
   WorkerView,
 } from "./api";
 
-/** `live`: data arrives. `lost`: the stream broke or went silent. `gone`: asked again, and nobody answered. */
+/** `live`: data arrives. `lost`: the stream broke or is silent. `gone`: a new request got no answer. */
 export type Link = "connecting" | "live" | "lost" | "gone";
 export type Session = "unknown" | "in" | "out";
 export type Tone = "ok" | "busy" | "warn" | "bad" | "idle";
@@ -36,14 +36,14 @@ export const events = signal<EventView[]>([]);
 export const exits = signal<ExitView[]>([]);
 export const lastDataAt = signal(0);
 
-/** Wall clock in milliseconds; `ticker` moves it. */
+/** Wall clock in milliseconds; updated by `ticker`. */
 export const now = signal(Date.now());
-/** The clock that ages are counted by: it stands still with the data. */
+/** The clock for ages: it stops when no data arrives. */
 export const dataNow = computed(() => (link.value === "live" ? now.value : lastDataAt.value));
 
 /** Names of the actions that wait for their answer. */
 export const busy = signal<ReadonlySet<string>>(new Set());
-/** Why the newest action did not work. */
+/** Why the newest action failed. */
 export const notice = signal<string | null>(null);
 
 export const operable = computed(
@@ -64,7 +64,7 @@ const TONES: Record<FleetState, Tone> = {
   stopping: "idle",
 };
 
-/** The fleet's state as a tone; degraded down to nobody is an outage. */
+/** The fleet's state as a tone; degraded without a ready worker is an outage. */
 export const tone = computed<Tone>(() => {
   const view = status.value;
   if (!view) return "idle";

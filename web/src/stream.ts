@@ -1,7 +1,7 @@
-// The connection: log in, open the stream, notice when it breaks, come back.
+// The connection: log in, open the stream, detect when it breaks, reconnect.
 //
-// Any end, error or silence of the stream (a tunnel may swallow bytes) closes it, then `GET /v1/status` is asked
-// until it answers: 200 opens a new stream, 401 shows the login page, anything else is tried again.
+// At an end, error or silence (a tunnel may drop bytes) the stream is closed. Then `GET /v1/status` is sent until it
+// is answered: 200 opens a new stream, 401 shows the login page, after anything else it is sent again.
 
 import { api, Refused, type StreamEvents } from "./api";
 import { accept, lastDataAt, link, loginError, session } from "./store";
@@ -10,11 +10,11 @@ import { accept, lastDataAt, link, loginError, session } from "./store";
 const SILENCE_MS = 5_000;
 const RETRY_MS = [250, 1_000, 2_000, 3_000, 5_000];
 
-/** Of the open stream. */
+/** Aborts the open stream. */
 let source: AbortController | null = null;
 let attempts = 0;
 let retry: number | undefined;
-/** Counts logins and probes, so that an answer that comes late changes nothing. */
+/** Counts logins and probes, so that late answers are ignored. */
 let epoch = 0;
 
 export async function start(): Promise<void> {
@@ -32,12 +32,12 @@ async function arrive(): Promise<void> {
     if (session.value === "unknown") await probe();
     return;
   }
-  // Before anything else: the code must not stay in the address bar or the history.
+  // First of all: the code must not stay in the address bar or the history.
   history.replaceState(null, "", location.pathname + location.search);
   await logIn(code);
 }
 
-/** Takes a code or a whole login link. */
+/** Logs in with a code or a complete login link. */
 export async function logIn(pasted: string): Promise<void> {
   const text = pasted.trim();
   const hash = text.indexOf("#");
@@ -48,7 +48,7 @@ export async function logIn(pasted: string): Promise<void> {
   } catch (error) {
     loginError.value = (error as Error).message;
   }
-  // Whoever is logged in already stays so, whatever became of an old link.
+  // An existing session stays valid, even if the link is too old.
   await probe();
 }
 
@@ -56,20 +56,20 @@ function codeIn(hash: string): string | null {
   return new URLSearchParams(hash.replace(/^#/, "")).get("login");
 }
 
-/** Ask whether the supervisor is there and knows us. */
+/** Checks whether the supervisor answers and the session is valid. */
 async function probe(): Promise<void> {
-  const mine = ++epoch;
+  const started = ++epoch;
   window.clearTimeout(retry);
   close();
   try {
     const view = await api.status();
-    if (mine !== epoch) return;
+    if (started !== epoch) return;
     session.value = "in";
     loginError.value = null;
     accept.status(view);
     open();
   } catch (error) {
-    if (mine !== epoch) return;
+    if (started !== epoch) return;
     if (error instanceof Refused && error.status === 401) {
       session.value = "out";
       return;
@@ -112,7 +112,7 @@ function later(): void {
   attempts += 1;
 }
 
-/** There is a reason to believe that it works now. */
+/** Reconnects at once, when an attempt is likely to succeed. */
 export function hurry(): void {
   if (session.value === "out" || source) return;
   attempts = 0;

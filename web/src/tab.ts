@@ -1,4 +1,4 @@
-// The browser tab tells the state too: an operator has many open.
+// Shows the state in the title and icon of the browser tab.
 
 import { effect } from "@preact/signals";
 import badIcon from "./icons/bad.svg";

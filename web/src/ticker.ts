@@ -1,13 +1,13 @@
-// Moves `now`: briskly while a request's age is on screen, else once a second, and not at all in a hidden tab.
+// Updates `now`: five times a second while ages of requests are shown, else once a second; never in a hidden tab.
 
 import { effect } from "@preact/signals";
 import { link, now, workers } from "./store";
 
-const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
+const reducedMotion = window.matchMedia("(prefers-reduced-motion: reduce)");
 
 function pace(): number {
   const requests = link.value === "live" && workers.value.some((worker) => worker.in_flight.length > 0);
-  return requests && !calm.matches ? 200 : 1_000;
+  return requests && !reducedMotion.matches ? 200 : 1_000;
 }
 
 export function startTicker(): void {

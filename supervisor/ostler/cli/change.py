@@ -15,7 +15,7 @@ from ostler.cli.output import duration, print_json, print_line
 from ostler.cli.progress import Meter, Roll
 from ostler.cli.target import Target, pass_target, with_target
 from ostler.control.routes import EVENTS, RECYCLE, REFORK, RELOAD, SCALE, STATUS, STOP, UPGRADE, WORKERS
-from ostler.control.views import Refork, ReloadView, Scale, Stop
+from ostler.control.views import ReforkBody, ReloadView, Scale, Stop
 from ostler.errors import OstlerError
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -136,7 +136,7 @@ def refork(target: Target, slot: int | None, force: bool, timeout: float, no_wai
     client, patience = target.client(), waiting.Patience(timeout)
     old = {worker.pid for worker in client.call(WORKERS)}
     began = time.monotonic()
-    asked = client.call(REFORK, Refork(slot, force))
+    asked = client.call(REFORK, ReforkBody(slot, force))
     if no_wait:
         print_json(asked) if target.json else print_line("refork asked")
         return

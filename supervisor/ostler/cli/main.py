@@ -42,10 +42,10 @@ def _run(given: CommandLine) -> None:
     if given.check_config or given.print_config:
         with _loading():
             from ostler.daemon.check import check
-            from ostler.ipc.messages import VERSION, Configure
+            from ostler.ipc import messages
 
-        ask = Configure(
-            VERSION,
+        ask = messages.Configure(
+            messages.VERSION,
             0,
             command_line,
             given.config,

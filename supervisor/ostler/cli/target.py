@@ -119,7 +119,7 @@ def _uid(user: str | None) -> int | None:
 
 
 def _the_one(discovery: Discovery, name: str | None) -> Client:
-    for stranger in discovery.strangers[:_MOST_STRANGERS]:
+    for stranger in discovery.untrusted[:_MOST_STRANGERS]:
         output.complain(f"ctl: warning: {stranger}; it is left alone")
     found = [one for one in discovery.found if name is None or name in (one.status.name, one.path.stem)]
     if len(found) == 1:

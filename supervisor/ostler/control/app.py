@@ -1,9 +1,9 @@
 """One aiohttp application per listener, built from the route table.
 
-A request passes one entrance: the guard's perimeter, authentication, scope, decoding, the handler. There, and
-only there, refusals become ErrorViews, defects become a 500 with a traceback in the log, and changes are
-written to the audit log. What is refused has cost the parsing of its head and little more: no body is read
-before all of that has passed.
+All requests pass one middleware: the guard's perimeter, authentication, scope, decoding, the handler. Only
+there refusals become ErrorViews, defects become a 500 with a traceback in the log, and changes are written to
+the audit log. A refused request costs little more than the parsing of its head: no body is read before these
+checks.
 """
 
 import asyncio
@@ -44,18 +44,21 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
 BODY_LIMIT = 4096
-"""Bytes of a request's body; the largest that a route takes has some 100."""
+"""Bytes of a request's body; the largest valid body has some 100."""
 BODY_SECONDS = 5.0
 """How long a body may take to arrive."""
 STREAM_SECONDS = 0.003
-"""What the beginning of a stream is reckoned to cost the loop."""
+"""Seconds of the event loop that the start of a stream is counted as."""
 LONGEST_CHARGE = 0.02
-"""Seconds: a handler that takes longer waits for something, and uses the loop no more than this."""
+"""Seconds of the event loop that a handler is counted as at most.
+
+One that takes longer waits for something.
+"""
 
 HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
-    # A page of another origin can make no frame, script or image of an answer.
+    # A page of another origin can't use an answer as a frame, script or image.
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Server": "ostler",
@@ -66,12 +69,11 @@ _Inner = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(slots=True)
 class _Visit:
-    """What is known so far about the request that this task answers."""
+    """What is known of the request that the current task answers."""
 
-    who: str
+    identity: str
     what: str
-    told: bool = False
-    """The fleet has logged it."""
+    logged_by_fleet: bool = False
 
 
 _visit: ContextVar[_Visit] = ContextVar("visit")
@@ -87,9 +89,9 @@ def build_app(
     """An application with all routes of the table; `handlers` has one for each but the stream.
 
     Args:
-        limited: for what is refused, and for defects; log: for changes that are carried out.
+        limited: for refused requests and defects; log: for changes that were made.
     """
-    app = web.Application(middlewares=[_entrance(guard, limited, log)], client_max_size=BODY_LIMIT)
+    app = web.Application(middlewares=[_middleware(guard, limited, log)], client_max_size=BODY_LIMIT)
     for route in ROUTES:
         if route.name == STREAM.name:
             app.router.add_get(route.path, _stream(guard, streams), allow_head=False, expect_handler=_expect)
@@ -103,15 +105,15 @@ def build_app(
 
 
 async def _expect(_request: web.Request) -> None:
-    """Nothing is sent yet: `_decode` sends "100 Continue" once a body is wanted."""
+    """Send nothing yet: `_decode` sends "100 Continue" when it reads the body."""
 
 
-def _entrance(guard: Guard, limited: LimitedLog, log: "FilteringBoundLogger") -> "Middleware":
+def _middleware(guard: Guard, limited: LimitedLog, log: "FilteringBoundLogger") -> "Middleware":
     @web.middleware
-    async def entrance(request: web.Request, handler: _Inner) -> web.StreamResponse:
+    async def middleware(request: web.Request, handler: _Inner) -> web.StreamResponse:
         connection = connection_of(request)
         if not await connection.turn():
-            return web.Response()  # to a client that has left
+            return web.Response()  # not sent: the client has left
         with connection.answering():
             response = await answer(request, handler, connection)
             early = not request.content.is_eof()
@@ -132,7 +134,7 @@ def _entrance(guard: Guard, limited: LimitedLog, log: "FilteringBoundLogger") ->
         _visit.set(visit)
         outcome, done = "cancelled", False
         try:
-            visit.who = guard.identify(request)
+            visit.identity = guard.identify(request)
             guard.perimeter(request)
             _refuse_body(request)
             response = await handler(request)
@@ -146,34 +148,34 @@ def _entrance(guard: Guard, limited: LimitedLog, log: "FilteringBoundLogger") ->
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - the one place that turns a defect into an answer
-            fields = {"who": visit.who, "what": visit.what}
+            fields = {"who": visit.identity, "what": visit.what}
             limited.write(
                 "error", "control_request_failed", _peer(visit, connection), exc_info=error, **fields
             )
             outcome = "500 internal"
-            problem = "a defect of Ostler; see the daemon's log"
+            problem = "internal error of Ostler; see the daemon's log"
             response = _render(Internal.status, Internal.word, problem, {})
         finally:
             if request.method not in SAFE_METHODS:
-                fields = {"who": visit.who, "what": visit.what, "outcome": outcome}
+                fields = {"who": visit.identity, "what": visit.what, "outcome": outcome}
                 if done:
-                    # What the fleet was told, it has logged with who asked: twice would be noise.
-                    write = log.debug if visit.told else log.info
+                    # The fleet has logged its own changes already, with their originator.
+                    write = log.debug if visit.logged_by_fleet else log.info
                     write("control_change", **fields)
                 else:
                     limited.write("info", "control_change", _peer(visit, connection), **fields)
         return response
 
-    return entrance
+    return middleware
 
 
 def _peer(visit: _Visit, connection: ControlConnection) -> str:
-    """By what lines are counted: over TCP the address is everybody's."""
-    return visit.who if visit.who.startswith("unix ") else f"{visit.who} {connection.peer}"
+    """The key for the log limit: over TCP all users have the same address, so the peer's uid is added."""
+    return visit.identity if visit.identity.startswith("unix ") else f"{visit.identity} {connection.peer}"
 
 
 async def _send(request: web.Request, response: web.StreamResponse, connection: ControlConnection) -> None:
-    """Send all of it, or give up the connection if the client does not take it."""
+    """Send the answer, or abort the connection if the client does not read it."""
     try:
         async with asyncio.timeout(WRITE_SECONDS):
             await response.prepare(request)
@@ -185,22 +187,22 @@ async def _send(request: web.Request, response: web.StreamResponse, connection: 
 
 
 def _refuse_body(request: web.Request) -> None:
-    """Refuse what no route takes, before anything of it is read. Raises Refusal."""
+    """Refuse a body that no route accepts, before any of it is read. Raises Refusal."""
     if request.headers.get("Transfer-Encoding"):
-        # Chunks of a byte each cost more to parse than all else that can be sent.
+        # Chunks of one byte are the most expensive input to parse.
         raise Unsized("send the body with Content-Length")
     codings = request.headers.get("Content-Encoding", "identity")
     if codings.strip().lower() != "identity":
-        raise Encoded("a body is taken as it is; send it without Content-Encoding")
+        raise Encoded("send the body without Content-Encoding")
     if (request.content_length or 0) > BODY_LIMIT:
-        raise TooLarge(f"a body may have {BODY_LIMIT} bytes")
+        raise TooLarge(f"a body may have at most {BODY_LIMIT} bytes")
 
 
 def _dispatch(route: Route[object, object], guard: Guard, handler: Handler) -> _Inner:
     async def dispatch(request: web.Request) -> web.StreamResponse:
         visit = _visit.get()
         visit.what = f"{route.name} {request.path[:200]}" if "{" in route.path else route.name
-        caller = _admit(route, guard, request, visit.who)
+        caller = _admit(route, guard, request, visit.identity)
         ask = await _decode(route, request)
         if isinstance(ask, msgspec.Struct) and not route.open:  # a login's body is a secret
             given = ((field.name, getattr(ask, field.name), field.default) for field in fields(ask))
@@ -209,7 +211,7 @@ def _dispatch(route: Route[object, object], guard: Guard, handler: Handler) -> _
         answer = await handler(Call(caller, ask, request.match_info, _query(route, request)))
         response = _respond(route, answer)
         connection_of(request).peer.use(min(time.monotonic() - began, LONGEST_CHARGE))
-        visit.told = route.told
+        visit.logged_by_fleet = route.logged_by_fleet
         return response
 
     return dispatch
@@ -217,25 +219,25 @@ def _dispatch(route: Route[object, object], guard: Guard, handler: Handler) -> _
 
 def _stream(guard: Guard, streams: Streams) -> _Inner:
     async def stream(request: web.Request) -> web.StreamResponse:
-        caller = _admit(STREAM, guard, request, _visit.get().who)  # type: ignore[arg-type]
+        caller = _admit(STREAM, guard, request, _visit.get().identity)  # type: ignore[arg-type]
         connection_of(request).peer.use(STREAM_SECONDS)
         return await streams.serve(request, caller, HEADERS)
 
     return stream
 
 
-def _admit(route: Route[object, object], guard: Guard, request: web.Request, who: str) -> Caller:
+def _admit(route: Route[object, object], guard: Guard, request: web.Request, identity: str) -> Caller:
     if route.open:
-        return Caller(who, "read")
+        return Caller(identity, "read")
     connection = connection_of(request)
     with connection.peer.measured():
-        caller = guard.authenticate(request, who)
+        caller = guard.authenticate(request, identity)
     connection.proven = True
     if SCOPES.index(caller.scope) < SCOPES.index(route.scope):
         what = route.name.replace("_", "-")
         if caller.session is not None:
             raise Forbidden(f"a browser's session may not {what}; use `ctl` or the bearer token")
-        raise Forbidden(f"{who} may not {what}, only {caller.scope}; the daemon's own user and root may")
+        raise Forbidden(f"{identity} may not {what}, only {caller.scope}; the daemon's own user and root may")
     return caller
 
 
@@ -245,7 +247,7 @@ async def _decode(route: Route[object, object], request: web.Request) -> object:
         return None
     if request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # of the answer proper
+        request.writer.output_size = 0  # not part of the answer's size
     try:
         with connection_of(request).body():
             async with asyncio.timeout(BODY_SECONDS):
@@ -257,18 +259,18 @@ async def _decode(route: Route[object, object], request: web.Request) -> object:
     if not body:
         body = b"{}"  # all defaults
     elif request.content_type != "application/json":
-        # A web page of a stranger can send a form without asking; it can't send JSON.
+        # A web page of another origin can send a form without permission, but no JSON.
         raise NotJson("send `Content-Type: application/json` (with curl: --json instead of -d)")
     try:
         return msgspec.json.decode(body, type=route.ask)
     except msgspec.ValidationError as error:
-        raise Invalid(f"the body does not fit: {error}") from error
+        raise Invalid(f"the body is not valid: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Refusal(f"the body is no JSON: {error}") from error
+        raise Refusal(f"the body is not JSON: {error}") from error
 
 
 def _query(route: Route[object, object], request: web.Request) -> dict[str, int]:
-    """The parameters that the route knows. Raises Invalid."""
+    """The query parameters of the route. Raises Invalid."""
     found: dict[str, int] = {}
     for name in route.query:
         text = request.query.get(name)
@@ -291,7 +293,7 @@ def _respond(route: Route[object, object], answer: Answer) -> web.Response:
 
 
 def _render(status: int, word: str, message: str, headers: Mapping[str, str]) -> web.Response:
-    """Every answer from 400 on is made here."""
+    """Make an error answer; all answers from 400 on are made here."""
     body = json_of(ErrorView(word, message))
     return web.Response(status=status, body=body, content_type="application/json", headers=headers)
 
@@ -301,14 +303,14 @@ def _render_aiohttp(request: web.Request, error: web.HTTPException) -> web.Respo
     path = request.path[:200]
     match error:
         case web.HTTPNotFound():
-            message = f"there is no {path}; see /openapi.json"
+            message = f"no such path: {path}; see /openapi.json"
         case web.HTTPMethodNotAllowed():
             allowed = ", ".join(sorted(error.allowed_methods))
             headers["Allow"] = allowed
             message = f"{path} takes {allowed}, not {request.method}"
         case web.HTTPRequestEntityTooLarge():
             headers["Connection"] = "close"
-            message = f"a body may have {BODY_LIMIT} bytes"
+            message = f"a body may have at most {BODY_LIMIT} bytes"
         case _:
             message = error.reason
     word = WORDS.get(error.status, HTTPStatus(error.status).phrase.lower().replace(" ", "_"))

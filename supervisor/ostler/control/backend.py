@@ -1,4 +1,4 @@
-"""What the control plane needs of the daemon. Handlers know this, the daemon's shell implements it."""
+"""The control plane's view of the daemon: handlers use this interface, the daemon's shell implements it."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -17,7 +17,7 @@ from ostler.fleet.events import Event
 
 
 class Subscription(Protocol):
-    """A stream of what happens; bounded: a reader that lags loses the oldest and goes on."""
+    """A bounded queue of events; if its reader is too slow the oldest events are dropped."""
 
     async def next_event(self) -> EventView:
         """Wait for the next event."""
@@ -27,16 +27,16 @@ class Subscription(Protocol):
 
 
 class Backend(Protocol):
-    """The daemon as the handlers see it. All methods are called in the event loop's thread."""
+    """The daemon's interface for handlers. All methods are called in the event loop's thread."""
 
     def submit(self, event: Event) -> None:
-        """Hand a wish to the fleet; its effects are in the views right after."""
+        """Send a request to the fleet; the views show its effects immediately afterwards."""
         ...
 
     def status(self) -> StatusView: ...
 
     def workers(self) -> list[WorkerView]:
-        """Sorted by slot; within a slot the serving worker before the ones that leave."""
+        """Sorted by slot; within a slot the serving worker comes before those that are leaving."""
         ...
 
     def config(self) -> ConfigView: ...
@@ -64,5 +64,5 @@ class Backend(Protocol):
         ...
 
     def figures(self) -> Figures:
-        """What `/metrics` tells."""
+        """The numbers for `/metrics`."""
         ...

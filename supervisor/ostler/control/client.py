@@ -1,6 +1,6 @@
-"""The API's client, as `ctl` uses it: synchronous, on http.client, quick to import.
+"""The API's client for `ctl`: synchronous, based on http.client, fast to import.
 
-The route table says what is sent and what comes back: `client.call(SCALE, Scale(delta=2))` is a StatusView.
+The route table has the types of bodies and answers: `client.call(SCALE, Scale(delta=2))` is a StatusView.
 Never imports aiohttp or asyncio.
 """
 
@@ -24,24 +24,24 @@ from ostler.errors import OstlerError
 from ostler.osapi.peers import account_name, is_local, tcp_owners, unix_peer
 
 SECONDS = 10.0
-"""Time-out of one question; a waiting reload is polled, so none takes long."""
+"""Time-out of one request; the end of a reload is polled, so no request takes long."""
 DISCOVERY_SECONDS = 1.0
 LARGEST_ANSWER = 64 << 20
-"""Bytes; a daemon with 500 workers and 1,000 tracebacks stays far below."""
+"""Bytes; answers of a daemon with 500 workers and 1,000 tracebacks are far smaller."""
 
 Judge = Callable[[int], object]
-"""Called with the uid of the server before anything is sent to it; raises if it is not to be talked to."""
+"""Called with the uid of the server before anything is sent to it; raises if that user is not trusted."""
 
 _NO_API = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for bytes that are no JSON, or not of the type."""
+"""Exceptions of msgspec for bytes that are not JSON, or not of the type."""
 
 
 class UnreachableError(OstlerError):
-    """Nobody answers there, or the connection broke."""
+    """No server answers there, or the connection broke."""
 
 
 class StrangerError(OstlerError):
-    """What answers there is another user's process; nothing was sent to it."""
+    """The server there is a process of a user who is not trusted; nothing was sent to it."""
 
 
 class RefusedError(OstlerError):
@@ -72,7 +72,10 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class _TcpConnection(http.client.HTTPConnection):
-    """What is sent holds the token, and any user may listen on a port that the daemon has left."""
+    """Checks the server's user before the token is sent.
+
+    Any user may listen on a port that the daemon has left.
+    """
 
     def __init__(self, host: str, port: int, seconds: float, trusted: Collection[int]) -> None:
         super().__init__(host, port, timeout=seconds)
@@ -84,7 +87,7 @@ class _TcpConnection(http.client.HTTPConnection):
             if is_local(self.sock):
                 self._check(tcp_owners(self.sock))
         except UnicodeError:
-            raise OSError(errno.EINVAL, "this is no host name") from None
+            raise OSError(errno.EINVAL, "invalid host name") from None
         except BaseException:
             self.close()
             raise
@@ -93,8 +96,8 @@ class _TcpConnection(http.client.HTTPConnection):
         where = f"http://{self.host}:{self.port}"
         if not owners:
             raise StrangerError(
-                f"can't see whose process listens at {where}; the token was not sent (use the control "
-                "socket, or an SSH tunnel of your own)"
+                f"can't find the user of the process that listens at {where}; the token was not sent "
+                "(use the control socket, or an SSH tunnel of your own)"
             )
         for uid in owners.difference(self._trusted):
             raise StrangerError(
@@ -104,7 +107,7 @@ class _TcpConnection(http.client.HTTPConnection):
 
 
 class Client:
-    """One daemon. Keeps its connection; not for several threads at once."""
+    """A client of one daemon. Keeps its connection; not thread-safe."""
 
     def __init__(self, connection: http.client.HTTPConnection, where: str, token: str | None = None) -> None:
         self.where = where
@@ -113,14 +116,14 @@ class Client:
 
     @classmethod
     def unix(cls, path: Path, seconds: float = SECONDS, judge: Judge | None = None) -> "Client":
-        """`judge`: None for a path that is known to be the right one, whatever user it belongs to."""
+        """`judge`: None to trust the server at the path, whatever its user is."""
         return cls(_UnixConnection(path, seconds, judge), str(path))
 
     @classmethod
     def tcp(
         cls, url: str, token: str, seconds: float = SECONDS, trusted: Collection[int] | None = None
     ) -> "Client":
-        """A daemon that is reached by a port.
+        """A client of a daemon at a TCP port.
 
         Args:
             trusted: uids whose processes on this machine may get the token; None: our own and root.
@@ -139,14 +142,14 @@ class Client:
         return cls(_TcpConnection(host, port, seconds, trusted), url, token)
 
     def call(self, route: Route[Ask, View], ask: Ask | None = None, **numbers: int) -> View:
-        """Ask one thing.
+        """Send one request.
 
         Args:
             ask: the request's body; None: all defaults.
-            numbers: those of the path's `{parameters}` and of its query.
+            numbers: for the path's `{parameters}` and for its query.
 
         Raises:
-            RefusedError: an error answer. UnreachableError: no answer. StrangerError: nothing was asked.
+            RefusedError: an error answer. UnreachableError: no answer. StrangerError: nothing was sent.
         """
         body = self.raw(route, ask, **numbers)
         if route.view is None:
@@ -157,7 +160,7 @@ class Client:
             raise UnreachableError(f"{self.where} answers, but not as Ostler's API: {error}") from error
 
     def raw(self, route: Route[Ask, View], ask: Ask | None = None, **numbers: int) -> bytes:
-        """Like `call`; the body as it came, with what a newer daemon may have added."""
+        """As `call`, but returns the unparsed body, including fields that a newer daemon may have added."""
         url = route.path.format(**numbers)
         if query := {name: numbers[name] for name in route.query if name in numbers}:
             url = f"{url}?{urllib.parse.urlencode(query)}"
@@ -192,7 +195,7 @@ class Client:
     def _exchange(
         self, method: str, url: str, body: bytes | None, headers: dict[str, str]
     ) -> tuple[int, bytes]:
-        # A kept connection may have been closed meanwhile: a question is then asked again, a wish never.
+        # A kept connection may have been closed meanwhile: then a GET is sent again, a change never.
         attempts = 2 if self._connection.sock is not None and method == "GET" else 1
         while True:
             attempts -= 1
@@ -225,7 +228,7 @@ class Found:
     path: Path
     status: StatusView
     trusted: Collection[int]
-    """Users whose processes may answer there."""
+    """Users whose processes are trusted there."""
 
     def client(self) -> Client:
         return Client.unix(self.path, judge=_only(self.trusted, self.path))
@@ -235,28 +238,28 @@ class Found:
 class Discovery:
     found: list[Found]
     denied: list[Path]
-    """Sockets, or folders of them, that we may not use."""
+    """Sockets, or folders of them, without permission to use them."""
     looked_in: list[Path]
-    strangers: list[str] = field(default_factory=list)
-    """What was left alone because anybody may have put it there: a line each."""
+    untrusted: list[str] = field(default_factory=list)
+    """Sockets and folders that were skipped because another user may have made them: one line each."""
 
 
 def discover() -> Discovery:
-    """Ask every control socket in the usual folders who it is.
+    """Request the status from every control socket in the usual folders.
 
-    Nothing is sent to another user's process, unless root has given that user the folder: see
+    Nothing is sent to another user's process, unless root has given the folder to that user: see
     `trusted_owners`.
     """
     found: list[Found] = []
     denied: list[Path] = []
-    strangers: list[str] = []
+    untrusted: list[str] = []
     folders = candidate_dirs()
     for folder in folders:
         try:
             trusted = trusted_owners(folder)
             paths = sorted(folder.iterdir())
         except UntrustedFolder as error:
-            strangers.append(str(error))
+            untrusted.append(str(error))
             continue
         except PermissionError:
             denied.append(folder)
@@ -271,14 +274,14 @@ def discover() -> Discovery:
                 if _is_socket_of(trusted, path):
                     found.append(Found(path, client.call(STATUS), trusted))
             except StrangerError as error:
-                strangers.append(str(error))
+                untrusted.append(str(error))
             except (UnreachableError, RefusedError) as error:
                 refused = isinstance(error, RefusedError) and error.status == 403
                 if refused or isinstance(error.__cause__, PermissionError):
                     denied.append(path)
             finally:
                 client.close()
-    return Discovery(found, denied, folders, strangers)
+    return Discovery(found, denied, folders, untrusted)
 
 
 def _is_socket_of(trusted: Collection[int], path: Path) -> bool:
@@ -286,7 +289,7 @@ def _is_socket_of(trusted: Collection[int], path: Path) -> bool:
     try:
         info = path.lstat()
     except OSError:
-        return False  # it ended just now
+        return False  # it has just ended
     if info.st_uid not in trusted:
         raise StrangerError(f"{path} belongs to {account_name(info.st_uid)}")
     return stat.S_ISSOCK(info.st_mode)

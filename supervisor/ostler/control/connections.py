@@ -1,24 +1,23 @@
-"""The connections of one listener of the control plane: who may have one, for how long, at what cost.
+"""The connections of one listener of the control plane: their number, deadlines and cost are bounded.
 
-Any user of this machine can connect to loopback, and to a Unix socket whose mode lets others in. The event
-loop that serves them also replaces dead workers, so what they can make it do is bounded:
+Any user of this machine can connect to loopback, and to a Unix socket whose mode allows others. The event
+loop that serves them also replaces dead workers, so the time that they can use of it is bounded:
 
-* `ControlAcceptor` accepts a few connections a pass of the loop, and pauses between passes.
-* `ControlConnections` makes room for a new connection by ending the one that is idle for longest, closes what
-  is late, and gives turns: to parse a small piece of what was received, or to answer a request. There are a
-  few turns a pass of the loop, and for a peer as many as its allowance has.
-* `ControlConnection` is aiohttp's protocol, which gets these pieces. It parses nothing while a request
-  waits for its answer: what a client sends ahead waits in the kernel.
+* `ControlAcceptor` (in `acceptor`) accepts a few connections per pass of the loop, and pauses between passes.
+* `ControlConnections` makes room for a new connection by closing the one that is idle for longest, closes
+  connections that miss a deadline, and assigns turns: to parse a small piece of the received bytes, or to
+  answer a request. There are a few turns per pass of the loop, and per peer as many as its allowance permits.
+* `ControlConnection` is aiohttp's protocol, which gets these pieces. It parses nothing while a request waits
+for
+  its answer: more bytes of the client stay in the kernel.
 """
 
 import asyncio
-import errno
 import math
-import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,10 +25,10 @@ from aiohttp import web
 
 from ostler.control.cookies import CookieFilter
 from ostler.control.limits import ConnectionLimits, make_room
+from ostler.control.peers import Peer, PeerTable
 from ostler.logs.limiter import LimitedLog
 from ostler.osapi.files import most_open_files
-from ostler.osapi.peers import PeerGone, TcpPeers, unix_peer
-from ostler.token_bucket import TokenBucket
+from ostler.osapi.peers import PeerGone
 
 if TYPE_CHECKING:
     import logging
@@ -39,140 +38,41 @@ HEAD_SECONDS = 5.0
 IDLE_SECONDS = 75.0
 """Between two requests."""
 WRITE_SECONDS = 5.0
-"""For an answer to be taken by the client."""
+"""For the client to read an answer."""
 LINGER_SECONDS = 1.0
 LINGER_BYTES = 256 * 1024
-"""So long and so many: what a refused client still sends is dropped, so that it can read the answer."""
+"""How long, and how many bytes of a refused request are read and dropped, so that the client can read the
+answer."""
 TARGET_LIMIT = 1024
-"""Bytes of a request's target: the router's work grows with the square of the slashes."""
+"""Bytes of a request's target: the router's time grows with the square of the number of slashes."""
 HEAD_LIMIT = 64 * 1024
-"""Bytes of a head, all lines together, without cookies. aiohttp bounds the single line."""
+"""Bytes of a head, all lines together, without cookies. aiohttp limits single lines."""
 COOKIES_LIMIT = 1024 * 1024
 """Bytes of a head with the cookies that are dropped; browsers send some 700 KB at most."""
 
 PIECE = 2048
-"""Bytes that are parsed in a turn. Those that take longest are chunks of one byte: some 0.8 ms."""
+"""Bytes that are parsed per turn. The slowest ones are chunks of one byte: some 0.8 ms."""
 TURNS_PER_PASS = 4
 SECONDS_PER_PASS = 0.003
 REQUEST_SECONDS = 0.0005
 CONNECT_SECONDS = 0.0004
-"""What one is reckoned to cost the loop; parsing, authentication and handlers are measured."""
-STRANGER = 0.05, 0.1
-STRANGERS = 0.1, 0.15
-TRUSTED = 0.1, 0.2
-"""Rate and burst of allowances: one stranger, all of them together, the daemon's user and root over TCP."""
+"""Seconds of the loop that one request and one connection are counted as; parsing, authentication and
+handlers are measured."""
 LONGEST_WAIT = 0.5
-"""Seconds for which a stranger's new connection may have to wait; beyond them it is closed at once. Probes
-often have a time-out of a second."""
-UNKNOWN_SHARE = 0.1
-"""Of a stranger's allowance, for each connection whose user is not known."""
-
-ACCEPTS_PER_PASS = 16
-ACCEPT_PAUSE = 0.002
-EXHAUSTED_PAUSE = 1.0
+"""Seconds that a new connection of another user may have to wait; with a longer wait it is closed at once.
+Probes often have a time-out of a second."""
 SWEEP_SECONDS = 0.5
-BACKLOG = 128
-
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _HEAD_TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
 
 
-class Peer:
-    """All connections of one uid at one listener; of an unknown one, a single connection.
-
-    uid: None if it is not known; trusted: the daemon's own user, or root; allowances: all must let it go on.
-    """
-
-    def __init__(self, uid: int | None, trusted: bool, *allowances: TokenBucket) -> None:
-        self.uid = uid
-        self.trusted = trusted
-        self._allowances = allowances
-
-    def __str__(self) -> str:
-        return "unknown uid" if self.uid is None else f"uid {self.uid}"
-
-    @contextmanager
-    def measured(self) -> Iterator[None]:
-        """Count what is done here for it; nothing that waits."""
-        before = time.thread_time()
-        try:
-            yield
-        finally:
-            self.use(time.thread_time() - before)
-
-    def use(self, seconds: float) -> None:
-        """Count what the loop has spent for it."""
-        now = time.monotonic()
-        for allowance in self._allowances:
-            allowance.use(seconds, now)
-
-    def wait(self) -> float:
-        """Seconds until more may be done for it."""
-        now = time.monotonic()
-        return max((allowance.wait(now) for allowance in self._allowances), default=0.0)
-
-    def owes_nothing(self) -> bool:
-        now = time.monotonic()
-        return all(allowance.is_full(now) for allowance in self._allowances)
-
-
-class _Peers:
-    """Finds out who connects."""
-
-    def __init__(self, family: int) -> None:
-        self._unix = family == socket.AF_UNIX
-        self._tcp: TcpPeers | None = None
-        self._trusted = {0, os.geteuid()}
-        self._known: dict[int, Peer] = {}
-        self._strangers = TokenBucket(*STRANGERS, time.monotonic())
-        if not self._unix:
-            try:
-                self._tcp = TcpPeers()
-            except OSError:
-                pass  # no sock_diag here: all are strangers
-
-    def find(self, sock: socket.socket) -> Peer:
-        """Raises PeerGone."""
-        if self._unix:
-            try:
-                uid: int | None = unix_peer(sock).uid
-            except OSError as error:
-                raise PeerGone from error
-        else:
-            uid = self._tcp.uid(sock) if self._tcp is not None else None
-        now = time.monotonic()
-        if uid is None:
-            rate, burst = STRANGER
-            share = TokenBucket(rate * UNKNOWN_SHARE, burst * UNKNOWN_SHARE, now)
-            return Peer(None, False, share, self._strangers)
-        if uid not in self._known:
-            self._known[uid] = self._make(uid, now)
-        return self._known[uid]
-
-    def _make(self, uid: int, now: float) -> Peer:
-        if uid not in self._trusted:
-            return Peer(uid, False, TokenBucket(*STRANGER, now), self._strangers)
-        # Over TCP a proxy of ours may pass on what others send.
-        return Peer(uid, True) if self._unix else Peer(uid, True, TokenBucket(*TRUSTED, now))
-
-    def forget_all_but(self, used: set[int | None]) -> None:
-        gone = [uid for uid, peer in self._known.items() if uid not in used and peer.owes_nothing()]
-        for uid in gone:
-            del self._known[uid]
-
-    def close(self) -> None:
-        if self._tcp is not None:
-            self._tcp.close()
-
-
 class ControlConnection(web.RequestHandler):
-    """One connection. Its deadlines and turns are kept by `ControlConnections`.
+    """One connection. `ControlConnections` manages its deadlines and turns.
 
     Attributes:
-        peer: who is at the other end.
-        deadline: monotonic seconds at which it is aborted, whatever it is at.
+        peer: the other end.
+        deadline: monotonic seconds at which it is aborted, whatever its state.
         proven, since: see `limits.Seat`.
     """
 
@@ -184,7 +84,7 @@ class ControlConnection(web.RequestHandler):
         self.deadline = self.since + HEAD_SECONDS
         self.proven = False
         self.waits = False
-        """It is in the queue for a turn, or will be put there."""
+        """It is in the queue for a turn, or is going to be put there."""
         self._turn: asyncio.Future[bool] | None = None
         self._answering = False
         self._answered = 0
@@ -192,7 +92,7 @@ class ControlConnection(web.RequestHandler):
         self._received = bytearray()
         self._cookies = owner.new_cookie_filter()
         self._parsed = 0
-        """Bytes of the head at hand that were parsed; dropped cookies count in `_filtered`."""
+        """Bytes of the current head that were parsed; dropped cookies count in `_filtered`."""
         self._filtered = 0
         self._lingering: asyncio.Future[None] | None = None
         self._dropped = 0
@@ -206,11 +106,11 @@ class ControlConnection(web.RequestHandler):
     def trusted(self) -> bool:
         return self.peer.trusted
 
-    # -- what the transport calls -----------------------------------------------------------------------
+    # -- called by the transport ------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         if not data:
-            super().data_received(data)  # aiohttp itself, to go on with what it has kept
+            super().data_received(data)  # called by aiohttp itself, to parse bytes that it has kept
             return
         if self._lingering is not None:
             self._dropped += len(data)
@@ -220,14 +120,14 @@ class ControlConnection(web.RequestHandler):
         if not self._answering and not self._received and not self._parsed and not self._filtered:
             self.deadline = min(self.deadline, time.monotonic() + HEAD_SECONDS)
         self._received += data
-        # As much as one recv(2) gives, no more.
+        # Not more than one recv(2) returns.
         self._hold(True)
         self._owner.ready(self)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Whether to stay open: what came before the end is not answered yet.
+        """Whether to stay open, because requests before the end are not answered yet.
 
-        An answer that takes long is given up: most clients that end their side have left.
+        A running answer is aborted: most clients that close their side have left.
         """
         self._ended = True
         self._stop_lingering()
@@ -236,22 +136,22 @@ class ControlConnection(web.RequestHandler):
     def connection_lost(self, error: BaseException | None) -> None:
         self._received.clear()
         if self._turn is not None and not self._turn.done():
-            # A client may leave once it has sent a wish; but not to have more done than is its share.
+            # A client may leave after sending a request, but must not exceed its allowance by that.
             self._turn.set_result(self.peer.wait() == 0.0)
         self._stop_lingering()
         self._owner.lost(self)
         super().connection_lost(error)
 
-    # -- what ControlConnections calls ------------------------------------------------------------------
+    # -- called by ControlConnections -------------------------------------------------------------------
 
     @property
     def busy(self) -> bool:
-        """A request is being answered. Not while its body is still to come: that is up to the client."""
+        """A request is being answered; not while its body is being received, which depends on the client."""
         return self._answering and not self._reading_body
 
     @property
     def _unanswered(self) -> int:
-        """How many of the requests that were parsed have no answer yet."""
+        """The number of parsed requests without an answer."""
         return self._request_count - self._answered
 
     @property
@@ -260,7 +160,7 @@ class ControlConnection(web.RequestHandler):
             return not self._turn.done()
         if not self._received or self.transport is None:
             return False
-        # A piece may hold many requests. aiohttp keeps each as objects that are far larger than its bytes.
+        # A piece may contain many requests. aiohttp keeps each as objects that are far larger than its bytes.
         return self._reading_body or not self._unanswered
 
     def take_turn(self) -> None:
@@ -295,8 +195,8 @@ class ControlConnection(web.RequestHandler):
             self.abort()
 
     def abort(self) -> None:
-        """Close it at once, whatever it is at."""
-        # aiohttp forgets its transport when it closes; ours is the one that still has data to send.
+        """Close it at once, whatever its state."""
+        # aiohttp drops its transport when it closes, but this one may still have data to send.
         if self._wire is not None:
             self._wire.abort()
 
@@ -307,10 +207,13 @@ class ControlConnection(web.RequestHandler):
         self._wire = transport
         super().connection_made(cast("asyncio.Transport", _NoReading(transport)))
 
-    # -- what handlers of requests call -----------------------------------------------------------------
+    # -- called by handlers of requests -----------------------------------------------------------------
 
     async def turn(self) -> bool:
-        """Wait for a turn to answer a request; whether to do so. Nothing is parsed meanwhile."""
+        """Wait for a turn to answer a request; False if it is not to be answered.
+
+        Nothing is parsed meanwhile.
+        """
         self._turn = asyncio.get_running_loop().create_future()
         self._owner.ready(self)
         try:
@@ -320,7 +223,7 @@ class ControlConnection(web.RequestHandler):
 
     @contextmanager
     def answering(self) -> Iterator[None]:
-        """While a request is answered: nothing but its body is parsed, and the connection has no deadline."""
+        """The context in which a request is answered: only its body is parsed, and there is no deadline."""
         self._answering = True
         self.deadline = math.inf
         try:
@@ -337,7 +240,7 @@ class ControlConnection(web.RequestHandler):
 
     @contextmanager
     def body(self) -> Iterator[None]:
-        """The request's body is wanted."""
+        """The context in which the request's body is read."""
         self._reading_body = True
         self._owner.ready(self)
         try:
@@ -346,9 +249,9 @@ class ControlConnection(web.RequestHandler):
             self._reading_body = False
 
     async def linger(self) -> None:
-        """Let a client read the answer that came before its request was all sent: drop the rest for a while.
+        """Let a client read an answer that was sent before the end of its request: drop the rest for a while.
 
-        To close at once, with bytes unread, would be a reset (RFC 9112, section 9.6).
+        Closing a socket with unread bytes would be a reset (RFC 9112, section 9.6).
         """
         wire = self._wire
         if wire is None or wire.is_closing() or self._ended:
@@ -377,10 +280,10 @@ class ControlConnection(web.RequestHandler):
 
 
 class _NoReading:
-    """A transport as aiohttp gets it: `ControlConnection` alone pauses and resumes its reading.
+    """The transport for aiohttp: only `ControlConnection` pauses and resumes reading.
 
-    aiohttp (since 3.14) does so, too, when it has room for more requests: each time we would have to keep all
-    that one recv(2) gives.
+    aiohttp (since 3.14) also does so when it has room for more requests: each time, the bytes of one recv(2)
+    would have to be kept.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -409,8 +312,8 @@ class ControlConnections:
     Args:
         server: aiohttp's, which routes the requests.
         family: of the listener's address.
-        log: for what strangers cause.
-        logger: gets what aiohttp's protocol logs.
+        log: for events that clients cause.
+        logger: for aiohttp's protocol.
     """
 
     def __init__(
@@ -427,7 +330,7 @@ class ControlConnections:
             "loop": asyncio.get_running_loop(),
             "logger": logger,
             "access_log": None,
-            # No coding is accepted; to decode one would cost more than all else.
+            # No coding is accepted; decoding would be the most expensive step.
             "auto_decompress": False,
             "lingering_time": 0.0,
             "keepalive_timeout": IDLE_SECONDS,
@@ -436,11 +339,11 @@ class ControlConnections:
         if limits is None:
             limits = ConnectionLimits.for_descriptors(most_open_files())
         self._limits = limits
-        self._peers = _Peers(family)
+        self._peers = PeerTable(family)
         self._browsers = family != socket.AF_UNIX
         self._open: set[ControlConnection] = set()
         self._trusted: deque[ControlConnection] = deque()
-        self._strangers: deque[ControlConnection] = deque()
+        self._others: deque[ControlConnection] = deque()
         self._queued_pass = False
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -451,7 +354,7 @@ class ControlConnections:
         return len(self._open)
 
     def new_cookie_filter(self) -> CookieFilter | None:
-        """For a connection that may be a browser's."""
+        """A filter for a connection that may be one of a browser, else None."""
         return CookieFilter() if self._browsers else None
 
     def admit(self, sock: socket.socket) -> None:
@@ -479,10 +382,10 @@ class ControlConnections:
             self._sweep_timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def ready(self, connection: ControlConnection) -> None:
-        """It may want a turn."""
+        """Queue the connection if it needs a turn."""
         if connection.wants_turn and not connection.waits:
             connection.waits = True
-            (self._trusted if connection.trusted else self._strangers).append(connection)
+            (self._trusted if connection.trusted else self._others).append(connection)
             self._pass_soon()
 
     def start(self, work: Coroutine[None, None, None]) -> None:
@@ -494,7 +397,7 @@ class ControlConnections:
         self._open.discard(connection)
 
     def close(self) -> None:
-        """End what the server has not ended: connections that were made while it closed."""
+        """Close connections that the server has not closed: those made while it closed."""
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
         for connection in list(self._open):
@@ -509,18 +412,18 @@ class ControlConnections:
             self._open.discard(connection)
             sock.close()
         if connection not in self._open:
-            connection.abort()  # it has made room before it was there
+            connection.abort()  # it was closed to make room before it was connected
 
     def _pass_soon(self) -> None:
-        if (self._trusted or self._strangers) and not self._queued_pass:
+        if (self._trusted or self._others) and not self._queued_pass:
             self._queued_pass = True
-            self._loop.call_soon(self._give_turns)
+            self._loop.call_soon(self._run_turns)
 
-    def _give_turns(self) -> None:
+    def _run_turns(self) -> None:
         self._queued_pass = False
         end = time.monotonic() + SECONDS_PER_PASS
-        for _ in range(min(len(self._trusted) + len(self._strangers), TURNS_PER_PASS)):
-            connection = (self._trusted or self._strangers).popleft()
+        for _ in range(min(len(self._trusted) + len(self._others), TURNS_PER_PASS)):
+            connection = (self._trusted or self._others).popleft()
             connection.waits = False
             if not connection.wants_turn:
                 continue
@@ -539,64 +442,9 @@ class ControlConnections:
         self.ready(connection)
 
     def _sweep(self) -> None:
-        """Abort what is late, and forget who has left."""
+        """Abort connections that are past their deadline, and remove peers without connections."""
         now = time.monotonic()
         for connection in [one for one in self._open if one.deadline < now]:
             connection.abort()
-        self._peers.forget_all_but({connection.uid for connection in self._open})
+        self._peers.remove_unused({connection.uid for connection in self._open})
         self._sweep_timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
-
-
-class ControlAcceptor:
-    """Accepts a listening socket's connections, in turns with all else that the loop does.
-
-    Args:
-        sock: bound; it stays the caller's.
-        admit: takes over what was accepted.
-        log: hears once a while that nothing can be accepted.
-    """
-
-    def __init__(self, sock: socket.socket, admit: Callable[[socket.socket], None], log: LimitedLog) -> None:
-        self._sock = sock
-        self._admit = admit
-        self._log = log
-        self._loop = asyncio.get_running_loop()
-        self._pause_timer: asyncio.TimerHandle | None = None
-        sock.setblocking(False)
-        sock.listen(BACKLOG)
-        self._resume()
-
-    def close(self) -> None:
-        """Stop accepting. May be called twice."""
-        if self._pause_timer is not None:
-            self._pause_timer.cancel()
-        elif self._sock.fileno() >= 0:
-            self._loop.remove_reader(self._sock)
-        self._pause_timer = None
-
-    def _accept(self) -> None:
-        began = time.monotonic()
-        for _ in range(ACCEPTS_PER_PASS):
-            try:
-                sock, _ = self._sock.accept()
-            except ConnectionAbortedError:
-                continue
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    problem = f"can't accept connections: {error.strerror}"
-                    self._log.write("warning", "control_unavailable", "accept", problem=problem)
-                self._pause(EXHAUSTED_PAUSE)
-                return
-            self._admit(sock)
-        # There may be more. A third of the time at most is theirs.
-        self._pause(max(ACCEPT_PAUSE, 2 * (time.monotonic() - began)))
-
-    def _pause(self, seconds: float) -> None:
-        self._loop.remove_reader(self._sock)
-        self._pause_timer = self._loop.call_later(seconds, self._resume)
-
-    def _resume(self) -> None:
-        self._pause_timer = None
-        self._loop.add_reader(self._sock, self._accept)

@@ -1,34 +1,35 @@
 """Drops the Cookie fields of requests before they are parsed.
 
-Nothing here reads a cookie, and browsers send those of every port of a host to every other: an app can set so
-many (browsers keep some 700 KB a host) that the dashboard's page could not be asked for any more, because no
-limit for a request's head is that large. So the fields go as they come in, without being kept.
+The API uses no cookies, and browsers send the cookies of all ports of a host to each of them: an app can set
+so many (browsers keep some 700 KB per host) that requests for the dashboard would exceed every limit for a
+head. So these fields are dropped as they come in, without being stored.
 """
 
 _COOKIE = b"cookie"
 _BODY = frozenset({b"content-length", b"transfer-encoding"})
 _LONGEST = max(map(len, (_COOKIE, *_BODY))) + 1
-"""Bytes of a line that decide: with its colon."""
+"""Bytes of a line that are needed to decide, including the colon."""
 
 
 class CookieFilter:
-    """Takes the bytes of a connection piece by piece and gives them back without Cookie fields.
+    """Takes the bytes of a connection piece by piece and returns them without Cookie fields.
 
-    It knows lines and heads, but no bodies: from a request on that announces one, all bytes pass. No browser
-    sends cookies on such a connection, since the dashboard's scripts ask without them and browsers keep those
-    connections apart (Fetch standard, section 2.6); at worst that head is too large and is refused.
+    It parses lines and heads, but no bodies: after a head that announces a body, all bytes pass. No browser
+    sends cookies on such a connection, since the dashboard's scripts send requests without them and browsers
+    use other connections for those (Fetch standard, section 2.6); at worst a later head is too large and is
+    refused.
     """
 
     def __init__(self) -> None:
         self._start: bytes | None = b""
-        """What is there of a line that is not decided yet; None: it is decided."""
+        """The beginning of a line that is not decided yet; None: it is decided."""
         self._dropped = False
-        """The line at hand, or the last one, is dropped."""
+        """The current line, or the last one, is dropped."""
         self._body_follows = False
         self._all_passes = False
 
     def feed(self, data: bytes) -> bytes:
-        """The part of `data`, and of what was held back, that passes now. Never holds back over 18 bytes."""
+        """The part of `data`, and of bytes held back before, that passes now. Holds back at most 18 bytes."""
         passed: list[bytes] = []
         at = 0
         while at < len(data) and not self._all_passes:
@@ -55,13 +56,13 @@ class CookieFilter:
         return b"".join(passed)
 
     def _decide(self, start: bytes) -> None:
-        """Whether the line that begins so is dropped."""
+        """Decide whether the line with this beginning is dropped."""
         if start in (b"\n", b"\r\n"):
             # The end of a head.
             self._dropped = False
             self._all_passes = self._body_follows
         elif start[:1] in (b" ", b"\t"):
-            pass  # a folded line (RFC 9112, section 5.2) goes the way of the field that it belongs to
+            pass  # a folded line (RFC 9112, section 5.2) is handled like the field that it belongs to
         else:
             name, colon, _ = start.lower().partition(b":")
             self._dropped = bool(colon) and name == _COOKIE

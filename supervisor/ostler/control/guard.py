@@ -1,20 +1,19 @@
-"""Who may ask.
+"""Authentication and authorisation.
 
-A Unix socket trusts the kernel: the peer's uid must be ours or root. Where the socket's mode lets others
-connect they may operate, but for the user that the app runs as, who may only read: an app that was taken over
-must not steer what supervises it.
+A Unix socket uses the kernel's peer credentials: the peer's uid must be ours or root. If the socket's mode
+lets others connect, they may operate; only the user that the app runs as may just read, as a compromised app
+must not control its supervisor.
 
-Loopback TCP trusts nothing that a web page or another user on this machine could send. The `Host` must name
-this listener, or a rebound DNS name would make us same-origin with another site. Pages of other origins may
-link to us and nothing else, those on other ports of this host included: `Sec-Fetch-Site` and `Origin` show
-where a request comes from. And each request carries the bearer token or a session's secret in its
-`Authorization` header.
+Loopback TCP trusts nothing that a web page or another user on this machine could send. `Host` must name this
+listener, otherwise a rebound DNS name would make us same-origin with another site. Pages of other origins,
+including those on other ports of this host, may only link to us: `Sec-Fetch-Site` and `Origin` show where a
+request comes from. And each request needs the bearer token or a session's secret in its `Authorization`
+header.
 
-No right follows from a cookie: browsers send cookies to every port of a host, so the app that is supervised
-would receive them. The dashboard's page keeps its secret in the storage of its origin, which includes the
-port, and no browser sends it by itself. A session begins with a one-time code, which travels in a URL's
-fragment and so never reaches a server's log. Secrets are kept as digests: looking one up takes no time that
-depends on it.
+Cookies grant no rights: browsers send cookies to every port of a host, so the supervised app would receive
+them. The dashboard keeps its secret in the storage of its origin, which includes the port, and no browser
+sends that by itself. A session begins with a one-time code, which is in the fragment of a URL and so never
+reaches a server's log. Secrets are stored as digests, so the time of a look-up does not depend on the secret.
 """
 
 import hashlib
@@ -27,7 +26,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from ostler.control.handlers import Answer, Call, Caller
-from ostler.control.handover import TcpHandover, Words
+from ostler.control.handover import Digests, TcpHandover
 from ostler.control.problems import Conflict, Forbidden, TooManyLogins, Unauthorized
 from ostler.control.views import Login, LoginLink, SessionView
 from ostler.errors import SettingError
@@ -44,8 +43,9 @@ SESSION_SECONDS = 12 * 3600.0
 MAX_CODES = 32
 MAX_SESSIONS = 64
 FAILED_LOGINS = 10
-"""So many failures within FAILURE_SECONDS, and more are answered with 429. A valid code always logs in:
-it has 192 random bits, so guesses need no slowing down, and one user's failures must not lock out another."""
+"""After so many failures within FAILURE_SECONDS more are answered with 429. A valid code always logs in: it
+has 192 random bits, so guesses need not be slowed down, and failures of one user must not lock out
+another."""
 FAILURE_SECONDS = 60.0
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -53,17 +53,17 @@ READ_METHODS = frozenset({"GET", "HEAD"})
 
 
 class Guard(Protocol):
-    """The entrance of one listener."""
+    """The access control of one listener."""
 
     def identify(self, request: "web.Request") -> str:
-        """Who asks, for the audit log: `unix uid 1000` or `127.0.0.1`."""
+        """The sender, for the audit log: `unix uid 1000` or `127.0.0.1`."""
         ...
 
     def perimeter(self, request: "web.Request") -> None:
-        """Check what holds for every request, also for pages and open routes. Raises Forbidden."""
+        """The checks for every request, also for pages and open routes. Raises Forbidden."""
         ...
 
-    def authenticate(self, request: "web.Request", who: str) -> Caller:
+    def authenticate(self, request: "web.Request", identity: str) -> Caller:
         """Raises Unauthorized."""
         ...
 
@@ -73,7 +73,7 @@ class UnixGuard:
 
     Args:
         uid: the daemon's.
-        shared: others may operate if they can connect; else nobody else may do anything.
+        shared: other users may operate if they can connect; otherwise they have no rights.
         app_uid: the app's, if that is another user; it may read if others may operate.
     """
 
@@ -90,15 +90,15 @@ class UnixGuard:
         if uid not in self._allowed and (uid is None or not self._shared):
             raise Forbidden(f"uid {uid} is neither the daemon's user nor root")
 
-    def authenticate(self, request: "web.Request", who: str) -> Caller:
+    def authenticate(self, request: "web.Request", identity: str) -> Caller:
         uid = _peer_uid(request)
         if uid in self._allowed:
-            return Caller(who, "admin")
-        return Caller(who, "read" if uid is None or uid == self._app_uid else "operate")
+            return Caller(identity, "admin")
+        return Caller(identity, "read" if uid is None or uid == self._app_uid else "operate")
 
 
 class Secrets:
-    """A bounded set of random words that expire. The oldest gives way to a new one."""
+    """A bounded set of random secrets that expire. A new one replaces the oldest if the set is full."""
 
     def __init__(self, limit: int, seconds: float, clock: Clock) -> None:
         self._limit = limit
@@ -108,28 +108,28 @@ class Secrets:
 
     def issue(self) -> str:
         word = secrets.token_urlsafe(24)
-        self._forget_expired()
+        self._remove_expired()
         while len(self._expiry) >= self._limit:
             del self._expiry[next(iter(self._expiry))]
         self._expiry[_digest(word)] = self._clock() + self._seconds
         return word
 
-    def knows(self, word: str) -> bool:
-        self._forget_expired()
+    def is_valid(self, word: str) -> bool:
+        self._remove_expired()
         return _digest(word) in self._expiry
 
     def revoke(self, word: str) -> bool:
-        """Forget a word; whether it was known. For a code this is its one use."""
-        self._forget_expired()
+        """Remove a secret; returns whether it was valid. This is the one use of a code."""
+        self._remove_expired()
         return self._expiry.pop(_digest(word), None) is not None
 
-    def hand_over(self) -> Words:
+    def hand_over(self) -> Digests:
         return list(self._expiry.items())
 
-    def take_over(self, words: Words) -> None:
-        self._expiry.update(words)
+    def take_over(self, digests: Digests) -> None:
+        self._expiry.update(digests)
 
-    def _forget_expired(self) -> None:
+    def _remove_expired(self) -> None:
         now = self._clock()
         self._expiry = {digest: expiry for digest, expiry in self._expiry.items() if expiry > now}
 
@@ -145,7 +145,7 @@ class LoopbackGuard:
         names = {"localhost", "127.0.0.1", "[::1]", url_host(host)}
         self._hosts = {f"{name}:{port}" for name in names}
         if port == 80:
-            self._hosts |= names  # browsers leave the scheme's own port out
+            self._hosts |= names  # browsers omit the scheme's default port
         self.base_url = f"http://{url_host(host)}:{port}"
         self._host, self._port = host, port
         self._word = token
@@ -161,14 +161,14 @@ class LoopbackGuard:
     def perimeter(self, request: "web.Request") -> None:
         host = request.headers.get("Host", "").lower()
         if host not in self._hosts:
-            raise Forbidden(f"Host {host[:80]!r} is not this listener's; use {self.base_url}")
+            raise Forbidden(f"Host {host[:80]!r} does not name this listener; use {self.base_url}")
         origin = request.headers.get("Origin")
         if origin is not None and origin.lower() != f"http://{host}":
             raise Forbidden(f"Origin {origin[:80]!r} is not this dashboard")
         if not _from_here(request):
-            raise Forbidden("pages of other origins may link to this one, and nothing else")
+            raise Forbidden("pages of other origins may only link to this one")
 
-    def authenticate(self, request: "web.Request", who: str) -> Caller:
+    def authenticate(self, request: "web.Request", identity: str) -> Caller:
         scheme, _, word = request.headers.get("Authorization", "").partition(" ")
         if not scheme:
             raise Unauthorized(
@@ -178,9 +178,9 @@ class LoopbackGuard:
         word = word.strip()
         if scheme.lower() == "bearer":
             if hmac.compare_digest(_digest(word), self._token):
-                return Caller(who, "admin")
-            if self._sessions.knows(word):
-                return Caller(who, "operate", word, lambda: self._sessions.knows(word))
+                return Caller(identity, "admin")
+            if self._sessions.is_valid(word):
+                return Caller(identity, "operate", word, lambda: self._sessions.is_valid(word))
         raise Unauthorized(
             "the bearer token is wrong, or the session has ended", {"WWW-Authenticate": "Bearer"}
         )
@@ -189,15 +189,16 @@ class LoopbackGuard:
         return f"{self.base_url}/#login={self._codes.issue()}"
 
     def login(self, code: str) -> str:
-        """Use up a one-time code; the new session's secret.
+        """Exchange a one-time code for the secret of a new session.
 
         Raises:
-            Unauthorized: the code is not valid. TooManyLogins: nor were many others just now.
+            Unauthorized: the code is not valid.
+            TooManyLogins: likewise, after many other failures.
         """
         if self._codes.revoke(code):
             return self._sessions.issue()
         now = self._clock()
-        problem = "the login code is unknown, used or expired; get another with `ctl open`"
+        problem = "the login code is unknown, used or expired; get a new one with `ctl open`"
         if len(self._failures) == FAILED_LOGINS and now - self._failures[0] < FAILURE_SECONDS:
             wait = int(FAILURE_SECONDS - (now - self._failures[0])) + 1
             raise TooManyLogins(f"{problem} (too many logins have failed)", {"Retry-After": str(wait)})
@@ -208,25 +209,25 @@ class LoopbackGuard:
         self._sessions.revoke(session)
 
     def hand_over(self, fd: int) -> TcpHandover:
-        """What the next program needs; `fd` is the listener's."""
+        """The state for the next program; `fd` is the listener."""
         codes, sessions = self._codes.hand_over(), self._sessions.hand_over()
         return TcpHandover(self._host, self._port, fd, self._word, codes, page_sessions=sessions)
 
     def take_over(self, before: TcpHandover) -> None:
-        """Let in whom the program before us had let in."""
+        """Accept the codes and sessions of the program before."""
         self._codes.take_over(before.codes)
         self._sessions.take_over(before.page_sessions)
 
 
 class LoginHandlers:
-    """The routes about sessions. `guard` is that of the TCP listener, None as long as there is none."""
+    """The routes about sessions. `guard` is that of the TCP listener, None without a listener."""
 
     def __init__(self) -> None:
         self.guard: LoopbackGuard | None = None
 
     async def login(self, call: Call[Login]) -> Answer:
         guard = self._tcp()
-        if call.caller.who.startswith("unix "):
+        if call.caller.identity.startswith("unix "):
             raise Conflict("the Unix socket needs no login")
         return Answer(SessionView(guard.login(call.ask.code), SESSION_SECONDS))
 
@@ -245,10 +246,10 @@ class LoginHandlers:
 
 
 def _from_here(request: "web.Request") -> bool:
-    """Whether a request comes from our own page, from the user, or from something that is no browser.
+    """Whether a request comes from our own page, from the user, or from a client that is no browser.
 
-    Browsers add Sec-Fetch-Site, -Mode and -Dest by themselves, no script can set them (Fetch Metadata Request
-    Headers, W3C). Another port of the same host is `same-site`. `none` is an address that the user typed in.
+    Browsers add Sec-Fetch-Site, -Mode and -Dest; scripts can't set them (Fetch Metadata Request Headers,
+    W3C). Another port of the same host is `same-site`. `none` is an address that the user has entered.
     """
     site = request.headers.get("Sec-Fetch-Site", "same-origin").lower()
     if site == "same-origin":
@@ -257,13 +258,13 @@ def _from_here(request: "web.Request") -> bool:
         return False
     if site == "none":
         return True
-    # A link from elsewhere: it carries no credentials and shows its answer to the user alone.
+    # A link on another page: it sends no credentials, and only the user sees the answer.
     mode, target = request.headers.get("Sec-Fetch-Mode"), request.headers.get("Sec-Fetch-Dest")
     return mode == "navigate" and target == "document"
 
 
 def _peer_uid(request: "web.Request") -> int | None:
-    """As the kernel saw it at connect(2); None if the connection is gone already."""
+    """The uid at connect(2); None if the connection is closed already."""
     peer = request.get_extra_info("socket")
     if peer is None:
         return None
@@ -285,7 +286,7 @@ def loopback_address(host: str) -> str:
     if address is None or not address.is_loopback:
         raise SettingError(
             "control_bind",
-            f"{host or 'an empty host'} is not loopback; use 127.0.0.1:PORT (and ssh -L from afar)",
+            f"{host or 'an empty host'} is not loopback; use 127.0.0.1:PORT (and ssh -L from other machines)",
         )
     return str(address)
 

@@ -1,7 +1,7 @@
 """Handlers translate: request -> fleet event -> view.
 
-They know the `Backend` and nothing of HTTP beyond a status, nothing of processes at all. The method that
-serves a route has the route's name.
+They use the `Backend`; of HTTP they know only statuses, and of processes nothing. The method for a route has
+the route's name.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,23 +14,16 @@ from ostler.control.metrics import render
 from ostler.control.openapi import document
 from ostler.control.problems import Conflict, Invalid, NotFound
 from ostler.control.routes import Ask, Scope
-from ostler.control.views import Asked, Refork, Reload, Scale, Stop, WorkerView
-from ostler.fleet.events import (
-    Event,
-    RecycleAsked,
-    ReforkAsked,
-    ReloadAsked,
-    ResizeAsked,
-    StopAsked,
-    UpgradeAsked,
-)
+from ostler.control.views import Asked, ReforkBody, ReloadBody, Scale, Stop, WorkerView
+from ostler.fleet import events
+from ostler.fleet.events import Event
 from ostler.fleet.policies import MAX_WORKERS
 
 MOST_WAITING = 64
 WAITING_PER_PEER = 8
-"""Requests that wait for the end of a reload: in all, and of one stranger."""
+"""Requests that wait for the end of a reload: in total, and of one peer that is not admin."""
 EXITS_SHOWN = 100
-"""Unless a limit is asked for."""
+"""The default of `limit`."""
 
 
 def _always() -> bool:
@@ -39,20 +32,20 @@ def _always() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, as the guard has found out."""
+    """The sender of a request, as identified by the guard."""
 
-    who: str
+    identity: str
     """`unix uid 1000` or `127.0.0.1`."""
     scope: Scope
     session: str | None = None
-    """The session's secret, None if the caller proved itself otherwise."""
+    """The session's secret; None without a session."""
     valid: Callable[[], bool] = _always
-    """Whether it would still be let in; long answers ask now and then."""
+    """Whether its credentials are still valid; checked repeatedly by long answers."""
 
     @property
     def peer(self) -> str:
-        """What limits count by: a browser's session, else the user or address."""
-        return self.session or self.who
+        """The key for limits: a browser's session, else the user or address."""
+        return self.session or self.identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +59,7 @@ class Call(Generic[Ask]):
 
     @property
     def by(self) -> str:
-        return f"api {self.caller.who}"
+        return f"api {self.caller.identity}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +75,7 @@ Handler = Callable[[Call[object]], Awaitable[Answer]]
 
 
 class FleetHandlers:
-    """The routes that read or steer the fleet."""
+    """The routes that read or change the fleet."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -117,7 +110,7 @@ class FleetHandlers:
     async def reload_status(self, _call: Call[None]) -> Answer:
         newest = self._backend.reload()
         if newest is None:
-            raise NotFound("there was no reload since the daemon's start")
+            raise NotFound("there was no reload since the start of the daemon")
         return Answer(newest)
 
     async def events(self, call: Call[None]) -> Answer:
@@ -133,21 +126,21 @@ class FleetHandlers:
     async def scale(self, call: Call[Scale]) -> Answer:
         ask = call.ask
         if (ask.workers is not None) + (ask.delta is not None) + ask.auto != 1:
-            raise Invalid('give exactly one of "workers", "delta" and "auto"')
+            raise Invalid('send exactly one of "workers", "delta" and "auto"')
         if ask.workers is not None and not 1 <= ask.workers <= MAX_WORKERS:
             raise Invalid(f"workers must be from 1 to {MAX_WORKERS}, not {ask.workers}")
         if ask.delta is not None and self._backend.status().wanted + ask.delta > MAX_WORKERS:
-            raise Invalid(f"a delta of {ask.delta:+} would want more than {MAX_WORKERS} workers")
+            raise Invalid(f"a delta of {ask.delta:+} would exceed {MAX_WORKERS} workers")
         self._refuse_if_stopping()
-        self._backend.submit(ResizeAsked(by=call.by, workers=ask.workers, delta=ask.delta))
+        self._backend.submit(events.ResizeAsked(by=call.by, workers=ask.workers, delta=ask.delta))
         return Answer(self._backend.status())
 
-    async def reload(self, call: Call[Reload]) -> Answer:
+    async def reload(self, call: Call[ReloadBody]) -> Answer:
         self._refuse_if_stopping()
         key, trusted = call.caller.peer, call.caller.scope == "admin"
         if call.ask.wait and (refusal := self._waiting.refusal(key, trusted)) is not None:
-            raise Conflict(f"{refusal}; ask without `wait`")
-        self._backend.submit(ReloadAsked(by=call.by))
+            raise Conflict(f"{refusal}; send the request without `wait`")
+        self._backend.submit(events.ReloadAsked(by=call.by))
         started = self._backend.reload()
         if started is None:
             raise Conflict("the fleet can't be reloaded now; see the daemon's log")
@@ -160,10 +153,10 @@ class FleetHandlers:
     async def recycle(self, call: Call[None]) -> Answer:
         worker = self._worker(call.path["slot"])
         self._refuse_if_stopping()
-        self._backend.submit(RecycleAsked(by=call.by, slot=worker.slot))
+        self._backend.submit(events.RecycleAsked(by=call.by, slot=worker.slot))
         return Answer(next((now for now in self._backend.workers() if now.slot == worker.slot), worker))
 
-    async def refork(self, call: Call[Refork]) -> Answer:
+    async def refork(self, call: Call[ReforkBody]) -> Answer:
         slot = call.ask.slot
         self._refuse_if_stopping()
         self._refuse_if_reloading("nothing can be reforked")
@@ -172,26 +165,26 @@ class FleetHandlers:
             raise Conflict(f"no worker is ready in slot {slot}")
         if not ready:
             raise Conflict("no worker is ready")
-        return self._ask(ReforkAsked(by=call.by, slot=slot, force=call.ask.force))
+        return self._ask(events.ReforkAsked(by=call.by, slot=slot, force=call.ask.force))
 
     async def upgrade(self, call: Call[None]) -> Answer:
         self._refuse_if_stopping()
         self._refuse_if_reloading("the daemon can't be upgraded")
-        return self._ask(UpgradeAsked(by=call.by))
+        return self._ask(events.UpgradeAsked(by=call.by))
 
     async def stop(self, call: Call[Stop]) -> Answer:
-        self._backend.submit(StopAsked(by=call.by, how="graceful" if call.ask.graceful else "quick"))
+        self._backend.submit(events.StopAsked(by=call.by, how="graceful" if call.ask.graceful else "quick"))
         return Answer(self._backend.status())
 
-    def _ask(self, wish: Event) -> Answer:
-        """Submit what events will tell the outcome of."""
-        events = self._backend.recent_events()
-        asked = Asked(events[-1].id if events else 0)
-        self._backend.submit(wish)
+    def _ask(self, event: Event) -> Answer:
+        """Submit an event whose outcome is reported by later events."""
+        recent = self._backend.recent_events()
+        asked = Asked(recent[-1].id if recent else 0)
+        self._backend.submit(event)
         return Answer(asked)
 
     def _worker(self, slot: str) -> WorkerView:
-        """The worker that serves in a slot, else the first that is there. Raises NotFound."""
+        """The serving worker of a slot, else the first one in it. Raises NotFound."""
         if slot.isascii() and slot.isdigit() and len(slot) <= 9:
             for worker in self._backend.workers():
                 if worker.slot == int(slot):
@@ -206,5 +199,5 @@ class FleetHandlers:
         newest = self._backend.reload()
         if newest is not None and newest.phase in ("loading", "canary", "rolling"):
             raise Conflict(
-                f"a reload to generation {newest.generation} is going on; {consequence} until its end"
+                f"a reload to generation {newest.generation} is running; {consequence} until its end"
             )

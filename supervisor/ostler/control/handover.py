@@ -1,13 +1,14 @@
-"""What one program of the daemon leaves to the next one in the same process: listening sockets and secrets.
+"""State that an upgrade passes to the next program in the same process: listening sockets and secrets.
 
-Whoever waits in a listener's backlog notices nothing of it. Open connections end with the program. All of it
-is plain data and descriptors; that of the lock holds the socket's ownership (see `sockets`) while it is open.
+Connections in the backlog of a listener are kept. Open connections are closed. The state consists of plain
+data and descriptors; the lock's descriptor keeps the ownership of the socket (see `sockets`) while it is
+open.
 """
 
 import msgspec
 
-Words = list[tuple[bytes, float]]
-"""Digests of secrets, and when each expires on the monotonic clock, which goes on over an exec."""
+Digests = list[tuple[bytes, float]]
+"""Digests of secrets, and when each expires: monotonic seconds, which go on over execve(2)."""
 
 
 class UnixHandover(msgspec.Struct, frozen=True):
@@ -25,20 +26,21 @@ class TcpHandover(msgspec.Struct, frozen=True):
     port: int
     fd: int
     token: str
-    codes: Words
-    sessions: Words = []
-    """Those of older programs, which were cookies: every port of the host has seen them, so they end here."""
-    page_sessions: Words = []
+    codes: Digests
+    sessions: Digests = []
+    """Sessions of older versions, which were cookies. Every port of the host may have received them, so they
+    are not taken over."""
+    page_sessions: Digests = []
 
 
 class Handover(msgspec.Struct, frozen=True):
-    """All of a control server; what it does not have is None."""
+    """The state of a control server; None for parts that it does not have."""
 
     unix: UnixHandover | None = None
     tcp: TcpHandover | None = None
     token_file: str | None = None
 
     def descriptors(self) -> list[int]:
-        """What must stay open over the exec."""
+        """Descriptors that must stay open over execve(2)."""
         unix = [self.unix.fd, self.unix.lock_fd] if self.unix else []
         return [*unix, self.tcp.fd] if self.tcp else unix

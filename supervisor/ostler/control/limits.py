@@ -1,8 +1,8 @@
-"""How much of the supervisor a peer of the control plane may use. Pure: clocks are passed in.
+"""Limits for the peers of the control plane. Pure: clocks are passed in.
 
-A peer is all connections of one uid at one listener. The daemon's own user and root are trusted: they have
-room of their own, which strangers can't take. Connections are bounded in number, and what they cost is
-bounded in seconds of the event loop for each second that passes.
+A peer is all connections of one uid at one listener. The daemon's own user and root are trusted: a part of
+each limit is reserved for them. Connections are bounded in number, and their cost is bounded in seconds of
+the event loop per second.
 """
 
 from collections import Counter
@@ -15,8 +15,11 @@ LEAST_CONNECTIONS = 8
 
 
 class ConnectionLimits(NamedTuple):
-    """Of one listener. total: all connections; per_peer: those of one stranger; reserved: out of the total,
-    those that strangers together can't have."""
+    """Limits of one listener.
+
+    total: all connections; per_peer: those of one untrusted peer; reserved: the part of the total that
+    untrusted peers together can't use.
+    """
 
     total: int
     per_peer: int
@@ -29,16 +32,16 @@ class ConnectionLimits(NamedTuple):
         return cls(total, total // 2, total // 4)
 
     @property
-    def strangers(self) -> int:
+    def untrusted(self) -> int:
         return self.total - self.reserved
 
 
 class Seat(Protocol):
-    """A connection as far as it matters to who makes room."""
+    """The properties of a connection that `make_room` uses."""
 
     @property
     def uid(self) -> int | None:
-        """The peer's; None: not known."""
+        """Of the peer; None: unknown."""
         ...
 
     @property
@@ -46,17 +49,17 @@ class Seat(Protocol):
 
     @property
     def busy(self) -> bool:
-        """A request is being answered. Such a connection never makes room."""
+        """A request is being answered. Such a connection is never closed to make room."""
         ...
 
     @property
     def proven(self) -> bool:
-        """It has authenticated itself once."""
+        """A request on it was authenticated."""
         ...
 
     @property
     def since(self) -> float:
-        """Since when it is idle; seconds."""
+        """When it became idle; seconds."""
         ...
 
 
@@ -66,9 +69,9 @@ AnySeat = TypeVar("AnySeat", bound=Seat)
 def make_room(
     uid: int | None, trusted: bool, seats: Collection[AnySeat], limits: ConnectionLimits
 ) -> tuple[bool, AnySeat | None]:
-    """Whether a new connection may come in, and which one makes room for it.
+    """Whether a new connection is admitted, and which one is closed to make room for it.
 
-    The one that makes room has not authenticated itself, if there is such a one, and is idle for longest.
+    Connections without authentication are closed first, then the one that is idle for longest.
     """
     candidates: list[AnySeat]
     if trusted:
@@ -77,14 +80,14 @@ def make_room(
         candidates = list(seats)
     else:
         own = [seat for seat in seats if not seat.trusted and seat.uid == uid]
-        strangers = [seat for seat in seats if not seat.trusted]
-        # Of those whose uid is not known some may be others' than the rest.
+        untrusted = [seat for seat in seats if not seat.trusted]
+        # Connections of unknown users may belong to different users.
         if uid is not None and len(own) >= limits.per_peer:
             candidates = own
-        elif len(strangers) >= limits.strangers or len(seats) >= limits.total:
-            counts = Counter(seat.uid for seat in strangers)
+        elif len(untrusted) >= limits.untrusted or len(seats) >= limits.total:
+            counts = Counter(seat.uid for seat in untrusted)
             most = max(counts.values(), default=0)
-            candidates = [seat for seat in strangers if counts[seat.uid] == most]
+            candidates = [seat for seat in untrusted if counts[seat.uid] == most]
         else:
             return True, None
     idle = [seat for seat in candidates if not seat.busy]
@@ -94,7 +97,7 @@ def make_room(
 
 
 class Quota:
-    """How many of something there may be: strangers have `per_key` each at most, and leave `reserved` free.
+    """Limits the number of something: untrusted peers have `per_key` each at most, and leave `reserved` free.
 
     Args:
         what: a plural for messages, e.g. `streams`.
@@ -105,30 +108,31 @@ class Quota:
         self._total = total
         self._per_key = per_key
         self._reserved = reserved
-        self._taken: Counter[tuple[Hashable, bool]] = Counter()
+        self._counts: Counter[tuple[Hashable, bool]] = Counter()
 
     def refusal(self, key: Hashable, trusted: bool) -> str | None:
-        """Why there may be no more for `key`, in a sentence; None if there may."""
-        if self._taken.total() >= self._total:
+        """The reason not to admit one more for `key`, as a sentence; None if it is admitted."""
+        if self._counts.total() >= self._total:
             return f"{self._total} {self._what} are open already"
         if trusted:
             return None
-        if self._taken[key, False] >= self._per_key:
+        if self._counts[key, False] >= self._per_key:
             return f"{self._per_key} of your {self._what} are open already"
-        strangers = sum(count for (_, known), count in self._taken.items() if not known)
-        if strangers >= self._total - self._reserved:
+        untrusted = sum(count for (_, known), count in self._counts.items() if not known)
+        if untrusted >= self._total - self._reserved:
             return (
-                f"{strangers} {self._what} are open already; the rest is kept for the daemon's user and root"
+                f"{untrusted} {self._what} are open already; "
+                "the rest is reserved for the daemon's user and root"
             )
         return None
 
     @contextmanager
     def one(self, key: Hashable, trusted: bool) -> Iterator[None]:
         """Count one for `key` while the context lasts."""
-        self._taken[key, trusted] += 1
+        self._counts[key, trusted] += 1
         try:
             yield
         finally:
-            self._taken[key, trusted] -= 1
-            if self._taken[key, trusted] <= 0:
-                del self._taken[key, trusted]
+            self._counts[key, trusted] -= 1
+            if self._counts[key, trusted] <= 0:
+                del self._counts[key, trusted]

@@ -1,8 +1,8 @@
-"""`GET /metrics`: the fleet's figures in Prometheus's text format.
+"""`GET /metrics`: the fleet's numbers in Prometheus's text format.
 
-The backend hands over plain figures, taken at one time; here they get names. Counters cover workers that are
-gone and upgrades in place, so they never go backwards while the daemon lives. Workers are told apart by slot
-and not by pid: there are as many series as slots, however often workers are replaced.
+The backend passes plain numbers, read at one time; here they get names. Counters include ended workers and
+survive upgrades in place, so they never go backwards while the daemon runs. Workers are labelled by slot and
+not by pid: there are as many series as slots, however often workers are replaced.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,7 +48,7 @@ class AcceptQueue:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """All that is told.
+    """All numbers for one answer.
 
     statuses: answers by the status's first digit, ten counts; open_connections: right now; durations: in the
     app; queue_waits: from a request's arrival to the app, or None if it is not measured; exits: ends of
@@ -68,7 +68,7 @@ class Figures:
 
 def render(figures: Figures) -> str:
     """The exposition, version 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats)."""
-    # Lazily: it costs some 350 KB and 15 ms, which a daemon that nobody scrapes need not pay.
+    # Imported here: it costs some 350 KB and 15 ms, which a daemon without scraping does not need.
     from prometheus_client.exposition import generate_latest
     from prometheus_client.registry import Collector
 
@@ -84,15 +84,17 @@ def _fleet(figures: Figures) -> Iterable["Metric"]:
 
     status = figures.status
     build = {"version": status.version, "python": status.python, "worker_class": status.worker_class}
-    yield InfoMetricFamily("ostler_build", "What runs.", value=build)
+    yield InfoMetricFamily("ostler_build", "Versions and worker class.", value=build)
     yield _gauge("start_time_seconds", "When the supervisor was started, in unix time.", status.started_at)
-    yield _gauge("generation", "Loadings of configuration and app, this one included.", status.generation)
-    state = GaugeMetricFamily("ostler_state", "1 for the state that the fleet is in.", labels=["state"])
+    yield _gauge(
+        "generation", "Number of the current generation of configuration and app.", status.generation
+    )
+    state = GaugeMetricFamily("ostler_state", "1 for the state of the fleet.", labels=["state"])
     for name in get_args(FleetState):
         state.add_metric([name], float(name == status.state))
     yield state
     yield _gauge("workers_wanted", "How many workers there should be.", status.wanted)
-    yield _gauge("workers_ready", "How many of the wanted slots are served.", status.ready)
+    yield _gauge("workers_ready", "How many of the wanted slots have a ready worker.", status.ready)
     by_state = GaugeMetricFamily("ostler_workers", "Worker processes by state.", labels=["state"])
     for name in get_args(WorkerState):
         by_state.add_metric([name], sum(worker.state == name for worker in figures.workers))
@@ -117,13 +119,13 @@ def _traffic(figures: Figures) -> Iterable["Metric"]:
     yield _gauge("requests_in_flight", "Requests in the app.", figures.status.in_flight)
     yield _histogram(
         "request_duration_seconds",
-        "Time in the app. The sum is reckoned from the scoreboard's finer buckets: at most an eighth off.",
+        "Time in the app. The sum is estimated from the scoreboard's finer buckets: at most an eighth off.",
         figures.durations,
     )
     if figures.queue_waits is not None:
         yield _histogram(
             "queue_wait_seconds",
-            "From a request's arrival to the app. The sum is reckoned as that of the durations.",
+            "From a request's arrival to the app. The sum is estimated like that of the durations.",
             figures.queue_waits,
         )
     waiting = GaugeMetricFamily(
@@ -163,20 +165,20 @@ def _workers(figures: Figures) -> Iterable["Metric"]:
     for worker in figures.workers:
         serving.setdefault(worker.slot, worker)
 
-    # Gauges all: what the process in the slot has done; its successor begins at 0.
+    # All are gauges: they describe the process in the slot; its successor begins at 0.
     for name, text, value in (
         ("age_seconds", "Since the worker's start.", lambda w: w.age),
         ("requests", "Requests that the worker has answered.", lambda w: w.requests),
-        ("errors", "Those of them with a status of 500 and above.", lambda w: w.errors),
+        ("errors", "Requests with a status of 500 and above.", lambda w: w.errors),
         ("connections", "Connections that the worker has open.", lambda w: w.connections),
-        ("requests_in_flight", "Requests that the worker is at.", lambda w: len(w.in_flight)),
+        ("requests_in_flight", "Requests of the worker that are in the app.", lambda w: len(w.in_flight)),
         (
             "cpu_ratio",
             "CPU time used in the last second; 1 is a whole processor.",
             lambda w: None if w.cpu_percent is None else w.cpu_percent / 100,
         ),
         ("resident_memory_bytes", "Resident memory.", lambda w: w.rss),
-        ("unique_memory_bytes", "Memory that is the worker's alone.", lambda w: w.uss),
+        ("unique_memory_bytes", "Memory that only this worker uses.", lambda w: w.uss),
     ):
         family = GaugeMetricFamily(f"ostler_worker_{name}", text, labels=["slot"])
         for slot, worker in serving.items():

@@ -13,27 +13,27 @@ from ostler.control.views import ErrorView, EventView, ExitView, SampleView
 _REFERENCE = "#/components/schemas/{name}"
 _MEANING = {
     200: "Done",
-    202: "Asked; it goes on",
+    202: "Accepted; it is in progress",
     204: "Done; no body",
-    400: "The body is no JSON",
+    400: "The body is not JSON",
     401: "Not authenticated",
     403: "Not allowed, or a foreign Host or Origin",
-    404: "There is none",
+    404: "Not found",
     408: "The body did not arrive in time",
     409: "The state does not allow it, or it failed",
     411: "The body has no Content-Length",
     413: "The body is too large",
     415: "The body is not declared as JSON, or has a Content-Encoding",
-    422: "The body or a parameter does not fit",
-    429: "The code is not valid, nor were many others just now",
-    500: "A defect; see the daemon's log",
-    503: "Not now",
+    422: "The body or a parameter is not valid",
+    429: "The code is not valid, after many other failures",
+    500: "Internal error; see the daemon's log",
+    503: "Not available now",
 }
 
 
 @functools.cache
 def document() -> dict[str, Any]:
-    """The whole document as plain JSON types (https://spec.openapis.org/oas/v3.1.0)."""
+    """The complete document as plain JSON types (https://spec.openapis.org/oas/v3.1.0)."""
     # The stream's payloads appear in no body, so they are named here.
     types = [ErrorView, EventView, ExitView, SampleView]
     types += [kind for route in ROUTES for kind in (route.ask, route.view) if kind]  # type: ignore[misc]
@@ -42,21 +42,30 @@ def document() -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of)
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "Ostler control API", "version": __version__},
-        "paths": paths,
-        "components": {
-            "schemas": components,
-            "securitySchemes": {
-                "bearer": {
-                    "type": "http",
-                    "scheme": "bearer",
-                    "description": "The daemon's token, or a session's of `POST /v1/login`",
+    return _without_body_suffix(
+        {
+            "openapi": "3.1.0",
+            "info": {"title": "Ostler control API", "version": __version__},
+            "paths": paths,
+            "components": {
+                "schemas": components,
+                "securitySchemes": {
+                    "bearer": {
+                        "type": "http",
+                        "scheme": "bearer",
+                        "description": "The daemon's token, or a session's of `POST /v1/login`",
+                    },
                 },
             },
-        },
-    }
+        }
+    )
+
+
+def _without_body_suffix(document: dict[str, Any]) -> dict[str, Any]:
+    """Give schemas their public names: that of `ReloadBody` is `Reload`."""
+    text = re.sub(r'([/"](?:Reload|Refork))Body"', r'\1"', msgspec.json.encode(document).decode())
+    renamed: dict[str, Any] = msgspec.json.decode(text)
+    return renamed
 
 
 def _operation(route: Route[object, object], schema_of: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +104,7 @@ def _operation(route: Route[object, object], schema_of: dict[str, Any]) -> dict[
 
 
 def error_statuses(route: Route[object, object]) -> list[int]:
-    """All statuses with which a route can answer an ErrorView, sorted."""
+    """All statuses with an ErrorView that a route can have, sorted."""
     statuses = {403, 500, *route.errors}
     if not route.open:
         statuses.add(401)

@@ -1,4 +1,4 @@
-"""The dashboard's files, on TCP only. They hold no data and need no authentication; their data does."""
+"""Serves the dashboard's files, on TCP only. They contain no data, so they need no authentication."""
 
 from pathlib import Path
 
@@ -8,7 +8,8 @@ from ostler.control.problems import NotFound
 
 STATIC = Path(__file__).parent / "static"
 
-# The built page has no inline script or style; what scripts set through the CSSOM needs no 'unsafe-inline'.
+# The built page has no inline script or style; styles set by scripts through the CSSOM need no
+# 'unsafe-inline'.
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
@@ -23,7 +24,7 @@ PAGE_HEADERS = {
 }
 IMMUTABLE = "public, max-age=31536000, immutable"
 
-# Not `mimetypes`: that reads the machine's own tables, and a wrong one there would break the page.
+# Not `mimetypes`: that reads the machine's tables, and a wrong one would break the page.
 MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -88,7 +89,7 @@ def _read(folder: Path, name: str) -> bytes | None:
     try:
         return (folder / name).read_bytes()
     except OSError:
-        return None  # none is there; or the name is too long, or it can't be read
+        return None  # it does not exist, its name is too long, or it can't be read
 
 
 def _page(body: bytes, suffix: str, cache: str) -> web.Response:

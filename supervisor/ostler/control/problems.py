@@ -1,10 +1,10 @@
-"""What a request can be refused with. Each refusal knows its answer; `app` renders all of them."""
+"""Refusals of requests. Each class has its status and error word; `app` renders all of them."""
 
 from collections.abc import Mapping
 
 
 class Refusal(Exception):
-    """A request that is not carried out: an answer to a client, not a failure of ours.
+    """A request that is refused: an answer for the client, no failure of the server.
 
     Args:
         message: one line for people: what, where, what to do.
@@ -36,7 +36,7 @@ class NotFound(Refusal):
 
 
 class Conflict(Refusal):
-    """The request is right but the fleet's state does not allow it."""
+    """The request is valid but the fleet's state does not allow it."""
 
     status = 409
     word = "conflict"
@@ -68,7 +68,7 @@ class NotJson(Refusal):
 
 
 class Invalid(Refusal):
-    """JSON, but not what the route asks for."""
+    """JSON, but not of the route's type."""
 
     status = 422
     word = "invalid"
@@ -85,11 +85,11 @@ class TooManyStreams(Refusal):
 
 
 class Internal(Refusal):
-    """A defect of ours; its traceback is in the log, never in the answer."""
+    """A defect of the server; its traceback is in the log, never in the answer."""
 
     status = 500
     word = "internal"
 
 
 WORDS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
-"""Words for the refusals that aiohttp itself raises."""
+"""Error words for the refusals that aiohttp itself raises."""

@@ -1,8 +1,8 @@
-"""The route table: all that the API can be asked, one row each.
+"""The route table: one row for each operation of the API.
 
 Handlers (`handlers`), dispatch (`app`), the OpenAPI document (`openapi`), the client (`client`) and the tests
-are derived from these rows; nothing about a route is written down twice. This module imports only the views,
-because `ctl` loads it too.
+are derived from these rows; nothing about a route is defined twice. This module imports only the views,
+because `ctl` loads it, too.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from ostler.control.views import (
     ExitView,
     Login,
     LoginLink,
-    Refork,
-    Reload,
+    ReforkBody,
+    ReloadBody,
     ReloadView,
     Scale,
     SessionView,
@@ -60,12 +60,12 @@ class Route(Generic[Ask, View]):
     also: tuple[int, ...] = ()
     """Further statuses that carry the same view."""
     errors: tuple[int, ...] = ()
-    """Statuses of its own that carry an ErrorView; those that any route can have are not repeated here."""
+    """Further statuses with an ErrorView; those that any route can have are not repeated here."""
     media: str = JSON
     open: bool = False
-    """Needs no authentication (Host, Origin and peer credentials are checked all the same)."""
-    told: bool = False
-    """The fleet logs this change itself, with who asked for it."""
+    """Needs no authentication (Host, Origin and peer credentials are checked)."""
+    logged_by_fleet: bool = False
+    """The fleet logs this change itself, with its originator."""
 
     @property
     def is_change(self) -> bool:
@@ -73,7 +73,7 @@ class Route(Generic[Ask, View]):
 
 
 HEALTHZ: Route[None, str] = Route(
-    "healthz", "GET", "/healthz", "Whether the supervisor lives", view=str, media=TEXT, open=True
+    "healthz", "GET", "/healthz", "Whether the supervisor runs", view=str, media=TEXT, open=True
 )
 READYZ: Route[None, str] = Route(
     "readyz",
@@ -88,7 +88,9 @@ READYZ: Route[None, str] = Route(
 OPENAPI: Route[None, dict[str, Any]] = Route(
     "openapi", "GET", "/openapi.json", "This document", view=dict[str, Any]
 )
-STATUS: Route[None, StatusView] = Route("status", "GET", "/v1/status", "How the fleet is", view=StatusView)
+STATUS: Route[None, StatusView] = Route(
+    "status", "GET", "/v1/status", "The state of the fleet", view=StatusView
+)
 WORKERS: Route[None, list[WorkerView]] = Route(
     "workers", "GET", "/v1/workers", "All workers, sorted by slot", view=list[WorkerView]
 )
@@ -96,7 +98,7 @@ WORKER: Route[None, WorkerView] = Route(
     "worker", "GET", "/v1/workers/{slot}", "The worker that serves in a slot", view=WorkerView, errors=(404,)
 )
 CONFIG: Route[None, ConfigView] = Route(
-    "config", "GET", "/v1/config", "All settings, with where each value comes from", view=ConfigView
+    "config", "GET", "/v1/config", "All settings, with the origin of each value", view=ConfigView
 )
 RELOAD_STATUS: Route[None, ReloadView] = Route(
     "reload_status",
@@ -110,7 +112,7 @@ EVENTS: Route[None, list[EventView]] = Route(
     "events",
     "GET",
     "/v1/events",
-    "What happened to the fleet, oldest first, the newest 1,000; `after`: only what is newer than this id",
+    "The newest 1,000 events of the fleet, oldest first; `after`: only events with a larger id",
     query=("after",),
     view=list[EventView],
 )
@@ -118,12 +120,12 @@ EXITS: Route[None, list[ExitView]] = Route(
     "exits",
     "GET",
     "/v1/exits",
-    "How processes ended, newest first (the last 1,000 are kept); `limit`: how many, 100 if not given",
+    "How processes ended, newest first (the last 1,000 are kept); `limit`: how many, 100 by default",
     query=("limit",),
     view=list[ExitView],
 )
 METRICS: Route[None, str] = Route(
-    "metrics", "GET", "/metrics", "The fleet's figures for Prometheus", view=str, media=METRICS_TEXT
+    "metrics", "GET", "/metrics", "The fleet's metrics for Prometheus", view=str, media=METRICS_TEXT
 )
 STREAM: Route[None, None] = Route(
     "stream",
@@ -140,20 +142,20 @@ SCALE: Route[Scale, StatusView] = Route(
     "/v1/scale",
     "Set or change the wanted number of workers",
     scope="operate",
-    told=True,
+    logged_by_fleet=True,
     ask=Scale,
     view=StatusView,
     errors=(409, 422),
 )
-RELOAD: Route[Reload, ReloadView] = Route(
+RELOAD: Route[ReloadBody, ReloadView] = Route(
     "reload",
     "POST",
     "/v1/reload",
-    "Load configuration and app anew and replace all workers: 202 asked; with `wait` 200 done, 409 failed "
+    "Load configuration and app again and replace all workers: 202 started; with `wait` 200 done, 409 failed "
     "or superseded",
     scope="operate",
-    told=True,
-    ask=Reload,
+    logged_by_fleet=True,
+    ask=ReloadBody,
     view=ReloadView,
     status=202,
     also=(200, 409),
@@ -164,20 +166,20 @@ RECYCLE: Route[None, WorkerView] = Route(
     "/v1/workers/{slot}/recycle",
     "Replace the worker in a slot, successor first",
     scope="operate",
-    told=True,
+    logged_by_fleet=True,
     view=WorkerView,
     status=202,
     errors=(404, 409),
 )
-REFORK: Route[Refork, Asked] = Route(
+REFORK: Route[ReforkBody, Asked] = Route(
     "refork",
     "POST",
     "/v1/refork",
-    "Make a warmed-up worker the one that the others are forked from; events `refork_done` and "
-    "`refork_refused` tell the outcome",
+    "Make a warmed-up worker the zygote that the others are forked from; events `refork_done` and "
+    "`refork_refused` report the outcome",
     scope="operate",
-    told=True,
-    ask=Refork,
+    logged_by_fleet=True,
+    ask=ReforkBody,
     view=Asked,
     status=202,
     errors=(409,),
@@ -186,10 +188,10 @@ UPGRADE: Route[None, Asked] = Route(
     "upgrade",
     "POST",
     "/v1/upgrade",
-    "Replace the supervisor's own program in place, then reload; events `upgraded` and `upgrade_failed` tell "
-    "the outcome",
+    "Replace the supervisor's own program in place, then reload; events `upgraded` and `upgrade_failed` "
+    "report the outcome",
     scope="admin",
-    told=True,
+    logged_by_fleet=True,
     view=Asked,
     status=202,
     errors=(409,),
@@ -200,7 +202,7 @@ STOP: Route[Stop, StatusView] = Route(
     "/v1/stop",
     "End the daemon",
     scope="admin",
-    told=True,
+    logged_by_fleet=True,
     ask=Stop,
     view=StatusView,
     status=202,

@@ -1,7 +1,7 @@
-"""The control plane's listeners: a Unix socket, and loopback TCP if asked for.
+"""The control plane's listeners: a Unix socket, and loopback TCP if it is configured.
 
-Each is started on its own and may fail on its own: the data plane comes first, and the daemon turns a failure
-here into one warning.
+Each is started separately and may fail separately: the data plane comes first, and the daemon logs a failure
+here as one warning.
 """
 
 import errno
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from ostler.control.acceptor import BACKLOG, ControlAcceptor
 from ostler.control.app import build_app
 from ostler.control.backend import Backend
-from ostler.control.connections import ControlAcceptor, ControlConnections
+from ostler.control.connections import ControlConnections
 from ostler.control.guard import (
     Clock,
     Guard,
@@ -40,22 +41,20 @@ if TYPE_CHECKING:
 
 __all__ = ["ControlServer", "candidate_dirs", "default_socket_path"]
 
-BACKLOG = 128
-"""Connections that wait to be accepted (listen(2))."""
 SHUTDOWN_SECONDS = 1.0
-"""How long answers in the making may take at `close`."""
+"""How long running answers may take at `close`."""
 
 
 class ControlServer:
-    """Serves `backend`'s views and wishes. All methods belong to one event loop.
+    """Serves the API of `backend`. All methods are called in one event loop.
 
     Args:
         backend: the daemon.
         log: gets `control_change`, `control_request_failed`, `control_stream_dropped`, `control_bad_http`,
-            and `log_suppressed` where strangers caused too many of them.
+            and `log_suppressed` if clients cause too many of them.
         clock: monotonic seconds, for codes and sessions.
         static: the folder of the dashboard's built files.
-        streams: a factory for other limits than the usual ones.
+        streams: a factory, for other limits than the defaults.
     """
 
     def __init__(
@@ -87,11 +86,11 @@ class ControlServer:
         mode: int = OWN,
         app_uid: int | None = None,
     ) -> None:
-        """Serve on the Unix socket `path` to our own user, root, and whom `mode` lets in.
+        """Serve on the Unix socket `path` for our own user, root, and users that `mode` permits.
 
         Args:
-            inherited: what the program before us left of this path.
-            app_uid: the user that the app runs as, if that is another.
+            inherited: the state of this socket from the program before an upgrade.
+            app_uid: the user that the app runs as, if it is another one.
 
         Raises:
             SettingError: names `control_socket`; nothing is left behind.
@@ -105,13 +104,13 @@ class ControlServer:
         self._unix = _Unix(owned, runner)
 
     async def start_tcp(self, host: str, port: int, token: str, inherited: TcpHandover | None = None) -> str:
-        """Serve the API and the dashboard on loopback; the base URL as bound, without a slash at its end.
+        """Serve the API and the dashboard on loopback; returns the base URL as bound, without a final slash.
 
         Args:
             host: 127.0.0.1, localhost or ::1.
             port: 0 for any free one.
             token: the bearer token; must not be empty.
-            inherited: what the program before us left of this address.
+            inherited: the state of this listener from the program before an upgrade.
 
         Raises:
             SettingError: names `control_bind`.
@@ -143,17 +142,17 @@ class ControlServer:
         return self._logins.guard.login_link() if self._logins.guard else None
 
     async def ensure(self) -> None:
-        """Make the socket and the token file anew if somebody deleted them, or their folder; call it often.
+        """Make the socket and the token file again if they, or their folder, were deleted; call it often.
 
-        What others have put in their place is left alone. Open connections stay. Also says how many log lines
-        were left out.
+        Files that others have put in their place are not touched. Open connections stay. Also logs how many
+        log lines were suppressed.
         """
         self._limited.report()
         try:
             if self._unix is not None and not self._unix.owned.is_there:
                 self._unix.bind_again()
                 self._log.warning("control_socket_restored", path=str(self._unix.owned.path))
-            # Not before the socket: whoever has that now may have put a token there.
+            # After the socket: another instance that has the socket now may have written a token.
             if self._token_file is not None and not self._token_file.is_there:
                 self._token_file.write()
                 self._log.warning("control_token_restored", path=str(self._token_file.path))
@@ -165,7 +164,7 @@ class ControlServer:
             self._problem = ""
 
     def hand_over(self) -> Handover:
-        """What the next program in this process goes on with; changes nothing here."""
+        """The state for the next program in this process; changes nothing here."""
         guard, owned = self._logins.guard, self._unix and self._unix.owned
         return Handover(
             UnixHandover(str(owned.path), owned.socket.fileno(), owned.lock) if owned else None,
@@ -174,10 +173,10 @@ class ControlServer:
         )
 
     async def close(self) -> None:
-        """End streams, finish answers in the making, remove the socket. May be called twice."""
+        """End streams, finish running answers, remove the socket. May be called twice."""
         self._streams.close()
         if self._unix is not None:
-            # First, so that whoever finds nobody there any more can start the next instance at once.
+            # First, so that the next instance can start at once.
             self._unix.owned.remove()
         if self._token_file is not None:
             self._token_file.remove()
@@ -190,7 +189,7 @@ class ControlServer:
         self._unix = self._tcp = self._token_file = self._logins.guard = None
 
     async def _run(self, guard: Guard, sock: socket.socket, pages: str = "") -> "_Runner":
-        """Serve on `sock`; `pages`: the base URL at which the dashboard is served, too."""
+        """Serve on `sock`; `pages`: the base URL if the dashboard is served, too."""
         app = build_app(guard, self._handlers, self._streams, self._limited, self._log)
         if pages:
             add_pages(app, pages, self._static)
@@ -202,29 +201,29 @@ class ControlServer:
 
 
 class _Runner:
-    """Serves one application on a listening socket, which stays the caller's."""
+    """Serves one application on a listening socket, which the caller owns."""
 
     def __init__(self, runner: web.AppRunner, sock: socket.socket, log: LimitedLog) -> None:
         self._runner = runner
         self._log = log
-        assert runner.server is not None  # since its setup
+        assert runner.server is not None  # set by setup()
         self._connections = ControlConnections(runner.server, sock.family, log, _protocol_logger(log))
         self._acceptor = ControlAcceptor(sock, self._connections.admit, log)
 
     def accept_from(self, sock: socket.socket) -> None:
-        """Accept from another socket in place of the one before; connections stay."""
+        """Accept from another socket in the place of the current one; connections stay."""
         self._acceptor.close()
         self._acceptor = ControlAcceptor(sock, self._connections.admit, self._log)
 
     async def close(self) -> None:
-        """Accept nothing more, finish answers in the making, close all connections."""
+        """Stop accepting, finish running answers, close all connections."""
         self._acceptor.close()
         await self._runner.cleanup()
         self._connections.close()
 
 
 class _Unix:
-    """The Unix socket and what serves on it."""
+    """The Unix socket and its runner."""
 
     def __init__(self, owned: OwnedSocket, runner: _Runner) -> None:
         self.owned = owned
@@ -250,18 +249,18 @@ class _ToStructlog(logging.Handler):
 
 
 def _protocol_logger(log: LimitedLog) -> logging.Logger:
-    """Takes what aiohttp's protocol layer logs: bytes that are no HTTP, for which it would print tracebacks.
+    """The logger for aiohttp's protocol layer, which would log a traceback for each malformed request.
 
-    Errors in handlers do not come this way; the entrance logs them.
+    Errors in handlers are logged by the middleware of `app`.
     """
-    # Not in logging's tree: nobody else's handlers see it.
+    # Outside of logging's tree: no other handlers get its records.
     logger = logging.Logger("control http")  # noqa: LOG001
     logger.addHandler(_ToStructlog(log))
     return logger
 
 
 def bind_handlers(fleet: FleetHandlers, logins: LoginHandlers) -> dict[str, Handler]:
-    """Each route's handler by the route's name; a route without one is a defect that shows here."""
+    """Each route's handler by the route's name; raises AttributeError if a route has none."""
     return {
         route.name: getattr(logins if hasattr(logins, route.name) else fleet, route.name)
         for route in ROUTES
@@ -274,7 +273,7 @@ def _bind_tcp(address: str, port: int) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, port))
-        # Now, not when aiohttp does: with SO_REUSEADDR a port in use is noticed only here.
+        # Listen already here: with SO_REUSEADDR a port in use is detected only by listen(2).
         sock.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         sock.close()

@@ -142,7 +142,11 @@ class Streams:
                 await stream.run(self._closing)
             except TimeoutError:
                 self._log.write(
-                    "warning", "control_stream_dropped", caller.who, who=caller.who, cause="slow reader"
+                    "warning",
+                    "control_stream_dropped",
+                    caller.identity,
+                    who=caller.identity,
+                    cause="slow reader",
                 )
                 if request.transport is not None:
                     request.transport.abort()

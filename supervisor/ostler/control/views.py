@@ -1,4 +1,5 @@
-"""What the API says: every request and response body, by the names that `ctl --json` and the dashboard use.
+"""The types of the API: every request and response body, with the names that `ctl --json` and the dashboard
+use.
 
 Units: seconds for ages and durations, bytes for sizes, unix time for instants (`at`, `started_at`).
 """
@@ -13,7 +14,7 @@ ReloadPhase = Literal["loading", "canary", "rolling", "done", "failed", "superse
 TakesEffect = Literal["live", "generation", "restart"]
 ExitKind = Literal["worker", "fork server"]
 ExitCause = Literal[
-    # It was told to leave, and why:
+    # It was asked to end, and why:
     "recycled",
     "aged",
     "memory",
@@ -28,9 +29,9 @@ ExitCause = Literal[
     "boot timeout",
     "paused",
     "stopped",
-    # It had to be killed, because it sent something that a worker or a fork server never sends:
+    # It was killed because it sent something that a worker or a fork server never sends:
     "protocol error",
-    # Nobody here wanted it:
+    # It ended without being asked:
     "crashed",
     "killed by the kernel for memory",
     "killed by an outsider",
@@ -69,7 +70,7 @@ class RequestView(msgspec.Struct, frozen=True):
 class WorkerView(msgspec.Struct, frozen=True):
     slot: int
     pid: int | None
-    """None until the fork server has told it."""
+    """None until the fork server has reported it."""
     generation: int
     state: WorkerState
     leaving: str | None
@@ -87,11 +88,11 @@ class WorkerView(msgspec.Struct, frozen=True):
     deadline_in: float | None
     """The nearest deadline of its requests in flight."""
     implausible: bool = False
-    """What it wrote into the scoreboard can't be true: it counts no more, and its requests are not seen."""
+    """Its scoreboard has impossible values: they are not counted, and its requests are not shown."""
 
 
 class Totals(msgspec.Struct, frozen=True):
-    """Since the supervisor's start, workers that are gone included; never goes backwards."""
+    """Totals since the supervisor's start, including ended workers; they never go backwards."""
 
     requests: int
     errors: int
@@ -104,13 +105,13 @@ class Totals(msgspec.Struct, frozen=True):
 
 
 class ChangeView(msgspec.Struct, frozen=True):
-    """A setting that a reload found changed."""
+    """A setting that a reload has changed."""
 
     name: str
     before: Any
     after: Any
     takes_effect: TakesEffect
-    """`restart`: the daemon goes on with the value that it was started with."""
+    """`restart`: the daemon keeps using the value from its start."""
 
 
 class ReloadView(msgspec.Struct, frozen=True):
@@ -124,7 +125,7 @@ class ReloadView(msgspec.Struct, frozen=True):
     """How long it has taken so far, or took."""
     asked_by: str
     reason: str | None
-    """Why it failed: one line."""
+    """Why it failed, in one line."""
     traceback: str | None
     changes: list[ChangeView] = []
     """Settings that differ from those of the generation before."""
@@ -138,7 +139,7 @@ class StatusView(msgspec.Struct, frozen=True):
     python: str
     state: FleetState
     health: str
-    """One sentence that says how the fleet is."""
+    """The state of the fleet in one sentence."""
     wanted: int
     ready: int
     booting: int
@@ -156,9 +157,9 @@ class StatusView(msgspec.Struct, frozen=True):
     reload: ReloadView | None
     # With defaults, because `ctl` may be newer than the daemon that it upgrades.
     override: int | None = None
-    """The number of workers that was set by hand and stays until the configuration's own changes."""
+    """The number of workers that was set by hand; valid until the configured number changes."""
     workers_range: tuple[int, int] | None = None
-    """Between these the load decides on the number of workers; None if the number is fixed."""
+    """The range in which the load determines the number of workers; None if the number is fixed."""
     program_since: float = 0.0
     """When this version of the supervisor took over: `started_at`, unless it was upgraded in place."""
 
@@ -170,7 +171,7 @@ class SampleView(msgspec.Struct, frozen=True):
     requests_per_second: float
     errors_per_second: float
     p50: float | None
-    """Latency in the app, seconds, over this second; None without requests."""
+    """Latency in the app, seconds, within this second; None without requests."""
     p95: float | None
     p99: float | None
     in_flight: int
@@ -179,7 +180,7 @@ class SampleView(msgspec.Struct, frozen=True):
 
 
 class EventView(msgspec.Struct, frozen=True):
-    """Something that happened to the fleet."""
+    """An event of the fleet."""
 
     id: int
     at: float
@@ -205,13 +206,13 @@ class ExitView(msgspec.Struct, frozen=True):
     age: float
     requests: int
     last_requests: list[str]
-    """The last request of each of its threads, as `GET /path`; those it was at when it ended come first."""
+    """The last request of each of its threads, as `GET /path`; those running at its end come first."""
     peak_memory: int | None
-    """The most that was ever resident."""
+    """The maximum of its resident memory."""
     stack: str | None
-    """Its last stack dump or traceback, behind its protocol error. Only the newest ends keep theirs."""
+    """Its protocol error, if any, and its last stack dump or traceback. Only the newest exits keep theirs."""
     planned: bool = True
-    """Whether it ended for a reason that is nobody's worry."""
+    """Whether it ended for an ordinary reason that needs no attention."""
 
 
 class SettingView(msgspec.Struct, frozen=True):
@@ -228,39 +229,42 @@ class ConfigView(msgspec.Struct, frozen=True):
 
 
 class ErrorView(msgspec.Struct, frozen=True):
-    """Every answer from 400 on."""
+    """The body of every answer from 400 on."""
 
     error: str
     """A stable word, e.g. `not_found`."""
     message: str
-    """One line for people: what, where, what to do."""
+    """One line for people: what is wrong, where, and what to do."""
 
 
 class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Exactly one of the three; `auto` gives a number up that was set by hand."""
+    """Exactly one of the three; `auto` removes a number that was set by hand."""
 
     workers: int | None = None
     delta: int | None = None
     auto: bool = False
 
 
-class Reload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ReloadBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait: bool = False
-    """Answer only when the reload has ended."""
+    """Answer when the reload has ended."""
 
 
-class Refork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ReforkBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slot: int | None = None
-    """Whose worker becomes the zygote; None: the one that has served most."""
+    """The slot of the worker that becomes the zygote; None: the worker that has served most requests."""
     force: bool = False
-    """Also if the audit before it finds problems."""
+    """Also if the audit finds problems."""
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """What was asked goes on; its outcome is told by events."""
+    """The request is in progress; events report its outcome."""
 
     after: int
-    """The newest event's id when it was asked: `/v1/events?after=` this has all that comes of it."""
+    """The id of the newest event before it.
+
+    `/v1/events?after=` this returns all events that follow from it.
+    """
 
 
 class Stop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -275,7 +279,7 @@ class SessionView(msgspec.Struct, frozen=True):
     """A dashboard's session. It ends at logout, `seconds` after its beginning, or with the daemon."""
 
     token: str
-    """A secret, to be sent as `Authorization: Bearer TOKEN`; with it one may read and operate."""
+    """A secret, to be sent as `Authorization: Bearer TOKEN`; its scope is `operate`."""
     seconds: float
 
 

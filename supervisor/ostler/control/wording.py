@@ -1,4 +1,4 @@
-"""What a reload has changed, in words: the same for `ctl reload` and for the log, which HUP leaves it to."""
+"""The changes of a reload as text, for `ctl reload` and for the log (after HUP)."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def change(view: ChangeView) -> str:
 
 
 def value(setting: Any) -> str:
-    """A setting's value, shortly: text as it is, all else as JSON."""
+    """A setting's value in short: strings unchanged, other values as JSON."""
     if isinstance(setting, float):
         return f"{setting:g}"
     return setting if isinstance(setting, str) else msgspec.json.encode(setting).decode()

@@ -1,6 +1,6 @@
 """`--check-config` and `--print-config`: asks a fork server, as the daemon would, and serves nothing.
 
-Nothing is bound, written or detached. What else would only show when that is tried is looked for beforehand.
+Nothing is bound, written or detached. Errors that would show only when that is tried are looked for instead.
 """
 
 import errno
@@ -33,7 +33,7 @@ from ostler.terminal import lines
 
 Message = TypeVar("Message", bound=msgspec.Struct)
 
-# Seconds that a fork server has to leave in.
+# Seconds that a fork server gets to end.
 _END_TIME = 5.0
 
 
@@ -45,10 +45,10 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
     """
     set_up("-", "auto", "info")
     check_calls()
-    # As in the daemon: an app must not speak for a service.
+    # As in the daemon: an app must not report for a service.
     os.environ.pop("NOTIFY_SOCKET", None)
     if upgrade.check_readable():
-        # Configuration and app don't need the control plane and its libraries, but the new program does.
+        # Configuration and app don't need the control server and its libraries, but the new program does.
         import_module("ostler.daemon.run")
     server = ForkServerHandle.start(0)
     server.channel.set_blocking(True)
@@ -77,10 +77,10 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
 
 
 def look_ahead(loaded: Loaded) -> None:
-    """Look for what can't be bound, written or changed to, without doing it.
+    """Check whether addresses, pid file and accounts can be used, without using them.
 
     Raises:
-        SettingError: for the first such setting.
+        SettingError: of the first setting that can't be used.
     """
     settings = loaded.settings
     for name, look in (("bind", _look_at_addresses), ("pidfile", _look_at_pidfile)):
@@ -96,7 +96,7 @@ def look_ahead(loaded: Loaded) -> None:
 
 def _look_at_addresses(settings: Settings) -> None:
     if os.environ.get("LISTEN_FDS"):
-        return  # what systemd has bound takes their place
+        return  # sockets from systemd are used instead
     for text in settings.bind:
         address = parse_address(text)
         try:
@@ -121,7 +121,7 @@ def _look_at_pidfile(settings: Settings) -> None:
 
 
 def _look_into_folder(settings: Settings, path: str) -> None:
-    """Raises OSError if a file could not be made at `path`, which counts from the folder of `chdir`."""
+    """Raises OSError if no file can be made at `path`, which is relative to the folder of `chdir`."""
     folder = Path(settings.chdir or ".", path).parent
     if not stat.S_ISDIR(folder.stat().st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
@@ -130,7 +130,7 @@ def _look_into_folder(settings: Settings, path: str) -> None:
 
 
 def _is_account(kind: str, name: str) -> bool:
-    """Whether there is a user or group of that name, or it is a number, which needs no name."""
+    """Whether there is a user or group of that name, or it is a number, for which none is needed."""
     try:
         return name.isdecimal() or bool(pwd.getpwnam(name) if kind == "user" else grp.getgrnam(name))
     except KeyError:
@@ -140,7 +140,7 @@ def _is_account(kind: str, name: str) -> bool:
 def _receive(
     server: ForkServerHandle, kind: type[Message], failure: type[OstlerError] = OstlerError
 ) -> Message:
-    """The next message, which is to be of one kind."""
+    """The next message, which has to be of one type."""
     try:
         received = server.channel.receive_unvouched()
     except BadMessage as error:
@@ -163,7 +163,7 @@ def _receive(
 
 
 def _wait_for_end(server: ForkServerHandle) -> None:
-    """It leaves when its channel ends, unless the app keeps it from that."""
+    """It ends when its channel does, unless the app prevents that."""
     poll = select.poll()
     fd = os.pidfd_open(server.pid)
     try:

@@ -18,7 +18,8 @@ from ostler.control.server import ControlServer
 from ostler.daemon import upgrade
 from ostler.daemon.chores import Chores
 from ostler.daemon.control_server import ControlStarter
-from ostler.daemon.listening.listeners import Listeners, systemd_listeners
+from ostler.daemon.listening.listeners import Listeners
+from ostler.daemon.listening.systemd import systemd_listeners
 from ostler.daemon.log_forwarder import LogForwarder
 from ostler.daemon.own_settings import OwnSettings
 from ostler.daemon.process.detach import LauncherLink
@@ -98,7 +99,7 @@ class Daemon:
                 finish=self._on_finish,
                 check_upgrade=lambda: self._upgrader.check(),
                 upgrade=self._upgrade_soon,
-                on_event=lambda: self._observer.follow(),
+                on_event=lambda: self._observer.reloads.follow(),
             ),
         )
         self._forwarder = LogForwarder(shell.ports, self._listeners)
@@ -190,7 +191,7 @@ class Daemon:
         self._watcher.configure(loaded.settings)
 
     def _on_reload_ended(self, generation: int) -> None:
-        self._observer.on_reload_ended(generation)
+        self._observer.reloads.on_ended(generation)
         self._follow_settings()
 
     def _on_rolled_back(self) -> None:

@@ -20,7 +20,7 @@ import msgspec
 from ostler.daemon.attempts import Attempts
 from ostler.daemon.backoff import Backoff
 from ostler.daemon.children.fork_servers import ForkServerCallbacks, ForkServerManager
-from ostler.daemon.children.hooks import HookCaller, HooksState
+from ostler.daemon.children.hooks import HookDispatcher, HooksState
 from ostler.daemon.children.inbox import Inbox
 from ostler.daemon.children.overdue import OverdueRequests
 from ostler.daemon.children.ports import Ports
@@ -123,7 +123,7 @@ class Shell:
             on_fork_server_message=lambda handle, message: self.fork_servers.received(handle, message),
             on_violation=lambda child, problem: self.reaper.end_violator(child, problem),
         )
-        self.hooks = HookCaller(
+        self.hooks = HookDispatcher(
             self.ports,
             self.configurations,
             hang_up=lambda handle: self.fork_servers.hang_up(handle),
@@ -199,7 +199,7 @@ class Shell:
     def snapshot(self) -> ShellState:
         """For `restore` in the program that comes next."""
         return ShellState(
-            fleet=self.fleet.snapshot(),
+            fleet=self.fleet.state,
             children=self.children.snapshot(),
             hooks=self.hooks.snapshot(),
             reaper=self.reaper.snapshot(),
@@ -287,7 +287,7 @@ class Shell:
             deadline = self.fleet.next_deadline()
         except Exception:  # noqa: BLE001 - as for an event
             self._failures.failed(now)
-            self.attempt.failed("the fleet can't say when it is to be called")
+            self.attempt.failed("the fleet can't compute its next deadline")
             deadline = now
         if deadline is not None:
             # A fleet that fails leaves its deadline in the past, and must not be called all the time.

@@ -1,8 +1,7 @@
-"""The app behind `ostler --demo`: a first fleet to play with, with nothing to write or install.
+"""The app of `ostler --demo`, for a first look at a running fleet.
 
-It gives a newcomer something to watch in `ctl workers` and on the dashboard: requests that are slow, fail,
-burn CPU or keep memory. It runs in ordinary workers, so it is plain WSGI on the standard library alone and
-imports little.
+Its pages produce what `ctl workers` and the dashboard show: requests that are slow, fail, use CPU or keep
+memory. It runs in ordinary workers, so it is plain WSGI, uses only the standard library and imports little.
 """
 
 from ostler.demo.routes import app

@@ -1,7 +1,6 @@
-"""The demo's home page: what there is to try, with commands that can be pasted as they stand.
+"""The demo's home page: pages and commands to try; the commands can be pasted unchanged.
 
-The page carries no script and no outside file, so it works without a network and says the same in every
-browser; the dashboard is where things move.
+The page has no scripts and loads no other files, so it works without a network and in every browser.
 """
 
 import os
@@ -13,27 +12,27 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
 
-# (link, label, what one sees). Links are relative, so that the app may be mounted anywhere.
+# (link, label, effect). Links are relative, so that the app may be mounted anywhere.
 PAGES = [
     ("slow?seconds=3", "/slow?seconds=3", "sleeps; meanwhile <code>$ctl requests</code> shows it in flight"),
-    ("fail", "/fail", "raises: a traceback in the log, a 500 here, and the worker lives on"),
+    ("fail", "/fail", "raises: a traceback in the log, a 500 here; the worker goes on"),
     ("cpu?ms=200", "/cpu?ms=200", "burns CPU; see the CPU column of <code>$ctl workers</code>"),
     ("leak?mb=10", "/leak?mb=10", "keeps memory in one worker until it is recycled"),
     ("stream", "/stream", "a generator: ten lines, each sent when it is ready"),
-    ("json", "/json", "a few facts about the worker that answered"),
-    ("headers", "/headers", "your request's headers as the app sees them"),
-    ("healthz", "/healthz", "what a load balancer asks"),
+    ("json", "/json", "data about the worker that answered"),
+    ("headers", "/headers", "the headers of your request as the app gets them"),
+    ("healthz", "/healthz", "for health checks of a load balancer"),
 ]
 
 COMMANDS = [
     ("$ctl open", "the dashboard in the browser"),
     ("$ctl workers", "the fleet: pids, states, requests, memory"),
     ("$ctl scale +2", "two more workers"),
-    ("kill -TTIN $supervisor", "one more, gunicorn's way (<code>-TTOU</code>: one fewer)"),
-    ("kill -9 $pid", "end this very worker; a successor is there at once"),
-    ("$ctl reload", "a new generation: successors first, no request lost"),
-    ("$ctl requests", "what every worker is busy with right now"),
-    ("$ctl stop", "finish what is in flight, then end"),
+    ("kill -TTIN $supervisor", "one more, as in gunicorn (<code>-TTOU</code>: one fewer)"),
+    ("kill -9 $pid", "kill this worker; a successor starts at once"),
+    ("$ctl reload", "a new generation: new workers start before old ones end; no request is lost"),
+    ("$ctl requests", "the requests that are running now"),
+    ("$ctl stop", "finish running requests, then end"),
 ]
 
 PAGE = Template("""\
@@ -114,7 +113,7 @@ $commands</dl>
 
 
 def command_path(name: str) -> str:
-    """How to type one of our commands: its bare name if its folder is on PATH, else the way to it."""
+    """How to call one of our commands: its name if its folder is on PATH, else its path."""
     folder = os.path.dirname(sys.executable)  # noqa: PTH120 - pathlib is a large import for a worker
     if folder in os.environ.get("PATH", "").split(os.pathsep):
         return name
@@ -126,7 +125,7 @@ def command_path(name: str) -> str:
 
 
 def supervisor_pid(environ: "WSGIEnvironment") -> str:
-    """The supervisor's pid: a worker's parent under Ostler; elsewhere a command that would find it."""
+    """The supervisor's pid: a worker's parent under Ostler; elsewhere a command that finds it."""
     if str(environ.get("SERVER_SOFTWARE", "")).lower().startswith("ostler"):
         return str(os.getppid())
     return "$(pgrep -of 'ostler: supervisor')"
@@ -141,9 +140,10 @@ def home_page(environ: "WSGIEnvironment") -> bytes:
         "ostler": escape(command_path("ostler")),
     }
     pages = "".join(
-        f'<dt><a href="{link}"><code>{label}</code></a></dt><dd>{said}</dd>\n' for link, label, said in PAGES
+        f'<dt><a href="{link}"><code>{label}</code></a></dt><dd>{effect}</dd>\n'
+        for link, label, effect in PAGES
     )
-    commands = "".join(f"<dt><code>{line}</code></dt><dd>{said}</dd>\n" for line, said in COMMANDS)
+    commands = "".join(f"<dt><code>{line}</code></dt><dd>{effect}</dd>\n" for line, effect in COMMANDS)
     return PAGE.substitute(
         words,
         pages=Template(pages).substitute(words),

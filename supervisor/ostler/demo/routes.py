@@ -1,8 +1,8 @@
-"""The demo's routes, as a table, and the one place that turns an answer into WSGI.
+"""The demo's routes, as a table, and their WSGI application.
 
-A route is a function from a request to an `Answer`; it raises `RequestError` for what the client got wrong.
-`app` does the rest for all of them: which methods a path takes, HEAD, Content-Length. Everything a client may
-ask for has an upper bound, because the demo may be left running and forgotten.
+A route is a function from a request to an `DemoAnswer`; it raises `RequestError` for a mistake of the
+client. `app` handles methods, HEAD and Content-Length for all of them. All parameters have an upper bound,
+because a demo may be left running.
 """
 
 import json
@@ -36,16 +36,16 @@ HTML_HEADERS = [
 
 
 class DeliberateDemoError(Exception):
-    """What `/fail` raises: not a defect, an exception to look at in the log."""
+    """Raised by `/fail` on purpose."""
 
 
 class RequestError(Exception):
-    """The client's mistake, with the answer it gets.
+    """A mistake of the client, with the answer for it.
 
     Args:
         status: the status line's code and reason.
-        line: one line that says what is wrong and what would be right.
-        headers: what else the answer has to say, e.g. `Allow`.
+        line: what is wrong, and what would be right.
+        headers: further headers of the answer, e.g. `Allow`.
     """
 
     def __init__(self, status: str, line: str, headers: list[tuple[str, str]] | None = None) -> None:
@@ -55,8 +55,8 @@ class RequestError(Exception):
         self.headers = headers or []
 
 
-class Answer(NamedTuple):
-    """What a route gives; a body of bytes is sent with its length, an iterator as it comes."""
+class DemoAnswer(NamedTuple):
+    """The result of a route; a body of bytes is sent with its length, an iterator in parts."""
 
     body: bytes | Iterator[bytes]
     content_type: str = TEXT
@@ -65,7 +65,7 @@ class Answer(NamedTuple):
 
 
 class Number(NamedTuple):
-    """A number that a query may give."""
+    """A numeric parameter of a query."""
 
     name: str
     default: float
@@ -81,7 +81,7 @@ class Number(NamedTuple):
             value = math.nan
         if not self.least <= value <= self.most:  # false for nan, too
             line = f"{self.name}={given[:40]!r} is not a number from {self.least:g} to {self.most:g}"
-            raise RequestError("400 Bad Request", line)
+            raise RequestError("400 Bad DemoRequest", line)
         return value
 
 
@@ -92,8 +92,8 @@ LINES = Number("lines", 10, 1, 1000)
 INTERVAL = Number("interval", 0.3, 0, 10)
 
 
-class Request:
-    """The environ, read the way the routes need it."""
+class DemoRequest:
+    """An environ, as the routes use it."""
 
     def __init__(self, environ: "WSGIEnvironment") -> None:
         self.environ = environ
@@ -102,25 +102,25 @@ class Request:
         self.path: str = environ.get("PATH_INFO", "") or "/"
 
     def numbers(self, *parameters: Number) -> list[float]:
-        """The query's parameters, in this order; raises `RequestError` for any that is wrong or unknown."""
+        """The parameters of the query, in this order; raises `RequestError` for an invalid or unknown one."""
         given = dict(parse_qsl(self.environ.get("QUERY_STRING", ""), keep_blank_values=True))
         known = [parameter.name for parameter in parameters]
         for name in given:
             if name not in known:
                 line = f"unknown parameter {name[:40]!r}: {self.path} takes {' and '.join(known)}"
-                raise RequestError("400 Bad Request", line)
+                raise RequestError("400 Bad DemoRequest", line)
         return [parameter.read(given.get(parameter.name)) for parameter in parameters]
 
     def body(self) -> bytes:
-        """The whole request body; without a length it is read to its end where the server marks one."""
+        """The request body; without a length it is read to its end if the server supports that."""
         source = self.environ["wsgi.input"]
         length = self.environ.get("CONTENT_LENGTH")
         if length:
             if not (length.isascii() and length.isdigit()):
-                raise RequestError("400 Bad Request", f"Content-Length {length[:40]!r} is not a number")
+                raise RequestError("400 Bad DemoRequest", f"Content-Length {length[:40]!r} is not a number")
             left = int(length)
         else:
-            # PEP 3333 knows no end of input without a length; servers that decode chunks say that theirs has.
+            # PEP 3333 defines no end of input without a length; servers that decode chunks set this key.
             left = MAX_ECHO + 1 if self.environ.get("wsgi.input_terminated") else 0
         too_large = RequestError("413 Content Too Large", f"/echo takes at most {MAX_ECHO} bytes")
         if length and left > MAX_ECHO:
@@ -134,7 +134,7 @@ class Request:
         return b"".join(parts)
 
 
-class Hoard:
+class KeptMemory:
     """The memory that `/leak` keeps in this worker; requests of several threads may add to it."""
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ class Hoard:
         self.megabytes = 0
 
     def add(self, megabytes: int) -> int:
-        """Keep `megabytes` more; return how many are held now, or raise `RequestError` at the bound."""
+        """Keep `megabytes` more; returns the total, or raises `RequestError` at the bound."""
         with self._lock:
             if self.megabytes + megabytes > MAX_HELD:
                 raise RequestError(
@@ -151,73 +151,73 @@ class Hoard:
                     f"worker {os.getpid()} holds {self.megabytes} MB already and may hold {MAX_HELD} MB: "
                     "recycle it to free them",
                 )
-            # Not bytearray(n): untouched zero pages would count as nobody's memory.
+            # Not bytearray(n): untouched zero pages would use no memory.
             self._pieces.append(b"\xa5" * (megabytes * MEGABYTE))
             self.megabytes += megabytes
             return self.megabytes
 
 
-hoard = Hoard()
+kept = KeptMemory()
 
 
-def _text(line: str) -> Answer:
-    return Answer(f"{line}\n".encode())
+def _text(line: str) -> DemoAnswer:
+    return DemoAnswer(f"{line}\n".encode())
 
 
-def home(request: Request) -> Answer:
-    return Answer(home_page(request.environ), "text/html; charset=utf-8", HTML_HEADERS)
+def home(request: DemoRequest) -> DemoAnswer:
+    return DemoAnswer(home_page(request.environ), "text/html; charset=utf-8", HTML_HEADERS)
 
 
-def slow(request: Request) -> Answer:
+def slow(request: DemoRequest) -> DemoAnswer:
     [seconds] = request.numbers(SECONDS)
     time.sleep(seconds)
     return _text(f"worker {os.getpid()} slept {seconds:g} s")
 
 
-def fail(request: Request) -> Answer:
+def fail(request: DemoRequest) -> DemoAnswer:
     raise DeliberateDemoError(f"{request.method} /fail always raises; the worker goes on serving")
 
 
-def cpu(request: Request) -> Answer:
+def cpu(request: DemoRequest) -> DemoAnswer:
     [milliseconds] = request.numbers(MILLISECONDS)
     started = time.monotonic()
-    # CPU time of this thread, so that busy neighbours make it longer and not smaller.
+    # CPU time of this thread, so that other load makes the request longer.
     end = time.thread_time() + milliseconds / 1000
     rounds = 0
     while time.thread_time() < end:
         rounds += 1
     took = (time.monotonic() - started) * 1000
-    return _text(f"worker {os.getpid()} burnt {milliseconds:g} ms of CPU in {took:.0f} ms")
+    return _text(f"worker {os.getpid()} used {milliseconds:g} ms of CPU in {took:.0f} ms")
 
 
-def leak(request: Request) -> Answer:
+def leak(request: DemoRequest) -> DemoAnswer:
     [asked] = request.numbers(MEGABYTES)
     megabytes = int(asked)
-    held = hoard.add(megabytes)
+    held = kept.add(megabytes)
     return _text(f"worker {os.getpid()} kept {megabytes} MB more and holds {held} MB now")
 
 
-def echo(request: Request) -> Answer:
+def echo(request: DemoRequest) -> DemoAnswer:
     content_type = request.environ.get("CONTENT_TYPE") or "application/octet-stream"
-    return Answer(request.body(), content_type)
+    return DemoAnswer(request.body(), content_type)
 
 
-def as_json(request: Request) -> Answer:
-    facts = {
+def as_json(request: DemoRequest) -> DemoAnswer:
+    found = {
         "app": "ostler demo",
         "pid": os.getpid(),
         "python": sys.version.split()[0],
         "server": request.environ.get("SERVER_SOFTWARE", ""),
         "multithread": bool(request.environ.get("wsgi.multithread")),
-        "held_mb": hoard.megabytes,
+        "held_mb": kept.megabytes,
     }
-    return Answer(json.dumps(facts, indent=2).encode() + b"\n", "application/json")
+    return DemoAnswer(json.dumps(found, indent=2).encode() + b"\n", "application/json")
 
 
-def stream(request: Request) -> Answer:
+def stream(request: DemoRequest) -> DemoAnswer:
     lines, interval = request.numbers(LINES, INTERVAL)
     if lines * interval > MAX_SLEEP:
-        raise RequestError("400 Bad Request", f"lines times interval is more than {MAX_SLEEP:g} seconds")
+        raise RequestError("400 Bad DemoRequest", f"lines times interval is more than {MAX_SLEEP:g} seconds")
 
     def generate() -> Iterator[bytes]:
         for number in range(1, int(lines) + 1):
@@ -225,45 +225,45 @@ def stream(request: Request) -> Answer:
                 time.sleep(interval)
             yield f"line {number} of {int(lines)} from worker {os.getpid()}\n".encode()
 
-    return Answer(generate())
+    return DemoAnswer(generate())
 
 
-def headers(request: Request) -> Answer:
+def headers(request: DemoRequest) -> DemoAnswer:
     found = [
         (key.removeprefix("HTTP_").replace("_", "-").title(), value)
         for key, value in request.environ.items()
         if key.startswith("HTTP_") or (key in ("CONTENT_TYPE", "CONTENT_LENGTH") and value)
     ]
-    # WSGI strings hold one byte a character (PEP 3333), so this gives back what was on the wire.
+    # WSGI strings have one byte per character (PEP 3333), so this restores the received bytes.
     lines = "".join(f"{name}: {value}\n" for name, value in sorted(found)).encode("latin-1")
-    return Answer(lines)
+    return DemoAnswer(lines)
 
 
-def healthz(request: Request) -> Answer:  # noqa: ARG001 - every route has this shape
+def healthz(request: DemoRequest) -> DemoAnswer:  # noqa: ARG001 - every route has this shape
     return _text("ok")
 
 
-class Route(NamedTuple):
-    handler: Callable[[Request], Answer]
+class DemoRoute(NamedTuple):
+    handler: Callable[[DemoRequest], DemoAnswer]
     methods: tuple[str, ...] = ("GET", "HEAD")
 
 
 ROUTES = {
-    "/": Route(home),
-    "/slow": Route(slow),
-    "/fail": Route(fail),
-    "/cpu": Route(cpu),
-    "/leak": Route(leak),
-    "/echo": Route(echo, ("POST", "PUT")),
-    "/json": Route(as_json),
-    "/stream": Route(stream),
-    "/headers": Route(headers),
-    "/healthz": Route(healthz),
+    "/": DemoRoute(home),
+    "/slow": DemoRoute(slow),
+    "/fail": DemoRoute(fail),
+    "/cpu": DemoRoute(cpu),
+    "/leak": DemoRoute(leak),
+    "/echo": DemoRoute(echo, ("POST", "PUT")),
+    "/json": DemoRoute(as_json),
+    "/stream": DemoRoute(stream),
+    "/headers": DemoRoute(headers),
+    "/healthz": DemoRoute(healthz),
 }
 
 
-def answer(request: Request) -> Answer:
-    """Find the route and call it; what the client got wrong comes back as an answer, too."""
+def answer(request: DemoRequest) -> DemoAnswer:
+    """Find and call the route; mistakes of the client become answers, too."""
     try:
         route = ROUTES.get(request.path)
         if route is None:
@@ -274,13 +274,13 @@ def answer(request: Request) -> Answer:
                 "405 Method Not Allowed", f"{request.path} takes {allowed}", [("Allow", allowed)]
             )
         return route.handler(request)
-    except RequestError as refused:
-        return Answer(f"{refused.line}\n".encode(), TEXT, refused.headers, refused.status)
+    except RequestError as error:
+        return DemoAnswer(f"{error.line}\n".encode(), TEXT, error.headers, error.status)
 
 
 def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
     """The WSGI application."""
-    request = Request(environ)
+    request = DemoRequest(environ)
     body, content_type, more, status = answer(request)
     fields = [("Content-Type", content_type), *SAFE_HEADERS, *more]
     if isinstance(body, bytes):

@@ -36,7 +36,7 @@ _SATURATED = 0.9
 _LEAST_GAIN = 0.25
 # Fewer requests than this on one side of a comparison are noise: a hundred are known to some 10 %.
 _COUNTABLE = 100
-# A wait that fell by less than this share did not fall.
+# A wait that fell by a smaller share than this counts as unchanged.
 _WAIT_GAIN = 0.2
 # Cool-downs until a step that did not help is tried again: doubles up to this.
 _LONGEST_HOLD = 16
@@ -124,7 +124,7 @@ def decide(
     if trend.trial is not None and trend.trial.workers != wanted:
         trend.trial = None  # the number was changed by other means
     if loads and len(loads) >= wanted:
-        # While some boot, how busy the others are says nothing about what all of them will be.
+        # While some boot the others are busier than all of them will be.
         trend.samples = [*trend.samples[1 - _WINDOW :], _sample(loads, now)]
     trend.samples = [sample for sample in trend.samples if now - sample.at < _STALE]
     if len(trend.samples) < _ENOUGH:

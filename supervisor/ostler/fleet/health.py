@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-from ostler.fleet.machine import Fleet
 from ostler.fleet.model import Cause, GenerationState, ReloadPhase, WorkerState
 from ostler.fleet.policies import crash_loop, kills_too_many
 from ostler.fleet.state import State
@@ -10,9 +9,8 @@ from ostler.fleet.state import State
 FleetState = Literal["starting", "ready", "degraded", "reloading", "paused", "stopping"]
 
 
-def state(fleet: State | Fleet) -> FleetState:
+def state(fleet: State) -> FleetState:
     """The most important thing that is true of the fleet."""
-    fleet = fleet.state if isinstance(fleet, Fleet) else fleet
     if fleet.stopping:
         return "stopping"
     if fleet.paused:
@@ -26,9 +24,8 @@ def state(fleet: State | Fleet) -> FleetState:
     return "ready"
 
 
-def sentence(fleet: State | Fleet) -> str:
+def sentence(fleet: State) -> str:
     """The fleet's state for an operator, in one sentence."""
-    fleet = fleet.state if isinstance(fleet, Fleet) else fleet
     # Slots, not workers: while one replaces another, two of them serve in one.
     ready = fleet.ready
     workers = f"{ready} of {fleet.wanted} workers ready"

@@ -20,7 +20,6 @@ Time comes in with every call (CLOCK_MONOTONIC, seconds); `next_deadline` says w
 """
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from typing import Any, Self
 
 from ostler.fleet import (
@@ -42,7 +41,6 @@ from ostler.fleet import (
     upgrades,
     workers,
 )
-from ostler.fleet.model import FleetPolicy, Generation, Refork, Reload, Worker, WorkerState
 from ostler.fleet.state import State
 from ostler.fleet.step import FleetStep
 
@@ -137,74 +135,6 @@ class Fleet:
     def next_deadline(self) -> float | None:
         """When to hand in `DeadlinePassed` at the latest, or None."""
         return deadlines.earliest(self._step(0.0))
-
-    # -- until the daemon reads `state` ---------------------------------------------------------------------
-
-    @property
-    def workers(self) -> dict[int, Worker]:
-        return self.state.workers
-
-    @property
-    def generations(self) -> dict[int, Generation]:
-        return self.state.generations
-
-    @property
-    def current(self) -> int:
-        return self.state.current
-
-    @property
-    def candidate(self) -> int | None:
-        return self.state.candidate
-
-    @property
-    def reload(self) -> Reload | None:
-        return self.state.reload
-
-    @property
-    def refork(self) -> Refork | None:
-        return self.state.refork
-
-    @property
-    def stopping(self) -> str | None:
-        return self.state.stopping
-
-    @property
-    def upgrading(self) -> str | None:
-        return self.state.upgrading
-
-    @property
-    def override(self) -> int | None:
-        return self.state.override
-
-    @property
-    def policy(self) -> FleetPolicy | None:
-        return self.state.policy
-
-    @property
-    def wanted(self) -> int:
-        return self.state.wanted
-
-    @property
-    def ready(self) -> int:
-        return self.state.ready
-
-    @property
-    def spawned(self) -> int:
-        return self.state.spawned
-
-    @property
-    def deaths(self) -> int:
-        return self.state.deaths
-
-    def count(self, state: WorkerState) -> int:
-        return self.state.count(state)
-
-    def serving(self, slot: int) -> Worker | None:
-        return self.state.serving(slot)
-
-    def snapshot(self) -> State:
-        """A copy of the state, for `restored`."""
-        return deepcopy(self.state)
 
     def _step(self, now: float) -> FleetStep:
         return FleetStep(self.state, now, self._random, self._strict)

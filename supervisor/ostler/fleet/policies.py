@@ -17,7 +17,7 @@ CRASH_WINDOW = 60.0
 # Kills by outsiders within CRASH_WINDOW without consequence; in larger fleets one for each worker.
 _KILLS_FORGIVEN = 30
 
-# Fewer answers than this say nothing of a generation's error rate.
+# The least number of answers for which a generation's error rate is compared.
 _ENOUGH_ANSWERS = 50
 
 

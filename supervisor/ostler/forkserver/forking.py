@@ -3,8 +3,8 @@
 It forks twice for each worker, so that the worker's parent dies at once and the supervisor, a child
 subreaper, becomes its parent: the supervisor gets true exit statuses, and the fork server may come and go.
 
-It ends when the supervisor hangs up, at once and without the app's atexit functions: they are for the ends of
-workers, each of which runs its own copy of them.
+It ends when the supervisor closes the channel, at once and without the app's atexit functions: each worker
+runs its own copy of them when it ends.
 """
 
 import gc
@@ -31,7 +31,7 @@ from ostler.workers.inheritance import Inheritance, WorkerGeneration, Zygote
 
 _PID = struct.Struct("i")
 
-# A worker that has become a zygote may yet be told what it was told as a worker.
+# A worker that has become a zygote may still receive messages for a worker.
 Asked = messages.ToForkServer | messages.ToWorker
 
 
@@ -50,10 +50,11 @@ class Forking:
         self._sinks = sinks
 
     def run(self, ready: messages.AppLoaded | messages.ZygoteReady) -> Inheritance | None:
-        """Say that it is ready and serve the supervisor until that hangs up, which ends the process.
+        """Report that it is ready, and do what the supervisor asks until it closes the channel.
 
-        Returns in forked workers with what they inherit, else None at the end. What is told to leave before
-        the supervisor takes it for a fork server has no children, and leaves like the worker that it was.
+        Returns in forked workers with what they inherit, else None at the end. A zygote that is asked to
+        drain before the supervisor uses it as a fork server has no children, and ends like the worker that it
+        was.
         """
         _tidy_up()
         set_title(f"ostler: fork server gen {self._generation.number} [{self._generation.name}]")
@@ -79,17 +80,17 @@ class Forking:
                 elif isinstance(message, messages.Drain) and not message.zygote:
                     boot.leave(0)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # the supervisor is gone in the middle of an answer
+            pass  # the supervisor has ended while it was answered
         return None
 
     def _log_line(self, line: messages.LogLine) -> None:
-        """Give an event of the supervisor's to the loggers, unless it has lost its patience."""
+        """Pass an event of the supervisor to the loggers, unless it is too old by now."""
         in_time = time.monotonic() < line.until
         if in_time and bridge.take_event(line.level, line.name, line.fields, line.pid):
             self._channel.send(messages.LogTaken(line.number))
 
     def _retire(self) -> bool:
-        """Let go of what is shared with those who serve on; whether anything runs that hooks have begun."""
+        """Close what is shared with other processes; whether anything runs that hooks have started."""
         generation = self._generation
         for sock in (*generation.listeners, *generation.handoff):
             sock.close()
@@ -103,9 +104,9 @@ class Forking:
         hook_worker = self._generation.hooks.about_to_fork(ask)
         read_fd, write_fd = os.pipe()
         gc.freeze()  # what came since the last time; see `_tidy_up`
-        # Blocked until the worker has handlers of its own: ours would swallow what is meant for it.
+        # Blocked until the worker has handlers of its own: otherwise a signal for it would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
-        # The worker is to be the supervisor's child, whatever the app wants of its own.
+        # The worker is to be the supervisor's child, even if the app has made this process a subreaper.
         adopt_no_orphans()
         try:
             intermediate = original.fork()
@@ -149,8 +150,8 @@ class Forking:
 
 
 def take_over(zygote: Zygote) -> Forking:
-    """Be the fork server of what a worker has left."""
-    # Without its supervisor it ends, as any fork server.
+    """The fork server that a worker has become."""
+    # Without its supervisor it ends, like any fork server.
     signals.on_hang_up(zygote.channel_fd, lambda: os._exit(0))
     channel: Channel[Asked] = Channel(original.Socket(fileno=zygote.channel_fd), Asked)
     generation = zygote.generation
@@ -160,19 +161,19 @@ def take_over(zygote: Zygote) -> Forking:
 
 
 def fields_of(generation: int) -> dict[str, int]:
-    """What events of a fork server carry."""
+    """Fields of each event that a fork server logs."""
     return {"pid": os.getpid(), "generation": generation}
 
 
 def _tidy_up() -> None:
-    """Leave nothing that workers would carry along, or say once more."""
+    """Leave nothing that workers would inherit without need, or write a second time."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError, AttributeError):
-            pass  # closed, full, or not there at all: nothing that a fork would make worse
-    # What is there now lives as long as this process: moved out of the collector's sight it is never
-    # written to again, so workers share its pages. What was moved before may have become garbage.
+            pass  # closed, full, or not there at all: a fork makes nothing worse
+    # What exists now lives as long as this process: hidden from the collector it is never written to again,
+    # so workers share its pages. What was hidden before may have become garbage.
     gc.unfreeze()
     gc.collect()
     gc.freeze()
@@ -183,7 +184,7 @@ def _warm(modules: list[str]) -> None:
     for name in modules:
         try:
             importlib.import_module(name)
-        except Exception:  # noqa: BLE001, S112 - the worker could import it, we can't: nothing is lost
+        except Exception:  # noqa: BLE001, S112 - only memory is lost if it can't be imported here
             continue
     gc.collect()
     gc.freeze()

@@ -1,8 +1,8 @@
 """With which rights the app runs, and on which terminal: `user`, `group`, `initgroups`, `umask`, `daemon`.
 
-The fork server gives up what it has once the configuration was evaluated and certificates were read, before
-the app is imported (or before even that: see `deciding`); workers inherit that. The supervisor keeps its
-rights, so that it can bind ports, make logs again, and start the next fork server.
+The fork server gives up its rights once the configuration was evaluated and certificates were read, before
+the app is imported (or even before the configuration: see `config_source`); workers inherit that. The
+supervisor keeps its rights, so that it can bind ports, reopen logs, and start the next fork server.
 """
 
 import os
@@ -17,20 +17,20 @@ from ostler.settings.table import Settings
 
 
 def set_umask(settings: Settings) -> None:
-    """0 is gunicorn's default, which there is about sockets alone: files that everybody may write to are
-    nobody's wish."""
+    """Set it unless it is 0, gunicorn's default, which is about sockets only: files that every user may write
+    to are not wanted."""
     if umask := int(settings.umask, 8):
         os.umask(umask)
 
 
 def become_account(account: Account, user: str | None, group: str | None, trial: bool = False) -> list[str]:
-    """Give up what rights we have for those of `account`; returns what to warn of.
+    """Exchange this process's rights for those of `account`; returns warnings.
 
     user, group: the settings that name it; trial: the configuration is only checked, perhaps by an account
-    that may do less than the one that will start it.
+    that has fewer rights than the one that will start it.
 
     Raises:
-        SettingError: we may not.
+        SettingError: this process has no right to.
     """
     share_with(None)
     name = "group" if user is None else "user"
@@ -52,7 +52,7 @@ def become_account(account: Account, user: str | None, group: str | None, trial:
 
 
 def leave_terminal(settings: Settings) -> None:
-    """Let go of standard descriptors as `daemon` says; what is kept is written line by line."""
+    """Close standard descriptors as `daemon` demands; what is kept is written line by line."""
     kept = settings.enable_stdio_inheritance
     if kept:
         write_at_once()

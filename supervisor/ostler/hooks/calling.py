@@ -50,7 +50,7 @@ class HookTimeout(BaseException):
         return f"a hook may take {HOOK_TIME:g} s in the fork server"
 
 
-class HookCaller:
+class HookFunctions:
     """Calls the hooks of a configuration file; in the main thread, but for those about requests.
 
     Args:

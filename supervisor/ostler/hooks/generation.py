@@ -4,7 +4,7 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from ostler.hooks.calling import HookCaller
+from ostler.hooks.calling import HookFunctions
 from ostler.hooks.objects import HookApp, HookLog, HookServer, HookWorker
 from ostler.ipc import messages
 from ostler.settings.table import Settings
@@ -37,7 +37,7 @@ class Hooks:
     ) -> None:
         self._cause = cause
         self._any = bool(functions)
-        self.caller = HookCaller(functions, emit)
+        self.caller = HookFunctions(functions, emit)
         self.server = HookServer(settings, HookApp(load, settings.wsgi_app or ""), HookLog(emit))
 
     @property

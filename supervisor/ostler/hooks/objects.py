@@ -119,7 +119,7 @@ def _logger(name: str) -> "logging.Logger":
     return logging.getLogger(name)
 
 
-class HookConfig(HookArgument):
+class HookSettings(HookArgument):
     """`server.cfg`: the settings by gunicorn's names, with gunicorn's types."""
 
     _called = "cfg"
@@ -233,7 +233,7 @@ class HookServer(HookArgument):
     _called = "server"
 
     def __init__(self, settings: Settings, app: HookApp, log: HookLog) -> None:
-        self.cfg = HookConfig(settings)
+        self.cfg = HookSettings(settings)
         self.log = log
         self.app = app
         self.pid = os.getppid()

@@ -6,7 +6,7 @@ Without such hooks a worker uses the plain `Exchange`, at no extra cost.
 import itertools
 from typing import Any
 
-from ostler.hooks.calling import HookCaller, failure
+from ostler.hooks.calling import HookFunctions, failure
 from ostler.hooks.objects import HookArgument, HookWorker
 from ostler.wsgi.environ import Environ
 from ostler.wsgi.exchange import App, DeadlineExceeded, Exchange, QuitWorker, interruptible
@@ -87,7 +87,7 @@ class RequestHooks:
         begun: number of requests that the app was called for.
     """
 
-    def __init__(self, caller: HookCaller, worker: HookWorker) -> None:
+    def __init__(self, caller: HookFunctions, worker: HookWorker) -> None:
         self._caller = caller
         self._worker = worker
         self._pre = caller.functions.get("pre_request")

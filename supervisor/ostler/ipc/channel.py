@@ -1,10 +1,10 @@
 """One end of a SOCK_SEQPACKET socket pair that carries messages and descriptors.
 
-The kernel keeps message boundaries and order, and end of file means that the other process is gone, however
-it went. No framing, no threads, no locks.
+The kernel keeps message boundaries and order, and end of file means that the other process has ended, in
+whatever way. No framing, no threads, no locks.
 
-In a child runs an app that may be hostile. So the supervisor reads with `receive_unvouched`, which takes no
-descriptors and says what is wrong with a message; children, which the supervisor talks to, with `receive`.
+A child runs an app that may be hostile. So the supervisor reads with `receive_unvouched`, which receives no
+descriptors and reports what is wrong with a message. Children trust the supervisor and read with `receive`.
 """
 
 import array
@@ -23,16 +23,17 @@ Incoming = TypeVar("Incoming")
 # for a socket buffer.
 _MAX_MESSAGE = 160 * 1024
 TRACEBACK_LIMIT = 48 * 1024
-# The same where decoding takes Python (`wire.is_escaped`): more than settings, or a batch of paths, have. And
-# for how many bytes one of these counts.
+# The same where decoding takes Python (`wire.is_escaped`): more than settings, or a batch of paths, need. And
+# how many bytes one of these counts as.
 _MAX_ESCAPED, _ESCAPED_COST = 72 * 1024, 8
 LINE_LIMIT = 2000
 """Characters of a reason, a warning and the like."""
-_SAID = 200
+# Characters of an error that are quoted.
+_QUOTED = 200
 
 
 class BadMessage(Exception):
-    """What came is no message that the other side may send; the text goes on after "it sent"."""
+    """What was received is no message that the other side may send; the text continues "it sent"."""
 
 
 class Channel(Generic[Incoming]):
@@ -73,8 +74,8 @@ class Channel(Generic[Incoming]):
         """Send one message, whole or not at all.
 
         Raises:
-            BlockingIOError: the other side does not read and the socket does not block.
-            OSError: the other side is gone (EPIPE, ECONNRESET).
+            BlockingIOError: the other side does not read, and the socket does not block.
+            OSError: the other side has ended (EPIPE, ECONNRESET).
         """
         ancillary = (
             [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
@@ -86,7 +87,7 @@ class Channel(Generic[Incoming]):
         """The next message with its descriptors (close-on-exec, owned by the caller); None at the end.
 
         Raises:
-            BlockingIOError: nothing there and the socket does not block.
+            BlockingIOError: there is no message, and the socket does not block.
         """
         try:
             data, ancillary, _, _ = self._sock.recvmsg(_MAX_MESSAGE, received.SPACE, socket.MSG_CMSG_CLOEXEC)
@@ -107,12 +108,12 @@ class Channel(Generic[Incoming]):
 
         The size is in bytes, or a multiple of that where they are costly to decode.
 
-        Descriptors are not received: the kernel would close them at once, and closing can block for as
-        long as their sender likes (see `received.discard`). A message with some stays where it is.
+        Descriptors are not received: closing them can block for as long as their sender likes (see
+        `received.discard`). A message with some stays in the socket.
 
         Raises:
-            BadMessage: what came is none.
-            BlockingIOError: nothing there and the socket does not block.
+            BadMessage: what was received is no message.
+            BlockingIOError: there is no message, and the socket does not block.
         """
         try:
             if self._sock.recvmsg(0, 0, socket.MSG_PEEK)[2] & socket.MSG_CTRUNC:
@@ -134,8 +135,8 @@ class Channel(Generic[Incoming]):
         try:
             return self._decode(data), size
         except (ValueError, RecursionError) as error:  # also of text that is no UTF-8: no msgspec.DecodeError
-            said = ascii(str(error)[:_SAID])[1:-1]
-            raise BadMessage(f"{len(data)} bytes that are no message ({said})") from None
+            why = ascii(str(error)[:_QUOTED])[1:-1]
+            raise BadMessage(f"{len(data)} bytes that are no message ({why})") from None
 
     def _has_ended(self) -> bool:
         """Whether no more comes: an empty message looks like the end."""
@@ -144,7 +145,7 @@ class Channel(Generic[Incoming]):
         return bool(poll.poll(0))
 
     def hang_up(self) -> int:
-        """Let the other side see the end, and give the descriptor away, which is to be closed."""
+        """Let the other side see the end; returns the descriptor, which the caller has to close."""
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -155,7 +156,7 @@ class Channel(Generic[Incoming]):
         self._sock.close()
 
     def detach(self) -> int:
-        """Give the descriptor away, for a channel that expects other messages."""
+        """Returns the descriptor, for a channel that expects other messages."""
         return self._sock.detach()
 
 
@@ -168,7 +169,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def shorten(traceback: str) -> str:
-    """Cut a traceback so that it fits a message; the end says most, so the middle goes."""
+    """Cut a traceback so that it fits a message; what is cut out is the middle."""
     traceback = _encodable(traceback)
     if len(traceback) <= TRACEBACK_LIMIT // 4:
         return traceback
@@ -183,11 +184,11 @@ def line(text: str) -> str:
 
 
 def lines(texts: list[str], most: int) -> list[str]:
-    """The same of several, at most so many."""
+    """The same for several, of which at most so many are kept."""
     found = [line(text) for text in texts]
     return found if len(found) <= most else [*found[: most - 1], f"{len(found) - most + 1} more"]
 
 
 def _encodable(text: str) -> str:
-    """An app may put half of a surrogate pair into an exception, which UTF-8 can't express."""
+    """An app may put half of a surrogate pair into an exception, which UTF-8 can't encode."""
     return text.encode("utf-8", "backslashreplace").decode()

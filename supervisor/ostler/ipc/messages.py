@@ -1,10 +1,11 @@
-"""What the supervisor and its children say to each other: small msgpack structs, tagged by their name.
+"""The messages between the supervisor and its children: small msgpack structs, tagged by their name.
 
-What children say has bounds, which the types tell; a message beyond them is none. Senders keep within them
+Fields of messages from children have bounds, which are in their types; a message beyond them is not accepted.
+Senders keep within them
 (`channel.line`, `channel.lines`, `channel.shorten`).
 
 Both ends are normally of one installation. `VERSION` guards the exception, a supervisor that runs on while
-the package under it is replaced: a fork server of another version refuses to be configured.
+the package under it is replaced: a fork server of another version refuses its configuration.
 """
 
 from typing import Annotated, Any, Literal
@@ -46,9 +47,9 @@ class Configure(_Message, frozen=True):
 
     command_line: raw values by setting name; folder: where the daemon was started; known: the generation's
     settings if it is not new: then the file that they are from is evaluated for what else it does, no other
-    is looked for, and these hold; cause: why there is a new generation, which says what hooks are called;
-    detached: with `daemon` let go of the standard descriptors; variables: of the values in `command_line`
-    that are from a variable with arguments, which; remarks: what the command line deserves a warning for.
+    is looked for, and these apply; cause: why there is a new generation, which decides what hooks are called;
+    detached: with `daemon`, close the standard descriptors; variables: which environment variable each value
+    in `command_line` is from, if it is from one; remarks: warnings about the command line.
     """
 
     version: int
@@ -76,7 +77,7 @@ class Load(_Message, frozen=True):
 class Spawn(_Message, frozen=True):
     """Fork a worker. Descriptors: its channel, the pipe that takes its stack dumps, its scoreboard cell.
 
-    urgent: it boots at normal priority, because nobody serves in its slot.
+    urgent: it boots at normal priority, because no worker serves in its slot.
     """
 
     worker_id: int
@@ -93,10 +94,10 @@ class Warm(_Message, frozen=True):
 class HookDue(_Message, frozen=True):
     """Call a hook of the configuration file, if it has it; the answer is `HookDone`.
 
-    name: child_exit, nworkers_changed, pre_exec or on_exit, or retire: let go of all that is shared, and end
-    unless hooks have begun something that runs; worker id, slot, pid: of the worker that child_exit
-    is about; exitcode: its exit code, -N for signal N, None if nobody knows; old, new: the numbers of workers
-    for nworkers_changed, the same if it is only to be known.
+    name: child_exit, nworkers_changed, pre_exec or on_exit, or retire: close all that is shared, and end
+    unless hooks have started something that runs; worker id, slot, pid: of the worker that child_exit
+    is about; exitcode: its exit code, -N for signal N, None if it is not known; old, new: the numbers of
+    workers for nworkers_changed, the same if the hook is not to be called.
     """
 
     name: str
@@ -111,8 +112,8 @@ class HookDue(_Message, frozen=True):
 class LogLine(_Message, frozen=True):
     """An event of the supervisor's own log, for the loggers that the configuration or the app has set up.
 
-    pid: the supervisor's; number: for `LogTaken`; until: CLOCK_MONOTONIC, seconds; the supervisor writes what
-    was not taken by then itself.
+    pid: the supervisor's; number: for `LogTaken`; until: CLOCK_MONOTONIC, seconds; the supervisor itself
+    writes what was not taken by then.
     """
 
     level: str
@@ -136,8 +137,9 @@ class Decided(_Message, frozen=True):
     """Which file is the configuration. Sent once, before any code runs that the app's user can write.
 
     config: as in `Configure`, None if there is none; loaded: the settings, if they were read with the
-    supervisor's own rights; else user, group and initgroups say with whose rights the file is evaluated,
-    because others can write it, and what they are for the whole generation; warnings: what to warn of.
+    supervisor's own rights; else user, group and initgroups name the account with whose rights the file is
+    evaluated, because others can write it, and are these settings for the whole generation; warnings: for the
+    log.
     """
 
     config: str | None
@@ -149,10 +151,10 @@ class Decided(_Message, frozen=True):
 
 
 class Configured(_Message, frozen=True):
-    """The configuration is good; what deserves a warning all the same.
+    """The configuration can be used.
 
-    hooks: names of those that the configuration file defines; problem: what would stop the start, only said
-    so if the cause is a check.
+    warnings: for the log; hooks: names of those that the configuration file defines; problem: what would
+    prevent the start, only if the cause is a check.
     """
 
     loaded: Loaded
@@ -191,11 +193,11 @@ class ForkFailed(_Message, frozen=True):
 
 
 class HookBegun(_Message, frozen=True):
-    """The first of what is due is being called: should the fork server die of it, nobody shall try again."""
+    """The first pending hook is being called: if the fork server dies of it, it is not called again."""
 
 
 class HookDone(_Message, frozen=True):
-    """A hook that was due has been called, or there is none, or it failed: that is in the log."""
+    """A hook that was due has been called. Also if there is none, or it failed, which is in the log."""
 
     name: Name
 
@@ -206,8 +208,8 @@ class HookDone(_Message, frozen=True):
 class Watch(_Message, frozen=True):
     """Reload when one of these changes: what was loaded, or could not be.
 
-    files: absolute paths; folders: where the app's zygotes may be; since: when they began to be read
-    (time.time()): what was written later may be newer than what is in force.
+    files: absolute paths; folders: where the app's templates may be; since: when they began to be read
+    (time.time()): what was written later may be newer than what was loaded.
     """
 
     files: Paths
@@ -240,11 +242,11 @@ FromForkServer = (
 
 
 class Boot(_Message, frozen=True):
-    """The supervisor knows the process; it may load the app and serve."""
+    """The supervisor knows the process: the worker may load the app and serve."""
 
 
 class Drain(_Message, frozen=True):
-    """Stop accepting, finish what is there, leave.
+    """Stop accepting connections, finish requests, end.
 
     hand_over: idle connections go to other workers; zygote: do not end, but answer `ZygoteReady` and be a
     fork server from then on, with the same channel; seconds: graceful_timeout as it is now, which a reload
@@ -257,7 +259,7 @@ class Drain(_Message, frozen=True):
 
 
 class AuditZygote(_Message, frozen=True):
-    """Look whether this process could be forked from. `force`: it will be, whatever is found."""
+    """Check whether this process could be forked from. force: it will be, whatever is found."""
 
     force: bool = False
 
@@ -283,13 +285,13 @@ class RecycleDue(_Message, frozen=True):
 
 
 class Signalled(_Message, frozen=True):
-    """It leaves because of a signal; whether that was the supervisor's, the supervisor knows."""
+    """It ends because of a signal, from the supervisor or another process."""
 
     signum: Signum
 
 
 class ZygoteAudited(_Message, frozen=True):
-    """problems: why this process can't be forked from; warnings: what deserves a look all the same."""
+    """problems: why this process can't be forked from; warnings: for the log."""
 
     problems: Lines
     warnings: Lines

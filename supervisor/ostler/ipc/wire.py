@@ -1,8 +1,8 @@
 """Messages as bytes: msgpack, and a form of it for text that UTF-8 can't express.
 
 Unix paths and arguments are bytes. Python keeps those that are no UTF-8 as lone surrogates (PEP 383), and an
-app's exception may have any. msgpack refuses them. So a message that has some is written with each of them
-escaped; its first byte, which msgpack never uses, says so.
+app's exception may contain any. msgpack refuses them. So a message that contains some is written with each of
+them escaped; its first byte, which msgpack never uses, marks it.
 """
 
 import math
@@ -28,26 +28,26 @@ _unpack = msgspec.msgpack.Decoder().decode
 
 
 def encode(message: msgspec.Struct) -> bytes:
-    """Any message as bytes. In one with very many texts or escapes the surrogates are written out instead."""
+    """Any message as bytes. If it has very many texts or escapes, surrogates are written as `\\udXXX`."""
     try:
         return _pack(message)
     except UnicodeEncodeError:
         plain = msgspec.to_builtins(message, builtin_types=(bytes,))
     try:
-        return _ESCAPED + _pack(_Walk(_escaped, _UNSAFE).through(plain))
+        return _ESCAPED + _pack(_TextReplacer(_escaped, _UNSAFE).through(plain))
     except _TooMuch:
-        return _pack(_Walk(_written_out, _UNSAFE, math.inf).through(plain))
+        return _pack(_TextReplacer(_written_out, _UNSAFE, math.inf).through(plain))
 
 
 def is_escaped(data: bytes) -> bool:
-    """Whether it is in the form that takes Python, and so far longer, to decode."""
+    """Whether it has escapes, which are decoded in Python and take far longer."""
     return data[:1] == _ESCAPED
 
 
 def decoder(kind: Any) -> Callable[[bytes], Any]:
-    """What makes messages of a type, or a union of types, from bytes.
+    """A function that decodes messages of a type, or a union of types.
 
-    It raises msgspec.DecodeError if they are no such message.
+    It raises msgspec.DecodeError if the bytes are no such message.
     """
     plain = msgspec.msgpack.Decoder(kind).decode
 
@@ -55,9 +55,9 @@ def decoder(kind: Any) -> Callable[[bytes], Any]:
         try:
             if not is_escaped(data):
                 return plain(data)
-            return msgspec.convert(_Walk(_unescaped, _ESCAPE).through(_unpack(data[1:])), kind)
+            return msgspec.convert(_TextReplacer(_unescaped, _ESCAPE).through(_unpack(data[1:])), kind)
         except (_TooMuch, UnicodeDecodeError, RecursionError, TypeError) as error:
-            # No UTF-8, nested too deep, keys that can be none, or more than is worth the time.
+            # No UTF-8, nested too deep, keys of an impossible type, or too much for the time it takes.
             raise msgspec.DecodeError(str(error)) from None
 
     return decode
@@ -67,8 +67,8 @@ class _TooMuch(Exception):
     pass
 
 
-class _Walk:
-    """Changes each text in a value that has no more than so many parts, and matches of `pattern`."""
+class _TextReplacer:
+    """Replaces each text in a value that has no more than so many parts, and matches of `pattern`."""
 
     def __init__(self, change: Callable[[str], str], pattern: re.Pattern[str], most: float = _MOST) -> None:
         self._change = change
@@ -112,5 +112,5 @@ def _unescaped(text: str) -> str:
 
 def _unescape(found: re.Match[str]) -> str:
     code = ord(found[1])
-    # What is no escape of ours stays as it is: a child may write what it likes.
+    # What is no escape of `encode` stays as it is: a child may write anything.
     return chr(code + _OFFSET) if 0x100 <= code <= 0x8FF else found[1]

@@ -74,12 +74,13 @@ class RequestSlot:
 
     Attributes:
         number: where it is in the cell; -1: the cell is full, so that it counts but does not show requests.
+        method, target: of the request that is shown, or was last; to be set by `begin` only.
         owner: for the caller, e.g. the task or greenlet that serves the request; None after `release`.
     """
 
     __slots__ = (
-        *("_accounting", "_counts", "_is_free", "_method", "_target", "_text", "_words"),
-        *("number", "owner"),
+        *("_accounting", "_counts", "_is_free", "_text", "_words"),
+        *("method", "number", "owner", "target"),
     )
 
     def __init__(
@@ -94,8 +95,8 @@ class RequestSlot:
         self._words = words
         self._text = text
         self._counts = counts
-        self._method = ""
-        self._target = b""
+        self.method = ""
+        self.target = b""
         self._is_free = False
         self.number = number
         self.owner: Any = None
@@ -110,7 +111,7 @@ class RequestSlot:
             target: path and query, as in the request line. The supervisor never shows the query.
             now: from now on its time is counted.
         """
-        if target != self._target or method != self._method:
+        if target != self.target or method != self.method:
             self._show(method, target)
         self._words[STARTED] = now
 
@@ -247,12 +248,12 @@ class RequestSlot:
         words, text = self._words, self._text
         # Readers take the text for valid only while STARTED stays the same.
         words[STARTED] = 0
-        if method != self._method:
-            self._method = method
+        if method != self.method:
+            self.method = method
             name = method.encode("latin-1", "replace")
             _write_method(text, 0, name)
             words[METHOD_LENGTH] = min(len(name), METHOD_SIZE)
-        self._target = target
+        self.target = target
         _write_target(text, METHOD_SIZE, target)
         words[PATH_LENGTH] = min(len(target), PATH_SIZE)
 
@@ -260,7 +261,7 @@ class RequestSlot:
         """Show nothing, not even what was shown last."""
         words = self._words
         words[METHOD_LENGTH] = words[PATH_LENGTH] = words[OVERDUE] = words[EXTENDED_FOR] = 0
-        self._method, self._target = "", b""
+        self.method, self.target = "", b""
 
     def _unmap(self) -> None:
         self._words.release()

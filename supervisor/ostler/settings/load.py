@@ -30,9 +30,10 @@ class Loaded(msgspec.Struct, frozen=True):
 
     ignored: what was given without effect here, with its value as text; warnings: lines for the log; hooks:
     where each of the file's is defined, by name; one_loop: as `BaseWorker` of the worker class, once that was
-    found; config: the configuration file, as `messages.Configure` names it, None if there is none; confined:
-    of the settings that name what the supervisor or a fork server opens (`confine.OPENED`), those that count
-    with the rights of the workers' account alone, because others than root can write where they are from.
+    found; tls: clients are served TLS, by `certfile` or by the file's `ssl_context`; config: the file's name,
+    as in `messages.Configure`, None if there is none; confined: of the settings that name what the supervisor
+    or a fork server opens (`confine.OPENED`), those that count with the rights of the workers' account alone,
+    because others than root can write where they are from.
     """
 
     settings: Settings
@@ -41,6 +42,7 @@ class Loaded(msgspec.Struct, frozen=True):
     warnings: list[str] = []
     hooks: dict[str, str] = {}
     one_loop: bool = False
+    tls: bool = False
     config: str | None = None
     confined: list[str] = []
 

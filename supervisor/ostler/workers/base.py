@@ -1,33 +1,39 @@
-"""What a worker class is: the part of a worker process that serves.
+"""What a worker class is: the part of a worker process that serves. This is the interface for plug-ins.
 
-Third parties bring worker classes by an entry point in the group `ostler.workers`, whose name is what
-`--worker-class` says and whose value is a subclass of `BaseWorker`; one of an app's own code needs none, its
-path will do: `--worker-class myapp.workers.Mine`.
+Third parties bring worker classes by an entry point in the group `ostler.workers`, whose name is the value of
+`--worker-class` and whose object is a subclass of `BaseWorker`. A class in an app's own code needs no entry
+point, its path will do: `--worker-class myapp.workers.Mine`.
 
-Done for it: the process, its title, signals and end; loading and warming up the app; the channel to the
-supervisor; opening logs and reopening them; replacing it when it has served enough, takes too much memory,
-or hangs; sharing what it has loaded with its successors. It runs in one process, which may have threads.
-What is left to do:
+Done for a worker class: the process, its title, signals and end; loading and warming up the app; the channel
+to the supervisor; opening logs and reopening them; replacing the worker when it has served enough, takes too
+much memory, or hangs; sharing what it has loaded with its successors. It runs in one process, which may have
+threads. A worker class has to do this:
 
-- `run` accepts from `context.listeners`, which are non-blocking and shared, so `accept` may fail. At the
-  latest once a second it writes the time into `context.cell.header[HEARTBEAT]` (monotonic_ns; names of words
-  are those of `scoreboard.layout`), and calls the callbacks of readers that are readable: by one of them the
-  supervisor says that it is to drain.
-- For each request it takes a lane, one of `settings.threads`, by `lane = workers.lane.Lane(context.cell,
-  number)` made in the thread that will use it. While a request is in the app `lane.words[STARTED]` says since
-  when (monotonic_ns), and `lane.show` has said what it is called; afterwards it is 0 again, and one is added
-  to `STATUS_CLASSES` + the status's first digit and to `HISTOGRAM` + `bucket_of(nanoseconds)`. From this come
-  deadlines, metrics, and what `ctl` shows; who leaves it out serves, but nobody sees it, or finds out that it
-  hangs. `OPENED` and `CLOSED` count connections, `BYTES_SENT` bytes of bodies.
+- `run` accepts from `context.listeners`, which are non-blocking and shared, so that `accept` may fail. At
+  least once a second it calls `context.accounting.heartbeat(monotonic_ns())`. It also calls the callbacks of
+  readers that are readable: in one of them `drain` will be called.
+- It shows each request. A thread that serves makes its slot once, `slot = accounting.thread_slot(number)`,
+  with a number below `settings.threads`. For each request it calls `slot.begin(method, target, now)` before
+  the app, and `slot.end(status, bytes_sent, now)` after it. With `one_loop`, the loop's thread makes
+  `thread_slot(0)`, and gets a slot for each request by `slot = accounting.begin(method, target, now)`. From
+  this come deadlines, metrics, and what `ctl` shows: a request without it is served, but is not shown, not
+  counted, and not found when it hangs.
+- It counts connections: `slot.connection_opened()`, `slot.connection_closed()`.
 - It calls `context.on_quota` once, if `context.quota` is not 0.
-- Optionally it ends requests that take too long (`interrupt`; see workers.interrupt), writes the access log
-  (`context.access.answered`, and `flush` before it waits), takes connections from siblings.
+
+It may do this:
+
+- End requests that take too long: `interrupt` is called after the supervisor has found one overdue, which is
+  then `slot.is_overdue(now)` (see workers.interrupt). Give a request more time: `slot.extend(seconds)`.
+- Write the access log (`context.access.answered`, and `flush` before it waits).
+- Receive connections from siblings and hand them off (`context.handoff`).
+- Serve TLS (`serves_tls`).
 
 Signal handlers run in the main thread, and between any two steps of `run` if that is where it runs. The order
-of calls is `check`, `prepare`, the app is imported, `create`, `add_reader`, `run`, `close`; `check` is called
-in the fork server, and `prepare` as well if it loads the app.
+of calls is `check`, `prepare`, the app is imported, `create`, `add_reader`, `start`, `start_threads`, `run`,
+`close`. `check` is called in the fork server, and `prepare` as well if it loads the app.
 
-There is a complete one, in tests/system/apps/reference.py.
+A complete one is in tests/system/apps/reference.py. `ostler.scoreboard.accounting` documents the accounting.
 """
 
 import socket
@@ -51,7 +57,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a worker class is given to serve with.
+    """What a worker class gets to serve with.
 
     Args:
         app: the app, a WSGI callable unless the class says otherwise.
@@ -62,11 +68,11 @@ class Context:
         access: the access log, or None. Its `flush` is to be called when there is nothing else to do, and
             about once a second.
         quota: call `on_quota` with the number of answers once so many have been given; 0: never.
-        on_quota: asks for a successor; the worker goes on serving until it is told to drain.
+        on_quota: asks for a successor; the worker goes on serving until `drain` is called.
         handoff: to sibling workers, or None.
-        tls: what connections are wrapped with, or None.
-        exchange: what serves one WSGI request; with hooks around the app if the configuration file has such.
-        stacks_fd: takes dumps of stacks in faulthandler's format, at DUMP_SIGNAL; -1: nobody wants them.
+        tls: what connections are wrapped with, or None; always None unless the class has `serves_tls`.
+        exchange: serves one WSGI request, with the configuration file's hooks around the app if it has any.
+        stacks_fd: takes dumps of stacks in faulthandler's format, at DUMP_SIGNAL; -1: they are not wanted.
     """
 
     app: Any
@@ -93,23 +99,26 @@ class BaseWorker(ABC):
 
     Attributes:
         interface: what kind of app it calls, `wsgi` or `asgi`.
-        one_loop: all requests of a worker take turns in one thread, so that a request in the app is no reason
-            for the loop to stand still: it must write HEARTBEAT twice a second. There is a lane for each of
-            `worker_connections`, up to 256, and `threads` is without meaning.
+        one_loop: all requests of a worker take turns in one thread, so that a loop that stands still hangs,
+            also while requests are in the app. It must call `heartbeat` twice a second. It may show as many
+            requests at once as `worker_connections` says, and `threads` is without meaning.
         calls_request_hooks: it serves by `context.exchange`, and so calls pre_request and post_request.
+        serves_tls: it serves TLS with `context.tls`. Other classes are refused where TLS is configured.
         draining: `drain` was called.
     """
 
     interface: ClassVar[str] = "wsgi"
     one_loop: ClassVar[bool] = False
     calls_request_hooks: ClassVar[bool] = False
+    serves_tls: ClassVar[bool] = False
     draining: bool = False
 
     @classmethod
     def prepare(cls, settings: Settings) -> None:
-        """Get the process ready for the app, e.g. by monkey-patching; in the process that imports it, before.
+        """Get the process ready for the app, e.g. by monkey-patching, before the app is imported.
 
-        That is the fork server with `preload_app`, else each worker.
+        It is called in the process that imports the app: the fork server with `preload_app`, else each
+        worker.
 
         Raises:
             SettingError: it can't be used here, e.g. because a package is missing.
@@ -127,10 +136,10 @@ class BaseWorker(ABC):
     @classmethod
     @abstractmethod
     def create(cls, context: Context) -> Self:
-        """Be ready to serve; nothing is accepted yet."""
+        """Make a worker that is ready to serve; nothing is accepted yet."""
 
     def start(self) -> None:
-        """Whatever else must work before the worker says that it is ready, such as an ASGI app's startup.
+        """Do what else must succeed before the worker reports that it is ready, e.g. an ASGI app's startup.
 
         Raises:
             AppLoadError, WarmupError: it can't serve.
@@ -149,13 +158,14 @@ class BaseWorker(ABC):
 
     @abstractmethod
     def drain(self, hand_over: bool = False, seconds: float | None = None) -> None:
-        """Stop accepting; `run` returns when what is there has been answered or the time is over.
+        """Stop accepting; `run` returns when what is there has been answered, or the time is over.
 
-        May be called from a signal handler, and from a reader's callback.
+        May be called from a signal handler, and from a reader's callback. May be called again.
 
         Args:
-            hand_over: other workers go on serving.
-            seconds: how long open requests may take; None: as long as `graceful_timeout` of this worker says.
+            hand_over: other workers go on serving: idle connections may be handed off to them.
+            seconds: how long it may take from now, the supervisor's `graceful_timeout`. After that it kills
+                the worker. None: as long as the worker's own setting says.
         """
 
     @abstractmethod
@@ -170,11 +180,11 @@ class BaseWorker(ABC):
     def remove_reader(self, fd: int) -> None: ...
 
     def abandon(self) -> None:
-        """As `drain`, and close the listeners at once: another daemon may want the addresses."""
+        """As `drain`, and close the listeners at once: another daemon may bind their addresses."""
         self.drain()
 
-    def attend(self) -> None:
-        """A message of the supervisor has come; called by a signal handler, also within a long request."""
+    def on_message(self) -> None:
+        """A message of the supervisor has come. Called by a signal handler, also within a long request."""
 
     def interrupt(self, signum: int, frame: "FrameType | None") -> None:
         """Signal handler: end requests that the supervisor has marked as overdue, if that can be done.
@@ -184,15 +194,16 @@ class BaseWorker(ABC):
         """
 
     def extend_deadline(self, seconds: float) -> None:
-        """The request that the calling thread serves has at least `seconds` from now, if that can be.
+        """Give the request that the calling thread serves at least `seconds` from now, if that can be done.
 
         Raises:
+            ValueError: that is no time.
             RuntimeError: this thread serves no request.
         """
 
     def descriptors(self) -> set[int]:
-        """What `close` will close."""
+        """The descriptors that `close` will close."""
         return set()
 
     def close(self) -> None:
-        """Give back all descriptors but the listeners'; after `run`."""
+        """Close all descriptors but the listeners'; called after `run`."""

@@ -388,7 +388,7 @@ class WorkerProcess:
 
     def _on_message_signal(self) -> None:
         if self._engine is not None:
-            self._engine.attend()
+            self._engine.on_message()
 
     def _quit(self, signum: int, _frame: FrameType | None) -> None:
         # Raised once: the supervisor and a terminal may both send the signal, and the unwinding must not be

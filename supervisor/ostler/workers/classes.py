@@ -18,7 +18,7 @@ _OURS = {
     "gevent": ("ostler.workers.gevent_hub", "GeventWorker"),
     "eventlet": ("ostler.workers.eventlet_hub", "EventletWorker"),
     "asgi": ("ostler.workers.asgi.worker", "AsgiWorker"),
-    "meinheld": ("ostler.workers.meinheld", "MeinheldWorker"),
+    "meinheld": ("ostler.workers.meinheld.worker", "MeinheldWorker"),
 }
 
 # What installs a worker class's packages, if that is not the extra of its name.

@@ -63,7 +63,7 @@ TRANSITIONS: Final = {
 """Which phases may follow each one. A connection begins in PROXY_HEADER or in OPEN."""
 
 
-class IllegalTransition(AssertionError):
+class IllegalPhaseChange(AssertionError):
     """A defect of ours: a connection was to enter a phase that can't follow its own."""
 
 
@@ -211,10 +211,10 @@ class Connection:
         """Change the phase.
 
         Raises:
-            IllegalTransition: it can't follow the present one; see TRANSITIONS.
+            IllegalPhaseChange: it can't follow the present one; see TRANSITIONS.
         """
         if phase not in TRANSITIONS[self.phase]:
-            raise IllegalTransition(f"{self.phase.name} to {phase.name}")
+            raise IllegalPhaseChange(f"{self.phase.name} to {phase.name}")
         self.phase = phase
         # What a client sends behind its last request is not looked at, but read as it is while answers go.
         self.direct = not self.tls and phase is not PROXY_HEADER and phase is not LINGERING
@@ -226,7 +226,7 @@ class Connection:
             OSError, ValueError: the client has gone already.
         """
         # Imported here: OpenSSL takes some megabytes, which plain HTTP does without.
-        from ostler.workers.tls import TlsSocket
+        from ostler.workers.tls_socket import TlsSocket
 
         self.sock = TlsSocket(self.sock, context)
         self.tls = True
@@ -346,7 +346,7 @@ class Connection:
         """When the head or body that is being received is too late (CLOCK_MONOTONIC, ns); 0: never."""
         limits = self._limits
         if not self.in_body:
-            # What comes before requests, a handshake say, began with the connection.
+            # What comes before requests, such as a handshake, began with the connection.
             began = self.began or self.idle_since
             return began + limits.header_timeout if limits.header_timeout else 0
         if not limits.body_timeout:

@@ -65,6 +65,7 @@ class Engine(BaseWorker):
     """
 
     calls_request_hooks: ClassVar[bool] = True
+    serves_tls: ClassVar[bool] = True
 
     def __init__(self, context: Context) -> None:
         self._threads = context.settings.threads
@@ -97,7 +98,7 @@ class Engine(BaseWorker):
         self._new_first = False
         # What the leader serves while it offers the leadership.
         self._current: Connection | None = None
-        # The leadership was offered from within a request, by `attend`.
+        # The leadership was offered from within a request, by `on_message`.
         self._offered_by_signal = False
         # A request that gets to the app by this time has not waited; see RequestRunner.
         self._prompt_until = 0
@@ -129,7 +130,7 @@ class Engine(BaseWorker):
     def extend_deadline(self, seconds: float) -> None:
         self.deadlines.extend(seconds)
 
-    def attend(self) -> None:
+    def on_message(self) -> None:
         """A message came, maybe while the only thread is in the app: have the watcher poll, if need be.
 
         Must be called from a signal handler of the main thread.
@@ -342,7 +343,7 @@ class Engine(BaseWorker):
                     if not self._serve(newcomer, slot):
                         return False
                     now = newcomer.idle_since
-        # Requests say when they ended. Of other events only many matter.
+        # Each request has noted when it ended. Other events matter only if there are many.
         self._worked_until = monotonic_ns() if overload else now
         return True
 

@@ -61,6 +61,7 @@ class GreenletEngine(BaseWorker):
 
     one_loop: ClassVar[bool] = True
     calls_request_hooks: ClassVar[bool] = True
+    serves_tls: ClassVar[bool] = True
 
     def __init__(self, hub: Hub, context: Context) -> None:
         self._hub = hub

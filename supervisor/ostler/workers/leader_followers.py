@@ -145,7 +145,7 @@ class LeaderFollowers:
             self.has_watcher = True
 
     def stop(self) -> None:
-        """Make the watcher end; it may take one more look. Any thread may call it."""
+        """Make the watcher end, after one more look perhaps. Any thread may call it."""
         self._stopped = True
         self._ring()
 

@@ -1,4 +1,4 @@
-"""How many connections a worker may have: in all, as far as its descriptors go, and from one address."""
+"""How many connections a worker may have: in all, as far as its descriptors allow, and from one address."""
 
 from ipaddress import IPv6Address
 
@@ -27,7 +27,7 @@ def network_of(host: str) -> str:
 
 
 class AddressCounts:
-    """Open connections by address. Any thread may call it: some close connections without having the lead.
+    """Open connections by address. Any thread may call it: a thread that serves closes its connection.
 
     Args:
         most: of one address; 0 is no limit, and nothing is counted.
@@ -39,7 +39,7 @@ class AddressCounts:
         self._lock = original.Lock()
 
     def add(self, host: str) -> str | None:
-        """Count a connection; returns what `remove` wants, None if the address has too many."""
+        """Count a connection; returns what `remove` takes, None if the address has too many."""
         address = network_of(host)
         with self._lock:
             count = self._counts.get(address, 0)

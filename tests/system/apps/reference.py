@@ -6,10 +6,7 @@ from time import monotonic_ns
 from urllib.parse import quote
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from ostler.http1.line import parse_line
-from ostler.scoreboard import layout
 from ostler.workers.base import BaseWorker
-from ostler.workers.lane import Lane
 
 
 class ReferenceWorker(BaseWorker):
@@ -19,12 +16,12 @@ class ReferenceWorker(BaseWorker):
 
     def __init__(self, context):
         self.context = context
-        self.lane = Lane(context.cell, 0)
+        self.slot = context.accounting.thread_slot(0)
         self.readers = {}
         self.answered = 0
-        self.server = Server(self)
+        self.server = ReferenceServer(self)
         self.poll = select.poll()
-        # A signal handler's wish must end a wait that was just about to begin.
+        # A signal handler's `drain` must end a wait that was just about to begin.
         self.wake = os.eventfd(0, os.EFD_NONBLOCK)
         self.add_reader(self.wake, lambda: os.eventfd_read(self.wake))
         self.listeners = {listener.fileno(): listener for listener in context.listeners}
@@ -38,7 +35,7 @@ class ReferenceWorker(BaseWorker):
                     self.readers[fd]()
                 elif not self.draining:
                     self.accept(self.listeners[fd])
-            self.context.cell.header[layout.HEARTBEAT] = monotonic_ns()
+            self.context.accounting.heartbeat(monotonic_ns())
 
     def accept(self, listener):
         try:
@@ -46,48 +43,48 @@ class ReferenceWorker(BaseWorker):
         except BlockingIOError:
             return  # a sibling was quicker
         connection.settimeout(5)
-        self.lane.words[layout.OPENED] += 1
+        self.slot.connection_opened()
         self.server.finish_request(connection, address)
         connection.close()
-        self.lane.words[layout.CLOSED] += 1
+        self.slot.connection_closed()
         if self.context.access is not None:
             self.context.access.flush()
 
     def app(self, environ, start_response):
-        """The app, with what the scoreboard and the access log are told."""
-        words = self.lane.words
+        """The app; its request is shown, counted and logged."""
         method, path, protocol = (environ[key] for key in ("REQUEST_METHOD", "PATH_INFO", "SERVER_PROTOCOL"))
-        self.lane.show(parse_line(f"{method} {quote(path)} {protocol}".encode()))
-        told = []
+        answer = {"status": "500 Internal Server Error", "headers": [], "body": b""}
 
         def start(status, headers, exc_info=None):
-            told[:] = status, headers
+            answer.update(status=status, headers=headers)
             return start_response(status, headers, exc_info)
 
-        words[layout.STARTED] = started = monotonic_ns()
+        started = monotonic_ns()
+        self.slot.begin(method, quote(path).encode(), started)
         try:
-            body = b"".join(self.context.app(environ, start))
+            answer["body"] = b"".join(self.context.app(environ, start))
         except Exception:
-            told[:] = "500 Internal Server Error", []
+            answer["status"] = "500 Internal Server Error"
             raise
         finally:
-            took = monotonic_ns() - started
-            words[layout.STARTED] = 0
-            words[layout.HISTOGRAM + layout.bucket_of(took)] += 1
-            words[layout.STATUS_CLASSES + int(told[0][0])] += 1
-        words[layout.BYTES_SENT] += len(body)
+            ended = monotonic_ns()
+            self.slot.end(int(answer["status"][:3]), len(answer["body"]), ended)
         if self.context.access is not None:
-            self.context.access.answered(method, path, protocol, environ, *told, len(body), took)
+            size = len(answer["body"])
+            self.context.access.answered(
+                method, path, protocol, environ, answer["status"], answer["headers"], size, ended - started
+            )
         self.answered += 1
         if self.answered == self.context.quota:
             self.context.on_quota(self.answered)
-        return [body]
+        return [answer["body"]]
 
     def drain(self, hand_over=False, seconds=None):
         self.draining = True
         os.eventfd_write(self.wake, 1)
 
-    stop = drain
+    def stop(self):
+        self.drain()
 
     def add_reader(self, fd, callback):
         self.readers[fd] = callback
@@ -104,7 +101,7 @@ class ReferenceWorker(BaseWorker):
         os.close(self.wake)
 
 
-class Server(WSGIServer):
+class ReferenceServer(WSGIServer):
     def __init__(self, worker):
         self.server_name, self.server_port = "localhost", 80
         self.RequestHandlerClass = Handler

@@ -22,7 +22,7 @@ from tests.kit.daemon import OSTLER, Daemon, Place
 from tests.kit.hostile import CLASSES, assert_unharmed, each_class
 from tests.kit.http_client import Connection, ask
 from tests.kit.processes import client_ports
-from tests.kit.waiting import until
+from tests.kit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.system
 
@@ -176,7 +176,7 @@ def test_slow_heads_and_bodies(hostile_place: Place) -> None:
                         del left[sock.fileno()]
             return not left
 
-        daemon.until(all_closed, "slow clients closed", within=30)
+        daemon.until(all_closed, "slow clients closed")
     assert client_ports(daemon.pid, address[1]) == set()
     assert daemon.stop() == 0
 
@@ -205,7 +205,7 @@ def test_costly_requests(hostile_place: Place, kind: str) -> None:
     before = cpu_seconds(daemon.pid)
     count = 60
     for _ in range(count):
-        with socket.create_connection(address, timeout=20) as sock:
+        with socket.create_connection(address, timeout=PATIENCE) as sock:
             with contextlib.suppress(ConnectionError):
                 sock.sendall(request)
             answer = sock.recv(12)

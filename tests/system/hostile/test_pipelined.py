@@ -7,6 +7,7 @@ import pytest
 
 from tests.kit.daemon import Place
 from tests.kit.hostile import CLASSES, SLACK, client_time
+from tests.kit.waiting import PATIENCE
 
 pytestmark = pytest.mark.system
 
@@ -29,7 +30,9 @@ def test_pipelined_requests_let_others_go_first(hostile_place: Place, words: tup
     hostile_place.add("slow.py", APP)
     daemon = hostile_place.start("-w", "1", *(word.replace("attacked:", "slow:") for word in words))
     with ExitStack() as stack:
-        socks = [stack.enter_context(socket.create_connection(daemon.address, timeout=60)) for _ in range(5)]
+        socks = [
+            stack.enter_context(socket.create_connection(daemon.address, timeout=PATIENCE)) for _ in range(5)
+        ]
         for sock in socks[1:]:
             sock.sendall(ONE * COUNT)
         socks[0].sendall(ONE * 50 + b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")

@@ -11,6 +11,7 @@ from tests.kit.daemon import Place
 from tests.kit.hostile import CLASSES, EVERY_CLASS
 from tests.kit.processes import Process, freeze
 from tests.kit.tiers import tiers
+from tests.kit.waiting import PATIENCE
 
 pytestmark = pytest.mark.system
 
@@ -32,7 +33,7 @@ def test_their_address_is_known(hostile_place: Place, words: tuple[str, ...]) ->
     freeze(worker)
     try:
         for _ in range(3):
-            with socket.create_connection(daemon.address, timeout=30) as sock:
+            with socket.create_connection(daemon.address, timeout=PATIENCE) as sock:
                 sock.sendall(FORGED)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     finally:

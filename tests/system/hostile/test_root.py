@@ -369,7 +369,7 @@ def test_pid_file_in_a_folder_that_is_a_link(field: Field) -> None:
 FORGER = """\
 import gc
 from msgspec.structs import replace
-from ostler.forkserver.main import Preparation
+from ostler.forkserver.preparation import Preparation
 from ostler.ipc import messages
 
 (preparation,) = [found for found in gc.get_objects() if isinstance(found, Preparation)]

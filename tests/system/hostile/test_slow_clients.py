@@ -18,7 +18,7 @@ from tests.kit.certificates import Authority
 from tests.kit.daemon import OSTLER, Daemon, Place
 from tests.kit.hostile import CLASSES, SLACK, USUAL, each_class
 from tests.kit.tiers import thorough, tiers
-from tests.kit.waiting import until
+from tests.kit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.system
 
@@ -200,7 +200,7 @@ def assert_open(daemon: Daemon, first: bytes, context: ssl.SSLContext | None = N
         took = [answered(daemon, context) for _ in range(PROBES)]
         until(lambda: attack.cut > 0, "attackers are cut")
     assert max(took) < ANSWERED_WITHIN * SLACK, took
-    assert daemon.events("connections_evicted")
+    daemon.event("connections_evicted")
     assert daemon.events("worker_died") == []
     assert daemon.events("internal_error") == []
 
@@ -250,7 +250,7 @@ def test_few_descriptors(hostile_place: Place, words: tuple[str, ...]) -> None:
 def test_a_slow_upload_outlives_the_attack(hostile_place: Place, words: tuple[str, ...]) -> None:
     """A client that sends at more than `body_min_rate` is no attacker: its upload is answered."""
     daemon = hostile_place.start(*LIMITS, "--body-min-rate", "100", *reading(words))
-    with socket.create_connection(daemon.address, timeout=30) as upload:
+    with socket.create_connection(daemon.address, timeout=PATIENCE) as upload:
         upload.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n" + b"x" * 500)
         with siege(daemon, ATTACKS["bodies"]) as attack:
             for _ in range(3):
@@ -265,7 +265,7 @@ def test_a_slow_body_is_cut_early(hostile_place: Place, words: tuple[str, ...]) 
     """Without any pressure, long before `body_timeout`: a body that does not come is refused."""
     daemon = hostile_place.start("-w", "1", *reading(words))
     began = time.monotonic()
-    with socket.create_connection(daemon.address, timeout=30) as sock:
+    with socket.create_connection(daemon.address, timeout=PATIENCE) as sock:
         sock.sendall(ATTACKS["bodies"])
         assert sock.recv(4096).startswith(b"HTTP/1.1 408 ")
     assert time.monotonic() - began < 3 + SLACK
@@ -275,24 +275,26 @@ def test_a_slow_body_is_cut_early(hostile_place: Place, words: tuple[str, ...]) 
 def test_connections_of_one_address(hostile_place: Place, words: tuple[str, ...]) -> None:
     """`limit_connections_per_address`: what is beyond it is closed at once, and others are not."""
     daemon = hostile_place.start("-w", "1", "--limit-connections-per-address", "3", *reading(words))
-    held = [socket.create_connection(daemon.address, timeout=30) for _ in range(3)]
+    held = [socket.create_connection(daemon.address, timeout=PATIENCE) for _ in range(3)]
     try:
         for sock in held:
             sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX: ")
-        beyond = socket.create_connection(daemon.address, timeout=30)
+        beyond = socket.create_connection(daemon.address, timeout=PATIENCE)
         held.append(beyond)
         try:
             assert beyond.recv(1) == b""
         except ConnectionResetError:
             pass
-        elsewhere = socket.create_connection(daemon.address, timeout=30, source_address=("127.0.0.2", 0))
+        elsewhere = socket.create_connection(
+            daemon.address, timeout=PATIENCE, source_address=("127.0.0.2", 0)
+        )
         held.append(elsewhere)
         elsewhere.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert elsewhere.recv(4096).startswith(b"HTTP/1.1 200 ")
     finally:
         for sock in held:
             sock.close()
-    assert daemon.events("too_many_connections")
+    daemon.event("too_many_connections")
 
 
 @pytest.mark.thorough
@@ -309,7 +311,7 @@ def test_heads_and_idling_over_tls(hostile_place: Place, words: tuple[str, ...],
     with ExitStack() as stack:
         for number in range(36):
             began = time.monotonic()
-            plain = stack.enter_context(socket.create_connection(daemon.address, timeout=30))
+            plain = stack.enter_context(socket.create_connection(daemon.address, timeout=PATIENCE))
             sock = stack.enter_context(context.wrap_socket(plain, server_hostname="localhost"))
             assert time.monotonic() - began < ANSWERED_WITHIN * SLACK, number
             sock.sendall(sent[number % len(sent)])
@@ -367,7 +369,7 @@ def test_answers_under_tls_are_not_cut(hostile_place: Place, tmp_path: Path) -> 
     with ExitStack() as stack:
 
         def ask(path: bytes) -> socket.socket:
-            sock = stack.enter_context(socket.create_connection(daemon.address, timeout=30))
+            sock = stack.enter_context(socket.create_connection(daemon.address, timeout=PATIENCE))
             sock = stack.enter_context(context.wrap_socket(sock))
             sock.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
             assert sock.recv(1)
@@ -394,7 +396,7 @@ def ask_for(
     """Send a request on a new connection, whose kernel keeps little of the answer: `kept` bytes."""
     sock = stack.enter_context(socket.socket())
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, kept)
-    sock.settimeout(30)
+    sock.settimeout(PATIENCE)
     sock.connect(daemon.address)
     if context is not None:
         sock = stack.enter_context(context.wrap_socket(sock, server_hostname="localhost"))
@@ -450,7 +452,7 @@ def test_slow_readers(hostile_place: Place, words: tuple[str, ...], tls: bool, t
     assert size >= SIZE
     assert sum(took[1:]) < ANSWERED_WITHIN * SLACK, took
     assert took[0] < ANSWERED_WITHIN * SLACK
-    assert daemon.events("connections_evicted")
+    daemon.event("connections_evicted")
     assert daemon.events("worker_died") == []
     assert daemon.events("internal_error") == []
 
@@ -561,7 +563,7 @@ def test_records_without_data(hostile_place: Place, words: tuple[str, ...], tmp_
         for flood in floods:
             stack.callback(flood.close)
         for number in range(20):
-            plain = stack.enter_context(socket.create_connection(daemon.address, timeout=30))
+            plain = stack.enter_context(socket.create_connection(daemon.address, timeout=PATIENCE))
             if number % 2:
                 sock = stack.enter_context(context.wrap_socket(plain, server_hostname="localhost"))
                 plain = stack.enter_context(socket.socket(fileno=os.dup(sock.fileno())))
@@ -579,7 +581,7 @@ def test_websockets_that_have_ended_are_not_counted(hostile_place: Place) -> Non
     limits = ("-w", "1", "--limit-connections-per-address", "2")
     daemon = hostile_place.start(*limits, *reading(CLASSES["asgi"]))
     for _ in range(4):
-        with socket.create_connection(daemon.address, timeout=30) as sock:
+        with socket.create_connection(daemon.address, timeout=PATIENCE) as sock:
             sock.sendall(UPGRADE)
             assert sock.recv(4096).startswith(b"HTTP/1.1 ")
         until(lambda: daemon.workers()[0].connections == 0, "it has ended")
@@ -591,7 +593,7 @@ def test_malformed_requests_fill_no_log(hostile_place: Place) -> None:
     """uvicorn warns of each request that is none: some are logged."""
     daemon = hostile_place.start("-w", "1", *reading(CLASSES["asgi"]))
     for _ in range(50):
-        with socket.create_connection(daemon.address, timeout=30) as sock:
+        with socket.create_connection(daemon.address, timeout=PATIENCE) as sock:
             sock.sendall(b"what is this?\r\n\r\n")
             assert sock.recv(4096).startswith(b"HTTP/1.1 400 ")
     answered(daemon)

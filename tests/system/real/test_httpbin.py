@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import pytest
 
 from tests.kit.daemon import Daemon, Place
+from tests.kit.waiting import PATIENCE
 from tests.system.real.bodies import sha256
 
 pytestmark = pytest.mark.system
@@ -43,7 +44,7 @@ def client(request: pytest.FixtureRequest) -> Iterator[Client]:
             session.trust_env = False
             yield session
     else:
-        with httpx.Client(trust_env=False, follow_redirects=True, timeout=15) as client:
+        with httpx.Client(trust_env=False, follow_redirects=True, timeout=PATIENCE) as client:
             yield client
 
 
@@ -330,7 +331,7 @@ def test_connections_are_reused(site: Daemon) -> None:
             session.post(f"{site.url}/post", data=b"x" * 10_000)
         assert opened(session, site) == 1
     ports = set()
-    with httpx.Client(trust_env=False, timeout=15) as client:
+    with httpx.Client(trust_env=False, timeout=PATIENCE) as client:
         for _ in range(20):
             for method, content in (("GET", None), ("POST", iter([b"in a chunk"]))):
                 answer = client.request(method, f"{site.url}/anything", content=content)
@@ -363,7 +364,7 @@ def test_many_clients(site: Daemon) -> None:
 
 async def test_asynchronous_client(site: Daemon) -> None:
     """Fifty requests at the same time from one event loop."""
-    async with httpx.AsyncClient(trust_env=False, timeout=15) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
         targets = [f"{site.url}/anything/{number}" for number in range(50)]
         answers = await asyncio.gather(*map(client.get, targets))
     assert [answer.json()["url"] for answer in answers] == targets

@@ -174,14 +174,14 @@ def test_reload(place: Place, upstream: str, kind: str) -> None:
     with (
         Nginx(place, daemon.url) as nginx,
         Uploaders(nginx, 4) as uploaders,
-        Load(nginx.socket, rate=200, connections=16, timeout=10) as load,
+        Load(nginx.socket, rate=200, connections=16) as load,
     ):
-        load.wait_for(50, within=10)
+        load.wait_for(50)
         for version in ("two", "three", "four"):
             place.add("behind.py", source.replace('"one"', f'"{version}"'))
             done = daemon.ctl("reload")
             assert done.code == 0, done.err
-            load.wait_for(load.ended + 50, within=10)
+            load.wait_for(load.ended + 50)
         report = load.finish()
         uploaded = uploaders.finish()
         complaints = nginx.complaints()

@@ -1,4 +1,4 @@
-"""A daemon that is all view: a `Backend` whose fleet moves on by one step whenever somebody looks at it.
+"""A fake daemon: a `Backend` whose fleet advances by one step at each call.
 
 So the tests of those who poll need no clock: after so many looks the change is complete.
 """

@@ -1,4 +1,4 @@
-"""What strangers can do to a control server, with real sockets: little."""
+"""Limits for untrusted clients of a control server, with real sockets."""
 
 import asyncio
 import errno
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ostler.control import connections
-from ostler.control.connections import ControlAcceptor
+from ostler.control import connections, peers
+from ostler.control.acceptor import ControlAcceptor
 from ostler.logs.limiter import LimitedLog
 from tests.unit.control.conftest import Rig
 from tests.unit.control.fake import captured_log
@@ -149,7 +149,7 @@ async def test_pipelined_requests_are_answered_in_turn(rig: Rig) -> None:
 
 
 async def test_pipelined_requests_wait_in_the_kernel(rig: Rig) -> None:
-    """What is kept of them does not grow with the time that a client goes on, whoever it is."""
+    """The memory for a connection does not grow with time, for any client."""
     served = rig.server._runners[0]._connections
     reader, writer = await asyncio.open_unix_connection(rig.path)
 
@@ -185,8 +185,8 @@ async def test_a_client_that_ends_its_side_is_answered(rig: Rig, requests: int) 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user for a moment")
 async def test_a_stranger_beyond_its_allowance_waits(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy's requests, say, each on a connection of its own: none of them is refused for a short while."""
-    monkeypatch.setattr(connections, "STRANGER", (0.02, 0.02))
+    """Many short connections, as of a proxy: they wait for a short time and are not refused."""
+    monkeypatch.setattr(peers, "OTHER_USER", (0.02, 0.02))
     loop = asyncio.get_running_loop()
     began = loop.time()
     async with asyncio.timeout(20):
@@ -222,7 +222,7 @@ async def test_slow_bodies_make_room(rig: Rig) -> None:
 
 
 async def test_idle_connections_make_room(rig: Rig) -> None:
-    """However many are opened, the newest is served, and the log says nothing."""
+    """However many are opened, the newest is served, and nothing is logged."""
     idle = [await asyncio.open_connection("127.0.0.1", rig.port) for _ in range(300)]
     async with rig.tcp.get("/v1/status", headers=rig.bearer) as answer:
         assert answer.status == 200
@@ -248,7 +248,7 @@ async def test_refusals_are_logged_at_a_bounded_rate(rig: Rig) -> None:
 
 
 async def test_out_of_descriptors_is_one_line(tmp_path: Path) -> None:
-    """accept(2) fails for a while: it is tried again after a second, and said once."""
+    """accept(2) fails for a while: it is tried again after a second, and logged once."""
     log, records = captured_log()
     tries = asyncio.Event()
 

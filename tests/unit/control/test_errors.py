@@ -23,7 +23,7 @@ from tests.unit.control.fake import TOKEN
 async def test_an_error_is_an_error_view(
     rig: Rig, method: str, path: str, body: bytes, media: str | None, status: int, word: str
 ) -> None:
-    """Whoever refuses (router, body reader, decoder), the answer has the same shape: a word and one line."""
+    """Refusals of router, body reader and decoder have the same form: a word and one line."""
     headers = {"Content-Type": media} if media else {}
     session = rig.tcp if path == "/v1/login" else rig.unix
     async with session.request(method, path, data=body, headers=headers) as answer:
@@ -80,7 +80,10 @@ async def test_a_defect_is_a_500_with_its_traceback_in_the_log(
 
 
 async def test_changes_are_audited(rig: Rig) -> None:
-    """Each non-GET, carried out or refused, is one `control_change` with who, what, outcome; a GET none."""
+    """Each non-GET, carried out or refused, is one `control_change` with `who`, `what`, `outcome`.
+
+    A GET none.
+    """
     await rig.unix.get("/v1/status")
     await rig.unix.post("/v1/scale", json={"delta": 2})
     await rig.unix.post("/v1/workers/9/recycle")
@@ -93,7 +96,7 @@ async def test_changes_are_audited(rig: Rig) -> None:
 
 
 async def test_what_the_fleet_tells_is_told_once(rig: Rig) -> None:
-    """A change that the fleet logs is a debug line here; a refused one, and one it never hears of, is not."""
+    """A change that the fleet logs is a debug line here; a refused one, and one for other parts, is not."""
     await rig.unix.post("/v1/scale", json={"delta": 1})
     await rig.unix.post("/v1/scale", json={"workers": 0})
     await rig.unix.post("/v1/login-link")

@@ -1,4 +1,4 @@
-"""Who is let in."""
+"""Access control of both listeners."""
 
 import asyncio
 import os
@@ -129,7 +129,7 @@ async def test_own_pages_and_tools_may_change(rig: Rig) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/v1/status", "/nothing"])
 async def test_no_answer_is_of_use_to_other_pages(rig: Rig, path: str) -> None:
-    """It can't be framed or loaded as a script, style or image, and is what its type says."""
+    """It can't be framed or loaded as a script, style or image, and has its declared type."""
     async with rig.tcp.get(path, headers=rig.bearer) as answer:
         assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
         assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
@@ -241,15 +241,15 @@ async def test_a_login_link_over_the_unix_socket(rig: Rig) -> None:
 
 
 def test_secrets_are_bounded() -> None:
-    """The oldest word gives way; the number never grows beyond the limit."""
+    """The oldest secret is replaced; the number never exceeds the limit."""
     words = Secrets(2, 10.0, Clock())
     first, second, third = words.issue(), words.issue(), words.issue()
-    assert [words.knows(word) for word in (first, second, third)] == [False, True, True]
+    assert [words.is_valid(word) for word in (first, second, third)] == [False, True, True]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root is let in, so only root can play a stranger")
 async def test_another_user_is_refused_on_the_unix_socket(rig: Rig) -> None:
-    """The kernel's word on the peer counts, even when the file mode would let it in."""
+    """The kernel's peer credentials count, even if the file mode permits more."""
     rig.path.chmod(0o777)
     for folder in rig.path.parents:
         if folder.name.startswith("pytest-"):
@@ -269,7 +269,7 @@ async def test_another_user_is_refused_on_the_unix_socket(rig: Rig) -> None:
 
 
 class Peer:
-    """What stands for a request of somebody on a Unix socket."""
+    """Stands for a request of a user on a Unix socket."""
 
     def __init__(self, uid: int) -> None:
         self._uid = uid
@@ -292,7 +292,7 @@ def test_the_unix_guard_knows_uids() -> None:
 
 
 def test_the_unix_guard_of_a_shared_socket() -> None:
-    """Whom its mode lets in may operate, the app's user only read; the daemon's own user stays the admin."""
+    """Users that its mode permits may operate, the app's user only read; the daemon's own user is admin."""
     guard: Any = UnixGuard(uid=0, shared=True, app_uid=33)
     scopes = {}
     for uid in (0, 33, 1001):

@@ -1,4 +1,4 @@
-"""Who may have a connection, a share of the loop, one of few streams."""
+"""Limits of connections, of time in the loop, and of streams."""
 
 from dataclasses import dataclass
 
@@ -20,10 +20,13 @@ class Seat:
 
 @pytest.mark.parametrize(("descriptors", "total"), [(64, 8), (256, 32), (1024, 128), (1 << 20, 128)])
 def test_limits_follow_the_descriptors(descriptors: int, total: int) -> None:
-    """Connections take an eighth at most, but there are always some; strangers can't have all of them."""
+    """Connections take an eighth at most, but there are always some.
+
+    Untrusted users can't have all of them.
+    """
     limits = ConnectionLimits.for_descriptors(descriptors)
     assert limits.total == total
-    assert 0 < limits.per_peer < limits.strangers < limits.total
+    assert 0 < limits.per_peer < limits.untrusted < limits.total
 
 
 def test_room_for_the_first() -> None:
@@ -45,7 +48,7 @@ def test_strangers_together_leave_the_reserve() -> None:
 
 
 def test_the_reserve_is_for_trusted_users() -> None:
-    """A full table makes room for them, and a stranger's new connection takes none of theirs."""
+    """A full table makes room for trusted users, and other users never replace their connections."""
     seats = [*(Seat(0, 0.0, trusted=True) for _ in range(6)), Seat(7, 5.0), Seat(8, 6.0)]
     assert make_room(0, True, seats, LIMITS) == (True, seats[0])
     admitted, leaves = make_room(9, False, seats, LIMITS)
@@ -73,13 +76,13 @@ def test_requests_are_not_ended() -> None:
 
 
 def test_a_quota_keeps_some_for_trusted_users() -> None:
-    """One stranger has its own limit, all together leave the reserve, and trusted users have that."""
+    """One other user has a limit, all others together leave the reserve, which is for trusted users."""
     quota = Quota("streams", total=4, per_key=2, reserved=1)
     with quota.one("a", False), quota.one("a", False):
         assert quota.refusal("a", False) == "2 of your streams are open already"
         assert quota.refusal("b", False) is None
         with quota.one("b", False):
-            assert "the rest is kept for" in (quota.refusal("c", False) or "")
+            assert "the rest is reserved for" in (quota.refusal("c", False) or "")
             assert quota.refusal("root", True) is None
             with quota.one("root", True):
                 assert quota.refusal("root", True) == "4 streams are open already"

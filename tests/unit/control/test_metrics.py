@@ -83,7 +83,7 @@ def test_two_workers_in_a_slot_are_one_series(figures: Figures) -> None:
 
 
 async def test_the_route(rig: Rig) -> None:
-    """Text in the format's own media type, for whoever may read; nobody else."""
+    """Text of the format's media type, only with the scope `read`."""
     async with rig.tcp.get("/metrics", headers=rig.bearer) as answer:
         assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
         assert "ostler_workers_ready 3.0" in await answer.text()
@@ -92,7 +92,7 @@ async def test_the_route(rig: Rig) -> None:
 
 
 def test_the_library_is_loaded_when_somebody_asks() -> None:
-    """A daemon that nobody scrapes does not pay for it."""
+    """A daemon without scraping does not import the library."""
     script = "import sys, ostler.daemon.main; print('prometheus_client' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=20

@@ -54,6 +54,8 @@ def test_the_document_has_no_dangling_reference() -> None:
     schemas = document()["components"]["schemas"]
     assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) <= set(schemas)
     assert {"EventView", "ExitView", "SampleView", "ErrorView", "WorkerView"} <= set(schemas)
+    assert {"Scale", "Reload", "Refork", "Stop", "Login"} <= set(schemas)
+    assert schemas["Reload"]["title"] == "Reload"
 
 
 @pytest.mark.parametrize("route", [r for r in ROUTES if r.method == "GET" and r.view], ids=lambda r: r.name)
@@ -70,7 +72,7 @@ async def test_a_get_answers_its_view(rig: Rig, route: Route[object, Any]) -> No
 
 @pytest.mark.parametrize(("body", "wanted"), [({"workers": 5}, 5), ({"delta": -1}, 2), ({"delta": -9}, 1)])
 async def test_scale_submits_one_event(rig: Rig, body: dict[str, int], wanted: int) -> None:
-    """A scale request becomes one ResizeAsked that says who asked, and answers the new status."""
+    """A scale request becomes one ResizeAsked with its originator; the answer is the new status."""
     async with rig.unix.post("/v1/scale", json=body) as answer:
         view = msgspec.json.decode(await answer.read(), type=StatusView)
     (seen,) = rig.backend.submitted
@@ -98,7 +100,7 @@ async def test_by_says_who_asked_over_tcp(rig: Rig) -> None:
     ],
 )
 async def test_scale_refuses_what_makes_no_sense(rig: Rig, body: object) -> None:
-    """Neither or both numbers, numbers out of bounds, wrong types: 422, and the fleet hears nothing."""
+    """Neither or both numbers, numbers out of bounds, wrong types: 422, and no event for the fleet."""
     async with rig.unix.post(SCALE.path, json=body) as answer:
         assert answer.status == 422
         assert (await answer.json())["error"] == "invalid"
@@ -130,7 +132,7 @@ async def test_a_waited_reload_tells_the_outcome(rig: Rig, broken: bool, status:
 
 
 async def test_there_is_no_reload_before_the_first(rig: Rig) -> None:
-    """GET /v1/reload is 404 until somebody has asked for one."""
+    """GET /v1/reload is 404 before the first reload."""
     async with rig.unix.get("/v1/reload") as answer:
         assert answer.status == 404
 
@@ -176,7 +178,7 @@ async def test_nothing_is_changed_while_stopping(rig: Rig) -> None:
 
 
 async def test_refork_names_slot_and_force(rig: Rig) -> None:
-    """The event has both; the answer says behind which event the outcome is found."""
+    """The event has both; the answer has the id after which the outcome is found."""
     rig.backend.happen("worker_ready")
     async with rig.unix.post("/v1/refork", json={"slot": 2, "force": True}) as answer:
         assert answer.status == 202
@@ -188,7 +190,7 @@ async def test_refork_names_slot_and_force(rig: Rig) -> None:
 
 
 async def test_refork_that_can_not_be(rig: Rig) -> None:
-    """Nobody ready there, nobody ready at all, a reload that runs: 409 with the reason, and nothing asked."""
+    """No ready worker in the slot, none at all, a running reload: 409 with the reason, and no event."""
 
     async def refused(body: dict[str, object]) -> str:
         async with rig.unix.post("/v1/refork", json=body) as answer:
@@ -203,7 +205,7 @@ async def test_refork_that_can_not_be(rig: Rig) -> None:
     rig.backend.stuck = True
     rig.backend.submit(ReloadAsked("somebody"))
     rig.backend.submitted.clear()
-    assert "a reload to generation 2 is going on" in await refused({})
+    assert "a reload to generation 2 is running" in await refused({})
     assert rig.backend.submitted == []
 
 

@@ -100,7 +100,7 @@ async def is_served(path: Path) -> bool:
 
 @pytest.mark.parametrize("what", ["socket", "lock", "token", "folder"])
 async def test_what_is_deleted_under_us_comes_back(tmp_path: Path, what: str) -> None:
-    """With the rights it had; it is still ours alone, and who is connected stays connected."""
+    """With the same rights; it still belongs to us, and connections stay."""
     folder = tmp_path / "run"
     folder.mkdir(mode=0o750)
     path, lock, token = (folder / name for name in ("a.sock", "a.sock.lock", "a.token"))
@@ -147,7 +147,10 @@ async def test_what_is_deleted_under_us_comes_back(tmp_path: Path, what: str) ->
 
 
 async def test_a_daemon_that_took_the_path_is_left_alone(tmp_path: Path) -> None:
-    """Somebody deletes all we have and starts another: it keeps the path until it goes; we say so once."""
+    """All files are deleted and another instance starts: it keeps the path until its end.
+
+    That is logged once.
+    """
     path, token = tmp_path / "a.sock", tmp_path / "a.token"
     log, records = captured_log()
     first, second = ControlServer(FakeBackend(), log), server()

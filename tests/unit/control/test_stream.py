@@ -56,7 +56,7 @@ async def until(stream: AsyncIterator[tuple[str, Any]], name: str) -> Any:
     raise AssertionError(f"the stream ended without {name}")
 
 
-async def test_the_whole_picture_first_then_what_happens(rig: Rig) -> None:
+async def test_the_complete_state_first_then_events(rig: Rig) -> None:
     """On connect history, events, exits, status, workers; then events and samples as they come."""
     rig.backend.seconds = [sample(1.0), sample(2.0)]
     rig.backend.happen("worker_ready", slot=1)
@@ -76,7 +76,7 @@ async def test_the_whole_picture_first_then_what_happens(rig: Rig) -> None:
         assert (await until(stream, "sample")).at == 3.0
 
 
-async def test_an_event_in_the_snapshot_is_not_told_twice(rig: Rig) -> None:
+async def test_an_event_in_the_first_state_is_not_sent_again(rig: Rig) -> None:
     """An event that falls between subscribing and the snapshot comes once."""
     late: list[str] = []
 
@@ -94,8 +94,8 @@ async def test_an_event_in_the_snapshot_is_not_told_twice(rig: Rig) -> None:
         assert (await until(stream, "event")).name == "after"
 
 
-async def test_each_exit_is_told_once(rig: Rig) -> None:
-    """The newest ends come with the whole picture; later ones when they happen, without those told before."""
+async def test_each_exit_is_sent_once(rig: Rig) -> None:
+    """The newest exits come with the complete state; later ones when they happen, each once."""
     rig.backend.ends = [an_exit(2), an_exit(1)]
     async with rig.tcp.get("/v1/stream", headers=rig.bearer) as answer:
         stream = frames(answer)
@@ -109,7 +109,7 @@ async def test_each_exit_is_told_once(rig: Rig) -> None:
         assert [name for name, _ in await take(stream, 2)] == ["status", "workers"]
 
 
-async def test_the_picture_at_the_start_is_bounded(rig: Rig) -> None:
+async def test_the_state_at_the_start_is_bounded(rig: Rig) -> None:
     """Of many events a new reader gets the newest 200."""
     for _ in range(250):
         rig.backend.happen("worker_ready")
@@ -204,7 +204,10 @@ async def test_the_number_of_streams_is_bounded() -> None:
 
 
 async def test_a_slow_reader_is_dropped(tmp_path: Path) -> None:
-    """Who does not read is cut off once the kernel's buffers are full; its subscription is closed."""
+    """A client that does not read is cut off when the kernel's buffers are full.
+
+    Its subscription is closed.
+    """
     backend, (log, records) = FakeBackend(), captured_log()
     server = ControlServer(backend, log, streams=lambda b, lg: Streams(b, lg, tick=0.001, write_seconds=0.05))
     backend.name = "x" * 200_000  # each status is as large
@@ -244,6 +247,6 @@ async def test_logout_ends_the_sessions_streams(rig: Rig) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/stream"])
 async def test_head_is_no_stream(rig: Rig, path: str) -> None:
-    """HEAD would hold a connection for nothing."""
+    """HEAD would keep a connection open without sending anything."""
     async with rig.unix.head(path) as answer:
         assert answer.status == 405

@@ -1,4 +1,4 @@
-"""How the shell does what the fleet wants; each test is a play with stand-ins for children."""
+"""How the shell performs actions and handles events; stand-ins take the place of children."""
 
 import asyncio
 import os
@@ -45,7 +45,7 @@ async def test_a_fork_server_whose_channel_is_full() -> None:
 
 
 async def test_a_fork_server_that_has_ended_is_no_failed_fork() -> None:
-    """Its death says all that is to be said of what it was asked for."""
+    """Its death is the answer to what it was asked for."""
     with Theatre(workers=1) as theatre:
         await theatre.start().play()
         (worker,) = theatre.workers

@@ -141,7 +141,7 @@ def test_unused_workers_go_after_the_cool_down_a_quarter_at_a_time() -> None:
 
 
 def test_a_busy_minute_begins_the_cool_down_anew() -> None:
-    """Load that needs all of them, even for a few seconds, means that they are needed."""
+    """A load that needs all workers, even for a few seconds, keeps them."""
     rig = Rig(wanted=4).run(50, needs(0.5)).run(4, needs(2.7)).run(59, needs(0.5))
     assert rig.changes == []
     assert rig.run(10, needs(0.5)).numbers == [3]
@@ -155,7 +155,7 @@ def test_the_peak_of_the_cool_down_decides_how_many_stay() -> None:
 
 
 def test_bursts_find_room() -> None:
-    """Two seconds in five in which all are busy are no calm, although most seconds are idle."""
+    """Two seconds in five in which all are busy do not count as low load, although most seconds are idle."""
 
     def burst(workers: int, second: int) -> tuple[float, float, float]:
         return (float(workers) if second % 5 < 2 else 0.0), 0.0, 100.0
@@ -170,7 +170,7 @@ def test_no_worker_goes_while_requests_wait() -> None:
 
 @pytest.mark.parametrize("tenths", range(1, 130, 3))
 def test_a_constant_load_is_answered_by_a_constant_number(tenths: int) -> None:
-    """However large it is, ten minutes of the same load end the changes: nothing flaps."""
+    """However large it is, ten minutes of the same load end the changes: the number does not flap."""
     busy = tenths / 10
     rig = Rig(wanted=9).run(1200, needs(busy))
     settled = rig.wanted
@@ -189,7 +189,7 @@ def test_noise_around_the_target_does_not_flap() -> None:
 
 
 def test_waiting_requests_want_more_although_workers_look_idle() -> None:
-    """Requests that wait for workers that are half idle (long ones before short ones) want some more."""
+    """If requests wait although workers are half idle (long ones before short ones) some more are added."""
 
     def serve(workers: int, _second: int) -> tuple[float, float, float]:
         return 4.0, 0.12 if workers < 10 else 0.01, 100.0
@@ -199,7 +199,7 @@ def test_waiting_requests_want_more_although_workers_look_idle() -> None:
 
 
 def test_more_workers_that_answer_no_more_are_taken_back() -> None:
-    """Where the processor is what is short, a step up is undone and its repetition put off, ever longer."""
+    """Where the processor is the bottleneck, a step up is undone and its repetition put off, ever longer."""
     rig = Rig(wanted=4).run(1200, short_of_processor(300.0))
     assert set(rig.numbers) == {4, 8}
     ups = [second for second, decision in rig.changes if decision.workers == 8]
@@ -269,7 +269,7 @@ def test_unknown_memory_is_no_bound() -> None:
     assert Rig(wanted=4, memory_free=None, memory_each=MIB).run(5, needs(3.6)).numbers == [6]
 
 
-def test_the_upper_bound_is_told_once() -> None:
+def test_the_upper_bound_is_reported_once() -> None:
     """More than the most is never asked for; that more are needed is said once, not each second."""
     rig = Rig(wanted=16).run(60, needs(99.0))
     reason = "requests waited 200 ms, but 16 workers are the most allowed"

@@ -1,8 +1,11 @@
 """The fleet's machine, one rule at a time. Slots count from 1, times are seconds of a virtual clock."""
 
+from typing import get_args
+
 import pytest
 
 from ostler.fleet import actions, events, health
+from ostler.fleet.machine import HANDLERS
 from ostler.fleet.model import Cause, ExitStatus, ReloadPhase, WorkerState
 from ostler.fleet.policies import backoff, surge
 from tests.kit.play import (
@@ -74,7 +77,7 @@ def test_first_boot_fails() -> None:
     assert play.finished == [actions.Finish(True, True, "ImportError: flask", "Traceback ...")]
 
 
-def test_who_boots_in_a_hurry() -> None:
+def test_which_boots_are_urgent() -> None:
     """A worker for an empty slot is urgent; the successor of one that still serves is not."""
     fleet = Play(workers=1).start().loaded().fleet
     fleet.handle(events.WorkerReady(1), 1.0)
@@ -295,7 +298,7 @@ def test_boot_timeout() -> None:
     play.exits(2, signal=6).reported("worker_exited", cause="boot timeout").nothing_until(0.5).then(spawn(2))
 
 
-def test_boot_timeout_of_a_deaf_worker() -> None:
+def test_boot_timeout_of_a_worker_that_ignores_signals() -> None:
     """If even SIGABRT does not end it, it is killed, again and again; its successor does not wait."""
     play = running(workers=1, boot_timeout=5.0).exits(1, signal=9).forked(1).then(spawn(1))
     play.nothing_until(5.0).then(abort(1)).nothing_until(0.5).then(spawn(1))
@@ -859,6 +862,11 @@ def test_late_and_unknown_events_are_ignored(event: events.Event) -> None:
     assert health.state(play.fleet.state) == "ready"
 
 
+def test_each_event_has_a_handler() -> None:
+    """And nothing else has one."""
+    assert set(HANDLERS) == set(get_args(events.Event))
+
+
 def test_recycle_is_due_once() -> None:
     """A worker that asks twice gets one successor."""
     running(workers=2).recycle_due(1).recycle_due(1).then(spawn(1))
@@ -871,7 +879,7 @@ def test_second_death_of_a_fork_server_is_ignored() -> None:
     play.then(start_fork_server(1), load_app(1)).nothing_until(0.5).then(start_fork_server(1))
 
 
-def test_recycling_is_for_those_who_serve() -> None:
+def test_recycling_is_for_workers_that_serve() -> None:
     """A worker that boots can't be due for recycling: it is left alone."""
     play = running(workers=1).scale(2).forked(2).then(spawn(2))
     play.on(events.RecycleDue(max(play.workers), 5)).then().ready(2).then()
@@ -925,7 +933,7 @@ def test_health_with_an_overdue_request() -> None:
 
 
 def test_health_with_a_worker_that_stands_still() -> None:
-    """A worker whose loop stopped, by SIGSTOP perhaps, is no matter of a request."""
+    """A worker whose loop stopped, e.g. by SIGSTOP, is not reported as one with an overdue request."""
     assert _health(running(workers=2).stalls(1)) == (
         "ready",
         "Serving: 2 of 2 workers ready; 1 worker whose loop stands still being replaced.",
@@ -973,7 +981,7 @@ def test_health_without_a_fork_server() -> None:
 
 
 def test_health_of_a_fork_server_that_is_back() -> None:
-    """What it once died of is no reason for a worker that boots just now."""
+    """The reason of its death is not shown for a worker that boots later."""
     play = running(workers=2).fork_server_exits(1).loaded(1).scale(3)
     assert _health(play) == ("ready", "Serving: 2 of 3 workers ready, 1 booting.")
 
@@ -1004,11 +1012,11 @@ def test_health_while_paused() -> None:
     """A pause is shown as long as it lasts, also before anything was ready."""
     play = running(workers=2).pause().exits(1)
     assert _health(play) == ("paused", "Paused: all workers were asked to leave, 1 worker left.")
-    assert health.state(Play(workers=1).start().loaded().pause().fleet) == "paused"
+    assert health.state(Play(workers=1).start().loaded().pause().fleet.state) == "paused"
 
 
 def test_health_while_stopping() -> None:
-    """A stop outweighs all else."""
+    """A stop comes before everything else."""
     play = running(workers=2).pause().stop()
     assert _health(play) == ("stopping", "Stopping: 2 workers left.")
 
@@ -1109,7 +1117,7 @@ def test_a_fork_server_that_reads_nothing() -> None:
 
 
 def test_a_fork_server_that_reads_again() -> None:
-    """It is as good as any: that it once had much to read is forgotten."""
+    """That its channel was full before does not count against it."""
     play = running(workers=1).exits(1, signal=9)
     play.fail_to_fork(max(play.workers), unread=True)
     play.after(0.5).forked(1).ready(1).after(60.0).exits(1, signal=9)

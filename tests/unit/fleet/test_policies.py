@@ -28,7 +28,7 @@ LIMIT = 1000
 
 
 def test_memory_over_the_limit_for_three_measurements() -> None:
-    """One large second, or two, is a peak; three in a row recycle the worker, its successor first."""
+    """One or two measurements above it are a peak; three in a row recycle the worker, successor first."""
     play = running(workers=2, max_memory=LIMIT)
     play.measured(1, memory=LIMIT + 1).measured(1, memory=LIMIT + 1).then()
     play.measured(1, memory=LIMIT).measured(1, memory=LIMIT + 1).measured(1, memory=LIMIT + 1).then()
@@ -38,7 +38,7 @@ def test_memory_over_the_limit_for_three_measurements() -> None:
 
 
 def test_unknown_memory_accuses_nobody() -> None:
-    """No measurement neither counts nor ends the count."""
+    """A missing measurement neither counts nor ends the count."""
     play = running(workers=1, max_memory=LIMIT)
     for memory in (None, LIMIT + 1, None, LIMIT + 1, None, None):
         play.measured(1, memory=memory)
@@ -103,7 +103,7 @@ def test_first_crashes_are_repaired_at_once() -> None:
     assert health.state(play.fleet.state) == "ready"
 
 
-def test_a_crash_loop_is_paced_and_told() -> None:
+def test_a_crash_loop_is_paced_and_reported() -> None:
     """From the fourth on it waits, each time longer; the state is degraded, with a reason."""
     play = running(workers=2)
     waits = []

@@ -33,7 +33,7 @@ PROBATION: dict[str, Any] = {
 
 
 def canary(**policy: Any) -> Play:
-    """A fleet of two whose reload waits until its first worker has proved itself."""
+    """A fleet of two whose reload waits until its canary has lived for canary_time."""
     play = running(**{"workers": 2, "canary_time": 5.0} | policy)
     play.reload().loaded().then(start_fork_server(2), load_app(2), spawn(1, 2))
     return play.ready(1)
@@ -65,7 +65,7 @@ def test_canary_must_live() -> None:
 
 
 def test_canary_that_crashes_fails_the_reload() -> None:
-    """If it dies in that time the reload is undone and the asker gets the reason."""
+    """If it dies in that time the reload fails with that reason."""
     play = canary()
     play.after(4.0).crashes(1).then(stop_fork_server(2), reload_ended(2))
     play.reported("reload_failed", reason="the first new worker ended with signal 11")
@@ -75,7 +75,7 @@ def test_canary_that_crashes_fails_the_reload() -> None:
 
 
 def test_canary_with_a_hung_request_fails_the_reload() -> None:
-    """A first worker that does not answer in time is none to roll out, though it lives."""
+    """A canary with an overdue request fails the reload, though it lives."""
     play = canary(timeout_grace=0.0)
     worker_id = play._serving_newest(1)
     play.on(events.RequestOverdue(worker_id, 0, "GET", "/slow", 30.0)).then(
@@ -85,7 +85,7 @@ def test_canary_with_a_hung_request_fails_the_reload() -> None:
 
 
 def test_canary_with_a_hung_request_that_is_due_fails_the_reload() -> None:
-    """That it would be recycled anyway is no excuse."""
+    """Also if it is leaving to be recycled."""
     play = canary()
     worker_id = play._serving_newest(1)
     play.on(events.RecycleDue(worker_id, 1)).on(events.RequestOverdue(worker_id, 0, "GET", "/slow", 30.0))
@@ -109,7 +109,7 @@ def test_canary_that_stalls_fails_the_reload() -> None:
 
 
 def test_canary_killed_by_an_outsider_is_tried_again() -> None:
-    """That is no fault of the new code: another worker is to prove itself, for the whole time."""
+    """That is no evidence against the new code: another canary is spawned, and its time starts again."""
     play = canary()
     play.after(4.0).exits(1, signal=9, outsider=True).then(spawn(1, 2))
     play.ready(1).nothing_until(5.0).then(stop_fork_server(1), drain(1, 1))
@@ -371,7 +371,7 @@ def test_upgrade() -> None:
 
 @pytest.mark.parametrize("when", ["checking", "replacing"])
 def test_upgrade_that_can_not_be(when: str) -> None:
-    """A program that would not start, or could not be executed, changes nothing; another try is welcome."""
+    """A program that would not start, or could not be executed, changes nothing; another try is possible."""
     play = running(workers=2).upgrade_asked()
     if when == "replacing":
         play.upgrade_checked().taken_over("permission denied")
@@ -496,7 +496,7 @@ def test_rollback_brings_the_number_set_by_hand_back() -> None:
 
 
 def test_number_set_by_hand_on_probation_survives_a_roll_back() -> None:
-    """The newest wish counts."""
+    """What was asked for last counts."""
     play = running(**PROBATION).reload().configured(**PROBATION | {"workers": 1}).settle_processes()
     play.scale(4)
     assert after_roll_back(play).slots(1) == [1, 2, 3, 4]

@@ -1,4 +1,4 @@
-"""Logs of fork servers and what they fork: whose lines go where, and what is left open."""
+"""Logs of fork servers and what they fork: which lines go where, and what is left open."""
 
 import os
 import socket
@@ -50,8 +50,8 @@ def line(name: str, number: int, until: float | None = None) -> messages.LogLine
     return messages.LogLine("warning", name, fields, 4711, number, until)
 
 
-def test_who_wants_the_supervisor_s_lines(folder: Path) -> None:
-    """Only a fork server whose `gunicorn.error` was given other handlers; it says what they have taken."""
+def test_which_fork_servers_want_the_supervisors_lines(folder: Path) -> None:
+    """Only a fork server whose `gunicorn.error` has other handlers; it confirms what they have logged."""
     with Keeper(folder, wsgi_app="app:app") as keeper:
         assert not configured(keeper).hear(messages.AppLoaded).loggers
         (folder / "gunicorn.conf.py").write_text(LOGGERS)
@@ -82,7 +82,7 @@ def test_a_zygote_goes_on_with_them(folder: Path) -> None:
 
 
 def test_files_are_reopened(folder: Path) -> None:
-    """A fork server is told as well: what it forks later inherits handlers with new files."""
+    """A fork server reopens its logs, too: what it forks later inherits handlers with new files."""
     (folder / "gunicorn.conf.py").write_text(LOGGERS)
     with Keeper(folder, wsgi_app="app:app") as keeper:
         server = configured(keeper)

@@ -55,7 +55,7 @@ def test_a_known_generation_needs_its_file(tmp_path: Path) -> None:
 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
-    """A supervisor that runs on while the package under it is replaced is told so."""
+    """A supervisor that runs on while its package is replaced on disk gets an error."""
     with Keeper(tmp_path, wsgi_app="app:app") as keeper:
         server = keeper.start()
         server.say(messages.Configure(messages.VERSION + 1, 1, {}, None, str(tmp_path)))

@@ -1,4 +1,4 @@
-"""What becomes of what hooks raise, and of hooks that do not end."""
+"""Exceptions of hooks, and hooks that do not end."""
 
 import signal
 import time
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ostler.hooks import calling
-from ostler.hooks.calling import HookCaller, HookFailed
+from ostler.hooks.calling import HookFailed, HookFunctions
 from ostler.wsgi.exchange import QuitWorker
 
 
@@ -22,9 +22,9 @@ class Recorder:
         self.found.append({"level": level, "event": name, **fields})
 
 
-def calls(hook: Callable[..., Any]) -> tuple[HookCaller, Recorder]:
+def calls(hook: Callable[..., Any]) -> tuple[HookFunctions, Recorder]:
     recorded = Recorder()
-    return HookCaller({"hook": hook}, recorded), recorded
+    return HookFunctions({"hook": hook}, recorded), recorded
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What hooks are given: attributes that are there, and what is said of those that are not."""
+"""The arguments of hooks: their attributes, and the errors for unknown ones."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ostler.hooks.objects import HookApp, HookConfig, HookLog, HookServer, HookWorker
+from ostler.hooks.objects import HookApp, HookLog, HookServer, HookSettings, HookWorker
 from ostler.settings import Loaded, load
 
 
@@ -93,7 +93,7 @@ def test_loggers() -> None:
 
 def test_config() -> None:
     """Settings by gunicorn's names and in gunicorn's types; what has no meaning here is there, too."""
-    cfg = HookConfig(
+    cfg = HookSettings(
         loaded(
             bind=["127.0.0.1:80", "unix:/run/a.sock", "[::1]:81"],
             workers="2..8",
@@ -112,8 +112,8 @@ def test_config() -> None:
 
 
 def test_config_is_read_only() -> None:
-    """A hook that sets something hears that it is too late, and one that asks for nonsense where to look."""
-    cfg = HookConfig(loaded().settings)
+    """The errors for setting a value and for an unknown setting."""
+    cfg = HookSettings(loaded().settings)
     with pytest.raises(AttributeError, match=r"cfg\.workers can't be set"):
         cfg.workers = 3
     with pytest.raises(AttributeError, match=r"cfg\.workers can't be set"):
@@ -135,7 +135,7 @@ def test_server() -> None:
 
 
 def test_unknown_attributes() -> None:
-    """The error names what there is, so nobody has to look it up; what a hook has put there is among it."""
+    """The error names all attributes, including those that a hook has set."""
     given = server()
     given.note = 1  # type: ignore[attr-defined]
     with pytest.raises(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ostler.hooks.calling import HookCaller
+from ostler.hooks.calling import HookFunctions
 from ostler.hooks.objects import HookApp, HookLog, HookServer, HookWorker
 from ostler.hooks.requests import HookRequest, HookResponse, RequestHooks
 from ostler.settings import load
@@ -30,7 +30,7 @@ class Hooked:
         self.recorded: list[dict[str, Any]] = []
         server = HookServer(settings, HookApp(lambda: app, "site:app"), HookLog(self._tell))
         self.worker = HookWorker(server, 1, 1)
-        self.requests = RequestHooks(HookCaller(hooks, self._tell), self.worker)
+        self.requests = RequestHooks(HookFunctions(hooks, self._tell), self.worker)
         self.worker.work(lambda: self.requests.begun)
         self.rig = Rig(folder, app, threads=threads, exchange=self.requests.exchange())
 
@@ -40,7 +40,7 @@ class Hooked:
 
 def test_nothing_for_nobody(tmp_path: Path) -> None:
     """Without these hooks a worker serves with the plain class: not one instruction more."""
-    assert RequestHooks(HookCaller({"post_fork": print}, print), None).exchange() is Exchange  # type: ignore[arg-type]
+    assert RequestHooks(HookFunctions({"post_fork": print}, print), None).exchange() is Exchange  # type: ignore[arg-type]
 
 
 def test_what_hooks_see(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ Ends = tuple[Channel[Any], Channel[Any]]
 
 @pytest.fixture
 def ends() -> Iterator[Ends]:
-    """The supervisor's end, which hears a fork server, and the fork server's end."""
+    """The supervisor's end, which receives from a fork server, and the fork server's end."""
     left, right = pair()
     channels: Ends = (
         Channel(left, messages.FromForkServer),
@@ -139,7 +139,7 @@ def test_end_with_unread_messages(ends: Ends) -> None:
     assert supervisor.receive() is None
 
 
-def test_send_to_nobody(ends: Ends) -> None:
+def test_send_to_a_process_that_has_ended(ends: Ends) -> None:
     """Sending to a process that is gone is an OSError, and no SIGPIPE."""
     supervisor, fork_server = ends
     fork_server.close()
@@ -148,7 +148,7 @@ def test_send_to_nobody(ends: Ends) -> None:
 
 
 def test_nothing_there(ends: Ends) -> None:
-    """Without blocking, an empty channel says so, which is not its end."""
+    """Without blocking, an empty channel is an error, and not its end."""
     supervisor, _ = ends
     supervisor.set_blocking(False)
     with pytest.raises(BlockingIOError):

@@ -32,7 +32,7 @@ ENVIRON = {
 
 
 def answered(log: Answered, **changes: Any) -> Any:
-    """Tell a log of a request that was answered."""
+    """Record an answered request."""
     values: dict[str, Any] = {
         "method": "GET",
         "target": "/a%20b?c=d",
@@ -94,7 +94,7 @@ def path(tmp_path: Path) -> Path:
     ],
 )
 def test_atoms(atom: str, value: str) -> None:
-    """Each atom of gunicorn's documentation says what it says there."""
+    """Each atom has the meaning of gunicorn's documentation."""
     assert line(f"%({atom})s") == value
 
 
@@ -161,7 +161,7 @@ def test_time_follows_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("atom", "hufa")
 def test_what_is_missing_is_a_dash(atom: str) -> None:
-    """A client that says nothing, or a Unix socket without an address, leaves `-`."""
+    """A client without such fields, or a Unix socket without an address, leaves `-`."""
     assert line(f"%({atom})s", environ={"REMOTE_ADDR": ""}) == "-"
 
 
@@ -187,7 +187,10 @@ def test_nothing_sent() -> None:
     ],
 )
 def test_user(environ: dict[str, str], user: str) -> None:
-    """`u` is the user of basic authentication, as in gunicorn, or whom the app names; never a password."""
+    """`u` is the user of basic authentication, as in gunicorn, or the one that the app sets.
+
+    Never a password.
+    """
     assert line("%(u)s", environ=environ) == user
 
 
@@ -250,7 +253,7 @@ def test_a_mistake_names_the_setting(text: str) -> None:
 
 @pytest.mark.parametrize("atom", ["x", "hh", "{host}x", "", "{host"])
 def test_an_atom_that_there_is_not(atom: str) -> None:
-    """It is `-`, as in gunicorn, and can be told of at start."""
+    """It is `-`, as in gunicorn, and can be reported at the start."""
     assert line(f"%({atom})s %(m)s") == "- GET"
     assert unknown_atoms(f"%(m)s %({{Host}}I)s %% %({atom})s") == [f"%({atom})s"]
     assert line("%({Host}I)s") == "example.com"
@@ -432,7 +435,7 @@ def test_refused(path: Path, received: bytes, request_line: str) -> None:
 
 
 def test_refused_has_every_atom(path: Path) -> None:
-    """Whatever the format asks for, there is something to say."""
+    """Every atom of a format has a value."""
     log = AccessLog(LogFile(str(path), 1), EVERY_ATOM)
     log.refused({"REMOTE_ADDR": "::1", "SERVER_PORT": "80"}, b"GET / HTTP/1.1", "431 Too Large", 0, 1_500_000)
     log.flush()

@@ -84,7 +84,7 @@ def test_the_recipe_of_apps(log: Log, path: Path) -> None:
 
 
 def test_its_own_lines_go_past_it(log: Log, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long as nobody has changed the logger no record is made of what happens here."""
+    """As long as the logger is unchanged no records are made."""
     ERROR.handlers = [bridge._error_handler]  # pytest adds its own
     monkeypatch.setattr(ERROR, "handle", None)
     log.info("own")
@@ -111,7 +111,7 @@ def test_another_handler_gets_records(log: Log, path: Path) -> None:
 
 
 def test_level_is_the_logger_s(log: Log) -> None:
-    """With loggers of its own a configuration says there what is worth a line, as in gunicorn."""
+    """With loggers of its own a configuration sets the level there, as in gunicorn."""
     kept = Kept()
     ERROR.handlers = [kept]
     ERROR.setLevel(logging.DEBUG)
@@ -134,7 +134,7 @@ def test_both(log: Log, path: Path) -> None:
 
 
 def test_a_handler_that_raises(log: Log, path: Path) -> None:
-    """What can't be handed on is written here; why is told once."""
+    """An event that can't be passed on is written to the log; the reason is logged once."""
 
     class Broken(logging.Handler):
         def handle(self, record: logging.LogRecord) -> bool:
@@ -211,7 +211,7 @@ def test_a_level_drops_requests(log: Log) -> None:
 
 
 def test_a_filter_that_raises(log: Log, path: Path, tmp_path: Path) -> None:
-    """The request is answered; its line goes to the access log, and the mistake is told once."""
+    """The request is answered; its line goes to the access log, and the error is logged once."""
     ACCESS.addFilter(lambda _record: 1 / 0)
     file = LogFile(str(tmp_path / "access.log"), 1)
     told = bridge.access_to_logger("%(m)s", compile_format("%(m)s", file.gather))

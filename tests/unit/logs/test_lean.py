@@ -213,7 +213,7 @@ def test_reopen_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
 
 
 def test_reopen_of_a_standard_descriptor_does_nothing() -> None:
-    """There is no path to open anew."""
+    """There is no path to open again."""
     reader, writer = os.pipe()
     try:
         file = LogFile("-", writer)
@@ -250,7 +250,7 @@ def test_a_disk_that_gets_full_and_empty_again(tmp_path: Path) -> None:
 
 
 def test_a_pipe_that_is_full() -> None:
-    """Nobody waits for a reader who made the pipe non-blocking; what follows begins on its own line."""
+    """No process waits for a reader that made the pipe non-blocking; the next line begins on a new line."""
     reader, writer = os.pipe()
     try:
         os.set_blocking(writer, False)
@@ -296,7 +296,7 @@ def drain(fd: int) -> bytes:
 
 @pytest.mark.parametrize("full", [full_pipe, full_socket])
 def test_a_reader_that_does_not_read(full: Callable[[], tuple[int, int]]) -> None:
-    """It costs a worker its patience once, then nothing.
+    """A worker waits once, then never again.
 
     What was lost is reported when the reader is back.
     """
@@ -343,7 +343,7 @@ def test_a_supervisor_keeps_lines_for_its_reader(full: Callable[[], tuple[int, i
 
 
 def test_a_slow_reader_loses_nothing() -> None:
-    """A worker waits for one that is only behind, line for line."""
+    """A worker waits for a slow reader, line by line."""
     reader, writer = full_pipe()
     found = bytearray()
     try:
@@ -367,7 +367,7 @@ def test_a_slow_reader_loses_nothing() -> None:
 
 
 def test_close_writes_what_was_kept() -> None:
-    """The last words of a supervisor whose reader is a moment late."""
+    """The last lines of a supervisor wait a moment for a slow reader."""
     reader, writer = full_pipe()
     try:
         file = LogFile("-", writer, patience=0.0, kept=1000)
@@ -420,7 +420,7 @@ def test_the_log_itself_tells_what_it_lost(tmp_path: Path) -> None:
 
 
 def test_a_fifo_without_a_reader(tmp_path: Path) -> None:
-    """A log that is a FIFO does not hold the start up; who comes late gets what was written."""
+    """A log that is a FIFO does not delay the start; a late reader gets the written lines."""
     path = tmp_path / "fifo"
     os.mkfifo(path)
     file = LogFile(str(path), 2, patience=0.01)
@@ -576,7 +576,7 @@ def test_files_are_json(tmp_path: Path) -> None:
 
 
 def test_an_app_s_own_lines_are_whole() -> None:
-    """Pieces make a line; who flushes ends it; another thread's pieces do not come in between."""
+    """Pieces make a line; flush() ends it; pieces of another thread do not come in between."""
     written: list[str] = []
     stream = ErrorStream(written.append)
     print("a", "b", file=stream)
@@ -595,7 +595,7 @@ def test_an_app_s_own_lines_are_whole() -> None:
 
 
 def test_a_traceback_is_written_as_it_is() -> None:
-    """What frameworks do with `wsgi.errors`."""
+    """Frameworks write tracebacks to `wsgi.errors`."""
     written: list[str] = []
     try:
         raise ValueError("mistake")

@@ -1,4 +1,4 @@
-"""Log lines that a stranger can cause: the first ones, then a number."""
+"""Log lines that clients can cause: the first ones, then a number."""
 
 from ostler.logs.limiter import LimitedLog, LineLimiter
 from tests.unit.control.fake import captured_log
@@ -24,7 +24,7 @@ def test_kinds_do_not_share_a_window() -> None:
 
 
 def test_the_number_of_kinds_is_bounded() -> None:
-    """A stranger that makes up kinds fills no memory: those beyond are counted together."""
+    """Many different kinds use no more memory: those beyond the limit are counted together."""
     limiter: LineLimiter[int] = LineLimiter(first=1, seconds=60, kinds=10)
     assert sum(limiter.admit(number, 0) for number in range(1000)) == 10
     assert limiter.summaries(60) == [(None, 990)]
@@ -32,7 +32,7 @@ def test_the_number_of_kinds_is_bounded() -> None:
 
 
 def test_a_summary_says_how_many_were_left_out() -> None:
-    """At the level of the lines left out, with their event and who caused them."""
+    """At the level of the suppressed lines, with their event and the peer."""
     log, records = captured_log()
     now = 0.0
     limited = LimitedLog(log, lambda: now, LineLimiter(first=2, seconds=10))

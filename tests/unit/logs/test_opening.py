@@ -1,4 +1,4 @@
-"""Root opens logs for an account without being led astray by it."""
+"""Root opens logs for an account, and does not follow its links."""
 
 import os
 import socket
@@ -31,7 +31,7 @@ def folder() -> Iterator[Path]:
 
 
 def opened(path: Path) -> tuple[int, int]:
-    """Opens it; whose it is then."""
+    """Open a log; returns its owner."""
     os.close(open_log(str(path)))
     info = path.stat()
     return info.st_uid, info.st_gid
@@ -78,7 +78,7 @@ def test_in_a_folder_of_the_account(folder: Path) -> None:
 
 @needs_root
 def test_in_a_folder_of_a_third_account(folder: Path) -> None:
-    """Neither does the owner of a folder, say who deploys the app, have root give the app any file."""
+    """The owner of a folder, e.g. the one that deploys the app, can't make root give files to the app."""
     theirs = folder / "theirs"
     theirs.mkdir()
     os.chown(theirs, UID + 5, GID + 5)
@@ -134,7 +134,7 @@ def test_links_of_root(folder: Path) -> None:
 
 @needs_root
 def test_where_all_may_write(folder: Path) -> None:
-    """In /tmp and its like somebody else may have put what is there: files of others stay theirs."""
+    """In folders like /tmp files may belong to other accounts: they keep their owner."""
     place = folder / "tmp"
     place.mkdir()
     place.chmod(0o1777)
@@ -153,7 +153,7 @@ def test_where_all_may_write(folder: Path) -> None:
 
 @needs_root
 def test_a_folder_with_an_access_list(folder: Path) -> None:
-    """Who may write there is not in its mode (acl(5)): a link in it may be the account's."""
+    """Its mode does not show all accounts that may write (acl(5)): a link in it may be one of theirs."""
     place = folder / "listed"
     place.mkdir()
     # linux/posix_acl_xattr.h: version 2; the owner, one user more, the group, the mask, others.
@@ -173,7 +173,7 @@ def test_a_folder_with_an_access_list(folder: Path) -> None:
 
 @needs_root
 def test_what_is_no_file_of_its_own(folder: Path) -> None:
-    """A second name of some file, and a FIFO, are not given away."""
+    """A hard link and a FIFO keep their owner."""
     (folder / "victim").touch(0o600)
     (folder / "second.log").hardlink_to(folder / "victim")
     os.mkfifo(folder / "fifo", 0o600)

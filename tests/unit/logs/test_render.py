@@ -1,4 +1,4 @@
-"""Events to lines: for programs, for people, and against clients that would write their own."""
+"""Formats of events: for programs, for people, and safe from forged lines."""
 
 import json
 import re
@@ -62,7 +62,7 @@ EVIL = [
 
 @pytest.mark.parametrize("evil", EVIL)
 def test_json_line_is_one_harmless_line(evil: str) -> None:
-    """Nothing breaks the line or drives a terminal it is shown on, and nothing is lost."""
+    """No text breaks the line or controls a terminal, and nothing is lost."""
     line = json_line(AT, "error", "x", {"path": evil})
     assert line.isprintable()
     assert json.loads(line)["path"] == evil
@@ -101,7 +101,7 @@ def test_console_line_without_fields() -> None:
     ],
 )
 def test_console_values(value: Any, shown: str) -> None:
-    """Quoted only where a reader could not tell where it ends."""
+    """Quoted only if its end would be ambiguous."""
     assert console(x=value).endswith(f" x={shown}")
 
 
@@ -124,7 +124,7 @@ def test_console_line_is_one_line_whatever_the_value(text: str) -> None:
 
 @pytest.mark.parametrize("name", ["traceback", "stack"])
 def test_console_traceback_follows_indented(name: str) -> None:
-    """People read it as it was printed; its lines can't pass for lines of the log."""
+    """It is printed unchanged; its lines can't be mistaken for lines of the log."""
     fields = {"slot": 1, name: "Traceback:\n  File x\n\tValueError: \x1b[2J\r\nforged\n"}
     line = console_line(AT, "error", "failed", fields, colour=False)
     first, *rest = line.split("\n")

@@ -1,4 +1,4 @@
-"""What of the supervisor's events is written as lines, and what others get."""
+"""Which events of the supervisor are written as lines, and which the handler gets."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ def as_before() -> Iterator[None]:
 
 
 def test_shown(tmp_path: Path) -> None:
-    """A quiet file holds nothing back from whoever else takes events."""
+    """The level of the file does not limit the events that the handler gets."""
     taken: list[str] = []
     path = tmp_path / "log"
     set_up(str(path), "console", "info", shown="warning")
@@ -32,7 +32,7 @@ def test_shown(tmp_path: Path) -> None:
 
 
 def test_taken(tmp_path: Path) -> None:
-    """An event that somebody has taken is not written as well."""
+    """An event that the handler has taken is not written."""
     path = tmp_path / "log"
     set_up(str(path), "console", "info")
     set_handler(lambda _level, name, _fields, _line: name == "ready")

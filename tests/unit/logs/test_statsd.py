@@ -12,7 +12,7 @@ from ostler.settings.table import Settings
 
 
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -171,7 +171,7 @@ def test_unix_socket(tmp_path: Path) -> None:
 
 
 def test_off_unless_asked_for() -> None:
-    """Without a host there is none; one that nobody knows costs nothing."""
+    """Without a host there is none; an unknown host is no error."""
     assert statsd_of(Settings()) is None
     statsd = statsd_of(Settings(statsd_host="nowhere.invalid:8125"))
     assert statsd is not None

@@ -1,4 +1,4 @@
-"""Standard streams that ignore_write_errors, in a process of their own."""
+"""Standard streams that ignore write errors, each in a process of its own."""
 
 import os
 import subprocess
@@ -69,7 +69,7 @@ def test_captured(tmp_path: Path) -> None:
 
 
 def test_captured_after_copytruncate(tmp_path: Path) -> None:
-    """logrotate's other way: what is written after the file was emptied begins it anew."""
+    """logrotate's copytruncate: what is written after the file was emptied is at its beginning."""
     code = (
         "import os\nfrom ostler.logs.streams import capture\ncapture('captured')\n"
         "os.write(1, b'before\\n'); os.truncate('captured', 0); os.write(1, b'after\\n')\n"

@@ -18,7 +18,7 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
 
 
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -28,7 +28,7 @@ class Clock:
 
 
 class Told:
-    """What the log was told of."""
+    """The events of the log."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, Any]] = []
@@ -87,7 +87,7 @@ def test_a_value_forges_nothing(udp: socket.socket) -> None:
 
 
 def test_the_prefix_is_the_app_s_name(udp: socket.socket) -> None:
-    """As in gunicorn: MODULE:NAME with a dot, unless the instance or the setting says otherwise."""
+    """As in gunicorn: MODULE:NAME with a dot, unless the instance or the setting has another name."""
     settings = Settings(wsgi_app="a:app", syslog=True, syslog_addr=udp_address(udp))
     for more, name in ({}, "a.app"), ({"proc_name": "shop"}, "shop"), ({"syslog_prefix": "x:y"}, "x:y"):
         syslog = syslog_of(msgspec.structs.replace(settings, **more), Told())
@@ -99,7 +99,10 @@ def test_the_prefix_is_the_app_s_name(udp: socket.socket) -> None:
 
 
 def test_one_that_comes_late(tmp_path: Path) -> None:
-    """Lines are lost while there is no socket: that is told once, and how many once there is one."""
+    """Lines are lost while there is no socket.
+
+    That is reported once, and their number as soon as there is one.
+    """
     path, told, clock = tmp_path / "log", Told(), Clock()
     syslog = new(f"unix://{path}", told, clock)
     for _ in range(3):
@@ -122,7 +125,7 @@ def test_one_that_comes_late(tmp_path: Path) -> None:
 
 
 def test_one_that_does_not_read(tmp_path: Path) -> None:
-    """A full socket makes nobody wait: what it can't take is lost and counted."""
+    """No process waits for a full socket: lines that it can't take are lost and counted."""
     path, told = tmp_path / "log", Told()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(path))
@@ -203,7 +206,7 @@ def test_a_stream_that_does_not_read() -> None:
 
 
 def test_an_unknown_host() -> None:
-    """Nobody is asked again and again: a name server would make clients wait."""
+    """The name is resolved once: a slow name server would make clients wait."""
     told, clock = Told(), Clock()
     syslog = new("udp://nowhere.invalid", told, clock)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Accounts: who is found, and what becoming one changes."""
+"""Accounts: finding one, and becoming one."""
 
 import os
 import pwd
@@ -45,7 +45,7 @@ def test_found(asked: tuple[str | None, str | None, bool], found: Account) -> No
 
 @ROOT
 def test_initgroups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All groups of the user, as the machine's own data say."""
+    """All groups of the user, as in the machine's group database."""
     monkeypatch.setattr(os, "getgrouplist", lambda name, gid: [gid, 7, 8] if name == "nobody" else [])
     account = find_account("nobody", None, True)
     assert account is not None
@@ -62,7 +62,7 @@ def test_not_found() -> None:
 
 @ROOT
 def test_groups_that_stay() -> None:
-    """Root as itself is still somebody else if it is in groups that it is not to be in."""
+    """Root is not the wanted account if it is in other groups."""
     assert not Account(0, os.getegid(), ()).is_ours or set(os.getgroups()) <= {os.getegid()}
     assert Account(0, os.getegid(), tuple(os.getgroups())).is_ours
 

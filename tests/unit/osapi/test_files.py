@@ -13,7 +13,7 @@ from ostler.osapi.files import check_file, read_file
 
 @pytest.mark.parametrize("look", [read_file, check_file])
 def test_what_is_no_file(tmp_path: Path, look: Callable[[str], object]) -> None:
-    """It is refused at once, and the error says what lies there."""
+    """It is refused at once, and the error has the kind of file."""
     fifo, place = str(tmp_path / "fifo"), str(tmp_path / "socket")
     os.mkfifo(fifo)
     with socket.socket(socket.AF_UNIX) as sock:

@@ -58,7 +58,7 @@ def tried(name):
 
 
 def test_others_modules(theirs: Path) -> None:
-    """They are not found, and the message says why; once the rights are given up they are."""
+    """They are not found, and the message has the reason; once the rights are given up they are."""
     source = "print(tried('ostler_theirs')); imports.release(); print(tried('ostler_theirs'), sys.path[0])"
     refused, found = run(TRY + source, theirs).splitlines()
     assert refused.startswith("No module named 'ostler_theirs' that root may import: uid 12345 can write")
@@ -91,7 +91,9 @@ def test_bytecode_of_others(ours: Path) -> None:
     script = f"import py_compile; py_compile.compile({str(ours / 'evil.py')!r}, cfile=sys.argv[1])"
     cached = ours / "__pycache__" / f"ostler_cached.{sys.implementation.cache_tag}.pyc"
     subprocess.run([sys.executable, "-c", f"import sys; {script}", str(cached)], check=True)
-    assert run("import ostler_cached", ours) == "planted"  # nobody else can write it: a cache as any other
+    assert (
+        run("import ostler_cached", ours) == "planted"
+    )  # no other account can write it: a cache as any other
     os.chown(cached.parent, UID, UID)
     assert run("import ostler_cached", ours) == "source"
 
@@ -134,7 +136,7 @@ def test_metadata(theirs: Path) -> None:
 
 
 def test_archive(ours: Path, theirs: Path) -> None:
-    """A module in an archive is of those who can write the archive."""
+    """A module in an archive belongs to the accounts that can write the archive."""
     for folder, name in ((ours, "ostler_packed"), (theirs, "ostler_packed_theirs")):
         with zipfile.ZipFile(folder / "x.zip", "w") as archive:
             archive.writestr(f"{name}/__init__.py", "")

@@ -48,7 +48,7 @@ def test_an_old_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
 def test_refused(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """By a filter, say: a file in /dev/shm without a name stands in."""
+    """E.g. by a filter: then it is an unnamed file in /dev/shm."""
     monkeypatch.setattr(os, "memfd_create", refuse(number))
     fd = memory_file("ostler-test")
     assert os.readlink(f"/proc/self/fd/{fd}").startswith("/dev/shm/")  # noqa: PTH115

@@ -14,7 +14,7 @@ def test_all_are_allowed() -> None:
 
 @pytest.mark.parametrize(("number", "advice"), [(errno.ENOSYS, "seccomp"), (errno.EMFILE, "ulimit")])
 def test_refused(monkeypatch: pytest.MonkeyPatch, number: int, advice: str) -> None:
-    """One line names the call, and says where to look."""
+    """One line names the call and a remedy."""
 
     def refuse() -> None:
         raise OSError(number, "no")

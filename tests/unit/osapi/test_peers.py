@@ -1,4 +1,4 @@
-"""Whose process is at the other end: asked of the kernel, for connections of our own."""
+"""The user at the other end of a connection, as the kernel reports it."""
 
 import os
 import socket
@@ -27,7 +27,7 @@ def test_a_unix_socket(tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0", "::"])
 @pytest.mark.parametrize("accepted", [False, True])
 def test_a_tcp_server(host: str, accepted: bool) -> None:
-    """On each kind of address, also while nobody has accepted yet."""
+    """On each kind of address, also before the connection is accepted."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family, dualstack_ipv6=host == "::") as server:
         port = server.getsockname()[1]
@@ -70,7 +70,7 @@ ACCEPTED = ("127.0.0.1:9000", "127.0.0.1:50000", "01")
     ("v4", "v6", "owners"),
     [
         ([row(*LISTENER, OTHER, 7)], [], {OTHER}),
-        # The listener was replaced after we connected: whose the connection is counts as well.
+        # The listener was replaced after we connected: the user of the connection counts, too.
         ([row(*LISTENER, 0, 7), row(*ACCEPTED, OTHER, 8)], [], {0, OTHER}),
         # Not accepted yet: the kernel shows no owner, which is not root.
         ([row(*LISTENER, OTHER, 7), row(*ACCEPTED, 0, 0)], [], {OTHER}),
@@ -86,7 +86,7 @@ ACCEPTED = ("127.0.0.1:9000", "127.0.0.1:50000", "01")
     ],
 )
 def test_what_the_tables_say(tables: list[Path], v4: list[str], v6: list[str], owners: set[int]) -> None:
-    """Who listens, and who has accepted."""
+    """The users of the listener and of the accepted connection."""
     for path, rows in zip(tables, (v4, v6), strict=True):
         path.write_text("  sl  local_address rem_address   st\n" + "".join(rows))
     assert peers._owners(OURS, THEIRS) == owners

@@ -1,4 +1,4 @@
-"""Signals hit whom they are meant for."""
+"""Signals reach the right thread and process."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""Descriptors from strangers are closed without waiting for anything."""
+"""Descriptors from untrusted processes are closed without waiting."""
 
 import os
 import socket

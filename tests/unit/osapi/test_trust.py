@@ -1,4 +1,4 @@
-"""Who else can write a path: by owners, groups, everybody, sticky folders, links and what is not there."""
+"""Which accounts can write a path: owners, groups, everybody, sticky folders, links, missing files."""
 
 import os
 import pwd
@@ -111,7 +111,7 @@ def test_links(folder: Path) -> None:
 
 
 def test_missing(folder: Path) -> None:
-    """Nothing there: the answer is who could make it; opening it is the usual error."""
+    """A missing file: the accounts that could make it; opening it is the usual error."""
     assert trust.writers(str(folder / "no/file")) == []
     with pytest.raises(FileNotFoundError):
         trust.open_to_read(str(folder / "no"))
@@ -159,7 +159,7 @@ def test_descriptor(folder: Path) -> None:
 
 
 def test_access_list(folder: Path) -> None:
-    """An access control list that lets somebody write shows in the group's bits (acl(5))."""
+    """An access control list with write permission shows in the group's bits (acl(5))."""
     # linux/posix_acl_xattr.h: version 2, then tag, permissions and id of owner, UID, group, mask and others.
     entries = [(0x01, 6, -1), (0x02, 6, UID), (0x04, 4, -1), (0x10, 6, -1), (0x20, 4, -1)]
     packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)

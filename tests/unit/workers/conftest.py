@@ -10,6 +10,7 @@ import pytest
 
 from ostler.workers.handoff import HandOff
 from ostler.wsgi.exchange import App
+from tests.unit.workers.pieces import Pieces
 from tests.unit.workers.rig import Rig, Serve
 
 
@@ -30,3 +31,10 @@ def handoff() -> Iterator[HandOff]:
     giving, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with giving, taking:
         yield HandOff(giving, taking)
+
+
+@pytest.fixture
+def pieces(tmp_path: Path) -> Iterator[Pieces]:
+    """The parts of an engine without an engine."""
+    with Pieces(tmp_path) as pieces:
+        yield pieces

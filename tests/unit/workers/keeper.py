@@ -1,4 +1,4 @@
-"""A supervisor in miniature: starts a real fork server and talks with it and its workers, word by word.
+"""A minimal supervisor: starts a real fork server and exchanges messages with it and its workers.
 
 It keeps what a supervisor keeps (channels, scoreboard, listener, hand-off) and decides nothing. At its
 end it hangs up, and what is still there then is killed.
@@ -153,7 +153,7 @@ class Keeper:
     # -- fork servers -------------------------------------------------------------------------------------
 
     def start(self) -> Peer:
-        """A fork server that has been told nothing."""
+        """A fork server that was sent nothing yet."""
         ours, theirs = pair()
         environ = os.environ | {"PYTHONPATH": str(Path(ostler.__file__).parent.parent)}
         environ.pop("PYTHONUNBUFFERED", None)
@@ -190,7 +190,7 @@ class Keeper:
     # -- workers ------------------------------------------------------------------------------------------
 
     def boot(self, server: Peer, slot: int = 1) -> Peer:
-        """A worker that was told to boot."""
+        """A worker that was asked to boot."""
         self._worker_ids += 1
         worker_id = self._worker_ids
         ours, theirs = pair()
@@ -223,7 +223,7 @@ class Keeper:
         return worker
 
     def answered(self, worker: Peer) -> int:
-        """How many requests a worker's cell says that it has answered with 2xx."""
+        """How many requests with 2xx a worker's cell counts."""
         return sum(self._words(worker, layout.STATUS_CLASSES + 2))
 
     def wait_for_request(self, worker: Peer) -> None:
@@ -237,7 +237,7 @@ class Keeper:
         return [int.from_bytes(os.pread(worker.cell, layout.WORD, word), sys.byteorder) for word in words]
 
     def get(self, target: str = "/") -> tuple[str, bytes]:
-        """A request that whoever is there answers, on a connection of its own."""
+        """A request on a connection of its own, answered by any worker."""
         with socket.create_connection(self.address, timeout=PATIENCE) as sock:
             sock.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
             data = b""

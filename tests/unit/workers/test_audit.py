@@ -78,8 +78,8 @@ def test_threads_are_named_with_what_they_run(known: set[int]) -> None:
     ]
 
 
-def test_threads_that_libraries_start_anew(known: set[int]) -> None:
-    """Who looks after itself in forked processes is warned of; what only sounds like it is a problem."""
+def test_threads_that_libraries_start_again(known: set[int]) -> None:
+    """Libraries that restart their threads get a warning; similar names are a problem."""
 
     class Worker(threading.Thread):
         def run(self) -> None:
@@ -95,7 +95,7 @@ def test_threads_that_libraries_start_anew(known: set[int]) -> None:
         end.set()
         thread.join()
         end.clear()
-    what = "test_threads_that_libraries_start_anew.<locals>.Worker"
+    what = "test_threads_that_libraries_start_again.<locals>.Worker"
     for place in ("sentry_sdk.worker", "opentelemetry.sdk.trace.export"):
         assert found[place].problems == []
         line = f"thread 'works' runs {place}.{what}: its library starts it again in workers"
@@ -141,7 +141,7 @@ _NATIVE_THREAD = "thread 'NAME' was started by a library, not by Python"
     ("libraries", "expected"),
     [
         ("as it is", [_NATIVE_THREAD, _NATIVE_THREAD, "0"]),
-        # It ends its threads before a fork: so one is tried, and what is there then is somebody else's.
+        # OpenBLAS ends its threads before a fork: after a test fork the remaining threads are others.
         ("with OpenBLAS", ["-", _NATIVE_THREAD, "1"]),
     ],
 )
@@ -187,7 +187,7 @@ def test_unix_sockets_are_named_by_their_path(known: set[int], tmp_path: Path) -
 
 
 def test_an_open_sqlite_database(known: set[int], tmp_path: Path) -> None:
-    """By what is in the file, not by what it is called; other files are nobody's business."""
+    """By the content of the file, not by its name; other files are no problem."""
     path = tmp_path / "shop.data"
     other = tmp_path / "fake.sqlite3"
     other.write_text("text")
@@ -202,7 +202,7 @@ def test_an_open_sqlite_database(known: set[int], tmp_path: Path) -> None:
 
 
 def test_event_loops_deserve_a_look(known: set[int]) -> None:
-    """An epoll is one for all children."""
+    """An epoll would be shared by all workers."""
     with select.epoll():
         assert found(known).warnings == [
             "an epoll, e.g. of an event loop: workers would share it: make it again there"
@@ -210,7 +210,7 @@ def test_event_loops_deserve_a_look(known: set[int]) -> None:
 
 
 def test_started_processes_deserve_a_look(known: set[int]) -> None:
-    """Pipes to a co-process would be written to by all children."""
+    """Pipes to a co-process would be written to by all workers."""
     with subprocess.Popen(["sleep", "1000"]) as process:
         warnings = found(known).warnings
         process.kill()

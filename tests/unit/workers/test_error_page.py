@@ -64,7 +64,7 @@ def test_no_place() -> None:
 
 
 def test_nothing_gets_out_of_its_place(here: Path) -> None:
-    """What source and message say is text, whatever it says."""
+    """Source and message are escaped as text."""
     evil = "<script>alert(1)</script>"
     (here / "evil_page.py").write_text(f"raise RuntimeError('{evil} & \\udc80')\n")
     status, headers, body = asked(ErrorPage(failure("evil_page:app"), 7), accept="text/html")
@@ -81,7 +81,7 @@ def test_nothing_gets_out_of_its_place(here: Path) -> None:
     [("text/html,*/*;q=0.1", True), ("*/*", False), ("", False), ("application/json", False)],
 )
 def test_form(accept: str, html: bool) -> None:
-    """HTML for who asks for it by name, as browsers do."""
+    """HTML for clients that accept it by name, as browsers do."""
     page = ErrorPage(Failure("why", "Traceback", None), 1)
     _, headers, body = asked(page, accept=accept)
     assert ("text/html" in headers["Content-Type"]) is html

@@ -420,7 +420,7 @@ def test_nothing_is_raised_in_another_handler(
         start()
 
     monkeypatch.setattr(rig.engine.leader, "start_watcher", watch)
-    before = signal.signal(signal.SIGUSR1, lambda *_: rig.engine.attend())
+    before = signal.signal(signal.SIGUSR1, lambda *_: rig.engine.on_message())
 
     def play() -> None:
         client = rig.client()

@@ -17,7 +17,7 @@ from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.memory import size
 from ostler.workers.base import Context
 from ostler.workers.interrupt import Deadlines
-from ostler.workers.meinheld_calls import Calls, serves
+from ostler.workers.meinheld.calls import MeinheldCalls, is_in_app
 from ostler.wsgi.exchange import DeadlineExceeded
 
 
@@ -51,7 +51,7 @@ class Rig:
                 None,
             )
         )
-        self.calls = Calls(context, Deadlines(self.accounting, serves), lambda: False)
+        self.calls = MeinheldCalls(context, Deadlines(self.accounting, is_in_app), lambda: False)
 
     def request(self, **more: Any) -> dict[str, Any]:
         """An environ such as the server's."""

@@ -15,7 +15,9 @@ import pytest
 
 from ostler.errors import SettingError
 from ostler.settings import Settings
-from ostler.workers.tls import HandshakeFailed, TlsSocket, distinguished_name, make_context
+from ostler.workers.tls import make_context
+from ostler.workers.tls_peer_info import distinguished_name
+from ostler.workers.tls_socket import HandshakeFailed, TlsSocket
 from tests.kit.certificates import Authority, Certificate
 
 PATIENCE = 10.0

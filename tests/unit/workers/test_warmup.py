@@ -1,4 +1,4 @@
-"""Warm-up requests: through the whole engine, seen by nobody, and a reason not to serve if they fail."""
+"""Warm-up requests: through the complete engine, not counted, and a reason not to serve if they fail."""
 
 import ssl
 import threading
@@ -77,7 +77,7 @@ def test_a_host_that_is_given_is_sent(tmp_path: Path) -> None:
 
 
 def test_the_scheme_is_that_of_clients(tmp_path: Path) -> None:
-    """Under TLS the app is told https, though the request comes without."""
+    """Under TLS the app gets https, though the request has no TLS."""
     seen: list[Environ] = []
     run(answering("200 OK", seen), tmp_path, WarmupRequest("/"), tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
     assert (seen[0]["wsgi.url_scheme"], seen[0]["HTTPS"]) == ("https", "on")
@@ -90,7 +90,7 @@ def test_any_answer_below_500_will_do(tmp_path: Path, status: str) -> None:
 
 
 def test_large_answers_are_taken(tmp_path: Path) -> None:
-    """More than fits between two sockets, in parts: somebody takes it while the app runs."""
+    """An answer larger than the buffers of the sockets, in parts, is read while the app runs."""
     parts = (b"x" * 1_000_000 for _ in range(24))
     run(
         answering("200 OK", body=parts),
@@ -110,7 +110,7 @@ def test_500_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_an_exception_is_a_failure_with_its_traceback(tmp_path: Path) -> None:
-    """The app's own traceback goes to who is told of the failure, and not twice into the log."""
+    """The app's own traceback is part of the failure, and not also in the log."""
 
     def app(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         raise KeyError("no such table")
@@ -171,7 +171,7 @@ def app(environ, start_response):
 
 
 def test_a_worker_is_warm_before_it_is_ready(tmp_path: Path) -> None:
-    """Its counters and its access log know nothing of it; what it imported on the way is told."""
+    """It is neither counted nor in the access log; modules imported for it are reported."""
     (tmp_path / "app.py").write_text(APP)
     with Keeper(tmp_path, wsgi_app="app:app", warmup_request=["/"], accesslog="access.log") as keeper:
         worker = keeper.boot(keeper.server())
@@ -187,7 +187,7 @@ def test_a_worker_is_warm_before_it_is_ready(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preload", [False, True])
 def test_a_worker_that_fails_does_not_boot(tmp_path: Path, preload: bool) -> None:
-    """It says why instead of `Ready`, and leaves."""
+    """It sends the reason in the place of `Ready`, and ends."""
     (tmp_path / "app.py").write_text(APP)
     settings = {"wsgi_app": "app:app", "warmup_request": ["/", "/broken"], "preload_app": preload}
     with Keeper(tmp_path, **settings) as keeper:

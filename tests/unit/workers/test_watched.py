@@ -1,4 +1,4 @@
-"""Which files a process tells of."""
+"""Which files a process reports."""
 
 import importlib
 import os
@@ -97,7 +97,7 @@ def test_files_of_a_missing_module(here: Path, spec: str) -> None:
     assert {str(here / "nowhere_page.py"), str(here / "nowhere_page/__init__.py")} <= set(found)
 
 
-def test_tells_each_once(here: Path) -> None:
+def test_reports_each_once(here: Path) -> None:
     """All at first, in messages that fit a channel; then what is new, with the time of the look before."""
     reported: list[Watch] = []
     reporter = WatchReporter(reported.append)

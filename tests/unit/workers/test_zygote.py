@@ -126,7 +126,7 @@ def keep_file() -> Path:
 
 
 def test_workers_count_for_themselves(keep: Keep) -> None:
-    """A zygote's worker writes to its own cell alone, and its quota begins anew."""
+    """A zygote's worker writes to its own cell alone, and its quota begins again."""
     keeper = keep(max_requests=3)
     old = keeper.spawn(keeper.server())
     keeper.get()
@@ -139,7 +139,7 @@ def test_workers_count_for_themselves(keep: Keep) -> None:
     assert new.hear(messages.RecycleDue) == messages.RecycleDue(3)
 
 
-def test_children_draw_different_numbers(keep: Keep) -> None:
+def test_workers_draw_different_numbers(keep: Keep) -> None:
     """Python's random numbers differ between two workers of one zygote."""
     keeper = keep()
     zygote = keeper.make_zygote(keeper.spawn(keeper.server()))
@@ -150,7 +150,7 @@ def test_children_draw_different_numbers(keep: Keep) -> None:
         worker.say(messages.Drain())
         worker.ended()
     assert len(drawn) == 2
-    assert random.random()  # and ours are nobody's business
+    assert random.random()  # and our numbers are independent of theirs
 
 
 def test_children_tell_their_own_forks(keep: Keep) -> None:
@@ -244,7 +244,7 @@ def test_an_audit_names_threads_and_connections(keep: Keep, threads: int) -> Non
 
 
 def test_what_appears_after_the_audit_is_found(keep: Keep) -> None:
-    """A drained worker is looked at again; with a problem it ends as a worker, and says which."""
+    """A drained worker is audited again; with a problem it ends as a worker, and logs it."""
     keeper = keep()
     worker = keeper.spawn(keeper.server())
     assert audit(worker).problems == []
@@ -281,7 +281,7 @@ def test_requests_that_do_not_end_forbid_it(keep: Keep) -> None:
 
 
 def test_the_last_word_counts(keep: Keep) -> None:
-    """A worker that drains to be a zygote and is then told to leave leaves."""
+    """A worker that drains to be a zygote ends if it is then asked to."""
     keeper = keep(graceful_timeout=10)
     worker = keeper.spawn(keeper.server())
     worker.say(messages.Drain(hand_over=True, zygote=True))
@@ -291,7 +291,7 @@ def test_the_last_word_counts(keep: Keep) -> None:
 
 
 def test_sigterm_is_a_last_word_too(keep: Keep) -> None:
-    """Who ends a worker by hand gets its end, though it drains to be a zygote."""
+    """A worker that drains to be a zygote ends at SIGTERM."""
     keeper = keep()
     worker = keeper.spawn(keeper.server())
     with socket.create_connection(keeper.address) as client:
@@ -307,7 +307,7 @@ def test_sigterm_is_a_last_word_too(keep: Keep) -> None:
 
 
 def test_sigterm_while_it_loads(keep: Keep) -> None:
-    """Who serves nobody yet leaves at once, however long its app would take to load."""
+    """A worker that does not serve yet ends at once, however long its app takes to load."""
     keeper = keep(
         "import pathlib, time\npathlib.Path(__file__).with_name('loading').touch()\ntime.sleep(1000)"
     )
@@ -335,7 +335,7 @@ def test_sigterm_while_it_looks_at_itself(keep: Keep) -> None:
 
 
 def test_a_zygote_that_is_told_to_drain_leaves(keep: Keep) -> None:
-    """The word to leave may cross `ZygoteReady`: it holds then, too."""
+    """The request to end may cross `ZygoteReady`: then it also takes effect."""
     keeper = keep()
     zygote = keeper.make_zygote(keeper.spawn(keeper.server()))
     zygote.say(messages.ReopenLogs())

@@ -35,13 +35,13 @@ function Dashboard(): JSX.Element {
   );
 }
 
-/** The page came, its data never did. */
+/** The page was loaded, but no data has arrived. */
 function NobodyThere(): JSX.Element {
   return (
     <main class="alone">
       <h1>The supervisor does not answer</h1>
       <p>
-        It may have ended, or the tunnel to it has. This page goes on trying; <code>ctl status</code> on the machine
+        It may have ended, or the tunnel to it has. This page keeps trying; <code>ctl status</code> on the machine
         itself says more.
       </p>
       <button type="button" onClick={hurry}>

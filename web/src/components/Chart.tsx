@@ -1,4 +1,4 @@
-// uPlot in a Preact coat. The plot lives outside Preact's tree: data is pushed into it, nothing is re-rendered.
+// A Preact component for uPlot. The plot is outside of Preact's tree: data is set in it, nothing is rendered again.
 
 import { effect, type Signal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
@@ -19,13 +19,13 @@ export interface Line {
   fill?: number;
   /** Opacity of the area down to the next line. */
   down?: number;
-  /** A bar where there is something, instead of a line: rare and small things must be seen. */
+  /** Bars instead of a line, so that rare and small values are visible. */
   bars?: boolean;
 }
 
 export interface Plot {
   scale: "linear" | "log";
-  /** The value that the top of the scale is never below. */
+  /** The smallest value for the top of the scale. */
   floor: number;
   label: (value: number) => string;
   series: Line[];
@@ -33,7 +33,7 @@ export interface Plot {
 
 const SHORTEST_S = 120;
 const LONGEST_S = 600;
-/** Seconds between samples from which on the line is broken. */
+/** Seconds between two samples above which the line is interrupted. */
 const GAP_S = 3;
 const HEIGHT = 168;
 
@@ -145,7 +145,7 @@ function draw(element: HTMLElement, plot: Plot, pointed: Signal<number | null>):
   );
 }
 
-/** Seconds on screen: all there are, within reason. */
+/** The range of the time axis in seconds: all samples, within bounds. */
 function span(views: SampleView[]): number {
   const first = views[0];
   const last = views.at(-1);
@@ -161,7 +161,7 @@ function wall(unix: number): string {
   return unix % 60 === 0 ? clock(unix).slice(0, 5) : clock(unix);
 }
 
-/** Breaks the line where samples are missing. */
+/** Interrupts the line where samples are missing. */
 function breaks(u: uPlot, from: number, to: number, known: uPlot.Series.Gaps): uPlot.Series.Gaps {
   const at = u.data[0];
   const missing: uPlot.Series.Gaps = [];
@@ -189,7 +189,7 @@ function bars(u: uPlot, series: number, colour: string): void {
   });
 }
 
-/** Faint lines where the fleet was reloaded or something went wrong. */
+/** Faint lines at reloads and failures. */
 function marks(u: uPlot, plain: string, alarming: string): void {
   const { left, top, width, height } = u.bbox;
   u.ctx.save();

@@ -1,4 +1,4 @@
-// How processes ended: what an operator looks for after an alarm.
+// How processes ended, for an operator after an alarm.
 
 import type { JSX } from "preact";
 import type { ExitView } from "../api";

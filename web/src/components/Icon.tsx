@@ -1,4 +1,4 @@
-// Shapes that tell states apart without their colour. Decoration only: the words are always there too.
+// Shapes that distinguish states without colour. Decoration only: each state is also written as text.
 
 import type { JSX } from "preact";
 import type { FleetState, WorkerState } from "../api";
@@ -63,7 +63,7 @@ export function Icon({ shape, size = 16 }: { shape: Shape; size?: number }): JSX
   );
 }
 
-/** The mark: a stable's arch, and under it the slots. */
+/** The logo: the arch of a stable over slots. */
 export function Mark(): JSX.Element {
   return (
     <svg class="mark" width="18" height="18" viewBox="0 0 18 18" aria-hidden="true">

@@ -1,4 +1,4 @@
-// The top of the page answers the on-call question, is it well?, and holds what can be done about it.
+// The top of the page: the state of the fleet, and the actions.
 
 import type { ComponentChildren, JSX } from "preact";
 import type { StatusView } from "../api";
@@ -91,7 +91,7 @@ interface ActionProps {
   children: ComponentChildren;
 }
 
-/** A button that keeps the keyboard's focus while it is off, which `disabled` would not. */
+/** A button that keeps the keyboard focus while it is off, unlike with `disabled`. */
 export function Action({ run, off, label, title = label, small, children }: ActionProps): JSX.Element {
   return (
     <button
@@ -126,30 +126,30 @@ function Facts({ view }: { view: StatusView }): JSX.Element {
   const uptime = view.uptime + (dataNow.value - statusAt.value) / 1000;
   return (
     <dl class="facts">
-      <Fact name="Listening on">
+      <Detail name="Listening on">
         {view.listeners.map((address) => (
           <code key={address}>{address}</code>
         ))}
-      </Fact>
-      <Fact name="Workers">
+      </Detail>
+      <Detail name="Workers">
         {view.worker_class}, {plural(view.threads, "thread")} each
         {view.override !== null && ", their number set by hand"}
         {view.override === null && view.workers_range && `, ${view.workers_range.join(" to ")} by load`}
         {view.booting > 0 && `, ${view.booting} booting`}
         {view.draining > 0 && `, ${view.draining} draining`}
-      </Fact>
-      <Fact name="Timeout">{view.timeout > 0 ? duration(view.timeout) : "never"}</Fact>
-      <Fact name="Generation">{view.generation}</Fact>
-      <Fact name="Up for">
+      </Detail>
+      <Detail name="Timeout">{view.timeout > 0 ? duration(view.timeout) : "never"}</Detail>
+      <Detail name="Generation">{view.generation}</Detail>
+      <Detail name="Up for">
         <time dateTime={new Date(view.started_at * 1000).toISOString()} title={`since ${new Date(view.started_at * 1000).toLocaleString()}`}>
           {duration(uptime)}
         </time>
-      </Fact>
+      </Detail>
     </dl>
   );
 }
 
-function Fact({ name, children }: { name: string; children: ComponentChildren }): JSX.Element {
+function Detail({ name, children }: { name: string; children: ComponentChildren }): JSX.Element {
   return (
     <div>
       <dt>{name}</dt>

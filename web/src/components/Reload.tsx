@@ -1,4 +1,4 @@
-// The newest reload: one line while all is well, and the whole reason when it failed.
+// The newest reload: one line if it is in order, and the complete reason if it failed.
 
 import { useState } from "preact/hooks";
 import type { JSX } from "preact";
@@ -40,7 +40,7 @@ export function Reload(): JSX.Element | null {
 }
 
 function Progress({ view }: { view: ReloadView }): JSX.Element {
-  // Loading and canary are one step each, every worker is one more.
+  // Loading and canary are one step each, and so is every worker.
   const steps = 2 + Math.max(view.of, 1);
   const done = view.phase === "loading" ? 0 : view.phase === "canary" ? 1 : 2 + view.replaced;
   return (
@@ -66,8 +66,8 @@ function Failure({ view }: { view: ReloadView }): JSX.Element {
   return (
     <div class="failure">
       <p>
-        <b>{view.reason ?? "No reason was given."}</b>{" "}
-        {status.value && status.value.ready > 0 && <span>{view.phase === "failed" ? "The old generation goes on serving." : "The old generation serves again."}</span>}
+        <b>{view.reason ?? "No reason is known."}</b>{" "}
+        {status.value && status.value.ready > 0 && <span>{view.phase === "failed" ? "The old generation continues to serve." : "The old generation serves again."}</span>}
       </p>
       {view.traceback !== null && (
         <details open={open} onToggle={remember}>

@@ -28,7 +28,7 @@ export function Workers(): JSX.Element {
             <th role="columnheader" class="n">Deadline</th>
             <th role="columnheader" class="n">CPU</th>
             <th role="columnheader" class="n" title="Resident memory">RSS</th>
-            <th role="columnheader" class="n" title="Memory that is the worker's alone">USS</th>
+            <th role="columnheader" class="n" title="Memory that only this worker uses">USS</th>
             <th role="columnheader"><span class="sr">Action</span></th>
           </tr>
         </thead>
@@ -111,7 +111,7 @@ function Flights({ requests }: { requests: RequestView[] }): JSX.Element {
 function Flight({ request }: { request: RequestView }): JSX.Element {
   const age = request.age + sinceArrival();
   const left = request.deadline_in === null ? null : request.deadline_in - sinceArrival();
-  // How much of its time the request has used; shown once it is no longer a trifle.
+  // The used part of the request's time; shown above a minimum.
   const used = left === null ? 0 : Math.min(1, age / Math.max(age, age + left));
   return (
     <li class={left !== null && left < 0 ? "overdue" : used > 0.7 ? "late" : undefined}>

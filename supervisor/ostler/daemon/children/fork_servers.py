@@ -8,16 +8,17 @@ import msgspec
 
 from ostler.daemon.children import closing
 from ostler.daemon.children.handles import ForkServerHandle
-from ostler.daemon.children.hooks import HookCaller
+from ostler.daemon.children.hooks import HookDispatcher
 from ostler.daemon.children.inbox import Inbox
 from ostler.daemon.children.ports import Ports
 from ostler.daemon.children.protocol import check_fork_server
 from ostler.daemon.children.reaper import Reaper
-from ostler.daemon.children.records import Phase, StartCause
+from ostler.daemon.children.records import ChildPhase, StartCause
 from ostler.daemon.children.sending import send
 from ostler.daemon.children.workers import WorkerManager
 from ostler.daemon.configurations import Configurations
-from ostler.daemon.listening.listeners import Listeners, access_of
+from ostler.daemon.listening.listeners import Listeners
+from ostler.daemon.listening.unix import access_of
 from ostler.daemon.policy import fleet_policy
 from ostler.daemon.reporting.ledger import fork_server_leaving
 from ostler.daemon.start_request import StartRequest
@@ -68,7 +69,7 @@ class ForkServerManager:
         listeners: Listeners,
         inbox: Inbox,
         reaper: Reaper,
-        hooks: HookCaller,
+        hooks: HookDispatcher,
         workers: WorkerManager,
         handoff: Callable[[], tuple[int, int]],
         callbacks: ForkServerCallbacks,
@@ -140,7 +141,7 @@ class ForkServerManager:
             return  # its death says so
         listeners = map(self._listeners.fileno, handle.record.listener_keys)
         descriptors = [*self._handoff(), *listeners]
-        handle.record.phase = Phase.LOADING
+        handle.record.phase = ChildPhase.LOADING
         request = messages.Load(handle.record.listener_keys, self.instance_name)
         send(handle.channel, request, descriptors)
 
@@ -219,9 +220,11 @@ class ForkServerManager:
             return known, []
         decision = handle.record.decision
         if decision is None:
-            raise SettingError("config", "the fork server has not said which file it is; this is a defect")
+            raise SettingError(
+                "config", "the fork server has not reported which file it is; this is a defect"
+            )
         if decision.loaded is not None:
-            return msgspec.structs.replace(decision.loaded, one_loop=reported.one_loop), []
+            return msgspec.structs.replace(decision.loaded, one_loop=reported.one_loop, tls=reported.tls), []
         settings = msgspec.structs.replace(
             reported.settings, user=decision.user, group=decision.group, initgroups=decision.initgroups
         )

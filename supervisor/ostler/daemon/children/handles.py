@@ -15,9 +15,9 @@ from ostler.daemon.children.budget import MessageBudget
 from ostler.daemon.children.records import (
     CarriedForkServer,
     CarriedWorker,
+    ChildPhase,
     ChildRecord,
     ForkServerRecord,
-    Phase,
     WorkerRecord,
 )
 from ostler.ipc import channel, messages
@@ -160,7 +160,7 @@ class ForkServerHandle(Child):
             generation=before.generation,
             spawned_at=before.spawned_at,
             pid=before.pid,
-            phase=Phase.FORKING,
+            phase=ChildPhase.FORKING,
             warmed=True,  # it has all that the app's workers import
             wants_log_lines=before.wants_log_lines,
         )

@@ -49,7 +49,7 @@ class HooksState(msgspec.Struct):
     exit_done: bool = False
 
 
-class HookCaller:
+class HookDispatcher:
     """Sends fork servers the hooks that are due. Called only by the event loop's thread.
 
     Args:

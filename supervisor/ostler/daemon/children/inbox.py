@@ -65,7 +65,7 @@ class Inbox:
                     self.unwatch(child)
                     return
                 if not child.budget.spend(received[1], chan.sent, time.monotonic()):
-                    raise BadMessage("more than any worker or fork server has to say")
+                    raise BadMessage("more than any worker or fork server has to send")
                 self._dispatch(child, received[0])
                 size += received[1]
                 # A message may lead to the end of the channel, or make a fork server of a worker.

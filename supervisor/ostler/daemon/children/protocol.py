@@ -7,56 +7,56 @@ processes, by `WorkerManager`.
 
 import msgspec
 
-from ostler.daemon.children.records import ForkServerRecord, Phase, WorkerRecord
+from ostler.daemon.children.records import ChildPhase, ForkServerRecord, WorkerRecord
 from ostler.ipc import messages
 from ostler.ipc.channel import BadMessage
 from ostler.settings.load import Loaded
 from ostler.settings.table import rows
 
-_Table = dict[Phase, dict[type, Phase]]
+_Table = dict[ChildPhase, dict[type, ChildPhase]]
 
 WORKER: _Table = {
     # It waits for `Boot`. A signal that all processes of the daemon got may be what ends it.
-    Phase.UNKNOWN: {messages.Signalled: Phase.UNKNOWN},
-    Phase.BOOTING: {
-        messages.Ready: Phase.SERVING,
-        messages.BootFailed: Phase.FAILED,
-        messages.Signalled: Phase.BOOTING,
-        messages.RecycleDue: Phase.BOOTING,
-        messages.Watch: Phase.BOOTING,
-        messages.AppBroken: Phase.BOOTING,
+    ChildPhase.UNKNOWN: {messages.Signalled: ChildPhase.UNKNOWN},
+    ChildPhase.BOOTING: {
+        messages.Ready: ChildPhase.SERVING,
+        messages.BootFailed: ChildPhase.FAILED,
+        messages.Signalled: ChildPhase.BOOTING,
+        messages.RecycleDue: ChildPhase.BOOTING,
+        messages.Watch: ChildPhase.BOOTING,
+        messages.AppBroken: ChildPhase.BOOTING,
     },
-    Phase.SERVING: {
-        messages.Signalled: Phase.SERVING,
-        messages.RecycleDue: Phase.SERVING,
-        messages.ZygoteAudited: Phase.SERVING,
-        messages.ZygoteReady: Phase.LEFT,
-        messages.Watch: Phase.SERVING,
-        messages.AppBroken: Phase.SERVING,
+    ChildPhase.SERVING: {
+        messages.Signalled: ChildPhase.SERVING,
+        messages.RecycleDue: ChildPhase.SERVING,
+        messages.ZygoteAudited: ChildPhase.SERVING,
+        messages.ZygoteReady: ChildPhase.LEFT,
+        messages.Watch: ChildPhase.SERVING,
+        messages.AppBroken: ChildPhase.SERVING,
     },
-    Phase.LEFT: {},
-    Phase.FAILED: {messages.Signalled: Phase.FAILED, messages.Watch: Phase.FAILED},
+    ChildPhase.LEFT: {},
+    ChildPhase.FAILED: {messages.Signalled: ChildPhase.FAILED, messages.Watch: ChildPhase.FAILED},
 }
 FORK_SERVER: _Table = {
-    Phase.CONFIGURING: {messages.Decided: Phase.DECIDED, messages.LoadFailed: Phase.FAILED},
-    Phase.DECIDED: {messages.Configured: Phase.CONFIGURED, messages.LoadFailed: Phase.FAILED},
-    Phase.CONFIGURED: {messages.Watch: Phase.CONFIGURED},
-    Phase.LOADING: {
-        messages.AppLoaded: Phase.FORKING,
-        messages.LoadFailed: Phase.FAILED,
-        messages.Watch: Phase.LOADING,
-        messages.AppBroken: Phase.LOADING,
+    ChildPhase.CONFIGURING: {messages.Decided: ChildPhase.DECIDED, messages.LoadFailed: ChildPhase.FAILED},
+    ChildPhase.DECIDED: {messages.Configured: ChildPhase.CONFIGURED, messages.LoadFailed: ChildPhase.FAILED},
+    ChildPhase.CONFIGURED: {messages.Watch: ChildPhase.CONFIGURED},
+    ChildPhase.LOADING: {
+        messages.AppLoaded: ChildPhase.FORKING,
+        messages.LoadFailed: ChildPhase.FAILED,
+        messages.Watch: ChildPhase.LOADING,
+        messages.AppBroken: ChildPhase.LOADING,
     },
-    Phase.FORKING: {
-        messages.Forked: Phase.FORKING,
-        messages.ForkFailed: Phase.FORKING,
-        messages.HookBegun: Phase.FORKING,
-        messages.HookDone: Phase.FORKING,
-        messages.LogTaken: Phase.FORKING,
-        messages.Watch: Phase.FORKING,
-        messages.AppBroken: Phase.FORKING,
+    ChildPhase.FORKING: {
+        messages.Forked: ChildPhase.FORKING,
+        messages.ForkFailed: ChildPhase.FORKING,
+        messages.HookBegun: ChildPhase.FORKING,
+        messages.HookDone: ChildPhase.FORKING,
+        messages.LogTaken: ChildPhase.FORKING,
+        messages.Watch: ChildPhase.FORKING,
+        messages.AppBroken: ChildPhase.FORKING,
     },
-    Phase.FAILED: {},
+    ChildPhase.FAILED: {},
 }
 
 
@@ -99,7 +99,7 @@ def check_fork_server(
     record.phase = phase
 
 
-def _next(table: _Table, phase: Phase, message: object) -> Phase:
+def _next(table: _Table, phase: ChildPhase, message: object) -> ChildPhase:
     kind = type(message)
     if kind not in table[phase]:
         raise BadMessage(f"{kind.__name__} while it is {phase.value}")

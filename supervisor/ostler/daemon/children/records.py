@@ -15,7 +15,7 @@ from ostler.ipc import messages
 StartCause = Literal["start", "reload", "upgrade", "restart"]
 
 
-class Phase(enum.Enum):
+class ChildPhase(enum.Enum):
     """How far a child has come, which says what it may send (see `protocol`).
 
     The first four are a worker's, the next five a fork server's. Both can fail.
@@ -51,7 +51,7 @@ class ChildRecord(msgspec.Struct, kw_only=True):
     pid: int | None = None
     is_ours: bool = True
     sent_signals: set[int] = msgspec.field(default_factory=set)
-    phase: Phase = Phase.UNKNOWN
+    phase: ChildPhase = ChildPhase.UNKNOWN
     problem: str = ""
 
 
@@ -77,7 +77,7 @@ class ForkServerRecord(ChildRecord, kw_only=True):
         background_only: that is all it is still there for; exit_cause then says why its generation ended.
     """
 
-    phase: Phase = Phase.CONFIGURING
+    phase: ChildPhase = ChildPhase.CONFIGURING
     cause: StartCause = "restart"
     listener_keys: list[str] = []
     decision: messages.Decided | None = None

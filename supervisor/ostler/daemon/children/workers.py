@@ -9,7 +9,7 @@ from ostler.daemon.children.inbox import Inbox
 from ostler.daemon.children.ports import Ports
 from ostler.daemon.children.protocol import check_worker
 from ostler.daemon.children.reaper import Reaper
-from ostler.daemon.children.records import Phase
+from ostler.daemon.children.records import ChildPhase
 from ostler.daemon.children.sending import send
 from ostler.daemon.children.stacks import StackDumps
 from ostler.daemon.configurations import Configurations
@@ -150,7 +150,7 @@ class WorkerManager:
             raise BadMessage(f"that process {message.pid} is a worker, which is something else")
         if is_anothers_child(message.pid):
             raise BadMessage(f"that process {message.pid} is a worker, which is no child of the supervisor's")
-        handle.record.phase = Phase.BOOTING
+        handle.record.phase = ChildPhase.BOOTING
         alive = handle.forked(message.pid)
         self._ports.emit(events.WorkerForked(message.worker_id, message.pid))
         if alive:

@@ -1,6 +1,5 @@
 """What the API shows: the fleet's state, the scoreboard's numbers and the kernel's, put together as views."""
 
-import asyncio
 import os
 import platform
 import time
@@ -12,11 +11,9 @@ import msgspec
 from ostler import __version__
 from ostler.control.metrics import AcceptQueue, Figures
 from ostler.control.views import (
-    ChangeView,
     ConfigView,
     EventView,
     ExitView,
-    ReloadPhase,
     ReloadView,
     RequestView,
     SampleView,
@@ -25,18 +22,16 @@ from ostler.control.views import (
     Totals,
     WorkerView,
 )
-from ostler.control.wording import change
 from ostler.daemon.children.ports import Ports
 from ostler.daemon.configurations import Configurations
 from ostler.daemon.listening.listeners import Listeners
 from ostler.daemon.reporting.journal import JournalSubscription
 from ostler.daemon.reporting.ledger import Ledger
-from ostler.daemon.views.changes import changed_settings
 from ostler.daemon.views.histograms import QUEUE_WAITS, coarse_histogram
+from ostler.daemon.views.reloads import Reloads, ReloadsState
 from ostler.daemon.views.usage import ProcessUsage
 from ostler.fleet import events, health
-from ostler.fleet.model import Reload, Worker, WorkerState
-from ostler.fleet.model import ReloadPhase as Phase
+from ostler.fleet.model import Worker, WorkerState
 from ostler.osapi.backlog import accept_queue
 from ostler.scoreboard.cell import Reading
 from ostler.scoreboard.counts import Counts
@@ -64,12 +59,8 @@ class ObserverState(msgspec.Struct, frozen=True):
     samples: list[SampleView]
     last_totals: Counts
     last_sample: float
-    reloads: dict[ReloadPhase, int]
-    counted: tuple[int, ReloadPhase]
     unqueued: int
-    settled: int
-    changes_of: int
-    changes: list[ChangeView]
+    reloads: ReloadsState
 
 
 class Observer:
@@ -81,6 +72,9 @@ class Observer:
         ports, configurations, scoreboard, listeners, ledger: what it works with.
         name: returns the instance's name.
         timeout: returns the seconds that a request may take, 0 for no limit.
+
+    Attributes:
+        reloads: what is known of reloads.
     """
 
     def __init__(
@@ -106,14 +100,8 @@ class Observer:
         self._samples: deque[SampleView] = deque(maxlen=_HISTORY)
         self._last_totals = Counts()
         self._last_sample = self._started
-        self._reload_waiters: dict[int, list[asyncio.Future[ReloadView]]] = {}
-        self._reloads: dict[ReloadPhase, int] = {}
-        self._counted: tuple[int, ReloadPhase] = (0, "done")
         self._unqueued = 0
-        # The generation that served before the newest reload, and what the newest one that ended has changed,
-        # because the settings of generations that have ended are forgotten.
-        self._settled = 1
-        self._changes: tuple[int, list[ChangeView]] = (0, [])
+        self.reloads = Reloads(ports, configurations)
 
     # -- what the control server calls -----------------------------------------------------------------
 
@@ -148,7 +136,7 @@ class Observer:
             timeout=settings.timeout if settings else 0.0,
             listeners=self._listeners.urls(
                 fork_server.record.listener_keys if fork_server else [],
-                "https" if settings is not None and settings.certfile else "http",
+                "https" if loaded is not None and loaded.tls else "http",
             ),
             started_at=self._started_at,
             uptime=time.monotonic() - self._started,
@@ -196,30 +184,10 @@ class Observer:
         )
 
     def reload(self) -> ReloadView | None:
-        reload = self._ports.state().reload
-        if reload is None:
-            return None
-        end = time.monotonic() if reload.ended is None else reload.ended
-        return ReloadView(
-            generation=reload.generation,
-            phase=reload.phase.value,
-            replaced=reload.replaced,
-            of=reload.of,
-            seconds=round(end - reload.started, 3),
-            asked_by=reload.asked_by,
-            reason=reload.reason,
-            traceback=reload.traceback,
-            changes=self._changes_of(reload),
-        )
+        return self.reloads.view()
 
     async def reload_ended(self, generation: int) -> ReloadView:
-        reload = self._ports.state().reload
-        view = self.reload()
-        if view is not None and reload is not None and reload.generation == generation and not reload.running:
-            return view
-        waiter: asyncio.Future[ReloadView] = asyncio.get_running_loop().create_future()
-        self._reload_waiters.setdefault(generation, []).append(waiter)
-        return await waiter
+        return await self.reloads.ended(generation)
 
     def samples(self) -> Sequence[SampleView]:
         return list(self._samples)
@@ -250,39 +218,11 @@ class Observer:
             durations=coarse_histogram(totals.histogram),
             queue_waits=coarse_histogram(totals.queued, QUEUE_WAITS, self._unqueued),
             exits=self._ledger.counts,
-            reloads=self._reloads,
+            reloads=self.reloads.counts,
             accept_queues={url: AcceptQueue(*queue) for url, queue in queues.items() if queue is not None},
         )
 
     # -- what the daemon calls --------------------------------------------------------------------------
-
-    def follow(self) -> None:
-        """Called after each event: note which generation a reload replaces, and whether one was rolled back
-        after its end."""
-        state = self._ports.state()
-        reload = state.reload
-        if reload is None or not reload.running or state.candidate is not None:
-            self._settled = state.current
-        if reload is not None and reload.phase is Phase.ROLLED_BACK:
-            self._count_reload(reload.generation, "rolled back")
-
-    def on_reload_ended(self, generation: int) -> None:
-        """Count a reload, keep what it has changed, and answer those that wait for it.
-
-        Called while the settings of the generation before are still known.
-        """
-        reload = self._ports.state().reload
-        if reload is not None and reload.generation == generation:
-            self._count_reload(generation, reload.phase.value)
-            self._changes = (generation, self._changes_of(reload))
-            self._report_changes(reload)
-        else:
-            # Another one has taken its place already.
-            self._count_reload(generation, "superseded")
-        view = self.reload()
-        for waiter in self._reload_waiters.pop(generation, []):
-            if view is not None and not waiter.done():
-                waiter.set_result(view)
 
     def take_sample(self, readings: Mapping[int, Reading]) -> None:
         """Add the second that has passed to the history. readings: of all cells, taken just now."""
@@ -318,11 +258,8 @@ class Observer:
             list(self._samples),
             self._last_totals,
             self._last_sample,
-            self._reloads,
-            self._counted,
             self._unqueued,
-            self._settled,
-            *self._changes,
+            self.reloads.snapshot(),
         )
 
     def restore(self, state: ObserverState) -> None:
@@ -330,33 +267,10 @@ class Observer:
         self._started_at, self._started = state.started_at, state.started
         self._samples.extend(state.samples)
         self._last_totals, self._last_sample = state.last_totals, state.last_sample
-        self._reloads = dict(state.reloads)
-        self._counted, self._settled = state.counted, state.settled
         self._unqueued = state.unqueued
-        self._changes = (state.changes_of, state.changes)
+        self.reloads.restore(state.reloads)
 
     # -- views ------------------------------------------------------------------------------------------
-
-    def _count_reload(self, generation: int, outcome: ReloadPhase) -> None:
-        if self._counted != (generation, outcome):
-            self._counted = (generation, outcome)
-            self._reloads[outcome] = self._reloads.get(outcome, 0) + 1
-
-    def _report_changes(self, reload: Reload) -> None:
-        """Log what a reload has changed: a change that takes effect only with a restart is a warning."""
-        generation, found = self._changes
-        if reload.phase is Phase.DONE and found:
-            late = any(view.takes_effect == "restart" for view in found)
-            fields = {"generation": generation, "changes": "; ".join(map(change, found))}
-            self._ports.journal.record("warning" if late else "info", "settings_changed", fields)
-
-    def _changes_of(self, reload: Reload) -> list[ChangeView]:
-        generation, kept = self._changes
-        if generation == reload.generation:
-            return kept
-        before = self._configurations.get(self._settled)
-        after = self._configurations.get(reload.generation)
-        return changed_settings(before, after) if before is not None and after is not None else []
 
     def _worker(self, worker: Worker, readings: Mapping[int, Reading]) -> WorkerView:
         now = time.monotonic()

@@ -53,6 +53,7 @@ class AsgiWorker(BaseWorker):
 
     interface: ClassVar[str] = "asgi"
     one_loop: ClassVar[bool] = True
+    serves_tls: ClassVar[bool] = True
     config_kwargs: ClassVar[dict[str, Any]] = {}
 
     @classmethod

@@ -15,28 +15,28 @@ def child_process() -> Child:
 
 
 @pytest.fixture
-def stranger() -> int:
-    """A process that is not ours."""
+def unrelated() -> int:
+    """A process that is not a child of this one."""
     done = subprocess.run(
         ["sh", "-c", "sleep 600 >/dev/null 2>&1 & echo $!"], capture_output=True, check=True
     )
     return int(done.stdout)
 
 
-def test_only_children_are_signalled(stranger: int) -> None:
-    """A fork server may say any number; nobody else than our own children gets our signals."""
+def test_only_children_are_signalled(unrelated: int) -> None:
+    """A fork server may report any pid; only children of the supervisor are signalled."""
     try:
         child = child_process()
-        assert not child.forked(stranger)
+        assert not child.forked(unrelated)
         child.send_signal(signal.SIGKILL)
-        os.kill(stranger, 0)
+        os.kill(unrelated, 0)
         assert not [pid for pid in (os.getpid(), 1, 0, -1, 1 << 40) if child_process().forked(pid)]
     finally:
-        os.kill(stranger, signal.SIGKILL)
+        os.kill(unrelated, signal.SIGKILL)
 
 
 def test_children_are_known_until_they_are_reaped() -> None:
-    """One that has ended already can still be told from a stranger."""
+    """One that has ended is still a child until it was reaped."""
     with subprocess.Popen(["sleep", "600"]) as process:
         child = child_process()
         assert child.forked(process.pid)

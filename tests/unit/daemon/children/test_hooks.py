@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ostler.daemon.children.hooks import HookCaller
+from ostler.daemon.children.hooks import HookDispatcher
 from ostler.daemon.children.records import ForkServerRecord
 from ostler.daemon.configurations import Configurations
 from ostler.ipc import messages
@@ -22,7 +22,7 @@ def test_a_fork_server_that_was_sent_retire(due: str | None, killed: bool) -> No
     timers: list[tuple[Any, ...]] = []
     loop = SimpleNamespace(call_later=lambda *timer: timers.append(timer))
     ports = fake_ports(leaving={7: server}, loop=loop)
-    caller = HookCaller(ports, Configurations(ports.state), hang_up=ended.append, kill=ended.append)
+    caller = HookDispatcher(ports, Configurations(ports.state), hang_up=ended.append, kill=ended.append)
     caller.leave(server)
     if due != "retire":
         record.pending_hooks.clear()

@@ -1,4 +1,4 @@
-"""What the shell makes of what its children send; each test is a play with stand-ins for them."""
+"""What follows from messages of children. Stand-ins take their place, and a test sends for them."""
 
 import asyncio
 import os
@@ -46,13 +46,13 @@ WORKER = [
 ]
 
 
-@pytest.mark.parametrize(("said", "words"), WORKER, ids=[words for _, words in WORKER])
-async def test_worker(said: Any, words: str) -> None:
-    """A worker that says what it may not is killed; the other one serves on, and a successor comes."""
+@pytest.mark.parametrize(("sent", "words"), WORKER, ids=[words for _, words in WORKER])
+async def test_worker(sent: Any, words: str) -> None:
+    """A worker that sends what it may not is killed; the other one serves on, and a successor is forked."""
     with Theatre() as theatre:
         await theatre.start().play()
         one, other = theatre.workers
-        one.send(said if isinstance(said, bytes) else msgspec.msgpack.encode(said))
+        one.send(sent if isinstance(sent, bytes) else msgspec.msgpack.encode(sent))
         await ended(theatre, one, words)
         await theatre.play()
         assert other in theatre.workers
@@ -77,14 +77,14 @@ FORK_SERVER = [
 ]
 
 
-@pytest.mark.parametrize(("said", "words"), FORK_SERVER, ids=[words for _, words in FORK_SERVER])
-async def test_fork_server(said: Any, words: str) -> None:
+@pytest.mark.parametrize(("sent", "words"), FORK_SERVER, ids=[words for _, words in FORK_SERVER])
+async def test_fork_server(sent: Any, words: str) -> None:
     """The same of a fork server; workers serve on, and another one takes its place."""
     with Theatre() as theatre:
         await theatre.start().play()
         one, workers = theatre.fork_server, theatre.workers
-        said = said(theatre) if callable(said) else said
-        one.send(said if isinstance(said, bytes) else msgspec.msgpack.encode(said))
+        sent = sent(theatre) if callable(sent) else sent
+        one.send(sent if isinstance(sent, bytes) else msgspec.msgpack.encode(sent))
         await ended(theatre, one, words)
         await theatre.play()
         assert theatre.workers == workers
@@ -98,7 +98,7 @@ async def test_configured_twice() -> None:
     with Theatre() as theatre:
         await theatre.start().play()
         one = theatre.fork_server
-        one.say(messages.Configured(theatre.loaded, []))
+        one.send_message(messages.Configured(theatre.loaded, []))
         await ended(theatre, one, "Configured while it is forking")
 
 
@@ -108,8 +108,8 @@ async def test_settings_that_can_not_be() -> None:
         theatre.start()
         settings = msgspec.structs.replace(theatre.loaded.settings, boot_timeout=float("inf"))
         one = theatre.fork_server
-        one.say(messages.Decided(None, theatre.loaded))
-        one.say(messages.Configured(msgspec.structs.replace(theatre.loaded, settings=settings), []))
+        one.send_message(messages.Decided(None, theatre.loaded))
+        one.send_message(messages.Configured(msgspec.structs.replace(theatre.loaded, settings=settings), []))
         await ended(theatre, one, "settings that can't be: boot_timeout")
 
 
@@ -127,12 +127,12 @@ async def test_settings_of_a_restart() -> None:
 
 
 async def test_a_sibling_as_a_worker() -> None:
-    """A fork server can't pass another child off as the worker that it was asked for."""
+    """A fork server can't report another child as the worker that it was asked for."""
     with Theatre() as theatre:
         await theatre.start().play()
         one, sibling = theatre.fork_server, theatre.workers[0]
         theatre.shell.submit(events.ResizeAsked("a test", workers=3))
-        one.say(messages.Forked(theatre.shell.state.spawned, sibling.pid))
+        one.send_message(messages.Forked(theatre.shell.state.spawned, sibling.pid))
         await ended(theatre, one, "which is something else")
         assert theatre.shell.children.worker_with_pid(sibling.pid).worker_id == sibling.worker_id
 
@@ -151,7 +151,7 @@ async def unreported_worker(theatre: Theatre, message: messages.FromWorker) -> A
     os.close(descriptors[1])
 
 
-async def test_a_worker_that_speaks_before_it_is_known() -> None:
+async def test_a_message_before_the_worker_is_known() -> None:
     """Only its fork server can do that: there is no process to kill, and the boot has failed."""
     with Theatre() as theatre:
         await theatre.start().play()
@@ -183,8 +183,8 @@ def waiting(pids: list[int]) -> list[int]:
     return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
-async def test_many_deaths_are_booked_in_parts() -> None:
-    """One pass of the loop books some, and the loop goes on to the others by itself."""
+async def test_many_deaths_are_processed_in_parts() -> None:
+    """One pass of the loop processes some, and the others follow by themselves."""
     with Theatre() as theatre:
         await theatre.start().play()
         one = theatre.workers[0]
@@ -201,28 +201,28 @@ async def test_many_deaths_are_booked_in_parts() -> None:
 
 
 async def test_all_die_with_garbage_unread() -> None:
-    """The deaths of children whose messages can't be decoded are booked, whichever is noticed first."""
+    """The deaths of children whose messages can't be decoded are recorded, whichever is noticed first."""
     with Theatre() as theatre:
         await theatre.start().play()
-        everybody = [theatre.fork_server, *theatre.workers]
-        for one in everybody:
+        children = [theatre.fork_server, *theatre.workers]
+        for one in children:
             one.send(b"\xff")
             one.die()
         theatre.shell.reaper.reap()
         assert not theatre.shell.state.workers
         causes = [(view.pid, view.cause) for view in theatre.ledger.newest_first(9)]
-        assert sorted(causes) == sorted((one.pid, "protocol error") for one in everybody)
+        assert sorted(causes) == sorted((one.pid, "protocol error") for one in children)
         await theatre.stopped()
 
 
 async def test_flood_is_read_in_small_parts() -> None:
-    """Of a flood one pass reads little, and others are heard in the same pass."""
+    """Of very many messages one pass reads few, and other children are read in the same pass."""
     with Theatre() as theatre:
         await theatre.start().play()
         one, other = theatre.workers
         for _ in range(100):
-            one.say(messages.Signalled(15))
-        other.say(messages.Signalled(2))
+            one.send_message(messages.Signalled(15))
+        other.send_message(messages.Signalled(2))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert theatre.shell.children.workers[other.worker_id].record.signalled == 2
@@ -237,13 +237,13 @@ async def test_flood_is_read_in_small_parts() -> None:
 
 
 async def test_flood() -> None:
-    """What sends more than anything has to say is killed for it."""
+    """A child that sends far more than any honest one is killed."""
     with Theatre() as theatre:
         await theatre.start().play()
         one = theatre.workers[0]
         for _ in range(200):
             for _ in range(20):
-                one.say(messages.Signalled(15))
+                one.send_message(messages.Signalled(15))
             await theatre.turn()
             if one.dead:
                 break
@@ -278,13 +278,13 @@ async def test_descriptors_are_not_received() -> None:
 
 
 async def test_dead_zygote() -> None:
-    """A worker that says it is a zygote and dies at once becomes no fork server."""
+    """A worker that reports it is a zygote and dies at once becomes no fork server."""
     with Theatre() as theatre:
         await theatre.start().play()
         one, fork_server = theatre.workers[0], theatre.fork_server
         theatre.shell.submit(events.ReforkAsked("a test", None, False))
         theatre.shell.children.workers[one.worker_id].record.zygote_asked = True
-        one.say(messages.ZygoteReady())
+        one.send_message(messages.ZygoteReady())
         one.die()
         theatre.shell.reaper.reap()
         assert theatre.shell.children.fork_servers[1].pid == fork_server.pid
@@ -310,8 +310,8 @@ async def test_stacks_without_end() -> None:
 
 
 @pytest.mark.parametrize("step", ["ledger", "last_requests", "counts", "hooks", "give_back", "read_last"])
-async def test_a_death_is_booked_whatever_fails(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step of booking a death may fail: the others are done, the fleet hears of it, others as well."""
+async def test_a_death_is_processed_whatever_fails(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of processing a death may fail: the others are done, and the fleet gets the event."""
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a defect")
@@ -342,7 +342,7 @@ async def test_a_death_is_booked_whatever_fails(step: str, monkeypatch: pytest.M
 
 
 async def test_a_message_that_our_code_fails_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A defect of ours that a message meets costs the child that sent it, and stands in the log."""
+    """If our own code fails at a message, the child that sent it is killed, and the error is logged."""
 
     def fail(*_: object) -> None:
         raise RuntimeError("a defect")
@@ -351,7 +351,7 @@ async def test_a_message_that_our_code_fails_at(monkeypatch: pytest.MonkeyPatch)
         await theatre.start().play()
         one = theatre.workers[0]
         monkeypatch.setattr(theatre.shell.workers, "received", fail)
-        one.say(messages.Signalled(15))
+        one.send_message(messages.Signalled(15))
         await theatre.killed(one)
         (view,) = theatre.ledger.newest_first(1)
         assert view.cause == "protocol error"

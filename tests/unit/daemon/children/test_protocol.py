@@ -1,4 +1,4 @@
-"""What children may say when, and what of it."""
+"""Which settings a fork server may report."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def received(settings: Settings) -> Loaded:
 
 @pytest.mark.parametrize("name", rows())
 def test_what_we_load_ourselves(name: str) -> None:
-    """Any value that our own loading makes of what users write is taken."""
+    """Any value that our own loading makes of what users write is accepted."""
     values = [getattr(Settings(), name)]
     for raw in RAW:
         try:

@@ -1,4 +1,4 @@
-"""Listening sockets: who may connect to a Unix socket from its first moment on, and what is told when not."""
+"""Listening sockets: which users may connect to a Unix socket from its first moment on, and errors."""
 
 import os
 import socket
@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from ostler.daemon.listening import listeners as module
-from ostler.daemon.listening.listeners import Access, Listeners
+from ostler.daemon.listening import unix as module
+from ostler.daemon.listening.listeners import Listeners
+from ostler.daemon.listening.unix import Access
 from ostler.errors import SettingError
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to others, which takes privileges")
@@ -42,7 +43,7 @@ def problem_of(call: Callable[..., Any], *args: Any) -> str:
 )
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0])
 def test_mode(listeners: Listeners, tmp_path: Path, asked: str | None, mode: str, umask: int) -> None:
-    """The socket has the mode that was asked for, or everybody's; the process's umask is as before."""
+    """The socket has the mode that was asked for, or the one for all users; the umask is as before."""
     path = tmp_path / "app.sock"
     before = os.umask(umask)
     try:
@@ -102,7 +103,7 @@ def test_owner_that_is_not_there(listeners: Listeners, tmp_path: Path) -> None:
 def test_owner_without_privileges(
     listeners: Listeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who may not give the socket away is told so, and leaves no socket behind."""
+    """Without the right to give the socket away there is an error, and no socket is left behind."""
 
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
@@ -115,7 +116,7 @@ def test_owner_without_privileges(
 
 
 def test_replaced_by_a_link(listeners: Listeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who owns the folder can't put a link in the socket's place and have another file given away."""
+    """The owner of the folder can't put a link in the socket's place to have another file given away."""
     path, victim = tmp_path / "app.sock", tmp_path / "victim"
     victim.touch(mode=0o600)
 
@@ -168,7 +169,7 @@ def test_another_socket_is_moved_there(
         assert "it was replaced by another socket" in problem
         assert mode_of(path) == "0600"
         if os.geteuid() != 0:
-            return  # we have no rights that anybody could misuse
+            return  # without rights that could be misused
         path.rename(victim)
         os.chown(tmp_path, 65534, 65534)
 
@@ -203,7 +204,7 @@ def test_change_of_a_bound_socket(listeners: Listeners, tmp_path: Path) -> None:
 
 
 def test_what_stands_in_the_way(listeners: Listeners, tmp_path: Path) -> None:
-    """A file that is no socket is left alone, and the reason tells a file from a missing folder."""
+    """A file that is no socket is left alone, and the error is another one than for a missing folder."""
     file = tmp_path / "file"
     file.write_text("precious")
     problem = problem_of(listeners.bind, (f"unix:{file}",), 10)
@@ -215,7 +216,7 @@ def test_what_stands_in_the_way(listeners: Listeners, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("other", ["localhost", "0.0.0.0"])
 def test_overlap(listeners: Listeners, other: str) -> None:
-    """Another name of a port that we have ourselves: nobody is sent looking for the program that has it."""
+    """Another name of a port that this daemon has itself: the error says so."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Whether to detach, and what of the log is lost by it. How it goes is a system test."""
+"""Whether to detach, and whether the log is lost by it. Detaching itself is a system test."""
 
 import os
 
@@ -21,14 +21,14 @@ from ostler.settings.table import Settings
 def test_reason_to_stay(
     monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], pid: int, reason: str | None
 ) -> None:
-    """Nobody detaches from who supervises exactly this process."""
+    """A process that a service manager supervises does not detach from it."""
     for name in ("NOTIFY_SOCKET", "LISTEN_PID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "getpid", lambda: pid)
-    said = reason_to_stay()
-    assert (said is None) if reason is None else (said is not None and reason in said)
+    reason_given = reason_to_stay()
+    assert (reason_given is None) if reason is None else (reason_given is not None and reason in reason_given)
 
 
 def test_what_is_lost() -> None:

@@ -1,4 +1,4 @@
-"""Telling systemd never fails, whatever is the matter with its socket or with us."""
+"""Notifying systemd never fails, whatever is wrong with its socket or with this process."""
 
 import resource
 import socket
@@ -10,7 +10,7 @@ from ostler.daemon.process.notify import SystemdNotifier
 
 
 @pytest.mark.parametrize("address", ["/nowhere/notify", "@nobody-listens-here", "x" * 200, "a\0b", "@"])
-def test_nobody_listens(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def test_no_process_listens(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     """A socket that is gone, or a name that can't be one's, is no reason to stop serving."""
     notifier = SystemdNotifier()
     monkeypatch.setattr(notifier, "path", address)
@@ -36,7 +36,7 @@ def test_out_of_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_full_socket_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever does not read does not hold us up."""
+    """A receiver that does not read does not block the sender."""
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(path)

@@ -1,4 +1,4 @@
-"""Whose a pid file is: only a live process that may have written it keeps it."""
+"""To which process a pid file belongs: only to a live one that may have written it."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def ours(path: Path) -> bool:
 
 
 def test_written_and_removed(path: Path) -> None:
-    """With one line that anybody may read; nothing else is left in the folder, and nothing afterwards."""
+    """With one line that every user may read; nothing else is left in the folder, and nothing afterwards."""
     file = PidFile(str(path))
     file.write()
     assert ours(path)
@@ -47,14 +47,14 @@ def test_written_and_removed(path: Path) -> None:
     "content", [b"", b"\n", b"rubbish", b"\xff\xfe\x00", b"-1", b"0", b"1" * 5000, b"1.5"]
 )
 def test_rubbish_is_replaced(path: Path, content: bytes) -> None:
-    """A file without a pid in it is nobody's: empty after a crash, or another program's."""
+    """A file without a pid in it belongs to no process: empty after a crash, or another program's."""
     path.write_bytes(content)
     PidFile(str(path)).write()
     assert ours(path)
 
 
 def test_a_process_that_may_have_written_it(path: Path, sleeper: int) -> None:
-    """It keeps the file, whoever it is, and we say in one line who."""
+    """It keeps the file, whatever process it is, and the error names it."""
     path.write_text(f"{sleeper}\n")
     with pytest.raises(SettingError, match=f"belongs to process {sleeper}, which is alive"):
         PidFile(str(path)).write()
@@ -63,7 +63,7 @@ def test_a_process_that_may_have_written_it(path: Path, sleeper: int) -> None:
 
 
 def test_a_process_that_is_younger_than_the_file(path: Path, sleeper: int) -> None:
-    """The number was given to another process since, as after a reboot: the file is stale, and we say so."""
+    """Another process has the number now, as after a reboot: the file is stale, which is logged."""
     path.write_text(f"{sleeper}\n")
     os.utime(path, (time.time() - 60, time.time() - 60))
     with capture_logs() as logs:
@@ -113,7 +113,7 @@ def test_our_own_number(path: Path) -> None:
 
 
 def test_a_link_is_replaced_not_followed(path: Path, tmp_path: Path) -> None:
-    """Nobody makes us write into another file; dangling or not."""
+    """A link can't make the daemon write into another file; dangling or not."""
     target = tmp_path / "target"
     for content in (None, "precious"):
         if content:
@@ -127,7 +127,7 @@ def test_a_link_is_replaced_not_followed(path: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_file(path: Path) -> None:
-    """A folder, a FIFO, or a device, to open which is to use it, is told in one line, at once."""
+    """A folder, a FIFO, or a device, to open which is to use it, is one error, at once."""
     path.mkdir()
     with pytest.raises(SettingError, match=r"^pidfile: can't read .*: Is a directory"):
         PidFile(str(path)).write()
@@ -142,7 +142,7 @@ def test_what_is_no_file(path: Path) -> None:
 
 
 def test_a_file_that_is_anothers_by_now_stays(path: Path) -> None:
-    """Somebody deleted ours and wrote another: our end does not remove that."""
+    """The file was deleted and another one written: the end of the daemon does not remove that."""
     file = PidFile(str(path))
     file.write()
     path.unlink()

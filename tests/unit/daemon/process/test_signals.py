@@ -8,23 +8,23 @@ from ostler.daemon.process.signals import on_signal, release
 
 async def test_none_is_lost_among_thousands_of_another() -> None:
     """While the loop is busy: more of one signal than a pipe would take, then one of another."""
-    heard: list[str] = []
+    called: list[str] = []
     loop = asyncio.get_running_loop()
-    on_signal(loop, signal.SIGCHLD, lambda: heard.append("CHLD"), once=True)
-    on_signal(loop, signal.SIGUSR2, lambda: heard.append("USR2"))
+    on_signal(loop, signal.SIGCHLD, lambda: called.append("CHLD"), once=True)
+    on_signal(loop, signal.SIGUSR2, lambda: called.append("USR2"))
     try:
         for _ in range(5000):
             signal.raise_signal(signal.SIGCHLD)
         signal.raise_signal(signal.SIGUSR2)
         await asyncio.sleep(0)
-        assert heard == ["CHLD", "USR2"]
+        assert called == ["CHLD", "USR2"]
     finally:
         release()
     assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
 
 
 async def test_a_signal_ends_the_wait() -> None:
-    """A loop with nothing to do hears at once."""
+    """A loop with nothing to do is woken at once."""
     loop = asyncio.get_running_loop()
     come = asyncio.Event()
     on_signal(loop, signal.SIGALRM, come.set)

@@ -65,7 +65,7 @@ FAILED_BOOT = a_worker(BOOTING, boot_error=("no such module", None))
 
 
 def test_protocol_error() -> None:
-    """Whatever else is known of an end: what a child sent that it may not is its cause, and said first."""
+    """Whatever else is known of an end: a violation of the protocol is its cause, and named first."""
     for status in (killed(KILL), killed(SEGV), code(0)):
         end = Ledger().record(
             facts(status, worker=a_worker(READY), sent=[KILL], dump="a stack", problem="it sent x")
@@ -91,7 +91,7 @@ def test_left_for_a_signal(worker: Worker, sent: list[int], cause: str) -> None:
 @pytest.mark.parametrize(
     ("worker", "status", "sent", "oom", "cause"),
     [
-        # Told to leave, and left.
+        # Asked to end, and ended.
         (a_worker(DRAINING, Cause.RECYCLE), code(0), [], False, "recycled"),
         (a_worker(DRAINING, Cause.AGE), code(0), [], False, "aged"),
         (a_worker(DRAINING, Cause.MEMORY), code(0), [], False, "memory"),
@@ -143,7 +143,7 @@ def test_left_for_a_signal(worker: Worker, sent: list[int], cause: str) -> None:
     ],
 )
 def test_cause(worker: Worker | None, status: ExitStatus, sent: list[int], oom: bool, cause: str) -> None:
-    """The cause of a worker's death, from what the fleet had in mind, how it ended and what we sent."""
+    """The cause of a worker's death, from what the fleet wanted, how it ended and which signals were sent."""
     assert cause_of(facts(status, worker=worker, sent=sent), oom) == cause
 
 
@@ -160,9 +160,9 @@ def a_fleet(state: GenerationState | None = None, **more: Any) -> Fleet:
     fleet.handle(events.ForkServerConfigured(1, fleet_policy()), 0.0)
     fleet.handle(events.AppLoaded(1), 0.0)
     if state is None:
-        del fleet.generations[1]
+        del fleet.state.generations[1]
     else:
-        fleet.generations[1].state = state
+        fleet.state.generations[1].state = state
     for name, value in more.items():
         setattr(fleet.state, name, value)
     return fleet
@@ -186,7 +186,7 @@ def test_cause_of_a_fork_servers_end(
     fleet: Fleet, replaced: bool, status: ExitStatus, sent: list[int], cause: str
 ) -> None:
     """The same for a fork server, from the state of its generation."""
-    leaving = fork_server_leaving(fleet, 1, replaced)
+    leaving = fork_server_leaving(fleet.state, 1, replaced)
     assert cause_of(facts(status, kind="fork server", leaving=leaving, sent=sent), False) == cause
 
 
@@ -195,8 +195,8 @@ def test_a_failed_reloads_fork_server() -> None:
     fleet = a_fleet(GenerationState.UP)
     fleet.handle(events.ReloadAsked("test"), 1.0)
     fleet.handle(events.GenerationFailed(2, "no such module"), 2.0)
-    assert fork_server_leaving(fleet, 2) == "boot failed"
-    assert fork_server_leaving(fleet, 1) is None
+    assert fork_server_leaving(fleet.state, 2) == "boot failed"
+    assert fork_server_leaving(fleet.state, 1) is None
 
 
 def test_what_is_kept() -> None:
@@ -228,14 +228,14 @@ def test_planned_or_not() -> None:
 
 
 def test_the_traceback_of_a_failed_boot() -> None:
-    """Without a dump, what the worker said of its failure."""
+    """Without a dump, what the worker reported about its failure."""
     worker = a_worker(BOOTING, boot_error=("no such module", "Traceback ..."))
     view = Ledger(FakeOom()).record(facts(code(1), worker=worker))  # type: ignore[arg-type]
     assert (view.cause, view.status, view.stack) == ("boot failed", "exit code 1", "Traceback ...")
 
 
 def test_a_kernels_kill_explains_one_death() -> None:
-    """Two workers die of SIGKILL, the kernel has killed once: the second was somebody else."""
+    """Two workers die of SIGKILL, the kernel has killed once: the second was killed by an outsider."""
     ledger = Ledger(FakeOom(1))  # type: ignore[arg-type]
     causes = [ledger.record(facts(killed(KILL), worker=a_worker(READY))).cause for _ in range(2)]
     assert causes == ["killed by the kernel for memory", "killed by an outsider"]

@@ -1,4 +1,4 @@
-"""The sensor: what it says of requests and loops, look by look, by a clock of the test's."""
+"""The sensor: what it reports about requests and loops, look by look, by a clock of the test's."""
 
 import asyncio
 import time
@@ -30,15 +30,15 @@ def call_later(*args: Any) -> asyncio.TimerHandle:
 
 
 class Stage:
-    """A fleet of workers that do what the test says.
+    """A fleet of workers that do what the test wants.
 
     Attributes:
-        said: the events that were submitted.
+        submitted: the events that were submitted.
         now: the clock; `look` moves it.
     """
 
     def __init__(self) -> None:
-        self.said: list[Any] = []
+        self.submitted: list[Any] = []
         self.now = START
         self.scoreboard = Scoreboard(clock=lambda: int(self.now * 1e9))
         self.settings = SimpleNamespace(timeout=TIMEOUT, worker_class="sync")
@@ -47,7 +47,7 @@ class Stage:
         loaded: Any = SimpleNamespace(settings=self.settings)
         configurations = Configurations(lambda: self.state)
         configurations.add(1, loaded)
-        self.emit: Any = self.said.append
+        self.emit: Any = self.submitted.append
         self.sensor = DeadlineSensor(
             fake_ports(
                 state=self.state,
@@ -57,7 +57,7 @@ class Stage:
             ),
             configurations,
             self.scoreboard,
-            lambda handle, age: self.said.append((handle.worker_id, age)),
+            lambda handle, age: self.submitted.append((handle.worker_id, age)),
         )
 
     def worker(
@@ -84,11 +84,11 @@ class Stage:
         self.now += after
         return self.sensor.look(self.now)
 
-    def told(self) -> list[Any]:
-        """What was said since the last time."""
-        said = list(self.said)
-        self.said.clear()
-        return said
+    def reported(self) -> list[Any]:
+        """What was submitted since the last time."""
+        submitted = list(self.submitted)
+        self.submitted.clear()
+        return submitted
 
 
 class ActingWorker:
@@ -138,21 +138,21 @@ def overdue(worker_id: int, age: float, thread: int = 0, path: str = "/x") -> ev
 
 
 def test_an_overdue_request(stage: Stage) -> None:
-    """It is reported at its time-out, once, and marked before anybody acts on it; others are not."""
+    """It is reported at its time-out, once, and marked before it is acted on; others are not."""
     worker = stage.worker()
     worker.begin(0)
     assert stage.look() <= 1.0
     stage.look(TIMEOUT - 0.05)
-    assert stage.told() == []
+    assert stage.reported() == []
     worker.begin(1, b"/young")
     marked: list[bool] = []
-    stage.emit = lambda event: (marked.append(worker.marked(0)), stage.said.append(event))
+    stage.emit = lambda event: (marked.append(worker.marked(0)), stage.submitted.append(event))
     stage.look(0.05)
-    assert stage.told() == [overdue(1, TIMEOUT)]
+    assert stage.reported() == [overdue(1, TIMEOUT)]
     assert marked == [True]
     assert not worker.marked(1)
     stage.look(0.1)
-    assert stage.told() == []
+    assert stage.reported() == []
 
 
 def test_it_looks_again_when_the_next_one_is_due(stage: Stage) -> None:
@@ -167,34 +167,34 @@ def test_it_looks_again_when_the_next_one_is_due(stage: Stage) -> None:
 
 
 def test_an_overdue_request_that_ends(stage: Stage) -> None:
-    """When none is left that is said once; the next one is reported anew."""
+    """When none is left that is reported once; the next one is reported again."""
     worker = stage.worker()
     worker.begin(0)
     worker.begin(1)
     stage.look(TIMEOUT)
-    assert stage.told() == [overdue(1, TIMEOUT), overdue(1, TIMEOUT, thread=1)]
+    assert stage.reported() == [overdue(1, TIMEOUT), overdue(1, TIMEOUT, thread=1)]
     worker.end(0)
     stage.look(0.1)
-    assert stage.told() == []
+    assert stage.reported() == []
     worker.end(1)
     stage.look(0.1)
-    assert stage.told() == [events.OverdueEnded(1)]
+    assert stage.reported() == [events.OverdueEnded(1)]
     stage.look(0.1)
-    assert stage.told() == []
+    assert stage.reported() == []
     worker.begin(0)
     stage.look(TIMEOUT)
-    assert stage.told() == [overdue(1, TIMEOUT)]
+    assert stage.reported() == [overdue(1, TIMEOUT)]
 
 
 def test_a_worker_that_ends(stage: Stage) -> None:
-    """With a process its requests end, but of a worker that is gone there is nothing to say."""
+    """With a process its requests end, but about a worker that has ended nothing is reported."""
     worker = stage.worker()
     worker.begin(0)
     stage.look(TIMEOUT)
-    stage.told()
+    stage.reported()
     stage.bury(1)
     stage.look(0.1)
-    assert stage.told() == []
+    assert stage.reported() == []
 
 
 def test_a_request_that_has_asked_for_time(stage: Stage) -> None:
@@ -203,14 +203,14 @@ def test_a_request_that_has_asked_for_time(stage: Stage) -> None:
     worker.begin(0)
     worker.extend(TIMEOUT + 10)
     assert stage.look(TIMEOUT + 9.5) == pytest.approx(0.5)
-    assert stage.told() == []
+    assert stage.reported() == []
     stage.look(0.5)
-    assert stage.told() == [overdue(1, TIMEOUT + 10)]
+    assert stage.reported() == [overdue(1, TIMEOUT + 10)]
     worker.extend(5)
     stage.look(0.1)
-    assert stage.told() == [events.OverdueEnded(1)]
+    assert stage.reported() == [events.OverdueEnded(1)]
     stage.look(5)
-    assert stage.told() == [overdue(1, TIMEOUT + 15.1)]
+    assert stage.reported() == [overdue(1, TIMEOUT + 15.1)]
 
 
 def test_less_time_than_usual(stage: Stage) -> None:
@@ -219,26 +219,26 @@ def test_less_time_than_usual(stage: Stage) -> None:
     worker.begin(0)
     worker.extend(1)
     stage.look(TIMEOUT - 0.1)
-    assert stage.told() == []
+    assert stage.reported() == []
 
 
 def test_only_overdue_left(stage: Stage) -> None:
-    """Said of a draining worker, at each look, as long as nothing else is in flight in it."""
+    """Reported of a draining worker, at each look, as long as nothing else is in flight in it."""
     worker = stage.worker()
     worker.begin(0)
     stage.look(TIMEOUT)
-    stage.told()
+    stage.reported()
     stage.look(0.1)
-    assert stage.told() == []
+    assert stage.reported() == []
     worker.worker.state = WorkerState.DRAINING
     stage.look(0.1)
-    assert stage.told() == [events.OnlyOverdueLeft(1)]
+    assert stage.reported() == [events.OnlyOverdueLeft(1)]
     worker.begin(1)
     stage.look(0.1)
-    assert stage.told() == []
+    assert stage.reported() == []
     worker.end(1)
     stage.look(0.1)
-    assert stage.told() == [events.OnlyOverdueLeft(1)]
+    assert stage.reported() == [events.OnlyOverdueLeft(1)]
 
 
 def test_very_many_overdue_requests(stage: Stage) -> None:
@@ -247,32 +247,32 @@ def test_very_many_overdue_requests(stage: Stage) -> None:
     for thread in range(256):
         worker.begin(thread)
     stage.look(TIMEOUT)
-    assert len(stage.told()) == deadlines._REPORTS_IN_A_LOOK
+    assert len(stage.reported()) == deadlines._REPORTS_IN_A_LOOK
     for _ in range(4):
         stage.look(0.1)
-    assert len(stage.told()) == 256 - deadlines._REPORTS_IN_A_LOOK
+    assert len(stage.reported()) == 256 - deadlines._REPORTS_IN_A_LOOK
     assert all(worker.marked(thread) for thread in range(256))
-    # It says so of other ones all the time.
+    # It reports other ones all the time.
     words = [worker.cell.lane(thread)[0] for thread in range(256)]
     for number in range(1, 100):
         for flight in words:
             flight[layout.STARTED] = int((stage.now - TIMEOUT) * 1e9) - number
         stage.look(0.1)
-    assert len(stage.told()) <= deadlines._REPORTS + 12 * deadlines._REPORTS_RATE
+    assert len(stage.reported()) <= deadlines._REPORTS + 12 * deadlines._REPORTS_RATE
 
 
-def test_who_is_not_trusted_has_no_deadlines(stage: Stage) -> None:
-    """What it says of its requests and of its loop is not listened to, also if it is overdue just now."""
+def test_a_worker_that_is_not_trusted_has_no_deadlines(stage: Stage) -> None:
+    """What it reports about its requests and its loop is ignored, also if it is overdue just now."""
     worker = stage.worker()
     worker.begin(0)
     stage.look(TIMEOUT)
-    assert stage.told() == [overdue(1, TIMEOUT)]
+    assert stage.reported() == [overdue(1, TIMEOUT)]
     worker.cell.header[layout.SLOTS_IN_USE] = 260
     stage.look(0.1)
-    assert stage.told() == [events.OverdueEnded(1)]
+    assert stage.reported() == [events.OverdueEnded(1)]
     worker.cell.header[layout.SLOTS_IN_USE] = 3
     pass_time(stage, 3 * TIMEOUT)
-    assert stage.told() == []
+    assert stage.reported() == []
 
 
 def test_no_timeout(stage: Stage) -> None:
@@ -280,10 +280,10 @@ def test_no_timeout(stage: Stage) -> None:
     worker = stage.worker()
     worker.begin(0)
     stage.look(TIMEOUT)
-    stage.told()
+    stage.reported()
     stage.settings.timeout = 0.0
     assert stage.look(1000) == 1.0
-    assert stage.told() == [events.OverdueEnded(1)]
+    assert stage.reported() == [events.OverdueEnded(1)]
 
 
 # -- loops -----------------------------------------------------------------------------------------------
@@ -306,17 +306,17 @@ def test_a_loop_that_stands_still(stage: Stage) -> None:
     for _ in range(int(TIMEOUT - 2)):
         other.beat()
         pass_time(stage, 1.0)
-    assert stage.told() == []
+    assert stage.reported() == []
     for _ in range(10):
         other.beat()
         pass_time(stage, 1.0)
-    assert stage.told() == [stalled(1, TIMEOUT)]
+    assert stage.reported() == [stalled(1, TIMEOUT)]
     still.beat()
     pass_time(stage, 1.0)
     for _ in range(int(TIMEOUT) + 3):
         other.beat()
         pass_time(stage, 1.0)
-    assert stage.told() == [stalled(1, TIMEOUT)]
+    assert stage.reported() == [stalled(1, TIMEOUT)]
 
 
 def test_a_loop_that_never_began(stage: Stage) -> None:
@@ -324,9 +324,9 @@ def test_a_loop_that_never_began(stage: Stage) -> None:
     worker = stage.worker()
     worker.cell.header[layout.HEARTBEAT] = 0
     pass_time(stage, TIMEOUT - 2)
-    assert stage.told() == []
+    assert stage.reported() == []
     pass_time(stage, 2 + LATE)
-    assert stage.told() == [stalled(1, TIMEOUT)]
+    assert stage.reported() == [stalled(1, TIMEOUT)]
 
 
 def test_a_loop_that_is_kept_by_a_request(stage: Stage) -> None:
@@ -337,7 +337,7 @@ def test_a_loop_that_is_kept_by_a_request(stage: Stage) -> None:
     pass_time(stage, 5 * TIMEOUT)
     worker.end(0)
     pass_time(stage, TIMEOUT - 5)
-    assert stage.told() == []
+    assert stage.reported() == []
 
 
 def test_a_loop_with_much_to_do(stage: Stage) -> None:
@@ -347,7 +347,7 @@ def test_a_loop_with_much_to_do(stage: Stage) -> None:
         worker.begin(0)
         worker.end(0)
         stage.look(1.0)
-    assert stage.told() == []
+    assert stage.reported() == []
 
 
 @pytest.mark.parametrize("state", [WorkerState.BOOTING, WorkerState.DRAINING, WorkerState.STOPPING])
@@ -355,7 +355,7 @@ def test_other_deadlines_hold_for_others(stage: Stage, state: WorkerState) -> No
     """Workers that boot or leave have deadlines of their own."""
     stage.worker(state=state)
     pass_time(stage, 3 * TIMEOUT)
-    assert stage.told() == []
+    assert stage.reported() == []
 
 
 def test_no_timeout_for_loops(stage: Stage) -> None:
@@ -363,7 +363,7 @@ def test_no_timeout_for_loops(stage: Stage) -> None:
     stage.settings.timeout = 0.0
     stage.worker()
     pass_time(stage, 3 * TIMEOUT)
-    assert stage.told() == []
+    assert stage.reported() == []
 
 
 def test_a_short_timeout_is_none_for_loops(stage: Stage) -> None:
@@ -373,9 +373,9 @@ def test_a_short_timeout_is_none_for_loops(stage: Stage) -> None:
     for _ in range(20):
         pass_time(stage, 1.3)
         worker.beat()
-    assert stage.told() == []
+    assert stage.reported() == []
     pass_time(stage, 5 + LATE)
-    assert stage.told() == [stalled(1, 5)]
+    assert stage.reported() == [stalled(1, 5)]
 
 
 @pytest.mark.parametrize("others", ["none", "no deadline"])
@@ -388,21 +388,21 @@ def test_one_loop_is_kept_by_no_request(stage: Stage, others: str) -> None:
         words[layout.EXTENDED_UNTIL], words[layout.EXTENDED_FOR] = layout.NEVER, words[layout.STARTED]
     assert stage.look() <= 1.0
     stage.look(after=1.5)
-    assert stage.told() == [(1, pytest.approx(1.5))]
+    assert stage.reported() == [(1, pytest.approx(1.5))]
     stage.look(after=TIMEOUT)
-    assert stage.told() == [(1, pytest.approx(TIMEOUT + 1.5))]
+    assert stage.reported() == [(1, pytest.approx(TIMEOUT + 1.5))]
     stage.look(after=1.0)
-    assert stage.told() == [events.LoopStalled(1, pytest.approx(TIMEOUT + 2.5))]
+    assert stage.reported() == [events.LoopStalled(1, pytest.approx(TIMEOUT + 2.5))]
 
 
 def test_one_loop_that_has_ended(stage: Stage) -> None:
     """What drains is blocked only if it has requests: else its process is ending, which may take a while."""
     actor = stage.worker(one_loop=True, state=WorkerState.DRAINING)
     stage.look(after=5.0)
-    assert stage.told() == []
+    assert stage.reported() == []
     actor.begin()
     stage.look(after=1.0)
-    assert stage.told() == [(1, pytest.approx(6.0))]
+    assert stage.reported() == [(1, pytest.approx(6.0))]
 
 
 def test_one_loop_whose_request_has_asked_for_time(stage: Stage) -> None:
@@ -411,21 +411,21 @@ def test_one_loop_whose_request_has_asked_for_time(stage: Stage) -> None:
     actor.begin()
     actor.extend(TIMEOUT * 2)
     stage.look(after=TIMEOUT + 5)
-    assert not [event for event in stage.told() if isinstance(event, events.LoopStalled)]
+    assert not [event for event in stage.reported() if isinstance(event, events.LoopStalled)]
     stage.look(after=TIMEOUT)
-    assert [event for event in stage.told() if isinstance(event, events.LoopStalled)]
+    assert [event for event in stage.reported() if isinstance(event, events.LoopStalled)]
 
 
 def test_dead_workers_are_forgotten(stage: Stage) -> None:
-    """The next one with the same worker id number, which there never is, would be reported anew."""
+    """The next one with the same worker id number, which there never is, would be reported again."""
     stage.worker()
     pass_time(stage, TIMEOUT + LATE)
-    assert len(stage.told()) == 1
+    assert len(stage.reported()) == 1
     stage.bury(1)
     stage.look(1.0)
     stage.worker()
     pass_time(stage, TIMEOUT + LATE)
-    assert len(stage.told()) == 1
+    assert len(stage.reported()) == 1
 
 
 async def test_it_looks_by_itself(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,9 +440,9 @@ async def test_it_looks_by_itself(stage: Stage, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(stage.sensor, "look", look)
     monkeypatch.setattr("ostler.daemon.sensors.deadlines._LOOK", 0.001)
-    heard: list[Any] = []
+    errors: list[Any] = []
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _loop, context: heard.append(context["exception"]))
+    loop.set_exception_handler(lambda _loop, context: errors.append(context["exception"]))
     stage.sensor.start()
     stage.sensor.start()
     async with asyncio.timeout(10):
@@ -450,11 +450,11 @@ async def test_it_looks_by_itself(stage: Stage, monkeypatch: pytest.MonkeyPatch)
             await asyncio.sleep(0.001)
     assert stage.sensor._timer is not None
     stage.sensor._timer.cancel()
-    assert [str(error) for error in heard] == ["a defect"]
+    assert [str(error) for error in errors] == ["a defect"]
 
 
 async def test_looks_take_a_share_of_the_time(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers say when their deadlines are: however near, pauses are nine times what a look takes."""
+    """Workers determine their deadlines: however near, pauses are nine times what a look takes."""
     sensor = stage.sensor
     looks = 0
 

@@ -53,7 +53,7 @@ class Stage:
 
 
 def test_each_is_one_line() -> None:
-    """With what an operator needs to find it; of a cell that is given up there is nothing to say."""
+    """With what an operator needs to find it; about a cell that is given up nothing is logged."""
     stage = Stage()
     stage.doubt(12)
     stage.doubt(99)

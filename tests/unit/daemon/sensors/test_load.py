@@ -205,7 +205,7 @@ def test_only_workers_that_serve_are_measured(stage: Stage) -> None:
     assert 9 not in loads
 
 
-def test_memory_is_not_looked_at_unless_somebody_wants_to_know(stage: Stage) -> None:
+def test_memory_is_not_read_unless_it_is_needed(stage: Stage) -> None:
     """Without a limit and without autoscaling neither workers nor the machine are asked."""
     stage.add(1)
     measured = stage.sensor.take()
@@ -238,7 +238,7 @@ for line in sys.stdin:
 
 
 class Holder:
-    """A process with as much memory of its own as it is told to hold."""
+    """A process with as much memory of its own as it is asked to hold."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -274,10 +274,10 @@ def test_memory_over_the_limit_is_read_each_time(holder: Holder) -> None:
     for held in (150, 200, 1):
         now[0] += 1.0
         holder.hold(held)
-        told = reader.read(pids, limit, False)[1]
-        assert told is not None
-        # The anonymous mapping counts as its own, as nobody shares it.
-        assert told - held * MIB == pytest.approx(72 * MIB, abs=9 * MIB)
+        values = reader.read(pids, limit, False)[1]
+        assert values is not None
+        # The anonymous mapping counts as its own, as no other process shares it.
+        assert values - held * MIB == pytest.approx(72 * MIB, abs=9 * MIB)
 
 
 def test_below_the_limit_own_memory_is_not_read(holder: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +288,7 @@ def test_below_the_limit_own_memory_is_not_read(holder: Holder, monkeypatch: pyt
 
 
 def _forbidden(*_: object) -> None:
-    raise AssertionError("nobody needs it")
+    raise AssertionError("it is not needed")
 
 
 def test_readings_are_rationed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +322,7 @@ def test_readings_are_rationed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answers[2] == {1: 50 * MIB, 2: 50 * MIB, 3: 250 * MIB, 4: None}
 
 
-def test_a_stale_reading_accuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stale_reading_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Above the limit counts only what was read just now: each measurement is one of N that must agree."""
     monkeypatch.setattr(module, "_MEMORY_TIME", -1.0)  # one reading each time
 
@@ -339,13 +339,13 @@ def test_a_stale_reading_accuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("psutil.Process", Large)
     now = [100.0]
     reader = MemoryReader(lambda: now[0])
-    told = []
+    values = []
     for _ in range(6):
         now[0] += 1.0
         answer = reader.read({1: 11, 2: 12}, 200 * MIB, False)
-        told.append([worker_id for worker_id, uss in answer.items() if uss is not None])
-    assert sorted(told[:2]) == [[1], [2]]
-    assert told == told[:2] * 3
+        values.append([worker_id for worker_id, uss in answer.items() if uss is not None])
+    assert sorted(values[:2]) == [[1], [2]]
+    assert values == values[:2] * 3
 
 
 def test_a_process_that_is_gone_is_left_out(holder: Holder) -> None:
@@ -360,7 +360,7 @@ def test_a_process_that_is_gone_is_left_out(holder: Holder) -> None:
 def test_memory_that_may_not_be_read(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Workers of another user are measured without it, which is told once."""
+    """Workers of another user are measured without it, which is logged once."""
     set_up("-", "json", "info")
     request.addfinalizer(structlog.reset_defaults)
 

@@ -58,7 +58,7 @@ def test_waits_never_shrink() -> None:
     requests that did not wait are as many as before."""
     rig = Rig()
 
-    def told(answered: int, queued: int) -> list[int]:
+    def waits(answered: int, queued: int) -> list[int]:
         counts = Counts(statuses=[0, 0, answered] + [0] * 7)
         counts.queued[bucket_of(10_000_000)] = queued
         rig.scoreboard.totals = lambda _: counts
@@ -66,13 +66,13 @@ def test_waits_never_shrink() -> None:
         assert waits is not None
         return list(itertools.accumulate(waits.counts))
 
-    for earlier, later in itertools.pairwise([told(100, 5), told(100, 6), told(101, 6), told(102, 6)]):
+    for earlier, later in itertools.pairwise([waits(100, 5), waits(100, 6), waits(101, 6), waits(102, 6)]):
         assert all(a <= b for a, b in zip(earlier, later, strict=True))
-    assert (told(102, 6)[0], told(102, 6)[-1]) == (96, 102)
+    assert (waits(102, 6)[0], waits(102, 6)[-1]) == (96, 102)
 
 
 def test_changes_between_two_configurations() -> None:
-    """Names, both values and when the change takes effect; equal settings are not told."""
+    """Names, both values and when the change takes effect; equal settings are not listed."""
     found = changed_settings(loaded(workers="4", pidfile="/a"), loaded(workers="2..6", pidfile="/b"))
     assert found == [
         ChangeView("workers", 4, "2..6", "live"),
@@ -82,7 +82,7 @@ def test_changes_between_two_configurations() -> None:
 
 
 def test_changed_secrets_stay_secret() -> None:
-    """That the app's environment has changed is told, its values are not."""
+    """That the app's environment has changed is shown, its values are not."""
     (found,) = changed_settings(loaded(raw_env=["TOKEN=one"]), loaded(raw_env=["TOKEN=two"]))
     assert (found.name, found.before, found.after) == ("raw_env", ("TOKEN=...",), ("TOKEN=...",))
 
@@ -114,11 +114,11 @@ class Rig:
         """As the shell: the end of a reload is reported before `follow`, here by `reload_ended`."""
         found = self.fleet.handle(event, 0.0)
         if not any(isinstance(action, actions.ReloadEnded) for action in found):
-            self.observer.follow()
+            self.observer.reloads.follow()
 
     def reload_ended(self, generation: int) -> None:
-        self.observer.on_reload_ended(generation)
-        self.observer.follow()
+        self.observer.reloads.on_ended(generation)
+        self.observer.reloads.follow()
 
     def configured(self, generation: int) -> None:
         self.submit(events.ForkServerConfigured(generation, fleet_policy()))
@@ -134,7 +134,7 @@ class Rig:
         return [change.name for change in view.changes]
 
 
-def test_a_reload_tells_what_it_has_changed() -> None:
+def test_a_reload_shows_what_it_has_changed() -> None:
     """As soon as the new configuration is read, at the end, and still when the old settings are forgotten."""
     rig = Rig()
     rig.submit(events.ReloadAsked("test"))
@@ -175,14 +175,14 @@ def test_a_reload_that_is_rolled_back_after_its_end() -> None:
     rig.boot(2)
     rig.submit(events.WorkerExited(1, ExitStatus(0)))
     rig.reload_ended(2)
-    assert rig.observer._reloads == {"done": 1}
+    assert rig.observer.reloads.counts == {"done": 1}
     assert rig.logged == [("info", "settings_changed", {"generation": 2, "changes": "timeout 30 -> 5"})]
     rig.submit(events.WorkerExited(2, ExitStatus(signal=11)))
     view = rig.observer.reload()
     assert view is not None
     assert (view.phase, rig.names()) == ("rolled back", ["timeout"])
-    rig.observer.follow()
-    assert rig.observer._reloads == {"done": 1, "rolled back": 1}
+    rig.observer.reloads.follow()
+    assert rig.observer.reloads.counts == {"done": 1, "rolled back": 1}
     rig.boot(3)
     rig.submit(events.ReloadAsked("test"))
     rig.configurations.add(3, loaded(backlog="9"))
@@ -199,3 +199,19 @@ def test_another_program_goes_on() -> None:
     other.observer.restore(state)
     assert other.observer.snapshot() == rig.observer.snapshot() == state
     assert other.observer._program_since >= other.observer._started_at
+
+
+def test_reading_changes_nothing() -> None:
+    """Views may be asked for at any time and any number of times: what is known stays the same."""
+    rig = Rig()
+    rig.scoreboard.totals = lambda _: Counts()
+    rig.submit(events.ReloadAsked("test"))
+    rig.configurations.add(2, loaded(timeout="5"))
+    rig.fleet.handle(events.GenerationFailed(2, "no such module"), 0.0)  # and nothing has followed yet
+    before = msgspec.json.encode(rig.observer.snapshot())
+    for _ in range(2):
+        rig.observer.reload()
+        rig.observer.status()
+        rig.observer.workers()
+        rig.observer.config()
+    assert msgspec.json.encode(rig.observer.snapshot()) == before

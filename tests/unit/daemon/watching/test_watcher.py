@@ -13,7 +13,7 @@ from ostler.daemon.watching import files
 from ostler.daemon.watching import watcher as watching
 from ostler.daemon.watching.watcher import Watcher
 from ostler.fleet import events
-from ostler.ipc.messages import AppBroken, Watch
+from ostler.ipc import messages
 from ostler.logs.setup import get_logger
 from ostler.settings.table import Settings
 
@@ -47,9 +47,11 @@ class Rig:
         self.asked.append(event.by)
         self._came.set()
 
-    def told(self, *names: str, generation: int = 1, since: float | None = None) -> None:
+    def report(self, *names: str, generation: int = 1, since: float | None = None) -> None:
         files = [path(name) for name in names]
-        self.watcher.received(generation, Watch(files, [], time.time() + 1 if since is None else since))
+        self.watcher.received(
+            generation, messages.Watch(files, [], time.time() + 1 if since is None else since)
+        )
 
     async def asks(self, number: int) -> list[str]:
         """Wait until it has asked so often."""
@@ -75,21 +77,21 @@ def configured(rig: Rig, *extra: str, engine: str = "auto") -> None:
 
 @pytest.mark.parametrize("engine", ["auto", "inotify", "poll"])
 async def test_change(rig: Rig, engine: str) -> None:
-    """A file that was told and changes is asked about once, by a name relative to where we are."""
+    """A reported file that changes leads to one reload, with its name relative to the working folder."""
     write("shop.py", "1")
     write("other.py", "1")
     configured(rig, engine=engine)
-    rig.told("shop.py")
+    rig.report("shop.py")
     write("other.py", "22")
     write("shop.py", "22")
     assert await rig.asks(1) == ["file shop.py changed"]
 
 
 async def test_nothing_without_reload(rig: Rig) -> None:
-    """Without `reload` it listens to nobody and starts nothing."""
+    """Without `reload` it ignores reports and starts nothing."""
     write("shop.py", "1")
     rig.watcher.configure(Settings())
-    rig.told("shop.py", since=0.0)
+    rig.report("shop.py", since=0.0)
     assert rig.asked == []
     assert len(asyncio.all_tasks()) == 1
 
@@ -98,17 +100,17 @@ async def test_written_since(rig: Rig) -> None:
     """What was written after a process began to read it may be newer than what it runs."""
     write("shop.py", "1")
     configured(rig)
-    rig.told("shop.py", since=time.time() - 3600)
+    rig.report("shop.py", since=time.time() - 3600)
     assert rig.asked == ["file shop.py changed"]
-    rig.told("shop.py", since=time.time() - 3600)
+    rig.report("shop.py", since=time.time() - 3600)
     assert rig.asked == ["file shop.py changed"], "known by now"
 
 
 async def test_gone_for_a_moment(rig: Rig) -> None:
-    """A file that is removed and written anew is one change, and none if it is the same as before."""
+    """A file that is removed and written again is one change, and none if it is the same as before."""
     write("shop.py", "1")
     configured(rig)
-    rig.told("shop.py")
+    rig.report("shop.py")
     rename("shop.py", "kept")
     rig.watcher.look()
     assert rig.asked == []
@@ -124,7 +126,7 @@ async def test_many(rig: Rig) -> None:
     for name in "abc":
         write(name, "1")
     configured(rig)
-    rig.told("a", "b", "c")
+    rig.report("a", "b", "c")
     for name in "abc":
         write(name, "22")
     rig.watcher.look()
@@ -136,7 +138,7 @@ async def test_many(rig: Rig) -> None:
 async def test_missing_file(rig: Rig) -> None:
     """A file in a folder that is not there yet counts when it comes."""
     configured(rig)
-    rig.told("shop/deep/models.py")
+    rig.report("shop/deep/models.py")
     write("shop/deep/models.py", "1")
     assert await rig.asks(1) == ["file shop/deep/models.py changed"]
 
@@ -146,8 +148,8 @@ async def test_forgotten_generations(rig: Rig) -> None:
     for name in ("old.py", "new.py"):
         write(name, "1")
     configured(rig)
-    rig.told("old.py", "new.py", generation=1)
-    rig.told("new.py", generation=2)
+    rig.report("old.py", "new.py", generation=1)
+    rig.report("new.py", generation=2)
     rig.watcher.forget_before(2)
     rig.watcher.look()
     write("old.py", "22")
@@ -162,9 +164,9 @@ async def test_broken_app_is_told_once(rig: Rig) -> None:
     """However many workers can't load it, the log has one line a generation."""
     configured(rig)
     for generation in (1, 1, 2):
-        rig.watcher.received(generation, AppBroken("SyntaxError", "Traceback"))
-    told = [event.fields for event in rig.journal.recent if event.name == "app_broken"]
-    assert [fields["generation"] for fields in told] == [1, 2]
+        rig.watcher.received(generation, messages.AppBroken("SyntaxError", "Traceback"))
+    logged = [event.fields for event in rig.journal.recent if event.name == "app_broken"]
+    assert [fields["generation"] for fields in logged] == [1, 2]
 
 
 async def test_missing_extra_file_is_told_once(rig: Rig) -> None:
@@ -181,7 +183,7 @@ async def test_stopped(rig: Rig) -> None:
     """After `stop` nothing is asked for and nothing runs."""
     write("shop.py", "1")
     configured(rig)
-    rig.told("shop.py")
+    rig.report("shop.py")
     await asyncio.sleep(0)
     rig.watcher.stop()
     write("shop.py", "22")
@@ -192,10 +194,10 @@ async def test_stopped(rig: Rig) -> None:
 
 
 async def test_what_does_not_matter(rig: Rig) -> None:
-    """Notices of files that nobody loads, the app's own log say, are no reason to look at all that are."""
+    """Changes of files that are not loaded, the app's own log say, are no reason to look at all files."""
     write("shop/__init__.py", "1")
     configured(rig, "conf/*.yaml")
-    rig.watcher.received(1, Watch([path("shop/__init__.py")], [path("shop")]))
+    rig.watcher.received(1, messages.Watch([path("shop/__init__.py")], [path("shop")]))
     for name, matters in (
         ("shop/__init__.py", True),
         ("shop/list.html", True),
@@ -235,17 +237,17 @@ async def test_a_flood_of_folders(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(rig.watcher, "_survey", slow)
     began = time.monotonic()
     for number in range(1000):
-        rig.watcher.received(1, Watch([path(f"file{number}")], [path("deep")], began))
+        rig.watcher.received(1, messages.Watch([path(f"file{number}")], [path("deep")], began))
     assert len(walks) <= 5
     assert len(rig.watcher._files[1]) == 1000
 
 
 async def test_too_many_files(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond a number files are left out, which is said once."""
+    """Beyond a number files are left out, which is logged once."""
     monkeypatch.setattr(watching, "_MOST_FILES", 100)
     configured(rig)
     for start in range(0, 300, 50):
-        rig.told(*(f"file{start + number}" for number in range(50)))
+        rig.report(*(f"file{start + number}" for number in range(50)))
     assert len(rig.watcher._files[1]) == 100
     problems = [event.fields["problem"] for event in rig.journal.recent if event.name == "configuration"]
     assert problems == ["reload: not all of the app's files are watched: there are too many"]

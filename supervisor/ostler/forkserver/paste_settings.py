@@ -28,7 +28,7 @@ def read_paste(
 ) -> tuple[Loaded, ConfigFile]:
     """The settings with those of the file beneath them.
 
-    If others than root can write it, it is read with the rights of the workers' account, and what it says is
+    If others than root can write it, it is read with the rights of the workers' account, and its settings are
     confined.
 
     Raises:

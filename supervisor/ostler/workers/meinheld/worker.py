@@ -3,8 +3,8 @@
 Its loop runs no Python code unless a request comes or a second passes, not even for signals. So that these
 and the supervisor's messages, each of which comes with a signal, are noticed at once, the process is one of
 its own server's clients: Python writes the number of each signal into that connection (set_wakeup_fd), the
-server takes it for a bad request, refuses it, and tells its access log: that is us. A connection lasts for
-one such event, or for a second.
+server takes it for a bad request, refuses it, and calls its access log, which is our code. A connection lasts
+for one such event, or for a second.
 
 The server can't put an answer off until its client takes more of it: it has added the connection to its epoll
 in a way that allows no change (EPOLLEXCLUSIVE, epoll_ctl(2)), and so waits for ever; or, built with its own
@@ -20,7 +20,6 @@ import os
 import select
 import signal
 import socket
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic_ns
@@ -30,25 +29,27 @@ from typing import Any, Self
 from meinheld import server
 
 from ostler.errors import SettingError
+from ostler.osapi import tcp_info
 from ostler.osapi.files import most_open_files, open_files
-from ostler.scoreboard import layout
 from ostler.settings.table import Settings
 from ostler.workers.base import BaseWorker, Context
 from ostler.workers.interrupt import Deadlines
-from ostler.workers.meinheld_calls import Calls, serves
+from ostler.workers.meinheld.calls import MeinheldCalls, is_in_app
 from ostler.wsgi.exchange import QuitWorker
 
 # The loop's timeouts are whole seconds, and none is longer than this (picoev.h, PICOEV_TIMEOUT_VEC_SIZE).
 _LONGEST = 127
+# When so many seconds of such a timeout are left, it is set again.
+_RENEW_AT = 60
+# A timer that never comes to its end (s).
+_NEVER = 10**8
 # A connection of a descriptor beyond this is never read from, and each possible one costs 40 bytes.
 _MOST_DESCRIPTORS = 32768
 _LARGEST_BODY = 2**31 - 1
 # As in the engine: an idle connection is given this long to send a request that may be on its way.
 _DRAIN_IDLE = 500_000_000
-# The server takes these signals to itself when it begins; the others matter because their handlers may raise.
+# The server sets handlers of its own for the first two. The third's handler may raise.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-# linux/tcp.h, struct tcp_info: milliseconds since data was sent and received last, three words apart.
-_LAST_SENT, _LAST_RECEIVED, _TCP_INFO = 44, 52, 104
 
 
 class MeinheldWorker(BaseWorker):
@@ -56,8 +57,6 @@ class MeinheldWorker(BaseWorker):
 
     @classmethod
     def check(cls, settings: Settings) -> list[str]:
-        if settings.certfile is not None:
-            raise SettingError("certfile", _cant("speak TLS: let a proxy do that"))
         if settings.proxy_protocol != "off":
             raise SettingError("proxy_protocol", _cant("read the PROXY protocol's header"))
         if settings.stream_request:
@@ -71,21 +70,22 @@ class MeinheldWorker(BaseWorker):
     def __init__(self, context: Context) -> None:
         self._context = context
         self._settings = context.settings
-        self._graceful_timeout = context.settings.graceful_timeout
         self._readers: dict[int, Callable[[], None]] = {}
         self._poll = select.poll()
         self._handlers: dict[int, Any] = {}
         self._running = self._stopping = False
-        self._drain_began = 0
-        self._cut_idle = False
+        # When draining began and by when it is to be over (CLOCK_MONOTONIC, ns); and until when the server's
+        # own timeout for that is set.
+        self._drain_began = self._drain_until = 0
+        self._loop_until = 0
+        self._accepting_stopped = False
         self._listeners: list[int] = []
-        # Where the server finds its client that we are, and that client's connections; see above.
-        self._door: socket.socket | None = None
+        # The listener for our connections to our own server, and these connections; see above.
+        self._wake_listener: socket.socket | None = None
         self._wakes: list[socket.socket] = []
         self._inner: set[int] = set()
-        context.accounting.thread_slot(0)
-        self._deadlines = Deadlines(context.accounting, serves)
-        self._calls = Calls(context, self._deadlines, self._look)
+        self._deadlines = Deadlines(context.accounting, is_in_app)
+        self._calls = MeinheldCalls(context, self._deadlines, self._look)
 
     # -- what the life cycle calls ----------------------------------------------------------------------
 
@@ -100,16 +100,16 @@ class MeinheldWorker(BaseWorker):
         server.set_access_logger(self._calls)
         server.set_error_logger(self._calls)
         server.set_watchdog(self._each_second)
-        # It closes what it was given.
+        # The server closes the listeners that it gets.
         self._listeners = [os.dup(listener.fileno()) for listener in self._context.listeners]
         before = open_files()
-        self._door = door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        door.bind("")  # a name of the kernel's choice (unix(7), autobind)
-        door.listen()
-        server.set_listen_socket([*self._listeners, os.dup(door.fileno())])
+        self._wake_listener = wake_listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        wake_listener.bind("")  # a name of the kernel's choice (unix(7), autobind)
+        wake_listener.listen()
+        server.set_listen_socket([*self._listeners, os.dup(wake_listener.fileno())])
         server.schedule_call(0, self._begin, before)
         self._handlers = {signum: signal.getsignal(signum) for signum in _SIGNALS}
-        # The server's own handlers would end it; they are not there for long, and nothing comes meanwhile.
+        # The server's own handlers would end it: no signal may come before they are replaced again.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             server.run(self._calls.serve, True)
@@ -123,13 +123,16 @@ class MeinheldWorker(BaseWorker):
 
     def drain(
         self,
-        hand_over: bool = False,  # noqa: ARG002 - its connections are its own
+        hand_over: bool = False,  # noqa: ARG002 - the server can't let go of a connection
         seconds: float | None = None,
     ) -> None:
+        now = monotonic_ns()
+        if seconds is not None or not self._drain_until:
+            allowed = self._settings.graceful_timeout if seconds is None else seconds
+            self._drain_until = now + int(allowed * 1_000_000_000)
         if not self.draining:
-            self._graceful_timeout = self._graceful_timeout if seconds is None else seconds
             self.draining = True
-            self._drain_began = monotonic_ns()
+            self._drain_began = now
             if self._running:
                 self._stop_accepting()
 
@@ -137,12 +140,11 @@ class MeinheldWorker(BaseWorker):
         self._stopping = self.draining = True
         if self._running:
             self._stop_accepting()
-            for connection in self._connections():
-                _shut(connection, socket.SHUT_RDWR)
+            self._cut_connections()
 
     def abandon(self) -> None:
         self.drain()
-        # The server goes on using the numbers: what they mean is changed.
+        # The server goes on using the descriptors' numbers: they become /dev/null.
         null = os.open(os.devnull, os.O_RDONLY)
         for fd in self._listeners if self._running else ():
             os.dup2(null, fd, inheritable=False)
@@ -150,7 +152,7 @@ class MeinheldWorker(BaseWorker):
         for listener in self._context.listeners:
             listener.close()
 
-    def attend(self) -> None:
+    def on_message(self) -> None:
         self._calls.attend()
 
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
@@ -165,27 +167,27 @@ class MeinheldWorker(BaseWorker):
         self._poll.unregister(fd)
 
     def descriptors(self) -> set[int]:
-        doors = [self._door] if self._door is not None else []
-        ours = {sock.fileno() for sock in (*doors, *self._wakes)}
-        # And what the server has of these connections: whatever bears the door's name.
-        return {*self._inner, *self._listeners, *ours, *self._connections(doors)}
+        listeners = [self._wake_listener] if self._wake_listener is not None else []
+        ours = {sock.fileno() for sock in (*listeners, *self._wakes)}
+        # And the server's ends of these connections, which have the listener's name.
+        return {*self._inner, *self._listeners, *ours, *self._connections(listeners)}
 
     def close(self) -> None:
         self._close_wakes()
-        if self._door is not None:
-            self._door.close()
+        if self._wake_listener is not None:
+            self._wake_listener.close()
 
     # -- called by the server ----------------------------------------------------------------------------
 
     def _begin(self, before: set[int]) -> None:
-        """The first thing in its loop."""
-        # Its epoll, and the copy of the door that it listens at.
+        """Called first in the server's loop. `before`: descriptors that were open before it began."""
+        # Its epoll, and its copy of the listener for our own connections.
         self._inner = open_files() - before
         for signum in _SIGNALS:
             signal.signal(signum, self._on_signal)
         for listener in self._context.listeners:
             if listener.family != socket.AF_UNIX:
-                # It has set this for itself, but the listener is everybody's, of other generations too.
+                # It has set this, but the listener is shared with other workers, also of other generations.
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 0)
         self._running = True
         self._renew_wake()
@@ -201,14 +203,12 @@ class MeinheldWorker(BaseWorker):
         self._calls.flush()
         self._renew_wake()
         self._look()
-        if self._cut_idle and monotonic_ns() - self._drain_began > _DRAIN_IDLE:
-            for connection in self._connections():
-                if _is_idle(connection):
-                    _shut(connection, socket.SHUT_RD)
+        if self._accepting_stopped:
+            self._go_on_draining(monotonic_ns())
 
     def _look(self) -> bool:
-        """See what has come; True if the server has refused what it heard from us, which it does once."""
-        self._context.cell.header[layout.HEARTBEAT] = monotonic_ns()
+        """Read what has come; True if the server has refused a connection of ours, once for each."""
+        self._context.accounting.heartbeat(monotonic_ns())
         refused = any(_has_data(wake) for wake in self._wakes)
         if refused:
             self._renew_wake()
@@ -218,25 +218,25 @@ class MeinheldWorker(BaseWorker):
         return refused
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        """The life cycle's handler, whose exception would be lost in the server unless the app is running."""
+        """Call the life cycle's handler. Only the app lets its exception through, the server does not."""
         try:
             self._handlers[signum](signum, frame)
         except QuitWorker:
-            if serves(frame):
+            if is_in_app(frame):
                 raise
 
-    # -- noticing ----------------------------------------------------------------------------------------
+    # -- noticing signals --------------------------------------------------------------------------------
 
     def _renew_wake(self) -> None:
-        assert self._door is not None
-        if self._cut_idle:
+        assert self._wake_listener is not None
+        if self._accepting_stopped:
             return
         wake = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         wake.setblocking(False)
         try:
-            wake.connect(self._door.getsockname())
+            wake.connect(self._wake_listener.getsockname())
         except OSError:
-            wake.close()  # many are waiting to be accepted; a second later it is tried again
+            wake.close()  # many wait to be accepted; a second later it is tried again
             return
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         self._wakes.append(wake)
@@ -254,16 +254,41 @@ class MeinheldWorker(BaseWorker):
     # -- draining ----------------------------------------------------------------------------------------
 
     def _stop_accepting(self) -> None:
-        """The server's loop ends when its last connection has; what we are to it must not count."""
-        if self._cut_idle:
-            return  # a second time would break its count of connections
-        self._cut_idle = True
-        self._close_wakes()
+        """Stop accepting. The server's loop ends when its last connection has, or when the time is over."""
+        if self._accepting_stopped:
+            return
+        self._accepting_stopped = True
+        self._close_wakes()  # they would count as connections
         server.set_keepalive(0)
-        server.stop(min(max(1, math.ceil(self._graceful_timeout)), _LONGEST))
+        self._end_loop_in(monotonic_ns())
+
+    def _end_loop_in(self, now: int) -> None:
+        """Have the server's loop end when the time for draining is over, or after `_LONGEST` seconds."""
+        seconds = min(max(1, math.ceil((self._drain_until - now) / 1_000_000_000)), _LONGEST)
+        self._loop_until = now + seconds * 1_000_000_000
+        server.stop(seconds)
+
+    def _go_on_draining(self, now: int) -> None:
+        """Called once a second while draining."""
+        if now >= self._drain_until:
+            self._cut_connections()
+        elif self._loop_until < self._drain_until and self._loop_until - now < _RENEW_AT * 1_000_000_000:
+            # For each of its listeners the server takes one from the number of what it waits for, as if it
+            # had not stopped accepting before. Timers, each of which adds one, make up for that.
+            for _ in range(len(self._listeners) + 1):
+                server.schedule_call(_NEVER, self._look)
+            self._end_loop_in(now)
+        if now - self._drain_began > _DRAIN_IDLE:
+            for connection in self._connections():
+                if _is_idle(connection):
+                    _shut(connection, socket.SHUT_RD)
+
+    def _cut_connections(self) -> None:
+        for connection in self._connections():
+            _shut(connection, socket.SHUT_RDWR)
 
     def _connections(self, more: Iterable[socket.socket] = ()) -> Iterator[int]:
-        """Descriptors of clients' connections, and of those that came by `more` listeners."""
+        """Descriptors of clients' connections, and of those that were accepted from `more` listeners."""
         listeners = (*self._context.listeners, *more)
         own = {_name(listener) for listener in listeners if listener.fileno() >= 0}
         for fd in open_files():
@@ -289,7 +314,7 @@ def _name(sock: socket.socket) -> object:
 
 @contextmanager
 def _borrowed(fd: int) -> Iterator[socket.socket]:
-    """A descriptor of the server's as a socket, for as long as it is one."""
+    """A descriptor of the server's as a socket, which does not close it."""
     sock = socket.socket(fileno=fd)
     try:
         yield sock
@@ -305,17 +330,12 @@ def _has_data(sock: socket.socket) -> bool:
 
 
 def _is_idle(fd: int) -> bool:
-    """Whether the last that went over a connection was an answer."""
+    """Whether the last bytes that went over a connection were an answer's."""
     with _borrowed(fd) as sock:
-        try:
-            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO)
-        except OSError:
-            return False  # not TCP
-    (sent,) = struct.unpack_from("I", info, _LAST_SENT)
-    (received,) = struct.unpack_from("I", info, _LAST_RECEIVED)
-    return bool(sent <= received)
+        sent, received = tcp_info.since_last_sent(sock), tcp_info.since_last_received(sock)
+    return sent is not None and received is not None and sent <= received
 
 
 def _shut(fd: int, how: int) -> None:
-    with _borrowed(fd) as sock, suppress(OSError):  # it may be gone by itself
+    with _borrowed(fd) as sock, suppress(OSError):  # it may have ended already
         sock.shutdown(how)

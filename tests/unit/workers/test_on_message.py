@@ -1,4 +1,4 @@
-"""A message that comes while the only thread is in the app is read; who needs no thread for it gets none."""
+"""A message that comes while the only thread is in the app is read; an idle worker needs no thread for it."""
 
 import os
 import signal
@@ -19,12 +19,12 @@ Start = Callable[..., Any]
 
 
 class Worker:
-    """A rig with a channel, and a handler that attends to it as a worker's does."""
+    """A rig with a channel, and a handler of its signal as in a worker."""
 
     def __init__(self, folder: Path, handoff: HandOff) -> None:
         self.gate = threading.Event()
         self.in_app = threading.Event()
-        self.heard = 0
+        self.read = 0
         self.handled = 0
         self.rig = Rig(folder, self._app, handoff=handoff)
         self._channel, self._supervisor = os.pipe()
@@ -41,27 +41,27 @@ class Worker:
 
     def _read(self) -> None:
         try:
-            self.heard += len(os.read(self._channel, 100))
+            self.read += len(os.read(self._channel, 100))
         except BlockingIOError:
             pass  # another thread has read it
 
-    def attend(self, *_: object) -> None:
-        self.rig.engine.attend()
+    def on_signal(self, *_: object) -> None:
+        self.rig.engine.on_message()
         self.handled += 1
 
-    def tell(self) -> None:
-        """Send a message, of which the kernel tells by a signal."""
+    def send(self) -> None:
+        """Send a message, and the signal that the kernel sends with it."""
         os.write(self._supervisor, b"m")
-        self.nudge()
+        self.signal_it()
 
-    def nudge(self) -> None:
+    def signal_it(self) -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
-    def has_heard(self, messages: int) -> bool:
+    def has_read(self, messages: int) -> bool:
         """For tests to wait for; a signal that comes just before the app begins to wait does not end that."""
-        if self.heard == messages:
+        if self.read == messages:
             return True
-        self.nudge()
+        self.signal_it()
         return False
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ class Worker:
 @pytest.fixture
 def worker(tmp_path: Path, handoff: HandOff) -> Iterator[Worker]:
     worker = Worker(tmp_path, handoff)
-    before = signal.signal(signal.SIGUSR1, worker.attend)
+    before = signal.signal(signal.SIGUSR1, worker.on_signal)
     yield worker
     signal.signal(signal.SIGUSR1, before)
     worker.close()
@@ -85,10 +85,10 @@ def test_a_message_in_the_first_request(worker: Worker) -> None:
         client = worker.rig.client()
         client.ask("/gate")
         assert worker.in_app.wait(PATIENCE)
-        worker.tell()
-        until(lambda: worker.has_heard(1), "it is read")
-        worker.tell()
-        until(lambda: worker.heard == 2, "so is the next one")
+        worker.send()
+        until(lambda: worker.has_read(1), "it is read")
+        worker.send()
+        until(lambda: worker.read == 2, "so is the next one")
         worker.gate.set()
         assert client.answer().body == b"/gate"
         assert client.get("/next").body == b"/next"
@@ -104,8 +104,8 @@ def test_a_message_to_an_idle_worker(worker: Worker) -> None:
     def play() -> None:
         client = worker.rig.client()
         for count in (1, 2):
-            worker.tell()
-            until(lambda c=count: worker.heard == c and worker.handled == c, "it is read")
+            worker.send()
+            until(lambda c=count: worker.read == c and worker.handled == c, "it is read")
             assert client.get("/").body == b"/"
             until(lambda c=count: worker.rig.counts().requests == c, "it has ended")
         assert not worker.rig.engine._offered_by_signal
@@ -115,27 +115,27 @@ def test_a_message_to_an_idle_worker(worker: Worker) -> None:
 
 def test_messages_at_any_moment(worker: Worker) -> None:
     """Whatever moment of a request they hit: each request has its answer, each message is read."""
-    told = 0
+    sent = 0
 
     def play() -> None:
-        nonlocal told
+        nonlocal sent
         client = worker.rig.client()
         end = threading.Event()
 
-        def tell() -> None:
-            nonlocal told
-            while not end.is_set() and told < 2000:
-                worker.tell()
-                told += 1
+        def send() -> None:
+            nonlocal sent
+            while not end.is_set() and sent < 2000:
+                worker.send()
+                sent += 1
                 time.sleep(0.0003)
 
-        teller = threading.Thread(target=tell)
-        teller.start()
+        sender = threading.Thread(target=send)
+        sender.start()
         for number in range(500):
             assert client.get(f"/{number}").body == f"/{number}".encode()
         end.set()
-        teller.join()
-        until(lambda: worker.heard == told, "all are read")
+        sender.join()
+        until(lambda: worker.read == sent, "all are read")
 
     worker.rig.run_here(play)
     assert worker.rig.log() == ""

@@ -1,14 +1,14 @@
-"""Which file is the configuration, and with whose rights it is evaluated.
+"""Which file is the configuration, and with the rights of which account it is evaluated.
 
-It is code, and root runs only code that root alone can write. A configuration that others can write, itself
-or by a folder on the way to it, is evaluated after this process has given up its rights:
+It is code, and root runs only code that root alone can write. A configuration that others can write, or a
+folder on the path to it, is evaluated after this process has given up its rights:
 
-- for the account that the command line names (`--user`), if it does;
-- else for the account that can write it, if that is only one; the workers run as it, too;
-- else it is refused: several accounts can write it, and none of them is to get another's rights.
+- with the rights of the account that the command line names (`--user`), if it names one;
+- else with those of the account that can write it, if that is only one; the workers run as it, too;
+- else it is refused: several accounts can write it, and none of them is to get another one's rights.
 
-What such a file says about `user` and `group` comes too late, and is refused if it is something else.
-`--user root` is the administrator's word that all of it may run as root.
+The settings `user` and `group` in such a file come too late, and are refused if they are something else. With
+`--user root` the administrator allows that all of it runs as root.
 """
 
 import os
@@ -30,12 +30,13 @@ class Decision(NamedTuple):
     """What is to be evaluated, and how.
 
     Attributes:
-        config: as `messages.Configure` names it; None if there is none.
-        source: what is in the file, if it was read with our own rights; None if it is read later.
-        user, group, initgroups: what these settings are, if others can write the file.
-        account: whose rights are to be taken before it is evaluated.
-        warnings: what to warn of.
-        skipped: it is not evaluated: what a generation was made from with root's rights has become others'.
+        config: as in `messages.Configure`; None if there is none.
+        source: the file's content, if it was read with this process's own rights; None if it is read later.
+        user, group, initgroups: these settings, if others can write the file.
+        account: the account whose rights this process takes before the file is evaluated.
+        warnings: for the log.
+        skipped: it is not evaluated: a file that was evaluated with root's rights can be written by others
+        now.
     """
 
     config: str | None
@@ -49,7 +50,7 @@ class Decision(NamedTuple):
 
 
 def decide(ask: messages.Configure, folder: Path) -> Decision:
-    """Look for the configuration, unless that was done for this generation, and at who can write it.
+    """Find the configuration, unless that was done for this generation, and the accounts that can write it.
 
     Raises:
         ConfigFileError: it can't be read, or must not be evaluated.
@@ -70,7 +71,7 @@ def decide(ask: messages.Configure, folder: Path) -> Decision:
 
 
 def _writers(config: str | None, folder: Path) -> tuple[list[trust.Writer], bytes | None]:
-    """Who else can write the configuration; what is in it, read from the very file that was looked at."""
+    """The others that can write the configuration, and its content, from the same file that was checked."""
     if config is None:
         return [], None
     path = configfile.path_of(config, folder)
@@ -93,11 +94,11 @@ def _writers(config: str | None, folder: Path) -> tuple[list[trust.Writer], byte
 
 
 def _paste_writers(ask: messages.Configure, folder: Path) -> list[trust.Writer]:
-    """The same of the PasteDeploy file that the command line names, which has settings as well."""
+    """The same for the PasteDeploy file that the command line names, which has settings as well."""
     spec = ask.command_line.get("paste")
     if not spec:
         return []
-    # Only now: few have such a file.
+    # Imported only if it is used: few have such a file.
     from ostler.settings.pastefile import file_name
 
     return trust.writers(str(folder / (ask.command_line.get("chdir") or "") / file_name(str(spec))))
@@ -141,7 +142,7 @@ def _sole_writer(name: str, others: list[trust.Writer], why: str) -> tuple[str, 
             "or say with --user whose rights it is to have (--user root: all of root's)"
         )
     uid, gid = found
-    # Only now: few need it.
+    # Imported only if it is used.
     import pwd
 
     try:
@@ -156,10 +157,10 @@ def _text(setting: str, given: dict[str, Any]) -> str | None:
 
 
 def refuse_other_account(decision: Decision, file: ConfigFile | None) -> None:
-    """After the rights were given up: what the file says about them must be what they are.
+    """After the rights were given up: the file must not name another account.
 
     Raises:
-        SettingError: it is not.
+        SettingError: it does.
     """
     if decision.account is None or file is None:
         return
@@ -180,7 +181,7 @@ def refuse_other_account(decision: Decision, file: ConfigFile | None) -> None:
 
 
 def override(ask: messages.Configure, decision: Decision) -> tuple[dict[str, Any], dict[str, str]]:
-    """The command line and where its values are from, with what was decided about the account."""
+    """The command line, and where its values are from, with the account that was decided on."""
     values, variables = dict(ask.command_line), dict(ask.variables)
     if decision.account is not None:
         for name, value in (
@@ -189,17 +190,17 @@ def override(ask: messages.Configure, decision: Decision) -> tuple[dict[str, Any
             ("initgroups", decision.initgroups or None),
         ):
             if value is not None and name not in values:
-                values[name], variables[name] = value, "who can write the configuration"
+                values[name], variables[name] = value, "the account that can write the configuration"
     return values, variables
 
 
 def installation_warning(account: Account) -> list[str]:
-    """If the account that the app runs as can write what root executes: that can't be cured from within."""
+    """A warning if the account that the app runs as can write what root executes."""
     for path in imports.installation():
         for other in trust.writers(path):
             groups = {account.gid, *(account.groups or ())}
-            everybody = other.uid is None and other.gid is None
-            if everybody or other.uid == account.uid or (other.gid is not None and other.gid in groups):
+            every_user = other.uid is None and other.gid is None
+            if every_user or other.uid == account.uid or (other.gid is not None and other.gid in groups):
                 problem = f"{trust.shown([other])}, which root executes: the app can become root"
                 return [f"user: {problem}; let only root write Python, its environment and Ostler"]
     if paths := imports.withheld():
@@ -209,7 +210,7 @@ def installation_warning(account: Account) -> list[str]:
 
 
 def folder_warning() -> list[str]:
-    """If the app runs as root and is others' code, as far as the current folder tells."""
+    """A warning if the app runs as root, and others can write the current folder."""
     if os.geteuid() != 0 or not (others := trust.writers(os.getcwd())):  # noqa: PTH109
         return []
     return [f"user: the app runs as root, though {trust.shown(others)}; --user gives it fewer rights"]

@@ -1,8 +1,8 @@
 """What the worker class `meinheld` does for each request.
 
-The server calls the app through `Calls.serve`, and when the answer has been sent, or the request refused, or
-an idle connection closed, `Calls.access`, as its access log. All that a request costs more than with the
-server alone is in these two.
+The server calls the app through `MeinheldCalls.serve`. When the answer has been sent, or the request refused,
+or an idle connection closed, it calls `MeinheldCalls.access`, as its access log. All that a request costs
+more than with the server alone is in these two functions.
 """
 
 import ctypes
@@ -11,7 +11,6 @@ import fcntl
 import socket
 import sys
 from collections.abc import Callable, Iterable
-from threading import get_ident
 from time import monotonic_ns
 from types import CodeType, FrameType, TracebackType
 from typing import Any
@@ -19,11 +18,10 @@ from urllib.parse import quote
 
 from meinheld import server
 
-from ostler.scoreboard import layout
 from ostler.text import trace_of
 from ostler.workers.base import Context
 from ostler.workers.interrupt import Deadlines
-from ostler.workers.lane import QUICK, QUICK_NS, status_class
+from ostler.workers.meinheld.peers import PeerAddresses
 from ostler.wsgi.environ import Environ, listener_environ
 from ostler.wsgi.exchange import DeadlineExceeded, QuitWorker
 
@@ -31,23 +29,24 @@ _LATE = b"Gateway Timeout\n"
 _LATE_FIELDS = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(_LATE))))
 # What the kernel takes of answers at once, whatever its settings are, and what an answer's head may take.
 _ROOM, _HEAD = 8192, 1024
-# How the server learns that a client has gone, or that `abandon` has taken its listeners away.
+# Errors by which the server notices that a client has gone, or that `abandon` has closed its listeners.
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENOTSOCK)
 # What RFC 3986 section 3.3 allows in a path.
 _PATH_SAFE = "/:@!$&'()*+,;=~"
 _OURS = "ostler."
 
-# The codes of all `serve` functions: what tells that a frame is below the app's.
+# The codes of all `serve` functions, by which the frames that have called the app are known.
 _SERVE: set[CodeType] = set()
 
 
-class Calls:
+class MeinheldCalls:
     """A worker's requests.
 
     Args:
         context: of the worker class.
         deadlines: of the worker.
-        look: called when the server has met something that is no request; True if that was from us.
+        look: reads what has come; called when the server has refused what is no request; True if that came
+            from our own connection.
 
     Attributes:
         serve: the app, as the server is to call it.
@@ -55,7 +54,7 @@ class Calls:
             ended, or sent no request.
         error: called by the server with what the app raised, and with its own errors.
         flush: write the access log.
-        attend: look when the request in the app has been answered.
+        attend: have `look` called when the request in the app has been answered; for signal handlers.
         settle: called once a second from outside the app.
     """
 
@@ -63,21 +62,17 @@ class Calls:
         # One set of variables for all of these functions: attributes would cost more.
         app, log, access_log = context.app, context.log, context.access
         quota, on_quota = context.quota, context.on_quota
-        words, text = context.cell.lane(0)
-        words[layout.IDENT] = get_ident()
-        STARTED, BYTES_SENT = layout.STARTED, layout.BYTES_SENT  # noqa: N806 - constants, but quicker
-        STATUS_CLASSES, HISTOGRAM = layout.STATUS_CLASSES, layout.HISTOGRAM  # noqa: N806
+        slot = context.accounting.thread_slot(0)
+        begin, leave_app, count, refused = slot.begin, slot.leave_app, slot.count, slot.refused
         extend, errors = deadlines.extend, log.errors or sys.stderr
-        # The request that was given to the app last and has not been answered; the request that the lane
-        # names; answers given.
+        # The request that was given to the app last and has not been answered; answers given.
         serving: Environ | None = None
-        shown_method = shown_path = ""
         answered = 0
-        attended = flushing = False
+        message_waits = flushing = False
         name, port = _server_name(context.listeners)
-        peers = _Peers(context.listeners)
-        peer = peers.tell if peers.needed else None
-        # By descriptor: bytes of answers since its connection was told to wait.
+        peers = PeerAddresses(context.listeners)
+        correct_peer = peers.correct if peers.needed else None
+        # By descriptor: bytes of answers since its connection was made to block.
         unsent: dict[int, int] = {}
         headers: list[tuple[str, str]] = []
         keep_headers = "}o)" in context.settings.access_log_format and access_log is not None
@@ -88,18 +83,19 @@ class Calls:
             environ["SERVER_PORT"] = port
             environ["ostler.extend_deadline"] = extend
             environ["wsgi.errors"] = errors
-            if peer is not None and not peer(environ):
+            if correct_peer is not None and not correct_peer(environ):
                 start_response("403 Forbidden", [("Content-Length", "0")])
                 return []
-            if environ["PATH_INFO"] != shown_path or environ["REQUEST_METHOD"] != shown_method:
-                show(environ["REQUEST_METHOD"], environ["PATH_INFO"])
             if keep_headers:
                 start_response = keeping(start_response)
             serving = environ
-            words[STARTED] = monotonic_ns()
+            # Of a request whose app lets others run, nothing is shown any more.
+            begin(
+                environ["REQUEST_METHOD"], environ["PATH_INFO"].encode("latin-1", "replace"), monotonic_ns()
+            )
             try:
                 result: Iterable[bytes] = app(environ, start_response)
-                make_wait(environ["meinheld.client"].get_fd(), result)
+                make_blocking(environ["meinheld.client"].get_fd(), result)
                 return result
             except DeadlineExceeded as late:
                 try:
@@ -108,23 +104,11 @@ class Calls:
                     raise late from None  # it has begun to answer
                 return [_LATE]
 
-        def show(method: str, path: str) -> None:
-            nonlocal shown_method, shown_path
-            # A request whose app lets others run may be there.
-            words[STARTED] = 0
-            shown_method, shown_path = method, path
-            method_text = method.encode("latin-1", "replace")[: layout.METHOD_SIZE]
-            path_text = path.encode("latin-1", "replace")[: layout.PATH_SIZE]
-            text[: len(method_text)] = method_text
-            text[layout.METHOD_SIZE : layout.METHOD_SIZE + len(path_text)] = path_text
-            words[layout.METHOD_LENGTH] = len(method_text)
-            words[layout.PATH_LENGTH] = len(path_text)
-
-        def make_wait(fd: int, result: Iterable[bytes]) -> None:
-            """Make a connection one whose writes wait, before it may have to."""
+        def make_blocking(fd: int, result: Iterable[bytes]) -> None:
+            """Make a connection one whose writes block, before one of them may have to."""
             total = _ROOM
             if type(result) is list and len(result) == 1:
-                # Which connection has this number is not known; a new one has all of its room, at least.
+                # Another connection may have had this number before. A new one has all of its room.
                 total = unsent.get(fd, 0) + _HEAD + len(result[0])
             if total >= _ROOM:
                 fcntl.fcntl(fd, fcntl.F_SETFL, 0)
@@ -144,45 +128,41 @@ class Calls:
                 other(environ)
             else:
                 serving = None
-                if started := words[STARTED]:
+                if started := slot.started:
                     took = monotonic_ns() - started
-                    words[STARTED] = 0
+                    leave_app()
                 else:
                     took = max(0, environ["REQUEST_TIME"] * 1_000_000)  # by the wall clock
-                words[STATUS_CLASSES + status_class(environ["STATUS_CODE"])] += 1
-                words[HISTOGRAM + (QUICK[took >> 10] if took < QUICK_NS else layout.bucket_of(took))] += 1
-                # A head that could not be sent makes it negative.
-                if (sent := environ["SEND_BYTES"]) > 0:
-                    words[BYTES_SENT] += sent
+                # If the head could not be sent, the number of bytes is negative.
+                count(environ["STATUS_CODE"], max(0, environ["SEND_BYTES"]), took)
                 if access_log is not None:
                     write(environ, took)
                 if quota:
                     answered += 1
                     if answered == quota:
                         on_quota(answered)
-            if attended:
-                attend_now()
+            if message_waits:
+                read_message()
 
         def other(environ: Environ) -> None:
             """A request whose app let others run, one that was refused, or a connection's end."""
             status = environ["STATUS_CODE"]
             if "ostler.extend_deadline" in environ:
                 # Its time in the app is not known.
-                words[STATUS_CLASSES + status_class(status)] += 1
-                words[BYTES_SENT] += max(0, environ["SEND_BYTES"])
+                refused(status, max(0, environ["SEND_BYTES"]))
                 if access_log is not None:
                     write(environ, environ["REQUEST_TIME"] * 1_000_000)
             elif status == 0:
-                # The server has made this environ for the log, and would never give it back.
+                # The server has made this environ for the log, and never frees it.
                 ctypes.pythonapi.Py_DecRef(ctypes.py_object(environ))
             elif not look():
-                words[STATUS_CLASSES + status_class(status)] += 1
+                refused(status, 0)
                 if access_log is not None:
-                    if peer is not None:
+                    if correct_peer is not None:
                         environ["REMOTE_ADDR"] = ""  # not certainly this client's
                     access_log.refused(environ, b"", str(status), max(0, environ["SEND_BYTES"]))
                     flush_soon()
-                # As above, but it may be one that is given back.
+                # As above, but it may be one that is freed.
                 environ.clear()
 
         def write(environ: Environ, took: int) -> None:
@@ -214,24 +194,24 @@ class Calls:
                 access_log.flush()
 
         def attend() -> None:
-            nonlocal attended
-            attended = True
+            nonlocal message_waits
+            message_waits = True
 
-        def attend_now() -> None:
-            nonlocal attended
-            attended = False
+        def read_message() -> None:
+            nonlocal message_waits
+            message_waits = False
             look()
 
         def settle() -> None:
-            # We would not be here did the app not let others run: it does not hang.
-            words[STARTED] = 0
+            # This runs although a request is in the app: its app lets others run, and so it does not hang.
+            leave_app()
 
         def failed(_kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
             if isinstance(error, (DeadlineExceeded, QuitWorker)):
-                return  # told elsewhere
+                return  # logged elsewhere
             if isinstance(error, OSError) and trace is None:
                 # The server's own, not the app's.
-                late = error.errno == errno.EINTR and words[layout.OVERDUE] == words[STARTED]
+                late = error.errno == errno.EINTR and slot.overdue == slot.started
                 if error.errno not in _GONE and not late:
                     log.error("meinheld", problem=str(error))
                 return
@@ -239,8 +219,8 @@ class Calls:
                 trace = trace.tb_next
             log.error(
                 "request_failed",
-                method=shown_method,
-                path=shown_path,
+                method=slot.method,
+                path=slot.target.decode("latin-1"),
                 traceback=trace_of(error, trace),
             )
 
@@ -253,7 +233,7 @@ class Calls:
         self.settle = settle
 
 
-def serves(frame: FrameType | None) -> bool:
+def is_in_app(frame: FrameType | None) -> bool:
     """Whether what a signal interrupted is the app, or what an app has returned and is asked for parts."""
     if frame is None:
         return False
@@ -268,55 +248,8 @@ def serves(frame: FrameType | None) -> bool:
 
 
 def _server_name(listeners: list[socket.socket]) -> tuple[str, str]:
-    """SERVER_NAME and SERVER_PORT: the server tells all requests the same."""
+    """SERVER_NAME and SERVER_PORT, which are the same for all requests."""
     for listener in listeners:
         environ = listener_environ({}, listener.getsockname())
         return environ["SERVER_NAME"], environ["SERVER_PORT"]
     return "localhost", "80"
-
-
-class _Peers:
-    """Clients' addresses: what the server says is that of the connection accepted last, and is only IPv4.
-
-    Args:
-        listeners: the worker's.
-
-    Attributes:
-        needed: unless all clients are this machine.
-    """
-
-    def __init__(self, listeners: list[socket.socket]) -> None:
-        names = [listener.getsockname() for listener in listeners]
-        self.needed = any(not (isinstance(name, tuple) and name[0].startswith("127.")) for name in names)
-        self._paths = {name for name in names if not isinstance(name, tuple)}
-        # By descriptor: making a socket costs more than asking one. None of them ever closes its descriptor.
-        self._sockets: dict[int, socket.socket] = {}
-
-    def tell(self, environ: Environ) -> bool:
-        """Correct the client's address; False if it came by a way that is not for clients."""
-        fd = environ["meinheld.client"].get_fd()
-        try:
-            sock = self._sockets[fd]
-        except KeyError:
-            # The family only says how long an address may be, and this one's is the longest.
-            sock = self._sockets[fd] = _Lent(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
-        try:
-            name = sock.getpeername()
-        except OSError:
-            name = ""  # it has gone
-        if type(name) is tuple:
-            environ["REMOTE_ADDR"] = name[0]
-            return True
-        environ["REMOTE_ADDR"] = ""
-        environ.pop("REMOTE_PORT", None)
-        try:
-            return isinstance(here := sock.getsockname(), tuple) or here in self._paths
-        except OSError:
-            return False
-
-
-class _Lent(socket.socket):
-    """A descriptor that belongs to the server."""
-
-    def __del__(self) -> None:
-        self.detach()

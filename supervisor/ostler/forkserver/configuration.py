@@ -1,0 +1,106 @@
+"""Evaluating the configuration, and what root does before its rights are given up."""
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from ostler.errors import SettingError
+from ostler.forkserver.config_source import (
+    Decision,
+    override,
+)
+from ostler.ipc import messages
+from ostler.logs.access_format import compile_format, unknown_atoms
+from ostler.logs.opening import make_for_sharer, share_with
+from ostler.osapi import imports, trust
+from ostler.osapi.account import Account
+from ostler.osapi.cpus import usable_cpus
+from ostler.osapi.files import read_file
+from ostler.osapi.memfile import memory_file
+from ostler.settings import configfile
+from ostler.settings.load import Loaded, load
+
+
+def read_configuration(
+    ask: messages.Configure, folder: Path, decision: Decision
+) -> tuple[Loaded, list[str], configfile.ConfigFile | None]:
+    """The settings, warnings, and the configuration file.
+
+    With `ask.known` the file is evaluated only for what else it does: workers of a generation have one
+    configuration, whatever was written into its file meanwhile.
+    """
+    warnings = list(ask.remarks)
+    name = decision.config
+    file = None
+    # As in gunicorn, a configuration file may import what is in its folder.
+    beside = name is not None and imports.may_come_from(str(folder))
+    if beside:
+        sys.path.insert(0, str(folder))
+    if name is not None and not decision.skipped:
+        file = configfile.evaluate(name, folder, decision.source)
+        if file.unrecognised:
+            warnings.append(f"{file.name}: no settings, and without effect: {'; '.join(file.unrecognised)}")
+    if ask.known is not None:
+        return ask.known, [], file
+    given, variables = override(ask, decision)
+    loaded = load(given, os.environ, file, usable_cpus, variables)
+    if loaded.settings.paste:
+        # Imported only if it is used: few have such a file.
+        from ostler.forkserver.paste_settings import read_paste
+
+        loaded, file = read_paste(loaded, given, variables, file, folder, warnings)
+    elif not loaded.settings.wsgi_app:
+        raise SettingError("wsgi_app", "no app given; write ostler MODULE:APP, or try ostler --demo")
+    warnings += loaded.warnings
+    if loaded.settings.spew:
+        warnings.append(
+            "spew: each line that the app runs is logged, which is slow; use it for debugging only"
+        )
+    compile_format(loaded.settings.access_log_format)
+    if unknown := unknown_atoms(loaded.settings.access_log_format):
+        warnings.append(f"access_log_format: there is no {', '.join(unknown)}; it is always -")
+    return msgspec.structs.replace(loaded, config=name), warnings, file
+
+
+def others_name_certificates(loaded: Loaded) -> bool:
+    """Whether others than root have named one of these files, or can write it."""
+    paths = {name: getattr(loaded.settings, name) for name in ("certfile", "keyfile", "ca_certs")}
+    named = {name: path for name, path in paths.items() if path}
+    return os.geteuid() == 0 and any(
+        name in loaded.confined or trust.writers(path) for name, path in named.items()
+    )
+
+
+def make_logs(ask: messages.Configure, folder: Path, account: Account) -> None:
+    """Make logs that the command line names where only root can: later this process has no right to."""
+    share_with(account)
+    for name in ("errorlog", "accesslog"):
+        path = ask.command_line.get(name)
+        if isinstance(path, str) and path != "-":
+            make_for_sharer(str(folder / (ask.command_line.get("chdir") or "") / path))
+
+
+def copy_certificates(ask: messages.Configure, account: Account) -> dict[str, int]:
+    """Copies, in memory, of the files with certificates and keys that only root can read and write.
+
+    The command line names them; the configuration, which decides how they are used, is evaluated when this
+    process has no right to read them any more. By their paths; what can't be read is reported when it is
+    used.
+    """
+    copies: dict[str, int] = {}
+    for name in ("certfile", "keyfile", "ca_certs"):
+        path = ask.command_line.get(name)
+        # A relative one counts from a folder that the configuration may choose.
+        if not isinstance(path, str) or not path.startswith("/") or path in copies or trust.writers(path):
+            continue
+        with suppress(OSError):
+            content = read_file(path)
+            fd = memory_file("ostler-certificate")
+            copies[path] = fd
+            with os.fdopen(os.dup(fd), "wb") as file:
+                file.write(content)
+            os.fchown(fd, -1 if account.uid is None else account.uid, -1)
+    return copies
