@@ -112,7 +112,7 @@ class AppRows(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Setting(
             kinds.choice("auto", "on", "off"),
-            "Whether an ASGI app is told of start and end; auto asks it.",
+            "Whether an ASGI app gets the lifespan events startup and shutdown; auto tries it.",
             flags=("--asgi-lifespan",),
             worker_classes=classes.ASGI,
         ),

@@ -41,8 +41,8 @@ class ListeningRows(AppRows, frozen=True, kw_only=True):
         str | None,
         Setting(
             kinds.MODE,
-            "Mode of Unix sockets in octal, e.g. 0660; by default all who reach the folder may connect, but "
-            "for what umask says.",
+            "Mode of Unix sockets in octal, e.g. 0660; by default all accounts that can reach the folder may "
+            "connect, except as umask forbids.",
             flags=("--socket-mode",),
             gunicorn=None,
         ),

@@ -68,7 +68,7 @@ class ProcessRows(HttpRows, frozen=True, kw_only=True):
         bool,
         Setting(
             kinds.SWITCH,
-            "Detach from the terminal once it serves; if it can't start the exit code says so.",
+            "Detach from the terminal once it serves; if it can't start, the exit code is not 0.",
             flags=("-D", "--daemon"),
             takes_effect=RESTART,
         ),
