@@ -2,13 +2,12 @@
 
 from typing import Annotated
 
-import msgspec
-
 from ostler.settings import classes, kinds
+from ostler.settings.table.http import HttpRows
 from ostler.settings.table.row import Setting
 
 
-class AppRows(msgspec.Struct, frozen=True, kw_only=True):
+class AppRows(HttpRows, frozen=True, kw_only=True):
     """Rows of `Settings`."""
 
     wsgi_app: Annotated[

@@ -2,12 +2,13 @@
 
 from typing import Annotated
 
+import msgspec
+
 from ostler.settings import classes, kinds
-from ostler.settings.table.app import AppRows
 from ostler.settings.table.row import RESTART, Setting
 
 
-class ListeningRows(AppRows, frozen=True, kw_only=True):
+class ListeningRows(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of `Settings`."""
 
     bind: Annotated[
