@@ -1,4 +1,4 @@
-"""Text that may be an app's or stand for bytes: made so that any reader can take it."""
+"""Text of apps, and text that stands for bytes, in a form that every reader accepts."""
 
 import re
 import traceback
@@ -49,7 +49,7 @@ def _each_text(value: Any) -> Any:
 
 
 def text_of(error: BaseException, most: int = 2000) -> str:
-    """`str(error)` on one line, `most` characters at most; if it can't be had the text says so."""
+    """`str(error)` on one line, `most` characters at most; a placeholder if it can't be had."""
     try:
         text = str.__str__(str(error))
     except BaseException:  # noqa: BLE001 - its own `__str__`

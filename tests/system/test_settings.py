@@ -1,5 +1,6 @@
-"""What rows of the settings table say, in a running daemon: worker classes, and when a change counts."""
+"""Rows of the settings table in a running daemon: worker classes that use them, and when a change counts."""
 
+import signal
 import time
 
 import pytest
@@ -24,7 +25,7 @@ def test_longer_graceful_timeout(place: Place, kind: str) -> None:
     slow = daemon.connect().asked("/gate/slow")
     daemon.in_app("/gate/slow")
     place.add("conf.py", "graceful_timeout = 30\n")
-    assert daemon.ctl("reload", "--no-wait").code == 0
+    daemon.send(signal.SIGHUP)
     daemon.until(lambda: daemon.status().draining == 1, "the old worker drains")
     later = time.monotonic() + 2.5  # the old value, the fleet's extra second, and one more
     until(lambda: time.monotonic() > later, "both old limits are over")
@@ -43,7 +44,7 @@ def test_shorter_graceful_timeout(place: Place, kind: str) -> None:
     slow = daemon.connect().asked("/gate/never")
     daemon.in_app("/gate/never")
     place.add("conf.py", "graceful_timeout = 0.5\n")
-    assert daemon.ctl("reload", "--no-wait").code == 0
+    daemon.send(signal.SIGHUP)
     if kind == "asgi":
         assert slow.answer().status == 500
     else:
@@ -69,3 +70,16 @@ def test_settings_without_effect(place: Place, kind: str, unused: str | None) ->
     warned = [line for line in (done.out + done.err).splitlines() if "without effect" in line]
     assert len(warned) == (unused is not None)
     assert unused is None or f"without effect in {kind} workers: {unused}" in warned[0]
+
+
+@pytest.mark.parametrize("kind", ["gthread", "asgi"])
+def test_shorter_timeout(place: Place, kind: str) -> None:
+    """A reload that makes the time-out shorter ends a request that an old worker has in the app."""
+    place.add("conf.py", "timeout = 0\ngraceful_timeout = 60\n")
+    daemon = place.start("-c", "conf.py", "--preload", *CLASSES[kind])
+    slow = daemon.connect().asked("/gate/never")
+    daemon.in_app("/gate/never")
+    place.add("conf.py", "timeout = 1\ngraceful_timeout = 60\n")
+    daemon.send(signal.SIGHUP)
+    assert slow.answer().status == 504
+    assert daemon.event("worker_exited", generation=1)["status"] == "exit code 0"

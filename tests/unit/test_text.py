@@ -43,7 +43,7 @@ def test_readable(text: str) -> None:
 
 
 def test_bytes_are_named() -> None:
-    """Bytes of a path are told from other surrogates."""
+    """Bytes of a path are distinguished from other surrogates."""
     assert readable("caf\udce9 \ud800") == r"caf\xe9 \ud800"
 
 

@@ -17,7 +17,7 @@ from ostler.settings.ignored import IGNORED, Ignored
 from ostler.settings.kinds import Kind
 from ostler.settings.table import Setting, not_in_gunicorn, rows
 
-# More arguments; the first that says something wins, and the command line itself before them.
+# They may hold more arguments. The command line counts more than both, and the first more than the second.
 VARIABLES = ("OSTLER_CMD_ARGS", "GUNICORN_CMD_ARGS")
 
 _EPILOG = (
@@ -28,11 +28,11 @@ _EPILOG = (
 
 @dataclass(frozen=True, slots=True)
 class CommandLine:
-    """All that was asked for.
+    """What was given on the command line and in its variables.
 
     Args:
         values: raw settings by name, gunicorn's without effect among them; variables: of these the ones that
-            are from a variable, with its name for people; remarks: what deserves a warning.
+            are from a variable, with its name; remarks: warnings.
     """
 
     app: str | None
@@ -137,7 +137,7 @@ def _spelled_out(args: list[str], options: Mapping[str, click.Option]) -> list[s
             if bare is not None and not _is_value(bare, *waiting[-1:]):
                 out[-1] = f"{flag}={bare.bare}"
             elif waiting:
-                out.append(waiting.pop())  # whatever it looks like
+                out.append(waiting.pop())  # a value, also if it looks like a flag
     return out
 
 
@@ -216,7 +216,7 @@ def command(run: Callable[[CommandLine], None]) -> click.Command:
 
 
 def _merged(made: click.Command, params: dict[str, Any]) -> CommandLine:
-    """What the command line says, and what the variables say besides."""
+    """The command line, and below it the arguments in the variables."""
     values = _values(params)
     variables: dict[str, str] = {}
     remarks = []

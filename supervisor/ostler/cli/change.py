@@ -70,7 +70,7 @@ def _scale(amount: str) -> Scale:
 @with_target
 @pass_target
 def reload(target: Target, timeout: float, no_wait: bool) -> None:
-    """Load configuration and app anew and replace all workers, without a pause."""
+    """Load configuration and app again and replace all workers, without a pause."""
     client = target.client()
     before, roll = client.call(STATUS), Roll(client.call(WORKERS), wanted=not (target.json or no_wait))
     view = client.call(RELOAD)

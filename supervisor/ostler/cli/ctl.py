@@ -18,7 +18,7 @@ from ostler.errors import ExitCode, OstlerError
 from ostler.osapi.process import fill_standard_descriptors
 from ostler.terminal import encode_anything
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
 @click.group(
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None, prog: str = "ctl") -> None:
         code = cli.main(argv, prog_name=prog, standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has seen enough (`ctl workers | head -1`).
+        # The reader of the pipe has closed it (`ctl workers | head -1`).
         _drop_output()
         sys.exit(ExitCode.FAILED)  # as click and rich do where they notice it first
     except click.UsageError as error:
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None, prog: str = "ctl") -> None:
     except OstlerError as error:
         _fail(prog, str(error), error.exit_code)
     except OSError as error:
-        # Whatever can go wrong with the daemon is an OstlerError; what is left is our own output.
+        # All problems with the daemon are OstlerErrors; what is left is our own output.
         _drop_output()
         _fail(prog, f"can't write the output: {error.strerror or error}", ExitCode.FAILED)
     # With standalone_mode off, click hands back the code of --help and --version and a command's own result.

@@ -17,7 +17,7 @@ from ostler.osapi.process import fill_standard_descriptors
 from ostler.terminal import encode_anything, one_line
 from ostler.text import name_and_text
 
-# What libraries take from the environment when they are imported.
+# Variables that libraries read when they are imported.
 _OF_LIBRARIES = ("SSLKEYLOGFILE", "OPENSSL_CONF")
 
 
@@ -79,7 +79,7 @@ def _run(given: CommandLine) -> None:
 
 @contextmanager
 def _loading() -> Iterator[None]:
-    """What a library can't do while it is imported is no defect of ours. Raises OstlerError."""
+    """Raises OstlerError for a library that can't be imported: that is no defect of ours."""
     try:
         yield
     except (OSError, ImportError) as error:
@@ -89,7 +89,7 @@ def _loading() -> Iterator[None]:
 
 
 def _folder() -> str:
-    """Where we were started, by the name it was entered by: that may be a link which a reload follows."""
+    """The folder we were started in, by PWD if that is the same: a reload follows a symbolic link."""
     try:
         here = Path.cwd()
     except OSError as error:
@@ -132,6 +132,6 @@ def main() -> None:
     except MemoryError:
         fail(OstlerError(f"out of memory; {LIMITS}"))
     except BrokenPipeError:
-        # Whoever read our output has enough; Python's own flush at exit must not complain.
+        # The reader of our output has closed it; Python's own flush at exit must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(ExitCode.FAILED)

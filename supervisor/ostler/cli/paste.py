@@ -23,7 +23,7 @@ def serve(app: object, global_conf: Mapping[str, str] | None, **settings: str) -
     Args:
         app: made by the command; not used.
         global_conf: the file's variables, its own name among them.
-        settings: what the section says besides `use`.
+        settings: the keys of the section but `use`.
     """
     del app
     try:
@@ -40,14 +40,14 @@ def become(argv: list[str]) -> NoReturn:
 
 
 def command(global_conf: Mapping[str, str], settings: Mapping[str, str]) -> list[str]:
-    """The arguments of `ostler` that say the same.
+    """The same as arguments of `ostler`.
 
     Raises:
-        SettingError: nobody says which file it is, or a setting has no flag.
+        SettingError: the file is not named, or a setting has no flag.
     """
     file = global_conf.get("__file__")
     if not file:
-        raise SettingError("paste", "whoever calls egg:ostler#main must say which file it is (__file__)")
+        raise SettingError("paste", "the caller of egg:ostler#main must name the file (__file__)")
     argv = ["--paste", file]
     argv += [f"--paste-global={name}={value}" for name, value in global_conf.items() if name not in _ALWAYS]
     given = dict(settings)

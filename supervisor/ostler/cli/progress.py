@@ -57,7 +57,7 @@ class Meter(_Display):
 
 
 def _bounded(number: int) -> int:
-    """A number that a bar can show, whatever the daemon says."""
+    """A number that a bar can show, whatever the daemon has sent."""
     return max(-_MOST, min(number, _MOST))
 
 

@@ -1,4 +1,4 @@
-"""Which daemon `ctl` speaks to, and the options that say so.
+"""Which daemon `ctl` speaks to, and the options for it.
 
 The command line counts before the environment; without either it is the one daemon that is found.
 """
@@ -44,7 +44,7 @@ class Target:
     def client(self) -> Client:
         """The one daemon that is meant; closed when the command ends.
 
-        What the command line says goes before the environment. Raises OstlerError if there is none, or it is
+        The command line counts more than the environment. Raises OstlerError if there is none, or it is
         not clear which.
         """
         client = self._connect()

@@ -182,9 +182,9 @@ def replaced(client: Client, old: Collection[int | None], meter: Meter, patience
 def upgraded(
     client: Client, before: StatusView, after: int, process: int | None, patience: Patience
 ) -> StatusView:
-    """Wait until another program answers in the daemon's place.
+    """Wait until the new program answers in the place of the old one.
 
-    Connections may break meanwhile, and nobody may answer for a while. Raises OstlerError if the upgrade has
+    Connections may break meanwhile, and answers may be late. Raises OstlerError if the upgrade has
     failed or the process (a pidfd, or None) has ended.
     """
 
@@ -196,7 +196,7 @@ def upgraded(
             for event in client.call(EVENTS, after=after):
                 after = event.id
                 accepted = accepted or event.name == "upgrade"
-                # With who asked: a wish that was refused, which is another's if ours was accepted.
+                # With `by`: a request that was refused. If ours was accepted it is another command's.
                 if event.name == "upgrade_failed" and not (accepted and "by" in event.fields):
                     problem = event.fields.get("problem", "see the daemon's log")
                     raise OstlerError(f"the upgrade failed, everything goes on as before: {problem}")
@@ -251,7 +251,7 @@ def recycled(client: Client, slot: int, old: int | None, meter: Meter, patience:
 
 
 def stopped(client: Client, process: int | None, meter: Meter, patience: Patience) -> None:
-    """Wait until nobody answers any more and the process (a pidfd, or None) has ended."""
+    """Wait until there is no answer any more and the process (a pidfd, or None) has ended."""
 
     def condition() -> bool | None:
         try:
@@ -276,7 +276,7 @@ def _ended(process: int, seconds: float) -> bool:
 
 
 def open_process(client: Client, pid: int) -> int | None:
-    """A pidfd of the daemon, if it is a process that we can see and that is who it says; else None."""
+    """A pidfd of the daemon, if it is visible to us and serves the socket; else None."""
     if client.server_pid() != pid:
         return None  # in another pid namespace, or over TCP
     with suppress(OSError):

@@ -33,7 +33,7 @@ def parse_address(text: str) -> Address:
     A host without a port gets 8000, as in gunicorn; port 0 lets the kernel choose.
 
     Raises:
-        ValueError: with a text that says what is wrong.
+        ValueError: its text is the problem, for the user.
     """
     for scheme in ("http://", "https://", "tcp://"):
         text = text.removeprefix(scheme)
@@ -64,7 +64,7 @@ def parse_address(text: str) -> Address:
         raise ValueError(f"write an IPv6 address in brackets, as in [::1]:8000, got {text!r}")
     host, colon, port = text.rpartition(":")
     if not colon:
-        # A bare number is a port to nobody but its author; gunicorn takes it for a port too.
+        # A bare number is a port, as in gunicorn.
         host, port = ("", text) if text.isdecimal() else (text, "8000")
     return Address("tcp", host=host, port=_port(port, text))
 
@@ -79,7 +79,7 @@ def host_and_port(text: str, port: int) -> tuple[str, int]:
     """Where to send something: `HOST`, `HOST:PORT`, `[V6]:PORT` or a bare `V6`; without a port it is `port`.
 
     Raises:
-        ValueError: with a text that says what is wrong.
+        ValueError: its text is the problem, for the user.
     """
     if text.startswith("["):
         host, _, rest = text[1:].partition("]")

@@ -99,5 +99,5 @@ def canonical(value: Any) -> str:
 
 
 def names() -> list[str]:
-    """What people may write who want one of ours, to look for what they meant."""
+    """Names of our classes and short aliases, to suggest one for a name that is unknown."""
     return [*BUILT_IN, *(alias for alias in _ALIASES if "." not in alias and ":" not in alias)]

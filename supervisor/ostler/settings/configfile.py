@@ -1,4 +1,4 @@
-"""Configuration files: Python as gunicorn's, evaluated, or TOML. Only ever called in the fork server."""
+"""Configuration files: Python as gunicorn's, evaluated, or TOML. Fork servers only."""
 
 import ast
 import importlib
@@ -51,11 +51,11 @@ class ConfigFile:
 
     Args:
         name: how to call it in messages.
-        values: its settings, raw, by name.
-        lines: the line where each, and each hook, has its value from, as far as the source tells.
+        values: its settings by name, unparsed.
+        lines: the line that gives each setting and hook its value, where the source shows it.
         hooks: its functions that we call, by name, or texts `MODULE.NAME`; they stay in this process.
-        unrecognised: names that seem to be meant for settings and are none, each with its line and advice.
-        helpers: names of settings that gunicorn does not have, and that the file itself looks at.
+        unrecognised: names that are probably meant as settings, each with its line and advice.
+        helpers: variables that the file itself reads and that are called as settings that gunicorn lacks.
     """
 
     name: str
@@ -92,7 +92,7 @@ def evaluate(config: str, folder: Path, source: bytes | None = None) -> ConfigFi
     Hooks that are given as texts are not imported: see `imported_hooks`.
 
     Args:
-        config: a path (relative to `folder`), `file:PATH` or `python:MODULE`; TOML is told by its ending.
+        config: a path (relative to `folder`), `file:PATH` or `python:MODULE`; *.toml is TOML.
         source: what the file holds, if that was read.
 
     Raises:

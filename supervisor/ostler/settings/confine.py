@@ -1,13 +1,14 @@
-"""Settings from where others than root can write: they must not have root do what their writer may not do.
+"""Settings from files that other accounts than root can write: root must do nothing with them that the writer
+may not do.
 
-What such a file (or the process that evaluated it, which has run its code) says is data to the supervisor:
+Such a file, and the process that evaluated it and so has run its code, are not trusted by the supervisor:
 
-- it says nothing about the control plane, and where to log by a Unix socket: that is the administrator's;
+- settings of the control plane, and Unix sockets to log to, have no effect: they belong to the administrator;
 - files and Unix sockets that it names are opened with the rights of the workers' account (`Loaded.confined`),
   and variables that it sets are set when root's rights are given up: libraries obey some (OPENSSL_CONF);
-- it can't hand out the supervisor's descriptors (`bind = "fd://3"`).
+- descriptors of the supervisor can't be used (`bind = "fd://3"`).
 
-What the command line says is read from there.
+Values of the command line are read from the command line itself.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,7 +34,7 @@ OPENED = (
 )
 # These too, if they are Unix sockets.
 _PLACES = ("syslog_addr", "statsd_host")
-# Its type says all; it is not read twice.
+# Its type is checked when it is decoded, so it is not parsed again.
 _TYPED = "warmup_request"
 _NO_DESCRIPTORS = "a file that others can write must not name descriptors; give them on the command line"
 
@@ -41,12 +42,12 @@ _NO_DESCRIPTORS = "a file that others can write must not name descriptors; give 
 def confine(
     loaded: Loaded, trusted: Callable[[str], bool], command_line: Mapping[str, Any], why: str
 ) -> tuple[Loaded, list[str]]:
-    """What can be believed, and what to warn of.
+    """The settings without what is not trusted, and warnings.
 
     Args:
         trusted: whether a setting, by name, is from where only root can write.
-        command_line: raw values by name, which count whatever else is said.
-        why: how the others came to be without effect, for the log.
+        command_line: raw values by name; they count in any case.
+        why: the reason why others have no effect, for the log.
 
     Raises:
         SettingError: a value can't be used at all.
@@ -70,7 +71,7 @@ def confine(
             warnings.append(f"{name} ({origin}): without effect, because {why}; give it on the command line")
         elif value != row.default and name != _TYPED:
             try:
-                changes[name] = row.kind.parse(value)  # a forged one may be of the right type and no more
+                changes[name] = row.kind.parse(value)  # only its type was checked so far
             except ValueError as error:
                 raise SettingError(name, str(error), origin) from None
     settings = structs.replace(loaded.settings, **changes)
@@ -78,5 +79,5 @@ def confine(
     if "bind" in given and any(address.startswith("fd://") for address in settings.bind):
         raise SettingError("bind", _NO_DESCRIPTORS, origins.get("bind", ""))
     if "chdir" in given and settings.chdir is not None:
-        given = list(OPENED)  # relative paths count from a folder of its choice
+        given = list(OPENED)  # relative paths count from a folder that the file has chosen
     return structs.replace(loaded, settings=settings, origins=origins, confined=given), warnings

@@ -1,4 +1,4 @@
-"""gunicorn's settings that have no meaning here: they are taken, and one warning says what to do instead."""
+"""gunicorn's settings that have no effect here: they are accepted, and one warning gives the alternatives."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class Ignored:
         flags: spellings on the command line.
         switch: the flag takes no value.
         several: the flag may be given more than once.
-        silent: values that nobody needs to be told of: they ask for what is the case anyway.
-        refused: values that are no start: who asked for them would not be served.
+        silent: values without a warning: they ask for what Ostler does anyway.
+        refused: values that are an error, because the server would not do what its clients need.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Ignored:
     refused: tuple[str, ...] = ()
 
     def matters(self, value: Any) -> bool:
-        """Whether a value, an object of a file or text of the command line, is worth a word."""
+        """Whether a value, an object of a file or text of the command line, is worth a warning."""
         return _text(value) not in map(_text, self.silent)
 
 
@@ -48,7 +48,7 @@ def _text(value: Any) -> str:
 
 
 def find(given: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, str]:
-    """Of what was given what has no effect, with its value as text.
+    """The given settings that have no effect, with their values as text.
 
     Raises:
         SettingError: for the first that is refused.
@@ -63,7 +63,7 @@ def find(given: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, str]
 
 
 def warning(found: Mapping[str, str], origins: Mapping[str, str]) -> str:
-    """One line that names each and says what to do instead; equal advice is given once."""
+    """One line that names each, with advice; equal advice is given once."""
     by_advice: dict[str, list[str]] = {}
     for name in found:
         by_advice.setdefault(IGNORED[name].advice, []).append(f"{name} ({origins[name]})")
@@ -72,7 +72,7 @@ def warning(found: Mapping[str, str], origins: Mapping[str, str]) -> str:
 
 _DIRTY = "there are no dirty workers; let a task queue (Celery, RQ, Dramatiq) do what takes long"
 _HTTP2 = "HTTP/1.1 is what Ostler speaks; let nginx, HAProxy or Caddy in front of it speak HTTP/2 to clients"
-_TLS = "TLS handshakes never make other clients wait here, and ends without goodbye are no errors"
+_TLS = "TLS handshakes never make other clients wait here, and an end without close_notify is no error"
 
 IGNORED = {
     ignored.name: ignored
@@ -130,7 +130,7 @@ IGNORED = {
         ),
         Ignored(
             "asgi_disconnect_grace_period",
-            "uvicorn tells an ASGI app at once that its client is gone",
+            "an ASGI app is notified at once when its client has disconnected",
             ("--asgi-disconnect-grace-period",),
             silent=(None, 3),
         ),

@@ -1,4 +1,4 @@
-"""Kinds of values: each turns what a user wrote (text or a Python object) into the typed value.
+"""Kinds of values: each parses what a user wrote (text or a Python object) into the typed value.
 
 Text comes from the command line and the environment, Python objects from a configuration file. A parser
 raises ValueError whose text completes the sentence "SETTING: ...", e.g. "expected a whole number, got 'x'".
@@ -92,7 +92,7 @@ def show_size(size: int) -> str:
 
 
 def _int(digits: str) -> int:
-    """Of decimal digits, as many as there are: int() takes some thousands and says so in its own words."""
+    """The number of any quantity of decimal digits: int() refuses more than some thousands."""
     return int(digits[:_MOST_DIGITS]) if len(digits) > _MOST_DIGITS else int(digits)
 
 
@@ -438,7 +438,7 @@ _LARGEST_ID = 2**32 - 2
 
 
 def _account(value: Any) -> str | None:
-    """A user's or a group's name or number; gunicorn's files say None, a number or a text."""
+    """A user's or a group's name or number; files for gunicorn give None, a number or a text."""
     if isinstance(value, int) and not isinstance(value, bool):
         number: int | None = value
     else:
@@ -477,7 +477,7 @@ def _socket_mode(value: Any) -> str:
 
 
 def _log_file(value: Any) -> str:
-    # gunicorn writes no log at all for None, which nobody shall have by an unset variable.
+    # For None gunicorn writes no log at all. A variable that is unset must not have that effect.
     return _optional_text(value) or "-"
 
 

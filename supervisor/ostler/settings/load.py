@@ -2,7 +2,7 @@
 
 The arguments in GUNICORN_CMD_ARGS and OSTLER_CMD_ARGS were read with the command line and come with it. What
 a platform puts into the environment (WEB_CONCURRENCY, PORT) is a default to gunicorn, and so it is to us: a
-file that sets the number knows better.
+file that sets the number counts more.
 """
 
 from collections.abc import Callable, Mapping
@@ -54,7 +54,7 @@ class _RawValue:
 
 
 class _Sources:
-    """What was given where."""
+    """The sources, in the order in which they count."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class _Sources:
         self._file = file
 
     def of(self, name: str) -> _RawValue | None:
-        """Of a row or another name of gunicorn's; the environment not counted."""
+        """The value under the name of a row or of another setting of gunicorn's, without the environment."""
         if name in self._command_line:
             return _RawValue(self._command_line[name], self._variables.get(name, COMMAND_LINE))
         if self._file is not None and name in self._file.values:
@@ -86,7 +86,7 @@ class _Sources:
             return given
         text = self._environment.get(row.env)
         if text or (text is not None and row.kind.blank):
-            # A port is all that platforms say, and they connect from outside.
+            # Platforms give a port only, and connect from outside.
             value = f"0.0.0.0:{text}" if row.env == "PORT" else text
             return _RawValue(value, f"environment {row.env}")
         return None
@@ -151,7 +151,7 @@ def _parsed(row: Setting, given: _RawValue) -> Any:
         return row.kind.parse(given.value)
     except ValueError as error:
         if given.value is None:
-            return row.default  # files say None where they have nothing to say
+            return row.default  # in files None means that nothing is set
         raise SettingError(row.name, str(error), given.origin) from None
     except Exception as error:  # noqa: BLE001 - an object of the file's own, whose methods fail
         problem = f"{shown(given.value)} can't be read ({name_of(error)})"
@@ -159,7 +159,7 @@ def _parsed(row: Setting, given: _RawValue) -> Any:
 
 
 def _other_names(sources: _Sources, values: dict[str, Any], origins: dict[str, str]) -> dict[str, str]:
-    """Bring what gunicorn calls otherwise into `values`, and tell what has no effect, with its value."""
+    """Put values under names that only gunicorn has into `values`; returns those without effect, as text."""
     given = {name: found for name in ignored.IGNORED if (found := sources.of(name)) is not None}
     name = sources.of("default_proc_name")
     if name is not None and values["proc_name"] is None:
@@ -189,7 +189,7 @@ def _least_tls(value: Any) -> str | None:
 
 
 def _check_tls(settings: Settings, origins: Mapping[str, str]) -> None:
-    """What only makes sense together with something else: nobody shall believe that it is in force."""
+    """Refuse settings that have no effect without another one: users would believe that they are in force."""
     if settings.certfile is None:
         if settings.keyfile is not None:
             _refuse("keyfile", "needs certfile as well, the certificate that the key is for", origins)

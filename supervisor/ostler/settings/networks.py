@@ -7,7 +7,7 @@ first, and only for networks is it taken apart; what came out is remembered, bec
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
-# How many answers are remembered; peers are strangers, and their number must not be memory.
+# How many answers are remembered: peers must not be able to make this grow without bound.
 _REMEMBERED = 1024
 
 _Network = IPv4Network | IPv6Network
@@ -17,7 +17,7 @@ class Networks:
     """A set of hosts. `host in networks` takes the text that `accept` gave.
 
     A peer without an address (`""` or None: it came through a Unix socket) is always in it, as in gunicorn:
-    who may connect there is for the socket's mode to say.
+    the socket's mode decides which accounts may connect.
     """
 
     __slots__ = ("_everyone", "_hosts", "_known", "_networks")

@@ -1,4 +1,4 @@
-"""What a PasteDeploy file (`paste`) says besides the app.
+"""Settings in a PasteDeploy file (`paste`).
 
 As with gunicorn the file is there for the app. Its `[loggers]` are our `logconfig` unless another is given.
 Its `[server:main]` counts if it is meant for us (`use = egg:ostler#main`); what is meant for another server
@@ -23,7 +23,7 @@ _LOGGING = ("logconfig", "logconfig_dict", "logconfig_json")
 
 @dataclass(frozen=True, slots=True)
 class WithPaste(ConfigFile):
-    """A configuration file, and beneath it what a PasteDeploy file sets.
+    """A configuration file, and below it the settings of a PasteDeploy file.
 
     Args:
         beneath: where each of the latter comes from, by setting.
@@ -53,12 +53,12 @@ def bind_to_host(section: dict[str, str]) -> None:
 
 
 def with_paste(file: ConfigFile | None, settings: Settings, folder: Path, warnings: list[str]) -> WithPaste:
-    """What the PasteDeploy file says about the server, beneath what the configuration file says.
+    """The configuration file, with settings of the PasteDeploy file below it.
 
     Args:
         settings: as they are without it.
-        folder: what its name counts from, unless `chdir` says another.
-        warnings: takes what deserves one.
+        folder: relative paths count from it, unless `chdir` is set.
+        warnings: warnings are appended to it.
 
     Raises:
         SettingError: PasteDeploy is missing, or the file can't be read.
@@ -85,7 +85,7 @@ def with_paste(file: ConfigFile | None, settings: Settings, folder: Path, warnin
         if unknown := sorted(section.keys() - known.keys()):
             warnings.append(f"{shown} [{_SERVER}]: unknown and without effect: {', '.join(unknown)}")
     elif section:
-        meant = f"is meant for {use}" if use else "says not what server it is meant for"
+        meant = f"is meant for {use}" if use else "does not name the server that it is meant for"
         warnings.append(
             f"{shown} [{_SERVER}]: without effect, because it {meant}; use = egg:ostler#main makes it count"
         )

@@ -1,4 +1,4 @@
-"""Python objects of a configuration file as what can be sent, shown and compared."""
+"""Python objects of a configuration file as plain data, which can be sent, shown and compared."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,10 +9,10 @@ _DEEPEST = 20
 
 
 def plain_data(value: Any, depth: int = 0) -> Any:
-    """A copy of texts, numbers, lists and dicts; of anything else only what it is.
+    """A copy of texts, numbers, lists and dicts; of anything else a description.
 
-    A class or function is its dotted name, which `logging.config` would import. What else there is is told by
-    its class: an address in memory would differ from process to process.
+    A class or function is its dotted name, which `logging.config` would import. Any other object is
+    shown as its class: an address in memory would differ from process to process.
     """
     if value is None or isinstance(value, bool):
         return value

@@ -10,8 +10,8 @@ from ostler.terminal import one_line
 # What is put into the app's environment is often a secret.
 _PAIRS = ("raw_env", "raw_paste_global_conf")
 _HIDDEN = "..."
-# Parts of a `logconfig_dict` whose entries may take anything, a mail server's password say, and of these
-# entries what everybody may see.
+# Parts of a `logconfig_dict` whose entries may have any argument, such as a password, and the keys of
+# these entries that are not hidden.
 _OPEN_PARTS = ("handlers", "filters", "formatters")
 _SHOWN = frozenset(
     "() class level formatter filters handlers name stream filename mode encoding delay maxBytes backupCount "
@@ -23,7 +23,7 @@ _OTHER_PARTS = ("version", "incremental", "disable_existing_loggers", "root", "l
 def print_config(loaded: Loaded) -> str:
     """One line per setting: name, value as Python writes it, and where it came from.
 
-    Behind the settings stand the hooks and what is without effect, each sorted by name.
+    After the settings come the hooks, then what has no effect, each sorted by name.
     """
     lines = [
         _line(name, repr(shown(name, getattr(loaded.settings, name))), loaded.origins.get(name, "default"))

@@ -14,7 +14,7 @@ _HEADER = re.compile(r"\s*\[\[?([^\[\]]+)\]\]?\s*(?:#.*)?")
 _KEY = re.compile(
     r"\s*((?:[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*'))*)\s*="
 )
-# tomllib says where in the text alone.
+# tomllib gives the position only in the text of the error.
 _PLACE = re.compile(r"(.*) \(at line (\d+), column \d+\)", re.DOTALL)
 # Bytes of a project's file that may have our table: root looks for it, and others may have written the file.
 _LARGEST = 1024 * 1024
@@ -22,14 +22,14 @@ _QUOTES = ('"""', "'''")
 
 
 def is_project_with_settings(path: Path) -> bool:
-    """Whether a pyproject.toml has our table. What else is wrong with it is not our business."""
+    """Whether a pyproject.toml has our table. Other mistakes in it are not reported."""
     try:
         source = read_file(path, _LARGEST)
     except OSError:
         return False
     if b"ostler" not in source:
         return False
-    import tomllib  # here and below: the fork server of who has no such file does without
+    import tomllib  # here and below: a fork server without such a file must not load it
 
     try:
         tool = tomllib.loads(source.decode()).get("tool")

@@ -1,8 +1,8 @@
-"""Names in a configuration file that are no setting: which were meant for one, and what to write instead.
+"""Names in a configuration file that are no setting: which were meant as one, and what to write instead.
 
-gunicorn takes no notice of them, so that a slip of the pen goes unseen for years. In Python most names are
-somebody's helpers, though: one is told of if it is assigned plain data and nothing in the file reads it, or
-if it is a function that is called nearly as a hook.
+gunicorn ignores them, so a misspelled setting goes unseen for years. In Python, however, most names are
+helpers of the file. One is reported if it is assigned plain data and nothing in the file reads it, or if it
+is a function whose name is nearly that of a hook.
 """
 
 import ast
@@ -43,7 +43,7 @@ def in_python(
     hooks: Collection[str],
     imported: bool = False,
 ) -> list[str]:
-    """What to tell of a Python file: `NAME (line N)` with advice where there is some, in the file's order.
+    """Reports on a Python file: `NAME (line N)` with advice if there is some, in the file's order.
 
     Args:
         namespace: the file's names after it ran.
@@ -60,24 +60,24 @@ def in_python(
         if not issubclass(type(namespace.get(name, ...)), _DATA):
             continue
         hint = advice(name, settings)
-        # Names in capitals are a file's own constants, also when nobody uses them any more.
+        # Names in capitals are constants of the file, also when nothing uses them any more.
         if hint or not (name.isupper() or imported or read & _READ_ALL):
-            found.append((line, _told(name, line, hint)))
+            found.append((line, _report(name, line, hint)))
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and not (node.name in known or node.name in read):
             near = _near(node.name, hooks)
             if near and not node.decorator_list:
-                found.append((node.lineno, _told(node.name, node.lineno, f"did you mean {near}?")))
+                found.append((node.lineno, _report(node.name, node.lineno, f"did you mean {near}?")))
     return [text for _, text in sorted(found)]
 
 
 def in_data(names: Iterable[str], lines: Mapping[str, int], known: Collection[str]) -> list[str]:
     """The same of a file that holds settings alone: every name that is none."""
-    return [_told(name, lines.get(name, 0), advice(name, known)) for name in names if name not in known]
+    return [_report(name, lines.get(name, 0), advice(name, known)) for name in names if name not in known]
 
 
 def advice(name: str, known: Collection[str]) -> str:
-    """What to write instead of `name`; empty if nobody can know."""
+    """What to write instead of `name`; empty if there is no guess."""
     folded = name.lower()
     instead = _INSTEAD.get(folded) or _by_flag().get(folded)
     if instead:
@@ -92,7 +92,7 @@ def _near(name: str, known: Collection[str]) -> str:
     return next(iter(difflib.get_close_matches(name, sorted(known), 1, _NEAR)), "")
 
 
-def _told(name: str, line: int, hint: str) -> str:
+def _report(name: str, line: int, hint: str) -> str:
     place = f"{name} (line {line})" if line else name
     return f"{place}: {hint}" if hint else place
 
@@ -107,7 +107,7 @@ def _by_flag() -> dict[str, str]:
 
 
 def names_read(tree: ast.Module) -> set[str]:
-    """Names that something in the file looks at."""
+    """Names that something in the file reads."""
     return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
 
 

@@ -21,7 +21,7 @@ from ostler.workers.accept_pause import AcceptPause, is_exhaustion
 from ostler.workers.connection import CLOSED, Connection
 from ostler.workers.connection_factory import ConnectionFactory, host_of
 from ostler.workers.connection_table import ConnectionTable
-from ostler.workers.drain import Drain
+from ostler.workers.drain import DrainState
 from ostler.workers.eviction import Evictor
 from ostler.workers.handoff import HandedOff
 from ostler.workers.reactor import Reactor
@@ -61,7 +61,7 @@ class Acceptor:
         factory: ConnectionFactory,
         evictor: Evictor,
         siblings: Siblings,
-        drain: Drain,
+        drain: DrainState,
         limited: LimitedLog,
         tls: "SSLContext | None",
     ) -> None:

@@ -5,7 +5,7 @@ from time import monotonic_ns
 SECOND = 1_000_000_000
 
 
-class Drain:
+class DrainState:
     """Whether a worker drains, and until when.
 
     `ask` may be called by any thread and any signal handler, the rest only by the thread that polls.

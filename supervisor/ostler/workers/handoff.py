@@ -44,7 +44,7 @@ class IdleConnection(Protocol):
     served: int
 
 
-class _Message(msgspec.Struct, array_like=True):
+class _HandOffMessage(msgspec.Struct, array_like=True):
     """What is sent with a descriptor. sender: the worker's pid; the rest: see Connection."""
 
     sender: int
@@ -71,7 +71,7 @@ class HandedOff:
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(_Message)
+_decoder = msgspec.msgpack.Decoder(_HandOffMessage)
 
 
 class HandOff:
@@ -99,7 +99,9 @@ class HandOff:
         """Hand an idle connection off; False if it can't be. What is left to do then is to close our copy."""
         if connection.tls:
             return False
-        message = _Message(os.getpid(), connection.listener, connection.peer_info or {}, connection.served)
+        message = _HandOffMessage(
+            os.getpid(), connection.listener, connection.peer_info or {}, connection.served
+        )
         try:
             descriptor = array.array("i", [connection.fd])
             self._sending.sendmsg(

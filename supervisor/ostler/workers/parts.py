@@ -19,7 +19,7 @@ from ostler.workers.acceptor import Acceptor
 from ostler.workers.base import Context
 from ostler.workers.connection_factory import ConnectionFactory
 from ostler.workers.connection_table import ConnectionTable
-from ostler.workers.drain import Drain
+from ostler.workers.drain import DrainState
 from ostler.workers.eviction import Evictor
 from ostler.workers.interrupt import Deadlines
 from ostler.workers.queueing import QueueTimes
@@ -40,7 +40,7 @@ class Parts:
     reactor: Reactor
     limited: LimitedLog
     date: ServerDate
-    drain: Drain
+    drain: DrainState
     table: ConnectionTable
     factory: ConnectionFactory
     responder: Responder
@@ -65,7 +65,7 @@ class Parts:
         settings, log, tls = context.settings, context.log, context.tls
         limited = LimitedLog(log, monotonic)
         date = ServerDate()
-        drain = Drain(settings.graceful_timeout, context.handoff is not None and tls is None)
+        drain = DrainState(settings.graceful_timeout, context.handoff is not None and tls is None)
         table = ConnectionTable(settings, reactor, limited)
         factory = ConnectionFactory(settings, calls)
         responder = Responder(table, date, log, limited, context.access, flush_access)

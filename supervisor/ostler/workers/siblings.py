@@ -12,7 +12,7 @@ from ostler.logs.lean import Log
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.workers.connection import Connection
 from ostler.workers.connection_table import ConnectionTable
-from ostler.workers.drain import Drain
+from ostler.workers.drain import DrainState
 from ostler.workers.handoff import HandedOff, HandOff
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Siblings:
         self,
         handoff: HandOff | None,
         table: ConnectionTable,
-        drain: Drain,
+        drain: DrainState,
         log: Log,
         tls: "SSLContext | None",
     ) -> None:

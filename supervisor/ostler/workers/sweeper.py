@@ -8,7 +8,7 @@ from ostler.settings.table import Settings
 from ostler.workers.acceptor import Acceptor
 from ostler.workers.connection import CLOSED, LINGERING, Connection
 from ostler.workers.connection_table import ConnectionTable
-from ostler.workers.drain import SECOND, Drain
+from ostler.workers.drain import SECOND, DrainState
 from ostler.workers.eviction import has_data
 from ostler.workers.reactor import Reactor
 from ostler.workers.responder import Responder
@@ -52,7 +52,7 @@ class Sweeper:
         responder: Responder,
         acceptor: Acceptor,
         siblings: Siblings,
-        drain: Drain,
+        drain: DrainState,
         end_keep_alive: Callable[[], None],
     ) -> None:
         self._reactor = reactor

@@ -71,7 +71,7 @@ def run(place: Path, capsys: pytest.CaptureFixture[str]) -> Ctl:
 
 
 def test_status_for_people(daemon: Served, run: Ctl) -> None:
-    """Name, app, health and addresses are told; brackets of an IPv6 address are no markup."""
+    """Name, app, health and addresses are shown; brackets of an IPv6 address are no markup."""
     done = run("status")
     assert done.code == 0
     for words in (
@@ -131,7 +131,7 @@ def test_requests_the_oldest_first(daemon: Served, run: Ctl) -> None:
 
 
 def test_no_requests(daemon: Served, run: Ctl) -> None:
-    """An idle fleet is told in words, or as an empty array."""
+    """An idle fleet is shown in words, or as an empty array."""
     assert run("requests").out == "no request is in flight\n"
     assert run("requests", "--json").out == "[]\n"
 
@@ -145,22 +145,22 @@ def test_config_for_people(daemon: Served, run: Ctl) -> None:
     assert re.search(r'bind +\["127.0.0.1:8000"\] +default +restart', out)
 
 
-def test_status_tells_a_number_set_by_hand(daemon: Served, run: Ctl) -> None:
-    """Who looks why there are so many workers finds that somebody wanted it so."""
+def test_status_shows_a_number_set_by_hand(daemon: Served, run: Ctl) -> None:
+    """The status shows that the number of workers was set by hand."""
     assert "by hand" not in run("status").out
     daemon.backend.override = 3
     assert "3 ready of 3 wanted, 0 booting, 0 draining; the number was set by hand" in run("status").out
 
 
-def test_status_tells_an_upgrade(daemon: Served, run: Ctl) -> None:
-    """A program that has taken over from another says since when."""
+def test_status_shows_an_upgrade(daemon: Served, run: Ctl) -> None:
+    """The status shows when a new program has taken over."""
     assert "upgraded" not in run("status").out
     daemon.backend.program_since += 60
     assert "upgraded in place at 2023-11-1" in run("status").out
 
 
 def test_exits(daemon: Served, run: Ctl) -> None:
-    """One line for each end, newest first: when, which, why, how; -n says how many."""
+    """One line for each end, newest first: when, which, why, how; -n is how many."""
     daemon.backend.ends = [
         an_exit(4, cause="crashed", status="signal 11 (SEGV)", last_requests=["GET /\x1b[31m"], slot=1),
         an_exit(3, kind="fork server", slot=None, cause="rolled", requests=0, last_requests=[]),
@@ -292,7 +292,7 @@ def test_scale_auto_follows_the_autoscaler(place: Path, run: Ctl) -> None:
 def test_scale_that_is_overtaken(
     place: Path, run: Ctl, argv: str, change: Callable[[Overtaken], object], reason: str
 ) -> None:
-    """The command fails, and says truly why another number is wanted."""
+    """The command fails, with the true reason why another number is wanted."""
     with served(place / "shop.sock", Overtaken(change)):
         assert run("scale", argv) == Done(1, "", f"ctl: error: {reason}\n")
 
@@ -365,7 +365,7 @@ def test_scale_refuses_what_is_no_number(daemon: Served, run: Ctl, amount: str) 
 
 
 def test_the_daemons_refusal_is_one_line(daemon: Served, run: Ctl) -> None:
-    """An ErrorView is told as it is, exit 1."""
+    """An ErrorView is shown as it is, exit 1."""
     assert run("scale", "0") == Done(1, "", "ctl: error: workers must be from 1 to 512, not 0\n")
     assert run("recycle", "9") == Done(1, "", "ctl: error: there is no worker in slot '9'\n")
 
@@ -409,7 +409,7 @@ def test_what_a_reload_has_changed(daemon: Served, run: Ctl) -> None:
 
 
 def test_what_becomes_of_a_number_set_by_hand(daemon: Served, run: Ctl) -> None:
-    """A reload tells whether it stays."""
+    """A reload reports whether the number set by hand stays."""
     daemon.backend.override = 3
     assert run("reload").out.splitlines()[-1] == "the number of workers that was set by hand stays: 3"
     daemon.backend.override_ends = True
@@ -467,12 +467,12 @@ def test_events(daemon: Served, run: Ctl) -> None:
 
 
 def test_refork(daemon: Served, run: Ctl) -> None:
-    """Waits for the event that tells the outcome, then until all workers are the template's children."""
+    """Waits for the event with the outcome, then until all workers are the zygote's children."""
     daemon.backend.happen("refork_refused", problem="of an earlier one")
     done = run("refork", "--slot", "2")
     assert (done.code, done.err) == (0, "")
-    told = r"generation 1: forked from worker 2, pid 102, from now on; all others replaced \(.*\)\n"
-    assert re.fullmatch(told, done.out)
+    line = r"generation 1: forked from worker 2, pid 102, from now on; all others replaced \(.*\)\n"
+    assert re.fullmatch(line, done.out)
     assert [(worker.pid, worker.state) for worker in daemon.backend.fleet] == [
         (1101, "ready"),
         (1102, "ready"),
@@ -524,7 +524,7 @@ def test_a_failed_upgrade(daemon: Served, run: Ctl) -> None:
 
 
 def test_an_upgrade_survives_a_lost_connection(place: Path, run: Ctl) -> None:
-    """While the program is replaced nobody answers and connections break; the outcome is found even so."""
+    """While the program is replaced connections break; the outcome is found all the same."""
     backend = FakeBackend()
     first = Served(place / "shop.sock", backend)
     first.start()
@@ -547,7 +547,7 @@ def test_an_upgrade_survives_a_lost_connection(place: Path, run: Ctl) -> None:
 
 
 @pytest.mark.parametrize(("argv", "how"), [(["stop"], "graceful"), (["stop", "--quick"], "quick")])
-def test_stop_waits_until_nobody_answers(daemon: Served, run: Ctl, argv: list[str], how: str) -> None:
+def test_stop_waits_until_there_is_no_answer(daemon: Served, run: Ctl, argv: list[str], how: str) -> None:
     """The command ends when the socket is gone."""
     done = run(*argv)
     assert re.fullmatch(r"pid 4242 stopped \(.*\)\n", done.out), done
@@ -558,7 +558,7 @@ def test_stop_waits_until_nobody_answers(daemon: Served, run: Ctl, argv: list[st
 
 
 def test_stop_waits_for_the_process_too(place: Path, run: Ctl) -> None:
-    """If the peer is the process that it says to be, its end is waited for, not only the socket's."""
+    """If the peer is the process that the status names, its end is waited for, not only the socket's."""
     script = (
         "import sys, os, pathlib; from tests.unit.control.fake import *\n"
         "b = FakeBackend(); b.pid = os.getpid()\n"
@@ -652,7 +652,7 @@ def test_a_socket_by_path(place: Path, run: Ctl, monkeypatch: pytest.MonkeyPatch
 
 
 def test_over_tcp(place: Path, run: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--url with OSTLER_TOKEN does the same over TCP; without the token, or with a wrong one, it says so."""
+    """--url with OSTLER_TOKEN does the same over TCP; without the right token it fails."""
     with served(place / "shop.sock", tcp=True) as running:
         assert "OSTLER_TOKEN" in run("--url", running.url, "status").err
         monkeypatch.setenv("OSTLER_TOKEN", TOKEN)
@@ -664,7 +664,7 @@ def test_over_tcp(place: Path, run: Ctl, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "is no control address" in run("--url", "localhost", "status").err
 
 
-# -- manners ---------------------------------------------------------------------------------------------
+# -- errors and output ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("argv", [["nonsense"], ["status", "--nonsense"], ["recycle"], ["recycle", "x"]])
@@ -701,7 +701,7 @@ def test_a_broken_pipe_is_silent(daemon: Served) -> None:
 
 
 @pytest.mark.parametrize("argv", [["workers"], ["status", "--json"], ["scale", "+1"]])
-def test_a_full_disk_is_told_in_one_line(daemon: Served, argv: list[str]) -> None:
+def test_a_full_disk_is_reported_in_one_line(daemon: Served, argv: list[str]) -> None:
     """`ctl workers > /dev/full`: one line, exit 1, no traceback."""
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with Path("/dev/full").open("w") as full:
@@ -766,7 +766,7 @@ def test_a_terminal_sees_each_worker_of_a_reload(daemon: Served) -> None:
     assert done.stdout == b"generation 2: 3 workers replaced (250 ms)\nno setting changed\n"
 
 
-def test_a_worker_that_is_replaced_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_that_is_replaced_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
     """However often the reload is looked at, and while others are still at it."""
     with progress.Roll([FakeWorker(1, 7).view(), FakeWorker(2, 8).view()]) as roll:
         reload = ReloadView(2, "rolling", 1, 2, 0.1, "test", None, None)
@@ -787,11 +787,11 @@ def test_a_worker_that_is_replaced_is_told_once(capsys: pytest.CaptureFixture[st
     ],
 )
 def test_steps_of_a_replacement(workers: list[FakeWorker], step: tuple[int, int | None, str, int]) -> None:
-    """What is told of a slot, from the workers in it."""
+    """What is shown of a slot, from the workers in it."""
     assert progress.step([worker.view() for worker in workers], 2, 7) == step
 
 
-def test_how_numbers_are_told() -> None:
+def test_how_numbers_are_shown() -> None:
     """Ages, durations and sizes in the units that people read."""
     assert [output.age(s) for s in (0.04, 9.96, 59.9, 61, 3725, 90000, -0.5, -75, None)] == [
         "0.0s",

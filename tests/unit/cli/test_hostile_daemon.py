@@ -359,7 +359,7 @@ def texts(data: Any) -> list[str]:
     ids=["large", "negative", "huge", "0"],
 )
 def test_numbers_that_can_not_be(place: Path, run: Run, number: int, real: float) -> None:
-    """Times before the Big Bang, sizes beyond all disks: shown somehow, or one line that says no."""
+    """Times before the Big Bang, sizes beyond all disks: shown somehow, or one line with an error."""
     filling = Filling("x", number, real)
     with hostile(place / "shop.sock", Answers(filling)):
         for argv in ALL:

@@ -46,7 +46,7 @@ def test_flag_whose_value_may_be_left_out(parsed: Any, args: list[str], mode: st
 
 
 def test_flag_that_turns_off(parsed: Any) -> None:
-    """--no-sendfile says no to what is on by default; other switches say yes."""
+    """--no-sendfile turns off what is on by default; other switches turn on."""
     assert parsed("--no-sendfile", "--preload", "a:a")[0] == {"sendfile": "false", "preload_app": True}
 
 
@@ -58,7 +58,7 @@ def test_gunicorns_spellings(parsed: Any) -> None:
 
 
 def test_mistakes_are_told_at_once(parsed: Any) -> None:
-    """A value is judged as its row says, with the setting's name."""
+    """A value is checked as its row demands, with the setting's name."""
     with pytest.raises(click.BadParameter, match="limit_request_body: expected a number of bytes"):
         parsed("--limit-request-body", "10X", "a:a")
 
@@ -76,7 +76,7 @@ def test_help_shows_defaults_as_one_writes_them() -> None:
 
 
 def test_negative_numbers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A number below zero is told to be one, and not taken for a flag that nobody knows."""
+    """A number below zero is refused as such, and not as an unknown flag."""
     for args, text in (
         (["-t", "-3"], "'-t' / '--timeout': timeout: expected zero or more seconds, got '-3'"),
         (

@@ -33,5 +33,5 @@ def test_mistakes(settings: dict[str, str]) -> None:
 
 
 def test_unknown_file() -> None:
-    with pytest.raises(SettingError, match="must say which file"):
+    with pytest.raises(SettingError, match="must name the file"):
         command({}, {})

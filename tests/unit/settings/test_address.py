@@ -58,7 +58,7 @@ def test_spellings(text: str, expected: Address) -> None:
     ],
 )
 def test_mistakes(text: str, problem: str) -> None:
-    """A wrong address is refused with a text that says what was expected."""
+    """A wrong address is refused with a text that names what is expected."""
     with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
         parse_address(text)
     assert problem in str(caught.value)

@@ -1,4 +1,4 @@
-"""Configuration files in gunicorn's format: what is taken from them, and how their mistakes are told."""
+"""Configuration files in gunicorn's format: what is taken from them, and how their mistakes are reported."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -180,7 +180,7 @@ def test_python_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_broken_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str | None, message: str
 ) -> None:
-    """A module that can't be imported is told in one line."""
+    """A module that can't be imported is reported in one line."""
     if source is not None:
         (tmp_path / "ostler_test_broken.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -201,7 +201,7 @@ def test_find(tmp_path: Path) -> None:
 
 
 def test_lines_of_functions_and_imports(tmp_path: Path) -> None:
-    """A hook or a setting that is defined or imported is found where the file says so."""
+    """A hook or a setting that is defined or imported is found in the file."""
     source = "from os import getpid as workers\n\n\ndef ssl_context(config, default):\n    timeout = 1\n"
     (tmp_path / "app.conf.py").write_text(source)
     file = evaluate("app.conf.py", tmp_path)

@@ -21,7 +21,7 @@ def confined(loaded: Loaded, **command_line: Any) -> tuple[Loaded, list[str]]:
 
 
 def test_harmless_settings_count() -> None:
-    """What only the workers have is as the file says."""
+    """Settings that matter to workers only are as in the file."""
     loaded, warnings = confined(said(workers=(2, 5), timeout=7.0, user="app"))
     assert (loaded.settings.workers, loaded.settings.timeout, loaded.settings.user) == ((2, 5), 7.0, "app")
     assert warnings == []

@@ -1,4 +1,4 @@
-"""gunicorn's settings without effect: which values deserve a word, in how many lines, and what is refused."""
+"""gunicorn's settings without effect: values with a warning, its lines, and what is refused."""
 
 import ssl
 from typing import Any
@@ -44,7 +44,7 @@ class Logger:
     ],
 )
 def test_what_asks_for_what_is_the_case(name: str, value: Any) -> None:
-    """No word of it, whether it is text of the command line or an object of a file."""
+    """No warning, whether it is text of the command line or an object of a file."""
     for result in (loaded({name: value}), loaded(line={name: value})):
         assert (result.ignored, result.warnings) == ({}, [])
 
@@ -72,12 +72,12 @@ def test_one_line_for_all() -> None:
 
 
 def test_dirty_hooks() -> None:
-    """Functions for what does not exist are told of like values."""
+    """Functions for what does not exist are reported like values."""
     assert "on_dirty_starting (app.conf.py line 1)" in loaded({"on_dirty_starting": print}).warnings[0]
 
 
 def test_another_protocol_is_refused() -> None:
-    """Who speaks uwsgi to us would see errors alone, so it does not start."""
+    """A client that speaks uwsgi would see only errors, so the server does not start."""
     with pytest.raises(SettingError, match=r"^protocol \(app\.conf\.py line 1\): only http .* proxy_pass"):
         loaded({"protocol": "uwsgi"})
     assert "protocol (app.conf.py line 1)" in loaded({"protocol": "https"}).warnings[0]
@@ -104,7 +104,7 @@ def test_version_of_tls(value: Any, least: str) -> None:
 
 @pytest.mark.parametrize("value", [3, "TLSv1_1", "SSLv3"])
 def test_version_of_tls_that_is_too_old(value: Any) -> None:
-    """What is not spoken any more is told of, and does not stop the start."""
+    """Protocols that are not spoken any more are reported, and do not stop the start."""
     result = loaded({"ssl_version": value})
     assert result.settings.ssl_minimum_version == "TLSv1.2"
     assert "ssl_version (app.conf.py line 1): the oldest version" in result.warnings[0]

@@ -1,4 +1,4 @@
-"""Kinds of values: what a user may write, and what the refusal says."""
+"""Kinds of values: what a user may write, and the text of a refusal."""
 
 import ssl
 from pathlib import Path
@@ -229,7 +229,7 @@ def test_values(kind: Kind, given: Any, value: Any) -> None:
     ],
 )
 def test_mistakes(kind: Kind, given: Any, problem: str) -> None:
-    """A wrong value is refused in one line that says what was expected."""
+    """A wrong value is refused in one line that names what is expected."""
     with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
         kind.parse(given)
     assert problem in str(caught.value)
@@ -248,7 +248,7 @@ def test_sizes_are_shown_as_they_are_read(size: int, text: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "given", "value"),
     [
-        # gunicorn takes text as decimal unless its beginning says otherwise.
+        # gunicorn takes text as decimal unless it begins with a prefix.
         (kinds.UMASK, "022", "0022"),
         (kinds.UMASK, " 007 ", "0007"),
         (kinds.UMASK, "0", "0000"),

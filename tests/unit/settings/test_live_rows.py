@@ -12,9 +12,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from ostler.daemon.deadlines import DeadlineSensor
 
 from ostler.daemon.policy import fleet_policy
+from ostler.daemon.sensors.deadlines import DeadlineSensor
 from ostler.settings import Loaded, load, rows
 from ostler.settings.table import LIVE
 from tests.kit.play import Play
@@ -45,7 +45,7 @@ class Reloading(Play):
     def taken_over(self) -> "Reloading":
         """The canary serves in slot 1 and its generation is current; no old worker has left."""
         self.configured().app_loaded().ready(1)
-        assert self.fleet.current == 2
+        assert self.fleet.state.current == 2
         old = [worker.slot for worker in self.workers.values() if worker.generation == 1]
         assert old == [*range(1, 1 + len(old))]
         assert len(old) >= 1
@@ -53,7 +53,7 @@ class Reloading(Play):
 
     def old(self, slot: int) -> Any:
         """What the old worker in the slot was sent to do."""
-        return next(w.told for w in self.workers.values() if (w.slot, w.generation) == (slot, 1))
+        return next(w.ordered for w in self.workers.values() if (w.slot, w.generation) == (slot, 1))
 
     def asked(self) -> int:
         """How many workers are to be forked."""
@@ -78,7 +78,7 @@ def _memory(play: Reloading) -> bool:
 def _errors(play: Reloading) -> int:
     play.taken_over().measured(1, requests=1000, errors=900)
     play.after(1.0)
-    return play.fleet.current
+    return play.fleet.state.current
 
 
 def _refork(play: Reloading) -> bool:
@@ -90,8 +90,9 @@ def _refork(play: Reloading) -> bool:
 
 def _timeout(play: Reloading) -> float:
     play.taken_over()
-    shell = SimpleNamespace(loaded=play.loaded_settings, fleet=play.fleet)
-    return DeadlineSensor(cast(Any, shell)).timeout()
+    configurations = SimpleNamespace(current=play.loaded_settings[play.fleet.state.current])
+    unused = cast(Any, None)
+    return DeadlineSensor(unused, cast(Any, configurations), unused, unused).timeout()
 
 
 def _waits(play: Reloading) -> bool:
@@ -101,7 +102,7 @@ def _waits(play: Reloading) -> bool:
 
 def _cooldown(play: Reloading) -> int:
     play.taken_over().seconds(20, busy=1.0, rate=50.0)
-    return play.seconds(60, busy=0.0).fleet.wanted
+    return play.seconds(60, busy=0.0).fleet.state.wanted
 
 
 @dataclass(frozen=True)
@@ -114,25 +115,30 @@ class Change:
 
 RANGE = {"workers": "2..9"}
 CHANGES = {
-    "workers": Change("2", "4", lambda play: play.taken_over().fleet.wanted),
+    "workers": Change("2", "4", lambda play: play.taken_over().fleet.state.wanted),
     "max_memory": Change("0", "100M", _memory),
     "max_surge": Change("1", "2", lambda play: play.taken_over().asked()),
     "boot_parallelism": Change("1", "4", lambda play: play.taken_over().scale(7) and play.asked()),
-    "canary_time": Change("0", "5", lambda play: play.configured().app_loaded().ready(1).fleet.current),
-    "probation": Change("0", "60", lambda play: play.taken_over().fork_servers[1].told),
+    "canary_time": Change("0", "5", lambda play: play.configured().app_loaded().ready(1).fleet.state.current),
+    "probation": Change("0", "60", lambda play: play.taken_over().fork_servers[1].ordered),
     "rollback_crashes": Change(
-        "0", "1", lambda play: play.taken_over().crashes(1).fleet.current, {"probation": "60"}
+        "0", "1", lambda play: play.taken_over().crashes(1).fleet.state.current, {"probation": "60"}
     ),
     "rollback_error_rate": Change("0", "10%", _errors, {"probation": "60"}),
     "refork_after": Change("", "100", _refork, {"workers": "1"}),
     "autoscale_utilisation": Change(
-        "0.95", "0.2", lambda play: play.taken_over().seconds(20, busy=0.5, rate=50.0).fleet.wanted, RANGE
+        "0.95",
+        "0.2",
+        lambda play: play.taken_over().seconds(20, busy=0.5, rate=50.0).fleet.state.wanted,
+        RANGE,
     ),
     "autoscale_queue_wait": Change("10", "0.01", _waits, RANGE),
     "autoscale_cooldown": Change("1000", "5", _cooldown, RANGE),
     "timeout": Change("30", "1", _timeout),
     "graceful_timeout": Change("30", "3", lambda play: play.taken_over().after(10) and play.old(1)),
-    "boot_timeout": Change("60", "5", lambda play: play.configured().after(10) and play.fork_servers[2].told),
+    "boot_timeout": Change(
+        "60", "5", lambda play: play.configured().after(10) and play.fork_servers[2].ordered
+    ),
     "timeout_grace": Change(
         "100",
         "1",

@@ -1,4 +1,4 @@
-"""Settings from all sources: who wins, where a value came from, and what the errors say."""
+"""Settings from all sources: which one counts, where a value came from, and the errors."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def loaded(
 
 
 def test_defaults() -> None:
-    """With nothing given everything is its default and says so."""
+    """With nothing given everything is its default, with that origin."""
     result = loaded()
     assert result.settings == Settings()
     assert set(result.origins) == set(rows())
@@ -58,13 +58,13 @@ def test_each_setting_has_its_own_origin() -> None:
 
 
 def test_workers_auto() -> None:
-    """auto is twice the usable CPUs plus one; nobody counts CPUs otherwise."""
+    """auto is twice the usable CPUs plus one; without it CPUs are not counted."""
     assert loaded({"workers": "auto"}, cpus=4).settings.workers == 9
     load({}, {}, None, lambda: pytest.fail("asked for CPUs"))
 
 
 def test_threads_choose_the_worker_class() -> None:
-    """More than one thread makes sync workers gthread, and the origin says why."""
+    """More than one thread makes sync workers gthread, and the origin is the reason."""
     result = loaded({"threads": "4"})
     assert result.settings.worker_class == "gthread"
     assert result.origins["worker_class"] == "threads = 4"
@@ -113,7 +113,7 @@ def test_the_environments_proxies() -> None:
 
 
 def test_sendfile() -> None:
-    """On unless the flag, the file or the environment says no; gunicorn's None in a file says nothing."""
+    """On unless the flag, the file or the environment turns it off; None in a file has no effect."""
     assert loaded().settings.sendfile is True
     assert loaded({"sendfile": "false"}).settings.sendfile is False
     assert loaded(file={"sendfile": None}).settings.sendfile is True
@@ -131,7 +131,7 @@ def test_sendfile() -> None:
     ],
 )
 def test_settings_of_tls_that_need_another(file: dict[str, Any], message: str) -> None:
-    """Nobody is left to believe that clients are checked, or that https is spoken at all."""
+    """A configuration that looks as if clients were checked, or https spoken, is refused."""
     with pytest.raises(SettingError) as caught:
         loaded(file=file)
     assert str(caught.value).startswith(message)
@@ -139,7 +139,7 @@ def test_settings_of_tls_that_need_another(file: dict[str, Any], message: str) -
 
 
 def test_settings_of_tls_that_belong_together() -> None:
-    """What gunicorn's files say of TLS is taken, also where a None or a 0 says nothing."""
+    """TLS settings of files for gunicorn are taken; None and 0 are no setting."""
     settings = loaded(file={"certfile": None, "keyfile": None, "ca_certs": None, "cert_reqs": 0}).settings
     assert (settings.certfile, settings.cert_reqs) == (None, "none")
     assert loaded(file={"certfile": "c", "cert_reqs": 1}).settings.cert_reqs == "optional"
@@ -147,7 +147,7 @@ def test_settings_of_tls_that_belong_together() -> None:
 
 
 def test_a_value_that_is_not_used_is_not_judged() -> None:
-    """A broken WEB_CONCURRENCY does no harm to who sets the number elsewhere."""
+    """A broken WEB_CONCURRENCY does no harm if the number is set elsewhere."""
     assert loaded({"workers": "2"}, {"WEB_CONCURRENCY": "lots"}).settings.workers == 2
 
 
@@ -161,7 +161,7 @@ def test_settings_travel() -> None:
 
 
 def test_table_is_sound() -> None:
-    """Every row has help, a valid default, and flags that nobody else has."""
+    """Every row has help, a valid default, and flags of its own."""
     flags = [flag for row in rows().values() for flag in row.flags]
     assert len(flags) == len(set(flags))
     for name, row in rows().items():
@@ -220,10 +220,10 @@ def test_origins_of_variables() -> None:
 
 
 def test_none_in_a_file() -> None:
-    """Where a file says None it says nothing, also where gunicorn would stop."""
+    """None in a file sets nothing, also where gunicorn would stop."""
     for name, row in rows().items():
         if name in ("bind", "forwarded_allow_ips", "proxy_allow_ips", "forwarder_headers"):
-            continue  # nobody, as in gunicorn
+            continue  # no peer, as in gunicorn
         assert getattr(loaded(file={name: None}).settings, name) == row.default, name
     assert loaded(file={"forwarded_allow_ips": None}).settings.forwarded_allow_ips == ()
 

@@ -45,7 +45,7 @@ def test_hosts(networks: str, host: str, inside: bool) -> None:
 @pytest.mark.parametrize("networks", ["", "127.0.0.1", "*"])
 @pytest.mark.parametrize("host", ["", None])
 def test_peer_without_an_address(networks: str, host: str | None) -> None:
-    """Who came through a Unix socket counts as trusted, whatever the list, as in gunicorn."""
+    """A peer on a Unix socket counts as trusted, whatever the list, as in gunicorn."""
     assert host in Networks.parse(networks)
 
 
@@ -100,7 +100,7 @@ def test_agrees_with_the_library(
     host: ipaddress.IPv4Address | ipaddress.IPv6Address,
     prefix: int,
 ) -> None:
-    """Single addresses, found by a set, and networks, found by a search, say what ipaddress says."""
+    """Single addresses, found by a set, and networks, found by a search, give what ipaddress gives."""
     networks = [ipaddress.ip_network(f"{address}/{prefix}", strict=False) for address in [*addresses, host]]
     assert str(host) in Networks.parse([str(network) for network in networks])
     others = Networks.parse([str(address) for address in addresses])

@@ -1,4 +1,4 @@
-"""What a PasteDeploy file says besides the app."""
+"""Settings in a PasteDeploy file."""
 
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def test_host_and_port(host: str, port: str, bind: str) -> None:
 
 @pytest.mark.parametrize("use", ["egg:gunicorn#main", "egg:waitress"])
 def test_meant_for_others(tmp_path: Path, use: str) -> None:
-    """As with `gunicorn --paste` the section of another server does not count; a warning says so."""
+    """As with `gunicorn --paste` the section of another server does not count; there is a warning."""
     found, (warning,) = loaded(tmp_path, SERVER.replace("egg:ostler#main", use))
     assert found.settings.threads == 1
     assert warning.startswith(f"site.ini [server:main]: without effect, because it is meant for {use};")

@@ -1,4 +1,4 @@
-"""What configuration files of gunicorn's users do, construct by construct: each is understood, or told of.
+"""What configuration files of gunicorn's users do, construct by construct: each is understood, or reported.
 
 Collected by reading public files; the wording is ours.
 """
@@ -93,7 +93,7 @@ def settings(tmp_path: Path, source: str) -> tuple[dict[str, Any], list[str], tu
     ],
 )  # fmt: skip
 def test_constructs(tmp_path: Path, source: str, expected: dict[str, Any]) -> None:
-    """The file's settings have their values, and nobody is warned of anything."""
+    """The file's settings have their values, and there is no warning."""
     assert settings(tmp_path, source) == (expected, [], ())
 
 
@@ -117,7 +117,7 @@ def test_constructs(tmp_path: Path, source: str, expected: dict[str, Any]) -> No
     ],
 )
 def test_what_can_not_be_used(tmp_path: Path, source: str, words: str) -> None:
-    """One line says what is wrong and where."""
+    """One line has the problem and its place."""
     with pytest.raises(OstlerError) as caught:
         settings(tmp_path, source)
     assert str(caught.value).startswith(words)
@@ -125,7 +125,7 @@ def test_what_can_not_be_used(tmp_path: Path, source: str, words: str) -> None:
 
 
 def test_import_of_gunicorn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files that import gunicorn for its classes are told what to do where it is not installed any more."""
+    """Files that import gunicorn for its classes get advice where it is not installed any more."""
     monkeypatch.setitem(__import__("sys").modules, "gunicorn", None)
     with pytest.raises(OstlerError, match=r"install gunicorn beside Ostler, or remove the import$"):
         settings(tmp_path, "import gunicorn.glogging\n")

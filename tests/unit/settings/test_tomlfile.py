@@ -60,7 +60,7 @@ def test_pyproject(tmp_path: Path) -> None:
 
 
 def test_unknown_keys(tmp_path: Path) -> None:
-    """In TOML a key that is no setting can only be a mistake, so each is told of."""
+    """In TOML a key that is no setting can only be a mistake, so each is reported."""
     (tmp_path / "x.toml").write_text("shop = 1\nworker = 2\ndirty_workers = 3\nlog-level = 'info'\n")
     file = evaluate("x.toml", tmp_path)
     assert file.unrecognised == (
@@ -90,7 +90,7 @@ def test_mistakes(tmp_path: Path, name: str, source: str | bytes, message: str) 
 
 
 def test_value_that_can_not_be_used(tmp_path: Path) -> None:
-    """It is told with its line, as in Python."""
+    """It is reported with its line, as in Python."""
     (tmp_path / "x.toml").write_text("# first\n\nworkers = 'lots'\n")
     with pytest.raises(SettingError, match=r"^workers \(x\.toml line 3\): expected a whole number"):
         load({}, {}, evaluate("x.toml", tmp_path), lambda: 2)
@@ -117,6 +117,6 @@ def test_which_file_is_found(tmp_path: Path) -> None:
     ],
 )
 def test_projects_that_are_broken(tmp_path: Path, source: str, found: str | None) -> None:
-    """A pyproject.toml that nobody wrote for us stops nobody, whatever it is like."""
+    """A pyproject.toml without settings for Ostler never prevents a start, whatever is in it."""
     (tmp_path / "pyproject.toml").write_text(source)
     assert find(None, tmp_path) == found

@@ -1,4 +1,4 @@
-"""Names that are no settings: which of a Python file's are told of, and with what advice."""
+"""Names that are no settings: which of a Python file's are reported, and with what advice."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from ostler.settings.configfile import evaluate
 
 
-def told(tmp_path: Path, source: str) -> list[str]:
+def reported(tmp_path: Path, source: str) -> list[str]:
     (tmp_path / "app.conf.py").write_text(source)
     return list(evaluate("app.conf.py", tmp_path).unrecognised)
 
@@ -42,7 +42,7 @@ def told(tmp_path: Path, source: str) -> list[str]:
         ("workers: int = 3\ntimeuot: int = 3\n", "timeuot (line 2): did you mean timeout?"),
         ("if True:\n    time_out = 3\n", "time_out (line 2): did you mean timeout?"),
         ("WORKERS = 3\n", "WORKERS (line 1): did you mean workers?"),
-        # Nobody can know what was meant.
+        # There is no guess.
         ("proxy_headers = True\n", "proxy_headers (line 1)"),
         ("ssl_session_tickets = False\n", "ssl_session_tickets (line 1)"),
         # Functions that are called nearly as hooks.
@@ -52,7 +52,7 @@ def told(tmp_path: Path, source: str) -> list[str]:
 )  # fmt: skip
 def test_what_was_meant_for_a_setting(tmp_path: Path, source: str, expected: str) -> None:
     """Plain data that nothing in the file reads, and misspelt hooks, each with its line and what to write."""
-    assert told(tmp_path, source) == [expected]
+    assert reported(tmp_path, source) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -80,14 +80,14 @@ def test_what_was_meant_for_a_setting(tmp_path: Path, source: str, expected: str
     ],
 )  # fmt: skip
 def test_what_is_no_business_of_ours(tmp_path: Path, source: str) -> None:
-    """Imports, helpers, constants, what is read, and what gunicorn knows: no word."""
-    assert told(tmp_path, source) == []
+    """Imports, helpers, constants, what is read, and what gunicorn knows: no report."""
+    assert reported(tmp_path, source) == []
 
 
 def test_several(tmp_path: Path) -> None:
-    """All are told of, in the file's order; of a name that is assigned twice the last line counts."""
+    """All are reported, in the file's order; of a name that is assigned twice the last line counts."""
     source = "logfile = 'a'\ndef pre_forks(server, worker): pass\ndebug = 1\nlogfile = 'b'\n"
-    assert [text.split(":")[0] for text in told(tmp_path, source)] == [
+    assert [text.split(":")[0] for text in reported(tmp_path, source)] == [
         "pre_forks (line 2)",
         "debug (line 3)",
         "logfile (line 4)",
@@ -95,13 +95,13 @@ def test_several(tmp_path: Path) -> None:
 
 
 def test_names_that_are_read_in_ways_unseen(tmp_path: Path) -> None:
-    """Where a file takes all its names at once, only those are told of that are nearly settings."""
+    """Where a file takes all its names at once, only those are reported that are nearly settings."""
     source = "extra = 3\nworker = 4\nprint(len(globals()))\n"
-    assert told(tmp_path, source) == ["worker (line 2): did you mean workers?"]
+    assert reported(tmp_path, source) == ["worker (line 2): did you mean workers?"]
 
 
 def test_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module's names may be read by others, so that only those near a setting are told of."""
+    """A module's names may be read by others, so only those near a setting are reported."""
     (tmp_path / "ostler_test_unknown.py").write_text("workers = 2\nshop = 'x'\nlogfile = 'y'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     file = evaluate("python:ostler_test_unknown", tmp_path)

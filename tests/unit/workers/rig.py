@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from ostler.logs.access import AccessLog
 from ostler.logs.lean import Log
 from ostler.logs.logfile import LogFile
+from ostler.scoreboard import layout
 from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.counts import Counts
 from ostler.scoreboard.memory import map_cell
@@ -147,7 +148,7 @@ class Rig:
     """An engine at work.
 
     Args:
-        handoff: shared with other rigs; belongs to whoever made it.
+        handoff: shared with other rigs; closed by its maker.
         tls: what connections are wrapped with.
         make: makes the engine.
         exchange: what serves one request.
@@ -176,6 +177,8 @@ class Rig:
         self.failure: BaseException | None = None
         self.scoreboard = Scoreboard()
         self.cell = self.scoreboard.take_cell(threads + 1)
+        memory = map_cell(self.scoreboard.fileno(self.cell))
+        self._memory = memoryview(memory)
         self.listener = Listener()
         self.address: tuple[str, int] = self.listener.getsockname()
         access_log = AccessLog(LogFile(str(folder / "access"), 1), "%(r)s %(s)s %(B)s") if access else None
@@ -183,7 +186,7 @@ class Rig:
             app,
             [self.listener],
             Settings(**{"threads": threads, "graceful_timeout": PATIENCE} | settings),
-            Accounting(map_cell(self.scoreboard.fileno(self.cell)), threads + 1),
+            Accounting(memory, threads + 1),
             Log(LogFile(str(folder / "log"), 2), "json", "debug", {}),
             access_log,
             quota,
@@ -272,6 +275,11 @@ class Rig:
             self._drained.set()
         else:
             self.engine.drain(self._hand_over)
+
+    def words(self, slot: int) -> memoryview:
+        """The words of a request slot in the scoreboard, which a test may change."""
+        start = layout.PAGE + slot * layout.SLOT_SIZE
+        return self._memory[start : start + layout.TEXT].cast("Q")
 
     def ended(self) -> bool:
         """Wait for the engine to end by itself."""

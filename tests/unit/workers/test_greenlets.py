@@ -105,7 +105,7 @@ def test_a_new_worker_accepts_before_the_first_tick(
 
 
 def test_a_greenlet_that_is_held_is_not_used_again(serve: Callable[..., Rig], shop: Shop) -> None:
-    """Who holds it could throw into it what was meant for the request that it has served."""
+    """What refers to it could throw into it what was meant for the request that it has served."""
 
     def play(rig: Rig) -> None:
         client = rig.client()

@@ -33,7 +33,7 @@ LONG = 0.025
 
 
 class Worker:
-    """An app that answers with its name, and waits where it is told to."""
+    """An app that answers with its name, and waits in `/wait`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -65,14 +65,14 @@ def workers() -> Iterator[tuple[Worker, Worker]]:
 
 
 def occupy(rig: Rig, worker: Worker, threads: int) -> list[Client]:
-    """Let all threads of an engine be in the app, and somebody mind its connections meanwhile."""
+    """Let all threads of an engine be in the app, so that the watcher polls."""
     first = rig.client()
     assert first.get("/long").body == worker.name.encode()
     clients = [first, *(rig.client() for _ in range(threads - 1))]
     for client in clients:
         client.ask("/wait")
         assert worker.is_inside()
-    until(lambda: rig.engine.leader.watcher_leads, "somebody minds the connections")
+    until(lambda: rig.engine.leader.watcher_leads, "the watcher polls")
     return clients
 
 
@@ -80,7 +80,7 @@ def occupy(rig: Rig, worker: Worker, threads: int) -> list[Client]:
 
 
 @BOTH
-def test_who_leaves_gives_its_connections_away(
+def test_a_worker_that_leaves_hands_its_connections_off(
     serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker], threads: int
 ) -> None:
     """Clients notice nothing: no close is announced, and the next answer is a sibling's."""
@@ -101,10 +101,10 @@ def test_who_leaves_gives_its_connections_away(
 
 
 @BOTH
-def test_a_request_on_its_way_is_answered_by_the_taker(
+def test_a_request_on_its_way_is_answered_by_the_sibling(
     serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker], threads: int
 ) -> None:
-    """Bytes that nobody has read travel with the connection; who was in the app gets two whole answers."""
+    """Bytes that were not read go with the connection; requests in the app get whole answers."""
     one, two = workers
     leaving, _ = serve(one, threads=threads, handoff=handoff), serve(two, threads=threads, handoff=handoff)
     old = [leaving.client() for _ in range(3)]
@@ -123,7 +123,7 @@ def test_a_request_on_its_way_is_answered_by_the_taker(
 
 
 def test_half_a_request_stays(serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker]) -> None:
-    """A connection whose bytes were read in part does not travel: who leaves answers it first."""
+    """A connection whose bytes were read in part is not handed off: it is answered first."""
     leaving, _ = (serve(worker, handoff=handoff) for worker in workers)
     client = leaving.client()
     assert client.get().body == b"one"
@@ -139,7 +139,7 @@ def test_half_a_request_stays(serve: Serve, handoff: HandOff, workers: tuple[Wor
 
 
 def test_an_answer_that_is_not_taken_stays(serve: Serve, handoff: HandOff) -> None:
-    """Who leaves sends what it owes; then the connection travels."""
+    """The worker that leaves sends the rest of the answer; then it hands the connection off."""
     large = b"x" * (8 << 20)
 
     def one(_environ: Environ, start_response: Start) -> list[bytes]:
@@ -158,10 +158,10 @@ def test_an_answer_that_is_not_taken_stays(serve: Serve, handoff: HandOff) -> No
 
 
 @BOTH
-def test_the_last_worker_gives_nothing_away(
+def test_the_last_worker_hands_nothing_off(
     serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker], threads: int
 ) -> None:
-    """When all leave, what arrives late is answered by who has it, with `Connection: close`."""
+    """When all leave, what arrives late is answered where it is, with `Connection: close`."""
     one = workers[0]
     rig = serve(one, threads=threads, handoff=handoff)
     idle = rig.client()
@@ -180,7 +180,7 @@ def test_the_last_worker_gives_nothing_away(
     assert rig.counts().handed_off == 0
 
 
-def test_what_nobody_has_taken_is_taken_back(
+def test_what_no_sibling_has_received_is_received_back(
     serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker]
 ) -> None:
     """A connection lies in the hand-off when all workers begin to leave: its request is answered."""
@@ -190,7 +190,7 @@ def test_what_nobody_has_taken_is_taken_back(
     assert idle.get().body == b"one"
     (busy,) = occupy(rig, one, 1)
     idle.ask("/late")
-    until(lambda: rig.counts().handed_off == 1, "it is given away")
+    until(lambda: rig.counts().handed_off == 1, "it is handed off")
     rig.drain()
     one.may_go.set()
     assert busy.answer().body == b"one"
@@ -217,7 +217,7 @@ def test_what_would_wait_for_a_long_request_goes_to_a_sibling(
     waiting = occupy(busy, one, threads)
     for client in old:
         assert client.get().body == b"two"
-    # The taker may have answered before the giver has counted.
+    # The sibling may have answered before this worker has counted.
     until(lambda: (busy.counts().handed_off, free.counts().received) == (5, 5), "all are counted")
     one.may_go.set()
     for client in waiting:
@@ -228,14 +228,14 @@ def test_what_would_wait_for_a_long_request_goes_to_a_sibling(
 def test_without_a_free_sibling_it_is_served_in_the_end(
     serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker]
 ) -> None:
-    """The worker itself takes back what it has given away when it is done."""
+    """The worker itself receives what it has handed off when it is done."""
     one = workers[0]
     rig = serve(one, handoff=handoff)
     old = rig.client()
     assert old.get().body == b"one"
     (busy,) = occupy(rig, one, 1)
     old.ask("/later")
-    until(lambda: rig.counts().handed_off == 1, "it is given away")
+    until(lambda: rig.counts().handed_off == 1, "it is handed off")
     assert "/later" not in one.paths
     one.may_go.set()
     assert busy.answer().body == b"one"
@@ -243,7 +243,9 @@ def test_without_a_free_sibling_it_is_served_in_the_end(
     assert rig.counts().received == 1
 
 
-def test_who_minds_sends_and_receives(serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker]) -> None:
+def test_the_watcher_sends_and_receives(
+    serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker]
+) -> None:
     """A body goes on to be received in the middle of a long request; it stays where it began."""
     one = workers[0]
     rig, _ = serve(one, handoff=handoff), serve(workers[1], handoff=handoff)
@@ -321,8 +323,8 @@ class Pair:
         self.sock.close()
 
 
-def test_what_is_known_travels_along(handoff: HandOff) -> None:
-    """Listener, the peer_info that a proxy told, when it was used; the bytes, and who is at the other end."""
+def test_what_is_known_is_sent_along(handoff: HandOff) -> None:
+    """Listener, the proxy's peer info, when it was used; the bytes, and the address of the other end."""
     with Pair() as pair:
         pair.peer_info = {"REMOTE_ADDR": "192.0.2.1"}
         pair.client.send(b"unread")
@@ -336,7 +338,7 @@ def test_what_is_known_travels_along(handoff: HandOff) -> None:
         assert handoff.receive() is None
 
 
-def test_a_taken_connection_never_blocks(handoff: HandOff) -> None:
+def test_a_received_connection_never_blocks(handoff: HandOff) -> None:
     """Whatever default time-out an app has set: one slow client must not stop the loop."""
     with Pair() as pair:
         assert handoff.send(pair)
@@ -350,7 +352,7 @@ def test_a_taken_connection_never_blocks(handoff: HandOff) -> None:
             assert taken.sock.gettimeout() == 0
 
 
-def test_a_taken_connection_is_not_inherited(handoff: HandOff) -> None:
+def test_a_received_connection_is_not_inherited(handoff: HandOff) -> None:
     """A program that the app starts does not get the client's connection."""
     with Pair() as pair:
         assert handoff.send(pair)
@@ -360,8 +362,8 @@ def test_a_taken_connection_is_not_inherited(handoff: HandOff) -> None:
             assert not os.get_inheritable(taken.sock.fileno())
 
 
-def test_a_client_that_has_gone_is_not_taken(handoff: HandOff) -> None:
-    """A reset while it lay in the hand-off: nothing is taken, and nothing stays open."""
+def test_a_client_that_has_gone_is_not_received(handoff: HandOff) -> None:
+    """A reset while it lay in the hand-off: nothing is received, and nothing stays open."""
     with Pair() as pair:
         assert handoff.send(pair)
         pair.sock.close()
@@ -391,7 +393,7 @@ def test_a_listener_of_any_name_can_be_told(handoff: HandOff) -> None:
 
 
 def test_a_full_handoff_refuses(handoff: HandOff) -> None:
-    """Nobody takes: giving fails at some point, and does not wait. What was given is all there."""
+    """Without a receiver sending fails at some point, and does not wait. What was sent is all there."""
     with Pair() as pair:
         given = 0
         while handoff.send(pair):
@@ -431,7 +433,7 @@ def test_a_handoff_whose_other_end_is_gone_refuses() -> None:
     assert (result.returncode, result.stdout) == (0, "False\n")
 
 
-def test_a_crowded_worker_shares(serve: Serve, handoff: HandOff) -> None:
+def test_an_overloaded_worker_shares(serve: Serve, handoff: HandOff) -> None:
     """Connections that stay open reach a worker that came later: of many that wait at once some are given."""
     inside, gate = threading.Semaphore(0), threading.Semaphore(0)
 
@@ -547,7 +549,7 @@ class Idle:
 
 
 def test_a_pair_that_blocks(ends: tuple[HandOff, socket.socket]) -> None:
-    """A sibling can fill the shared sockets and make them block: then nothing is given, and nobody waits."""
+    """A sibling can fill the shared sockets and make them block: nothing is handed off, no worker waits."""
     handoff, sibling = ends
     sibling.setblocking(False)
     with suppress(BlockingIOError):
@@ -558,7 +560,7 @@ def test_a_pair_that_blocks(ends: tuple[HandOff, socket.socket]) -> None:
 
 
 def test_close_that_would_wait(ends: tuple[HandOff, socket.socket]) -> None:
-    """A connection with SO_LINGER does not make the one that takes it wait when it closes it."""
+    """A connection with SO_LINGER does not make its receiver wait when that closes it."""
     handoff, sibling = ends
     ours, theirs = lingering()
     socket.send_fds(sibling, [parcel()], [ours.fileno()])

@@ -156,7 +156,7 @@ def test_the_main_thread(tmp_path: Path, handled: Handled, hang: Callable[[], No
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_other_threads(serve: Serve, handled: Handled, threads: int) -> None:
-    """The same in a thread that is not the main one; who serves beside it notices nothing."""
+    """The same in a thread that is not the main one; a thread that serves beside it notices nothing."""
     gate = threading.Event()
     shop = Shop(nap)
 
@@ -285,10 +285,10 @@ def test_post_request_that_hangs(
     """The hook belongs to its request and is ended as the app is. The answer was given; the next one is."""
     if not main and hang is receive:
         pytest.skip("a system call is ended in the main thread only")
-    told: list[str] = []
+    logged: list[str] = []
     calls = HookFunctions(
         {"post_request": lambda _worker, req, _environ, _resp: hang() if req.path == "/post" else None},
-        lambda _level, name, **_fields: told.append(name),
+        lambda _level, name, **_fields: logged.append(name),
     )
     worker: Any = None
     exchange = RequestHooks(calls, worker).exchange()
@@ -312,7 +312,7 @@ def test_post_request_that_hangs(
     lines = (tmp_path / "access").read_text().splitlines()
     assert lines == ["GET /post HTTP/1.1 200 2", "GET / HTTP/1.1 200 2"]
     assert (tmp_path / "log").read_text() == ""
-    assert told == []
+    assert logged == []
 
 
 def test_a_client_that_takes_nothing(serve: Serve, handled: Handled) -> None:
@@ -336,7 +336,7 @@ def test_a_client_that_takes_nothing(serve: Serve, handled: Handled) -> None:
 
 
 def test_the_next_request_is_not_meant(tmp_path: Path, handled: Handled) -> None:
-    """The signal comes when the overdue request has ended: who is in the thread now goes on."""
+    """The signal comes when the overdue request has ended: the one that is in the thread now goes on."""
     gate = threading.Event()
 
     def app(environ: Environ, start_response: Start) -> Iterable[bytes]:
@@ -350,7 +350,7 @@ def test_the_next_request_is_not_meant(tmp_path: Path, handled: Handled) -> None
     handled(rig)
 
     def play() -> None:
-        words = rig.engine._accounting._parts(0)[0]
+        words = rig.words(0)
         client = rig.client()
         client.ask("/next")
         request = old(rig, "/next")
@@ -376,12 +376,12 @@ def test_the_next_request_is_not_meant(tmp_path: Path, handled: Handled) -> None
 
 
 class Stage:
-    """A cell with one request slot that shows a request of the calling thread, marked as overdue."""
+    """A slot that shows a request of the calling thread, marked as overdue."""
 
     def __init__(self, tmp_path: Path) -> None:
         self.rig = Rig(tmp_path, Shop())
         self.deadlines = self.rig.engine.deadlines
-        self.words = self.rig.engine._accounting._parts(0)[0]
+        self.words = self.rig.words(0)
         self.words[layout.IDENT] = threading.get_ident()
         self.started = time.monotonic_ns() - 2 * LONG
         self.words[layout.STARTED] = self.words[layout.OVERDUE] = self.started
@@ -633,8 +633,8 @@ def test_extending_a_deadline(serve: Serve, threads: int) -> None:
     client.answer()
 
 
-def test_extending_nobodys_deadline(serve: Serve) -> None:
-    """A thread of the app's own serves no request: it is told so."""
+def test_extending_the_deadline_of_no_request(serve: Serve) -> None:
+    """A thread of the app's own serves no request: that is an error."""
     heard: list[BaseException] = []
 
     def app(environ: Environ, start_response: Start) -> Iterable[bytes]:

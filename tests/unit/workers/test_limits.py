@@ -117,7 +117,7 @@ def test_time_that_others_take_is_not_the_clients(serve: Serve) -> None:
             assert may_go.wait(PATIENCE)
         return echo(environ, start_response)
 
-    # Without handoff there is no watcher who would receive meanwhile.
+    # Without a hand-off there is no watcher, which would receive meanwhile.
     rig = serve(app, header_timeout=0.3, body_timeout=0.3, body_min_rate=0)
     head, body, busy = rig.client(), rig.client(), rig.client()
     head.send(b"GET /head HTTP/1.1\r\nHo")
@@ -129,7 +129,7 @@ def test_time_that_others_take_is_not_the_clients(serve: Serve) -> None:
     assert entered.wait(PATIENCE)
     head.send(b"st: x\r\n\r\n")
     body.send(b"34")
-    threading.Event().wait(0.5)  # the time-outs pass while nobody can look
+    threading.Event().wait(0.5)  # the time-outs pass while no thread can look
     may_go.set()
     assert busy.answer().body == b"/wait"
     assert head.answer().body == b"/head"
@@ -234,7 +234,9 @@ def test_the_next_request_begins_anew(times: Callable[..., Times]) -> None:
 
 @pytest.mark.usefixtures("often")
 @BOTH
-def test_who_says_nothing_is_let_go(serve: Serve, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+def test_clients_that_send_nothing_are_closed(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
     """A connection without a request, and one behind a request, end without an answer, and count as none."""
     monkeypatch.setattr(sweeper_module, "_FIRST_REQUEST", SECOND // 5)
     rig = serve(echo, threads=threads, keepalive=0.2)
@@ -333,7 +335,7 @@ def test_a_spooled_body_whose_end_does_not_fit(
 
 @BOTH
 def test_the_longest_idle_make_room(serve: Serve, threads: int) -> None:
-    """At the limit who was served and idles longest is let go; who is in the middle of a request stays."""
+    """At the limit the longest idle one is closed; a connection in the middle of a request stays."""
     rig = serve(echo, threads=threads, worker_connections=4, keepalive=600)
     half = rig.client()
     half.send(b"GET /half HTTP/1.1\r\nHo")
@@ -357,7 +359,7 @@ def test_the_longest_idle_make_room(serve: Serve, threads: int) -> None:
 
 @BOTH
 def test_slow_senders_make_room(serve: Serve, threads: int) -> None:
-    """All connections are in incomplete requests: who has sent least for longest is told so, and let go."""
+    """All connections are in incomplete requests: the one that has sent least for longest gets 408."""
     rig = serve(echo, threads=threads, worker_connections=2, keepalive=600, access=True)
     slowest = rig.client()
     slowest.send(b"GET /half HTTP/1.1\r\nHo")
@@ -413,7 +415,7 @@ def test_connections_of_one_address_behind_a_proxy(serve: Serve) -> None:
 
 
 def test_connections_of_one_address_from_siblings(serve: Serve, handoff: HandOff) -> None:
-    """A connection that a sibling gives away counts as its client's, too, and not as its proxy's."""
+    """A connection that a sibling hands off counts as its client's, too, and not as its proxy's."""
     rig = serve(echo, handoff=handoff, limit_connections_per_address=1, keepalive=600)
     with ExitStack() as stack:
         for number in range(3):
@@ -429,7 +431,7 @@ def test_connections_of_one_address_from_siblings(serve: Serve, handoff: HandOff
 
 @dataclass
 class Given:
-    """A connection that is given away."""
+    """A connection that is handed off."""
 
     fd: int
     peer_info: dict[str, str] | None
@@ -545,7 +547,7 @@ def speak_tls(client: Client) -> None:
 def test_clients_that_are_gone_before_they_are_accepted(
     tmp_path: Path, context: ssl.SSLContext, threads: int, tls: bool
 ) -> None:
-    """Connections that were reset in the listener's queue harm nobody, under TLS as little as without."""
+    """Connections that were reset in the listener's queue do no harm, with and without TLS."""
     rig = Rig(tmp_path, echo, threads=threads, tls=context if tls else None)
     for _ in range(3):
         reset(rig.address)
@@ -560,10 +562,10 @@ def test_clients_that_are_gone_before_they_are_accepted(
 
 
 @BOTH
-def test_tls_clients_are_told_that_their_worker_leaves(
+def test_tls_connections_end_when_their_worker_leaves(
     serve: Serve, context: ssl.SSLContext, handoff: Any, threads: int
 ) -> None:
-    """Their connections can't be handed over, so they hear it with their next answer, and in time."""
+    """Their connections can't be handed off, so their next answer has `Connection: close`."""
     rig = serve(echo, threads=threads, handoff=handoff, tls=context)
     client = rig.client()
     speak_tls(client)
@@ -646,7 +648,7 @@ def test_a_streamed_body_with_a_mistake(serve: Serve, threads: int) -> None:
 
 @BOTH
 def test_a_streamed_body_whose_client_goes_away(serve: Serve, threads: int) -> None:
-    """The app's reading ends with an error; it is nobody's 5xx, and not the app's error in the log."""
+    """The app's reading ends with an error; it is not a 5xx, and not an app's error in the log."""
     seen: list[BaseException] = []
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
@@ -766,7 +768,7 @@ SIZE = 24 << 20
 
 @BOTH
 def test_a_large_file_to_slow_readers(serve: Serve, tmp_path: Path, threads: int) -> None:
-    """More of them than threads cost nobody time; each gets the rest of the file, and none stays open."""
+    """More of them than threads cost no thread time; each gets the rest of the file, and none stays open."""
     path = tmp_path / "file"
     with path.open("wb") as file:
         for number in range(SIZE // (1 << 20)):
@@ -780,7 +782,7 @@ def test_a_large_file_to_slow_readers(serve: Serve, tmp_path: Path, threads: int
         opened.seek(1 << 19)
         return environ["wsgi.file_wrapper"](opened)
 
-    rig = serve(app, threads=threads)
+    rig = serve(app, threads=threads, keepalive=60)
     slow = [rig.client(receive_buffer=4096) for _ in range(threads + 1)]
     for client in slow:
         client.ask("/file")
@@ -853,7 +855,7 @@ def test_pipelined_requests_wait_behind_an_answer(serve: Serve, threads: int) ->
 def test_a_long_request_keeps_its_connection(serve: Serve) -> None:
     """Another long request ends just when it begins; it is answered, though it takes longer than keepalive.
 
-    Who comes back then must not take the lead from who has just lent it.
+    The thread that leaves the app then must not withdraw the offer of the other one.
     """
     entered, may_go = threading.Event(), threading.Event()
 
@@ -877,7 +879,7 @@ def test_a_long_request_keeps_its_connection(serve: Serve) -> None:
 
 
 def test_a_defect_in_any_thread_ends_the_worker(serve: Serve) -> None:
-    """It says so in the log and leaves, to be replaced; it does not hang with nobody to lead."""
+    """It says so in the log and leaves, to be replaced; it does not hang without a leader."""
     may_go = threading.Event()
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:

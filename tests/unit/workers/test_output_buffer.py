@@ -1,6 +1,6 @@
 """What a client has not taken yet: its order, where it lies, when there is too much of it, and how it ends.
 
-The client is the other end of a socket pair whose buffer is small, and reads when it is told to.
+The client is the other end of a socket pair whose buffer is small, and reads when the test says so.
 """
 
 import errno
@@ -361,7 +361,7 @@ def test_descriptors_are_closed_when_all_is_sent(
 def test_descriptors_are_closed_when_the_client_has_gone(
     descriptors: Callable[[], int], tmp_path: Path, how: str
 ) -> None:
-    """Whether somebody closes the output_buffer or just lets it go."""
+    """Whether the buffer is closed or just not referred to any more."""
     base = descriptors()
     output_buffer = OutputBuffer(MEMORY, FILE, str(tmp_path))
     (tmp_path / "file").write_bytes(b"x" * 100)

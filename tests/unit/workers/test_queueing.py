@@ -1,4 +1,4 @@
-"""How long requests waited, whoever looked when; and what those hear that have waited too long."""
+"""How long requests waited, whenever the worker looked; and the answer to those that waited too long."""
 
 import socket
 import threading
@@ -21,7 +21,7 @@ from tests.kit.daemon import until
 from tests.unit.workers.rig import PATIENCE, Rig, Serve
 
 Start = Callable[..., Any]
-# What the kernel's clock tells is exact to a tick, at most 10 ms, and one is taken off to be sure.
+# The kernel's time is exact to a tick, at most 10 ms, and one is subtracted to be sure.
 TICK = 0.02
 
 
@@ -66,7 +66,7 @@ def let_pass(seconds: float) -> None:
     until(lambda: time.monotonic() >= end, "time passes")
 
 
-def test_nobody_waits_for_an_idle_worker(serve: Serve) -> None:
+def test_requests_do_not_wait_for_an_idle_worker(serve: Serve) -> None:
     """Hardly any request counts as having waited, as far as the machine has time for us."""
     rig = serve(Gate())
     client = rig.client()
@@ -137,7 +137,7 @@ def test_slow_passes_ask_the_kernel_rarely(serve: Serve, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("new", [True, False])
-def test_who_comes_while_the_worker_is_busy(serve: Serve, new: bool) -> None:
+def test_a_request_that_comes_while_the_worker_is_busy(serve: Serve, new: bool) -> None:
     """The wait is that since its arrival, not since the worker looked; on new and on open connections."""
     gate = Gate()
     rig = serve(gate)
@@ -157,7 +157,7 @@ def test_who_comes_while_the_worker_is_busy(serve: Serve, new: bool) -> None:
 
 
 @pytest.mark.parametrize("new", [True, False])
-def test_who_comes_late_has_not_waited_long(serve: Serve, new: bool) -> None:
+def test_a_request_that_comes_late_has_not_waited_long(serve: Serve, new: bool) -> None:
     """It came at the end of a long request: the worker has not looked for long, but that is not its wait."""
     gate = Gate()
     rig = serve(gate)
@@ -194,7 +194,7 @@ def test_with_threads(serve: Serve) -> None:
     assert max(waits(rig.counts())) >= 0.1 - TICK
 
 
-def test_behind_ones_own_requests(serve: Serve) -> None:
+def test_behind_requests_of_the_same_client(serve: Serve) -> None:
     """Pipelined requests wait for those before them on their connection: more workers would not help."""
     gate = Gate()
     rig = serve(gate, queue_timeout=0.05)
@@ -209,8 +209,8 @@ def test_behind_ones_own_requests(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_sent_while_ones_own_request_is_answered(serve: Serve, threads: int) -> None:
-    """The same if they do not come together, and no matter who serves the second one."""
+def test_sent_while_a_request_of_the_same_client_is_answered(serve: Serve, threads: int) -> None:
+    """The same if they do not come together, and in whichever thread the second one is served."""
     gate = Gate()
     rig = serve(gate, queue_timeout=0.05, threads=threads)
     client = rig.client()
@@ -273,7 +273,7 @@ def test_too_late(serve: Serve, protocol: str) -> None:
 
 
 def test_in_time(serve: Serve) -> None:
-    """Who waited, but no longer than allowed, is served; and without the setting everybody is."""
+    """A request that waited no longer than allowed is served; without the setting each is."""
     gate = Gate()
     rig = serve(gate, queue_timeout=PATIENCE)
     client = rig.client()
@@ -286,7 +286,7 @@ def test_in_time(serve: Serve) -> None:
 
 
 def test_a_head_request_too_late(serve: Serve) -> None:
-    """HEAD is told the same, without a body."""
+    """HEAD gets the same, without a body."""
     gate = Gate()
     rig = serve(gate, queue_timeout=0.02)
     client = rig.client()
@@ -300,8 +300,8 @@ def test_a_head_request_too_late(serve: Serve) -> None:
     assert client.get("/again").body == b"ok"
 
 
-def test_what_was_given_away(tmp_path: Path, handoff: HandOff) -> None:
-    """A connection that a busy worker gave away, and nobody had time for: it waits since its arrival."""
+def test_what_was_handed_off(tmp_path: Path, handoff: HandOff) -> None:
+    """A connection that a busy worker handed off, and no sibling had time for, waits since its arrival."""
     gates = [Gate(), Gate()]
     rigs: list[Rig] = []
     for number, gate in enumerate(gates):
@@ -318,9 +318,9 @@ def test_what_was_given_away(tmp_path: Path, handoff: HandOff) -> None:
                 held.ask("/gate")
                 until(lambda c=count, g=gate: g.calls.count("/gate") == c, "it is in the app")
                 holding.append(held)
-        until(lambda: all(rig.engine.leader.watcher_leads for rig in rigs), "the watchers mind")
+        until(lambda: all(rig.engine.leader.watcher_leads for rig in rigs), "the watchers poll")
         client.ask("/waits")
-        until(lambda: sum(rig.counts().handed_off for rig in rigs) == 1, "it was given away")
+        until(lambda: sum(rig.counts().handed_off for rig in rigs) == 1, "it was handed off")
         let_pass(0.1)
         for gate in gates:
             gate.release()
@@ -461,7 +461,7 @@ def test_the_kernel_knows(serve: Serve) -> None:
 
 
 def test_the_kernel_does_not_know() -> None:
-    """Of Unix sockets it tells nothing: then it is the time since when the request is known to be there."""
+    """Of Unix sockets it says nothing: then it is the time since when the request is known to be there."""
     one, other = socket.socketpair()
     with one, other:
         assert waiting_time(one, 10_000, 0, 4_000) == 6_000
@@ -478,7 +478,7 @@ def test_a_kernel_that_tells_less() -> None:
     assert waiting_time(Short(), 10_000, 0, 4_000) == 6_000
 
 
-def test_what_the_late_are_told() -> None:
+def test_the_answer_to_late_requests() -> None:
     """The length that is announced is that of the text."""
     heads: list[tuple[str, list[tuple[str, str]]]] = []
     (body,) = queueing.overloaded({}, lambda status, headers: heads.append((status, headers)))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ostler.workers.connection import CLOSED, CLOSING, LINGERING, OPEN, Connection
-from ostler.workers.drain import Drain
+from ostler.workers.drain import DrainState
 from ostler.workers.handoff import HandOff
 from tests.unit.workers.pieces import GET, SECOND, Pieces, received
 
@@ -176,7 +176,7 @@ def test_draining_with_all_siblings(make: Make, handoff: HandOff) -> None:
 @pytest.mark.parametrize(("seconds", "expected"), [(None, 30), (2.5, 2.5), (100.0, 100)])
 def test_the_time_that_draining_may_take(seconds: float | None, expected: float) -> None:
     """That of the drain message; without one the setting's; from the moment when the loop has noticed."""
-    drain = Drain(30.0, can_hand_over=True)
+    drain = DrainState(30.0, can_hand_over=True)
     drain.ask(True, seconds)
     assert (drain.asked, drain.hand_over, drain.deadline) == (True, True, None)
     assert not drain.is_over(1 << 62)
@@ -189,7 +189,7 @@ def test_the_time_that_draining_may_take(seconds: float | None, expected: float)
 
 def test_a_second_message(make: Make) -> None:
     """It may shorten the time of a worker that drains already; without a time it leaves that alone."""
-    drain = Drain(30.0, can_hand_over=False)
+    drain = DrainState(30.0, can_hand_over=False)
     drain.ask(True, 20.0)
     assert not drain.hand_over, "there is no sibling"
     drain.begin()

@@ -53,7 +53,7 @@ class Ends:
         self.result: Any = None
 
     def play(self, context: ssl.SSLContext, part: Callable[[ssl.SSLSocket], Any]) -> None:
-        """Let the client shake hands and then do `part`; `result` is what it gave or how it failed."""
+        """Let the client shake hands and then do `part`; `result` is what it returned or how it failed."""
 
         def run() -> None:
             try:
@@ -226,7 +226,7 @@ def test_files_that_cannot_be_used(authority: Authority, server: Certificate, tm
 
 
 def test_encrypted_key(server: Certificate, tmp_path: Path) -> None:
-    """A daemon asks nobody for a passphrase: it says that it can't."""
+    """A daemon can't ask for a passphrase: that is an error."""
     locked = str(tmp_path / "locked.key")
     command = ["openssl", "ec", "-in", server.key, "-aes256", "-passout", "pass:secret", "-out", locked]
     subprocess.run(command, check=True, capture_output=True)
@@ -267,7 +267,7 @@ def test_bytes_go_both_ways(authority: Authority, server: Certificate, connect: 
 
 
 def test_alpn(authority: Authority, server: Certificate, connect: Connect) -> None:
-    """A client that also speaks HTTP/2 is told to speak HTTP/1.1."""
+    """With a client that also speaks HTTP/2 the protocol is HTTP/1.1."""
     client = authority.client_context()
     client.set_alpn_protocols(["h2", "http/1.1"])
     ends = connect(context_of(server))
@@ -377,7 +377,7 @@ def test_shutdown_says_goodbye(authority: Authority, server: Certificate, connec
 
 
 def test_plain_http_is_told_so(server: Certificate, connect: Connect) -> None:
-    """Who speaks HTTP to a TLS address reads why that fails."""
+    """A client that speaks HTTP to a TLS address gets an answer that says why that fails."""
     ends = connect(context_of(server))
     ends.plain.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     with pytest.raises(HandshakeFailed, match="http request"):
@@ -455,7 +455,7 @@ def test_sessions_are_resumed(authority: Authority, server: Certificate, connect
 
 
 def test_client_certificates(authority: Authority, server: Certificate, connect: Connect) -> None:
-    """Who must show a certificate and does is known to the app by all that stands in it."""
+    """The app gets all that is in the certificate that a client must show."""
     alice = authority.issue(
         "alice",
         subject="/C=DE/O=Müller, Sons/OU=one/OU=two/CN=alice",

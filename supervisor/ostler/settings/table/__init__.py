@@ -59,7 +59,7 @@ def not_in_gunicorn() -> frozenset[str]:
 
 
 def policy_fields(settings: Settings) -> dict[str, Any]:
-    """What the settings say about the fleet, as arguments of `FleetPolicy`."""
+    """The fields of the fleet's policy that follow from the settings, as arguments of `FleetPolicy`."""
     found: dict[str, Any] = {}
     for name, row in rows().items():
         found.update(row.policy_fields(getattr(settings, name)))

@@ -2,13 +2,12 @@
 
 from typing import Annotated
 
-import msgspec
-
 from ostler.settings import classes, kinds
+from ostler.settings.table.http import HttpRows
 from ostler.settings.table.row import Setting
 
 
-class AppRows(msgspec.Struct, frozen=True, kw_only=True):
+class AppRows(HttpRows, frozen=True, kw_only=True):
     """Rows of `Settings`."""
 
     wsgi_app: Annotated[
@@ -112,7 +111,7 @@ class AppRows(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Setting(
             kinds.choice("auto", "on", "off"),
-            "Whether an ASGI app is told of start and end; auto asks it.",
+            "Whether an ASGI app gets the lifespan events startup and shutdown; auto tries it.",
             flags=("--asgi-lifespan",),
             worker_classes=classes.ASGI,
         ),

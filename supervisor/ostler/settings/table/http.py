@@ -8,7 +8,7 @@ from ostler.settings import classes, kinds
 from ostler.settings.table.fleet import FleetRows
 from ostler.settings.table.row import Setting
 
-# By these headers proxies say that a request came to them by https; gunicorn's default.
+# Headers by which proxies mark requests that came to them by https; gunicorn's default.
 SECURE_SCHEME_HEADERS = {
     "X-FORWARDED-PROTOCOL": "ssl",
     "X-FORWARDED-PROTO": "https",
@@ -255,7 +255,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
         bool,
         Setting(
             kinds.SWITCH,
-            "Take get for GET; HTTP says that it is another method.",
+            "Read the method get as GET; in HTTP it is another method.",
             flags=("--casefold-http-method",),
             worker_classes=classes.OWN_HTTP,
         ),
@@ -275,7 +275,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
         dict[str, str],
         Setting(
             kinds.HEADER_VALUES,
-            "Headers, with the value of each, by which a proxy says that a request came to it by https.",
+            "Headers, with the value of each, by which a proxy marks a request that came to it by https.",
             worker_classes=classes.OWN_HTTP,
         ),
     ] = msgspec.field(default_factory=SECURE_SCHEME_HEADERS.copy)

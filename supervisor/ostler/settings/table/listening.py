@@ -2,12 +2,13 @@
 
 from typing import Annotated
 
+import msgspec
+
 from ostler.settings import classes, kinds
-from ostler.settings.table.app import AppRows
 from ostler.settings.table.row import RESTART, Setting
 
 
-class ListeningRows(AppRows, frozen=True, kw_only=True):
+class ListeningRows(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of `Settings`."""
 
     bind: Annotated[
@@ -41,8 +42,8 @@ class ListeningRows(AppRows, frozen=True, kw_only=True):
         str | None,
         Setting(
             kinds.MODE,
-            "Mode of Unix sockets in octal, e.g. 0660; by default all who reach the folder may connect, but "
-            "for what umask says.",
+            "Mode of Unix sockets in octal, e.g. 0660; by default all accounts that can reach the folder may "
+            "connect, except as umask forbids.",
             flags=("--socket-mode",),
             gunicorn=None,
         ),

@@ -3,11 +3,11 @@
 from typing import Annotated
 
 from ostler.settings import kinds
-from ostler.settings.table.http import HttpRows
+from ostler.settings.table.app import AppRows
 from ostler.settings.table.row import RESTART, Setting
 
 
-class ProcessRows(HttpRows, frozen=True, kw_only=True):
+class ProcessRows(AppRows, frozen=True, kw_only=True):
     """Rows of `Settings`."""
 
     user: Annotated[
@@ -68,7 +68,7 @@ class ProcessRows(HttpRows, frozen=True, kw_only=True):
         bool,
         Setting(
             kinds.SWITCH,
-            "Detach from the terminal once it serves; if it can't start the exit code says so.",
+            "Detach from the terminal once it serves; if it can't start, the exit code is not 0.",
             flags=("-D", "--daemon"),
             takes_effect=RESTART,
         ),

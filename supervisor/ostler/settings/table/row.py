@@ -52,7 +52,7 @@ class Setting:
     default: Any = field(default=None, compare=False)
 
     def of_field(self, name: str, default: Any) -> "Setting":
-        """The row with what the field says of it."""
+        """The row with name and default of its field."""
         gunicorn = name if self.gunicorn == SAME_NAME else self.gunicorn
         return replace(self, name=name, default=default, gunicorn=gunicorn)
 

@@ -1,0 +1,140 @@
+"""The receiver and the responder: from bytes to requests, and what is answered that is not a request."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from ostler.http1.errors import BodyNotStored, RequestTimeout
+from ostler.workers.connection import CLOSED, LINGERING, OPEN, PROXY_HEADER
+from tests.unit.workers.pieces import GET, Pieces, received
+
+
+def test_a_request_in_pieces(pieces: Pieces) -> None:
+    """There is a request when its last byte has come; until then the reactor watches the connection."""
+    connection, client = pieces.connect()
+    for byte in GET[:-1]:
+        client.send(bytes([byte]))
+        assert not pieces.receive(connection)
+        assert connection.watched
+    client.send(GET[-1:])
+    assert pieces.receive(connection)
+    assert [request.target for request in connection.parser.requests] == [b"/"]
+
+
+def test_nothing_has_come(pieces: Pieces) -> None:
+    """An event that was about something else changes nothing."""
+    connection, _ = pieces.connect()
+    assert not pieces.receive(connection)
+    assert (connection.phase, connection.is_idle) == (OPEN, True)
+
+
+def test_the_client_closes(pieces: Pieces) -> None:
+    """Between requests, and in the middle of one: the connection is closed, nothing is logged."""
+    for begun in (b"", GET[:10]):
+        connection, client = pieces.connect()
+        client.sendall(begun)
+        if begun:
+            pieces.receive(connection)
+        client.close()
+        assert not pieces.receive(connection)
+        assert connection.phase is CLOSED
+    assert pieces.counts().closed == 2
+    assert pieces.log() == ""
+
+
+def test_what_is_no_request(tmp_path: Path) -> None:
+    """It is refused, counted, and in the access log; what still comes is discarded: no reset follows."""
+    with Pieces(tmp_path, access=True) as pieces:
+        connection, client = pieces.connect()
+        client.sendall(b"nonsense\r\n\r\n")
+        assert not pieces.receive(connection)
+        assert connection.phase is LINGERING
+        assert received(client).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert pieces.counts().statuses[4] == pieces.counts().requests == 1
+        assert len(pieces.access_log()) == 1
+        client.setblocking(True)
+        client.sendall(b"more")
+        assert not pieces.receive(connection)
+        assert connection.phase is LINGERING
+        client.shutdown(socket.SHUT_WR)
+        assert not pieces.receive(connection)
+        assert connection.phase is CLOSED
+
+
+def test_a_client_that_waits_for_100_continue(pieces: Pieces) -> None:
+    """It is asked for its body at once."""
+    connection, client = pieces.connect()
+    client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+    assert not pieces.receive(connection)
+    assert received(client) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    client.setblocking(True)
+    client.sendall(b"ok")
+    assert pieces.receive(connection)
+
+
+@pytest.mark.parametrize("cut", [1, 10, 30])
+def test_a_proxy_header_in_pieces(tmp_path: Path, cut: int) -> None:
+    """Nothing is a request before it is whole; then the client is the one that the header names."""
+    header = b"PROXY TCP4 192.0.2.7 192.0.2.9 1 2\r\n"
+    with Pieces(tmp_path, proxy_protocol="auto") as pieces:
+        connection, client = pieces.connect(proxied=True)
+        client.sendall(header[:cut])
+        assert not pieces.receive(connection)
+        assert connection.phase is PROXY_HEADER
+        client.sendall(header[cut:] + GET)
+        assert pieces.receive(connection)
+        assert connection.phase is OPEN
+        assert connection.direct
+        assert connection.peer_info is not None
+        assert connection.peer_info["PROXY_ADDR"] == "192.0.2.9"
+
+
+def test_output_goes_first(pieces: Pieces) -> None:
+    """What the client has not taken is sent before anything is read; then the request behind it is ready."""
+    connection, client = pieces.connect()
+    connection.send(b"x" * (1 << 20))
+    assert connection.output
+    connection.parser.feed(GET)
+    ready = False
+    got = 0
+    while not ready:
+        got += len(received(client))
+        ready = pieces.receive(connection)
+    assert got + len(received(client)) == 1 << 20
+    assert connection.output is None
+    assert connection.served > 0, "the request has waited for its own client"
+
+
+def test_a_body_that_is_not_stored_is_logged(pieces: Pieces) -> None:
+    """507 for the client; an operator learns why."""
+    connection, client = pieces.connect()
+    pieces.parts.responder.refuse(connection, BodyNotStored("no room"), pieces.slot)
+    assert received(client).startswith(b"HTTP/1.1 507 ")
+    assert "no room" in pieces.log()
+
+
+def test_a_client_that_has_gone_before_it_is_refused(pieces: Pieces) -> None:
+    """The connection is closed instead; the answer counts all the same."""
+    connection, client = pieces.connect()
+    client.close()
+    pieces.parts.responder.refuse(connection, RequestTimeout("too slow"), pieces.slot)
+    assert connection.phase is CLOSED
+    assert pieces.counts().statuses[4] == 1
+
+
+def test_a_defect_of_ours(pieces: Pieces) -> None:
+    """It costs the connection, and its traceback is in the log."""
+    connection, client = pieces.connect()
+
+    def broken(_data: bytes) -> None:
+        raise RuntimeError("a defect")
+
+    class Parser:
+        feed = staticmethod(broken)
+
+    connection.parser = Parser()  # type: ignore[assignment]
+    client.sendall(GET)
+    assert not pieces.receive(connection)
+    assert connection.phase is CLOSED
+    assert "a defect" in pieces.log()
