@@ -303,8 +303,8 @@ def test_idle_close_costs_nothing() -> None:
         closed.set()
 
     with ScriptedServer(script) as server:
-        # 20 requests a second: the close, microseconds after the answer, comes long before the next one.
-        report = load(server.address, requests=4, rate=20)
+        # The next request is due 200 ms later: long after the close, also on a busy machine.
+        report = load(server.address, requests=4, rate=5)
         assert closed.is_set()
         assert server.accepted == 4
     assert (report.failed, report.stale) == (0, 0)
