@@ -99,7 +99,7 @@ class WorkerBootFailed:
 
 @dataclass(frozen=True, slots=True)
 class WorkerExited:
-    """The kernel reported a death; seen exactly once per process.
+    """A worker has ended, or is treated as ended. Submitted once for each worker.
 
     outsider: a signal ended it that did not come from the fleet, the kernel or the app; request: what it
     served last, e.g. `GET /path`; traceback: the stacks at its end, if it crashed; problem: the protocol
