@@ -114,7 +114,7 @@ class Shell:
         self.attempt = Attempts(journal)
         self.configurations = Configurations(lambda: self.state)
         self.ports = Ports(self._loop, journal, self.children, self.submit, lambda: self.state, self.attempt)
-        # These call each other: what comes later is named in a function that is called later.
+        # These refer to each other: the lambdas look up the parts that are created further down.
         self.stacks = StackDumps(self.ports, scoreboard)
         self.overdue = OverdueRequests(self.ports, scoreboard, self.stacks)
         self.inbox = Inbox(

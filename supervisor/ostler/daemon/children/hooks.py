@@ -10,8 +10,8 @@ What `on_starting` and `when_ready` have started (a thread that serves metrics, 
 fork server, and must outlive reloads. So that one does not end with its generation but is sent `retire`: it
 closes everything else, and ends only if nothing runs in it. It is then the one that calls `on_exit`.
 
-`child_exit` is called once for each worker: by the fork server of its own generation, or if that has ended by
-another. What a fork server that dies has not begun with is sent to the next one.
+`child_exit` is called at most once for each worker: by the fork server of its own generation, or if that has
+ended by another. A `child_exit` that a fork server had not begun with when it died is sent to the next one.
 """
 
 import asyncio
