@@ -227,12 +227,12 @@ def test_signal_during(place: Place) -> None:
     daemon = start(
         place,
         lines="""
-from ostler.daemon import upgrade
-replace = upgrade.replace_program
+from ostler.daemon import upgrade_state
+replace = upgrade_state.replace_program
 def signalled(*args):
     os.kill(os.getpid(), signal.SIGTERM)
     replace(*args)
-upgrade.replace_program = signalled
+upgrade_state.replace_program = signalled
 """,
     )
     daemon.send(signal.SIGUSR2)
