@@ -62,7 +62,7 @@ STATES: dict[enum.Enum, str] = {
 
 DECISIONS = {
     FleetDecision.RETIRE: "the generation is not needed any more, and has no fork server to end",
-    FleetDecision.STAND_BY: "the generation was replaced and is kept for a roll-back",
+    FleetDecision.KEEP_AS_SPARE: "the generation was replaced and is kept for a roll-back",
     FleetDecision.PROMOTE: "the canary has lived long enough: its generation becomes the current one",
     FleetDecision.COMPLETE: "the last old worker has ended and all slots are served",
     FleetDecision.FAIL: "loading, the canary or too many workers failed, or the daemon stops",

@@ -227,12 +227,12 @@ def test_signal_during(place: Place) -> None:
     daemon = start(
         place,
         lines="""
-from ostler.daemon import upgrade
-replace = upgrade.replace_program
+from ostler.daemon import upgrade_state
+replace = upgrade_state.replace_program
 def signalled(*args):
     os.kill(os.getpid(), signal.SIGTERM)
     replace(*args)
-upgrade.replace_program = signalled
+upgrade_state.replace_program = signalled
 """,
     )
     daemon.send(signal.SIGUSR2)
@@ -331,7 +331,7 @@ def test_few_descriptors(place: Place) -> None:
 @pytest.mark.parametrize(
     "broken",
     [
-        "import ostler.daemon.upgrade as module; module._format = bytes",
+        "import ostler.daemon.upgrade_state as module; module._format = bytes",
         "import ostler.daemon.main as module; module.Observer = None",
         "import ostler.daemon.own_settings as module; module.PidFile = None",
     ],
@@ -351,7 +351,7 @@ def test_new_program_fails(place: Place, broken: str) -> None:
 
 def test_new_program_fails_and_workers_end(place: Place) -> None:
     """Without workers it ends: a service manager can start another one."""
-    broken = "import ostler.daemon.upgrade as module; module._format = bytes"
+    broken = "import ostler.daemon.upgrade_state as module; module._format = bytes"
     daemon = start(place, lines=f"if 'OSTLER_UPGRADE' in os.environ:\n    {broken}")
     workers = daemon.pids()
     daemon.send(signal.SIGUSR2)
@@ -376,7 +376,7 @@ def test_what_can_not_be_read(tmp_path: Path) -> None:
     (tmp_path / "state").write_text('["another format"]\n')
     code = f"""\
 import os, subprocess, sys
-from ostler.daemon.upgrade import taking_over
+from ostler.daemon.upgrade_state import taking_over
 child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
 print(child.pid, flush=True)
 state = os.open({str(tmp_path / "state")!r}, os.O_RDONLY)

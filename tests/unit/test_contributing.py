@@ -276,7 +276,7 @@ def errs_too_often(errors: int, limit: int) -> bool:
         ),
     ),
     """
-from ostler.daemon.policy import fleet_policy
+from ostler.daemon.settings_to_policy import fleet_policy
 from ostler.settings import load
 from tests.kit.play import running, spawn
 

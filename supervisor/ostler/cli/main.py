@@ -29,10 +29,10 @@ def _command() -> click.Command:
 
 def _run(given: CommandLine) -> None:
     with _loading():
-        from ostler.daemon import upgrade
+        from ostler.daemon import upgrade_state
         from ostler.osapi.inherited import set_right
 
-    set_right(upgrade.HANDLED_BY_FLEET, upgrade.HANDLED if upgrade.is_successor() else ())
+    set_right(upgrade_state.HANDLED_BY_FLEET, upgrade_state.HANDLED if upgrade_state.is_successor() else ())
     command_line, app, demo = given.values, given.app, given.demo
     if demo:
         command_line = {"workers": "3", "log_format": "auto", "proc_name": "demo"} | command_line

@@ -25,8 +25,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from ostler.control.control_state import Digests, TcpControlState
 from ostler.control.handlers import Answer, Call, Caller
-from ostler.control.handover import Digests, TcpHandover
 from ostler.control.problems import Conflict, Forbidden, TooManyLogins, Unauthorized
 from ostler.control.views import Login, LoginLink, SessionView
 from ostler.errors import SettingError
@@ -123,7 +123,7 @@ class Secrets:
         self._remove_expired()
         return self._expiry.pop(_digest(word), None) is not None
 
-    def hand_over(self) -> Digests:
+    def snapshot(self) -> Digests:
         return list(self._expiry.items())
 
     def take_over(self, digests: Digests) -> None:
@@ -208,12 +208,12 @@ class LoopbackGuard:
     def logout(self, session: str) -> None:
         self._sessions.revoke(session)
 
-    def hand_over(self, fd: int) -> TcpHandover:
+    def snapshot(self, fd: int) -> TcpControlState:
         """The state for the next program; `fd` is the listener."""
-        codes, sessions = self._codes.hand_over(), self._sessions.hand_over()
-        return TcpHandover(self._host, self._port, fd, self._word, codes, page_sessions=sessions)
+        codes, sessions = self._codes.snapshot(), self._sessions.snapshot()
+        return TcpControlState(self._host, self._port, fd, self._word, codes, page_sessions=sessions)
 
-    def take_over(self, before: TcpHandover) -> None:
+    def take_over(self, before: TcpControlState) -> None:
         """Accept the codes and sessions of the program before."""
         self._codes.take_over(before.codes)
         self._sessions.take_over(before.page_sessions)

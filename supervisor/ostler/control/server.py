@@ -18,6 +18,7 @@ from ostler.control.acceptor import BACKLOG, ControlAcceptor
 from ostler.control.app import build_app
 from ostler.control.backend import Backend
 from ostler.control.connections import ControlConnections
+from ostler.control.control_state import ControlState, TcpControlState, UnixControlState
 from ostler.control.guard import (
     Clock,
     Guard,
@@ -28,7 +29,6 @@ from ostler.control.guard import (
     url_host,
 )
 from ostler.control.handlers import FleetHandlers, Handler
-from ostler.control.handover import Handover, TcpHandover, UnixHandover
 from ostler.control.pages import STATIC, add_pages
 from ostler.control.routes import ROUTES, STREAM
 from ostler.control.sockets import OWN, OwnedSocket, TokenFile, candidate_dirs, default_socket_path
@@ -82,7 +82,7 @@ class ControlServer:
     async def start_unix(
         self,
         path: Path,
-        inherited: UnixHandover | None = None,
+        inherited: UnixControlState | None = None,
         mode: int = OWN,
         app_uid: int | None = None,
     ) -> None:
@@ -103,7 +103,9 @@ class ControlServer:
         runner = await self._run(guard, owned.socket)
         self._unix = _Unix(owned, runner)
 
-    async def start_tcp(self, host: str, port: int, token: str, inherited: TcpHandover | None = None) -> str:
+    async def start_tcp(
+        self, host: str, port: int, token: str, inherited: TcpControlState | None = None
+    ) -> str:
         """Serve the API and the dashboard on loopback; returns the base URL as bound, without a final slash.
 
         Args:
@@ -163,12 +165,12 @@ class ControlServer:
         else:
             self._problem = ""
 
-    def hand_over(self) -> Handover:
+    def snapshot(self) -> ControlState:
         """The state for the next program in this process; changes nothing here."""
         guard, owned = self._logins.guard, self._unix and self._unix.owned
-        return Handover(
-            UnixHandover(str(owned.path), owned.socket.fileno(), owned.lock) if owned else None,
-            guard.hand_over(self._tcp.fileno()) if guard and self._tcp else None,
+        return ControlState(
+            UnixControlState(str(owned.path), owned.socket.fileno(), owned.lock) if owned else None,
+            guard.snapshot(self._tcp.fileno()) if guard and self._tcp else None,
             str(self._token_file.path) if self._token_file else None,
         )
 

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import msgspec
 
-from ostler.daemon import upgrade
+from ostler.daemon import upgrade_state
 from ostler.daemon.children.handles import ForkServerHandle
 from ostler.errors import BootError, ExitCode, OstlerError, SettingError
 from ostler.ipc import messages
@@ -47,7 +47,7 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
     check_calls()
     # As in the daemon: an app must not report for a service.
     os.environ.pop("NOTIFY_SOCKET", None)
-    if upgrade.check_readable():
+    if upgrade_state.check_readable():
         # Configuration and app don't need the control server and its libraries, but the new program does.
         import_module("ostler.daemon.run")
     server = ForkServerHandle.start(0)

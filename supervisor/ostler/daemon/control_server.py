@@ -5,7 +5,7 @@ import re
 import secrets
 from pathlib import Path
 
-from ostler.control.handover import Handover, UnixHandover
+from ostler.control.control_state import ControlState, UnixControlState
 from ostler.control.server import ControlServer, default_socket_path
 from ostler.control.sockets import SocketInUse, safe_name
 from ostler.daemon.reporting.journal import Journal
@@ -30,7 +30,7 @@ class ControlStarter:
         before: what the program before this one left, after an upgrade in place.
     """
 
-    def __init__(self, server: ControlServer, journal: Journal, any_port: bool, before: Handover) -> None:
+    def __init__(self, server: ControlServer, journal: Journal, any_port: bool, before: ControlState) -> None:
         self._server = server
         self._journal = journal
         self._any_port = any_port
@@ -61,7 +61,7 @@ class ControlStarter:
         account = find_account(settings.user, settings.group, settings.initgroups)
         app_uid = account.uid if account is not None else None
 
-        async def start(path: Path, inherited: UnixHandover | None = None) -> Path:
+        async def start(path: Path, inherited: UnixControlState | None = None) -> Path:
             await self._server.start_unix(path, inherited, mode, app_uid)
             return path
 

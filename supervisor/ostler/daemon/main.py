@@ -13,11 +13,12 @@ from typing import Any
 import psutil
 
 from ostler import __version__, terminal
-from ostler.control.handover import Handover
+from ostler.control.control_state import ControlState
 from ostler.control.server import ControlServer
-from ostler.daemon import upgrade
+from ostler.daemon import upgrade_state
 from ostler.daemon.chores import Chores
 from ostler.daemon.control_server import ControlStarter
+from ostler.daemon.file_watching.file_watcher import FileWatcher
 from ostler.daemon.listening.listeners import Listeners
 from ostler.daemon.listening.systemd import systemd_listeners
 from ostler.daemon.log_forwarder import LogForwarder
@@ -32,10 +33,9 @@ from ostler.daemon.sensors.implausible import ImplausibleWorkers
 from ostler.daemon.sensors.load import LoadSensor
 from ostler.daemon.shell import Callbacks, Shell
 from ostler.daemon.start_request import RunRequest
-from ostler.daemon.upgrade import Carried
-from ostler.daemon.upgrader import Upgrader
+from ostler.daemon.upgrade_exec import Upgrader
+from ostler.daemon.upgrade_state import Carried
 from ostler.daemon.views.observer import Observer
-from ostler.daemon.watching.watcher import Watcher
 from ostler.errors import ExitCode
 from ostler.fleet import actions, events, health
 from ostler.ipc import messages
@@ -103,9 +103,9 @@ class Daemon:
             ),
         )
         self._forwarder = LogForwarder(shell.ports, self._listeners)
-        self._own = OwnSettings(request, self._journal, self._forwarder)
+        self._own_settings = OwnSettings(request, self._journal, self._forwarder)
         set_handler(self._forwarder.take)
-        self._watcher = Watcher(shell.submit, self._journal)
+        self._watcher = FileWatcher(shell.submit, self._journal)
         self._deadlines = DeadlineSensor(
             shell.ports, shell.configurations, self._scoreboard, shell.overdue.report_blocked
         )
@@ -121,7 +121,7 @@ class Daemon:
             self._deadlines.timeout,
         )
         self._control = ControlServer(self._observer, get_logger())
-        before = carried.control if carried else Handover()
+        before = carried.control if carried else ControlState()
         self._control_starter = ControlStarter(self._control, self._journal, request.any_control_port, before)
         self._control_started = asyncio.Event()
         self._upgrader = Upgrader(shell, self._notifier, request.folder, self._carry, self._before_exec)
@@ -133,7 +133,7 @@ class Daemon:
     @property
     def must_detach(self) -> bool:
         """The configuration wants a daemon, and this process is to be its launcher."""
-        return self._own.must_detach
+        return self._own_settings.must_detach
 
     async def run(self) -> int:
         """Serve until stopped; returns the exit code."""
@@ -178,14 +178,14 @@ class Daemon:
         await self._control.close()
         self._listeners.keep_only(set())
         self._forwarder.write_all()
-        self._own.close()
+        self._own_settings.close()
 
     # -- settings that concern the supervisor itself ----------------------------------------------------
 
     def _on_configured(self, loaded: Loaded) -> None:
         """A generation's settings are known; the first one's also decide on the daemon itself."""
         if not self._shell.configurations:
-            self._own.begin(loaded)
+            self._own_settings.begin(loaded)
             # Before the app is loaded, so that a slow start can be watched.
             self._start_task(self._start_control(loaded))
         self._watcher.configure(loaded.settings)
@@ -195,7 +195,7 @@ class Daemon:
         self._follow_settings()
 
     def _on_rolled_back(self) -> None:
-        """After its end. The generation before is the current one again, so its settings apply."""
+        """A reload was rolled back after its end: the settings of the generation before apply again."""
         self._follow_settings()
 
     def _follow_settings(self) -> None:
@@ -204,7 +204,7 @@ class Daemon:
         loaded = self._shell.configurations.current
         if loaded is None or not self._shell.state.ever_ready:
             return  # the first configuration is still being read, or the daemon does not serve yet
-        self._own.follow(loaded.settings)
+        self._own_settings.follow(loaded.settings)
         # A generation that was tried in between may have configured it.
         self._watcher.configure(loaded.settings)
         self._deadlines.start()
@@ -233,9 +233,9 @@ class Daemon:
         self._notify_ready()
         if launcher is not None:
             self._loop.remove_reader(launcher.fileno())
-            self._own.leave_launcher(launcher, settings)
+            self._own_settings.leave_launcher(launcher, settings)
         if self._request.demo:
-            self._start_task(self._greet())
+            self._start_task(self._print_demo_links())
 
     def _begin_supervising(self) -> None:
         """From now on deadlines are watched, and the chores done."""
@@ -264,7 +264,7 @@ class Daemon:
     # -- signals that are no events of the fleet ---------------------------------------------------------
 
     def _reopen_logs(self) -> None:
-        self._own.reopen_logs(self._shell.configurations.current)
+        self._own_settings.reopen_logs(self._shell.configurations.current)
         self._shell.fork_servers.broadcast(messages.ReopenLogs())
         self._shell.workers.broadcast(messages.ReopenLogs())
         self._journal.record("info", "logs_reopened", {"by": "signal USR1"})
@@ -288,10 +288,14 @@ class Daemon:
 
     def _before_exec(self) -> None:
         self._forwarder.write_all()
-        self._own.flush_log()
+        self._own_settings.flush_log()
 
     def _carry(self) -> Carried:
-        shell, control, pidfile = self._shell.snapshot(), self._control.hand_over(), self._own.snapshot()
+        shell, control, pidfile = (
+            self._shell.snapshot(),
+            self._control.snapshot(),
+            self._own_settings.snapshot(),
+        )
         listeners, scoreboard = self._listeners.snapshot(), self._scoreboard.snapshot()
         descriptors = [
             *shell.descriptors(),
@@ -324,18 +328,18 @@ class Daemon:
             self._deadlines.resume()
             loaded = shell.configurations.in_effect
             assert loaded is not None, "a daemon that serves has a configuration"
-            self._own.restore(loaded, carried.pidfile)
+            self._own_settings.restore(loaded, carried.pidfile)
             self._start_task(self._start_control(loaded))
             self._begin_supervising()
             self._notify_ready()
         except Exception as error:
-            raise upgrade.TakeOverFailed from error
-        upgrade.taken_over()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, upgrade.HANDLED)
+            raise upgrade_state.TakeOverFailed from error
+        upgrade_state.taken_over()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, upgrade_state.HANDLED)
         shell.reaper.reap()
         shell.submit(events.UpgradeDone(__version__))
 
-    async def _greet(self) -> None:
+    async def _print_demo_links(self) -> None:
         await self._control_started.wait()
         app = self._observer.status().listeners[0]
         lines = [
@@ -352,10 +356,10 @@ class Daemon:
     def _make_chores(self) -> Chores:
         chores = Chores(self._shell.attempt)
         chores.add("reaping", self._shell.reaper.reap)  # a SIGCHLD may have been lost
-        chores.add("flushing the log", lambda: self._own.flush_log())
+        chores.add("flushing the log", lambda: self._own_settings.flush_log())
         chores.add("events that no logger has taken", self._forwarder.write_overdue)
         chores.add("reporting suppressed lines", self._limited.report)
-        chores.add("ageing kills by the kernel", self._ledger.look)
+        chores.add("reading the kernel's OOM counter", self._ledger.read_oom_kills)
         chores.add("the history", self._sample)
         chores.add("measuring the load", self._measure)
         chores.add("metrics for statsd", self._forwarder.measure)

@@ -20,7 +20,7 @@ from ostler.logs.setup import set_level, set_up
 from ostler.osapi.account import find_account
 from ostler.osapi.process import silence
 from ostler.settings.load import Loaded
-from ostler.settings.rights import account_for_pidfile, others_logs, rights_for
+from ostler.settings.opening_rights import account_for_pidfile, others_logs, rights_for
 from ostler.settings.table import Settings, rows
 
 
@@ -113,7 +113,7 @@ class OwnSettings:
 
     def snapshot(self) -> tuple[str, int] | None:
         """Path and descriptor of the pid file, None if there is none."""
-        return self._pidfile.hand_over() if self._pidfile is not None else None
+        return self._pidfile.snapshot() if self._pidfile is not None else None
 
     def restore(self, loaded: Loaded, pidfile: tuple[str, int] | None) -> None:
         """After an upgrade in place."""

@@ -4,12 +4,12 @@ import asyncio
 import gc
 from dataclasses import replace
 
-from ostler.daemon import upgrade
+from ostler.daemon import upgrade_state
 from ostler.daemon.main import Daemon
 from ostler.daemon.process.detach import detach, reason_to_stay
 from ostler.daemon.process.signals import release
 from ostler.daemon.start_request import RunRequest
-from ostler.daemon.upgrade import Carried
+from ostler.daemon.upgrade_state import Carried
 from ostler.errors import ExitCode, OstlerError
 from ostler.osapi.needed import check_calls, refused
 from ostler.settings.table import rows
@@ -22,7 +22,7 @@ def run(request: RunRequest) -> int:
         OstlerError: it could not start because of a mistake the user can correct.
     """
 
-    if not upgrade.is_successor():  # what is in use already stays in use
+    if not upgrade_state.is_successor():  # what is in use already stays in use
         check_calls()
     stay = reason_to_stay()
     request = replace(request, stay=stay)
@@ -35,7 +35,7 @@ def run(request: RunRequest) -> int:
         code, must_detach = _run_once(now, carried)
         return _run_detached(request) if must_detach else code
 
-    return upgrade.taking_over(serve)
+    return upgrade_state.taking_over(serve)
 
 
 def _run_detached(request: RunRequest) -> int:

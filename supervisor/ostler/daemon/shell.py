@@ -1,7 +1,7 @@
 """Performs the fleet's actions, and hands events to the fleet. It decides nothing.
 
-`submit` is the only entrance. It hands events to the fleet one after the other, also those that performing an
-action brings about, and sets the one timer that the fleet asks for.
+`submit` is the only way for events in. It hands events to the fleet one after the other, also those that
+performing an action brings about, and sets the one timer that the fleet asks for.
 """
 
 # ruff: noqa: PLW0108 - lambdas name attributes that are set later
@@ -20,13 +20,13 @@ import msgspec
 from ostler.daemon.attempts import Attempts
 from ostler.daemon.backoff import Backoff
 from ostler.daemon.children.fork_servers import ForkServerCallbacks, ForkServerManager
+from ostler.daemon.children.hang_actions import OverdueRequests
 from ostler.daemon.children.hooks import HookDispatcher, HooksState
 from ostler.daemon.children.inbox import Inbox
-from ostler.daemon.children.overdue import OverdueRequests
 from ostler.daemon.children.ports import Ports
 from ostler.daemon.children.reaper import Reaper, ReaperState
-from ostler.daemon.children.registry import Children, ChildrenState
-from ostler.daemon.children.stacks import StackDumps
+from ostler.daemon.children.registry import ChildRegistry, ChildrenState
+from ostler.daemon.children.stack_dumps import StackDumps
 from ostler.daemon.children.workers import WorkerManager
 from ostler.daemon.configurations import Configurations
 from ostler.daemon.listening.listeners import Listeners
@@ -88,8 +88,8 @@ class Shell:
 
     Attributes:
         fleet: the state machine.
-        handoff: the socket pair through which workers hand connections to each other; connections may be in
-            it, so it exists as long as the daemon.
+        handoff: the socket pair of the hand-off; connections may be in it, so it exists as long as the
+            daemon.
         ports: for other parts of the daemon.
     """
 
@@ -110,11 +110,11 @@ class Shell:
         self._timer: asyncio.TimerHandle | None = None
         self._failures = Backoff()
         self.handoff = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.children = Children()
+        self.children = ChildRegistry()
         self.attempt = Attempts(journal)
         self.configurations = Configurations(lambda: self.state)
         self.ports = Ports(self._loop, journal, self.children, self.submit, lambda: self.state, self.attempt)
-        # These call each other: what comes later is named in a function that is called later.
+        # These refer to each other: the lambdas look up the parts that are created further down.
         self.stacks = StackDumps(self.ports, scoreboard)
         self.overdue = OverdueRequests(self.ports, scoreboard, self.stacks)
         self.inbox = Inbox(
@@ -268,7 +268,7 @@ class Shell:
             self._give_up(action)
 
     def _give_up(self, action: actions.Action) -> None:
-        """The fleet must not wait for a process that never was."""
+        """The fleet must not wait for a process that was never started."""
         if isinstance(action, actions.Spawn):
             self.workers.forget(action.worker_id)
             self.submit(events.SpawnFailed(action.worker_id, "a defect of Ostler's, see the log"))

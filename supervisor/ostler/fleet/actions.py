@@ -166,7 +166,12 @@ class Stopping:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """No process is left: end the daemon. `reason` and `traceback`: why it failed, if it did."""
+    """The fleet has no process any more: end the daemon.
+
+    Fork servers that run background work are killed now.
+
+    reason, traceback: why the daemon failed, if it did.
+    """
 
     failed: bool = False
     app_failed: bool = False

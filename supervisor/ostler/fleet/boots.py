@@ -1,6 +1,6 @@
 """How a worker's boot ends: ready, failed in the app, or never forked."""
 
-from ostler.fleet import actions, events, loading, probation, reloads, stopping, workers
+from ostler.fleet import actions, events, fork_server_reports, probation, reloads, stopping, workers
 from ostler.fleet.model import Cause, Generation, Worker, WorkerState
 from ostler.fleet.policies import backoff, jittered
 from ostler.fleet.step import FleetStep
@@ -118,5 +118,5 @@ def _is_unread_too_long(step: FleetStep, number: int) -> bool:
         return False
     generation.unread_since = None
     reason = f"the fork server has not read for {late:.0f} seconds"
-    loading.fail(step, number, reason, app_failed=True)
+    fork_server_reports.fail(step, number, reason, app_failed=True)
     return True

@@ -99,11 +99,12 @@ class WorkerBootFailed:
 
 @dataclass(frozen=True, slots=True)
 class WorkerExited:
-    """The kernel reported a death; seen exactly once per process.
+    """A worker has ended, or is treated as ended. Submitted once for each worker.
 
-    outsider: a signal ended it that did not come from the fleet, the kernel or the app; request: what it
-    served last, e.g. `GET /path`; traceback: the stacks at its end, if it crashed; problem: the protocol
-    error for which it was killed, or an empty text.
+    outsider: a signal ended it that came from neither the fleet nor the kernel (perhaps from the app, which
+    looks the same), or its process is not known; request: what it had in flight or served last, e.g.
+    `GET /path`; traceback: the stacks at its end, if it crashed; problem: the protocol error for which it was
+    killed, or an empty text.
     """
 
     worker_id: int

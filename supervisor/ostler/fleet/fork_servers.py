@@ -1,4 +1,7 @@
-"""Fork servers, one for each generation: starting them and ending them."""
+"""Fork servers, one for each generation: starting them and ending them.
+
+What they report is handled in `fork_server_reports`.
+"""
 
 from ostler.fleet import actions, events, reforks
 from ostler.fleet.lifecycle import GENERATIONS, FleetDecision

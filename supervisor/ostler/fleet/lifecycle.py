@@ -6,6 +6,8 @@ state None stands for both ends: the subject does not exist yet, or not any more
 only function that changes a state, and it looks here. Some inputs can be repeated or come too late in the
 ordinary course of things; those are `ignored`. All others are defects: see `IllegalTransition`.
 
+What a child process may send in which phase is in `daemon/children/protocol.py`.
+
 The state diagrams in contrib/docs/lifecycle.md are made from these tables.
 """
 
@@ -22,7 +24,7 @@ class FleetDecision(enum.Enum):
     """Decisions of the fleet that change a state and are neither an event nor an action."""
 
     RETIRE = "retire"
-    STAND_BY = "stand by"
+    KEEP_AS_SPARE = "keep as spare"
     PROMOTE = "promote"
     COMPLETE = "complete"
     FAIL = "fail"
@@ -135,7 +137,7 @@ GENERATIONS = Lifecycle(
         **{(state, actions.UseZygote): UP for state in (*_STARTING, UP, FAILED, DOWN)},
         (SPARE, actions.UseZygote): SPARE,
         # A reload replaces it; during probation it is kept.
-        (UP, FleetDecision.STAND_BY): SPARE,
+        (UP, FleetDecision.KEEP_AS_SPARE): SPARE,
         (SPARE, FleetDecision.ROLL_BACK): UP,
         **{(state, actions.StopForkServer): RETIRING for state in (*_STARTING, UP, FAILED, SPARE)},
         (RETIRING, actions.KillForkServer): RETIRING,

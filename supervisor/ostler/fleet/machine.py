@@ -1,9 +1,10 @@
 """The fleet's state machine: events in, actions out.
 
-`Fleet.handle` takes one event in two steps. The event's handler (`HANDLERS`) updates what is known. Then
-`RECONCILE` compares that with what is wanted: slots 1 to `wanted`, each held by one ready worker of the
-current generation; the difference comes back as actions. So the same few rules do starting, scaling,
-recycling, reloading, reforking and repairing:
+`Fleet.handle` takes one event in three steps. First the event's handler (`HANDLERS`) updates what is known.
+Then deadlines that have passed expire (`timers`). Last, `RECONCILE` compares what is known with what is
+wanted: slots 1 to `wanted`, each held by one ready worker of the current generation. While the fleet stops,
+`stopping.wind_down` takes the place of `RECONCILE`. Each step may add actions; most come from the last. So
+the same few rules do starting, scaling, recycling, reloading, reforking and repairing:
 
 - A slot without a worker gets one at once, unless boots keep failing or workers keep crashing (then after a
   backoff).
@@ -25,19 +26,19 @@ from typing import Any, Self
 from ostler.fleet import (
     actions,
     boots,
-    deadlines,
     deaths,
     events,
+    fork_server_reports,
     fork_servers,
-    hangs,
-    loading,
     measurements,
+    overdue,
     probation,
     reforks,
     reloads,
-    sizes,
+    scaling,
     slots,
     stopping,
+    timers,
     upgrades,
     workers,
 )
@@ -46,29 +47,29 @@ from ostler.fleet.step import FleetStep
 
 HANDLERS: Mapping[type[Any], Callable[[FleetStep, Any], None]] = {
     events.StartAsked: fork_servers.start_first,
-    events.ForkServerConfigured: loading.configured,
-    events.AppLoaded: loading.loaded,
-    events.GenerationFailed: loading.failed,
-    events.ForkServerExited: loading.exited,
+    events.ForkServerConfigured: fork_server_reports.configured,
+    events.AppLoaded: fork_server_reports.loaded,
+    events.GenerationFailed: fork_server_reports.failed,
+    events.ForkServerExited: fork_server_reports.exited,
     events.WorkerForked: workers.forked,
     events.SpawnFailed: boots.spawn_failed,
     events.WorkerReady: boots.ready,
     events.WorkerBootFailed: boots.app_failed,
     events.WorkerExited: deaths.exited,
     events.RecycleDue: slots.recycle_due,
-    events.RequestOverdue: hangs.overdue,
-    events.OverdueEnded: hangs.overdue_ended,
-    events.OnlyOverdueLeft: hangs.only_overdue_left,
-    events.LoopStalled: hangs.stalled,
+    events.RequestOverdue: overdue.request_overdue,
+    events.OverdueEnded: overdue.overdue_ended,
+    events.OnlyOverdueLeft: overdue.only_overdue_left,
+    events.LoopStalled: overdue.stalled,
     events.ZygoteAudited: reforks.audited,
     events.ZygoteReady: reforks.zygote_ready,
     events.Measured: measurements.measured,
     events.DeadlinePassed: lambda _step, _event: None,
-    events.ResizeAsked: sizes.resize,
+    events.ResizeAsked: scaling.resize,
     events.ReloadAsked: reloads.asked,
     events.RecycleAsked: slots.recycle_asked,
     events.ReforkAsked: reforks.asked,
-    events.PauseAsked: sizes.pause,
+    events.PauseAsked: scaling.pause,
     events.StopAsked: stopping.asked,
     events.UpgradeAsked: upgrades.asked,
     events.UpgradeChecked: upgrades.checked,
@@ -123,8 +124,8 @@ class Fleet:
         """Take in an event; returns what is to be done, in order. `now`: CLOCK_MONOTONIC, seconds."""
         step = self._step(now)
         HANDLERS[type(event)](step, event)
-        deadlines.expire_workers(step)
-        deadlines.expire_generations(step)
+        timers.expire_workers(step)
+        timers.expire_generations(step)
         if self.state.stopping:
             stopping.wind_down(step)
         else:
@@ -134,7 +135,7 @@ class Fleet:
 
     def next_deadline(self) -> float | None:
         """When to hand in `DeadlinePassed` at the latest, or None."""
-        return deadlines.earliest(self._step(0.0))
+        return timers.earliest(self._step(0.0))
 
     def _step(self, now: float) -> FleetStep:
         return FleetStep(self.state, now, self._random, self._strict)

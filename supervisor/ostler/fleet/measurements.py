@@ -1,6 +1,6 @@
 """Once a second: what the workers did. It is counted, compared with limits, and scales the fleet."""
 
-from ostler.fleet import events, reforks, sizes
+from ostler.fleet import events, reforks, scaling
 from ostler.fleet.model import Cause, Worker, WorkerState
 from ostler.fleet.step import FleetStep
 
@@ -21,7 +21,7 @@ def measured(step: FleetStep, event: events.Measured) -> None:
         _check_memory(step, worker)
     if state.stopping:
         return
-    sizes.autoscale(step, event)
+    scaling.autoscale(step, event)
     reforks.begin_when_due(step)
 
 

@@ -35,7 +35,7 @@ class ReloadPhase(enum.Enum):
 
 
 class Cause(enum.Enum):
-    """Why a worker leaves, or why it died."""
+    """Why a worker leaves."""
 
     RECYCLE = "recycle"  # max_requests
     AGE = "age"
@@ -54,7 +54,7 @@ class Cause(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
-    """How a process ended, as waitid(2) reports it. Exactly one of the two, or none if it is not known."""
+    """How a process ended, as wait4(2) reports it. Exactly one of the two, or none if it is not known."""
 
     code: int | None = None
     signal: int | None = None
@@ -180,7 +180,7 @@ class Generation:
     unread_since: float | None = None
     """Since when its fork server has not read its channel, so that it can't be asked to fork."""
     server_failures: int = 0
-    """The same for fork servers that failed or died."""
+    """Fork servers in a row that failed or died."""
     last_failure: str = ""
     up_since: float | None = None
     """Since when its fork server can fork."""

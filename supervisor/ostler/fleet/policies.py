@@ -10,12 +10,13 @@ _LONGEST_BACKOFF = 30.0
 _FIRST_CRASH_PAUSE = 0.1
 _LONGEST_CRASH_PAUSE = 5.0
 _LONGEST_OUTAGE = 1.0
-# Crashes within CRASH_WINDOW without consequence; in larger fleets one for each worker.
-_FORGIVEN = 3
+# Crashes within CRASH_WINDOW without consequence. In larger fleets `crash_pause` tolerates one for
+# each worker, `crash_loop` one for every four workers.
+_TOLERATED_CRASHES = 3
 CRASH_WINDOW = 60.0
 """Seconds for which a crash counts, and a kill by an outsider."""
 # Kills by outsiders within CRASH_WINDOW without consequence; in larger fleets one for each worker.
-_KILLS_FORGIVEN = 30
+_TOLERATED_KILLS = 30
 
 # The least number of answers for which a generation's error rate is compared.
 _ENOUGH_ANSWERS = 50
@@ -35,12 +36,12 @@ def crash_pause(crashes: int, wanted: int, ready: int) -> float:
     """
     left = min(1.0, ready / max(wanted, 1))
     longest = _LONGEST_OUTAGE + (_LONGEST_CRASH_PAUSE - _LONGEST_OUTAGE) * left**2
-    return _doubled(crashes - max(_FORGIVEN, wanted), _FIRST_CRASH_PAUSE, longest)
+    return _doubled(crashes - max(_TOLERATED_CRASHES, wanted), _FIRST_CRASH_PAUSE, longest)
 
 
 def crash_loop(crashes: int, wanted: int) -> bool:
     """Whether so many crashes within CRASH_WINDOW (of more than a quarter of the workers) are a problem."""
-    return crashes > max(_FORGIVEN, wanted // 4)
+    return crashes > max(_TOLERATED_CRASHES, wanted // 4)
 
 
 def kills_too_many(kills: int, wanted: int) -> int:
@@ -48,7 +49,7 @@ def kills_too_many(kills: int, wanted: int) -> int:
 
     An app that kills its own worker looks the same.
     """
-    return max(0, kills - max(_KILLS_FORGIVEN, wanted))
+    return max(0, kills - max(_TOLERATED_KILLS, wanted))
 
 
 def jittered(seconds: float, random: float) -> float:

@@ -4,7 +4,7 @@ These are crashes, a higher share of errors, and failed starts. The roll-back fo
 the other direction: the old generation is current again, which makes the new one's workers stale.
 """
 
-from ostler.fleet import actions, fork_servers, reloads, sizes
+from ostler.fleet import actions, fork_servers, reloads, scaling
 from ostler.fleet.lifecycle import FleetDecision
 from ostler.fleet.model import Cause, Generation, ReloadPhase, Worker, WorkerState
 from ostler.fleet.policies import errs_more
@@ -87,7 +87,7 @@ def _roll_back(step: FleetStep, reason: str, traceback: str | None) -> None:
         back.retry_at = step.now + _SPARE_TIME
     elif not back.has_app:
         reason = f"{reason}; {_LOADS_AGAIN}"
-    sizes.bring_back(step, probation, state.generations[bad].policy)
+    scaling.bring_back(step, probation, state.generations[bad].policy)
     _keep_old_workers(step)
     fork_servers.abandon(step, bad, Cause.ROLLBACK)
     reload = state.reload
@@ -107,7 +107,7 @@ def _roll_back(step: FleetStep, reason: str, traceback: str | None) -> None:
 def _keep_old_workers(step: FleetStep) -> None:
     """Workers of the old generation that still serve were leaving for the reload only: they stay."""
     for worker in step.state.workers.values():
-        stale = worker.generation == step.state.current and worker.leaving is Cause.RELOAD
-        well = worker.overdue_since is None and not worker.due
-        if stale and well and worker.state is WorkerState.READY:
+        leaving_for_reload = worker.generation == step.state.current and worker.leaving is Cause.RELOAD
+        may_stay = worker.overdue_since is None and not worker.due
+        if leaving_for_reload and may_stay and worker.state is WorkerState.READY:
             worker.leaving = worker.leaving_since = None

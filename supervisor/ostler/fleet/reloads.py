@@ -9,7 +9,7 @@ is on probation: see `probation`.
 import math
 from typing import Any
 
-from ostler.fleet import actions, events, fork_servers, reforks, sizes, workers
+from ostler.fleet import actions, events, fork_servers, reforks, scaling, workers
 from ostler.fleet.lifecycle import RELOADS, FleetDecision, Input
 from ostler.fleet.model import (
     Cause,
@@ -73,7 +73,7 @@ def canary_ready(step: FleetStep, worker: Worker) -> None:
 
 
 def follow_canary(step: FleetStep) -> None:
-    """Promote the candidate, or fail it because its worker hangs."""
+    """Promote the candidate, or fail it because its worker overdue."""
     state = step.state
     reload = state.reload
     if reload is None or reload.phase is not ReloadPhase.CANARY or reload.canary_worker_id is None:
@@ -97,7 +97,7 @@ def _promote(step: FleetStep, reload: Reload) -> None:
     state.current = reload.generation
     state.candidate = None
     override, autoscaled = state.override, state.autoscaled
-    sizes.fit(step, before.policy if before else None)
+    scaling.fit(step, before.policy if before else None)
     state.paused = state.paused and not reload.resumes
     reload.of = state.wanted
     if state.probation is not None:
@@ -105,20 +105,20 @@ def _promote(step: FleetStep, reload: Reload) -> None:
     if before is None:
         return
     after = state.generations[state.current]
-    stands_by = (
+    kept_as_spare = (
         after.policy is not None
         and after.policy.probation > 0
         and before.state is GenerationState.UP
         and not after.closes_listeners
     )
-    if not stands_by:
+    if not kept_as_spare:
         fork_servers.retire(step, before.number)
         return
     assert after.policy is not None
     # No more than the last minute is known.
     known = min(after.policy.probation, CRASH_WINDOW)
     recent = sum(step.now - at <= known for at in before.crashes) * after.policy.probation / known
-    if step.move(before, FleetDecision.STAND_BY):
+    if step.move(before, FleetDecision.KEEP_AS_SPARE):
         state.probation = Probation(
             before.number,
             math.ceil(recent),

@@ -34,7 +34,10 @@ def recycle_asked(step: FleetStep, event: events.RecycleAsked) -> None:
 
 
 def mark_leaving(step: FleetStep) -> None:
-    """Workers must go that are too many, of another generation, or of an older zygote."""
+    """Mark workers as leaving.
+
+    These are those beyond the wanted number, of another generation, or forked by an older fork server.
+    """
     state = step.state
     current, wanted = state.generations.get(state.current), state.wanted
     for worker in state.workers.values():

@@ -1,8 +1,8 @@
-"""The old code that a roll-back needs when the app is not preloaded: only workers have it.
+"""Keeps an old worker as the fork server for a roll-back, when the app is not preloaded.
 
-While a generation is on probation, one worker of the generation before becomes that generation's fork server
-instead of ending (the glossary's spare). New workers of a roll-back are forked from it and so have the old
-code, whatever is on the disk by then.
+Only workers have the old code then. While a generation is on probation, one worker of the generation before
+becomes that generation's fork server instead of ending (the glossary's spare). New workers of a roll-back are
+forked from it and so have the old code, whatever is on the disk by then.
 """
 
 from ostler.fleet.model import GenerationState, Worker

@@ -71,8 +71,8 @@ class Forking:
                     self._channel.send(messages.HookBegun())
                     self._generation.hooks.due(message)
                     self._channel.send(messages.HookDone(message.name))
-                elif isinstance(message, messages.Warm):
-                    _warm(message.modules)
+                elif isinstance(message, messages.ImportModules):
+                    _import_modules(message.modules)
                 elif isinstance(message, messages.LogLine):
                     self._log_line(message)
                 elif isinstance(message, messages.ReopenLogs):
@@ -179,7 +179,7 @@ def _tidy_up() -> None:
     gc.freeze()
 
 
-def _warm(modules: list[str]) -> None:
+def _import_modules(modules: list[str]) -> None:
     """Import standard modules that the app's workers have imported; user code is not among them."""
     for name in modules:
         try:

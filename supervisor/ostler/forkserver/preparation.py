@@ -43,7 +43,7 @@ from ostler.osapi.priority import keep_way_forward
 from ostler.osapi.process import set_title
 from ostler.settings import configfile
 from ostler.settings.load import Loaded
-from ostler.settings.rights import others_logs, rights_for
+from ostler.settings.opening_rights import others_logs, rights_for
 from ostler.settings.table import Settings, without_effect
 from ostler.workers.base import BaseWorker
 from ostler.workers.classes import built_in, worker_class

@@ -15,7 +15,7 @@ import msgspec
 from ostler.ipc.channel import LINE_LIMIT, TRACEBACK_LIMIT
 from ostler.settings.load import Loaded
 
-VERSION = 9
+VERSION = 10
 
 MOST_LINES = 100
 MOST_NAMES = 2000
@@ -85,7 +85,7 @@ class Spawn(_Message, frozen=True):
     urgent: bool = False
 
 
-class Warm(_Message, frozen=True):
+class ImportModules(_Message, frozen=True):
     """Import these standard modules, so that the next workers find them and share their memory."""
 
     modules: list[str]
@@ -128,7 +128,7 @@ class ReopenLogs(_Message, frozen=True):
     """To workers as well."""
 
 
-ToForkServer = Configure | Load | Spawn | Warm | HookDue | LogLine | ReopenLogs
+ToForkServer = Configure | Load | Spawn | ImportModules | HookDue | LogLine | ReopenLogs
 
 # -- fork server -> supervisor ---------------------------------------------------------------------------
 

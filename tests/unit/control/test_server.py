@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from ostler.control.handover import Handover
+from ostler.control.control_state import ControlState
 from ostler.control.pages import CONTENT_SECURITY_POLICY
 from ostler.control.server import ControlServer
 from ostler.errors import SettingError
@@ -215,7 +215,7 @@ async def test_handing_over(tmp_path: Path) -> None:
     link = first.login_link()
     assert link is not None
     session = await logged_in(first, url)
-    before = msgspec.json.decode(msgspec.json.encode(first.hand_over()), type=Handover)
+    before = msgspec.json.decode(msgspec.json.encode(first.snapshot()), type=ControlState)
     # An exec would close all descriptors but these.
     kept = {fd: os.dup(fd) for fd in before.descriptors()}
     assert before.unix is not None
@@ -248,7 +248,7 @@ async def test_sessions_that_were_cookies_end_with_their_program() -> None:
     first, second = server(), server()
     url = await first.start_tcp("127.0.0.1", 0, TOKEN)
     session = await logged_in(first, url)
-    tcp = first.hand_over().tcp
+    tcp = first.snapshot().tcp
     assert tcp is not None
     older = msgspec.structs.replace(tcp, fd=os.dup(tcp.fd), sessions=tcp.page_sessions, page_sessions=[])
     await first.close()

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from ostler.daemon.children import stacks
-from ostler.daemon.children.stacks import DUMP_TIME
+from ostler.daemon.children import stack_dumps
+from ostler.daemon.children.stack_dumps import DUMP_TIME
 from ostler.fleet import actions, events
 from ostler.fleet.model import ExitStatus
 from ostler.ipc import messages
@@ -97,11 +97,11 @@ async def test_an_overdue_requests_stack_is_in_the_dump_of_the_abort() -> None:
 
 async def test_a_dump_that_is_written_slowly_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that gets no processor meanwhile: what ends within a line is not all."""
-    monkeypatch.setattr(stacks, "_LOOKS", 1000)
+    monkeypatch.setattr(stack_dumps, "_LOOKS", 1000)
     with Theatre(workers=1) as theatre:
         await theatre.start().play()
         (handle,) = theatre.shell.children.workers.values()
-        monkeypatch.setattr(stacks, "DUMP_SIGNAL", 0)  # of which the stand-in would die
+        monkeypatch.setattr(stack_dumps, "DUMP_SIGNAL", 0)  # of which the stand-in would die
         found: list[str] = []
         theatre.shell.stacks.ask(handle, found.append)
         await asyncio.sleep(0)  # it is asked

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import pytest
 
-from ostler.daemon.policy import fleet_policy
 from ostler.daemon.sensors.deadlines import DeadlineSensor
+from ostler.daemon.settings_to_policy import fleet_policy
 from ostler.settings import Loaded, load, rows
 from ostler.settings.table import LIVE
 from tests.kit.play import Play

@@ -4,13 +4,13 @@ from dataclasses import fields
 
 import pytest
 
-from ostler.daemon.policy import fleet_policy
+from ostler.daemon.settings_to_policy import fleet_policy
 from ostler.fleet.model import FleetPolicy
 from ostler.settings import load, rows
 from ostler.settings.classes import BUILT_IN
 from ostler.settings.table import policy_fields, without_effect
 
-# Set by `daemon.policy`, not by a row.
+# Set by `daemon.settings_to_policy`, not by a row.
 _NOT_SETTINGS = {"drain_grace", "fork_server_grace"}
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ostler.daemon.children import closing
 from ostler.daemon.children.handles import ForkServerHandle
 from ostler.daemon.children.hooks import HookDispatcher
 from ostler.daemon.children.inbox import Inbox
@@ -14,13 +13,12 @@ from ostler.daemon.children.ports import Ports
 from ostler.daemon.children.protocol import check_fork_server
 from ostler.daemon.children.reaper import Reaper
 from ostler.daemon.children.records import ChildPhase, StartCause
-from ostler.daemon.children.sending import send
 from ostler.daemon.children.workers import WorkerManager
 from ostler.daemon.configurations import Configurations
 from ostler.daemon.listening.listeners import Listeners
 from ostler.daemon.listening.unix import access_of
-from ostler.daemon.policy import fleet_policy
 from ostler.daemon.reporting.ledger import fork_server_leaving
+from ostler.daemon.settings_to_policy import fleet_policy
 from ostler.daemon.start_request import StartRequest
 from ostler.errors import SettingError
 from ostler.fleet import actions, events
@@ -29,7 +27,7 @@ from ostler.ipc import messages
 from ostler.osapi.needed import with_remedy
 from ostler.settings.confine import confine
 from ostler.settings.load import Loaded
-from ostler.settings.rights import rights_for
+from ostler.settings.opening_rights import rights_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +36,9 @@ class ForkServerCallbacks:
 
     on_configured: called with each generation's settings before its listeners are bound; may raise
     SettingError; on_files: called with a generation and what one of its processes has reported about the
-    app's files; on_log_taken: called with the number of a log line that its loggers have; when_lines_taken:
-    calls back when all log lines that were sent are taken, or soon.
+    app's files; on_log_taken: called with the number of a log line that a fork server has passed to its
+    loggers; when_lines_taken: takes a callback, which is called when all log lines that were sent have been
+    passed on, or after a short time-out.
     """
 
     on_configured: Callable[[Loaded], None]
@@ -54,7 +53,7 @@ class ForkServerManager:
     Args:
         start: how the daemon was asked to start.
         ports, configurations, listeners, inbox, reaper, hooks, workers: what it works with.
-        handoff: descriptors of the socket pair through which workers hand connections to each other.
+        handoff: descriptors of the socket pair of the hand-off.
         callbacks: see there.
 
     Attributes:
@@ -96,7 +95,7 @@ class ForkServerManager:
         """Send to all, those that leave included."""
         for handle in self._children.all_fork_servers():
             if handle.channel.fileno() >= 0:
-                send(handle.channel, message)
+                handle.send(message)
 
     # -- starting -------------------------------------------------------------------------------------------
 
@@ -106,8 +105,8 @@ class ForkServerManager:
             handle = ForkServerHandle.start(generation)
         except OSError as error:
             reason = f"can't start a fork server: {with_remedy(error)}"
-            self._ports.emit(events.GenerationFailed(generation, reason))
-            self._ports.emit(events.ForkServerExited(generation, ExitStatus()))
+            self._ports.submit(events.GenerationFailed(generation, reason))
+            self._ports.submit(events.ForkServerExited(generation, ExitStatus()))
             return
         self._children.add_fork_server(handle)
         handle.record.cause = self._cause(generation)
@@ -124,7 +123,7 @@ class ForkServerManager:
             variables=self._start.variables,
             remarks=self._start.remarks,
         )
-        send(handle.channel, request)
+        handle.send(request)
 
     def _cause(self, generation: int) -> StartCause:
         if generation in self._configurations:
@@ -138,12 +137,12 @@ class ForkServerManager:
         """Send the listeners, and have the app loaded as far as the settings want that."""
         handle = self._children.fork_servers.get(action.generation)
         if handle is None:
-            return  # its death says so
+            return  # its ForkServerExited is already on the way
         listeners = map(self._listeners.fileno, handle.record.listener_keys)
         descriptors = [*self._handoff(), *listeners]
         handle.record.phase = ChildPhase.LOADING
         request = messages.Load(handle.record.listener_keys, self.instance_name)
-        send(handle.channel, request, descriptors)
+        handle.send(request, descriptors)
 
     # -- messages -------------------------------------------------------------------------------------------
 
@@ -168,11 +167,11 @@ class ForkServerManager:
         elif isinstance(message, messages.AppLoaded):
             record.wants_log_lines = message.loggers
             self._hooks.loaded(handle, record.cause)
-            self._ports.emit(events.AppLoaded(generation))
+            self._ports.submit(events.AppLoaded(generation))
         elif isinstance(message, messages.LoadFailed):
             app_failed = generation in self._configurations
             failure = events.GenerationFailed(generation, message.reason, message.traceback, app_failed)
-            self._ports.emit(failure)
+            self._ports.submit(failure)
         elif isinstance(message, messages.ForkFailed):
             self._workers.fork_failed(handle, message)
         elif isinstance(message, messages.Forked):
@@ -192,10 +191,10 @@ class ForkServerManager:
             self._warn([*message.warnings, *warnings])
             handle.record.listener_keys = self._bind(loaded)
         except SettingError as error:
-            self._ports.emit(events.GenerationFailed(generation, str(error)))
+            self._ports.submit(events.GenerationFailed(generation, str(error)))
             return
         except Exception as error:  # noqa: BLE001 - our own error must fail this generation, not hang it
-            self._ports.emit(events.GenerationFailed(generation, str(error), traceback.format_exc()))
+            self._ports.submit(events.GenerationFailed(generation, str(error), traceback.format_exc()))
             return
         settings = loaded.settings
         self._hooks.configured(handle, message.hooks)
@@ -206,7 +205,7 @@ class ForkServerManager:
         listened = set(current.record.listener_keys) if current is not None else set()
         closes = not listened <= set(handle.record.listener_keys)
         policy = fleet_policy(loaded, message.hooks)
-        self._ports.emit(events.ForkServerConfigured(generation, policy, closes))
+        self._ports.submit(events.ForkServerConfigured(generation, policy, closes))
 
     def _trusted(self, handle: ForkServerHandle, reported: Loaded) -> tuple[Loaded, list[str]]:
         """The settings of a generation, and what to warn of.
@@ -283,12 +282,13 @@ class ForkServerManager:
             self._hooks.stop(handle)
 
     def _keep_for_background_work(self, handle: ForkServerHandle) -> None:
-        """Its generation ends, and it does not, perhaps. For the fleet it has ended."""
+        """The generation ends. The fork server stays if its hooks have started background work; the fleet
+        treats it as ended."""
         handle.record.exit_cause = fork_server_leaving(self._ports.state(), handle.generation)
         self._children.leave(handle)
         self._hooks.leave(handle)
         self._workers.forget_unforked(handle.generation)
-        self._ports.emit(events.ForkServerExited(handle.generation, ExitStatus()))
+        self._ports.submit(events.ForkServerExited(handle.generation, ExitStatus()))
         self._ports.loop.call_soon(self._settle)  # when the fleet has processed the event
 
     def kill(self, action: actions.KillForkServer) -> None:
@@ -303,7 +303,7 @@ class ForkServerManager:
     def _close_channel(self, handle: ForkServerHandle) -> None:
         if handle.channel.fileno() >= 0:
             self._inbox.unwatch(handle)
-            closing.close(handle.channel)
+            handle.close_channel()
 
     def ended(self, handle: ForkServerHandle, status: ExitStatus) -> None:
         """A fork server is dead; its handle is given up."""
@@ -316,7 +316,7 @@ class ForkServerManager:
             )
         attempt("closing a fork server's channel", lambda: self._close_dead(handle))
         if current:
-            self._ports.emit(events.ForkServerExited(generation, status, handle.record.problem))
+            self._ports.submit(events.ForkServerExited(generation, status, handle.record.problem))
         attempt("hooks of a fork server that ended", lambda: self._hooks.fork_server_ended(handle))
         if current:
             attempt("settling listeners", self._settle)

@@ -5,13 +5,17 @@ carries is the record and the numbers of the descriptors.
 """
 
 import os
+import socket
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 import ostler
-from ostler.daemon.children import closing
-from ostler.daemon.children.budget import MessageBudget
+from ostler.daemon.children.message_budget import MessageBudget
 from ostler.daemon.children.records import (
     CarriedForkServer,
     CarriedWorker,
@@ -22,7 +26,7 @@ from ostler.daemon.children.records import (
 )
 from ostler.ipc import channel, messages
 from ostler.ipc.channel import Channel
-from ostler.osapi import imports
+from ostler.osapi import imports, received
 from ostler.osapi.priority import step_back, step_forward
 from ostler.osapi.process import INTERRUPT_SIGNAL, is_to_be_reaped, send_signal, signal_main_thread
 from ostler.settings import capacity
@@ -34,6 +38,8 @@ _DUMP_LIMIT = 64 * 1024
 _DUMP_STARTS = ("Fatal Python error", "Current thread", "Thread 0x", "Current greenlet", "Greenlet", "Task")
 # What is read of them at once, and how often in a row: more than a pipe holds (pipe(7), pipe-max-size).
 _DUMP_PART, _DUMP_PARTS = 64 * 1024, 17
+# Messages that are received of a channel before it is closed; more than fit into a socket's buffer.
+_MOST_UNREAD = 2000
 
 # -P keeps the current folder off the module path: a package `ostler` that lies in the app's folder must
 # not be taken for ours. Ours is put in front just for the import; all its modules are loaded by then. Root's
@@ -58,9 +64,12 @@ class Child:
 
     Attributes:
         record: what is known of it.
+        channel: its channel, for messages in both directions.
         pidfd: -1 until the process is known.
         budget: how much it may still send.
     """
+
+    channel: Channel[Any]
 
     def __init__(self, record: ChildRecord) -> None:
         self.record = record
@@ -117,10 +126,48 @@ class Child:
         """The process was reaped: its pid may be another process's from now on."""
         self.record.is_ours = False
 
+    def send(self, message: msgspec.Struct, descriptors: list[int] | None = None) -> bool:
+        """Send a message; False if the child has ended or does not read: its death or a deadline reports
+        that."""
+        try:
+            self.channel.send(message, descriptors)
+        except OSError:
+            return False
+        return True
+
+    def close_channel(self) -> None:
+        """The child sees the end at once; the descriptor is closed soon, by a thread.
+
+        There may be descriptors in the channel that were not received. The kernel closes these with the
+        channel, which can take as long as their sender likes (see `osapi.received.discard`). So a thread
+        closes the channel; it receives them before, which makes them harmless.
+        """
+        if self.channel.fileno() < 0:
+            return
+        fd = self.channel.hang_up()
+        try:
+            threading.Thread(target=_empty, args=(fd,), name="ostler-close-channel", daemon=True).start()
+        except RuntimeError:
+            os.close(fd)  # no thread could be started
+
     def close_pidfd(self) -> None:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
+
+
+def _empty(fd: int) -> None:
+    """Receive what is in a channel, without blocking, and close it."""
+    with socket.socket(fileno=fd) as sock:
+        try:
+            for _ in range(_MOST_UNREAD):
+                _, ancillary, _, _ = sock.recvmsg(
+                    1, received.SPACE, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+                )
+                for left in received.descriptors(ancillary):
+                    received.discard(left)
+        except OSError:
+            return  # nothing is left, or no descriptor is free
 
 
 class ForkServerHandle(Child):
@@ -161,7 +208,7 @@ class ForkServerHandle(Child):
             spawned_at=before.spawned_at,
             pid=before.pid,
             phase=ChildPhase.FORKING,
-            warmed=True,  # it has all that the app's workers import
+            modules_sent=True,  # it has all that the app's workers import
             wants_log_lines=before.wants_log_lines,
         )
         handle = cls(record, Channel.from_fd(worker.channel.detach(), messages.FromForkServer))
@@ -201,7 +248,7 @@ class ForkServerHandle(Child):
         return cls(record, Channel(ours, messages.FromForkServer))
 
     def close(self) -> None:
-        closing.close(self.channel)
+        self.close_channel()
         self.close_pidfd()
 
 
@@ -328,7 +375,7 @@ class WorkerHandle(Child):
 
     def close(self) -> None:
         self.close_child_ends()
-        closing.close(self.channel)
+        self.close_channel()
         os.close(self.stacks_fd)
         self.close_pidfd()
 

@@ -2,15 +2,16 @@
 
 What only the supervisor knows (a worker has ended, the number of workers has changed, the daemon ends or
 becomes another program) it sends to a fork server as `HookDue`, if its generation has any hooks; the fork
-server answers `HookDone`. Nothing here waits for a hook but the ends of things, and these have a limit: a
-fork server that is to end is given the time to call what it was sent (the fleet's `fork_server_grace`).
+server answers `HookBegun` and `HookDone`. Only the end of a fork server, and an upgrade, wait for a hook, for
+a limited time: a fork server that is to end is given the time to call what it was sent (the fleet's
+`fork_server_grace`).
 
 What `on_starting` and `when_ready` have started (a thread that serves metrics, a scheduler) runs in the first
 fork server, and must outlive reloads. So that one does not end with its generation but is sent `retire`: it
 closes everything else, and ends only if nothing runs in it. It is then the one that calls `on_exit`.
 
-`child_exit` is called once for each worker: by the fork server of its own generation, or if that has ended by
-another. What a fork server that dies has not begun with is sent to the next one.
+`child_exit` is called at most once for each worker: by the fork server of its own generation, or if that has
+ended by another. A `child_exit` that a fork server had not begun with when it died is sent to the next one.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ import msgspec
 from ostler.daemon.children.handles import AnyChild, ForkServerHandle, WorkerHandle
 from ostler.daemon.children.ports import Ports
 from ostler.daemon.configurations import Configurations
-from ostler.daemon.policy import HOOKS_GRACE
+from ostler.daemon.settings_to_policy import HOOKS_GRACE
 from ostler.fleet.model import ExitStatus
 from ostler.ipc import messages
 
@@ -56,7 +57,7 @@ class HookDispatcher:
         ports: see there.
         configurations: settings by generation.
         hang_up: closes a fork server's channel, which ends it.
-        kill: ends a child for sure.
+        kill: sends SIGKILL to a child.
     """
 
     def __init__(
@@ -117,7 +118,8 @@ class HookDispatcher:
         self.worker_ended(worker, ExitStatus(code=0))
 
     def fork_server_ended(self, handle: ForkServerHandle) -> None:
-        """A fork server is dead. The hook that it was running is not called again; the rest is still due."""
+        """A fork server is dead. The hook that it was running is not called again. Another
+        fork server calls the pending `child_exit` hooks; the other pending hooks are dropped."""
         record = handle.record
         if record.pending_hooks:
             if record.hook_running:

@@ -1,8 +1,8 @@
-"""Reading what children send. At worst a message is the end of the child that sent it.
+"""Reading what children send. A message can do no more than get its sender killed.
 
-In one pass of the event loop a child gets a small share of the loop's time, and in the long run a rate that
-no honest child comes near. A child that goes beyond it, or sends what it may not, is killed. Its death is
-recorded like any other, with the reason.
+In one pass of the event loop a child gets a small share of the loop's time. In the long run it may send at a
+rate far above what a worker or fork server sends normally. A child that goes beyond it, or sends what it may
+not, is killed. Its death is recorded like any other, with the reason.
 """
 
 import time

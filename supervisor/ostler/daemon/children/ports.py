@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ostler.daemon.attempts import Attempts
-from ostler.daemon.children.registry import Children
+from ostler.daemon.children.registry import ChildRegistry
 from ostler.daemon.reporting.journal import Journal
 from ostler.fleet import events
 from ostler.fleet.state import State
@@ -19,14 +19,14 @@ class Ports:
         loop: for timers and readers.
         journal: for events that an operator reads.
         children: the registry.
-        emit: takes an event of the fleet.
+        submit: takes an event of the fleet.
         state: the fleet's state, for reading only.
         attempt: runs a step that may fail without harm to the next.
     """
 
     loop: asyncio.AbstractEventLoop
     journal: Journal
-    children: Children
-    emit: Callable[[events.Event], None]
+    children: ChildRegistry
+    submit: Callable[[events.Event], None]
     state: Callable[[], State]
     attempt: Attempts

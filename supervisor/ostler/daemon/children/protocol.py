@@ -2,7 +2,8 @@
 
 Each child is in a phase, and a table says which messages are legal in it and what phase they lead to. What
 depends on more than that is checked by `check_worker`, `check_fork_server` and, for what names other
-processes, by `WorkerManager`.
+processes, by `WorkerManager`. The states that the fleet knows a worker or generation by are another matter:
+see `fleet/lifecycle.py`.
 """
 
 import msgspec
@@ -17,7 +18,7 @@ _Table = dict[ChildPhase, dict[type, ChildPhase]]
 
 WORKER: _Table = {
     # It waits for `Boot`. A signal that all processes of the daemon got may be what ends it.
-    ChildPhase.UNKNOWN: {messages.Signalled: ChildPhase.UNKNOWN},
+    ChildPhase.UNREPORTED: {messages.Signalled: ChildPhase.UNREPORTED},
     ChildPhase.BOOTING: {
         messages.Ready: ChildPhase.SERVING,
         messages.BootFailed: ChildPhase.FAILED,
@@ -30,11 +31,11 @@ WORKER: _Table = {
         messages.Signalled: ChildPhase.SERVING,
         messages.RecycleDue: ChildPhase.SERVING,
         messages.ZygoteAudited: ChildPhase.SERVING,
-        messages.ZygoteReady: ChildPhase.LEFT,
+        messages.ZygoteReady: ChildPhase.ZYGOTE_READY,
         messages.Watch: ChildPhase.SERVING,
         messages.AppBroken: ChildPhase.SERVING,
     },
-    ChildPhase.LEFT: {},
+    ChildPhase.ZYGOTE_READY: {},
     ChildPhase.FAILED: {messages.Signalled: ChildPhase.FAILED, messages.Watch: ChildPhase.FAILED},
 }
 FORK_SERVER: _Table = {

@@ -1,4 +1,4 @@
-"""Deaths: collects every child that has ended, and finds out what it was and what is lost with it."""
+"""Reaps children, records each end in the ledger, and reports it to the fleet."""
 
 import os
 import signal
@@ -153,7 +153,7 @@ class Reaper:
             self._unknown.append(dead)
 
     def _end_tracee(self, tid: int) -> None:
-        """A tracee is useless: it would stop at each signal and wait for the supervisor to let it go on."""
+        """A traced process stops at each signal until the supervisor continues it, so it is killed."""
         pid = thread_group(tid)
         child = self._ports.children.with_pid(pid)
         if child is None:
@@ -171,12 +171,12 @@ class Reaper:
         if isinstance(child, WorkerHandle) and (child.pid is None or not child.record.is_ours):
             # There is no such process, so no death would be reported: its fork server has sent this.
             self._forget_worker(child.worker_id)
-            self._ports.emit(events.SpawnFailed(child.worker_id, f"protocol error: {problem}"))
+            self._ports.submit(events.SpawnFailed(child.worker_id, f"protocol error: {problem}"))
         else:
             self.kill(child)
 
     def kill(self, child: AnyChild) -> None:
-        """End a process for sure. One that the supervisor has no right to end is treated as if it had ended.
+        """Send SIGKILL. A process that can't be signalled is treated as ended.
 
         It executes a program with other rights, say (execve(2), set-user-ID), and may live as long as it
         likes. With its channel it has lost all that it had of the supervisor.
@@ -244,7 +244,7 @@ class Reaper:
         end = attempt("an entry of the ledger", lambda: self._record(handle, status, peak_memory, dump))
         attempt("hooks of a worker's end", lambda: self._on_worker_ended(handle, status))
         attempt("giving up a worker", lambda: self._forget_worker(handle.worker_id))
-        self._ports.emit(
+        self._ports.submit(
             events.WorkerExited(
                 handle.worker_id,
                 status,

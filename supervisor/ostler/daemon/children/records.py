@@ -21,10 +21,10 @@ class ChildPhase(enum.Enum):
     The first four are a worker's, the next five a fork server's. Both can fail.
     """
 
-    UNKNOWN = "not forked yet"
+    UNREPORTED = "not reported as forked"
     BOOTING = "booting"
     SERVING = "serving"
-    LEFT = "a zygote that is not in use yet"
+    ZYGOTE_READY = "a zygote that is not in use yet"
     CONFIGURING = "reading the configuration"
     DECIDED = "reading the configuration that it has decided on"
     CONFIGURED = "configured"
@@ -51,7 +51,7 @@ class ChildRecord(msgspec.Struct, kw_only=True):
     pid: int | None = None
     is_ours: bool = True
     sent_signals: set[int] = msgspec.field(default_factory=set)
-    phase: ChildPhase = ChildPhase.UNKNOWN
+    phase: ChildPhase = ChildPhase.UNREPORTED
     problem: str = ""
 
 
@@ -63,7 +63,7 @@ class ForkServerRecord(ChildRecord, kw_only=True):
         listener_keys: the addresses that its configuration names.
         decision: what it reported before it ran anything that the app's user can write. Later messages of
             that kind are ignored.
-        warmed: it was sent the names of the modules that its workers need.
+        modules_sent: it was sent the names of the modules that its workers need.
         wants_log_lines: it wants the supervisor's log lines, for loggers of its own.
         hooks: names of the hooks in its configuration file.
         can_call_hooks: it has loaded, and calls the hooks that it is sent.
@@ -81,7 +81,7 @@ class ForkServerRecord(ChildRecord, kw_only=True):
     cause: StartCause = "restart"
     listener_keys: list[str] = []
     decision: messages.Decided | None = None
-    warmed: bool = False
+    modules_sent: bool = False
     wants_log_lines: bool = False
     hooks: list[str] = []
     can_call_hooks: bool = False

@@ -1,4 +1,4 @@
-"""The one registry of child processes: every part of the daemon that looks for a child looks here."""
+"""The registry of workers and fork servers: every part of the daemon that looks for one looks here."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ class ChildrenState(msgspec.Struct, frozen=True):
         return [fd for fd in (*workers, *(server.channel for server in self.fork_servers)) if fd >= 0]
 
 
-class Children:
+class ChildRegistry:
     """Handles of all workers and fork servers.
 
     Attributes:

@@ -3,15 +3,13 @@
 import signal
 from collections.abc import Callable
 
-from ostler.daemon.children import closing
 from ostler.daemon.children.handles import ForkServerHandle, WorkerHandle
 from ostler.daemon.children.inbox import Inbox
 from ostler.daemon.children.ports import Ports
 from ostler.daemon.children.protocol import check_worker
 from ostler.daemon.children.reaper import Reaper
 from ostler.daemon.children.records import ChildPhase
-from ostler.daemon.children.sending import send
-from ostler.daemon.children.stacks import StackDumps
+from ostler.daemon.children.stack_dumps import StackDumps
 from ostler.daemon.configurations import Configurations
 from ostler.fleet import actions, events
 from ostler.ipc import messages
@@ -69,8 +67,10 @@ class WorkerManager:
         )
 
     def forget_unforked(self, generation: int) -> None:
-        """A generation's fork server has ended: what it was asked to fork will not come. The fleet gives it
-        up by itself."""
+        """Forget the workers that a generation's fork server was asked for and has not forked: it has ended.
+
+        The fleet is not notified; it forgets them when it handles the fork server's end.
+        """
         for worker_id, handle in list(self._children.workers.items()):
             if handle.pid is None and handle.generation == generation:
                 self.forget(worker_id)
@@ -78,7 +78,7 @@ class WorkerManager:
     def broadcast(self, message: messages.ToWorker) -> None:
         for handle in self._children.workers.values():
             if handle.channel.fileno() >= 0:
-                send(handle.channel, message)
+                handle.send(message)
 
     # -- forking ----------------------------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ class WorkerManager:
             self._spawn_failed(action, reason, isinstance(problem, BlockingIOError))
 
     def _spawn_failed(self, action: actions.Spawn, reason: str, unread: bool = False) -> None:
-        self._ports.emit(events.SpawnFailed(action.worker_id, reason, unread))
+        self._ports.submit(events.SpawnFailed(action.worker_id, reason, unread))
 
     def _ask_to_fork(
         self, fork_server: ForkServerHandle, handle: WorkerHandle, urgent: bool
@@ -152,11 +152,11 @@ class WorkerManager:
             raise BadMessage(f"that process {message.pid} is a worker, which is no child of the supervisor's")
         handle.record.phase = ChildPhase.BOOTING
         alive = handle.forked(message.pid)
-        self._ports.emit(events.WorkerForked(message.worker_id, message.pid))
+        self._ports.submit(events.WorkerForked(message.worker_id, message.pid))
         if alive:
             self._children.worker_forked(handle)
             self._reaper.watch(handle)
-            send(handle.channel, messages.Boot())
+            handle.send(messages.Boot())
         else:
             self._reaper.ended_before_known(handle)
 
@@ -164,7 +164,7 @@ class WorkerManager:
         """A fork server has reported that it could not fork. Raises BadMessage if it was not asked to."""
         if self._requested(fork_server, message.worker_id) is not None:
             self.forget(message.worker_id)
-            self._ports.emit(events.SpawnFailed(message.worker_id, message.reason))
+            self._ports.submit(events.SpawnFailed(message.worker_id, message.reason))
 
     # -- messages -----------------------------------------------------------------------------------------
 
@@ -173,32 +173,32 @@ class WorkerManager:
         record = handle.record
         check_worker(record, message, self._configurations.get(handle.generation))
         if isinstance(message, messages.Ready):
-            self._ports.emit(events.WorkerReady(handle.worker_id))
-            self._warm(handle.generation, message.modules)
+            self._ports.submit(events.WorkerReady(handle.worker_id))
+            self._send_modules(handle.generation, message.modules)
         elif isinstance(message, messages.BootFailed):
-            self._ports.emit(events.WorkerBootFailed(handle.worker_id, message.reason, message.traceback))
+            self._ports.submit(events.WorkerBootFailed(handle.worker_id, message.reason, message.traceback))
         elif isinstance(message, messages.ZygoteAudited):
             problems, warnings = tuple(message.problems), tuple(message.warnings)
-            self._ports.emit(events.ZygoteAudited(handle.worker_id, problems, warnings))
+            self._ports.submit(events.ZygoteAudited(handle.worker_id, problems, warnings))
         elif isinstance(message, messages.ZygoteReady):
             # A process that is dead can't be a fork server.
             if record.is_ours:
                 record.wants_log_lines = message.loggers
-                self._ports.emit(events.ZygoteReady(handle.worker_id))
+                self._ports.submit(events.ZygoteReady(handle.worker_id))
         elif isinstance(message, messages.Signalled):
             record.signalled = message.signum
         elif isinstance(message, messages.Watch | messages.AppBroken):
             self._on_files(handle.generation, message)
         elif isinstance(message, messages.RecycleDue) and not record.recycle_reported:
             record.recycle_reported = True
-            self._ports.emit(events.RecycleDue(handle.worker_id, message.requests))
+            self._ports.submit(events.RecycleDue(handle.worker_id, message.requests))
 
-    def _warm(self, generation: int, modules: list[str]) -> None:
+    def _send_modules(self, generation: int, modules: list[str]) -> None:
         """Send the fork server, once, the standard modules that the first worker has imported."""
         fork_server = self._children.fork_servers.get(generation)
-        if fork_server is not None and not fork_server.record.warmed and modules:
-            fork_server.record.warmed = True
-            send(fork_server.channel, messages.Warm(modules))
+        if fork_server is not None and not fork_server.record.modules_sent and modules:
+            fork_server.record.modules_sent = True
+            fork_server.send(messages.ImportModules(modules))
 
     # -- ends -----------------------------------------------------------------------------------------------
 
@@ -206,7 +206,7 @@ class WorkerManager:
         handle = self._children.workers[action.worker_id]
         handle.record.zygote_asked |= action.zygote
         message = messages.Drain(action.hand_over, action.zygote, action.seconds)
-        if not send(handle.channel, message):
+        if not handle.send(message):
             # It has not read its channel for long, or has closed it: SIGTERM means the same.
             self._signal(handle, signal.SIGTERM)
 
@@ -238,14 +238,14 @@ class WorkerManager:
         elif handle.channel.fileno() >= 0:
             # Not forked yet: without its channel it ends before it runs a line of the app.
             self._inbox.unwatch(handle)
-            closing.close(handle.channel)
+            handle.close_channel()
 
     # -- zygotes --------------------------------------------------------------------------------------------
 
     def audit_zygote(self, action: actions.AuditZygote) -> None:
         handle = self._children.workers[action.worker_id]
         handle.record.audits_pending += 1
-        send(handle.channel, messages.AuditZygote(action.force))
+        handle.send(messages.AuditZygote(action.force))
 
     def release_zygote(self, worker_id: int) -> tuple[WorkerHandle, ForkServerHandle]:
         """A worker has become a fork server: its channel carries a fork server's messages from now on.

@@ -33,7 +33,7 @@ class PidFile:
         self._fd = fd
         self._account = account
 
-    def hand_over(self) -> tuple[str, int]:
+    def snapshot(self) -> tuple[str, int]:
         """What `PidFile` is made from by the next program in this process: path and descriptor."""
         return str(self._path), self._fd
 

@@ -48,7 +48,7 @@ class ExitFacts:
     """What is known of a process that has ended.
 
     Args:
-        status: as waitid(2) reports it.
+        status: as wait4(2) reports it.
         age: seconds.
         worker: as the fleet knows it before it knows of the death; None for a fork server and for a worker
             that the fleet has given up.
@@ -208,7 +208,7 @@ class Ledger:
         self.counts[facts.kind, cause] = self.counts.get((facts.kind, cause), 0) + 1
         return view
 
-    def look(self) -> None:
+    def read_oom_kills(self) -> None:
         """To be called once a second: kills by the kernel are attributed only for a short time."""
         self._oom.look()
 

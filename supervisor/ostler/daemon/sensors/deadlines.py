@@ -3,6 +3,8 @@
 Requests need no polling. One that starts after a look can't be overdue before `timeout` from then, and of
 those in flight the one whose deadline is next decides when to look again. A loop without requests runs once a
 second and writes that down (HEARTBEAT); the sensor looks about as often.
+
+It only reports: `fleet/overdue.py` decides, `daemon/children/hang_actions.py` signals the worker.
 """
 
 import asyncio
@@ -126,7 +128,7 @@ class DeadlineSensor:
         self._overdue = overdue
         self._forget_ended()
         for worker_id in sorted(ended & self._ports.children.workers.keys()):
-            self._ports.emit(events.OverdueEnded(worker_id))
+            self._ports.submit(events.OverdueEnded(worker_id))
         return max(wait, _LEAST)
 
     def _report_overdue(self, handle: WorkerHandle, request: InFlight, now: float) -> None:
@@ -143,7 +145,7 @@ class DeadlineSensor:
         # that the fleet has decided what to do.
         self._scoreboard.mark_overdue(handle.cell, request.thread, request.started_ns)
         age = now - request.started
-        self._ports.emit(
+        self._ports.submit(
             events.RequestOverdue(handle.worker_id, request.thread, request.method, request.path, age)
         )
 
@@ -151,7 +153,7 @@ class DeadlineSensor:
         # At each look: requests may still come to it on connections that are open.
         worker = self._ports.state().workers.get(worker_id)
         if worker is not None and worker.state is WorkerState.DRAINING:
-            self._ports.emit(events.OnlyOverdueLeft(worker_id))
+            self._ports.submit(events.OnlyOverdueLeft(worker_id))
 
     def _look_at_loop(self, handle: WorkerHandle, reading: Reading, timeout: float, now: float) -> None:
         """Report a loop that stands still although no request occupies it.
@@ -176,7 +178,7 @@ class DeadlineSensor:
         limit = max(timeout, _STILL)
         if now - beat >= limit and now - since >= limit - 2 * _LOOK and handle.worker_id not in self._stalled:
             self._stalled.add(handle.worker_id)
-            self._ports.emit(events.LoopStalled(handle.worker_id, now - beat))
+            self._ports.submit(events.LoopStalled(handle.worker_id, now - beat))
 
     def _look_at_one_loop(self, handle: WorkerHandle, reading: Reading, timeout: float, now: float) -> float:
         """The same for a loop whose requests are no reason to stand still; returns when to look, in seconds.
@@ -202,7 +204,7 @@ class DeadlineSensor:
         limit = max(timeout + _GRACE, _STILL)
         if timeout and ready and not extended and age >= limit and handle.worker_id not in self._stalled:
             self._stalled.add(handle.worker_id)
-            self._ports.emit(events.LoopStalled(handle.worker_id, age))
+            self._ports.submit(events.LoopStalled(handle.worker_id, age))
         return _LOOK
 
     def _forget_ended(self) -> None:

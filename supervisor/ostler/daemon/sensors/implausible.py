@@ -72,7 +72,7 @@ class ImplausibleWorkers:
                 self._due.append(worker_id)
             elif worker.state is WorkerState.READY and state.serving(worker.slot) is worker:
                 self._due += due[place + 1 :]
-                self._ports.emit(events.RecycleAsked("scoreboard", worker.slot))
+                self._ports.submit(events.RecycleAsked("scoreboard", worker.slot))
                 self._next = self._clock() + _PAUSE
                 break
         else:

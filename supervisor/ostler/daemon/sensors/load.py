@@ -18,7 +18,7 @@ from operator import mul
 import psutil
 
 from ostler.daemon.children.handles import WorkerHandle
-from ostler.daemon.children.registry import Children
+from ostler.daemon.children.registry import ChildRegistry
 from ostler.fleet import events
 from ostler.fleet.model import Load, WorkerState
 from ostler.fleet.state import State
@@ -66,7 +66,7 @@ class LoadSensor:
     def __init__(
         self,
         state: Callable[[], State],
-        children: Children,
+        children: ChildRegistry,
         scoreboard: Scoreboard,
         clock: Callable[[], float] = time.monotonic,
         free: Callable[[], int | None] = memory_free,

@@ -106,7 +106,7 @@ class Observer:
     # -- what the control server calls -----------------------------------------------------------------
 
     def submit(self, event: events.Event) -> None:
-        self._ports.emit(event)
+        self._ports.submit(event)
 
     def status(self) -> StatusView:
         return self._status(self._scoreboard.read_all())

@@ -12,7 +12,10 @@ class TakesEffect(enum.Enum):
     """When a value that a reload has changed counts."""
 
     LIVE = "live"
-    """As soon as the reload's generation takes over; no worker need be replaced for it."""
+    """As soon as the reload's generation takes over; no worker need be replaced for it.
+
+    LIVE means live in the supervisor; a worker that already runs needs a message.
+    """
     GENERATION = "generation"
     """In the workers that the reload starts; older ones keep the value that they were started with."""
     RESTART = "restart"

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ostler.daemon.children.budget import MessageBudget
+from ostler.daemon.children.message_budget import MessageBudget
 from ostler.fleet import events
 from ostler.fleet.model import GenerationState
 from ostler.ipc import messages
@@ -158,7 +158,7 @@ async def test_a_message_before_the_worker_is_known() -> None:
         async with unreported_worker(theatre, messages.Ready([])) as worker_id:
             pass
         assert worker_id not in theatre.shell.children.workers
-        assert "Ready while it is not forked yet" in theatre.shell.state.generations[1].last_failure
+        assert "Ready while it is not reported as forked" in theatre.shell.state.generations[1].last_failure
         assert len(theatre.events("protocol_error")) == 1
 
 

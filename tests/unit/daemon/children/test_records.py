@@ -18,7 +18,7 @@ from ostler.daemon.children.records import (
     ForkServerRecord,
     WorkerRecord,
 )
-from ostler.daemon.children.registry import Children, ChildrenState
+from ostler.daemon.children.registry import ChildRegistry, ChildrenState
 from ostler.fleet.model import ExitStatus
 from ostler.ipc import messages, wire
 from ostler.settings.load import Loaded, load
@@ -106,13 +106,13 @@ def test_fork_servers_that_leave_have_no_channel_afterwards() -> None:
     record = filled(ForkServerRecord)
     record.is_ours = False
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    before = Children()
+    before = ChildRegistry()
     handle = ForkServerHandle.restored(CarriedForkServer(record, ours.detach()))
     before.add_fork_server(handle)
     before.leave(handle)
     state = before.snapshot()
     assert state.descriptors() == []
-    after = Children()
+    after = ChildRegistry()
     after.restore(wire.decoder(ChildrenState)(wire.encode(state)))
     handle.close()
     theirs.close()

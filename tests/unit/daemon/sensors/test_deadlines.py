@@ -47,12 +47,12 @@ class Stage:
         loaded: Any = SimpleNamespace(settings=self.settings)
         configurations = Configurations(lambda: self.state)
         configurations.add(1, loaded)
-        self.emit: Any = self.submitted.append
+        self.submit: Any = self.submitted.append
         self.sensor = DeadlineSensor(
             fake_ports(
                 state=self.state,
                 workers=self.handles,
-                emit=lambda event: self.emit(event),
+                submit=lambda event: self.submit(event),
                 loop=SimpleNamespace(call_later=call_later),
             ),
             configurations,
@@ -146,7 +146,7 @@ def test_an_overdue_request(stage: Stage) -> None:
     assert stage.reported() == []
     worker.begin(1, b"/young")
     marked: list[bool] = []
-    stage.emit = lambda event: (marked.append(worker.marked(0)), stage.submitted.append(event))
+    stage.submit = lambda event: (marked.append(worker.marked(0)), stage.submitted.append(event))
     stage.look(0.05)
     assert stage.reported() == [overdue(1, TIMEOUT)]
     assert marked == [True]

@@ -32,7 +32,7 @@ class Stage:
             workers=self.handles,
             journal=SimpleNamespace(record=lambda *what: self.logged.append(what)),
             loop=SimpleNamespace(call_later=lambda *what: self.due.append(what)),
-            emit=self.submitted.append,
+            submit=self.submitted.append,
         )
         ImplausibleWorkers(ports, self.scoreboard, lambda: self.now)
 

@@ -1,6 +1,6 @@
 """Development wants the new code at once."""
 
-from ostler.daemon.policy import fleet_policy
+from ostler.daemon.settings_to_policy import fleet_policy
 from ostler.fleet.model import FleetPolicy
 from ostler.settings.load import load
 

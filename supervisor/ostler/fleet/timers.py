@@ -1,6 +1,6 @@
 """What happens when time passes: boot and drain time-outs, ages, fork servers that hang; and when that is."""
 
-from ostler.fleet import actions, boots, loading, workers
+from ostler.fleet import actions, boots, fork_server_reports, workers
 from ostler.fleet.model import Cause, GenerationState, ReloadPhase, Worker, WorkerState
 from ostler.fleet.step import FleetStep
 
@@ -41,7 +41,7 @@ def expire_workers(step: FleetStep) -> None:
             if worker.state is WorkerState.BOOTING:
                 # The failure of the fork server is reported; that this worker has not booted in time is not.
                 worker.deadline = None
-            loading.fail(step, worker.generation, reason, app_failed=True)
+            fork_server_reports.fail(step, worker.generation, reason, app_failed=True)
         grace_end = workers.grace_end(step, worker)
         if grace_end is not None and grace_end <= now:
             if worker.state is WorkerState.DRAINING:
@@ -69,7 +69,7 @@ def expire_generations(step: FleetStep) -> None:
                 step.do(actions.KillForkServer(generation.number))
         else:
             reason = "loading took longer than boot_timeout"
-            loading.fail(step, generation.number, reason, app_failed=True)
+            fork_server_reports.fail(step, generation.number, reason, app_failed=True)
 
 
 def _deadline_passed(step: FleetStep, worker: Worker) -> None:

@@ -21,7 +21,7 @@ import msgspec
 import psutil
 
 import ostler
-from ostler.control.handover import Handover
+from ostler.control.control_state import ControlState
 from ostler.daemon.listening.listeners import ListenersState
 from ostler.daemon.reporting.journal import JournalState
 from ostler.daemon.reporting.ledger import LedgerState
@@ -69,7 +69,7 @@ class Carried(msgspec.Struct, frozen=True):
     journal: JournalState
     ledger: LedgerState
     observer: ObserverState
-    control: Handover
+    control: ControlState
     pidfile: tuple[str, int] | None
 
 

@@ -4,7 +4,7 @@ import time
 
 from ostler.daemon.children.handles import WorkerHandle
 from ostler.daemon.children.ports import Ports
-from ostler.daemon.children.stacks import DUMP_TIME, StackDumps
+from ostler.daemon.children.stack_dumps import DUMP_TIME, StackDumps
 from ostler.fleet import actions
 from ostler.scoreboard.reader import Scoreboard
 from ostler.token_bucket import TokenBucket

@@ -1,4 +1,7 @@
-"""What fork servers report: the configuration was read, the app is loaded, or one of these failed."""
+"""What fork servers report: the configuration was read, the app is loaded, or one of these failed.
+
+How fork servers are started and ended is in `fork_servers`.
+"""
 
 from ostler.fleet import actions, events, fork_servers, probation, reloads, stopping, workers
 from ostler.fleet.model import GenerationState

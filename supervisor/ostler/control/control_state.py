@@ -11,7 +11,7 @@ Digests = list[tuple[bytes, float]]
 """Digests of secrets, and when each expires: monotonic seconds, which go on over execve(2)."""
 
 
-class UnixHandover(msgspec.Struct, frozen=True):
+class UnixControlState(msgspec.Struct, frozen=True):
     """The Unix socket `path`: its listener and its lock."""
 
     path: str
@@ -19,7 +19,7 @@ class UnixHandover(msgspec.Struct, frozen=True):
     lock_fd: int
 
 
-class TcpHandover(msgspec.Struct, frozen=True):
+class TcpControlState(msgspec.Struct, frozen=True):
     """The loopback listener, as bound, with the logins that are valid."""
 
     host: str
@@ -33,11 +33,11 @@ class TcpHandover(msgspec.Struct, frozen=True):
     page_sessions: Digests = []
 
 
-class Handover(msgspec.Struct, frozen=True):
+class ControlState(msgspec.Struct, frozen=True):
     """The state of a control server; None for parts that it does not have."""
 
-    unix: UnixHandover | None = None
-    tcp: TcpHandover | None = None
+    unix: UnixControlState | None = None
+    tcp: TcpControlState | None = None
     token_file: str | None = None
 
     def descriptors(self) -> list[int]:

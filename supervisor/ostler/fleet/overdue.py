@@ -5,7 +5,7 @@ from ostler.fleet.model import Cause, WorkerState
 from ostler.fleet.step import FleetStep
 
 
-def overdue(step: FleetStep, event: events.RequestOverdue) -> None:
+def request_overdue(step: FleetStep, event: events.RequestOverdue) -> None:
     worker = step.state.workers.get(event.worker_id)
     if worker is None:
         return

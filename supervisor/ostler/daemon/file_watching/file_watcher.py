@@ -16,8 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from ostler.daemon.reporting.journal import Journal
-from ostler.daemon.watching.files import (
+from ostler.daemon.file_watching.files import (
     Signature,
     Survey,
     existing,
@@ -27,6 +26,7 @@ from ostler.daemon.watching.files import (
     signature,
     survey,
 )
+from ostler.daemon.reporting.journal import Journal
 from ostler.fleet import events
 from ostler.ipc import messages
 from ostler.settings.table import Settings
@@ -49,7 +49,7 @@ _MOST_FILES, _MOST_ROOTS = 20_000, 250
 _SHARE, _CREDIT = 0.1, 0.2
 
 
-class Watcher:
+class FileWatcher:
     """Asks for a reload when a file changes; does nothing until it is configured to.
 
     Args:

@@ -1,4 +1,7 @@
-"""With whose rights the supervisor and a fork server open what the settings name."""
+"""With whose rights the supervisor and a fork server open what the settings name.
+
+A fork server gives up root's rights later, in `forkserver/preparation.py` (`_give_up_rights`).
+"""
 
 import os
 from contextlib import AbstractContextManager, nullcontext

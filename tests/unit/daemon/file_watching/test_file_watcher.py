@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from ostler.daemon.file_watching import file_watcher as watching
+from ostler.daemon.file_watching import files
+from ostler.daemon.file_watching.file_watcher import FileWatcher
 from ostler.daemon.reporting.journal import Journal
-from ostler.daemon.watching import files
-from ostler.daemon.watching import watcher as watching
-from ostler.daemon.watching.watcher import Watcher
 from ostler.fleet import events
 from ostler.ipc import messages
 from ostler.logs.setup import get_logger
@@ -40,7 +40,7 @@ class Rig:
         self.asked: list[str] = []
         self._came = asyncio.Event()
         self.journal = Journal(get_logger())
-        self.watcher = Watcher(self._take, self.journal)
+        self.watcher = FileWatcher(self._take, self.journal)
 
     def _take(self, event: events.Event) -> None:
         assert isinstance(event, events.ReloadAsked)

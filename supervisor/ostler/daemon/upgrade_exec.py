@@ -7,10 +7,10 @@ import sys
 import time
 from collections.abc import Callable
 
-from ostler.daemon import upgrade
+from ostler.daemon import upgrade_state
 from ostler.daemon.process.notify import SystemdNotifier
 from ostler.daemon.shell import Shell
-from ostler.daemon.upgrade import Carried
+from ostler.daemon.upgrade_state import Carried
 from ostler.fleet import events
 from ostler.fleet.model import ExitStatus
 from ostler.logs.setup import get_logger
@@ -47,7 +47,7 @@ class Upgrader:
     def check(self) -> None:
         """Start a child that tries what the new program would do; the outcome becomes an event."""
         try:
-            pid, output = upgrade.start_check(self._carry(), self._folder)
+            pid, output = upgrade_state.start_check(self._carry(), self._folder)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the outcome that is waited for
             self._shell.submit(events.UpgradeChecked(f"can't start a process: {error}"))
             return
@@ -60,7 +60,7 @@ class Upgrader:
         def ended(status: ExitStatus) -> None:
             timer.cancel()
             self._checking = None
-            problem, text = upgrade.outcome_of_check(status, output)
+            problem, text = upgrade_state.outcome_of_check(status, output)
             if problem is not None and self._shell.state.upgrading is not None:
                 get_logger().error("upgrade_check_failed", output=text)
             self._shell.submit(events.UpgradeChecked(problem))
@@ -77,7 +77,7 @@ class Upgrader:
         await self._shell.hooks.pre_exec()
         # A signal whose handler has not run yet would be lost with this program. Those that come from now on
         # wait for the next one, and what those that came before ask for is done within three turns.
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, upgrade.HANDLED)
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, upgrade_state.HANDLED)
         try:
             for _ in range(3):
                 await asyncio.sleep(0)
@@ -94,7 +94,7 @@ class Upgrader:
             here = os.open(".", os.O_PATH | os.O_CLOEXEC)
             carried = self._carry()
             self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-            upgrade.replace_program(carried, self._folder, self._notifier.path)
+            upgrade_state.replace_program(carried, self._folder, self._notifier.path)
         except Exception as error:  # noqa: BLE001 - this program continues, whatever it is
             if here >= 0:
                 os.fchdir(here)
