@@ -31,8 +31,9 @@ class TokenBucket:
         self._settle(now)
         self._tokens = max(self._tokens - tokens, -self._burst)
 
-    def grant(self, tokens: float, most: float) -> None:
+    def grant(self, tokens: float, most: float, now: float) -> None:
         """Add tokens, also beyond `burst` up to `most`; what is beyond `burst` does not expire."""
+        self._settle(now)
         self._tokens = max(self._tokens, min(most, self._tokens + tokens))
 
     def wait(self, now: float) -> float:

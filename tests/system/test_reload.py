@@ -292,3 +292,21 @@ def test_signals_during_the_first_configuration(place: Place, second: signal.Sig
         daemon.settled(1)
         assert daemon.get().status == 200
     assert daemon.events("internal_error") == []
+
+
+def test_reload_that_overtakes_the_first_configuration(place: Place) -> None:
+    """A reload's configuration is known before the first one and its app fails: the daemon begins once."""
+    wait = "while not os.path.exists('go'):\n    time.sleep(0.01)\n"
+    place.add("conf.py", f"import os\nimport time\nopen('begun', 'w').close()\n{wait}")
+    place.add("plain.py", "raise LookupError('not today')\n")
+    daemon = place.start("-c", "conf.py", "-p", "own.pid", "plain:app", serving=False)
+    daemon.until(lambda: (place.app_folder / "begun").exists(), "the first configuration is evaluated")
+    place.add("conf.py", "")
+    daemon.send(signal.SIGHUP)
+    daemon.event("reload_failed")
+    place.add("plain.py", page("1"))
+    (place.app_folder / "go").touch()
+    daemon.event("serving")
+    daemon.settled(1)
+    assert daemon.get().status == 200
+    assert daemon.events("control_unavailable") == daemon.events("internal_error") == []

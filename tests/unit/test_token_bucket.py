@@ -40,7 +40,7 @@ def test_using() -> None:
 def test_granting() -> None:
     """Tokens may be added beyond the burst, up to a limit, and stay there."""
     bucket = TokenBucket(rate=1, burst=2, now=0.0)
-    bucket.grant(10, most=5)
+    bucket.grant(10, most=5, now=0.0)
     assert [bucket.take(100.0) for _ in range(6)] == [True] * 5 + [False]
 
 

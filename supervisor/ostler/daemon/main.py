@@ -184,7 +184,7 @@ class Daemon:
 
     def _on_configured(self, loaded: Loaded) -> None:
         """A generation's settings are known; the first one's also decide on the daemon itself."""
-        if not self._shell.configurations:
+        if not self._own_settings.begun:
             self._own_settings.begin(loaded)
             # Before the app is loaded, so that a slow start can be watched.
             self._start_task(self._start_control(loaded))

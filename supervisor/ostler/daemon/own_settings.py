@@ -35,6 +35,7 @@ class OwnSettings:
     Attributes:
         log_file: the supervisor's own log.
         must_detach: the configuration wants a daemon, and this process is to be its launcher.
+        begun: the first configuration was applied.
     """
 
     def __init__(self, request: RunRequest, journal: Journal, forwarder: LogForwarder) -> None:
@@ -43,7 +44,7 @@ class OwnSettings:
         self._forwarder = forwarder
         self._pidfile: PidFile | None = None
         self.log_file = _first_log(request.command_line, request.launcher is not None)
-        self.must_detach = False
+        self.must_detach = self.begun = False
 
     def begin(self, loaded: Loaded) -> None:
         """Apply the first configuration.
@@ -65,6 +66,7 @@ class OwnSettings:
             pidfile = PidFile(settings.pidfile, account=account_for_pidfile(loaded))
             pidfile.write()
             self._pidfile = pidfile
+        self.begun = True
 
     def _warn(self, problem: str) -> None:
         self._journal.record("warning", "configuration", {"problem": problem})

@@ -42,6 +42,8 @@ from ostler.settings.load import Loaded
 
 # Seconds that the timer comes after a deadline: before it the fleet would find nothing due, and ask again.
 _LATER = 0.001
+# So often in a row a deadline may be due again at once.
+_KEPT_DEADLINES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,8 @@ class Shell:
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
         self._failures = Backoff()
+        # How often in a row the fleet's next deadline was still in the past after it was handled.
+        self._kept_deadlines = 0
         self.handoff = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.children = ChildRegistry()
         self.attempt = Attempts(journal)
@@ -253,11 +257,20 @@ class Shell:
             self.attempt.failed(f"the fleet can't handle {event!r}")
             return
         if isinstance(event, events.DeadlinePassed):
-            self._failures.succeeded()
+            self._judge_deadlines(now)
         # First: a fork server has to know the number of workers before it forks the next one.
         self.attempt("hooks", self.hooks.check_workers_number)
         for action in wanted:
             self._perform_safely(action)
+
+    def _judge_deadlines(self, now: float) -> None:
+        """A deadline that stays in the past after it was handled is a defect, as an exception is."""
+        deadline = self.attempt("the fleet's next deadline", self.fleet.next_deadline)
+        self._kept_deadlines = self._kept_deadlines + 1 if deadline is not None and deadline <= now else 0
+        if self._kept_deadlines > _KEPT_DEADLINES:
+            self._failures.failed(now)
+        else:
+            self._failures.succeeded()
 
     def _perform_safely(self, action: actions.Action) -> None:
         """If our own code fails at one action, those after it are performed all the same."""

@@ -49,13 +49,16 @@ def zygote_ready(step: FleetStep, event: events.ZygoteReady) -> None:
         return
     generation = state.generations.get(worker.generation)
     reforks = refork is not None and refork.worker_id == event.worker_id
-    if worker.state is WorkerState.DRAINING and (
-        generation is None
-        or generation.state is GenerationState.RETIRING
-        or not (reforks or generation.spare == event.worker_id)
-        or state.stopping
+    if worker.state is WorkerState.STOPPING or (
+        worker.state is WorkerState.DRAINING
+        and (
+            generation is None
+            or generation.state is GenerationState.RETIRING
+            or not (reforks or generation.spare == event.worker_id)
+            or state.stopping
+        )
     ):
-        # What it was to fork for was given up meanwhile.
+        # What it was to fork for was given up meanwhile. A zygote ignores the signals that end a worker.
         workers.kill(step, worker)
         return
     if not step.move(worker, events.ZygoteReady):

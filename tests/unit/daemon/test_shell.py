@@ -151,6 +151,32 @@ async def test_a_fleet_that_fails_at_its_deadline(monkeypatch: pytest.MonkeyPatc
         await theatre.stopped()
 
 
+async def test_a_deadline_that_stays_in_the_past(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fleet that does nothing about a deadline is called a bounded number of times, too."""
+    with Theatre(workers=1) as theatre:
+        await theatre.start().play()
+        shell, calls = theatre.shell, 0
+        handle = shell.fleet.handle
+
+        def count(event: events.Event, now: float) -> list[actions.Action]:
+            nonlocal calls
+            calls += isinstance(event, events.DeadlinePassed)
+            return handle(event, now)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(shell.fleet, "handle", count)
+            patch.setattr(shell.fleet, "next_deadline", lambda: 1.0)
+            shell.submit(events.DeadlinePassed())
+            ends = time.monotonic() + 1.5
+            while time.monotonic() < ends:  # it is the number of calls within this time that counts
+                await theatre.turn()
+                await asyncio.sleep(0.01)
+        # A few at once, then after a second.
+        assert calls < 10
+        shell.submit(events.DeadlinePassed())
+        await theatre.stopped()
+
+
 async def test_a_fleet_that_fails_at_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
     """The event is lost, those after it are handled."""
     with Theatre(workers=1) as theatre:

@@ -22,7 +22,7 @@ from ostler.fleet.model import (
 from ostler.fleet.state import State
 from ostler.fleet.step import FleetStep
 from tests.kit import lifecycle_diagram
-from tests.kit.play import Play, running
+from tests.kit.play import Play, kill, running
 from tests.kit.policies import fleet_policy
 
 TABLES: tuple[Lifecycle[Any], ...] = (WORKERS, GENERATIONS, RELOADS)
@@ -172,7 +172,7 @@ def test_a_zygote_that_is_ended_does_not_fork() -> None:
     """One that took too long to drain is killed. What it reports after that is too late."""
     play = running(workers=2).refork(1).audited(1).ready(1).after(31.0)
     play.unseen.clear()
-    play.on(events.ZygoteReady(1)).then()
+    play.on(events.ZygoteReady(1)).then(kill(1))  # it ignores the signals that end workers
     assert play.fleet.state.refork is not None
     play.exits(1, signal=9).reported("refork_refused")
     assert play.fleet.state.generations[1].zygote == 0

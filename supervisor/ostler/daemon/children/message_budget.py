@@ -26,6 +26,6 @@ class MessageBudget:
             asked: how many messages the child was sent so far.
             now: CLOCK_MONOTONIC, seconds.
         """
-        self._messages.grant(_ANSWERS * (asked - self._asked), _MOST_MESSAGES)
+        self._messages.grant(_ANSWERS * (asked - self._asked), _MOST_MESSAGES, now)
         self._asked = asked
         return self._messages.take(now) and self._bytes.take(now, size)

@@ -6,7 +6,6 @@ import os
 import pwd
 import socket
 import stat
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,8 +60,7 @@ def listen_unix(path: str, backlog: int, access: Access) -> tuple[socket.socket,
             sock.bind(f"\0{path[1:]}")
             sock.listen(backlog)
             return sock, None
-        with suppress(OSError):
-            remove_dead(path)  # if anything is left, binding fails and says why
+        remove_dead(path)  # if anything is left, binding fails and says why
         # By default as in gunicorn, whose umask is 0: a user that can reach the folder, nginx's for one, may
         # connect. A socket that gets another owner admits no client until it has that owner.
         mode = mode_of(access)

@@ -1,4 +1,7 @@
-"""Processor time and memory of one process."""
+"""Processor time and memory of one process.
+
+psutil raises OSError itself where it is out of descriptors.
+"""
 
 import time
 from contextlib import suppress
@@ -28,7 +31,7 @@ class ProcessUsage:
             self._process.cpu_percent()
             times, age = self._process.cpu_times(), time.time() - self._process.create_time()
             self.cpu_percent = round(100 * (times.user + times.system) / max(age, 0.01), 1)
-        except psutil.Error:
+        except (psutil.Error, OSError):
             self._process = None
 
     def read_cpu(self) -> None:
@@ -36,7 +39,7 @@ class ProcessUsage:
         if self._process is not None:
             try:
                 self.cpu_percent = round(self._process.cpu_percent(), 1)
-            except psutil.Error:
+            except (psutil.Error, OSError):
                 self._process = None
 
     def read_memory(self, now: float) -> None:
@@ -49,11 +52,11 @@ class ProcessUsage:
         except psutil.AccessDenied:
             # It runs as another user, and the supervisor may not trace it (CAP_SYS_PTRACE).
             memory = None
-        except psutil.Error:
+        except (psutil.Error, OSError):
             self._process = None
             return
         if memory is None:
-            with suppress(psutil.Error):
+            with suppress(psutil.Error, OSError):
                 self.rss = self._process.memory_info().rss or None
             return
         # A process that is just ending has no memory any more.

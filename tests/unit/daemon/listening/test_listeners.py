@@ -1,5 +1,6 @@
 """Listening sockets: which users may connect to a Unix socket from its first moment on, and errors."""
 
+import errno
 import os
 import socket
 import stat
@@ -14,6 +15,7 @@ from ostler.daemon.listening import unix as module
 from ostler.daemon.listening.listeners import Listeners
 from ostler.daemon.listening.unix import Access
 from ostler.errors import SettingError
+from ostler.osapi import unix_sockets
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to others, which takes privileges")
 NOBODY = 65534
@@ -249,6 +251,21 @@ def test_links_to_dead_sockets_are_not_followed(listeners: Listeners, tmp_path: 
     assert "in use" in problem_of(listeners.bind, (f"unix:{tmp_path}/link",), 10)
     assert (tmp_path / "dead").exists()
     listeners.bind((f"unix:{tmp_path}/dead",), 10)
+
+
+def test_a_dead_socket_that_can_not_be_removed(
+    listeners: Listeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason is that, and not that the address is in use."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+        dead.bind(str(tmp_path / "dead"))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(unix_sockets, "unlink_if", refuse)
+    problem = problem_of(listeners.bind, (f"unix:{tmp_path}/dead",), 10)
+    assert "no permission to write into its folder" in problem
 
 
 @pytest.mark.parametrize("spelling", ["127.0.0.1:0", "tcp://127.0.0.1:0", "[::1]:0", "tcp://[::1]:0"])
