@@ -14,8 +14,8 @@ from ostler.scoreboard import layout, memory
 from ostler.scoreboard.accounting import Accounting
 from ostler.settings.table import Settings
 from ostler.workers.asgi.app import AsgiApp
-from ostler.workers.asgi.deadlines import AsgiDeadlines
 from ostler.workers.asgi.interface import EXTEND
+from ostler.workers.asgi.soft_interrupt import AsgiSoftInterrupts
 from ostler.wsgi.exchange import DeadlineExceeded
 
 SLOTS = 4
@@ -55,7 +55,7 @@ class Rig:
         self.go_on = asyncio.Event()
         log: Any = SimpleNamespace(error=lambda _event, **fields: self.logged.append(fields))
         access: Any = SimpleNamespace(answered=self._answered)
-        self.deadlines = AsgiDeadlines(self.accounting, self.loop, self.loop.call_soon)
+        self.deadlines = AsgiSoftInterrupts(self.accounting, self.loop, self.loop.call_soon)
         self.app = AsgiApp(
             *(self.serve, Settings(), self.accounting, self.loop, self.deadlines.extend),
             *(log, access, 0, lambda _: None, lambda: None),

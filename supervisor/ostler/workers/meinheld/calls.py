@@ -20,8 +20,8 @@ from meinheld import server
 
 from ostler.text import trace_of
 from ostler.workers.base import Context
-from ostler.workers.interrupt import Deadlines
 from ostler.workers.meinheld.peers import PeerAddresses
+from ostler.workers.soft_interrupt import SoftInterrupts
 from ostler.wsgi.environ import Environ, listener_environ
 from ostler.wsgi.exchange import DeadlineExceeded, QuitWorker
 
@@ -58,7 +58,7 @@ class MeinheldCalls:
         settle: called once a second from outside the app.
     """
 
-    def __init__(self, context: Context, deadlines: Deadlines, look: Callable[[], bool]) -> None:
+    def __init__(self, context: Context, deadlines: SoftInterrupts, look: Callable[[], bool]) -> None:
         # One set of variables for all of these functions: attributes would cost more.
         app, log, access_log = context.app, context.log, context.access
         quota, on_quota = context.quota, context.on_quota

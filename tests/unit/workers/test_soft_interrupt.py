@@ -17,10 +17,10 @@ from ostler.hooks.calling import HookFunctions
 from ostler.hooks.requests import RequestHooks
 from ostler.osapi.process import INTERRUPT_SIGNAL
 from ostler.scoreboard import layout
-from ostler.scoreboard.cell import InFlight
-from ostler.workers import interrupt as module
+from ostler.scoreboard.cell_reader import InFlight
+from ostler.workers import soft_interrupt as module
 from ostler.workers.handoff import HandOff
-from ostler.workers.interrupt import LONG, Deadlines
+from ostler.workers.soft_interrupt import LONG_REQUEST_NS, SoftInterrupts
 from ostler.wsgi.environ import Environ
 from ostler.wsgi.exchange import DeadlineExceeded
 from tests.kit.daemon import until
@@ -116,7 +116,7 @@ def old(rig: Rig, path: str) -> InFlight:
     def look() -> InFlight | None:
         now = time.monotonic_ns()
         found = [r for r in rig.scoreboard.in_flight(rig.cell) if r.path == path]
-        return found[0] if found and now - found[0].started_ns > LONG else None
+        return found[0] if found and now - found[0].started_ns > LONG_REQUEST_NS else None
 
     return until(look, f"{path} has been there for long")
 
@@ -383,7 +383,7 @@ class Stage:
         self.deadlines = self.rig.engine.deadlines
         self.words = self.rig.words(0)
         self.words[layout.IDENT] = threading.get_ident()
-        self.started = time.monotonic_ns() - 2 * LONG
+        self.started = time.monotonic_ns() - 2 * LONG_REQUEST_NS
         self.words[layout.STARTED] = self.words[layout.OVERDUE] = self.started
 
 
@@ -511,11 +511,11 @@ def test_what_was_not_noticed_is_taken_back(stage: Stage, monkeypatch: pytest.Mo
 def test_noticed_at_the_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes between the app's return and the end of the request: the connection ends, no more."""
 
-    def end(self: Deadlines, started: int) -> None:
+    def end(self: SoftInterrupts, started: int) -> None:
         raise DeadlineExceeded
 
-    monkeypatch.setattr(Deadlines, "end", end)
-    rig = serve(Shop(lambda: time.sleep(2 * LONG / 1e9)))
+    monkeypatch.setattr(SoftInterrupts, "end", end)
+    rig = serve(Shop(lambda: time.sleep(2 * LONG_REQUEST_NS / 1e9)))
     client = rig.client()
     client.ask("/hang")
     assert client.answer().body == b"ok"
@@ -529,8 +529,8 @@ def test_at_any_moment(
     serve: Serve, handled: Handled, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """Requests are marked when they are about to end: each is answered or cut, and no other one is hit."""
-    monkeypatch.setattr(module, "LONG", 0)
-    monkeypatch.setattr("ostler.workers.request_runner.LONG", 0)
+    monkeypatch.setattr(module, "LONG_REQUEST_NS", 0)
+    monkeypatch.setattr("ostler.workers.request_runner.LONG_REQUEST_NS", 0)
     marked: set[str] = set()
     hit: list[str] = []
 
