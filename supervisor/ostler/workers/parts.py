@@ -58,7 +58,7 @@ class Parts:
         context: Context,
         reactor: Reactor,
         calls: SystemCalls,
-        deadlines: SoftInterrupts,
+        soft_interrupts: SoftInterrupts,
         flush_access: Callable[[], object],
         multithreaded: bool,
         turn: int,
@@ -79,7 +79,7 @@ class Parts:
         receiver = Receiver(reactor, table, responder, calls, settings.proxy_protocol, tls)
         queue_times = QueueTimes(reactor, settings.queue_timeout > 0)
         runner = WsgiRunner(
-            context, table, responder, queue_times, date, deadlines, flush_access, multithreaded, turn
+            context, table, responder, queue_times, date, soft_interrupts, flush_access, multithreaded, turn
         )
 
         def end_keep_alive() -> None:

@@ -57,16 +57,16 @@ class RequestRunner(Protocol):
 
         For each request, in this order:
 
-        1. `slot.begin` is called before the app is, `slot.leave_app` when its answer is sent or kept, and
+        1. `slot.waited` is called, if the request waited. One that has waited longer than `queue_timeout` is
+           answered with 503 without the app: it counts as answered (`slot.refused`), but with no time in the
+           app, and not for the quota.
+        2. `slot.begin` is called before the app is, `slot.leave_app` when its answer is sent or kept, and
            then `slot.count` once: also if `DeadlineExceeded` was raised at any moment between the first two.
-           It is not called if a defect of ours ends the connection, and for a request whose body broke the
-           protocol, which `Responder.refuse` answers and counts (`slot.refused`).
-        2. If the request took longer than LONG_REQUEST_NS and did not end by `DeadlineExceeded`,
+           `slot.count` is not called if a defect of ours ends the connection, and not for a request whose
+           body broke the protocol, which `Responder.refuse` answers and counts (`slot.refused`).
+        3. If the request took longer than LONG_REQUEST_NS and did not end by `DeadlineExceeded`,
            `SoftInterrupts.end` is called within the block that handles `DeadlineExceeded`, so that an
            exception that was meant for this request is raised nowhere else.
-        3. `slot.waited` is called before `slot.begin`, if the request waited. One that has waited longer than
-           `queue_timeout` is answered with 503 without the app: it counts as answered (`slot.refused`), but
-           with no time in the app, and not for the quota.
         4. The access log and `request_failed` are written, the quota is counted down.
 
         It may read all of the connection. It writes `parser.requests` (takes from the front),
@@ -95,7 +95,7 @@ class WsgiRunner:
     Attributes: see RequestRunner.
 
     Args:
-        deadlines: ends requests that take too long.
+        soft_interrupts: ends requests that take too long.
         flush_access: called behind each line of the access log.
         multithreaded: as `wsgi.multithread`.
         turn: after how long (ns) pipelined requests of a connection let other clients go first; 0: never.
@@ -108,7 +108,7 @@ class WsgiRunner:
         responder: Responder,
         queue_times: QueueTimes,
         date: ServerDate,
-        deadlines: SoftInterrupts,
+        soft_interrupts: SoftInterrupts,
         flush_access: Callable[[], object],
         multithreaded: bool,
         turn: int,
@@ -120,7 +120,7 @@ class WsgiRunner:
         self._responder = responder
         self._queue_times = queue_times
         self._date = date
-        self._deadlines = deadlines
+        self._soft_interrupts = soft_interrupts
         self._log = context.log
         self._access = context.access
         self._flush_access = flush_access
@@ -134,7 +134,7 @@ class WsgiRunner:
         self.average = 0
         self.had_long_request = False
         shared = worker_environ(multithreaded, settings.sendfile, context.log.errors, settings.root_path)
-        shared["ostler.extend_deadline"] = deadlines.extend
+        shared["ostler.extend_deadline"] = soft_interrupts.extend
         if context.tls is not None:
             shared |= {"wsgi.url_scheme": "https", "HTTPS": "on"}
         self._shared = shared
@@ -180,7 +180,7 @@ class WsgiRunner:
                     took = ended - started
                     if took > LONG_REQUEST_NS:
                         self.had_long_request = True
-                        self._deadlines.end(started)
+                        self._soft_interrupts.end(started)
                 except DeadlineExceeded:
                     slot.leave_app()
                     connection.idle_since = connection.answered_at = ended = monotonic_ns()

@@ -61,7 +61,7 @@ class Engine(BaseWorker):
     and `_run` are what threads run, and `_serve` and `_put_back` go on in a thread that was the leader.
 
     Attributes:
-        deadlines: ends requests that take too long, when the supervisor says so.
+        soft_interrupts: ends requests that take too long, when the supervisor says so.
         leader: which thread polls.
         parts: what the engine is made of.
     """
@@ -75,7 +75,7 @@ class Engine(BaseWorker):
         self._heartbeat = context.accounting.heartbeat
         self._log = context.log
         self._access = context.access
-        self.deadlines = SoftInterrupts(context.accounting)
+        self.soft_interrupts = SoftInterrupts(context.accounting)
         wake = Wake()
         self.leader = LeaderFollowers(self._threads, self._detach_current, self._poll_only, wake.send)
         threaded = self._threads > 1
@@ -83,7 +83,9 @@ class Engine(BaseWorker):
         self._reactor = Reactor(wake, calls)
         # With several threads each line is written at once, else all of a pass when it is over.
         flush = self._access.flush if threaded and self._access is not None else _nothing
-        self.parts = parts = Parts.of(context, self._reactor, calls, self.deadlines, flush, threaded, _TURN)
+        self.parts = parts = Parts.of(
+            context, self._reactor, calls, self.soft_interrupts, flush, threaded, _TURN
+        )
         self._acceptor, self._siblings, self._sweeper = parts.acceptor, parts.siblings, parts.sweeper
         self._date, self._drain, self._runner = parts.date, parts.drain, parts.runner
         self._open = parts.table.open
@@ -127,10 +129,10 @@ class Engine(BaseWorker):
         self._reactor.remove_reader(fd)
 
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
-        self.deadlines.interrupt(signum, frame)
+        self.soft_interrupts.interrupt(signum, frame)
 
     def extend_deadline(self, seconds: float) -> None:
-        self.deadlines.extend(seconds)
+        self.soft_interrupts.extend(seconds)
 
     def on_message(self) -> None:
         """A message came, maybe while the only thread is in the app: have the watcher poll, if need be.

@@ -78,11 +78,11 @@ class Pieces:
             Log(LogFile(str(folder / "log"), 2), "json", "debug", {}),
             *(log, quota, self.quotas.append, handoff, None, exchange),
         )
-        self.deadlines = SoftInterrupts(self.accounting)
+        self.soft_interrupts = SoftInterrupts(self.accounting)
         self.reactor = Reactor(Wake(), PLAIN)
         self._stack.callback(self.reactor.close)
         flush = log.flush if log is not None else lambda: None
-        self.parts = Parts.of(self.context, self.reactor, PLAIN, self.deadlines, flush, False, turn)
+        self.parts = Parts.of(self.context, self.reactor, PLAIN, self.soft_interrupts, flush, False, turn)
         self.parts.date.update(0)
         self._stack.callback(self.parts.table.close_all, self.slot)
 

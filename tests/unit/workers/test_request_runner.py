@@ -44,7 +44,7 @@ class Bench:
         self.ended: list[int] = []
         self.at_end: Callable[[], object] = lambda: None
         parts = self.pieces.parts
-        deadlines: Any = SimpleNamespace(end=self._end, extend=self.pieces.deadlines.extend)
+        soft_interrupts: Any = SimpleNamespace(end=self._end, extend=self.pieces.soft_interrupts.extend)
         access = self.pieces.context.access
         self.runner = make(
             self.pieces.context,
@@ -52,7 +52,7 @@ class Bench:
             parts.responder,
             QueueTimes(parts.reactor, self.pieces.context.settings.queue_timeout > 0),
             parts.date,
-            deadlines,
+            soft_interrupts,
             access.flush if access is not None else lambda: None,
             False,
             turn,

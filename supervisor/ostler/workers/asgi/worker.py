@@ -79,13 +79,13 @@ class AsgiWorker(BaseWorker):
         asyncio.set_event_loop(loop)
         accounting = context.accounting
         loop_slot = accounting.thread_slot(0)
-        self._deadlines = AsgiSoftInterrupts(accounting, loop, self._call)
+        self._soft_interrupts = AsgiSoftInterrupts(accounting, loop, self._call)
         self._app = AsgiApp(
             uvicorn_setup.as_asgi3(context.app),
             settings,
             accounting,
             loop,
-            self._deadlines.extend,
+            self._soft_interrupts.extend,
             context.log,
             context.access,
             context.quota,
@@ -164,7 +164,7 @@ class AsgiWorker(BaseWorker):
         self._loop.remove_reader(fd)
 
     def interrupt(self, _signum: int, frame: FrameType | None) -> None:
-        self._deadlines.interrupt(frame)
+        self._soft_interrupts.interrupt(frame)
 
     def descriptors(self) -> set[int]:
         transports = [connection.transport for connection in self._state.connections]

@@ -56,7 +56,7 @@ class GreenletEngine(BaseWorker):
     What begins with an underscore is called only in the hub's greenlet, unless it says otherwise.
 
     Attributes:
-        deadlines: ends requests that take too long, when the supervisor says so.
+        soft_interrupts: ends requests that take too long, when the supervisor says so.
         parts: what the engine is made of.
     """
 
@@ -70,13 +70,19 @@ class GreenletEngine(BaseWorker):
         self._slot = context.accounting.thread_slot(0)
         self._access = context.access
         self._stacks_fd = context.stacks_fd
-        self.deadlines = GreenletSoftInterrupts(context.accounting)
+        self.soft_interrupts = GreenletSoftInterrupts(context.accounting)
         self._greenlets = ServingGreenlets(hub, context.accounting, lambda: self.parts)
         calls = SystemCalls(wait_for=self._greenlets.wait_for)
         self._reactor = Reactor(Wake(), calls)
         # Requests of one thread may be in the app at the same time.
         self.parts = Parts.of(
-            context, self._reactor, calls, self.deadlines, self._flush_access, multithreaded=True, turn=0
+            context,
+            self._reactor,
+            calls,
+            self.soft_interrupts,
+            self._flush_access,
+            multithreaded=True,
+            turn=0,
         )
         self._ticking = _TICK
         self._stop_ticking: Callback = _nothing
@@ -146,12 +152,12 @@ class GreenletEngine(BaseWorker):
 
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
         try:
-            self.deadlines.interrupt(signum, frame)
+            self.soft_interrupts.interrupt(signum, frame)
         finally:
             self._reactor.wake()
 
     def extend_deadline(self, seconds: float) -> None:
-        self.deadlines.extend(seconds)
+        self.soft_interrupts.extend(seconds)
 
     def drain(self, hand_over: bool = False, seconds: float | None = None) -> None:
         """See BaseWorker; it only sets a flag that the next pass reads, so any thread may call it."""
@@ -190,7 +196,7 @@ class GreenletEngine(BaseWorker):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (DUMP_SIGNAL,))
 
     def _dump(self, _signum: int, frame: FrameType | None) -> None:
-        text = self.deadlines.stacks(frame).encode(errors="backslashreplace")
+        text = self.soft_interrupts.stacks(frame).encode(errors="backslashreplace")
         poll = original.poll()
         poll.register(self._stacks_fd, select.POLLOUT)
         # There is room for a block if there is any; and a supervisor that does not read must not stop us.
@@ -239,8 +245,8 @@ class GreenletEngine(BaseWorker):
             self._sweep(now)
         if not acceptor.accepting:
             acceptor.try_start(slot, now)
-        if self.deadlines.late:
-            self.deadlines.end_late()
+        if self.soft_interrupts.late:
+            self.soft_interrupts.end_late()
         if len(events) >= MANY_EVENTS and now >= siblings.share_due and siblings and acceptor.accepting:
             self._share(events)
         connections = parts.table.open

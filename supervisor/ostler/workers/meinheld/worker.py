@@ -84,8 +84,8 @@ class MeinheldWorker(BaseWorker):
         self._wake_listener: socket.socket | None = None
         self._wakes: list[socket.socket] = []
         self._inner: set[int] = set()
-        self._deadlines = SoftInterrupts(context.accounting, is_in_app)
-        self._calls = MeinheldCalls(context, self._deadlines, self._look)
+        self._soft_interrupts = SoftInterrupts(context.accounting, is_in_app)
+        self._calls = MeinheldCalls(context, self._soft_interrupts, self._look)
 
     # -- what the life cycle calls ----------------------------------------------------------------------
 
@@ -156,7 +156,7 @@ class MeinheldWorker(BaseWorker):
         self._calls.attend()
 
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
-        self._deadlines.interrupt(signum, frame)
+        self._soft_interrupts.interrupt(signum, frame)
 
     def add_reader(self, fd: int, callback: Callable[[], None]) -> None:
         self._readers[fd] = callback
