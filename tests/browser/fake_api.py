@@ -268,7 +268,7 @@ class FakeApi:
         for stream in self._streams:
             stream.put_nowait((name, view))
 
-    def hang_up(self) -> None:
+    def close_connections(self) -> None:
         for stream in self._streams:
             stream.put_nowait(None)
 

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import ENOMEM
 from pathlib import Path
 from typing import NoReturn
 
@@ -83,6 +84,8 @@ def _loading() -> Iterator[None]:
     try:
         yield
     except (OSError, ImportError) as error:
+        if isinstance(error, OSError) and error.errno == ENOMEM:
+            raise OstlerError(f"out of memory; {LIMITS}") from None
         named = [name for name in _OF_LIBRARIES if os.environ.get(name)]
         advice = f"; look at {' and '.join(named)}" if named else ""
         raise OstlerError(f"can't load what Ostler needs: {name_and_text(error)}{advice}") from None

@@ -9,6 +9,7 @@ Signals are blocked from before the fork until the child has its dispositions: o
 the fork takes effect then.
 """
 
+import _signal  # type: ignore[import-not-found]
 import faulthandler
 import os
 import signal
@@ -19,8 +20,11 @@ from ostler.wsgi.exchange import note_fork
 
 _package = __name__.partition(".")[0] + "."
 _registered = False
+_ALL = frozenset(int(signum) for signum in signal.valid_signals())
+# The C function: `signal`'s own makes enums of all signals, which takes longer than the fork's bookkeeping.
+_set_mask = _signal.pthread_sigmask
 # What was blocked before the fork, by the thread that forks.
-_masks: dict[int, set[signal.Signals]] = {}
+_masks: dict[int, set[int]] = {}
 
 
 def register() -> None:
@@ -32,26 +36,43 @@ def register() -> None:
 
 
 def _before() -> None:
-    if not original.is_forking():
-        _masks[original.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # type: ignore[assignment]
+    if original.is_forking():
+        return  # Ostler's own fork
+    # The mask is stored before anything is blocked: a signal's handler may raise in each of these calls. One
+    # that is stored already is right: it could not be restored after the fork before, for that reason.
+    _masks.setdefault(original.get_ident(), _set_mask(signal.SIG_BLOCK, ()))
+    _set_mask(signal.SIG_BLOCK, _ALL)
 
 
 def _in_parent() -> None:
-    if (mask := _masks.pop(original.get_ident(), None)) is not None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        _restore()
+    except BaseException:
+        _restore()
+        raise
+
+
+def _restore() -> None:
+    thread = original.get_ident()
+    if (mask := _masks.get(thread)) is not None:
+        _set_mask(signal.SIG_SETMASK, mask)
+        del _masks[thread]
 
 
 def _in_child() -> None:
-    mask = _masks.pop(original.get_ident(), None)
-    if mask is None:
-        return  # Ostler's own fork: a worker installs its handlers itself
-    _masks.clear()  # of threads that are not in the child
+    mask = _masks.get(original.get_ident())
+    _masks.clear()  # those of other threads are not in the child
+    if original.is_forking():
+        return  # a worker installs its handlers itself
     note_fork()
-    reset_signals()
-    if signal.SIGINT in signal.sigpending():
-        # Python's handler would raise KeyboardInterrupt here, where the exception is lost.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        reset_signals()
+        if signal.SIGINT in signal.sigpending():
+            # Python's handler would raise KeyboardInterrupt here, where the exception is lost.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+    finally:
+        if mask is not None:
+            _set_mask(signal.SIG_SETMASK, mask)
 
 
 def reset_signals() -> None:

@@ -35,8 +35,14 @@ from ostler.wsgi.exchange import DeadlineExceeded, is_interruptible
 
 LONG_REQUEST_NS = 20_000_000
 """A request that takes longer (ns) is a long one; a quicker one is never interrupted."""
-# Modules with handlers of other signals: what these have begun is finished, though the app is below them.
-_HANDLERS = ("ostler.workers.boot", "ostler.workers.thread_engine")
+# Modules with handlers of other signals, and with what is done at an app's forks: what these have begun is
+# finished, although the app has called them.
+_HANDLERS = (
+    "ostler.workers.boot",
+    "ostler.workers.signals",
+    "ostler.workers.app_forks",
+    "ostler.workers.thread_engine",
+)
 
 
 class SoftInterrupts:

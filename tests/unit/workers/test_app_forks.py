@@ -1,12 +1,16 @@
 """Processes that the app forks have the signal dispositions of an ordinary Python program."""
 
+import itertools
 import json
 import signal
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ostler.workers import app_forks
 from tests.unit.workers.keeper import Keeper
 
 APP = """\
@@ -184,3 +188,53 @@ def test_workers_keep_their_handlers(preload: bool, tmp_path: Path) -> None:
         assert json.loads(keeper.get("/terminated_at_once")[1]) == [-signal.SIGTERM] * 20
         assert worker.alive
         assert zygote.alive
+
+
+class Raised(Exception):
+    """What a signal's handler raises."""
+
+
+@pytest.fixture
+def raising(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """`raising(n)`: the nth call that changes the signal mask takes effect, and a handler raises in it."""
+    real = app_forks._set_mask
+
+    def arm(when: int) -> None:
+        calls = itertools.count(1)
+
+        def set_mask(how: int, signals: Iterable[int]) -> set[int]:
+            mask = real(how, signals)
+            if next(calls) == when:
+                raise Raised
+            return mask
+
+        monkeypatch.setattr(app_forks, "_set_mask", set_mask)
+
+    return arm
+
+
+@pytest.mark.parametrize("when", [1, 2, 3])
+def test_a_handler_raises_around_a_fork(raising: Callable[[int], None], when: int) -> None:
+    """Whichever call it interrupts: after the fork the thread has the signal mask that it had before."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    raising(when)
+    try:
+        for step in (app_forks._before, app_forks._in_parent):
+            with suppress(Raised):
+                step()
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+        assert not app_forks._masks
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_a_mask_that_was_not_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If nothing could be done after one fork, the next one restores the mask."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        app_forks._before()
+        app_forks._before()
+        app_forks._in_parent()
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
