@@ -77,7 +77,7 @@ BUILT_IN_CLASS = Example(
         Edit(
             "supervisor/ostler/workers/echo.py",
             """
-from ostler.workers.engine import Engine
+from ostler.workers.thread_engine import Engine
 
 class EchoWorker(Engine):
     pass

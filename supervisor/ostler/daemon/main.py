@@ -44,7 +44,7 @@ from ostler.logs.logfile import LogFile
 from ostler.logs.setup import get_logger, set_handler
 from ostler.osapi.needed import refused
 from ostler.osapi.process import become_subreaper, has_terminal, set_title
-from ostler.scoreboard.cell import Reading
+from ostler.scoreboard.cell_reader import Reading
 from ostler.scoreboard.reader import Scoreboard
 from ostler.settings.kinds import WORKERS
 from ostler.settings.load import Loaded

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ostler.errors import SettingError
 from ostler.logs import logconfig
-from ostler.logs.lean import resolve_format
 from ostler.logs.opening import open_log
+from ostler.logs.worker_log import resolve_format
 from ostler.osapi import original
 from ostler.settings.table import Settings
 

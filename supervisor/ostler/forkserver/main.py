@@ -14,8 +14,8 @@ from ostler.forkserver.forking import Asked, Forking, take_over
 from ostler.forkserver.preparation import Preparation
 from ostler.ipc import messages
 from ostler.ipc.channel import Channel
-from ostler.logs.streams import ignore_write_errors
-from ostler.osapi.priority import step_back
+from ostler.logs.standard_streams import ignore_write_errors
+from ostler.osapi.priority import lower_priority
 from ostler.workers import app_forks, boot, signals
 
 
@@ -44,6 +44,6 @@ def main(channel_fd: int, lowered: int) -> None:
     inheritance = Forking(channel, generation, preparation.sinks).run(messages.AppLoaded())
     while inheritance is not None:
         zygote = boot.run(inheritance, lowered)
-        lowered = step_back()
+        lowered = lower_priority()
         inheritance = take_over(zygote).run(messages.ZygoteReady())
     os._exit(0)

@@ -36,7 +36,7 @@ from ostler.ipc.channel import Channel, line, lines, shorten
 from ostler.logs import bridge, logconfig
 from ostler.logs.opening import share_with
 from ostler.logs.sinks import LogSinks
-from ostler.logs.streams import write_at_once
+from ostler.logs.standard_streams import write_at_once
 from ostler.osapi import imports, original
 from ostler.osapi.account import Account, find_account
 from ostler.osapi.priority import keep_way_forward
@@ -47,12 +47,12 @@ from ostler.settings.opening_rights import others_logs, rights_for
 from ostler.settings.table import Settings, without_effect
 from ostler.workers.base import BaseWorker
 from ostler.workers.classes import built_in, worker_class
-from ostler.workers.engine import Engine
 from ostler.workers.inheritance import WorkerGeneration
 from ostler.workers.load_errors import AppLoadError
 from ostler.workers.loader import enter, extend_path, set_environment
 from ostler.workers.loader import load as load_app
-from ostler.workers.priming import LONG, prime
+from ostler.workers.priming import FORK_SERVER_REQUESTS, prime
+from ostler.workers.thread_engine import Engine
 from ostler.wsgi.exchange import App
 
 if TYPE_CHECKING:
@@ -320,7 +320,7 @@ class Preparation:
             return None
         assert self.sinks is not None
         if issubclass(self._worker_class, Engine):
-            prime(settings, self.sinks.log, LONG)
+            prime(settings, self.sinks.log, FORK_SERVER_REQUESTS)
         return WorkerGeneration(
             number=self._number,
             name=ask.name,

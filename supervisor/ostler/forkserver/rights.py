@@ -9,7 +9,7 @@ import os
 
 from ostler.errors import SettingError
 from ostler.logs.opening import share_with
-from ostler.logs.streams import write_at_once
+from ostler.logs.standard_streams import write_at_once
 from ostler.osapi.account import Account, become, has_account
 from ostler.osapi.login import leave_login
 from ostler.osapi.process import silence

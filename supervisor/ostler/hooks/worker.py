@@ -7,7 +7,7 @@ from typing import Any
 from ostler.hooks.generation import Hooks
 from ostler.hooks.objects import HookApp, HookWorker
 from ostler.hooks.requests import RequestHooks
-from ostler.logs.lean import Log
+from ostler.logs.worker_log import Log
 from ostler.scoreboard.accounting import Accounting
 from ostler.wsgi.exchange import Exchange, QuitWorker
 

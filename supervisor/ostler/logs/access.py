@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ostler.logs.access_format import Answered, compile_format
-from ostler.logs.lean import Log
 from ostler.logs.logfile import LogFile
+from ostler.logs.worker_log import Log
 
 # Bytes of the request line of a refused request.
 _MOST_OF_A_REFUSED_LINE = 4096

@@ -18,9 +18,9 @@ from contextlib import nullcontext
 from typing import Any
 
 from ostler.logs.access_format import Answered, all_atoms
-from ostler.logs.lean import Log
 from ostler.logs.logfile import LogFile
 from ostler.logs.render import LEVELS, indented, plain_text, traceback_of
+from ostler.logs.worker_log import Log
 from ostler.osapi import original
 from ostler.terminal import one_line
 from ostler.text import trace_of

@@ -66,7 +66,7 @@ class LimitedLog:
     """Writes lines that clients can cause, and `log_suppressed` with the number of suppressed ones.
 
     Args:
-        log: structlog's logger, or `lean.Log`.
+        log: structlog's logger, or `worker_log.Log`.
         clock: monotonic seconds.
     """
 

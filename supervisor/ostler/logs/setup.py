@@ -9,9 +9,9 @@ import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
 from ostler.errors import SettingError
-from ostler.logs.lean import resolve_format, wants_colour
 from ostler.logs.logfile import LogFile
 from ostler.logs.render import LEVELS, console_line, json_line
+from ostler.logs.worker_log import resolve_format, wants_colour
 
 Logger = FilteringBoundLogger
 

@@ -7,11 +7,11 @@ from ostler.logs import bridge, logconfig
 from ostler.logs.access import AccessLog
 from ostler.logs.access_format import Answered, compile_format
 from ostler.logs.error_stream import ErrorStream
-from ostler.logs.lean import Log
 from ostler.logs.logfile import LogFile
+from ostler.logs.standard_streams import capture
 from ostler.logs.statsd import statsd_of
-from ostler.logs.streams import capture
 from ostler.logs.syslog import syslog_of
+from ostler.logs.worker_log import Log
 from ostler.settings.table import Settings
 
 

@@ -37,8 +37,8 @@ class _SchedAttr(ctypes.Structure):
     )
 
 
-def step_back() -> int:
-    """Lower the priority; returns the argument for `step_forward`."""
+def lower_priority() -> int:
+    """Lower the priority; returns the argument for `restore_priority`."""
     lowered = 0
     with suppress(OSError):  # a refusal (seccomp in a container) is no reason not to boot; here and below
         before = os.getpriority(os.PRIO_PROCESS, 0)
@@ -49,8 +49,8 @@ def step_back() -> int:
     return lowered
 
 
-def step_forward(lowered: int) -> None:
-    """Undo `step_back`."""
+def restore_priority(lowered: int) -> None:
+    """Undo `lower_priority`."""
     if lowered:
         try:
             os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) - lowered)
@@ -60,7 +60,7 @@ def step_forward(lowered: int) -> None:
 
 
 def keep_way_forward(lowered: int) -> int:
-    """Before privileges are given up: make sure that `step_forward` will be possible afterwards.
+    """Before privileges are given up: make sure that `restore_priority` will be possible afterwards.
 
     Returns the argument for it; 0 if that is not possible, and the priority was raised at once.
     """
@@ -82,7 +82,7 @@ def keep_way_forward(lowered: int) -> int:
     return lowered
 
 
-def step_back_for_good() -> None:
+def lower_priority_for_good() -> None:
     """Take the lowest priority for the rest of this process, which is about to end."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, 19)

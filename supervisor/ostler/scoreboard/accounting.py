@@ -184,7 +184,7 @@ class RequestSlot:
     def connection_closed(self) -> None:
         self._counts[CLOSED] += 1
 
-    def connection_sent(self) -> None:
+    def connection_handed_off(self) -> None:
         """A connection was handed off to a sibling worker."""
         self._counts[layout.HANDED_OFF] += 1
 

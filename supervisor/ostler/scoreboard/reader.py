@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from ostler.scoreboard import memory
-from ostler.scoreboard.cell import Cell, CellState, ImplausibleCell, InFlight, Reading
+from ostler.scoreboard.cell_reader import Cell, CellState, ImplausibleCell, InFlight, Reading
 from ostler.scoreboard.counts import Counts
 
 _LAST_REQUESTS = 5
@@ -74,7 +74,7 @@ class Scoreboard:
             os.close(cell.fd)
         self._cells.clear()
 
-    def take_cell(self, slots: int) -> int:
+    def allocate_cell(self, slots: int) -> int:
         """A cell for a new worker, with so many request slots: its number.
 
         Raises:
@@ -89,7 +89,7 @@ class Scoreboard:
         """What the worker is to map."""
         return self._cells[cell].fd
 
-    def give_back(self, cell: int) -> Counts:
+    def free_cell(self, cell: int) -> Counts:
         """Add a dead worker's counts to the totals and close its cell; returns its last counts."""
         counts = self.counts(cell)
         # What was open ended with the process.

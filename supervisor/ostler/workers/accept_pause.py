@@ -1,15 +1,17 @@
 """Pausing to accept when the process or the system is out of descriptors or memory.
 
-A listener stays readable then, so that a loop which goes on trying would spin and write a line each time.
+Used when no connection could be evicted (see Acceptor.accept). A listener stays readable then, so that a loop
+which goes on trying would spin and write a line each time.
 """
 
 from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 
 from ostler.logs.limiter import LimitedLog
+from ostler.workers.units import SECOND
 
 SECONDS = 1.0
 """How long a pause lasts."""
-_NANOSECONDS = int(SECONDS * 1_000_000_000)
+_NANOSECONDS = int(SECONDS * SECOND)
 _EXHAUSTED = frozenset((EMFILE, ENFILE, ENOBUFS, ENOMEM))
 
 

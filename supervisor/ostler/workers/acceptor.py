@@ -1,12 +1,15 @@
 """Accepting connections: from the listeners, which all workers share, and from siblings by the hand-off.
 
 Workers take turns: each accepts one connection at a time and then goes to the end of the kernel's queue of
-workers that wait. A worker stops accepting while it drains, while its table is full, and for a second when
-there are no descriptors or no memory.
+workers that wait. A worker stops accepting while it drains and while its table is full. When there are no
+descriptors or no memory, it closes slow clients at once; if none could be closed, it stops accepting for a
+second (`accept_pause`).
 
-A full worker looks every `ROOM_LOOK` seconds whether connections wait that no sibling accepts. Only then it
+A full worker checks every `FULL_CHECK_SECONDS` whether connections wait that no sibling accepts. Only then it
 closes slow clients to make room; afterwards it does so at once for a while, and accepts several connections
-in a pass: clients that are no attackers wait behind those that are.
+in a pass: other clients wait in the backlog behind those that send nothing.
+
+The worker class `asgi` has an acceptor of its own: asgi/acceptor.py.
 """
 
 import select
@@ -18,25 +21,27 @@ from ostler.osapi import original
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.workers import eviction
 from ostler.workers.accept_pause import AcceptPause, is_exhaustion
+from ostler.workers.addresses import host_of, listener_name
 from ostler.workers.connection import CLOSED, Connection
-from ostler.workers.connection_factory import ConnectionFactory, host_of
+from ostler.workers.connection_factory import ConnectionFactory
 from ostler.workers.connection_table import ConnectionTable
 from ostler.workers.drain import DrainState
 from ostler.workers.eviction import Evictor
 from ostler.workers.handoff import HandedOff
 from ostler.workers.reactor import Reactor
 from ostler.workers.siblings import Siblings
+from ostler.workers.units import SECOND
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-ROOM_LOOK = 0.02
-"""Seconds between two looks of a full worker."""
-_ROOM_LOOK_NS = int(ROOM_LOOK * 1_000_000_000)
+FULL_CHECK_SECONDS = 0.02
+"""Seconds between two checks of a full worker."""
+_FULL_CHECK_NS = int(FULL_CHECK_SECONDS * SECOND)
 # For so long (ns) after a slow client was closed the next one may be closed without a second look.
-_PRESSED = 1_000_000_000
+_EVICTING_NS = SECOND
 # So many connections are accepted from one listener in a pass then.
-_PRESSED_ARRIVALS = 16
+_EVICTING_ARRIVALS = 16
 _FULL = "worker_connections is reached"
 
 
@@ -72,7 +77,7 @@ class Acceptor:
         self._siblings = siblings
         self._drain = drain
         self._tls = tls
-        self._listeners = {sock.fileno(): (sock, name_of(sock.getsockname())) for sock in listeners}
+        self._listeners = {sock.fileno(): (sock, listener_name(sock.getsockname())) for sock in listeners}
         self._all_sources = (*([siblings.fd] if siblings else []), *self._listeners)
         self.sources: tuple[int, ...] = self._all_sources
         self.accepting = False
@@ -80,7 +85,7 @@ class Acceptor:
         self._backlog = original.poll()
         for fd in self._listeners:
             self._backlog.register(fd, select.POLLIN)
-        self._waiting_since = self._pressed_until = self._next_room_look = 0
+        self._waiting_since = self._evicting_until = self._next_full_check = 0
 
     # -- on and off ----------------------------------------------------------------------------------------
 
@@ -90,7 +95,7 @@ class Acceptor:
             self._reactor.add_shared(fd)
 
     def stop(self) -> None:
-        """Leave what comes to siblings; what was accepted goes on."""
+        """Stop watching the listeners and the hand-off; open connections are still served."""
         if self.accepting:
             self.accepting = False
             for fd in self.sources:
@@ -119,14 +124,14 @@ class Acceptor:
 
     @property
     def waits_for_room(self) -> bool:
-        """The table is full, so that `try_start` is to be called every ROOM_LOOK seconds."""
+        """The table is full, so that `try_start` is to be called every FULL_CHECK_SECONDS seconds."""
         return not self.accepting and self._table.is_full
 
     # -- accepting -----------------------------------------------------------------------------------------
 
     def arrivals_in_a_pass(self, usual: int, now: int) -> int:
         """How many connections to accept from one source in a pass."""
-        return _PRESSED_ARRIVALS if now < self._pressed_until else usual
+        return _EVICTING_ARRIVALS if now < self._evicting_until else usual
 
     def accept(self, source: int, slot: RequestSlot, now: int) -> Connection | None:
         """One connection from one of the `sources`; None if there is none, or it is closed already."""
@@ -184,7 +189,7 @@ class Acceptor:
         slot.connection_received()
         connection = self._factory.make(found.sock, found.listener, found.peer)
         connection.peer_info = found.peer_info
-        connection.served = found.served
+        connection.answered_at = found.answered_at
         host = found.peer_info.get("REMOTE_ADDR") or host_of(found.peer)
         return connection if self._enter_table(connection, host, slot) else None
 
@@ -195,11 +200,11 @@ class Acceptor:
             return False
         if table.is_full:
             now = connection.idle_since
-            pressed = now < self._pressed_until and self._clients_wait()
-            if not self._evictor.make_room(slot, now, eviction.MOVING if pressed else eviction.IDLE, _FULL):
+            evicting = now < self._evicting_until and self._clients_wait()
+            if not self._evictor.make_room(slot, now, eviction.MOVING if evicting else eviction.IDLE, _FULL):
                 self.stop()
-            elif pressed:
-                self._pressed_until = now + _PRESSED
+            elif evicting:
+                self._evicting_until = now + _EVICTING_NS
         return connection.phase is not CLOSED
 
     # -- room ----------------------------------------------------------------------------------------------
@@ -210,23 +215,18 @@ class Acceptor:
 
     def _make_room_for_waiting(self, slot: RequestSlot, now: int) -> bool:
         """Close slow clients if others wait that no sibling accepts; True if there is room now."""
-        if now < self._next_room_look:
+        if now < self._next_full_check:
             return False
-        self._next_room_look = now + _ROOM_LOOK_NS
+        self._next_full_check = now + _FULL_CHECK_NS
         if not self._clients_wait():
             self._waiting_since = 0
             return False
         if not self._waiting_since:
             self._waiting_since = now
-            if now >= self._pressed_until:
+            if now >= self._evicting_until:
                 return False
         if not self._evictor.make_room(slot, now, eviction.MOVING, _FULL):
             return False
-        self._pressed_until = now + _PRESSED
-        self._next_room_look = 0
+        self._evicting_until = now + _EVICTING_NS
+        self._next_full_check = 0
         return True
-
-
-def name_of(address: Any) -> str:
-    """What siblings know a listener by; `address` is its getsockname()."""
-    return str(address)

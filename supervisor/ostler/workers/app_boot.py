@@ -11,7 +11,7 @@ from ostler.hooks.calling import HookFailed
 from ostler.hooks.worker import WorkerHooks
 from ostler.ipc import messages
 from ostler.ipc.channel import line, shorten
-from ostler.logs.lean import Log
+from ostler.logs.worker_log import Log
 from ostler.osapi.needed import LIMITS
 from ostler.workers.inheritance import WorkerGeneration
 from ostler.workers.load_errors import AppLoadError

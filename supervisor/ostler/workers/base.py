@@ -24,7 +24,7 @@ threads. A worker class has to do this:
 It may do this:
 
 - End requests that take too long: `interrupt` is called after the supervisor has found one overdue, which is
-  then `slot.is_overdue(now)` (see workers.interrupt). Give a request more time: `slot.extend(seconds)`.
+  then `slot.is_overdue(now)` (see workers.soft_interrupt). Give a request more time: `slot.extend(seconds)`.
 - Write the access log (`context.access.answered`, and `flush` before it waits).
 - Receive connections from siblings and hand them off (`context.handoff`).
 - Serve TLS (`serves_tls`).
@@ -43,7 +43,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ostler.logs.access import AccessLog
-from ostler.logs.lean import Log
+from ostler.logs.worker_log import Log
 from ostler.scoreboard.accounting import Accounting
 from ostler.settings.table import Settings
 from ostler.workers.handoff import HandOff
@@ -68,7 +68,7 @@ class Context:
             about once a second.
         quota: call `on_quota` with the number of answers once so many have been given; 0: never.
         on_quota: asks for a successor; the worker goes on serving until `drain` is called.
-        handoff: to sibling workers, or None.
+        handoff: to sibling workers; None while priming and in tests.
         tls: what connections are wrapped with, or None; always None unless the class has `serves_tls`.
         exchange: serves one WSGI request, with the configuration file's hooks around the app if it has any.
         stacks_fd: takes dumps of stacks in faulthandler's format, at DUMP_SIGNAL; -1: they are not wanted.

@@ -25,7 +25,7 @@ from ostler.ipc.channel import Channel
 from ostler.logs.sinks import LogSinks
 from ostler.osapi import original
 from ostler.osapi.needed import LIMITS
-from ostler.osapi.priority import step_back_for_good, step_forward
+from ostler.osapi.priority import lower_priority_for_good, restore_priority
 from ostler.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL, enlarge_signal_stack, set_title
 from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.memory import map_cell
@@ -34,12 +34,12 @@ from ostler.text import trace_of
 from ostler.workers import app_forks, signals
 from ostler.workers.app_boot import AppBoot
 from ostler.workers.base import BaseWorker, Context
-from ostler.workers.engine import Engine
 from ostler.workers.handoff import HandOff
 from ostler.workers.inheritance import Inheritance, Zygote
 from ostler.workers.load_errors import AppLoadError
-from ostler.workers.priming import SHORT, prime
+from ostler.workers.priming import WORKER_REQUESTS, prime
 from ostler.workers.promotion import Promotion
+from ostler.workers.thread_engine import Engine
 from ostler.workers.warmup import WarmupError
 from ostler.wsgi.exchange import App, QuitWorker
 
@@ -50,7 +50,7 @@ _ORPHAN_GRACE = 1.0
 class WorkerProcess:
     """The worker in the forked process; all methods are called in its main thread.
 
-    lowered: for `step_forward`.
+    lowered: for `restore_priority`.
     """
 
     def __init__(self, inheritance: Inheritance, lowered: int) -> None:
@@ -84,7 +84,7 @@ class WorkerProcess:
             QuitWorker: at any point, because of a signal.
         """
         if self._inherited.urgent:
-            step_forward(self._lowered)
+            restore_priority(self._lowered)
         self._install_signals()
         app_forks.register()
         self._channel.set_blocking(True)
@@ -184,7 +184,7 @@ class WorkerProcess:
         self._hooks.serving(self._accounting, context.on_quota, engine.extend_deadline)
         signal.signal(INTERRUPT_SIGNAL, engine.interrupt)
         if issubclass(generation.worker_class, Engine):
-            prime(settings, self._log, SHORT)
+            prime(settings, self._log, WORKER_REQUESTS)
         self._channel.set_blocking(False)
         engine.add_reader(self._channel.fileno(), self._on_channel)
         try:
@@ -202,7 +202,7 @@ class WorkerProcess:
         self._started = True
         self._title(f"worker {self._inherited.slot} gen {self._generation.number}")
         if not self._inherited.urgent:
-            step_forward(self._lowered)
+            restore_priority(self._lowered)
         self._send(messages.Ready(self._app_boot.standard_modules[: messages.MOST_NAMES]))
         engine.run()
         return 0
@@ -362,14 +362,14 @@ def leave(code: int) -> NoReturn:
         # A monkey-patched lock can't be used any more when logging closes its last handlers.
         logging._lock = original.RLock()  # type: ignore[attr-defined]
     # The teardown of the interpreter takes some 20 ms, and no client waits for it.
-    step_back_for_good()
+    lower_priority_for_good()
     sys.exit(code)
 
 
 def run(inheritance: Inheritance, lowered: int) -> Zygote:
     """Run the worker; returns only in a process that has become a fork server.
 
-    lowered: for `step_forward`.
+    lowered: for `restore_priority`.
     """
     code = 0
     worker = None

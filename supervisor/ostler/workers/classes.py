@@ -13,10 +13,10 @@ GROUP = "ostler.workers"
 
 # Module and name of each of our own classes.
 _OURS = {
-    "sync": ("ostler.workers.engine", "Engine"),
-    "gthread": ("ostler.workers.engine", "Engine"),
-    "gevent": ("ostler.workers.gevent_hub", "GeventWorker"),
-    "eventlet": ("ostler.workers.eventlet_hub", "EventletWorker"),
+    "sync": ("ostler.workers.thread_engine", "Engine"),
+    "gthread": ("ostler.workers.thread_engine", "Engine"),
+    "gevent": ("ostler.workers.greenlets.gevent_hub", "GeventWorker"),
+    "eventlet": ("ostler.workers.greenlets.eventlet_hub", "EventletWorker"),
     "asgi": ("ostler.workers.asgi.worker", "AsgiWorker"),
     "meinheld": ("ostler.workers.meinheld.worker", "MeinheldWorker"),
 }

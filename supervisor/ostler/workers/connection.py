@@ -20,6 +20,7 @@ from ostler.osapi.tcp_info import bytes_acked
 from ostler.settings.table import Settings
 from ostler.workers.output_buffer import OutputBuffer
 from ostler.workers.system_calls import PLAIN, READ_SIZE, SystemCalls
+from ostler.workers.units import SECOND
 from ostler.wsgi.environ import Environ
 from ostler.wsgi.exchange import ClientGone
 
@@ -29,10 +30,9 @@ if TYPE_CHECKING:
     from ostler.wsgi.body import StreamedBody
 
 # How long an app waits for a client that takes nothing at all of an answer of which too much is kept already.
-_SECOND = 1_000_000_000
-_STALL_LIMIT = 60 * _SECOND
+_STALL_LIMIT = 60 * SECOND
 # From this time on a body must have come at `body_min_rate`. One lost packet costs a client a second or two.
-_EARLY = 3 * _SECOND
+_EARLY = 3 * SECOND
 
 
 class Phase(Enum):
@@ -84,8 +84,8 @@ class Limits:
             settings.buffer_response,
             settings.buffer_response_file,
             settings.tmp_upload_dir,
-            int(settings.header_timeout * _SECOND),
-            int(settings.body_timeout * _SECOND),
+            int(settings.header_timeout * SECOND),
+            int(settings.body_timeout * SECOND),
             settings.body_min_rate,
         )
 
@@ -123,12 +123,12 @@ class Connection:
         template: what the environs of all requests with the head `template_head` have in common; None: it is
             to be made.
         idle_since: when the last bytes came or went.
-        served: when the last answer on it was given; 0: none was.
-        began: when the part that is being received began, a head or a body; 0: none is.
+        answered_at: when the last answer on it was given; 0: none was.
+        receiving_since: when the part that is being received began, a head or a body; 0: none is.
         in_body: that part is a body.
         body_deadline: when the body that is being received is too late, unless more of it comes.
-        credited: bytes of it that have put that time off already.
-        pulled: when the app last got bytes of a body that it reads while it comes.
+        credited_bytes: bytes of it that have put that time off already.
+        pulled_at: when the app last got bytes of a body that it reads while it comes.
     """
 
     __slots__ = (
@@ -136,9 +136,9 @@ class Connection:
         "_send",
         "_wait_for",
         "address",
-        "began",
+        "answered_at",
         "body_deadline",
-        "credited",
+        "credited_bytes",
         "direct",
         "fd",
         "idle_since",
@@ -151,8 +151,8 @@ class Connection:
         "peer_info",
         "phase",
         "proxy_header",
-        "pulled",
-        "served",
+        "pulled_at",
+        "receiving_since",
         "sock",
         "streamed",
         "template",
@@ -201,11 +201,11 @@ class Connection:
         self.template: Environ | None = None
         self.template_head: Head | None = None
         self.idle_since = now
-        self.served = 0
-        self.began = 0
+        self.answered_at = 0
+        self.receiving_since = 0
         self.in_body = False
-        self.body_deadline = self.credited = 0
-        self.pulled = 0
+        self.body_deadline = self.credited_bytes = 0
+        self.pulled_at = 0
 
     def enter(self, phase: Phase) -> None:
         """Change the phase.
@@ -235,7 +235,7 @@ class Connection:
 
     @property
     def is_idle(self) -> bool:
-        """Between two requests: nothing of it is in our memory but its peer info."""
+        """Between two requests: no bytes of a request or an answer are in memory."""
         parser = self.parser
         return not (
             parser.receiving
@@ -326,19 +326,19 @@ class Connection:
         """Note that bytes came, for the time-outs of heads and bodies. Bytes that trickle put nothing off."""
         parser = self.parser
         if not parser.receiving:
-            self.began = 0
+            self.receiving_since = 0
             self.in_body = False
             return
-        if self.began == 0 or parser.in_body != self.in_body:
-            self.began = now
+        if self.receiving_since == 0 or parser.in_body != self.in_body:
+            self.receiving_since = now
             self.in_body = parser.in_body
             self.body_deadline = now + min(self._limits.body_timeout, _EARLY)
-            self.credited = 0
+            self.credited_bytes = 0
         limits = self._limits
         if self.in_body and limits.body_min_rate:
             received = parser.received
-            earned = (received - self.credited) * _SECOND // limits.body_min_rate
-            self.credited = received
+            earned = (received - self.credited_bytes) * SECOND // limits.body_min_rate
+            self.credited_bytes = received
             # What came fast allows for a pause, but not for one of hours.
             self.body_deadline = min(self.body_deadline + earned, now + limits.body_timeout)
 
@@ -347,11 +347,11 @@ class Connection:
         limits = self._limits
         if not self.in_body:
             # What comes before requests, such as a handshake, began with the connection.
-            began = self.began or self.idle_since
+            began = self.receiving_since or self.idle_since
             return began + limits.header_timeout if limits.header_timeout else 0
         if not limits.body_timeout:
             return 0
-        return self.body_deadline if limits.body_min_rate else self.began + limits.body_timeout
+        return self.body_deadline if limits.body_min_rate else self.receiving_since + limits.body_timeout
 
     def pull(self) -> None:
         """Receive more of a request that is handed out while it comes; called by the app's thread.
@@ -365,9 +365,9 @@ class Connection:
         if parser.wants_continue:
             parser.wants_continue = False
             self.send(response.CONTINUE)
-        if self.began:
-            apps_own = monotonic_ns() - self.pulled  # time that the client has not taken
-            self.began += apps_own
+        if self.receiving_since:
+            apps_own = monotonic_ns() - self.pulled_at  # time that the client has not taken
+            self.receiving_since += apps_own
             self.body_deadline += apps_own
         deadline = self.receive_deadline()
         while True:
@@ -386,5 +386,5 @@ class Connection:
         except ProtocolViolation as violation:
             self.violation = violation.without_traceback()
             raise ClientGone(str(violation)) from None
-        self.pulled = monotonic_ns()
-        self.note_progress(self.pulled)
+        self.pulled_at = monotonic_ns()
+        self.note_progress(self.pulled_at)

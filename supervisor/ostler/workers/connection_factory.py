@@ -8,6 +8,7 @@ from typing import Any
 from ostler.http1.request import BodySink, Rules
 from ostler.settings.networks import Networks
 from ostler.settings.table import Settings
+from ostler.workers.addresses import host_of
 from ostler.workers.connection import Connection, Limits
 from ostler.workers.system_calls import SystemCalls
 from ostler.wsgi.body import BufferedBody, StreamedBody
@@ -43,11 +44,6 @@ class ConnectionFactory:
     def is_proxy(self, host: str) -> bool:
         """Whether a client with this address may send a PROXY header."""
         return self._reads_proxy_headers and host in self._proxies
-
-
-def host_of(peer: Any) -> str:
-    """A peer's address; empty for a Unix socket's."""
-    return peer[0] if isinstance(peer, tuple) else ""
 
 
 def request_rules(settings: Settings) -> tuple[Rules, Rules]:

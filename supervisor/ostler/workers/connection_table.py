@@ -6,7 +6,7 @@ from ostler.logs.limiter import LimitedLog
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.settings.table import Settings
 from ostler.workers.connection import CLOSED, CLOSING, LINGERING, Connection
-from ostler.workers.limits import AddressCounts, most_connections, network_of
+from ostler.workers.connection_limits import AddressCounts, most_connections, network_of
 from ostler.workers.reactor import Reactor
 
 
@@ -103,11 +103,11 @@ class ConnectionTable:
             pass  # the client has closed it already
         connection.sock.close()
 
-    def let_go(self, connection: Connection, slot: RequestSlot) -> None:
+    def close_handed_off(self, connection: Connection, slot: RequestSlot) -> None:
         """Close our copy of a connection that was handed off to a sibling, where it goes on."""
         connection.enter(CLOSED)
         self._remove(connection)
-        slot.connection_sent()
+        slot.connection_handed_off()
         connection.sock.close()
 
     def close_all(self, slot: RequestSlot) -> None:

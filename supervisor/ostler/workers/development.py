@@ -13,10 +13,10 @@ from ostler.ipc.channel import line, shorten
 from ostler.settings.pastefile import file_name
 from ostler.settings.table import Settings
 from ostler.workers.base import BaseWorker
-from ostler.workers.error_page import AsgiErrorPage, ErrorPage, Failure
+from ostler.workers.load_error_page import AsgiErrorPage, ErrorPage, Failure
 from ostler.workers.load_errors import AppLoadError
+from ostler.workers.loaded_files import WatchReporter, of_failure
 from ostler.workers.loader import load
-from ostler.workers.watched import WatchReporter, of_failure
 from ostler.wsgi.exchange import App
 
 

@@ -2,17 +2,19 @@
 
 from time import monotonic_ns
 
-SECOND = 1_000_000_000
+from ostler.workers.units import SECOND
 
 
 class DrainState:
     """Whether a worker drains, and until when.
 
-    `ask` may be called by any thread and any signal handler, the rest only by the thread that polls.
+    `ask` may be called by any thread and any signal handler. `abandoned` may be set by a signal handler of
+    the main thread, and `deadline` is also read by the main thread when `run` ends. The rest is only for the
+    thread that polls.
 
     Args:
         graceful_timeout: seconds, from the settings.
-        can_hand_over: connections can be handed off to siblings.
+        can_hand_off: connections can be handed off to siblings.
 
     Attributes:
         asked: `ask` was called.
@@ -22,11 +24,11 @@ class DrainState:
             None before it began.
     """
 
-    __slots__ = ("_can_hand_over", "_seconds", "abandoned", "asked", "began", "deadline", "hand_over")
+    __slots__ = ("_can_hand_off", "_seconds", "abandoned", "asked", "began", "deadline", "hand_over")
 
-    def __init__(self, graceful_timeout: float, can_hand_over: bool) -> None:
+    def __init__(self, graceful_timeout: float, can_hand_off: bool) -> None:
         self._seconds = graceful_timeout
-        self._can_hand_over = can_hand_over
+        self._can_hand_off = can_hand_off
         self.asked = False
         self.hand_over = False
         self.abandoned = False
@@ -39,7 +41,7 @@ class DrainState:
         Args:
             seconds: how long it may take; None: the settings' graceful time-out, or that of an earlier call.
         """
-        self.hand_over = hand_over and self._can_hand_over
+        self.hand_over = hand_over and self._can_hand_off
         if seconds is not None:
             self._seconds = seconds
             if self.deadline is not None:

@@ -17,33 +17,33 @@ from collections.abc import Iterable
 from math import inf
 
 from ostler.http1.errors import RequestTimeout
-from ostler.logs.lean import Log
+from ostler.logs.worker_log import Log
 from ostler.osapi.tcp_info import bytes_acked
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.workers import connection as phases
 from ostler.workers.connection import Connection
 from ostler.workers.connection_table import ConnectionTable
 from ostler.workers.responder import Responder
+from ostler.workers.units import SECOND
 
-_SECOND = 1_000_000_000
 # Bytes that each connection is credited with from the beginning: one that was just made is not a slow one.
-HEAD_START = 1000
+CREDIT_BYTES = 1000
 # A body or an answer moves if it has moved at the rate for this long (ns), or as much in less time.
-SHOWN = _SECOND
+RATE_WINDOW_NS = SECOND
 # A younger connection (ns) may still send a request, or go on with its handshake: otherwise those that
 # attackers open again as fast as they are closed would leave it no time.
-YOUTH = _SECOND // 5
+MIN_AGE_NS = SECOND // 5
 # An answer that was sent has this long (ns) to arrive before its connection may be closed.
-_ARRIVED = _SECOND // 4
+_ARRIVED = SECOND // 4
 # For ranking, where `body_min_rate` is 0.
 USUAL_RATE = 500
 
 LINGERING, IDLE, SLOW, MOVING = range(4)
-# Of those that rank lowest, one in so many is closed at a time, and one at least: ranking looks at all
-# connections, so that it must make room for several. Of those that do what they should it is fewer.
+# Of the candidates of the lowest rank, one in so many is closed at a time, and one at least. Ranking looks at
+# all connections, so one ranking makes room for several new ones; of idle and moving ones it closes fewer.
 ONE_IN = (1, 16, 8, 64)
 # How often (ns) evictions of slow clients are logged.
-_REPORT_PAUSE = 10 * _SECOND
+_REPORT_PAUSE = 10 * SECOND
 
 
 def rank(connection: Connection, now: int, min_rate: int) -> tuple[int, float] | None:
@@ -66,23 +66,23 @@ def rank(connection: Connection, now: int, min_rate: int) -> tuple[int, float] |
     elif parser.requests:
         return None
     elif parser.receiving:
-        since = connection.began or connection.idle_since
+        since = connection.receiving_since or connection.idle_since
         must_move = parser.in_body
         moved = parser.received if must_move else parser.gathered
-    elif connection.served and connection.is_idle:
+    elif connection.answered_at and connection.is_idle:
         return IDLE, connection.idle_since
     else:
         since, moved, must_move = connection.idle_since, 0, False
     age = max(1, now - since)
-    if must_move and moved * _SECOND >= (min_rate or USUAL_RATE) * max(age, SHOWN):
-        return MOVING, moved * _SECOND / age
-    return SLOW, ((moved + HEAD_START) * _SECOND / age if age > YOUTH else inf)
+    if must_move and moved * SECOND >= (min_rate or USUAL_RATE) * max(age, RATE_WINDOW_NS):
+        return MOVING, moved * SECOND / age
+    return SLOW, ((moved + CREDIT_BYTES) * SECOND / age if age > MIN_AGE_NS else inf)
 
 
-def least_worth(
+def lowest_ranked(
     connections: Iterable[Connection], now: int, min_rate: int, worst: int
 ) -> tuple[int, list[Connection]]:
-    """The connections that make room: a part of those that rank lowest, and one at least.
+    """The connections to close: a part of those that rank lowest, and one at least.
 
     Args:
         worst: no connection of a higher rank than this is taken.
@@ -125,7 +125,7 @@ class Evictor:
             reason: for the log, if clients have to be closed that are in the middle of something.
         """
         table = self._table
-        number, least = least_worth(list(table.open.values()), now, self._min_rate, worst)
+        number, least = lowest_ranked(list(table.open.values()), now, self._min_rate, worst)
         before = len(table.open)
         for connection in least:
             if connection.phase is phases.LINGERING or connection.output:

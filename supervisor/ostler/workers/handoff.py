@@ -33,6 +33,9 @@ _KINDS = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 # What the PROXY protocol says of a client.
 _PEER_INFO = {"PROXY_PROTOCOL", "REMOTE_ADDR", "REMOTE_PORT", "PROXY_ADDR", "PROXY_PORT"}
 
+INVALID_RECEIVED = "descriptors received from sibling workers were not connections; receiving pauses for 1 s"
+"""Why a worker pauses to receive, for the log."""
+
 
 class IdleConnection(Protocol):
     """What is read of a connection that is handed off; see Connection."""
@@ -41,7 +44,7 @@ class IdleConnection(Protocol):
     tls: bool
     listener: str
     peer_info: dict[str, str] | None
-    served: int
+    answered_at: int
 
 
 class _HandOffMessage(msgspec.Struct, array_like=True):
@@ -50,7 +53,7 @@ class _HandOffMessage(msgspec.Struct, array_like=True):
     sender: int
     listener: str
     peer_info: dict[str, str]
-    served: Annotated[int, msgspec.Meta(ge=0)]
+    answered_at: Annotated[int, msgspec.Meta(ge=0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +61,16 @@ class HandedOff:
     """A connection that a worker handed off.
 
     Attributes:
-        ours: that worker was this one: no sibling had time for it.
+        returned: this worker itself had handed it off: no sibling had time for it.
         peer: its getpeername(); the rest: see Connection.
     """
 
-    ours: bool
+    returned: bool
     sock: socket.socket
     peer: Any
     listener: str
     peer_info: dict[str, str]
-    served: int
+    answered_at: int
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -81,13 +84,13 @@ class HandOff:
         sending, receiving: its two ends.
 
     Attributes:
-        useless: what `receive` found last was not a connection, again and again: pause.
+        only_invalid_received: `receive` read only what is not a connection, again and again: pause.
     """
 
     def __init__(self, sending: socket.socket, receiving: socket.socket) -> None:
         self._sending = sending
         self._receiving = receiving
-        self.useless = False
+        self.only_invalid_received = False
         sending.setblocking(False)
         receiving.setblocking(False)
 
@@ -100,7 +103,7 @@ class HandOff:
         if connection.tls:
             return False
         message = _HandOffMessage(
-            os.getpid(), connection.listener, connection.peer_info or {}, connection.served
+            os.getpid(), connection.listener, connection.peer_info or {}, connection.answered_at
         )
         try:
             descriptor = array.array("i", [connection.fd])
@@ -115,7 +118,7 @@ class HandOff:
 
     def receive(self) -> HandedOff | None:
         """The next connection whose client is still there; None if there is none."""
-        self.useless = False
+        self.only_invalid_received = False
         for _ in range(_TRIES):
             try:
                 # Not socket.recv_fds, which forgets its flags.
@@ -132,7 +135,7 @@ class HandOff:
                 received.discard(fd)
             if not data and self._has_ended():
                 break
-        self.useless = True
+        self.only_invalid_received = True
         return None
 
     def _has_ended(self) -> bool:
@@ -153,9 +156,11 @@ def _unpack(data: bytes, descriptor: int) -> HandedOff | None:
         sock.setblocking(False)  # an app may have set a default time-out
         received.never_linger(sock)
         if sock.type == socket.SOCK_STREAM and sock.family in _KINDS and _is_peer_info(message.peer_info):
-            ours = message.sender == os.getpid()
-            served = min(message.served, monotonic_ns())
-            return HandedOff(ours, sock, sock.getpeername(), message.listener, message.peer_info, served)
+            returned = message.sender == os.getpid()
+            answered_at = min(message.answered_at, monotonic_ns())
+            return HandedOff(
+                returned, sock, sock.getpeername(), message.listener, message.peer_info, answered_at
+            )
     except OSError:
         pass  # it listens, or its client has gone
     sock.detach()

@@ -14,9 +14,12 @@ leadership before it calls the app, and a thread that is done acquires an offere
 A worker with one thread gets a watcher only once it has had a long request, or when a message comes while it
 is in one: what the supervisor says about a request that hangs must not wait for its end.
 
+The watcher may call reactor, receiver, responder, siblings, sweeper and connection table; never the request
+runner, and it does not accept.
+
 The rule of ownership: an offer is one object in a deque. Whichever thread takes it out, the leader that has
-left the app or another one, is the leader; deque.append, pop and remove are atomic with and without the
-interpreter lock.
+left the app or another one, is the leader. deque.append and pop are atomic with and without the interpreter
+lock; so is remove, but it raises IndexError if the deque changes meanwhile.
 """
 
 import threading
@@ -45,7 +48,7 @@ class LeaderFollowers:
 
     Attributes:
         has_watcher: the watcher runs.
-        watcher_leads: it polls: a thread that wants the leadership must wake it.
+        watcher_polls: the watcher polls: a thread that wants the leadership must wake it.
     """
 
     def __init__(
@@ -62,27 +65,28 @@ class LeaderFollowers:
         self._leadership = original.Lock()
         self._offer: deque[RequestSlot] = deque()
         # Held while an offer is accepted: its leader waits until its connection is detached.
-        self._accepting = original.Lock()
+        self._offer_lock = original.Lock()
         self._waiting: deque[None] = deque()
         self._watcher: threading.Thread | original.NativeThread | None = None
         self._sleeps = False
         self._stopped = False
-        self._bell = original.Lock()
-        self.watcher_leads = False
+        self._watcher_wake = original.Lock()
+        self.watcher_polls = False
         self.has_watcher = False
 
     # -- called by threads that serve ----------------------------------------------------------------------
 
-    def acquire(self, impatient: bool) -> None:
+    def acquire(self, accept_offer: bool) -> None:
         """Wait for the leadership.
 
         Args:
-            impatient: requests usually take long: accept an offer at once, its leader will not be back soon.
+            accept_offer: requests usually take long, so that a leader in the app does not return soon:
+                accept its offer at once.
         """
-        if impatient and self._accept_offer():
+        if accept_offer and self._accept_offer():
             return
         self._waiting.append(None)
-        if self.watcher_leads:
+        if self.watcher_polls:
             self._wake()
         self._leadership.acquire()
         self._waiting.pop()
@@ -103,16 +107,16 @@ class LeaderFollowers:
         self._offer.append(slot)
         if self._sleeps:
             self._sleeps = False
-            self._ring()
+            self._wake_watcher()
 
     def withdraw(self, slot: RequestSlot) -> bool:
         """Called by the same thread afterwards, with the same slot: whether it is still the leader."""
         try:
             # Its own offer and no other: the thread that was promoted may have offered the leadership, too.
             self._offer.remove(slot)
-        except (ValueError, IndexError):  # IndexError: it changed while it was looked at
+        except (ValueError, IndexError):
             # Not before its connection is its own alone.
-            with self._accepting:
+            with self._offer_lock:
                 return False
         return True
 
@@ -134,12 +138,12 @@ class LeaderFollowers:
             RuntimeError: no thread can be made.
         """
         if self._watcher is None:
-            self._bell.acquire()
+            self._watcher_wake.acquire()
             watcher = original.thread(self._run, "ostler-watcher")
             try:
                 watcher.start()
             except RuntimeError:
-                self._bell.release()
+                self._watcher_wake.release()
                 raise
             self._watcher = watcher
             self.has_watcher = True
@@ -147,19 +151,19 @@ class LeaderFollowers:
     def stop(self) -> None:
         """Make the watcher end, after one more look perhaps. Any thread may call it."""
         self._stopped = True
-        self._ring()
+        self._wake_watcher()
 
-    def _ring(self) -> None:
+    def _wake_watcher(self) -> None:
         try:
-            self._bell.release()
+            self._watcher_wake.release()
         except RuntimeError:
-            pass  # it was rung already
+            pass  # it was woken already
 
     def _run(self) -> None:
         while not self._stopped:
             self._sleeps = True
             if not self._offer:
-                self._bell.acquire()
+                self._watcher_wake.acquire()
             self._sleeps = False
             self._watch_offers()
 
@@ -184,7 +188,7 @@ class LeaderFollowers:
         """Become the leader instead of the thread that offers it; False if none does."""
         if not self._offer:
             return False
-        with self._accepting:
+        with self._offer_lock:
             try:
                 self._offer.pop()
             except IndexError:
@@ -198,8 +202,8 @@ class LeaderFollowers:
             return
         try:
             if not self._waiting:
-                self.watcher_leads = True
+                self.watcher_polls = True
                 self._poll_only()
         finally:
-            self.watcher_leads = False
+            self.watcher_polls = False
             self._leadership.release()

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from ostler.settings.table import Settings
-from ostler.workers.interface import is_factory, mismatch
+from ostler.workers.app_kind import is_factory, mismatch
 from ostler.workers.load_errors import AppLoadError, raised
 from ostler.wsgi.exchange import App, QuitWorker
 

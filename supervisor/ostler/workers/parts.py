@@ -5,8 +5,10 @@ one that stands before it:
 
     Sweeper, Acceptor, Receiver, RequestRunner      what is done with connections
     Evictor, Responder, Siblings                    how connections are answered, and end
-    ConnectionTable                                 which there are
+    ConnectionTable, ConnectionFactory              which there are, and how they are made
+    QueueTimes                                      how long requests have waited
     Reactor                                         what waits
+    DrainState                                      whether the worker drains
 """
 
 from collections.abc import Callable
@@ -21,7 +23,6 @@ from ostler.workers.connection_factory import ConnectionFactory
 from ostler.workers.connection_table import ConnectionTable
 from ostler.workers.drain import DrainState
 from ostler.workers.eviction import Evictor
-from ostler.workers.interrupt import Deadlines
 from ostler.workers.queueing import QueueTimes
 from ostler.workers.reactor import Reactor
 from ostler.workers.receiver import Receiver
@@ -29,6 +30,7 @@ from ostler.workers.request_runner import RequestRunner, WsgiRunner
 from ostler.workers.responder import Responder
 from ostler.workers.server_date import ServerDate
 from ostler.workers.siblings import Siblings
+from ostler.workers.soft_interrupt import SoftInterrupts
 from ostler.workers.sweeper import Sweeper
 from ostler.workers.system_calls import SystemCalls
 
@@ -56,7 +58,7 @@ class Parts:
         context: Context,
         reactor: Reactor,
         calls: SystemCalls,
-        deadlines: Deadlines,
+        soft_interrupts: SoftInterrupts,
         flush_access: Callable[[], object],
         multithreaded: bool,
         turn: int,
@@ -77,7 +79,7 @@ class Parts:
         receiver = Receiver(reactor, table, responder, calls, settings.proxy_protocol, tls)
         queue_times = QueueTimes(reactor, settings.queue_timeout > 0)
         runner = WsgiRunner(
-            context, table, responder, queue_times, date, deadlines, flush_access, multithreaded, turn
+            context, table, responder, queue_times, date, soft_interrupts, flush_access, multithreaded, turn
         )
 
         def end_keep_alive() -> None:

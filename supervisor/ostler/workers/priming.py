@@ -1,9 +1,10 @@
-"""Priming an engine: requests of its own through all of it, before the first client comes.
+"""Priming an engine: requests of its own through the parts that serve plain HTTP in one thread.
 
-The first requests of a fresh process are several times slower than the rest: the interpreter has not yet
-specialised the code, and every page that is written to for the first time after a fork is copied. The fork
-server primes with many requests, so that workers inherit specialised code; each worker with a few, so that
-its pages are its own before it says that it is ready. The app is not called; `warmup` does that.
+This happens before the first client comes: the first requests of a fresh process are several times slower
+than the rest, because the interpreter has not yet specialised the code, and every page that is written to for
+the first time after a fork is copied. The fork server primes with many requests, so that workers inherit
+specialised code; each worker with a few, so that its pages are its own before it reports that it is ready.
+The app is not called; `warmup` does that.
 """
 
 import mmap
@@ -13,16 +14,16 @@ from typing import Any
 
 import msgspec
 
-from ostler.logs.lean import Log
+from ostler.logs.worker_log import Log
 from ostler.osapi import original
 from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.memory import size
 from ostler.settings.table import Settings
 from ostler.workers.base import Context
-from ostler.workers.engine import Engine
+from ostler.workers.thread_engine import Engine
 from ostler.wsgi.environ import Environ
 
-LONG, SHORT = 64, 4
+FORK_SERVER_REQUESTS, WORKER_REQUESTS = 64, 4
 
 _REQUEST = (
     b"GET /priming?of=ostler HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nUser-Agent: ostler\r\n"

@@ -27,12 +27,12 @@ from ostler.wsgi.environ import Environ
 ASK_EVERY = 50_000_000
 STRIDE = 8
 
-_SORRY = b"Service Unavailable: the server has more requests than it can answer in time\n"
-# The least that can be said in whole seconds (RFC 9110 section 10.2.3): a queue that is too long now may well
+_BODY_503 = b"Service Unavailable: the server has more requests than it can answer in time\n"
+# The least in whole seconds (RFC 9110 section 10.2.3): a queue that is too long now may well
 # be gone then, and a client that comes too early costs next to nothing.
-_SORRY_HEADERS = [
+_HEADERS_503 = [
     ("Content-Type", "text/plain; charset=utf-8"),
-    ("Content-Length", str(len(_SORRY))),
+    ("Content-Length", str(len(_BODY_503))),
     ("Retry-After", "1"),
 ]
 
@@ -74,14 +74,14 @@ class QueueTimes:
             earliest: the request can't have come before; below 0: that is not known.
         """
         look = self._reactor.now
-        served = connection.served
+        answered_at = connection.answered_at
         # For as long as the one before it on its connection was not answered it waited for its own client.
-        if served > earliest:
-            earliest = served
+        if answered_at > earliest:
+            earliest = answered_at
         possible = now - earliest
         if possible < LEAST_QUEUED:
             return 0
-        here = max(look, served)  # it was there by then
+        here = max(look, answered_at)  # it was there by then
         if earliest <= 0 and not self._exact:
             waited = self._waited_for_any_time(connection, now, here)
             return waited if waited >= LEAST_QUEUED else 0
@@ -125,7 +125,7 @@ def waiting_time(sock: Any, now: int, earliest: int, latest: int) -> int:
     return max(0, min(since - TICK, now - earliest))
 
 
-def overloaded(_environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """A WSGI app that answers that there is no time."""
-    start_response("503 Service Unavailable", _SORRY_HEADERS)
-    return [_SORRY]
+def queue_timeout_app(_environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """A WSGI app that answers requests that have waited longer than `queue_timeout`."""
+    start_response("503 Service Unavailable", _HEADERS_503)
+    return [_BODY_503]

@@ -117,9 +117,10 @@ class Reactor:
         connection.watched = True
 
     def unwatch(self, connection: Connection) -> None:
-        """Make a connection the caller's, or that of a thread which serves it; called by the polling thread.
+        """Make a connection the caller's, or that of a thread which serves it.
 
-        That thread may be closing it in this very moment.
+        Called by the polling thread, or by the serving thread that queues the connection again. The thread
+        that serves it may be closing it in this very moment.
         """
         connection.watched = False
         if connection.mask:

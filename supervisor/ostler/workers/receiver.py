@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from ostler.http1.errors import ProtocolViolation
 from ostler.http1.proxy import read_proxy_header
 from ostler.scoreboard.accounting import RequestSlot
+from ostler.workers.addresses import host_of
 from ostler.workers.connection import LINGERING, OPEN, PROXY_HEADER, Connection
-from ostler.workers.connection_factory import host_of
 from ostler.workers.connection_table import ConnectionTable
 from ostler.workers.reactor import Reactor
 from ostler.workers.responder import Responder
@@ -54,7 +54,9 @@ class Receiver:
             if connection.output:
                 ready = self._responder.flush(connection, slot, now)
             elif not connection.direct:
-                ready = self._prepare(connection, slot) and self._receive_records(connection, slot, now)
+                ready = self._read_before_requests(connection, slot) and self._receive_records(
+                    connection, slot, now
+                )
             else:
                 parser = connection.parser
                 data = self._read(connection.fd, READ_SIZE)
@@ -63,9 +65,9 @@ class Receiver:
                 except ProtocolViolation as violation:
                     connection.violation = violation.without_traceback()
                 # Nearly always this is all: one read, one request, and nothing behind it.
-                if parser.requests and not (parser.receiving or connection.began):
+                if parser.requests and not (parser.receiving or connection.receiving_since):
                     return True
-                ready = self._consider(connection, slot, now, data)
+                ready = self._act_on_parsed(connection, slot, now, data)
             if ready:
                 return True
             self._watch(connection)
@@ -85,15 +87,15 @@ class Receiver:
                 connection.parser.feed(data)
             except ProtocolViolation as violation:
                 connection.violation = violation.without_traceback()
-            if self._consider(connection, slot, now, data):
+            if self._act_on_parsed(connection, slot, now, data):
                 if connection.tls and connection.sock.finished:
                     connection.parser.requests[-1].keep_alive = False
                 return True
-            # The end that came with these bytes makes no event.
+            # TLS may hold a close or more bytes already decrypted; the kernel reports no event for them.
             if connection.phase is not OPEN or not connection.tls or not connection.sock.pending():
                 return False
 
-    def _consider(self, connection: Connection, slot: RequestSlot, now: int, data: bytes) -> bool:
+    def _act_on_parsed(self, connection: Connection, slot: RequestSlot, now: int, data: bytes) -> bool:
         """Act on what the parser has made of `data`; True if there is a request to serve."""
         if not data:
             self._table.close(connection, slot)
@@ -109,7 +111,7 @@ class Receiver:
             self._responder.settle(connection, slot)
         return False
 
-    def _prepare(self, connection: Connection, slot: RequestSlot) -> bool:
+    def _read_before_requests(self, connection: Connection, slot: RequestSlot) -> bool:
         """Do what comes before requests, or after them; True if requests may be read."""
         try:
             if connection.phase is LINGERING:

@@ -12,14 +12,14 @@ from typing import Protocol
 from ostler.http1.request import Head, Request
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.scoreboard.layout import LEAST_QUEUED
-from ostler.workers.acceptor import name_of
+from ostler.workers.addresses import listener_name
 from ostler.workers.base import Context
 from ostler.workers.connection import Connection
 from ostler.workers.connection_table import ConnectionTable
-from ostler.workers.interrupt import LONG, Deadlines
-from ostler.workers.queueing import QueueTimes, overloaded
+from ostler.workers.queueing import QueueTimes, queue_timeout_app
 from ostler.workers.responder import Responder
 from ostler.workers.server_date import ServerDate
+from ostler.workers.soft_interrupt import LONG_REQUEST_NS, SoftInterrupts
 from ostler.wsgi.body import StreamedBody
 from ostler.wsgi.environ import Environ, head_environ, listener_environ, request_environ, worker_environ
 from ostler.wsgi.exchange import App, ClientGone, DeadlineExceeded, Exchange, QuitWorker
@@ -36,7 +36,7 @@ class RequestRunner(Protocol):
         keep_connections: answers leave connections open. The polling thread sets it to False when the worker
             drains; a request that begins afterwards must see it.
         average: a moving average of what requests take in the app (ns), each counted as 2 ms at most.
-        had_long_request: one took longer than `interrupt.LONG`. The owner may reset it.
+        had_long_request: one took longer than `soft_interrupt.LONG_REQUEST_NS`. The owner may reset it.
     """
 
     keep_connections: bool
@@ -57,18 +57,24 @@ class RequestRunner(Protocol):
 
         For each request, in this order:
 
-        1. `slot.begin` is called before the app is, `slot.leave_app` when its answer is sent or kept, and
-           then `slot.count` once, whatever happened: also if `DeadlineExceeded` was raised at any moment
-           between the first two. If the request took longer than LONG, `Deadlines.end` is called before that
-           guard is left, so that no exception that was meant for it meets anything else.
-        2. `slot.waited` is called before, if it waited. One that has waited longer than `queue_timeout` is
-           answered with 503 without the app: it counts as answered, but with no time in the app.
-        3. The access log and `request_failed` are written, the quota is counted down.
+        1. `slot.waited` is called, if the request waited. One that has waited longer than `queue_timeout` is
+           answered with 503 without the app: it counts as answered (`slot.refused`), but with no time in the
+           app, and not for the quota.
+        2. `slot.begin` is called before the app is, `slot.leave_app` when its answer is sent or kept, and
+           then `slot.count` once: also if `DeadlineExceeded` was raised at any moment between the first two.
+           `slot.count` is not called if a defect of ours ends the connection, and not for a request whose
+           body broke the protocol, which `Responder.refuse` answers and counts (`slot.refused`).
+        3. If the request took longer than LONG_REQUEST_NS and did not end by `DeadlineExceeded`,
+           `SoftInterrupts.end` is called within the block that handles `DeadlineExceeded`, so that an
+           exception that was meant for this request is raised nowhere else.
+        4. The access log and `request_failed` are written, the quota is counted down.
 
         It may read all of the connection. It writes `parser.requests` (takes from the front),
-        `parser.wants_continue`, `output` (by `send` and `send_file`), `unconfirmed`, `idle_since`, `served`,
-        `template` and `template_head`, `streamed`, `pulled`; everything that ends the connection goes through
-        ConnectionTable (`end`, `close`) and Responder (`refuse`, `settle`).
+        `parser.wants_continue`, `output` (by `send` and `send_file`), `unconfirmed`, `idle_since`,
+        `answered_at`, `template` and `template_head`, `streamed`, and `pulled_at`. While the app reads a body
+        that is still coming, `Connection.pull` and `note_progress` write `violation`, `receiving_since`,
+        `in_body`, `body_deadline` and `credited_bytes`. Everything that ends the connection goes through
+        ConnectionTable (`end`, `close`) and Responder (`refuse`, `settle`, `fail`).
 
         Args:
             connection: in the phase OPEN, without output, with one request at least.
@@ -89,7 +95,7 @@ class WsgiRunner:
     Attributes: see RequestRunner.
 
     Args:
-        deadlines: ends requests that take too long.
+        soft_interrupts: ends requests that take too long.
         flush_access: called behind each line of the access log.
         multithreaded: as `wsgi.multithread`.
         turn: after how long (ns) pipelined requests of a connection let other clients go first; 0: never.
@@ -102,7 +108,7 @@ class WsgiRunner:
         responder: Responder,
         queue_times: QueueTimes,
         date: ServerDate,
-        deadlines: Deadlines,
+        soft_interrupts: SoftInterrupts,
         flush_access: Callable[[], object],
         multithreaded: bool,
         turn: int,
@@ -114,7 +120,7 @@ class WsgiRunner:
         self._responder = responder
         self._queue_times = queue_times
         self._date = date
-        self._deadlines = deadlines
+        self._soft_interrupts = soft_interrupts
         self._log = context.log
         self._access = context.access
         self._flush_access = flush_access
@@ -128,12 +134,12 @@ class WsgiRunner:
         self.average = 0
         self.had_long_request = False
         shared = worker_environ(multithreaded, settings.sendfile, context.log.errors, settings.root_path)
-        shared["ostler.extend_deadline"] = deadlines.extend
+        shared["ostler.extend_deadline"] = soft_interrupts.extend
         if context.tls is not None:
             shared |= {"wsgi.url_scheme": "https", "HTTPS": "on"}
         self._shared = shared
         addresses = [listener.getsockname() for listener in context.listeners]
-        self._environs = {name_of(address): listener_environ(shared, address) for address in addresses}
+        self._environs = {listener_name(address): listener_environ(shared, address) for address in addresses}
 
     def run(self, connection: Connection, slot: RequestSlot, prompt_until: int) -> None:
         """See RequestRunner."""
@@ -159,7 +165,7 @@ class WsgiRunner:
                 ):
                     slot.waited(waited)
                     if 0 < self._queue_timeout < waited:
-                        if self._turn_away(connection, slot, request, exchange, environ):
+                        if self._answer_503(connection, slot, request, exchange, environ):
                             continue
                         return
                 gone = False
@@ -170,14 +176,14 @@ class WsgiRunner:
                     except ClientGone:
                         gone = True
                     slot.leave_app()
-                    connection.idle_since = connection.served = ended = monotonic_ns()
+                    connection.idle_since = connection.answered_at = ended = monotonic_ns()
                     took = ended - started
-                    if took > LONG:
+                    if took > LONG_REQUEST_NS:
                         self.had_long_request = True
-                        self._deadlines.end(started)
+                        self._soft_interrupts.end(started)
                 except DeadlineExceeded:
                     slot.leave_app()
-                    connection.idle_since = connection.served = ended = monotonic_ns()
+                    connection.idle_since = connection.answered_at = ended = monotonic_ns()
                     took = ended - started
                     gone = True
                     exchange.give_up()
@@ -216,7 +222,7 @@ class WsgiRunner:
         except BaseException:  # noqa: BLE001 - DeadlineExceeded and those of greenlets are no Exception
             self._responder.fail(connection, slot)
 
-    def _turn_away(
+    def _answer_503(
         self,
         connection: Connection,
         slot: RequestSlot,
@@ -225,10 +231,12 @@ class WsgiRunner:
         environ: Environ,
     ) -> bool:
         """Answer a request that has waited too long without the app; False if the connection ends."""
-        connection.idle_since = connection.served = monotonic_ns()
+        connection.idle_since = connection.answered_at = monotonic_ns()
         gone = False
         try:
-            Exchange.run(exchange, overloaded, environ)  # without hooks, which are about requests to the app
+            Exchange.run(
+                exchange, queue_timeout_app, environ
+            )  # without hooks, which are about requests to the app
         except ClientGone:
             gone = True
             if not exchange.head_sent:
@@ -294,7 +302,7 @@ def _feed_from(connection: Connection, request: Request, exchange: Exchange) -> 
             connection.parser.wants_continue = False  # too late for it (RFC 9110 section 10.1.1)
         connection.pull()
 
-    connection.pulled = monotonic_ns()
+    connection.pulled_at = monotonic_ns()
     body = request.body
     assert isinstance(body, StreamedBody)
     connection.streamed = body

@@ -1,4 +1,7 @@
-"""Answers that are not the app's: refusals, `100 Continue`, and what follows the last answer of a pass."""
+"""Answers that are not the app's: refusals, `100 Continue`, and what follows the last answer of a pass.
+
+500 and 504 of a request in the app: wsgi/exchange.py.
+"""
 
 import traceback
 from collections.abc import Callable
@@ -6,11 +9,11 @@ from collections.abc import Callable
 from ostler.http1 import response
 from ostler.http1.errors import BodyNotStored, ProtocolViolation
 from ostler.logs.access import AccessLog
-from ostler.logs.lean import Log
 from ostler.logs.limiter import LimitedLog
+from ostler.logs.worker_log import Log
 from ostler.scoreboard.accounting import RequestSlot
+from ostler.workers.addresses import host_of
 from ostler.workers.connection import CLOSING, OPEN, Connection
-from ostler.workers.connection_factory import host_of
 from ostler.workers.connection_table import ConnectionTable
 from ostler.workers.server_date import ServerDate
 from ostler.wsgi.exchange import ClientGone
@@ -90,7 +93,7 @@ class Responder:
             self._table.linger(connection, slot)
             return False
         if connection.parser.requests:
-            connection.served = now  # the request behind has waited for its own client up to now
+            connection.answered_at = now  # the request behind has waited for its own client up to now
             return True
         self.settle(connection, slot)
         return False

@@ -8,18 +8,19 @@ share of connections that stay open. A worker that leaves hands off all that are
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
-from ostler.logs.lean import Log
+from ostler.logs.worker_log import Log
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.workers.connection import Connection
 from ostler.workers.connection_table import ConnectionTable
 from ostler.workers.drain import DrainState
-from ostler.workers.handoff import HandedOff, HandOff
+from ostler.workers.handoff import INVALID_RECEIVED, HandedOff, HandOff
+from ostler.workers.units import SECOND
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
 # For how long (ns) nothing is received after much that was not a connection.
-_RECEIVE_PAUSE = 1_000_000_000
+_RECEIVE_PAUSE = SECOND
 # How often (ns) an overloaded worker hands a connection off, and how seldom if each comes back.
 _SHARE_PAUSE = 10_000_000
 _LONGEST_SHARE_PAUSE = 250_000_000
@@ -29,7 +30,7 @@ class Siblings:
     """Hands connections off and receives them. Called only by the thread that polls.
 
     Args:
-        handoff: None: this worker has no siblings.
+        handoff: None while priming and in tests.
         drain: whether this worker leaves, and whether others stay.
         tls: what connections of this worker speak TLS with, or None.
 
@@ -74,14 +75,14 @@ class Siblings:
         """
         assert self._handoff is not None
         if (found := self._handoff.receive()) is None:
-            if self._handoff.useless:
+            if self._handoff.only_invalid_received:
                 self._pause()
             return None
         if self._tls is not None:
             # From an old generation, which did without TLS: the client can't go on here.
             found.sock.close()
             return None
-        if found.ours:
+        if found.returned:
             # No sibling had time: the next attempt comes later.
             self._share_pause = min(2 * self._share_pause, _LONGEST_SHARE_PAUSE)
             self._shared = False
@@ -98,7 +99,7 @@ class Siblings:
         """Hand an idle connection off; True if it is gone."""
         if self._handoff is None or not connection.is_idle or not self._handoff.send(connection):
             return False
-        self._table.let_go(connection, slot)
+        self._table.close_handed_off(connection, slot)
         return True
 
     def hand_off_waiting(self, connection: Connection, slot: RequestSlot) -> bool:
@@ -122,5 +123,8 @@ class Siblings:
     def _pause(self) -> None:
         if not self._pause_logged:
             self._pause_logged = True  # the next ones would be as many lines as seconds
-            self._log.warning("hand_off_paused", reason="what sibling workers hand over is no connection")
+            self._log.warning(
+                "hand_off_paused",
+                reason=INVALID_RECEIVED,
+            )
         self._resume = monotonic_ns() + _RECEIVE_PAUSE

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from ostler.logs.lean import Log
+from ostler.logs.worker_log import Log
 from ostler.settings.table import Settings
-from ostler.workers.watched import is_foreign, is_installed
+from ostler.workers.loaded_files import is_foreign, is_installed
 
 Trace = Callable[[FrameType, str, Any], "Trace | None"]
 

@@ -8,11 +8,12 @@ from ostler.settings.table import Settings
 from ostler.workers.acceptor import Acceptor
 from ostler.workers.connection import CLOSED, LINGERING, Connection
 from ostler.workers.connection_table import ConnectionTable
-from ostler.workers.drain import SECOND, DrainState
+from ostler.workers.drain import DrainState
 from ostler.workers.eviction import has_data
 from ostler.workers.reactor import Reactor
 from ostler.workers.responder import Responder
 from ostler.workers.siblings import Siblings
+from ostler.workers.units import SECOND
 
 SWEEP = 1.0
 """Seconds between two sweeps, while draining SWEEP_DRAINING."""
@@ -20,7 +21,7 @@ SWEEP_DRAINING = 0.1
 # Connections looked at between two waits, so that ten thousand idle ones delay no request.
 _SLICE = 256
 # Connections received at once from siblings that leave as well.
-_MOST_LEFT = 256
+_MOST_RECEIVED = 256
 # When draining begins, an idle connection is given this long to send a request that may be on its way.
 _DRAIN_IDLE = SECOND // 2
 _LINGER = 2 * SECOND
@@ -36,12 +37,13 @@ class Sweeper:
     """Looks at all connections of a worker in turn. Called only by the thread that polls.
 
     Args:
-        end_keep_alive: called when draining begins: answers end their connections from then on.
+        end_keep_alive: called when draining begins and connections are not handed off: answers end their
+            connections from then on.
 
     Attributes:
         due: when the next sweep begins (CLOCK_MONOTONIC, ns).
-        left: what the present sweep has not looked at. While there is anything, and while the worker drains,
-            `sweep` is to be called in each pass.
+        remaining: what the present sweep has not looked at. While there is anything, and while the worker
+            drains, `sweep` is to be called in each pass.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Sweeper:
         self._drain = drain
         self._end_keep_alive = end_keep_alive
         self._keepalive = int(settings.keepalive * SECOND)
-        self.left: list[Connection] = []
+        self.remaining: list[Connection] = []
         self.due = 0
 
     def sweep(self, now: int, slot: RequestSlot) -> None:
@@ -76,13 +78,13 @@ class Sweeper:
         draining = self._drain.asked
         if draining:
             self._go_on_draining(slot)
-        if not self.left:
-            self.left = list(self._table.open.values())
+        if not self.remaining:
+            self.remaining = list(self._table.open.values())
             self.due = now + int((SWEEP_DRAINING if draining else SWEEP) * SECOND)
             self._acceptor.try_resume_siblings(now)
-        size = len(self.left) if draining else _SLICE
-        batch = self.left[-size:]
-        del self.left[-size:]
+        size = len(self.remaining) if draining else _SLICE
+        batch = self.remaining[-size:]
+        del self.remaining[-size:]
         for connection in batch:
             if connection.watched and connection.phase is not CLOSED:
                 self._look_at(connection, now, slot)
@@ -99,7 +101,7 @@ class Sweeper:
         if self._siblings and not drain.hand_over:
             # All workers leave: no other one will receive what was handed off just before. There may be no
             # end of it: the rest waits for the next sweep.
-            for _ in range(_MOST_LEFT):
+            for _ in range(_MOST_RECEIVED):
                 if (connection := self._acceptor.receive(slot)) is None:
                     break
                 self._reactor.watch(connection)
@@ -131,7 +133,7 @@ class Sweeper:
         if connection.parser.receiving or connection.is_unprepared:
             deadline = connection.receive_deadline()
             return 0 < deadline < now or (draining and idle > _DRAIN_STALL)
-        limit = self._keepalive if connection.served else max(self._keepalive, _FIRST_REQUEST)
+        limit = self._keepalive if connection.answered_at else max(self._keepalive, _FIRST_REQUEST)
         if draining:
             limit = min(limit, _DRAIN_IDLE)
             idle = min(idle, now - self._drain.began)

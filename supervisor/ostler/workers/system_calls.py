@@ -13,12 +13,12 @@ from typing import Any
 
 from ostler.osapi import original
 from ostler.osapi.gil_holding import GilHoldingCalls
+from ostler.workers.units import SECOND
 
 READ_SIZE = 64 * 1024
 """Bytes that are received at most in one call."""
-_SECOND = 1_000_000_000
 # An exception for a thread that waits in the kernel reaches it when the wait ends (ns).
-_LONGEST_WAIT = _SECOND // 2
+_LONGEST_WAIT = SECOND // 2
 
 Events = list[tuple[int, int]]
 
@@ -37,7 +37,9 @@ def wait_for(fd: int, event: int, deadline: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SystemCalls:
-    """The calls, each raising OSErrors as Python's own does. Only `wait_for` may wait.
+    """The calls, each raising OSErrors as Python's own does.
+
+    `poll` and `wait_for` may wait; the others never do.
 
     Attributes:
         poll: (epoll, seconds, most): waits for events; called by the thread that polls.

@@ -10,7 +10,7 @@ import re
 import socket
 from typing import TYPE_CHECKING, Any
 
-from ostler.logs.lean import Log
+from ostler.logs.worker_log import Log
 from ostler.osapi import original
 from ostler.osapi.needed import LIMITS
 from ostler.scoreboard.accounting import Accounting
@@ -18,7 +18,7 @@ from ostler.scoreboard.memory import size
 from ostler.settings.kinds import WarmupRequest
 from ostler.settings.table import Settings
 from ostler.workers.base import Context
-from ostler.workers.engine import Engine
+from ostler.workers.thread_engine import Engine
 from ostler.wsgi.exchange import App
 
 if TYPE_CHECKING:

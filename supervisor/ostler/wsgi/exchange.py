@@ -204,7 +204,7 @@ class Exchange:
             if _forked:
                 _leave(error)
             try:
-                self._fail(error)
+                self._answer_500_or_504(error)
             finally:
                 self._close(result)
         else:
@@ -367,7 +367,7 @@ class Exchange:
             self._head_sent = True
             self.code, self.status = int(_LATE[:3]), _LATE
 
-    def _fail(self, error: BaseException) -> None:
+    def _answer_500_or_504(self, error: BaseException) -> None:
         """The app raised: answer with a plain 500 or 504, or cut the connection if the answer has begun."""
         self.keep_alive = False
         late = isinstance(error, DeadlineExceeded)

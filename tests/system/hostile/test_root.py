@@ -382,7 +382,7 @@ for loaded in said[:1]:
     if hasattr(messages, "Decided"):
         preparation._channel.send(messages.Decided(None, forged))
     preparation._channel.send(messages.Configured(forged, ["forged"]))
-from ostler.workers.engine import Engine as Worker
+from ostler.workers.thread_engine import Engine as Worker
 """
 
 

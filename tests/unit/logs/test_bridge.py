@@ -12,8 +12,8 @@ import pytest
 
 from ostler.logs import bridge
 from ostler.logs.access_format import compile_format
-from ostler.logs.lean import Log
 from ostler.logs.logfile import LogFile
+from ostler.logs.worker_log import Log
 
 ERROR, ACCESS = logging.getLogger("gunicorn.error"), logging.getLogger("gunicorn.access")
 ENVIRON = {"REMOTE_ADDR": "192.0.2.7", "HTTP_USER_AGENT": "probe"}

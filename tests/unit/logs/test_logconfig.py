@@ -16,7 +16,7 @@ import logging, sys
 import msgspec
 from ostler.errors import SettingError
 from ostler.logs import bridge, logconfig
-from ostler.logs.lean import Log
+from ostler.logs.worker_log import Log
 from ostler.logs.logfile import LogFile
 from ostler.settings.table import Settings, rows
 class Shout(logging.Formatter):

@@ -29,7 +29,7 @@ class Worker:
         self.doubts: list[str] = []
         self.scoreboard = Scoreboard(clock=lambda: self.clock)
         self.scoreboard.on_implausible = lambda _cell, problem: self.doubts.append(problem)
-        self.cell = self.scoreboard.take_cell(slots)
+        self.cell = self.scoreboard.allocate_cell(slots)
         self.clock = NOW
         self.accounting = Accounting(memory.map_cell(self.scoreboard.fileno(self.cell)), slots)
 
@@ -149,7 +149,7 @@ def test_connections_refusals_waiting_and_late_bytes(worker: Worker) -> None:
     for _ in range(5):
         slot.connection_opened()
     slot.connection_closed()
-    slot.connection_sent()
+    slot.connection_handed_off()
     slot.connection_received()
     slot.refused(431, 100)
     slot.add_bytes(11)

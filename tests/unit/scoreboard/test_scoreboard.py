@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from ostler.scoreboard import layout, memory
-from ostler.scoreboard.cell import InFlight
+from ostler.scoreboard.cell_reader import InFlight
 from ostler.scoreboard.counts import MOST, Counts
 from ostler.scoreboard.layout import bucket_limit, bucket_of, percentile
 from ostler.scoreboard.reader import Scoreboard, ScoreboardState
@@ -42,7 +42,7 @@ class Board(Scoreboard):
     def born(self, threads: int = 1) -> int:
         """A cell for a worker that has been there for a minute."""
         self.now = BORN
-        cell = self.take_cell(threads + 1)
+        cell = self.allocate_cell(threads + 1)
         self.now = NOW
         return cell
 
@@ -231,7 +231,7 @@ def test_give_back_returns_the_last_counts(board: Board) -> None:
     serve(worker, 0, 200, 10, 1)
     words, _ = worker.slot(0)
     words[layout.OPENED] = 2
-    counts = board.give_back(cell)
+    counts = board.free_cell(cell)
     assert (counts.requests, counts.opened, counts.closed) == (1, 2, 2)
     assert board.totals().requests == 1
 
@@ -242,7 +242,7 @@ def test_another_program_goes_on(board: Board) -> None:
     for cell in (good, bad, gone):
         serve(writer(board, cell), 0, 200, 10, 1)
     board.read_all()
-    board.give_back(gone)
+    board.free_cell(gone)
     spoil(board, bad)
     carried = msgspec.msgpack.decode(msgspec.msgpack.encode(board.snapshot()), type=ScoreboardState)
     other = Board(carried)
@@ -252,7 +252,7 @@ def test_another_program_goes_on(board: Board) -> None:
     assert (other.trusted(good), other.trusted(bad)) == (True, False)
     serve(writer(board, good), 0, 200, 10, 1)
     assert other.counts(good).requests == 2
-    assert other.take_cell(2) not in (good, bad, gone)
+    assert other.allocate_cell(2) not in (good, bad, gone)
     assert other.doubts == []
 
 
@@ -351,7 +351,7 @@ def test_memory_that_is_cut_off(board: Board, tmp_path: Path) -> None:
     os.close(fd)
     assert board.in_flight(cell) == []
     assert not board.trusted(cell)
-    board.give_back(cell)
+    board.free_cell(cell)
 
 
 def test_what_is_much_but_true(board: Board) -> None:
@@ -420,7 +420,7 @@ def test_any_words_at_all(data: st.DataObject) -> None:
             assert len(board.doubts) <= 1
             msgspec.msgpack.encode(board.snapshot())
             before = sums
-        board.give_back(hostile)
+        board.free_cell(hostile)
         assert all(low <= high <= MOST for low, high in zip(before, _sums(board.totals()), strict=True))
     finally:
         board.close()
@@ -480,7 +480,7 @@ def test_totals_never_go_backwards(steps: list[tuple[object, ...]]) -> None:
                 case ("end", int(pick)) if workers:
                     cell = list(workers)[pick % len(workers)]
                     del workers[cell]
-                    board.give_back(cell)
+                    board.free_cell(cell)
                 case ("serve", int(pick), int(status), int(size), int(time)) if workers:
                     worker = list(workers.values())[pick % len(workers)]
                     words, _ = worker.slot(pick % 2)

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ostler.logs.access import AccessLog
-from ostler.logs.lean import Log, LogFile
+from ostler.logs.worker_log import Log, LogFile
 from ostler.osapi.wake import Wake
 from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.counts import Counts
@@ -21,9 +21,9 @@ from ostler.settings.table import Settings
 from ostler.workers.base import Context
 from ostler.workers.connection import Connection
 from ostler.workers.handoff import HandOff
-from ostler.workers.interrupt import Deadlines
 from ostler.workers.parts import Parts
 from ostler.workers.reactor import Reactor
+from ostler.workers.soft_interrupt import SoftInterrupts
 from ostler.workers.system_calls import PLAIN
 from ostler.wsgi.environ import Environ
 from ostler.wsgi.exchange import Exchange
@@ -68,7 +68,7 @@ class Pieces:
         self._stack = ExitStack()
         self.scoreboard = Scoreboard()
         self._stack.callback(self.scoreboard.close)
-        self.cell = self.scoreboard.take_cell(2)
+        self.cell = self.scoreboard.allocate_cell(2)
         self.accounting = Accounting(map_cell(self.scoreboard.fileno(self.cell)), 2)
         self.slot = self.accounting.thread_slot(0)
         self.quotas: list[int] = []
@@ -78,11 +78,11 @@ class Pieces:
             Log(LogFile(str(folder / "log"), 2), "json", "debug", {}),
             *(log, quota, self.quotas.append, handoff, None, exchange),
         )
-        self.deadlines = Deadlines(self.accounting)
+        self.soft_interrupts = SoftInterrupts(self.accounting)
         self.reactor = Reactor(Wake(), PLAIN)
         self._stack.callback(self.reactor.close)
         flush = log.flush if log is not None else lambda: None
-        self.parts = Parts.of(self.context, self.reactor, PLAIN, self.deadlines, flush, False, turn)
+        self.parts = Parts.of(self.context, self.reactor, PLAIN, self.soft_interrupts, flush, False, turn)
         self.parts.date.update(0)
         self._stack.callback(self.parts.table.close_all, self.slot)
 

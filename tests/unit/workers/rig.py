@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ostler.logs.access import AccessLog
-from ostler.logs.lean import Log
 from ostler.logs.logfile import LogFile
+from ostler.logs.worker_log import Log
 from ostler.scoreboard import layout
 from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.counts import Counts
@@ -22,8 +22,8 @@ from ostler.scoreboard.memory import map_cell
 from ostler.scoreboard.reader import Scoreboard
 from ostler.settings.table import Settings
 from ostler.workers.base import Context
-from ostler.workers.engine import Engine
 from ostler.workers.handoff import HandOff
+from ostler.workers.thread_engine import Engine
 from ostler.wsgi.exchange import App, Exchange
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class Rig:
         self.quotas: list[int] = []
         self.failure: BaseException | None = None
         self.scoreboard = Scoreboard()
-        self.cell = self.scoreboard.take_cell(threads + 1)
+        self.cell = self.scoreboard.allocate_cell(threads + 1)
         memory = map_cell(self.scoreboard.fileno(self.cell))
         self._memory = memoryview(memory)
         self.listener = Listener()

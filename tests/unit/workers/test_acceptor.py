@@ -91,7 +91,7 @@ def test_out_of_descriptors(make: Make, listener: Listener, number: int) -> None
     assert acceptor.accepting
     assert pieces.log().count("accept_paused") == 1
     idle, _ = pieces.connect()
-    idle.served = 1
+    idle.answered_at = 1
     listener.errors.append(OSError(number, os.strerror(number)))
     assert acceptor.accept(listener.fileno(), pieces.slot, 20 * SECOND) is None
     assert acceptor.accepting
@@ -105,7 +105,7 @@ def test_full(make: Make, listener: Listener) -> None:
     with client(listener), client(listener), client(listener):
         first = acceptor.accept(listener.fileno(), pieces.slot, 0)
         assert first is not None
-        first.served = 1
+        first.answered_at = 1
         assert acceptor.accept(listener.fileno(), pieces.slot, 0) is not None
         assert first.phase is CLOSED
         assert acceptor.accepting
@@ -160,13 +160,13 @@ def test_from_a_sibling(make: Make, handoff: HandOff) -> None:
     pieces = make(handoff=handoff)
     connection, client = pieces.connect()
     connection.peer_info = {"REMOTE_ADDR": "192.0.2.7"}
-    connection.served = 4711
+    connection.answered_at = 4711
     assert pieces.parts.siblings.hand_off(connection, pieces.slot)
     client.sendall(GET)
     found = pieces.parts.acceptor.accept(handoff.fileno(), pieces.slot, 0)
     assert found is not None
     assert found is not connection
-    assert (found.peer_info, found.served) == ({"REMOTE_ADDR": "192.0.2.7"}, 4711)
+    assert (found.peer_info, found.answered_at) == ({"REMOTE_ADDR": "192.0.2.7"}, 4711)
     assert pieces.receive(found)
     assert (pieces.counts().handed_off, pieces.counts().received) == (1, 1)
     assert pieces.parts.acceptor.accept(handoff.fileno(), pieces.slot, 0) is None

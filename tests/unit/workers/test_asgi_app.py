@@ -14,8 +14,8 @@ from ostler.scoreboard import layout, memory
 from ostler.scoreboard.accounting import Accounting
 from ostler.settings.table import Settings
 from ostler.workers.asgi.app import AsgiApp
-from ostler.workers.asgi.deadlines import AsgiDeadlines
 from ostler.workers.asgi.interface import EXTEND
+from ostler.workers.asgi.soft_interrupt import AsgiSoftInterrupts
 from ostler.wsgi.exchange import DeadlineExceeded
 
 SLOTS = 4
@@ -55,9 +55,9 @@ class Rig:
         self.go_on = asyncio.Event()
         log: Any = SimpleNamespace(error=lambda _event, **fields: self.logged.append(fields))
         access: Any = SimpleNamespace(answered=self._answered)
-        self.deadlines = AsgiDeadlines(self.accounting, self.loop, self.loop.call_soon)
+        self.soft_interrupts = AsgiSoftInterrupts(self.accounting, self.loop, self.loop.call_soon)
         self.app = AsgiApp(
-            *(self.serve, Settings(), self.accounting, self.loop, self.deadlines.extend),
+            *(self.serve, Settings(), self.accounting, self.loop, self.soft_interrupts.extend),
             *(log, access, 0, lambda _: None, lambda: None),
         )
 
@@ -151,9 +151,9 @@ def test_extending_the_request_at_hand(rig: Rig) -> None:
 
     rig.run(play)
     with pytest.raises(RuntimeError, match="no request"):
-        rig.deadlines.extend(5)
+        rig.soft_interrupts.extend(5)
     with pytest.raises(ValueError, match="can't be extended"):
-        rig.deadlines.extend(0)
+        rig.soft_interrupts.extend(0)
 
 
 def test_overdue_requests_end_where_they_wait(rig: Rig) -> None:
@@ -164,7 +164,7 @@ def test_overdue_requests_end_where_they_wait(rig: Rig) -> None:
         await asyncio.sleep(0)
         slot = rig.accounting.slots[1]
         slot._words[layout.OVERDUE] = slot.started
-        rig.deadlines.interrupt(None)
+        rig.soft_interrupts.interrupt(None)
         await late
         assert not other.done()
         rig.go_on.set()

@@ -85,7 +85,7 @@ def test_a_connection_that_was_handed_off(pieces: Pieces) -> None:
     """Our copy is closed, and nothing is sent of that: it goes on elsewhere. It does not count as closed."""
     connection, client = pieces.connect()
     with connection.sock.dup() as elsewhere:
-        pieces.parts.table.let_go(connection, pieces.slot)
+        pieces.parts.table.close_handed_off(connection, pieces.slot)
         elsewhere.send(b"still there")
         assert client.recv(100) == b"still there"
     assert (pieces.counts().closed, pieces.counts().handed_off) == (0, 1)

@@ -12,10 +12,10 @@ import gevent
 import pytest
 
 from ostler.osapi.process import INTERRUPT_SIGNAL
-from ostler.scoreboard.cell import InFlight
-from ostler.workers import greenlets
+from ostler.scoreboard.cell_reader import InFlight
 from ostler.workers.base import Context
-from ostler.workers.gevent_hub import GeventHub, GeventWorker
+from ostler.workers.greenlets import engine as greenlets
+from ostler.workers.greenlets.gevent_hub import GeventHub, GeventWorker
 from ostler.wsgi.body import _Unlinked
 from ostler.wsgi.environ import Environ
 from tests.kit.daemon import until

@@ -72,7 +72,7 @@ def occupy(rig: Rig, worker: Worker, threads: int) -> list[Client]:
     for client in clients:
         client.ask("/wait")
         assert worker.is_inside()
-    until(lambda: rig.engine.leader.watcher_leads, "the watcher polls")
+    until(lambda: rig.engine.leader.watcher_polls, "the watcher polls")
     return clients
 
 
@@ -305,7 +305,7 @@ class Pair:
 
     tls = False
     listener = "('127.0.0.1', 80)"
-    served = 4711
+    answered_at = 4711
     peer_info: dict[str, str] | None = None
 
     def __init__(self) -> None:
@@ -332,7 +332,11 @@ def test_what_is_known_is_sent_along(handoff: HandOff) -> None:
         taken = handoff.receive()
         assert taken is not None
         with taken.sock:
-            assert (taken.listener, taken.peer_info, taken.served) == (pair.listener, pair.peer_info, 4711)
+            assert (taken.listener, taken.peer_info, taken.answered_at) == (
+                pair.listener,
+                pair.peer_info,
+                4711,
+            )
             assert taken.peer == pair.client.getsockname()
             assert taken.sock.recv(100) == b"unread"
         assert handoff.receive() is None
@@ -516,7 +520,7 @@ def test_what_is_no_connection(ends: tuple[HandOff, socket.socket]) -> None:
         taken = handoff.receive()
         assert taken is not None
         assert taken.peer == listener.getsockname()
-        assert taken.served < 2**63
+        assert taken.answered_at < 2**63
         taken.sock.close()
         assert handoff.receive() is None
         assert len(list(Path("/proc/self/fd").iterdir())) == before
@@ -528,7 +532,7 @@ def test_garbage_without_end(ends: tuple[HandOff, socket.socket]) -> None:
     for _ in range(100):
         sibling.send(b"x")
     assert handoff.receive() is None
-    assert handoff.useless
+    assert handoff.only_invalid_received
 
 
 def test_a_pair_that_was_shut_down(ends: tuple[HandOff, socket.socket]) -> None:
@@ -536,7 +540,7 @@ def test_a_pair_that_was_shut_down(ends: tuple[HandOff, socket.socket]) -> None:
     handoff, sibling = ends
     sibling.shutdown(socket.SHUT_RDWR)
     assert handoff.receive() is None
-    assert handoff.useless
+    assert handoff.only_invalid_received
 
 
 @dataclass
@@ -545,7 +549,7 @@ class Idle:
     tls: bool = False
     listener: str = "x"
     peer_info: dict[str, str] | None = None
-    served: int = 0
+    answered_at: int = 0
 
 
 def test_a_pair_that_blocks(ends: tuple[HandOff, socket.socket]) -> None:

@@ -61,7 +61,7 @@ class Stage:
 
     def another_wants_it(self) -> threading.Thread:
         """Start a thread that acquires the leadership and keeps it; returns when it waits."""
-        thread = self.in_a_thread(lambda: self.leader.acquire(impatient=False))
+        thread = self.in_a_thread(lambda: self.leader.acquire(accept_offer=False))
         until(lambda: self.leader.is_wanted or not thread.is_alive(), "the other thread waits")
         return thread
 
@@ -92,7 +92,7 @@ def joined(thread: threading.Thread) -> bool:
 def test_a_leader_that_withdraws_first_still_leads(stage: Stage) -> None:
     """The watcher that looks afterwards finds no offer: it detaches nothing, and the leadership is held."""
     slot = Slot()
-    stage.leader.acquire(impatient=False)
+    stage.leader.acquire(accept_offer=False)
     stage.leader.offer(slot)
     assert stage.leader.withdraw(slot)
     stage.leader._promote()
@@ -103,7 +103,7 @@ def test_a_leader_that_withdraws_first_still_leads(stage: Stage) -> None:
 def test_an_offer_goes_to_the_thread_that_waits(stage: Stage) -> None:
     """What the old leader serves is detached before; it is not the leader any more."""
     slot = Slot()
-    stage.leader.acquire(impatient=False)
+    stage.leader.acquire(accept_offer=False)
     stage.leader.offer(slot)
     other = stage.another_wants_it()
     stage.at_detach = lambda: stage.acts.append(
@@ -123,7 +123,7 @@ def test_no_thread_withdraws_the_offer_of_another(stage: Stage) -> None:
     It would lead then, while the second serves a connection that was not detached.
     """
     first, second = Slot(), Slot()
-    stage.leader.acquire(impatient=False)
+    stage.leader.acquire(accept_offer=False)
     stage.leader.offer(first)
     other = stage.another_wants_it()
     stage.leader._promote()
@@ -145,7 +145,7 @@ def test_no_thread_goes_on_before_its_connection_is_its_own(stage: Stage) -> Non
         assert go_on.wait(PATIENCE)
 
     stage.at_detach = hold
-    stage.leader.acquire(impatient=False)
+    stage.leader.acquire(accept_offer=False)
     stage.leader.offer(slot)
     watcher = stage.in_a_thread(stage.leader._promote)
     assert detaching.wait(PATIENCE)
@@ -163,25 +163,25 @@ def test_the_watcher_polls_while_no_thread_waits(stage: Stage) -> None:
     """It says so while it does, holds the leadership until it is done, and releases it then."""
     slot = Slot()
     seen: list[object] = []
-    stage.at_poll = lambda: seen.append((stage.leader.watcher_leads, stage.is_led))
-    stage.leader.acquire(impatient=False)
+    stage.at_poll = lambda: seen.append((stage.leader.watcher_polls, stage.is_led))
+    stage.leader.acquire(accept_offer=False)
     stage.leader.offer(slot)
     stage.leader._promote()
     assert stage.acts == ["detach", "poll"]
     assert seen == [(True, True)]
-    assert not stage.leader.watcher_leads
+    assert not stage.leader.watcher_polls
     assert not stage.is_led
     assert not stage.leader.withdraw(slot)
-    stage.leader.acquire(impatient=False)  # does not wait
+    stage.leader.acquire(accept_offer=False)  # does not wait
     assert stage.is_led
 
 
 def test_an_impatient_thread_accepts_the_offer(stage: Stage) -> None:
     """A thread that is done need not wait for the watcher; what the old leader serves is detached as well."""
     slot = Slot()
-    stage.leader.acquire(impatient=False)
+    stage.leader.acquire(accept_offer=False)
     stage.leader.offer(slot)
-    stage.leader.acquire(impatient=True)
+    stage.leader.acquire(accept_offer=True)
     assert stage.acts == ["detach"]
     assert stage.is_led
     assert not stage.leader.is_wanted
@@ -192,8 +192,8 @@ def test_an_impatient_thread_accepts_the_offer(stage: Stage) -> None:
 
 def test_an_impatient_thread_waits_where_nothing_is_offered(stage: Stage) -> None:
     """The leader is not in the app."""
-    stage.leader.acquire(impatient=False)
-    other = stage.in_a_thread(lambda: stage.leader.acquire(impatient=True))
+    stage.leader.acquire(accept_offer=False)
+    other = stage.in_a_thread(lambda: stage.leader.acquire(accept_offer=True))
     until(lambda: stage.leader.is_wanted, "the other thread waits")
     assert other.is_alive()
     stage.leader.release()
@@ -208,12 +208,12 @@ def test_the_leadership_is_released_whatever_goes_wrong_while_polling(stage: Sta
         raise ValueError("a defect")
 
     stage.at_poll = fail
-    stage.leader.acquire(impatient=False)
+    stage.leader.acquire(accept_offer=False)
     stage.leader.offer(Slot())
     with pytest.raises(ValueError, match="a defect"):
         stage.leader._promote()
     assert not stage.is_led
-    assert not stage.leader.watcher_leads
+    assert not stage.leader.watcher_polls
 
 
 def test_a_thread_that_waits_wakes_the_watcher_that_polls(stage: Stage) -> None:
@@ -228,7 +228,7 @@ def test_a_thread_that_waits_wakes_the_watcher_that_polls(stage: Stage) -> None:
         assert stage.is_led
 
     stage.at_poll = poll
-    stage.leader.acquire(impatient=False)
+    stage.leader.acquire(accept_offer=False)
     stage.leader.offer(slot)
     stage.leader._promote()
     assert joined(others[0])
@@ -238,7 +238,7 @@ def test_a_thread_that_waits_wakes_the_watcher_that_polls(stage: Stage) -> None:
 
 def test_nobody_is_woken_who_does_not_poll_only(stage: Stage) -> None:
     """Acquiring the leadership from a thread, or when it is free, makes no system call."""
-    stage.leader.acquire(impatient=False)
+    stage.leader.acquire(accept_offer=False)
     other = stage.another_wants_it()
     stage.leader.release()
     assert joined(other)
@@ -267,7 +267,7 @@ def test_a_request_at_two_looks_is_a_long_one(stage: Stage, monkeypatch: pytest.
     slot = Slot(started=7)
     acts_at_look: list[list[str]] = []
     monkeypatch.setattr(module, "sleep", Clock(*[lambda: acts_at_look.append(stage.acts[:])] * 3))
-    stage.leader.acquire(impatient=False)
+    stage.leader.acquire(accept_offer=False)
     stage.leader.offer(slot)
     stage.leader._watch_offers()
     assert acts_at_look == [[], [], ["detach", "poll"]]
@@ -286,7 +286,7 @@ def test_quick_requests_keep_the_leadership(stage: Stage, monkeypatch: pytest.Mo
 
     clock = Clock(*[next_request] * 100, no_request)
     monkeypatch.setattr(module, "sleep", clock)
-    stage.leader.acquire(impatient=False)
+    stage.leader.acquire(accept_offer=False)
     stage.leader.offer(slot)
     stage.leader._watch_offers()
     assert stage.acts == []
@@ -300,7 +300,7 @@ def test_the_watcher_looks_no_more_when_nothing_comes(stage: Stage, monkeypatch:
         clock = Clock()
         monkeypatch.setattr(module, "sleep", clock)
         if slot is not None:
-            stage.leader.acquire(impatient=False)
+            stage.leader.acquire(accept_offer=False)
             stage.leader.offer(slot)
         stage.leader._watch_offers()
         assert 1 < clock.ticks < 1000
@@ -338,7 +338,7 @@ def watched(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     stage.leader.start_watcher()
     yield stage
     over.set()
-    stage.leader._ring()
+    stage.leader._wake_watcher()
     stage.leader._watcher.join(PATIENCE)
     assert not stage.leader._watcher.is_alive()
 
@@ -356,7 +356,7 @@ def test_the_watcher_wakes_up_for_an_offer(watched: Stage) -> None:
     for number in range(1, 6):
         until(lambda: watched.leader._sleeps, "the watcher sleeps")
         slot = Slot(started=number)
-        watched.leader.acquire(impatient=False)
+        watched.leader.acquire(accept_offer=False)
         watched.leader.offer(slot)
         until(lambda: not watched.is_led, "the watcher has released the leadership")
         assert not watched.leader.withdraw(slot)
@@ -379,7 +379,7 @@ def test_there_is_one_leader(watched: Stage) -> None:
     def serve(thread: int) -> None:
         slot = Slot()
         for turn in range(1, TURNS + 1):
-            watched.leader.acquire(impatient=turn % 3 == 0)
+            watched.leader.acquire(accept_offer=turn % 3 == 0)
             lead_alone(thread)
             watched.leader.offer(slot)
             slot.started = turn

@@ -23,12 +23,12 @@ import pytest
 from ostler.http1.request import Rules
 from ostler.logs.limiter import FIRST
 from ostler.settings.table import Settings
-from ostler.workers import engine as engine_module
 from ostler.workers import sweeper as sweeper_module
+from ostler.workers import thread_engine as engine_module
 from ostler.workers.connection import Connection, Limits
+from ostler.workers.connection_limits import AddressCounts
 from ostler.workers.eviction import MOVING, SLOW, rank
 from ostler.workers.handoff import HandOff
-from ostler.workers.limits import AddressCounts
 from ostler.workers.tls import make_context
 from ostler.wsgi.body import BufferedBody, StreamedBody, _Unlinked
 from ostler.wsgi.environ import Environ
@@ -343,7 +343,7 @@ def test_the_longest_idle_make_room(serve: Serve, threads: int) -> None:
 
     def idle() -> int:
         return sum(
-            c.watched and c.served > 0 and c.is_idle for c in list(rig.engine.parts.table.open.values())
+            c.watched and c.answered_at > 0 and c.is_idle for c in list(rig.engine.parts.table.open.values())
         )
 
     for number in range(20):
@@ -437,7 +437,7 @@ class Given:
     peer_info: dict[str, str] | None
     tls: bool = False
     listener: str = ""
-    served: int = 1
+    answered_at: int = 1
 
 
 def test_threads_count_addresses_together() -> None:

@@ -16,8 +16,8 @@ from ostler.scoreboard import layout
 from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.memory import size
 from ostler.workers.base import Context
-from ostler.workers.interrupt import Deadlines
 from ostler.workers.meinheld.calls import MeinheldCalls, is_in_app
+from ostler.workers.soft_interrupt import SoftInterrupts
 from ostler.wsgi.exchange import DeadlineExceeded
 
 
@@ -50,7 +50,7 @@ class Rig:
                 None,
             )
         )
-        self.calls = MeinheldCalls(context, Deadlines(self.accounting, is_in_app), lambda: False)
+        self.calls = MeinheldCalls(context, SoftInterrupts(self.accounting, is_in_app), lambda: False)
 
     def request(self, **more: Any) -> dict[str, Any]:
         """An environ such as the server's."""

@@ -318,7 +318,7 @@ def test_what_was_handed_off(tmp_path: Path, handoff: HandOff) -> None:
                 held.ask("/gate")
                 until(lambda c=count, g=gate: g.calls.count("/gate") == c, "it is in the app")
                 holding.append(held)
-        until(lambda: all(rig.engine.leader.watcher_leads for rig in rigs), "the watchers poll")
+        until(lambda: all(rig.engine.leader.watcher_polls for rig in rigs), "the watchers poll")
         client.ask("/waits")
         until(lambda: sum(rig.counts().handed_off for rig in rigs) == 1, "it was handed off")
         let_pass(0.1)
@@ -359,7 +359,7 @@ class Passes:
         self._reactor.now = int(now * MILLISECOND)
 
     def waited(self, now: float, earliest: float, served: float = 0) -> float:
-        connection: Any = SimpleNamespace(sock=None, served=int(served * MILLISECOND))
+        connection: Any = SimpleNamespace(sock=None, answered_at=int(served * MILLISECOND))
         found = self._times.waited(connection, int(now * MILLISECOND), int(earliest * MILLISECOND))
         return found / MILLISECOND
 
@@ -481,5 +481,5 @@ def test_a_kernel_that_tells_less() -> None:
 def test_the_answer_to_late_requests() -> None:
     """The length that is announced is that of the text."""
     heads: list[tuple[str, list[tuple[str, str]]]] = []
-    (body,) = queueing.overloaded({}, lambda status, headers: heads.append((status, headers)))
+    (body,) = queueing.queue_timeout_app({}, lambda status, headers: heads.append((status, headers)))
     assert dict(heads[0][1])["Content-Length"] == str(len(body))

@@ -103,7 +103,7 @@ def test_output_goes_first(pieces: Pieces) -> None:
         ready = pieces.receive(connection)
     assert got + len(received(client)) == 1 << 20
     assert connection.output is None
-    assert connection.served > 0, "the request has waited for its own client"
+    assert connection.answered_at > 0, "the request has waited for its own client"
 
 
 def test_a_body_that_is_not_stored_is_logged(pieces: Pieces) -> None:

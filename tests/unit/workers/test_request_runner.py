@@ -17,9 +17,9 @@ import pytest
 
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.workers.connection import CLOSED, LINGERING, OPEN
-from ostler.workers.interrupt import LONG
 from ostler.workers.queueing import QueueTimes
 from ostler.workers.request_runner import RequestRunner, WsgiRunner
+from ostler.workers.soft_interrupt import LONG_REQUEST_NS
 from ostler.wsgi.environ import Environ
 from ostler.wsgi.exchange import DeadlineExceeded, Exchange, QuitWorker
 from tests.unit.workers.pieces import GET, PEER, Pieces, hello, received
@@ -34,7 +34,7 @@ class Bench:
     """One implementation, and a connection to run it on.
 
     Attributes:
-        ended: what `Deadlines.end` was called with.
+        ended: what `SoftInterrupts.end` was called with.
     """
 
     def __init__(self, make: Callable[..., RequestRunner], folder: Path, app: Any, **options: Any) -> None:
@@ -44,7 +44,7 @@ class Bench:
         self.ended: list[int] = []
         self.at_end: Callable[[], object] = lambda: None
         parts = self.pieces.parts
-        deadlines: Any = SimpleNamespace(end=self._end, extend=self.pieces.deadlines.extend)
+        soft_interrupts: Any = SimpleNamespace(end=self._end, extend=self.pieces.soft_interrupts.extend)
         access = self.pieces.context.access
         self.runner = make(
             self.pieces.context,
@@ -52,7 +52,7 @@ class Bench:
             parts.responder,
             QueueTimes(parts.reactor, self.pieces.context.settings.queue_timeout > 0),
             parts.date,
-            deadlines,
+            soft_interrupts,
             access.flush if access is not None else lambda: None,
             False,
             turn,
@@ -104,7 +104,7 @@ def test_an_answer(bench: Make) -> None:
     assert answer.endswith(b"\r\n\r\n/path")
     connection = it.connection
     assert (connection.phase, connection.is_idle) == (OPEN, True)
-    assert before <= connection.served == connection.idle_since <= time.monotonic_ns()
+    assert before <= connection.answered_at == connection.idle_since <= time.monotonic_ns()
     counts = it.pieces.counts()
     assert (counts.statuses[2], counts.requests, sum(counts.histogram)) == (1, 1, 1)
     assert (counts.bytes_sent, sum(counts.queued)) == (5, 0)
@@ -321,7 +321,7 @@ def test_a_long_request(bench: Make) -> None:
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         started.append(it.slot.started)
-        time.sleep(1.5 * LONG / 1e9)
+        time.sleep(1.5 * LONG_REQUEST_NS / 1e9)
         return hello(environ, start_response)
 
     started: list[int] = []
@@ -369,7 +369,7 @@ def test_an_exception_at_any_moment(bench: Make, monkeypatch: pytest.MonkeyPatch
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         if environ["PATH_INFO"] == "/long":
-            time.sleep(1.5 * LONG / 1e9)
+            time.sleep(1.5 * LONG_REQUEST_NS / 1e9)
         return hello(environ, start_response)
 
     def arrive() -> None:

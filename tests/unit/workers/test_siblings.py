@@ -61,7 +61,7 @@ def test_sharing_comes_more_seldom_when_no_sibling_has_time(pieces: Pieces) -> N
         pauses.append((siblings.share_due - now) // 1_000_000)
         found = siblings.receive()  # by this worker itself
         assert found is not None
-        assert found.ours
+        assert found.returned
         found.sock.close()
     assert pauses == [10, 20, 40, 80, 160, 250, 250, 250]
     for expected in (250, 125, 62, 31):

@@ -29,7 +29,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 def phase_after(pieces: Pieces, connection: Connection, seconds: float) -> Any:
     """The connection's phase when it is looked at so long after its last byte."""
-    pieces.parts.sweeper.left = [connection]
+    pieces.parts.sweeper.remaining = [connection]
     pieces.parts.sweeper.sweep(connection.idle_since + int(seconds * SECOND), pieces.slot)
     return connection.phase
 
@@ -38,7 +38,7 @@ def test_an_idle_connection(make: Make) -> None:
     """It is closed after `keepalive`; one without a first request has five seconds at least."""
     pieces = make(keepalive=2.0)
     used, _ = pieces.connect()
-    used.served = 1
+    used.answered_at = 1
     assert phase_after(pieces, used, 1.9) is OPEN
     assert phase_after(pieces, used, 2.1) is CLOSED
     fresh, _ = pieces.connect()
@@ -119,7 +119,7 @@ def test_a_slice_at_a_time(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     left = []
     for _ in range(3):
         sweeper.sweep(now, pieces.slot)
-        left.append((len(sweeper.left), len(pieces.parts.table.open)))
+        left.append((len(sweeper.remaining), len(pieces.parts.table.open)))
     assert left == [(3, 3), (1, 1), (0, 0)]
     assert sweeper.due == now + SECOND
 
@@ -176,7 +176,7 @@ def test_draining_with_all_siblings(make: Make, handoff: HandOff) -> None:
 @pytest.mark.parametrize(("seconds", "expected"), [(None, 30), (2.5, 2.5), (100.0, 100)])
 def test_the_time_that_draining_may_take(seconds: float | None, expected: float) -> None:
     """That of the drain message; without one the setting's; from the moment when the loop has noticed."""
-    drain = DrainState(30.0, can_hand_over=True)
+    drain = DrainState(30.0, can_hand_off=True)
     drain.ask(True, seconds)
     assert (drain.asked, drain.hand_over, drain.deadline) == (True, True, None)
     assert not drain.is_over(1 << 62)
@@ -189,7 +189,7 @@ def test_the_time_that_draining_may_take(seconds: float | None, expected: float)
 
 def test_a_second_message(make: Make) -> None:
     """It may shorten the time of a worker that drains already; without a time it leaves that alone."""
-    drain = DrainState(30.0, can_hand_over=False)
+    drain = DrainState(30.0, can_hand_off=False)
     drain.ask(True, 20.0)
     assert not drain.hand_over, "there is no sibling"
     drain.begin()

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from ostler.ipc import messages
-from ostler.logs.lean import Log
 from ostler.logs.logfile import LogFile
+from ostler.logs.worker_log import Log
 from ostler.settings.kinds import WarmupRequest
 from ostler.settings.table import Settings
 from ostler.workers.warmup import WarmupError, warm_up

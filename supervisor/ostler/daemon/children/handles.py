@@ -27,7 +27,7 @@ from ostler.daemon.children.records import (
 from ostler.ipc import channel, messages
 from ostler.ipc.channel import Channel
 from ostler.osapi import imports, received
-from ostler.osapi.priority import step_back, step_forward
+from ostler.osapi.priority import lower_priority, restore_priority
 from ostler.osapi.process import INTERRUPT_SIGNAL, is_to_be_reaped, send_signal, signal_main_thread
 from ostler.settings import capacity
 from ostler.settings.load import Loaded
@@ -230,7 +230,7 @@ class ForkServerHandle(Child):
             fd = theirs.fileno()
             # The child inherits the priority, which counts from its first instruction on: starting Python
             # takes processor time, too.
-            lowered = step_back()
+            lowered = lower_priority()
             try:
                 argv = [sys.executable, "-P", "-c", _FORK_SERVER, root, str(fd), str(lowered), *sys.argv]
                 environ = imports.environment()
@@ -242,7 +242,7 @@ class ForkServerHandle(Child):
                     setsigmask=(),
                 )
             finally:
-                step_forward(lowered)
+                restore_priority(lowered)
         ours.setblocking(False)
         record = ForkServerRecord(generation=generation, spawned_at=time.monotonic(), pid=pid)
         return cls(record, Channel(ours, messages.FromForkServer))

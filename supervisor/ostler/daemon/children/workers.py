@@ -63,7 +63,7 @@ class WorkerManager:
         self._reaper.unwatch(handle)
         handle.close()
         self._ports.attempt(
-            "freeing a cell of the scoreboard", lambda: self._scoreboard.give_back(handle.cell)
+            "freeing a cell of the scoreboard", lambda: self._scoreboard.free_cell(handle.cell)
         )
 
     def forget_unforked(self, generation: int) -> None:
@@ -89,14 +89,14 @@ class WorkerManager:
             self._spawn_failed(action, "its generation has no configuration")
             return
         try:
-            cell = self._scoreboard.take_cell(capacity.request_slots(loaded.settings, loaded.one_loop))
+            cell = self._scoreboard.allocate_cell(capacity.request_slots(loaded.settings, loaded.one_loop))
         except OSError as error:
             self._spawn_failed(action, with_remedy(error))
             return
         try:
             handle = WorkerHandle.new(action.worker_id, action.slot, action.generation, cell, loaded)
         except OSError as error:
-            self._scoreboard.give_back(cell)
+            self._scoreboard.free_cell(cell)
             self._spawn_failed(action, with_remedy(error))
             return
         self._children.add_worker(handle)
@@ -257,5 +257,5 @@ class WorkerManager:
         self._inbox.unwatch(handle)
         self._stacks.unwatch(handle)
         self._reaper.unwatch(handle)
-        self._scoreboard.give_back(handle.cell)
+        self._scoreboard.free_cell(handle.cell)
         return handle, ForkServerHandle.of_zygote(handle)

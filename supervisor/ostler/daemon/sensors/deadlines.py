@@ -17,7 +17,7 @@ from ostler.daemon.children.ports import Ports
 from ostler.daemon.configurations import Configurations
 from ostler.fleet import events
 from ostler.fleet.model import WorkerState
-from ostler.scoreboard.cell import InFlight, Reading
+from ostler.scoreboard.cell_reader import InFlight, Reading
 from ostler.scoreboard.reader import Scoreboard
 from ostler.token_bucket import TokenBucket
 

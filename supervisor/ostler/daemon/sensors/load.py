@@ -25,7 +25,7 @@ from ostler.fleet.state import State
 from ostler.logs.setup import get_logger
 from ostler.osapi.memory import memory_free
 from ostler.scoreboard import layout
-from ostler.scoreboard.cell import Reading
+from ostler.scoreboard.cell_reader import Reading
 from ostler.scoreboard.counts import Counts
 from ostler.scoreboard.reader import Scoreboard
 

@@ -33,7 +33,7 @@ from ostler.daemon.views.usage import ProcessUsage
 from ostler.fleet import events, health
 from ostler.fleet.model import Worker, WorkerState
 from ostler.osapi.backlog import accept_queue
-from ostler.scoreboard.cell import Reading
+from ostler.scoreboard.cell_reader import Reading
 from ostler.scoreboard.counts import Counts
 from ostler.scoreboard.layout import percentile
 from ostler.scoreboard.reader import Scoreboard

@@ -16,18 +16,18 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from ostler.logs.lean import Log
 from ostler.logs.limiter import LimitedLog
+from ostler.logs.worker_log import Log
 from ostler.osapi.original import Socket
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.settings.table import Settings
 from ostler.workers import accept_pause
 from ostler.workers.accept_pause import AcceptPause
-from ostler.workers.acceptor import ROOM_LOOK
+from ostler.workers.acceptor import FULL_CHECK_SECONDS
 from ostler.workers.asgi import client_speed
-from ostler.workers.eviction import IDLE, MOVING, ONE_IN, SLOW, YOUTH
-from ostler.workers.handoff import HandOff
-from ostler.workers.limits import AddressCounts, most_connections, network_of
+from ostler.workers.connection_limits import AddressCounts, most_connections, network_of
+from ostler.workers.eviction import IDLE, MIN_AGE_NS, MOVING, ONE_IN, SLOW
+from ostler.workers.handoff import INVALID_RECEIVED, HandOff
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -55,7 +55,7 @@ class _IdleConnection:
 
     fd: int
     listener: str
-    served: int = 0
+    answered_at: int = 0
     tls: bool = False
     peer_info: dict[str, str] | None = None
 
@@ -190,7 +190,7 @@ class AsgiAcceptor:
         """Receive a connection that a sibling hands off; its next request is probably there."""
         assert self._handoff is not None
         if (received := self._handoff.receive()) is None:
-            if self._handoff.useless:
+            if self._handoff.only_invalid_received:
                 self._pause_handoff()
             return
         if self._tls is not None or received.peer_info:
@@ -204,7 +204,10 @@ class AsgiAcceptor:
         """Receive nothing for a while: siblings send what is no connection."""
         assert self._handoff is not None
         if not self._handoff_paused:
-            self._log.warning("hand_off_paused", reason="what sibling workers hand over is no connection")
+            self._log.warning(
+                "hand_off_paused",
+                reason=INVALID_RECEIVED,
+            )
             self._handoff_paused = True
         self._loop.remove_reader(self._handoff.fileno())
         self._loop.call_later(_HANDOFF_PAUSE, self._resume_handoff)
@@ -260,15 +263,15 @@ class AsgiAcceptor:
             self._waiting = True
         elif self._evict(MOVING, "worker_connections is reached"):
             self._pressure_until = now + _PRESSURE
-        self._look_for_room_in(ROOM_LOOK)
+        self._look_for_room_in(FULL_CHECK_SECONDS)
 
     def _evict(self, worst: int, reason: str = "") -> int:
         """Close the connections that are worth least, as `workers.eviction` says; returns their number."""
         now, rate = self._loop.time(), self._settings.body_min_rate
-        number, least = client_speed.least_worth(list(self._connections), now, rate, worst)
+        number, least = client_speed.lowest_ranked(list(self._connections), now, rate, worst)
         if number >= SLOW:
             # Handshakes, the oldest first, unless all have only just begun.
-            old = [task for task, began in self._arriving.items() if now - began > YOUTH / 1e9]
+            old = [task for task, began in self._arriving.items() if now - began > MIN_AGE_NS / 1e9]
             old = old[: len(old) // ONE_IN[SLOW] + 1]
             if old and number > SLOW:
                 number, least = SLOW, []
@@ -371,7 +374,7 @@ class AsgiAcceptor:
         sock = protocol.transport.get_extra_info("socket")
         if sock is None or not self._handoff.send(_IdleConnection(sock.fileno(), str(sock.getsockname()))):
             return False
-        self._slot.connection_sent()
+        self._slot.connection_handed_off()
         self._handed_off.add(protocol)
         # At once, and without a shutdown: the connection itself lives on in the sibling.
         protocol.transport.abort()

@@ -12,7 +12,7 @@ from time import monotonic_ns
 from typing import Any
 
 from ostler.logs.access import AccessLog
-from ostler.logs.lean import Log
+from ostler.logs.worker_log import Log
 from ostler.scoreboard import layout
 from ostler.scoreboard.accounting import Accounting
 from ostler.settings.table import Settings

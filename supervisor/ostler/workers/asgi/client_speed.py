@@ -13,7 +13,16 @@ from typing import Any
 
 from ostler.osapi.tcp_info import bytes_acked
 from ostler.settings.table import Settings
-from ostler.workers.eviction import HEAD_START, IDLE, MOVING, ONE_IN, SHOWN, SLOW, USUAL_RATE, YOUTH
+from ostler.workers.eviction import (
+    CREDIT_BYTES,
+    IDLE,
+    MIN_AGE_NS,
+    MOVING,
+    ONE_IN,
+    RATE_WINDOW_NS,
+    SLOW,
+    USUAL_RATE,
+)
 
 # As in the engines: from this time on a body must have come at `body_min_rate`; and an answer of which the
 # client takes nothing for so long is given up. Seconds.
@@ -176,13 +185,13 @@ def rank(protocol: Any, now: float, min_rate: int) -> tuple[int, float] | None:
     else:
         return None
     age = max(1e-9, now - since)
-    if must_move and moved >= (min_rate or USUAL_RATE) * max(age, SHOWN / 1e9):
+    if must_move and moved >= (min_rate or USUAL_RATE) * max(age, RATE_WINDOW_NS / 1e9):
         return MOVING, moved / age
-    return SLOW, ((moved + HEAD_START) / age if age > YOUTH / 1e9 else inf)
+    return SLOW, ((moved + CREDIT_BYTES) / age if age > MIN_AGE_NS / 1e9 else inf)
 
 
-def least_worth(protocols: Iterable[Any], now: float, min_rate: int, worst: int) -> tuple[int, list[Any]]:
-    """As `eviction.least_worth`."""
+def lowest_ranked(protocols: Iterable[Any], now: float, min_rate: int, worst: int) -> tuple[int, list[Any]]:
+    """As `eviction.lowest_ranked`."""
     ranked: list[list[tuple[float, Any]]] = [[], [], [], []]
     for protocol in protocols:
         found = rank(protocol, now, min_rate)

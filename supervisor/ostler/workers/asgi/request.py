@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Iterable
 from time import monotonic_ns
 from typing import Any, Protocol
 
-from ostler.logs.lean import Log
+from ostler.logs.worker_log import Log
 from ostler.scoreboard import layout
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.workers.asgi.interface import Message, Scope, Send

@@ -8,8 +8,8 @@ from types import GeneratorType
 from typing import Any
 
 from ostler.errors import SettingError
-from ostler.logs.lean import Log
 from ostler.logs.limiter import LimitedLog
+from ostler.logs.worker_log import Log
 from ostler.settings.table import Settings
 
 try:
@@ -21,7 +21,7 @@ except ImportError as error:
     raise SettingError("worker_class", f"asgi needs uvicorn: pip install 'ostler[asgi]' ({error})") from None
 
 from ostler.text import trace_of
-from ostler.workers import interface
+from ostler.workers import app_kind
 from ostler.workers.asgi.app import AsgiApp
 from ostler.workers.asgi.interface import App
 
@@ -79,7 +79,7 @@ def make_config(app: App, settings: Settings, wanted: dict[str, Any], unix: bool
 
 def as_asgi3(app: Any) -> App:
     """The app in the shape that ASGI has since its version 3."""
-    kinds = interface.kinds(app)
+    kinds = app_kind.kinds(app)
     return ASGI2Middleware(app) if "asgi2" in kinds and "asgi3" not in kinds else app  # type: ignore[return-value]
 
 

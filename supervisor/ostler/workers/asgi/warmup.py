@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote
 
-from ostler.logs.lean import Log
+from ostler.logs.worker_log import Log
 from ostler.settings.kinds import WarmupRequest
 from ostler.settings.table import Settings
 from ostler.text import trace_of

@@ -26,10 +26,10 @@ from ostler.text import name_and_text, trace_of
 from ostler.workers.asgi import client_speed, memory_bounds, tls_reading, uvicorn_setup
 from ostler.workers.asgi.acceptor import AsgiAcceptor
 from ostler.workers.asgi.app import AsgiApp
-from ostler.workers.asgi.deadlines import AsgiDeadlines
+from ostler.workers.asgi.soft_interrupt import AsgiSoftInterrupts
 from ostler.workers.asgi.warmup import warm_up
 from ostler.workers.base import BaseWorker, Context
-from ostler.workers.error_page import ErrorPage
+from ostler.workers.load_error_page import ErrorPage
 from ostler.workers.load_errors import AppLoadError
 from ostler.wsgi.exchange import QuitWorker
 
@@ -79,13 +79,13 @@ class AsgiWorker(BaseWorker):
         asyncio.set_event_loop(loop)
         accounting = context.accounting
         loop_slot = accounting.thread_slot(0)
-        self._deadlines = AsgiDeadlines(accounting, loop, self._call)
+        self._soft_interrupts = AsgiSoftInterrupts(accounting, loop, self._call)
         self._app = AsgiApp(
             uvicorn_setup.as_asgi3(context.app),
             settings,
             accounting,
             loop,
-            self._deadlines.extend,
+            self._soft_interrupts.extend,
             context.log,
             context.access,
             context.quota,
@@ -164,7 +164,7 @@ class AsgiWorker(BaseWorker):
         self._loop.remove_reader(fd)
 
     def interrupt(self, _signum: int, frame: FrameType | None) -> None:
-        self._deadlines.interrupt(frame)
+        self._soft_interrupts.interrupt(frame)
 
     def descriptors(self) -> set[int]:
         transports = [connection.transport for connection in self._state.connections]

@@ -20,8 +20,8 @@ from meinheld import server
 
 from ostler.text import trace_of
 from ostler.workers.base import Context
-from ostler.workers.interrupt import Deadlines
 from ostler.workers.meinheld.peers import PeerAddresses
+from ostler.workers.soft_interrupt import SoftInterrupts
 from ostler.wsgi.environ import Environ, listener_environ
 from ostler.wsgi.exchange import DeadlineExceeded, QuitWorker
 
@@ -44,7 +44,7 @@ class MeinheldCalls:
 
     Args:
         context: of the worker class.
-        deadlines: of the worker.
+        soft_interrupts: of the worker.
         look: reads what has come; called when the server has refused what is no request; True if that came
             from our own connection.
 
@@ -58,13 +58,13 @@ class MeinheldCalls:
         settle: called once a second from outside the app.
     """
 
-    def __init__(self, context: Context, deadlines: Deadlines, look: Callable[[], bool]) -> None:
+    def __init__(self, context: Context, soft_interrupts: SoftInterrupts, look: Callable[[], bool]) -> None:
         # One set of variables for all of these functions: attributes would cost more.
         app, log, access_log = context.app, context.log, context.access
         quota, on_quota = context.quota, context.on_quota
         slot = context.accounting.thread_slot(0)
         begin, leave_app, count, refused = slot.begin, slot.leave_app, slot.count, slot.refused
-        extend, errors = deadlines.extend, log.errors or sys.stderr
+        extend, errors = soft_interrupts.extend, log.errors or sys.stderr
         # The request that was given to the app last and has not been answered; answers given.
         serving: Environ | None = None
         answered = 0

@@ -33,8 +33,8 @@ from ostler.osapi import tcp_info
 from ostler.osapi.files import most_open_files, open_files
 from ostler.settings.table import Settings
 from ostler.workers.base import BaseWorker, Context
-from ostler.workers.interrupt import Deadlines
 from ostler.workers.meinheld.calls import MeinheldCalls, is_in_app
+from ostler.workers.soft_interrupt import SoftInterrupts
 from ostler.wsgi.exchange import QuitWorker
 
 # The loop's timeouts are whole seconds, and none is longer than this (picoev.h, PICOEV_TIMEOUT_VEC_SIZE).
@@ -84,8 +84,8 @@ class MeinheldWorker(BaseWorker):
         self._wake_listener: socket.socket | None = None
         self._wakes: list[socket.socket] = []
         self._inner: set[int] = set()
-        self._deadlines = Deadlines(context.accounting, is_in_app)
-        self._calls = MeinheldCalls(context, self._deadlines, self._look)
+        self._soft_interrupts = SoftInterrupts(context.accounting, is_in_app)
+        self._calls = MeinheldCalls(context, self._soft_interrupts, self._look)
 
     # -- what the life cycle calls ----------------------------------------------------------------------
 
@@ -156,7 +156,7 @@ class MeinheldWorker(BaseWorker):
         self._calls.attend()
 
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
-        self._deadlines.interrupt(signum, frame)
+        self._soft_interrupts.interrupt(signum, frame)
 
     def add_reader(self, fd: int, callback: Callable[[], None]) -> None:
         self._readers[fd] = callback

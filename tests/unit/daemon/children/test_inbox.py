@@ -309,7 +309,7 @@ async def test_stacks_without_end() -> None:
         assert len(handle.record.dumps) <= 65536
 
 
-@pytest.mark.parametrize("step", ["ledger", "last_requests", "counts", "hooks", "give_back", "read_last"])
+@pytest.mark.parametrize("step", ["ledger", "last_requests", "counts", "hooks", "free_cell", "read_last"])
 async def test_a_death_is_processed_whatever_fails(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step of processing a death may fail: the others are done, and the fleet gets the event."""
 
@@ -324,7 +324,7 @@ async def test_a_death_is_processed_whatever_fails(step: str, monkeypatch: pytes
             "last_requests": (theatre.scoreboard, "last_requests"),
             "counts": (theatre.scoreboard, "counts"),
             "hooks": (shell.hooks, "worker_ended"),
-            "give_back": (theatre.scoreboard, "give_back"),
+            "free_cell": (theatre.scoreboard, "free_cell"),
             "read_last": (shell.inbox, "read_last"),
         }[step]
         workers = theatre.workers

@@ -67,7 +67,7 @@ class Stage:
         state: WorkerState = WorkerState.READY,
         one_loop: bool = False,
     ) -> "ActingWorker":
-        cell = self.scoreboard.take_cell(threads + 1)
+        cell = self.scoreboard.allocate_cell(threads + 1)
         worker = Worker(worker_id, worker_id, 1, state, since=self.now, spawned_at=self.now - 1)
         self.state.workers[worker_id] = worker
         self.handles[worker_id] = SimpleNamespace(
@@ -78,7 +78,7 @@ class Stage:
 
     def bury(self, worker_id: int) -> None:
         del self.state.workers[worker_id]
-        self.scoreboard.give_back(self.handles.pop(worker_id).cell)
+        self.scoreboard.free_cell(self.handles.pop(worker_id).cell)
 
     def look(self, after: float = 0.0) -> float:
         self.now += after

@@ -51,7 +51,7 @@ class Stage:
         return self.free
 
     def add(self, worker_id: int, threads: int = 1, state: WorkerState = WorkerState.READY) -> None:
-        cell = self.scoreboard.take_cell(threads + 1)
+        cell = self.scoreboard.allocate_cell(threads + 1)
         mapped = memory.map_cell(self.scoreboard.fileno(cell))
         self.writers[worker_id] = RawCell(mapped, threads + 1)
         self.workers[worker_id] = Worker(worker_id, worker_id, 1, state, self.now, self.now, pid=os.getpid())

@@ -14,7 +14,8 @@ The exception must not meet the next request, nor our own code:
   a request first makes its slot show none (`leave_app`) and then, under the lock, takes back what it has not
   noticed by then (`end`). What it notices in between ends in the handler in `WsgiRunner`, which makes the
   slot show none again: each request is counted once, after that handler.
-- Only requests that are older than LONG are interrupted: those that ended sooner have nothing to take back.
+- Only requests that are older than LONG_REQUEST_NS are interrupted: those that ended sooner have nothing to
+  take back.
 - `Exchange.run` is more than the app, it sends as well. Therefore an answer that has begun is not continued:
   its connection is closed, so that nothing is sent of what half a step of ours may have left behind.
 
@@ -32,17 +33,19 @@ from ostler.osapi import original
 from ostler.scoreboard.accounting import Accounting, RequestSlot, check_extension
 from ostler.wsgi.exchange import DeadlineExceeded, is_interruptible
 
-LONG = 20_000_000
+LONG_REQUEST_NS = 20_000_000
 """A request that takes longer (ns) is a long one; a quicker one is never interrupted."""
 # Modules with handlers of other signals, and with what is done at an app's forks: what these have begun is
 # finished, although the app has called them.
 _HANDLERS = (
-    *("ostler.workers.boot", "ostler.workers.signals", "ostler.workers.app_forks"),
-    *("ostler.workers.engine",),
+    "ostler.workers.boot",
+    "ostler.workers.signals",
+    "ostler.workers.app_forks",
+    "ostler.workers.thread_engine",
 )
 
 
-class Deadlines:
+class SoftInterrupts:
     """What a worker does about the deadlines of its requests, each of which has a thread.
 
     Args:
@@ -140,7 +143,7 @@ class Deadlines:
         if not started or self._interrupted.get(ident) == started:
             return False
         now = monotonic_ns()
-        return now - started > LONG and slot.started == started and slot.is_overdue(now)
+        return now - started > LONG_REQUEST_NS and slot.started == started and slot.is_overdue(now)
 
 
 def is_in_app(frame: FrameType | None) -> bool:

@@ -12,16 +12,16 @@ from types import FrameType
 from greenlet import getcurrent
 
 from ostler.scoreboard.accounting import Accounting, RequestSlot
-from ostler.workers.hubs import ServingGreenlet
-from ostler.workers.interrupt import Deadlines, is_in_app
+from ostler.workers.greenlets.serving import ServingGreenlet
+from ostler.workers.soft_interrupt import SoftInterrupts, is_in_app
 from ostler.wsgi.exchange import DeadlineExceeded
 
 # Bytes of stacks in one dump: what the supervisor keeps of it is not much more.
 _ENOUGH = 32 * 1024
 
 
-class GreenletDeadlines(Deadlines):
-    """As `Deadlines`, for greenlets: the owner of a slot is the ServingGreenlet whose request it shows.
+class GreenletSoftInterrupts(SoftInterrupts):
+    """As `SoftInterrupts`, for greenlets: the owner of a slot is the ServingGreenlet whose request it shows.
 
     Attributes:
         late: overdue requests that the hub is to end: their slots, and when they began.
@@ -32,7 +32,7 @@ class GreenletDeadlines(Deadlines):
         self.late: list[tuple[RequestSlot, int]] = []
 
     def end(self, started: int) -> None:
-        """Nothing waits to be raised that could meet another request."""
+        """Nothing to cancel: `end_late` checks the request's start before it raises."""
 
     def interrupt(self, _signum: int, frame: FrameType | None) -> None:
         """The handler of INTERRUPT_SIGNAL; what it leaves in `late` is for the hub.

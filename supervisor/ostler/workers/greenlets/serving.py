@@ -6,17 +6,56 @@ is slow to take an answer or to send a body that is read while it comes.
 
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from greenlet import getcurrent, greenlet
 
 from ostler.scoreboard.accounting import Accounting
 from ostler.workers.connection import CLOSED, Connection
-from ostler.workers.hubs import Hub, ServingGreenlet
+from ostler.workers.greenlets.hubs import Callback, Hub
 from ostler.workers.parts import Parts
 from ostler.workers.reactor import IN
 from ostler.wsgi import exchange
 from ostler.wsgi.exchange import QuitWorker
+
+
+class ServingGreenlet(greenlet):  # type: ignore[misc]
+    """A greenlet that serves one connection after another.
+
+    A new greenlet costs some microseconds, because the interpreter maps memory for its stack. So one is used
+    again, unless something else refers to it and may mean the request that it has served: a time-out that was
+    never cancelled would be thrown into another request.
+
+    Attributes:
+        connection: what it is to serve; None: it is to end.
+        slot: where its request is shown; None: it serves none.
+        interrupted: when the request had started that was ended last because it took too long.
+        links: called at the end of a request, as gevent does at the end of a greenlet: this is how
+            gevent.local and threading.local drop what was a greenlet's own.
+    """
+
+    connection: Any = None
+    slot: Any = None
+    interrupted = 0
+
+    def __init__(self, run: Callback, parent: greenlet) -> None:
+        super().__init__(run, parent)
+        self.links: list[Callable[[greenlet], object]] = []
+
+    def rawlink(self, callback: Callable[[greenlet], object]) -> None:
+        """gevent's way to have something called at the end of a greenlet."""
+        self.links.append(callback)
+
+    def unlink(self, callback: Callable[[greenlet], object]) -> None:
+        if callback in self.links:
+            self.links.remove(callback)
+
+    def forget(self) -> None:
+        """Drop all that belongs to a request: the next one must not see it."""
+        links, self.links = self.links, []
+        for link in links:
+            link(self)
+        self.gr_context = None
 
 
 class ForkedProcess(BaseException):
@@ -44,9 +83,9 @@ class ServingGreenlets:
         self._hub = hub
         self._accounting = accounting
         self._parts = parts
-        # Greenlets without a connection, and how many of these were not needed since the last `end_spare`.
+        # Greenlets without a connection, and how many of these were not needed since the last `end_unused`.
         self._parked: list[ServingGreenlet] = []
-        self._spare = 0
+        self._unused = 0
         # References to a parked greenlet that is referred to by nothing else; 0: not counted yet.
         self._references = 0
         self._waiting: dict[int, _Waiting] = {}
@@ -81,11 +120,11 @@ class ServingGreenlets:
                 waiting.came.append(False)
                 waiting.greenlet.switch()
 
-    def end_spare(self) -> None:
+    def end_unused(self) -> None:
         """End half of the greenlets that were not needed for a while: each keeps some memory."""
-        for _ in range((self._spare + 1) // 2):
+        for _ in range((self._unused + 1) // 2):
             self._parked.pop(0).switch(0)  # it finds no connection
-        self._spare = len(self._parked)
+        self._unused = len(self._parked)
 
     def close(self) -> None:
         """End all that are parked: they would keep the engine, and all that it has, in the hub's memory."""
@@ -118,8 +157,8 @@ class ServingGreenlets:
         parked = self._parked
         while parked:
             server = parked.pop()
-            if len(parked) < self._spare:
-                self._spare = len(parked)
+            if len(parked) < self._unused:
+                self._unused = len(parked)
             if sys.getrefcount(server) <= self._references:
                 return server
             server.switch(0)  # it finds no connection, and ends

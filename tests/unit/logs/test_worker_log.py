@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from ostler.logs.error_stream import ErrorStream
-from ostler.logs.lean import Log, resolve_format, wants_colour
 from ostler.logs.logfile import LogFile
+from ostler.logs.worker_log import Log, resolve_format, wants_colour
 from ostler.osapi import original
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ostler.workers.interface import is_factory, kinds, mismatch
+from ostler.workers.app_kind import is_factory, kinds, mismatch
 
 
 def wsgi(environ: Any, start_response: Any) -> Any: ...

@@ -13,7 +13,7 @@ from html import escape
 from typing import Any, Self
 
 from ostler.workers.load_errors import AppLoadError
-from ostler.workers.watched import is_foreign, is_installed
+from ostler.workers.loaded_files import is_foreign, is_installed
 
 # Lines shown before and after the failing one.
 _AROUND = 5

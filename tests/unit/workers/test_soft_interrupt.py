@@ -17,10 +17,10 @@ from ostler.hooks.calling import HookFunctions
 from ostler.hooks.requests import RequestHooks
 from ostler.osapi.process import INTERRUPT_SIGNAL
 from ostler.scoreboard import layout
-from ostler.scoreboard.cell import InFlight
-from ostler.workers import interrupt as module
+from ostler.scoreboard.cell_reader import InFlight
+from ostler.workers import soft_interrupt as module
 from ostler.workers.handoff import HandOff
-from ostler.workers.interrupt import LONG, Deadlines
+from ostler.workers.soft_interrupt import LONG_REQUEST_NS, SoftInterrupts
 from ostler.wsgi.environ import Environ
 from ostler.wsgi.exchange import DeadlineExceeded
 from tests.kit.daemon import until
@@ -106,7 +106,7 @@ def swallow() -> None:
 def handled() -> Iterator[Callable[[Rig], None]]:
     """Installs the rig's handler of the signal, as a worker does."""
     before = signal.getsignal(INTERRUPT_SIGNAL)
-    yield lambda rig: signal.signal(INTERRUPT_SIGNAL, rig.engine.deadlines.interrupt)
+    yield lambda rig: signal.signal(INTERRUPT_SIGNAL, rig.engine.soft_interrupts.interrupt)
     signal.signal(INTERRUPT_SIGNAL, before if before is not None else signal.SIG_DFL)
 
 
@@ -116,7 +116,7 @@ def old(rig: Rig, path: str) -> InFlight:
     def look() -> InFlight | None:
         now = time.monotonic_ns()
         found = [r for r in rig.scoreboard.in_flight(rig.cell) if r.path == path]
-        return found[0] if found and now - found[0].started_ns > LONG else None
+        return found[0] if found and now - found[0].started_ns > LONG_REQUEST_NS else None
 
     return until(look, f"{path} has been there for long")
 
@@ -363,7 +363,7 @@ def test_the_next_request_is_not_meant(tmp_path: Path, handled: Handled) -> None
         assert client.answer().status == "200 OK"
 
     handled_signals: list[int] = []
-    ours = rig.engine.deadlines.interrupt
+    ours = rig.engine.soft_interrupts.interrupt
 
     def noting(signum: int, frame: Any) -> None:
         try:
@@ -380,10 +380,10 @@ class Stage:
 
     def __init__(self, tmp_path: Path) -> None:
         self.rig = Rig(tmp_path, Shop())
-        self.deadlines = self.rig.engine.deadlines
+        self.soft_interrupts = self.rig.engine.soft_interrupts
         self.words = self.rig.words(0)
         self.words[layout.IDENT] = threading.get_ident()
-        self.started = time.monotonic_ns() - 2 * LONG
+        self.started = time.monotonic_ns() - 2 * LONG_REQUEST_NS
         self.words[layout.STARTED] = self.words[layout.OVERDUE] = self.started
 
 
@@ -400,8 +400,8 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 def test_nothing_is_raised_outside_of_the_app(stage: Stage) -> None:
     """In the very moment before the app is called, or after it has returned, the handler does nothing."""
-    stage.deadlines.interrupt(INTERRUPT_SIGNAL, sys._getframe())
-    stage.deadlines.interrupt(INTERRUPT_SIGNAL, None)
+    stage.soft_interrupts.interrupt(INTERRUPT_SIGNAL, sys._getframe())
+    stage.soft_interrupts.interrupt(INTERRUPT_SIGNAL, None)
 
 
 def test_nothing_is_raised_in_another_handler(
@@ -446,7 +446,7 @@ def test_nothing_is_raised_in_another_handler(
 
 def in_app(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "is_in_app", lambda _frame: True)
-    stage.deadlines.interrupt(INTERRUPT_SIGNAL, sys._getframe())
+    stage.soft_interrupts.interrupt(INTERRUPT_SIGNAL, sys._getframe())
 
 
 def test_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,7 +465,7 @@ def test_not_meant(stage: Stage, monkeypatch: pytest.MonkeyPatch, reason: str) -
     elif reason == "another":
         words[layout.STARTED] += 1
     elif reason == "extended":
-        stage.deadlines.extend(60)
+        stage.soft_interrupts.extend(60)
     else:
         words[layout.STARTED] = words[layout.OVERDUE] = time.monotonic_ns() + 1_000_000_000
     in_app(stage, monkeypatch)
@@ -477,11 +477,11 @@ def test_a_signal_within_the_handler(stage: Stage, monkeypatch: pytest.MonkeyPat
 
     def set_exception(ident: int, kind: Any) -> None:
         hits.append(ident)
-        stage.deadlines.interrupt(INTERRUPT_SIGNAL, sys._getframe())
+        stage.soft_interrupts.interrupt(INTERRUPT_SIGNAL, sys._getframe())
 
     monkeypatch.setattr(module, "_set_exception", set_exception)
     stage.words[layout.IDENT] = 4711
-    stage.deadlines.interrupt(INTERRUPT_SIGNAL, sys._getframe())
+    stage.soft_interrupts.interrupt(INTERRUPT_SIGNAL, sys._getframe())
     assert hits == [4711]
 
 
@@ -497,13 +497,13 @@ def test_what_was_not_noticed_is_taken_back(stage: Stage, monkeypatch: pytest.Mo
         stage.words[layout.IDENT] = ident
         until(lambda: taken_back, "it was set")
         stage.words[layout.STARTED] = 0
-        stage.deadlines.end(stage.started)
-        stage.deadlines.end(stage.started + 1)  # the next one
+        stage.soft_interrupts.end(stage.started)
+        stage.soft_interrupts.end(stage.started + 1)  # the next one
 
     other = threading.Thread(target=thread)
     other.start()
     until(lambda: ident == stage.words[layout.IDENT] or None, "it serves")
-    stage.deadlines.interrupt(INTERRUPT_SIGNAL, sys._getframe())
+    stage.soft_interrupts.interrupt(INTERRUPT_SIGNAL, sys._getframe())
     other.join(PATIENCE)
     assert taken_back == [(ident, DeadlineExceeded), (ident, None)]
 
@@ -511,11 +511,11 @@ def test_what_was_not_noticed_is_taken_back(stage: Stage, monkeypatch: pytest.Mo
 def test_noticed_at_the_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes between the app's return and the end of the request: the connection ends, no more."""
 
-    def end(self: Deadlines, started: int) -> None:
+    def end(self: SoftInterrupts, started: int) -> None:
         raise DeadlineExceeded
 
-    monkeypatch.setattr(Deadlines, "end", end)
-    rig = serve(Shop(lambda: time.sleep(2 * LONG / 1e9)))
+    monkeypatch.setattr(SoftInterrupts, "end", end)
+    rig = serve(Shop(lambda: time.sleep(2 * LONG_REQUEST_NS / 1e9)))
     client = rig.client()
     client.ask("/hang")
     assert client.answer().body == b"ok"
@@ -529,8 +529,8 @@ def test_at_any_moment(
     serve: Serve, handled: Handled, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """Requests are marked when they are about to end: each is answered or cut, and no other one is hit."""
-    monkeypatch.setattr(module, "LONG", 0)
-    monkeypatch.setattr("ostler.workers.request_runner.LONG", 0)
+    monkeypatch.setattr(module, "LONG_REQUEST_NS", 0)
+    monkeypatch.setattr("ostler.workers.request_runner.LONG_REQUEST_NS", 0)
     marked: set[str] = set()
     hit: list[str] = []
 
@@ -654,7 +654,7 @@ def test_extending_the_deadline_of_no_request(serve: Serve) -> None:
     assert rig.client().get().status == "200 OK"
     assert "serves no request" in str(heard[0])
     with pytest.raises(RuntimeError, match="serves no request"):
-        rig.engine.deadlines.extend(5)
+        rig.engine.soft_interrupts.extend(5)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 1e30])
@@ -662,7 +662,7 @@ def test_extending_by_nonsense(serve: Serve, seconds: float) -> None:
     """What is no time is refused by name."""
     rig = serve(Shop())
     with pytest.raises(ValueError, match=r"can't be extended by"):
-        rig.engine.deadlines.extend(seconds)
+        rig.engine.soft_interrupts.extend(seconds)
 
 
 def test_what_the_app_is_given(serve: Serve) -> None:

@@ -1,9 +1,10 @@
 """The engine of the worker classes `gevent` and `eventlet`.
 
 The reactor with all connections in it is one descriptor for the library's hub. When it is readable a callback
-in the hub does what the leader of threads does (`engine`): it accepts, receives and parses. So an idle
-connection costs no greenlet. A whole request goes to a greenlet, which is switched to at once and runs the
-app. When the app waits, in the library's way, the callback goes on with the next event.
+in the hub does what the leader of threads does (`thread_engine`): it accepts, receives and parses. So an idle
+connection costs no greenlet. A request that was received whole (with stream_request: when its head has) goes
+to a greenlet, which is switched to at once and runs the app. When the app waits, in the library's way, the
+callback goes on with the next event.
 
 A connection whose request is in a greenlet is not watched, so the callback leaves it alone.
 """
@@ -21,23 +22,23 @@ from typing import ClassVar, Self
 
 import msgspec
 
-from ostler.logs.lean import Log, resolve_format
 from ostler.logs.logfile import LogFile
+from ostler.logs.worker_log import Log, resolve_format
 from ostler.osapi import original
 from ostler.osapi.process import DUMP_SIGNAL
 from ostler.osapi.wake import Wake
 from ostler.scoreboard.layout import LEAST_QUEUED
 from ostler.settings.table import Settings
-from ostler.workers.acceptor import ROOM_LOOK
+from ostler.workers.acceptor import FULL_CHECK_SECONDS
 from ostler.workers.base import BaseWorker, Context
-from ostler.workers.engine import OVERLOAD
-from ostler.workers.greenlet_deadlines import GreenletDeadlines
-from ostler.workers.hubs import Callback, Hub
+from ostler.workers.greenlets.hubs import Callback, Hub
+from ostler.workers.greenlets.serving import ForkedProcess, ServingGreenlets
+from ostler.workers.greenlets.soft_interrupt import GreenletSoftInterrupts
 from ostler.workers.parts import Parts
 from ostler.workers.reactor import BATCH, Reactor
-from ostler.workers.serving_greenlets import ForkedProcess, ServingGreenlets
 from ostler.workers.sweeper import SWEEP_DRAINING
 from ostler.workers.system_calls import Events, SystemCalls
+from ostler.workers.thread_engine import MANY_EVENTS
 from ostler.wsgi import exchange
 from ostler.wsgi.exchange import QuitWorker
 
@@ -55,7 +56,7 @@ class GreenletEngine(BaseWorker):
     What begins with an underscore is called only in the hub's greenlet, unless it says otherwise.
 
     Attributes:
-        deadlines: ends requests that take too long, when the supervisor says so.
+        soft_interrupts: ends requests that take too long, when the supervisor says so.
         parts: what the engine is made of.
     """
 
@@ -69,13 +70,19 @@ class GreenletEngine(BaseWorker):
         self._slot = context.accounting.thread_slot(0)
         self._access = context.access
         self._stacks_fd = context.stacks_fd
-        self.deadlines = GreenletDeadlines(context.accounting)
+        self.soft_interrupts = GreenletSoftInterrupts(context.accounting)
         self._greenlets = ServingGreenlets(hub, context.accounting, lambda: self.parts)
         calls = SystemCalls(wait_for=self._greenlets.wait_for)
         self._reactor = Reactor(Wake(), calls)
         # Requests of one thread may be in the app at the same time.
         self.parts = Parts.of(
-            context, self._reactor, calls, self.deadlines, self._flush_access, multithreaded=True, turn=0
+            context,
+            self._reactor,
+            calls,
+            self.soft_interrupts,
+            self._flush_access,
+            multithreaded=True,
+            turn=0,
         )
         self._ticking = _TICK
         self._stop_ticking: Callback = _nothing
@@ -145,15 +152,15 @@ class GreenletEngine(BaseWorker):
 
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
         try:
-            self.deadlines.interrupt(signum, frame)
+            self.soft_interrupts.interrupt(signum, frame)
         finally:
             self._reactor.wake()
 
     def extend_deadline(self, seconds: float) -> None:
-        self.deadlines.extend(seconds)
+        self.soft_interrupts.extend(seconds)
 
     def drain(self, hand_over: bool = False, seconds: float | None = None) -> None:
-        """See BaseWorker; it only leaves a note for the next pass, so any thread may call it."""
+        """See BaseWorker; it only sets a flag that the next pass reads, so any thread may call it."""
         self.parts.drain.ask(hand_over, seconds)
         self._reactor.wake()
 
@@ -189,7 +196,7 @@ class GreenletEngine(BaseWorker):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (DUMP_SIGNAL,))
 
     def _dump(self, _signum: int, frame: FrameType | None) -> None:
-        text = self.deadlines.stacks(frame).encode(errors="backslashreplace")
+        text = self.soft_interrupts.stacks(frame).encode(errors="backslashreplace")
         poll = original.poll()
         poll.register(self._stacks_fd, select.POLLOUT)
         # There is room for a block if there is any; and a supervisor that does not read must not stop us.
@@ -234,13 +241,13 @@ class GreenletEngine(BaseWorker):
         if now >= parts.date.due:
             parts.limited.report()
             parts.date.update(now)
-        if now >= sweeper.due or sweeper.left or parts.drain.asked:
+        if now >= sweeper.due or sweeper.remaining or parts.drain.asked:
             self._sweep(now)
         if not acceptor.accepting:
             acceptor.try_start(slot, now)
-        if self.deadlines.late:
-            self.deadlines.end_late()
-        if len(events) >= OVERLOAD and now >= siblings.share_due and siblings and acceptor.accepting:
+        if self.soft_interrupts.late:
+            self.soft_interrupts.end_late()
+        if len(events) >= MANY_EVENTS and now >= siblings.share_due and siblings and acceptor.accepting:
             self._share(events)
         connections = parts.table.open
         arrivals = []
@@ -257,7 +264,7 @@ class GreenletEngine(BaseWorker):
             elif not self._greenlets.resume(fd):
                 # More of a client whose request is in the app: that is received afterwards.
                 self._reactor.unwatch(connection)
-        if acceptor.accepting and (len(events) >= BATCH or not (events or sweeper.left)):
+        if acceptor.accepting and (len(events) >= BATCH or not (events or sweeper.remaining)):
             # A busy worker's listeners wait for their turn behind all that is ready. An idle one looks for
             # connections that the kernel announced to a sibling which is busy now.
             arrivals = list(acceptor.sources)
@@ -265,7 +272,7 @@ class GreenletEngine(BaseWorker):
             self._accept(fd, now)
         if not acceptor.accepting:
             acceptor.try_start(slot, monotonic_ns())  # of those that were served, some have ended
-        self._tick_every(_TICK if acceptor.accepting else ROOM_LOOK)
+        self._tick_every(_TICK if acceptor.accepting else FULL_CHECK_SECONDS)
         if self._access is not None:
             self._access.flush()
 
@@ -288,10 +295,10 @@ class GreenletEngine(BaseWorker):
     def _sweep(self, now: int) -> None:
         parts = self.parts
         if now >= parts.sweeper.due:
-            self._greenlets.end_spare()
+            self._greenlets.end_unused()
             self._greenlets.end_waits(now)
         parts.sweeper.sweep(now, self._slot)
-        if parts.sweeper.left:
+        if parts.sweeper.remaining:
             self._hub.soon(self._pass)
         if parts.drain.asked:
             self._tick_every(SWEEP_DRAINING)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-START = "import sys; from ostler.logs.streams import ignore_write_errors; ignore_write_errors()\n"
+START = "import sys; from ostler.logs.standard_streams import ignore_write_errors; ignore_write_errors()\n"
 
 
 def run(code: str, **streams: int) -> int:
@@ -55,7 +55,7 @@ def test_captured(tmp_path: Path) -> None:
     """Everything that is written to 1 and 2 goes to the file, C's and children's too, each line at once."""
     code = (
         "import os, subprocess\n"
-        "from ostler.logs.streams import capture, write_at_once\n"
+        "from ostler.logs.standard_streams import capture, write_at_once\n"
         "write_at_once(); capture('captured')\n"
         "print('printed'); assert open('captured').read() == 'printed\\n'\n"
         "os.write(2, b'raw\\n'); subprocess.run(['echo', 'child'], check=True)\n"
@@ -71,7 +71,7 @@ def test_captured(tmp_path: Path) -> None:
 def test_captured_after_copytruncate(tmp_path: Path) -> None:
     """logrotate's copytruncate: what is written after the file was emptied is at its beginning."""
     code = (
-        "import os\nfrom ostler.logs.streams import capture\ncapture('captured')\n"
+        "import os\nfrom ostler.logs.standard_streams import capture\ncapture('captured')\n"
         "os.write(1, b'before\\n'); os.truncate('captured', 0); os.write(1, b'after\\n')\n"
     )
     subprocess.run([sys.executable, "-c", START + code], check=True, cwd=tmp_path, timeout=20)

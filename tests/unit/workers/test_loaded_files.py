@@ -14,8 +14,8 @@ import pytest
 
 from ostler.ipc.messages import Watch
 from ostler.workers.load_errors import AppLoadError
+from ostler.workers.loaded_files import WatchReporter, of_failure, remove_bytecode, sources
 from ostler.workers.loader import load_app
-from ostler.workers.watched import WatchReporter, of_failure, remove_bytecode, sources
 
 
 def module(name: str, file: str | None) -> tuple[str, ModuleType]:

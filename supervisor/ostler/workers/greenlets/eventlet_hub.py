@@ -13,8 +13,8 @@ with warnings.catch_warnings():
 
 from ostler.osapi import original
 from ostler.settings.table import Settings
-from ostler.workers.greenlets import GreenletEngine
-from ostler.workers.hubs import Callback, Hub
+from ostler.workers.greenlets.engine import GreenletEngine
+from ostler.workers.greenlets.hubs import Callback, Hub
 from ostler.wsgi.exchange import QuitWorker
 
 _importer = os.getpid()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ostler.workers.error_page import MARK, AsgiErrorPage, ErrorPage, Failure
+from ostler.workers.load_error_page import MARK, AsgiErrorPage, ErrorPage, Failure
 from ostler.workers.load_errors import AppLoadError
 from ostler.workers.loader import load_app
 

@@ -3,8 +3,8 @@
 One thread at a time is the leader: it polls, receives, and runs the app itself; see `leader_followers` for
 how another thread becomes the leader when the app takes long.
 
-Slow clients cost no app time: the app is called when a request has been received whole, and what a client
-does not take of an answer is kept and sent when it does.
+Slow clients cost no app time: the app is called when a request has been received whole (with stream_request:
+when its head has), and what a client does not take of an answer is kept and sent when it does.
 """
 
 import sys
@@ -21,24 +21,25 @@ from ostler.osapi.process import set_timer_slack
 from ostler.osapi.wake import Wake
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.scoreboard.layout import LEAST_QUEUED
-from ostler.workers.acceptor import ROOM_LOOK
+from ostler.workers.acceptor import FULL_CHECK_SECONDS
 from ostler.workers.base import BaseWorker, Context
 from ostler.workers.connection import OPEN, Connection
-from ostler.workers.drain import SECOND
-from ostler.workers.interrupt import Deadlines
 from ostler.workers.leader_followers import LeaderFollowers
 from ostler.workers.parts import Parts
 from ostler.workers.reactor import IN, Reactor
+from ostler.workers.soft_interrupt import SoftInterrupts
 from ostler.workers.sweeper import SWEEP, SWEEP_DRAINING
 from ostler.workers.system_calls import PLAIN, contended_calls
+from ostler.workers.units import SECOND
 
-OVERLOAD = 8
-"""When so many events come at once some of them wait long; then a sibling gets a connection."""
+MANY_EVENTS = 8
+"""When so many events come at once (8), some of them wait long; then a sibling gets a connection."""
 # A pass of the loop that takes no longer than this (ns) has made no request wait that came during it...
 _BRIEF = 250_000
 # ... unless the next pass takes longer than this until it gets to that request.
 _QUICK_PASS = LEAST_QUEUED - _BRIEF
-_LONG_AGO = 1_000_000 * SECOND
+# Added to the present time: so far ahead that every request counts as one that may have waited.
+_UNKNOWN_WORKED_UNTIL = 1_000_000 * SECOND
 # If requests take longer than this (ns) on average the leadership is released before the app is called.
 _SLOW_APP = 300_000
 
@@ -56,10 +57,11 @@ _TIMER_SLACK = 1_000
 class Engine(BaseWorker):
     """Serves one app on inherited listeners, with `settings.threads` threads.
 
-    What begins with an underscore is called only by the leader, unless it says otherwise.
+    What begins with an underscore is called only by the leader, unless it says otherwise; `_run_behind_gate`
+    and `_run` are what threads run, and `_serve` and `_put_back` go on in a thread that was the leader.
 
     Attributes:
-        deadlines: ends requests that take too long, when the supervisor says so.
+        soft_interrupts: ends requests that take too long, when the supervisor says so.
         leader: which thread polls.
         parts: what the engine is made of.
     """
@@ -73,7 +75,7 @@ class Engine(BaseWorker):
         self._heartbeat = context.accounting.heartbeat
         self._log = context.log
         self._access = context.access
-        self.deadlines = Deadlines(context.accounting)
+        self.soft_interrupts = SoftInterrupts(context.accounting)
         wake = Wake()
         self.leader = LeaderFollowers(self._threads, self._detach_current, self._poll_only, wake.send)
         threaded = self._threads > 1
@@ -81,7 +83,9 @@ class Engine(BaseWorker):
         self._reactor = Reactor(wake, calls)
         # With several threads each line is written at once, else all of a pass when it is over.
         flush = self._access.flush if threaded and self._access is not None else _nothing
-        self.parts = parts = Parts.of(context, self._reactor, calls, self.deadlines, flush, threaded, _TURN)
+        self.parts = parts = Parts.of(
+            context, self._reactor, calls, self.soft_interrupts, flush, threaded, _TURN
+        )
         self._acceptor, self._siblings, self._sweeper = parts.acceptor, parts.siblings, parts.sweeper
         self._date, self._drain, self._runner = parts.date, parts.drain, parts.runner
         self._open = parts.table.open
@@ -125,10 +129,10 @@ class Engine(BaseWorker):
         self._reactor.remove_reader(fd)
 
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
-        self.deadlines.interrupt(signum, frame)
+        self.soft_interrupts.interrupt(signum, frame)
 
     def extend_deadline(self, seconds: float) -> None:
-        self.deadlines.extend(seconds)
+        self.soft_interrupts.extend(seconds)
 
     def on_message(self) -> None:
         """A message came, maybe while the only thread is in the app: have the watcher poll, if need be.
@@ -147,7 +151,7 @@ class Engine(BaseWorker):
             self._offered_by_signal = False
 
     def drain(self, hand_over: bool = False, seconds: float | None = None) -> None:
-        """See BaseWorker; it only leaves a note for the leader, so any thread may call it."""
+        """See BaseWorker; any thread may call it: it sets a flag that the leader reads in its next pass."""
         self._drain.ask(hand_over, seconds)
         self._reactor.wake()
 
@@ -229,11 +233,11 @@ class Engine(BaseWorker):
         while not self._done:
             leader.acquire(self._runner.average > _SLOW_APP)
             # What another thread has left, and what came meanwhile, waits for longer than this one knows.
-            self._worked_until = self._reactor.read_clock() + _LONG_AGO
+            self._worked_until = self._reactor.read_clock() + _UNKNOWN_WORKED_UNTIL
             self._prompt_until = 0
-            leads = True
+            is_leader = True
             try:
-                leads = self._lead(slot)
+                is_leader = self._poll_and_serve(slot)
             except Exception:
                 # A defect of ours; the main thread's ends the worker, and so must another's.
                 self.stop()
@@ -242,37 +246,37 @@ class Engine(BaseWorker):
                 self._log.error("internal_error", traceback=traceback.format_exc())
                 leader.release_if_held()
                 return
-            if leads:
+            if is_leader:
                 leader.release()
 
-    def _lead(self, slot: RequestSlot) -> bool:
-        """Lead until the end; False if another thread has become the leader before."""
+    def _poll_and_serve(self, slot: RequestSlot) -> bool:
+        """Poll and serve until the end; False if another thread has become the leader before."""
         while not self._done:
             if not self._events or self._new_first:
-                self._wait(slot, 0.0 if self._events else self._patience())
+                self._wait(slot, 0.0 if self._events else self._poll_timeout())
             if not self._serve_events(slot):
                 return False
         return True
 
-    def _patience(self) -> float:
-        if self._done or self._ready or self._sweeper.left:
+    def _poll_timeout(self) -> float:
+        if self._done or self._ready or self._sweeper.remaining:
             return 0.0
         if self._drain.asked:
             return SWEEP_DRAINING
-        return ROOM_LOOK if self._acceptor.waits_for_room else SWEEP
+        return FULL_CHECK_SECONDS if self._acceptor.waits_for_room else SWEEP
 
-    def _wait(self, slot: RequestSlot, patience: float) -> None:
+    def _wait(self, slot: RequestSlot, timeout: float) -> None:
         """Wait for events, and put them into the queue."""
         reactor, acceptor, sweeper = self._reactor, self._acceptor, self._sweeper
         before = reactor.now
-        if before >= sweeper.due or sweeper.left or self._drain.asked:
+        if before >= sweeper.due or sweeper.remaining or self._drain.asked:
             self._sweep(slot)
         if not acceptor.accepting:
             acceptor.try_start(slot, monotonic_ns())
         if self._access is not None:
             self._access.flush()
         unseen = self._worked_until - before
-        events = reactor.poll(0.0 if self._done else patience)
+        events = reactor.poll(0.0 if self._done else timeout)
         now = reactor.now
         self._was_idle = now - self._worked_until > _BRIEF
         self._heartbeat(now)
@@ -282,7 +286,7 @@ class Engine(BaseWorker):
             self._each_second(now)
         if events:
             self._events.extend(events)
-        elif acceptor.accepting and not sweeper.left:
+        elif acceptor.accepting and not sweeper.remaining:
             # An idle worker looks for connections that the kernel announced to a sibling which is busy now.
             self._events.extend((fd, IN) for fd in acceptor.sources)
 
@@ -312,8 +316,8 @@ class Engine(BaseWorker):
                 return False
         connections, receive = self._open, self._receive
         now = self._reactor.now
-        overload = len(events) >= OVERLOAD
-        if overload and now >= self._siblings.share_due and self._siblings and self._acceptor.accepting:
+        many = len(events) >= MANY_EVENTS
+        if many and now >= self._siblings.share_due and self._siblings and self._acceptor.accepting:
             self._share(slot, now)
         arrivals: list[int] = []
         while events:
@@ -344,7 +348,7 @@ class Engine(BaseWorker):
                         return False
                     now = newcomer.idle_since
         # Each request has noted when it ended. Other events matter only if there are many.
-        self._worked_until = monotonic_ns() if overload else now
+        self._worked_until = monotonic_ns() if many else now
         return True
 
     def _share(self, slot: RequestSlot, now: int) -> None:
@@ -359,9 +363,9 @@ class Engine(BaseWorker):
             self._current = connection
             self._run_requests(connection, slot, self._prompt_until)
             if self._offered_by_signal:
-                leads = leader.withdraw(slot)
-                self._put_back(connection, leads)
-                return leads
+                is_leader = leader.withdraw(slot)
+                self._put_back(connection, is_leader)
+                return is_leader
             if connection.output or connection.mask != IN or connection.parser.requests:
                 self._put_back(connection, True)
             if self._runner.had_long_request and self._siblings:
@@ -377,19 +381,19 @@ class Engine(BaseWorker):
         self._current = connection
         leader.offer(slot)
         self._run_requests(connection, slot, self._prompt_until)
-        leads = leader.withdraw(slot)
-        self._put_back(connection, leads)
-        return leads
+        is_leader = leader.withdraw(slot)
+        self._put_back(connection, is_leader)
+        return is_leader
 
-    def _put_back(self, connection: Connection, leads: bool) -> None:
+    def _put_back(self, connection: Connection, is_leader: bool) -> None:
         """Watch a connection that was served; or queue it behind others, if its turn is over.
 
-        Called by the thread that has served it; `leads`: it is the leader.
+        Called by the thread that has served it; `is_leader`: it is the leader.
         """
         if connection.parser.requests and connection.phase is OPEN and not connection.output:
             self._unwatch(connection)
             self._ready.append(connection)
-            if not leads:
+            if not is_leader:
                 self._reactor.wake()
         else:
             self._watch(connection)
@@ -425,7 +429,7 @@ class Engine(BaseWorker):
         self._acceptor.stop()
         while not self._done and not leader.is_wanted:
             if not self._events:
-                if reactor.now >= sweeper.due or sweeper.left or self._drain.asked:
+                if reactor.now >= sweeper.due or sweeper.remaining or self._drain.asked:
                     self._sweep(slot)
                 # Connections with a whole request wait for a thread, not for this one.
                 self._events.extend(reactor.poll(SWEEP_DRAINING if self._drain.asked else SWEEP))

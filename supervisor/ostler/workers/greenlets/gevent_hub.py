@@ -5,8 +5,8 @@ from typing import Any
 import gevent
 from gevent import monkey
 
-from ostler.workers.greenlets import GreenletEngine
-from ostler.workers.hubs import Callback, Hub
+from ostler.workers.greenlets.engine import GreenletEngine
+from ostler.workers.greenlets.hubs import Callback, Hub
 from ostler.wsgi.exchange import QuitWorker
 
 _READ = 1  # as in gevent's loop.io

@@ -7,50 +7,10 @@ what they switch to when they wait, and when they have ended, is the callback th
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
 
 from greenlet import getcurrent, greenlet
 
 Callback = Callable[[], object]
-
-
-class ServingGreenlet(greenlet):  # type: ignore[misc]
-    """A greenlet that serves one connection after another.
-
-    A new greenlet costs some microseconds, because the interpreter maps memory for its stack. So one is used
-    again, unless something else refers to it and may mean the request that it has served: a time-out that was
-    never cancelled would be thrown into another request.
-
-    Attributes:
-        connection: what it is to serve; None: it is to end.
-        slot: where its request is shown; None: it serves none.
-        interrupted: when the request had started that was ended last because it took too long.
-        links: called at the end of a request, as gevent does at the end of a greenlet: this is how
-            gevent.local and threading.local drop what was a greenlet's own.
-    """
-
-    connection: Any = None
-    slot: Any = None
-    interrupted = 0
-
-    def __init__(self, run: Callback, parent: greenlet) -> None:
-        super().__init__(run, parent)
-        self.links: list[Callable[[greenlet], object]] = []
-
-    def rawlink(self, callback: Callable[[greenlet], object]) -> None:
-        """gevent's way to have something called at the end of a greenlet."""
-        self.links.append(callback)
-
-    def unlink(self, callback: Callable[[greenlet], object]) -> None:
-        if callback in self.links:
-            self.links.remove(callback)
-
-    def forget(self) -> None:
-        """Drop all that belongs to a request: the next one must not see it."""
-        links, self.links = self.links, []
-        for link in links:
-            link(self)
-        self.gr_context = None
 
 
 class Hub(ABC):

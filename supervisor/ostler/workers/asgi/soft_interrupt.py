@@ -17,7 +17,7 @@ from ostler.workers.asgi.tasks import current, is_in_app, local_of, stack_under
 from ostler.wsgi.exchange import DeadlineExceeded
 
 
-class AsgiDeadlines:
+class AsgiSoftInterrupts:
     """The deadlines of a worker's requests.
 
     Args:

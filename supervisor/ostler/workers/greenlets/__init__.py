@@ -1,0 +1,1 @@
+"""The worker classes gevent and eventlet: each request is served in a greenlet."""

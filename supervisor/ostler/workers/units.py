@@ -1,0 +1,6 @@
+"""Units of time."""
+
+from typing import Final
+
+SECOND: Final = 1_000_000_000
+"""A second in nanoseconds."""
