@@ -8,7 +8,7 @@ import pytest
 
 from tests.kit.daemon import Place
 from tests.kit.load import Load
-from tests.kit.processes import Process
+from tests.kit.processes import Process, freeze
 
 pytestmark = pytest.mark.system
 
@@ -158,6 +158,20 @@ def test_queue_timeout(place: Place) -> None:
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
     assert late.asked("/pid").answer().status == 200
     daemon.counted(errors=1)
+
+
+def test_queue_timeout_of_a_worker_that_did_not_run(place: Place) -> None:
+    """A connection counts as waiting since it came, also at an idle worker whose process was stopped."""
+    daemon = place.start("--queue-timeout", "1.2", "plain:app")
+    worker = Process(daemon.pids()[0])
+    assert daemon.get().status == 200
+    freeze(worker)
+    came = time.monotonic()
+    late = daemon.connect().asked("/late")
+    daemon.until(lambda: time.monotonic() - came > 2.5, "it has waited for longer")
+    worker.send(signal.SIGCONT)
+    assert late.answer().status == 503
+    assert daemon.get().status == 200
 
 
 def test_timeout(place: Place) -> None:

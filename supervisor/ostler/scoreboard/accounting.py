@@ -202,23 +202,28 @@ class RequestSlot:
             RuntimeError: no request is in the app.
         """
         check_extension(seconds)
-        if not self._words[STARTED]:
+        if not (started := self._words[STARTED]):
             raise RuntimeError("extend_deadline was called where no request is served")
-        self.extend_until(monotonic_ns() + int(seconds * 1_000_000_000))
+        self.extend_until(monotonic_ns() + int(seconds * 1_000_000_000), started)
 
-    def extend_until(self, until: int) -> None:
+    def extend_until(self, until: int, started: int | None = None) -> None:
         """Give the request in the app time until then; layout.NEVER: it has no deadline.
 
         It never shortens a deadline.
+
+        Args:
+            started: of the request that is meant, for callers in other threads: another one may be in the
+                slot by now, and gets nothing. None: the request in the slot.
         """
         words = self._words
-        if not (started := words[STARTED]):
+        current = words[STARTED]
+        if not current or (started is not None and started != current):
             return
-        if words[EXTENDED_FOR] == started:
+        if words[EXTENDED_FOR] == current:
             until = max(until, words[EXTENDED_UNTIL])
         # In this order: the supervisor reads them the other way round.
         words[EXTENDED_UNTIL] = min(until, NEVER)
-        words[EXTENDED_FOR] = started
+        words[EXTENDED_FOR] = current
 
     @property
     def overdue(self) -> int:
@@ -405,10 +410,10 @@ class Accounting:
         )
         if kept >= self._pooled:
             return
-        self._pooled = kept
+        before, self._pooled = self._pooled, kept
         self._all[layout.SLOTS_IN_USE] = kept + 1
         del self.slots[kept + 1 :]
-        for slot in self._made[kept:]:
+        for slot in self._made[kept:before]:  # no others: a write would take memory for their pages again
             slot._forget()
         first = -(-(layout.PAGE + (kept + 1) * layout.SLOT_SIZE) // mmap.PAGESIZE) * mmap.PAGESIZE
         if first < len(self._memory):

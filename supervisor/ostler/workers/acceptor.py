@@ -189,9 +189,12 @@ class Acceptor:
         slot.connection_received()
         connection = self._factory.make(found.sock, found.listener, found.peer)
         connection.peer_info = found.peer_info
-        connection.answered_at = found.answered_at
         host = found.peer_info.get("REMOTE_ADDR") or host_of(found.peer)
-        return connection if self._enter_table(connection, host, slot) else None
+        if not self._enter_table(connection, host, slot):
+            return None
+        # Not before: as an idle connection it would be the first to make room, for itself.
+        connection.answered_at = found.answered_at
+        return connection
 
     def _enter_table(self, connection: Connection, host: str, slot: RequestSlot) -> bool:
         """Take a connection in, and make room for the next one, or stop; False if it is closed already."""

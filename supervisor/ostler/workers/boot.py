@@ -254,7 +254,8 @@ class WorkerProcess:
     def _drain(self, hand_over: bool = False, seconds: float | None = None) -> None:
         if self._engine is None:
             self._leave_early = True
-        elif not self._engine.draining:
+        elif seconds is not None or not self._engine.draining:
+            # Also if a signal came first: the supervisor's budget counts.
             self._title(f"worker {self._inherited.slot} gen {self._generation.number} draining")
             self._engine.drain(hand_over, seconds)
 

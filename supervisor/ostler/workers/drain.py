@@ -39,13 +39,14 @@ class DrainState:
         """Drain from the next pass of the loop on; a later call may change how.
 
         Args:
-            seconds: how long it may take; None: the settings' graceful time-out, or that of an earlier call.
+            seconds: how long it may take from now on; None: the settings' graceful time-out, or that of an
+                earlier call.
         """
         self.hand_over = hand_over and self._can_hand_off
         if seconds is not None:
             self._seconds = seconds
             if self.deadline is not None:
-                self.deadline = self.began + int(seconds * SECOND)
+                self.deadline = monotonic_ns() + int(seconds * SECOND)
         self.asked = True
 
     def begin(self) -> bool:

@@ -110,6 +110,8 @@ class Engine(BaseWorker):
         self._worked_until = 0
         # It had nothing to do before the last poll returned.
         self._was_idle = False
+        # Each connection is asked about that may have waited.
+        self._asks_for_all = context.settings.queue_timeout > 0
         self._done = False
 
     # -- what the worker's life cycle calls ------------------------------------------------------------------
@@ -334,9 +336,11 @@ class Engine(BaseWorker):
                     return False
                 now = known.idle_since  # when its answer was given
         if arrivals:
-            # They wait for any worker, so that they may have come before this one looked. Those that a worker
-            # finds which had nothing to do have not waited longer than it has, which looks once a second.
-            self._prompt_until = now - SECOND + LEAST_QUEUED if self._was_idle else 0
+            # They wait for any worker, so that they may have come before this one looked. Those that an idle
+            # worker finds have not waited since before its last work, after which it looks once a
+            # second. But this process may have been stopped in that time: `queue_timeout` needs to know.
+            idle_since = self._worked_until - SECOND + LEAST_QUEUED
+            self._prompt_until = idle_since if self._was_idle and not self._asks_for_all else 0
         # Last: a connection that came while the app was busy has gone to a sibling that was not.
         for fd in arrivals:
             for _ in range(self._acceptor.arrivals_in_a_pass(1, now)):
@@ -379,8 +383,9 @@ class Engine(BaseWorker):
             self._put_back(connection, False)
             return False
         self._current = connection
+        prompt_until = self._prompt_until  # the thread that accepts the offer changes it
         leader.offer(slot)
-        self._run_requests(connection, slot, self._prompt_until)
+        self._run_requests(connection, slot, prompt_until)
         is_leader = leader.withdraw(slot)
         self._put_back(connection, is_leader)
         return is_leader

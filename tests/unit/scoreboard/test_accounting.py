@@ -201,6 +201,18 @@ def test_an_extension_ends_with_its_request(worker: Worker) -> None:
     assert worker.scoreboard.in_flight(worker.cell)[0].extended_until == 0.0
 
 
+def test_an_extension_is_for_the_request_that_is_meant(worker: Worker) -> None:
+    """Asked for by another thread, it may come when the next request is in the slot."""
+    slot = worker.accounting.thread_slot(0)
+    slot.begin("GET", b"/", NOW)
+    slot.end(200, 0, NOW + 1)
+    slot.begin("GET", b"/", NOW + 2)
+    slot.extend_until(NOW + SECOND, started=NOW)
+    assert worker.scoreboard.in_flight(worker.cell)[0].extended_until == 0.0
+    slot.extend_until(NOW + SECOND, started=NOW + 2)
+    assert worker.scoreboard.in_flight(worker.cell)[0].extended_until == (NOW + SECOND) / 1e9
+
+
 @pytest.mark.parametrize("seconds", [0, -1, 1e10, float("inf"), float("nan")])
 def test_no_time_to_extend_by(worker: Worker, seconds: float) -> None:
     slot = worker.accounting.thread_slot(0)
@@ -334,6 +346,18 @@ def test_slots_and_their_memory_are_given_up_when_they_are_free(loop: Worker) ->
     again = [begin(loop, number) for number in range(700) if number != 99]
     assert len({slot.number for slot in (remaining, *again)}) == 700
     assert loop.shown() == sorted(f"GET /{number}" for number in range(700))
+
+
+def test_slots_that_were_given_up_before_are_not_touched(loop: Worker) -> None:
+    """Giving up the slots of a small burst takes no memory for those of a large one before it."""
+    loop.clock = NOW + 60 * SECOND
+    left = []
+    for number, burst in enumerate((900, 40), 1):
+        for slot in [begin(loop, place) for place in range(burst)]:
+            slot.end(200, 0, NOW)
+        loop.accounting.heartbeat(NOW + 20 * number * SECOND)
+        left.append(loop.memory())
+    assert left[1] == left[0]
 
 
 def test_the_lowest_free_slots_are_used_first_after_giving_up(loop: Worker) -> None:

@@ -13,7 +13,7 @@ import pytest
 from ostler.workers import eviction
 from ostler.workers.connection import CLOSED, PROXY_HEADER
 from ostler.workers.handoff import HandOff
-from tests.unit.workers.pieces import GET, SECOND, Pieces
+from tests.unit.workers.pieces import GET, PEER, SECOND, Pieces
 from tests.unit.workers.rig import Listener
 
 Make = Callable[..., Pieces]
@@ -204,3 +204,22 @@ def test_closing_the_listeners(make: Make, listener: Listener) -> None:
 def test_ranks_are_in_order() -> None:
     """What is closed first has the lowest rank."""
     assert eviction.LINGERING < eviction.IDLE < eviction.SLOW < eviction.MOVING
+
+
+def test_a_connection_that_is_handed_off_to_a_full_worker(tmp_path: Path) -> None:
+    """It is not the one that makes room, although it is idle: its client would lose it."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    handoff = HandOff(*ends)
+    ours, theirs = socket.socketpair()
+    with ends[0], ends[1], ours, theirs, Pieces(tmp_path, handoff=handoff) as pieces:
+        pieces.parts.table.most = 2
+        in_app, _ = pieces.connect()
+        in_app.watched = False
+        idle = pieces.parts.factory.make(ours, "", PEER)
+        idle.answered_at = time.monotonic_ns() - SECOND
+        assert handoff.send(idle)
+        pieces.parts.acceptor.start()
+        received = pieces.parts.acceptor.receive(pieces.slot)
+        assert received is not None
+        assert received.answered_at == idle.answered_at
+        assert len(pieces.parts.table.open) == 2

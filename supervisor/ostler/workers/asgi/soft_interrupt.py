@@ -69,7 +69,7 @@ class AsgiSoftInterrupts:
         if not started:
             raise RuntimeError("extend_deadline was called where no request is served")
         if (request := self._find(started)) is not None:
-            request.slot.extend_until(monotonic_ns() + int(seconds * 1_000_000_000))
+            request.slot.extend_until(monotonic_ns() + int(seconds * 1_000_000_000), started)
 
     def _interrupt_waiting(self) -> None:
         # All at once: there is a signal for each, and with a look at all tasks each time hundreds that are
