@@ -19,7 +19,9 @@ def pytest_runtest_makereport(
     if report.failed:
         for place in Place.live:
             place.keep = True
-            report.sections.append(("daemons", place.logs()))
+            # Names that are no UTF-8 could not be sent between the processes of pytest-xdist.
+            text = place.logs().encode(errors="backslashreplace").decode()
+            report.sections.append(("daemons", text))
     return report
 
 
