@@ -119,6 +119,7 @@ class OwnSettings:
 
     def restore(self, loaded: Loaded, pidfile: tuple[str, int] | None) -> None:
         """After an upgrade in place."""
+        self.begun = True
         try:
             self.enter(loaded)
         except SettingError as error:
