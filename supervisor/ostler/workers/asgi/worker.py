@@ -72,6 +72,7 @@ class AsgiWorker(BaseWorker):
         self._log = context.log
         before = open_files()
         self._loop = loop = _new_loop(settings, self.config_kwargs)
+        loop.set_exception_handler(_log_unless_quitting)
         self._descriptors = open_files() - before
         uvicorn_setup.drop_cycles_of_asyncio()
         if context.tls is not None:
@@ -322,6 +323,15 @@ class AsgiWorker(BaseWorker):
             self._ticker.cancel()
         await _cancel_all()
         await self._loop.shutdown_asyncgens()
+
+
+def _log_unless_quitting(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The loop's handler for exceptions in callbacks, in which a signal's handler may raise QuitWorker.
+
+    It is lost there; the loop ends because `stop` was called as well.
+    """
+    if not isinstance(context.get("exception"), QuitWorker):
+        loop.default_exception_handler(context)
 
 
 def _new_loop(settings: Settings, wanted: dict[str, Any]) -> asyncio.AbstractEventLoop:
