@@ -37,7 +37,7 @@ import servers
 sys.path.insert(0, str(servers.ROOT))
 from ostler.control.client import Client, RefusedError, UnreachableError
 from ostler.control.routes import RECYCLE, REFORK, RELOAD, SCALE, UPGRADE
-from ostler.control.views import Refork, Reload, Scale
+from ostler.control.views import ReforkBody, ReloadBody, Scale
 from tests.kit.answers import AnswerParser, MalformedAnswerError
 from tests.kit.daemon import Daemon, Place, fork_server
 from tests.kit.load import Load
@@ -179,7 +179,7 @@ class Chaos:
         release(self.place, self._version, crash_after)
 
     def _reload(self, wait: bool) -> None:
-        view = self.client.call(RELOAD, Reload(wait=wait))
+        view = self.client.call(RELOAD, ReloadBody(wait=wait))
         self.account.reloads[view.phase if wait else "not awaited"] += 1
 
     def do_reload(self) -> None:
@@ -233,7 +233,7 @@ class Chaos:
 
     def do_refork(self) -> None:
         with self._planned():
-            self.client.call(REFORK, Refork())
+            self.client.call(REFORK, ReforkBody())
             self._pass_time(0.3)
 
     def do_upgrade(self) -> None:
@@ -508,7 +508,7 @@ class Chaos:
     def _at_rest(self) -> bool:
         self._pass_time(0.5)
         try:
-            return self.client.call(RELOAD, Reload(wait=True)).phase == "done"
+            return self.client.call(RELOAD, ReloadBody(wait=True)).phase == "done"
         except UnreachableError:
             return False
 
@@ -617,7 +617,7 @@ def soak(
     daemon.settled(WORKERS)
     chaos = Chaos(place, daemon, dice, without)
     # What is opened once is open now, our own connection included.
-    daemon.client.call(RELOAD, Reload(wait=True))
+    daemon.client.call(RELOAD, ReloadBody(wait=True))
     daemon.settled(WORKERS)
     before, memory = kinds(daemon.pid), resident(daemon.pid)
     aside_before = daemon.status().totals.requests

@@ -26,7 +26,7 @@ import servers
 sys.path.insert(0, str(servers.ROOT))
 from ostler.control.client import Client, UnreachableError
 from ostler.control.routes import EVENTS, REFORK, RELOAD, RELOAD_STATUS, SCALE, STATUS, UPGRADE
-from ostler.control.views import Refork, Reload, Scale
+from ostler.control.views import ReforkBody, ReloadBody, Scale
 from tests.kit.daemon import Daemon, Place
 from tests.kit.load import Load
 from tests.kit.report import Report, percentile
@@ -146,7 +146,7 @@ class Life:
         )
 
     def reload(self) -> None:
-        view = self._client.call(RELOAD, Reload(wait=True))
+        view = self._client.call(RELOAD, ReloadBody(wait=True))
         if view.phase != "done":
             raise servers.BenchError(f"the reload ended as {view.phase}: {view.reason}")
 
@@ -160,7 +160,7 @@ class Life:
         time.sleep(1.0)
 
     def refork(self) -> None:
-        asked = self._client.call(REFORK, Refork())
+        asked = self._client.call(REFORK, ReforkBody())
         after = asked.after
 
         def outcome() -> str:
