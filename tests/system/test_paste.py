@@ -54,7 +54,7 @@ def test_reload(site: Place) -> None:
     daemon = site.start("--reload", "--paste", "site.ini", "--paste-global", "mood=m", bind=None)
     site.add("site.ini", INI.replace("hello", "good morning"))
     daemon.until(lambda: daemon.get().text == "red good morning", "the new greeting")
-    assert daemon.events("reload")[0]["by"] == "file site.ini changed"
+    assert daemon.event("reload")["by"] == "file site.ini changed"
 
 
 def test_mistakes(site: Place) -> None:
