@@ -67,10 +67,6 @@ class Route(Generic[Ask, View]):
     logged_by_fleet: bool = False
     """The fleet logs this change itself, with its originator."""
 
-    @property
-    def is_change(self) -> bool:
-        return self.method != "GET"
-
 
 HEALTHZ: Route[None, str] = Route(
     "healthz", "GET", "/healthz", "Whether the supervisor runs", view=str, media=TEXT, open=True

@@ -13,8 +13,9 @@ A connection whose request is in the app, or waits for a thread, is never among 
 """
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import inf
+from typing import TypeVar
 
 from ostler.http1.errors import RequestTimeout
 from ostler.logs.worker_log import Log
@@ -25,6 +26,8 @@ from ostler.workers.connection import Connection
 from ostler.workers.connection_table import ConnectionTable
 from ostler.workers.responder import Responder
 from ostler.workers.units import SECOND
+
+Client = TypeVar("Client")
 
 # Bytes that each connection is credited with from the beginning: one that was just made is not a slow one.
 CREDIT_BYTES = 1000
@@ -80,19 +83,20 @@ def rank(connection: Connection, now: int, min_rate: int) -> tuple[int, float] |
 
 
 def lowest_ranked(
-    connections: Iterable[Connection], now: int, min_rate: int, worst: int
-) -> tuple[int, list[Connection]]:
-    """The connections to close: a part of those that rank lowest, and one at least.
+    connections: Iterable[Client], rank_of: Callable[[Client], tuple[int, float] | None], worst: int
+) -> tuple[int, list[Client]]:
+    """The connections that make room: a part of those of the lowest rank, and one at least.
 
     Args:
+        rank_of: as `rank`.
         worst: no connection of a higher rank than this is taken.
 
     Returns:
         Their rank and themselves; no connection if none may be closed.
     """
-    ranked: list[list[tuple[float, Connection]]] = [[], [], [], []]
+    ranked: list[list[tuple[float, Client]]] = [[], [], [], []]
     for connection in connections:
-        if (found := rank(connection, now, min_rate)) is not None and found[0] <= worst:
+        if (found := rank_of(connection)) is not None and found[0] <= worst:
             ranked[found[0]].append((found[1], connection))
     for number, candidates in enumerate(ranked):
         if candidates:
@@ -100,6 +104,27 @@ def lowest_ranked(
             most = len(candidates) // ONE_IN[number] + 1
             return number, [connection for worth, connection in candidates[:most] if worth < inf]
     return worst, []
+
+
+class EvictionLog:
+    """Logs how many slow clients made room, once in ten seconds at most.
+
+    Called only by the thread that polls, or that runs the loop.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._count = self._next = 0
+
+    def add(self, rank: int, closed: int, now: int, reason: str) -> None:
+        """Count connections that were closed, if their rank is SLOW or higher. now: nanoseconds."""
+        if not closed or rank < SLOW:
+            return
+        self._count += closed
+        if now >= self._next:
+            self._next = now + _REPORT_PAUSE
+            self._log.warning("connections_evicted", count=self._count, reason=reason)
+            self._count = 0
 
 
 class Evictor:
@@ -112,9 +137,8 @@ class Evictor:
     def __init__(self, table: ConnectionTable, responder: Responder, log: Log, min_rate: int) -> None:
         self._table = table
         self._responder = responder
-        self._log = log
+        self._eviction_log = EvictionLog(log)
         self._min_rate = min_rate
-        self._evicted = self._next_report = 0
 
     def make_room(self, slot: RequestSlot, now: int, worst: int, reason: str) -> bool:
         """Close the connections that are worth least, up to the rank `worst`; True if any was closed.
@@ -125,7 +149,8 @@ class Evictor:
             reason: for the log, if clients have to be closed that are in the middle of something.
         """
         table = self._table
-        number, least = lowest_ranked(list(table.open.values()), now, self._min_rate, worst)
+        connections = list(table.open.values())
+        number, least = lowest_ranked(connections, lambda each: rank(each, now, self._min_rate), worst)
         before = len(table.open)
         for connection in least:
             if connection.phase is phases.LINGERING or connection.output:
@@ -138,12 +163,7 @@ class Evictor:
             else:
                 table.close(connection, slot)
         closed = before - len(table.open)
-        if closed and number >= SLOW:
-            self._evicted += closed
-            if now >= self._next_report:
-                self._next_report = now + _REPORT_PAUSE
-                self._log.warning("connections_evicted", count=self._evicted, reason=reason)
-                self._evicted = 0
+        self._eviction_log.add(number, closed, now, reason)
         return closed > 0
 
 

@@ -243,7 +243,7 @@ def test_a_client_that_asks_for_the_end(bench: Make, data: bytes) -> None:
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_client_that_does_not_expect_the_end(bench: Make, at_once: bool) -> None:
-    """Without keep-alive, or once the worker drains: it is told, and may still send: no reset."""
+    """Without keep-alive, or once the worker drains, the answer says so. More from the client causes no reset."""
     it = bench(keepalive=0.0 if at_once else 5.0)
     if not at_once:
         it.run()
@@ -303,7 +303,7 @@ def test_a_client_that_has_gone(bench: Make) -> None:
 
 
 def test_a_body_that_turns_out_wrong(bench: Make) -> None:
-    """While the app reads it: the client is told, and it counts once, as what it is."""
+    """While the app reads it, the request is answered as what it is, and is counted once."""
     it = bench(stream_request=True)
     answer = it.run(
         b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\nnonsense\r\n"

@@ -26,8 +26,9 @@ from ostler.workers.accept_pause import AcceptPause
 from ostler.workers.acceptor import FULL_CHECK_SECONDS
 from ostler.workers.asgi import client_speed
 from ostler.workers.connection_limits import AddressCounts, most_connections, network_of
-from ostler.workers.eviction import IDLE, MIN_AGE_NS, MOVING, ONE_IN, SLOW
+from ostler.workers.eviction import IDLE, MIN_AGE_NS, MOVING, ONE_IN, SLOW, EvictionLog, lowest_ranked
 from ostler.workers.handoff import INVALID_RECEIVED, HandOff
+from ostler.workers.units import SECOND
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -37,8 +38,6 @@ _HANDOFF_PAUSE = 1.0
 # After clients had to wait for room, for so many seconds: so many connections are accepted at once, and
 # connections are evicted as soon as the worker is full.
 _PRESSURE, _PRESSURE_ARRIVALS = 1.0, 16
-# Evictions are logged this often (s).
-_REPORT_PAUSE = 10.0
 # Seconds after which asyncio cuts a TLS connection that was closed, even if its client is still reading. That
 # is for `close_slow` to decide.
 _TLS_SHUTDOWN = 86_400.0
@@ -127,7 +126,7 @@ class AsgiAcceptor:
         # The one timer of `_look_for_room`.
         self._looking: asyncio.TimerHandle | None = None
         self._pressure_until = 0.0
-        self._evicted, self._next_report = 0, 0.0
+        self._eviction_log = EvictionLog(log)
         self._addresses = AddressCounts(settings.limit_connections_per_address)
         self._header_timeout = settings.header_timeout
         self._wanted = self._open = False
@@ -268,7 +267,8 @@ class AsgiAcceptor:
     def _evict(self, worst: int, reason: str = "") -> int:
         """Close the connections that are worth least, as `workers.eviction` says; returns their number."""
         now, rate = self._loop.time(), self._settings.body_min_rate
-        number, least = client_speed.lowest_ranked(list(self._connections), now, rate, worst)
+        connections = list(self._connections)
+        number, least = lowest_ranked(connections, lambda each: client_speed.rank(each, now, rate), worst)
         if number >= SLOW:
             # Handshakes, the oldest first, unless all have only just begun.
             old = [task for task, began in self._arriving.items() if now - began > MIN_AGE_NS / 1e9]
@@ -282,12 +282,7 @@ class AsgiAcceptor:
         for protocol in least:
             self._refuse(protocol, at_once=True)
         closed = len(least) + len(old)
-        if closed and number >= SLOW:
-            self._evicted += closed
-            if now >= self._next_report:
-                self._next_report = now + _REPORT_PAUSE
-                self._log.warning("connections_evicted", count=self._evicted, reason=reason)
-                self._evicted = 0
+        self._eviction_log.add(number, closed, int(now * SECOND), reason)
         return closed
 
     def _refuse(self, protocol: Any, at_once: bool = False) -> None:

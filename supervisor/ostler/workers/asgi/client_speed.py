@@ -6,7 +6,6 @@ not read: the app gets `http.disconnect`.
 """
 
 import socket
-from collections.abc import Iterable
 from contextlib import suppress
 from math import inf
 from typing import Any
@@ -18,7 +17,6 @@ from ostler.workers.eviction import (
     IDLE,
     MIN_AGE_NS,
     MOVING,
-    ONE_IN,
     RATE_WINDOW_NS,
     SLOW,
     USUAL_RATE,
@@ -188,18 +186,3 @@ def rank(protocol: Any, now: float, min_rate: int) -> tuple[int, float] | None:
     if must_move and moved >= (min_rate or USUAL_RATE) * max(age, RATE_WINDOW_NS / 1e9):
         return MOVING, moved / age
     return SLOW, ((moved + CREDIT_BYTES) / age if age > MIN_AGE_NS / 1e9 else inf)
-
-
-def lowest_ranked(protocols: Iterable[Any], now: float, min_rate: int, worst: int) -> tuple[int, list[Any]]:
-    """As `eviction.lowest_ranked`."""
-    ranked: list[list[tuple[float, Any]]] = [[], [], [], []]
-    for protocol in protocols:
-        found = rank(protocol, now, min_rate)
-        if found is not None and found[0] <= worst:
-            ranked[found[0]].append((found[1], protocol))
-    for number, candidates in enumerate(ranked):
-        if candidates:
-            candidates.sort(key=lambda candidate: candidate[0])
-            most = len(candidates) // ONE_IN[number] + 1
-            return number, [found for worth, found in candidates[:most] if worth < inf]
-    return worst, []
