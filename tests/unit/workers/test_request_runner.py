@@ -243,7 +243,7 @@ def test_a_client_that_asks_for_the_end(bench: Make, data: bytes) -> None:
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_client_that_does_not_expect_the_end(bench: Make, at_once: bool) -> None:
-    """Without keep-alive, or once the worker drains, the answer says so. More from the client causes no reset."""
+    """Without keep-alive, or once the worker drains, the answer says so. Further bytes cause no reset."""
     it = bench(keepalive=0.0 if at_once else 5.0)
     if not at_once:
         it.run()
