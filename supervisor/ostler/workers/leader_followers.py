@@ -31,6 +31,8 @@ from ostler.osapi import original
 from ostler.scoreboard.accounting import RequestSlot
 
 _TICK = 0.001
+# How long a signal's handler may wait (s); as in the reactor, which polls at least so often.
+_LONGEST_WAIT = 1.0
 # Looks without a request before the watcher goes to sleep.
 _IDLE_TICKS = 20
 
@@ -88,7 +90,10 @@ class LeaderFollowers:
         self._waiting.append(None)
         if self.watcher_polls:
             self._wake()
-        self._leadership.acquire()
+        # Not without a limit: a signal that arrives between the interpreter's last check and the wait does
+        # not end the wait, and only the main thread, which this may be, runs signal handlers.
+        while not self._leadership.acquire(True, _LONGEST_WAIT):
+            pass
         self._waiting.pop()
 
     def release(self) -> None:
