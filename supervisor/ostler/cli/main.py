@@ -1,5 +1,6 @@
 """`ostler`: the daemon's command."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -80,15 +81,23 @@ def _run(given: CommandLine) -> None:
 
 @contextmanager
 def _loading() -> Iterator[None]:
-    """Raises OstlerError for a library that can't be imported: that is no defect of ours."""
+    """For imports of what the supervisor needs until its end: the garbage collector leaves it out.
+
+    Raises:
+        OstlerError: a library can't be imported: that is no defect of ours.
+    """
+    gc.disable()
     try:
         yield
+        gc.freeze()
     except (OSError, ImportError) as error:
         if isinstance(error, OSError) and error.errno == ENOMEM:
             raise OstlerError(f"out of memory; {LIMITS}") from None
         named = [name for name in _OF_LIBRARIES if os.environ.get(name)]
         advice = f"; look at {' and '.join(named)}" if named else ""
         raise OstlerError(f"can't load what Ostler needs: {name_and_text(error)}{advice}") from None
+    finally:
+        gc.enable()
 
 
 def _folder() -> str:

@@ -10,14 +10,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from ostler.daemon.attempts import Attempts
-from ostler.daemon.backoff import Backoff
+from ostler.daemon.retry_delay import RetryDelay
 
 
 @dataclass(slots=True)
 class _Chore:
     name: str
     call: Callable[[], Awaitable[None] | None]
-    backoff: Backoff = field(default_factory=Backoff)
+    backoff: RetryDelay = field(default_factory=RetryDelay)
     task: asyncio.Task[None] | None = None
 
 

@@ -33,8 +33,8 @@ from ostler.daemon.sensors.implausible import ImplausibleWorkers
 from ostler.daemon.sensors.load import LoadSensor
 from ostler.daemon.shell import Callbacks, Shell
 from ostler.daemon.start_request import RunRequest
-from ostler.daemon.upgrade_exec import Upgrader
 from ostler.daemon.upgrade_state import Carried
+from ostler.daemon.upgrader import Upgrader
 from ostler.daemon.views.observer import Observer
 from ostler.errors import ExitCode
 from ostler.fleet import actions, events, health

@@ -1,4 +1,7 @@
-"""What the fleet needs of a generation's settings."""
+"""What the fleet needs of a generation's settings, e.g. `graceful_timeout`.
+
+contrib/docs/architecture.md, walk 4, follows that setting from the flag to its effect.
+"""
 
 from collections.abc import Sequence
 

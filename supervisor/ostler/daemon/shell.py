@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 
 from ostler.daemon.attempts import Attempts
-from ostler.daemon.backoff import Backoff
 from ostler.daemon.children.fork_servers import ForkServerCallbacks, ForkServerManager
 from ostler.daemon.children.hang_actions import OverdueRequests
 from ostler.daemon.children.hooks import HookDispatcher, HooksState
@@ -32,6 +31,7 @@ from ostler.daemon.configurations import Configurations
 from ostler.daemon.listening.listeners import Listeners
 from ostler.daemon.reporting.journal import Journal
 from ostler.daemon.reporting.ledger import Ledger
+from ostler.daemon.retry_delay import RetryDelay
 from ostler.daemon.start_request import StartRequest
 from ostler.fleet import actions, events
 from ostler.fleet.machine import Fleet
@@ -110,7 +110,7 @@ class Shell:
         self._waiting: deque[events.Event] = deque()
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
-        self._failures = Backoff()
+        self._failures = RetryDelay()
         # How often in a row the fleet's next deadline was still in the past after it was handled.
         self._kept_deadlines = 0
         self.handoff = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -18,7 +18,6 @@ is its median over a few seconds: one busy second does not.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, median
 
 from ostler.fleet.model import FleetPolicy, Load
 from ostler.fleet.policies import surge
@@ -164,6 +163,9 @@ class _Seen:
 
     @classmethod
     def of(cls, samples: Sequence[Sample], policy: FleetPolicy) -> "_Seen":
+        # It imports decimals and fractions: imported here, as most fleets have a fixed number of workers.
+        from statistics import fmean, median
+
         busy, wait = median(s.busy for s in samples), median(s.wait for s in samples)
         return cls(
             seconds=len(samples),
@@ -243,7 +245,7 @@ def _room(loads: Sequence[Load], memory_free: int | None, policy: FleetPolicy, w
     known = [load.memory for load in loads if load.memory]
     if memory_free is None or not known:
         return None
-    each = fmean(known)
+    each = sum(known) / len(known)
     reserve = _RESERVE + surge(policy.max_surge, policy.max_surge_share, wanted) * each
     return max(0, int((memory_free - reserve) // each))
 

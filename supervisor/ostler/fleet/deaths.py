@@ -1,4 +1,8 @@
-"""What follows from the death of a worker: as asked, by a crash, or by a signal from outside."""
+"""What follows from the death of a worker: as asked, by a crash, or by a signal from outside.
+
+Here is decided when it may be replaced (`policies.backoff`, `policies.crash_pause`); `slots.fill` spawns the
+successor.
+"""
 
 from ostler.fleet import boots, events, probation, reloads, spares
 from ostler.fleet.lifecycle import FleetDecision

@@ -15,7 +15,7 @@ _LONGEST_OUTAGE = 1.0
 _TOLERATED_CRASHES = 3
 CRASH_WINDOW = 60.0
 """Seconds for which a crash counts, and a kill by an outsider."""
-# Kills by outsiders within CRASH_WINDOW without consequence; in larger fleets one for each worker.
+# Kills by outsiders within CRASH_WINDOW that do not count as crashes; in larger fleets one for each worker.
 _TOLERATED_KILLS = 30
 
 # The least number of answers for which a generation's error rate is compared.

@@ -1,4 +1,7 @@
-"""How many workers there should be: set by hand, decided by the load, or as the configuration says."""
+"""How many workers there should be: set by hand, decided by the load, or as the configuration says.
+
+Which workers end when there are fewer is decided in `slots.mark_leaving`: those in the highest slots.
+"""
 
 from ostler.fleet import events
 from ostler.fleet.autoscale import decide

@@ -67,7 +67,8 @@ def drain_replaced(step: FleetStep) -> None:
     serving = [w for w in state.workers.values() if w.state is READY and w.generation != state.candidate]
     serving.sort(key=lambda w: (w.generation == state.current, w.worker_id))
     held = {w.slot for w in serving if w.leaving is None and w.generation == state.current}
-    # Of several in one slot that must go, only the last waits: else they would wait for each other.
+    # If several workers of one slot must go, only the last waits for a successor; else each would wait, as
+    # the others still serve the slot.
     last = {w.slot: w for w in serving}
     for worker in state.workers.values():
         if worker.leaving is None or worker.generation == state.candidate:

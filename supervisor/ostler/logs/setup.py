@@ -1,17 +1,27 @@
 """structlog for the supervisor. Workers and the fork server use `lean`, with the same form of lines."""
 
 import atexit
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
-
-import structlog
-from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
 from ostler.errors import SettingError
 from ostler.logs.logfile import LogFile
 from ostler.logs.render import LEVELS, console_line, json_line
 from ostler.logs.worker_log import resolve_format, wants_colour
+
+# structlog imports rich where it is installed, for a renderer that is not used here. That would be a tenth
+# of the supervisor's start.
+_without_rich = "rich" not in sys.modules
+if _without_rich:
+    sys.modules["rich"] = None  # type: ignore[assignment]  # makes its import raise ImportError
+try:
+    import structlog
+    from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+finally:
+    if _without_rich:
+        del sys.modules["rich"]
 
 Logger = FilteringBoundLogger
 

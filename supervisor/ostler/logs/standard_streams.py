@@ -1,5 +1,7 @@
 """Standard streams for user code that ignore write errors, e.g. when the reader of a pipe is gone.
 
+They write to descriptors 1 and 2, which are the daemon's own unless `capture_output` is set (`capture`).
+
 Without them, after `ostler | head` has ended, an app that prints or writes to wsgi.errors would answer each
 request with 500.
 """

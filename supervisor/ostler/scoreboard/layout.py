@@ -2,9 +2,11 @@
 
 The scoreboard is one memfd for each worker process (not a file: a full disk must not look like a hang), its
 cell. A cell is a header page, then the request slots: one for each request that the worker can show at once.
-All numbers are unsigned 64-bit words in native order, each with one writer: the header's are written by the
-thread that runs the worker's loop, a slot's by the thread that serves in it, but for OVERDUE, which the
-supervisor writes.
+All numbers are unsigned 64-bit words in native order. Only `accounting` writes them, and `Cell.mark` in the
+supervisor. No two threads write a word at the same time: HEARTBEAT is written by the thread that polls,
+SLOTS_IN_USE under a lock, a slot's words by the thread that serves in it. Exceptions: a slot's EXTENDED words
+may be written by any thread on behalf of its request; OVERDUE is written by the supervisor, and reset by the
+worker when the slot gets another use.
 
 A cell's size is fixed when it is made, for the most slots that the worker may need. The file is sparse: a
 page takes memory from when it is first written, or read through a map; reading it by pread(2) allocates

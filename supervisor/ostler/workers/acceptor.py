@@ -2,8 +2,8 @@
 
 Workers take turns: each accepts one connection at a time and then goes to the end of the kernel's queue of
 workers that wait. A worker stops accepting while it drains and while its table is full. When there are no
-descriptors or no memory, it closes slow clients at once; if none could be closed, it stops accepting for a
-second (`accept_pause`).
+descriptors or no memory, it closes the connections that are worth least (`eviction`); if none could be
+closed, it stops accepting for a second (`accept_pause`).
 
 A full worker checks every `FULL_CHECK_SECONDS` whether connections wait that no sibling accepts. Only then it
 closes slow clients to make room; afterwards it does so at once for a while, and accepts several connections
@@ -145,11 +145,12 @@ class Acceptor:
         except OSError as error:
             if is_exhaustion(error):
                 reason = error.strerror or "no descriptors"
+                # If room was made: the listener is still ready, so the next pass accepts.
                 if not self._evictor.make_room(slot, now, eviction.MOVING, reason):
                     self.stop()
                     self._pause.begin(error, now)
-                # Else there is room now, and the listener is still ready.
-            return None  # a sibling was quicker, or the client went away again
+            # Other errors: a sibling was quicker, or the client went away again.
+            return None
         sock.setblocking(False)
         # To the end of the queue: the kernel wakes the first worker that waits.
         self._reactor.remove(source)

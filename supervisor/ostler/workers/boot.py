@@ -48,7 +48,10 @@ _ORPHAN_GRACE = 1.0
 
 
 class WorkerProcess:
-    """The worker in the forked process; all methods are called in its main thread.
+    """The worker in the forked process.
+
+    Methods are called in its main thread, but for `_on_channel` and what that calls: the thread that polls
+    does, which in a worker with threads may be another one.
 
     lowered: for `restore_priority`.
     """

@@ -3,7 +3,7 @@
 A client that opens connections and sends little on them, or reads little of its answers, would keep others
 out for as long as the time-outs allow. So the connections that are worth least are closed, in this order:
 
-1. those whose last answer was sent, and which wait only for the client to close (LINGERING);
+1. those whose last answer was sent, and which wait only for the client to close (ENDED);
 2. idle ones between two requests, the longest idle first;
 3. those that have sent least for longest: heads and bodies that are incomplete, handshakes, connections
    without a first request; and those that have read least of an answer for longest;
@@ -41,7 +41,7 @@ _ARRIVED = SECOND // 4
 # For ranking, where `body_min_rate` is 0.
 USUAL_RATE = 500
 
-LINGERING, IDLE, SLOW, MOVING = range(4)
+ENDED, IDLE, SLOW, MOVING = range(4)
 # Of the candidates of the lowest rank, one in so many is closed at a time, and one at least. Ranking looks at
 # all connections, so one ranking makes room for several new ones; of idle and moving ones it closes fewer.
 ONE_IN = (1, 16, 8, 64)
@@ -60,7 +60,7 @@ def rank(connection: Connection, now: int, min_rate: int) -> tuple[int, float] |
         return None
     parser = connection.parser
     if connection.phase is phases.LINGERING:
-        return (LINGERING, connection.idle_since) if now - connection.idle_since > _ARRIVED else None
+        return (ENDED, connection.idle_since) if now - connection.idle_since > _ARRIVED else None
     if connection.output:
         output = connection.output
         since = output.began
@@ -83,27 +83,27 @@ def rank(connection: Connection, now: int, min_rate: int) -> tuple[int, float] |
 
 
 def lowest_ranked(
-    connections: Iterable[Client], rank_of: Callable[[Client], tuple[int, float] | None], worst: int
+    connections: Iterable[Client], rank_of: Callable[[Client], tuple[int, float] | None], highest: int
 ) -> tuple[int, list[Client]]:
     """The connections that make room: a part of those of the lowest rank, and one at least.
 
     Args:
         rank_of: as `rank`.
-        worst: no connection of a higher rank than this is taken.
+        highest: no connection of a higher rank than this is taken.
 
     Returns:
         Their rank and themselves; no connection if none may be closed.
     """
     ranked: list[list[tuple[float, Client]]] = [[], [], [], []]
     for connection in connections:
-        if (found := rank_of(connection)) is not None and found[0] <= worst:
+        if (found := rank_of(connection)) is not None and found[0] <= highest:
             ranked[found[0]].append((found[1], connection))
     for number, candidates in enumerate(ranked):
         if candidates:
             candidates.sort(key=lambda candidate: candidate[0])
             most = len(candidates) // ONE_IN[number] + 1
             return number, [connection for worth, connection in candidates[:most] if worth < inf]
-    return worst, []
+    return highest, []
 
 
 class EvictionLog:
@@ -140,8 +140,8 @@ class Evictor:
         self._eviction_log = EvictionLog(log)
         self._min_rate = min_rate
 
-    def make_room(self, slot: RequestSlot, now: int, worst: int, reason: str) -> bool:
-        """Close the connections that are worth least, up to the rank `worst`; True if any was closed.
+    def make_room(self, slot: RequestSlot, now: int, highest: int, reason: str) -> bool:
+        """Close the connections that are worth least, up to the rank `highest`; True if any was closed.
 
         Args:
             slot: the calling thread's.
@@ -150,7 +150,7 @@ class Evictor:
         """
         table = self._table
         connections = list(table.open.values())
-        number, least = lowest_ranked(connections, lambda each: rank(each, now, self._min_rate), worst)
+        number, least = lowest_ranked(connections, lambda each: rank(each, now, self._min_rate), highest)
         before = len(table.open)
         for connection in least:
             if connection.phase is phases.LINGERING or connection.output:

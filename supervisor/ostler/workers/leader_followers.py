@@ -1,12 +1,12 @@
 """Leader/followers: which of a worker's threads polls (Schmidt et al., "Leader/Followers", 2000).
 
-The leader is the thread that polls: it waits at the reactor, receives, and serves what it can. Waking another
-thread costs more than most requests do, and two threads that want the interpreter lock wait for each other.
-So the leader serves requests itself and stays the leader, like a worker with one thread. Only while it is in
-the app it *offers* the leadership: a watcher thread, which looks every millisecond while requests come and
-sleeps otherwise, promotes a follower when the leader is in the same request at two looks. If no follower is
-waiting, because all threads are in the app, the watcher itself polls meanwhile: it can't serve, but it
-receives, sends, and hands off to siblings what would have to wait.
+The leader is the thread that polls: it waits at the reactor, receives, and serves what it can. Waking
+another thread costs more than most requests do, and two threads that want the interpreter lock wait for
+each other. So the leader serves requests itself and stays the leader, like a worker with one thread. Only
+while it is in the app it *offers* the leadership: the watcher (`watcher`, which says what that thread may
+call) promotes a follower when the leader has been in the same request for a millisecond or two. If no
+follower is waiting, because all threads are in the app, the watcher itself polls meanwhile, without
+serving.
 
 An app whose requests usually take long would wait for the watcher each time. Its leader releases the
 leadership before it calls the app, and a thread that is done acquires an offered leadership itself.
@@ -14,27 +14,20 @@ leadership before it calls the app, and a thread that is done acquires an offere
 A worker with one thread gets a watcher only once it has had a long request, or when a message comes while it
 is in one: what the supervisor says about a request that hangs must not wait for its end.
 
-The watcher may call reactor, receiver, responder, siblings, sweeper and connection table; never the request
-runner, and it does not accept.
-
 The rule of ownership: an offer is one object in a deque. Whichever thread takes it out, the leader that has
 left the app or another one, is the leader. deque.append and pop are atomic with and without the interpreter
 lock; so is remove, but it raises IndexError if the deque changes meanwhile.
 """
 
-import threading
 from collections import deque
 from collections.abc import Callable
-from time import sleep
 
 from ostler.osapi import original
 from ostler.scoreboard.accounting import RequestSlot
+from ostler.workers.watcher import Watcher
 
-_TICK = 0.001
 # How long a signal's handler may wait (s); as in the reactor, which polls at least so often.
 _LONGEST_WAIT = 1.0
-# Looks without a request before the watcher goes to sleep.
-_IDLE_TICKS = 20
 
 
 class LeaderFollowers:
@@ -69,10 +62,7 @@ class LeaderFollowers:
         # Held while an offer is accepted: its leader waits until its connection is detached.
         self._offer_lock = original.Lock()
         self._waiting: deque[None] = deque()
-        self._watcher: threading.Thread | original.NativeThread | None = None
-        self._sleeps = False
-        self._stopped = False
-        self._watcher_wake = original.Lock()
+        self._watcher = Watcher(self._offer.__len__, self._first_started, self._promote)
         self.watcher_polls = False
         self.has_watcher = False
 
@@ -110,9 +100,8 @@ class LeaderFollowers:
     def offer(self, slot: RequestSlot) -> None:
         """Called by the leader before it calls the app; `slot` shows the request."""
         self._offer.append(slot)
-        if self._sleeps:
-            self._sleeps = False
-            self._wake_watcher()
+        if self._watcher.sleeps:
+            self._watcher.wake()
 
     def withdraw(self, slot: RequestSlot) -> bool:
         """Called by the same thread afterwards, with the same slot: whether it is still the leader."""
@@ -142,52 +131,18 @@ class LeaderFollowers:
         Raises:
             RuntimeError: no thread can be made.
         """
-        if self._watcher is None:
-            self._watcher_wake.acquire()
-            watcher = original.thread(self._run, "ostler-watcher")
-            try:
-                watcher.start()
-            except RuntimeError:
-                self._watcher_wake.release()
-                raise
-            self._watcher = watcher
-            self.has_watcher = True
+        self._watcher.start()
+        self.has_watcher = True
 
     def stop(self) -> None:
         """Make the watcher end, after one more look perhaps. Any thread may call it."""
-        self._stopped = True
-        self._wake_watcher()
+        self._watcher.stop()
 
-    def _wake_watcher(self) -> None:
+    def _first_started(self) -> int:
         try:
-            self._watcher_wake.release()
-        except RuntimeError:
-            pass  # it was woken already
-
-    def _run(self) -> None:
-        while not self._stopped:
-            self._sleeps = True
-            if not self._offer:
-                self._watcher_wake.acquire()
-            self._sleeps = False
-            self._watch_offers()
-
-    def _watch_offers(self) -> None:
-        """Look at the offered leadership, until no requests come."""
-        idle = seen = 0
-        while idle < _IDLE_TICKS and not self._stopped:
-            sleep(_TICK)
-            try:
-                started = self._offer[0].started
-            except IndexError:
-                started = 0
-            if not started:
-                idle += 1
-            elif started != seen:
-                seen = started
-                idle = 0
-            else:
-                self._promote()
+            return self._offer[0].started
+        except IndexError:
+            return 0
 
     def _accept_offer(self) -> bool:
         """Become the leader instead of the thread that offers it; False if none does."""

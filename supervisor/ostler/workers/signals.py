@@ -1,4 +1,5 @@
-"""Signals in workers and fork servers.
+"""Signals in workers and fork servers: tools. What a worker does at each signal is in
+`boot.WorkerProcess._install_signals`.
 
 Signals that reach a whole process group, e.g. from a terminal, are for the supervisor: it decides what they
 mean, and workers and fork servers ignore them.

@@ -34,9 +34,9 @@ from ostler.workers.units import SECOND
 
 MANY_EVENTS = 8
 """When so many events come at once (8), some of them wait long; then a sibling gets a connection."""
-# A pass of the loop that takes no longer than this (ns) has made no request wait that came during it...
+# A pass of the loop that takes no longer (ns) is brief: a request that came during it has not waited.
 _BRIEF = 250_000
-# ... unless the next pass takes longer than this until it gets to that request.
+# How long (ns) the pass after a brief one may take until it gets to that request, which has not waited then.
 _QUICK_PASS = LEAST_QUEUED - _BRIEF
 # Added to the present time: so far ahead that every request counts as one that may have waited.
 _UNKNOWN_WORKED_UNTIL = 1_000_000 * SECOND
@@ -57,8 +57,9 @@ _TIMER_SLACK = 1_000
 class Engine(BaseWorker):
     """Serves one app on inherited listeners, with `settings.threads` threads.
 
-    What begins with an underscore is called only by the leader, unless it says otherwise; `_run_behind_gate`
-    and `_run` are what threads run, and `_serve` and `_put_back` go on in a thread that was the leader.
+    Methods that begin with an underscore are called by the leader, unless they say otherwise. Exceptions:
+    `_run_behind_gate` and `_run` are what threads run; `_serve` and `_put_back` may end in a thread that was
+    the leader when they began.
 
     Attributes:
         soft_interrupts: ends requests that take too long, when the supervisor says so.

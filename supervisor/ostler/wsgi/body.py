@@ -44,7 +44,11 @@ class BufferedBody:
         self._folder = folder
 
     def write(self, data: bytes) -> int:
-        """Append bytes; raises OSError if no space is left."""
+        """Append bytes.
+
+        Raises:
+            OSError: no space is left; http1/request.py makes it BodyNotStored, whose answer is 507.
+        """
         self._left -= len(data)
         if self._left < 0 and not self._spilled:
             file = _unlinked(self._folder)

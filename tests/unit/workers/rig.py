@@ -241,7 +241,7 @@ class Rig:
             client.close()
         self.engine.drain()
         self._thread.join(PATIENCE)
-        watcher = self.engine.leader._watcher if isinstance(self.engine, Engine) else None
+        watcher = self.engine.leader._watcher.thread if isinstance(self.engine, Engine) else None
         if watcher is not None:
             watcher.join(PATIENCE)
         if not self._thread.is_alive():

@@ -203,7 +203,7 @@ def test_closing_the_listeners(make: Make, listener: Listener) -> None:
 
 def test_ranks_are_in_order() -> None:
     """What is closed first has the lowest rank."""
-    assert eviction.LINGERING < eviction.IDLE < eviction.SLOW < eviction.MOVING
+    assert eviction.ENDED < eviction.IDLE < eviction.SLOW < eviction.MOVING
 
 
 def test_a_connection_that_is_handed_off_to_a_full_worker(tmp_path: Path) -> None:

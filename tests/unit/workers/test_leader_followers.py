@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from ostler.workers import leader_followers as module
+from ostler.workers import watcher as module
 from ostler.workers.leader_followers import LeaderFollowers
+from ostler.workers.watcher import Watcher
 from tests.kit.daemon import until
 from tests.unit.workers.rig import PATIENCE
 
@@ -269,7 +270,7 @@ def test_a_request_at_two_looks_is_a_long_one(stage: Stage, monkeypatch: pytest.
     monkeypatch.setattr(module, "sleep", Clock(*[lambda: acts_at_look.append(stage.acts[:])] * 3))
     stage.leader.acquire(accept_offer=False)
     stage.leader.offer(slot)
-    stage.leader._watch_offers()
+    stage.leader._watcher._look()
     assert acts_at_look == [[], [], ["detach", "poll"]]
     assert not stage.leader.withdraw(slot)
 
@@ -288,7 +289,7 @@ def test_quick_requests_keep_the_leadership(stage: Stage, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "sleep", clock)
     stage.leader.acquire(accept_offer=False)
     stage.leader.offer(slot)
-    stage.leader._watch_offers()
+    stage.leader._watcher._look()
     assert stage.acts == []
     assert clock.ticks > 100
     assert stage.leader.withdraw(slot)
@@ -302,7 +303,7 @@ def test_the_watcher_looks_no_more_when_nothing_comes(stage: Stage, monkeypatch:
         if slot is not None:
             stage.leader.acquire(accept_offer=False)
             stage.leader.offer(slot)
-        stage.leader._watch_offers()
+        stage.leader._watcher._look()
         assert 1 < clock.ticks < 1000
     assert stage.acts == []
 
@@ -318,43 +319,43 @@ def watched(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
         pass
 
     over = threading.Event()
-    run = LeaderFollowers._run
+    run = Watcher._run
 
-    def run_until_over(leader: LeaderFollowers) -> None:
+    def run_until_over(watcher: Watcher) -> None:
         try:
-            run(leader)
+            run(watcher)
         except Over:
             pass
 
-    look_around = LeaderFollowers._watch_offers
+    look = Watcher._look
 
-    def look_unless_over(leader: LeaderFollowers) -> None:
+    def look_unless_over(watcher: Watcher) -> None:
         if over.is_set():
             raise Over
-        look_around(leader)
+        look(watcher)
 
-    monkeypatch.setattr(LeaderFollowers, "_run", run_until_over)
-    monkeypatch.setattr(LeaderFollowers, "_watch_offers", look_unless_over)
+    monkeypatch.setattr(Watcher, "_run", run_until_over)
+    monkeypatch.setattr(Watcher, "_look", look_unless_over)
     stage.leader.start_watcher()
     yield stage
     over.set()
-    stage.leader._wake_watcher()
-    stage.leader._watcher.join(PATIENCE)
-    assert not stage.leader._watcher.is_alive()
+    stage.leader._watcher.wake()
+    stage.leader._watcher.thread.join(PATIENCE)
+    assert not stage.leader._watcher.thread.is_alive()
 
 
 def test_the_watcher_is_started_once(watched: Stage) -> None:
     """Asking again changes nothing; `has_watcher` says that there is one."""
-    watcher = watched.leader._watcher
+    thread = watched.leader._watcher.thread
     watched.leader.start_watcher()
-    assert watched.leader._watcher is watcher
+    assert watched.leader._watcher.thread is thread
     assert watched.leader.has_watcher
 
 
 def test_the_watcher_wakes_up_for_an_offer(watched: Stage) -> None:
     """Again and again, also after it has gone to sleep: no offer is overlooked."""
     for number in range(1, 6):
-        until(lambda: watched.leader._sleeps, "the watcher sleeps")
+        until(lambda: watched.leader._watcher.sleeps, "the watcher sleeps")
         slot = Slot(started=number)
         watched.leader.acquire(accept_offer=False)
         watched.leader.offer(slot)

@@ -43,9 +43,10 @@ _MOST_UNREAD = 2000
 
 # -P keeps the current folder off the module path: a package `ostler` that lies in the app's folder must
 # not be taken for ours. Ours is put in front just for the import; all its modules are loaded by then. Root's
-# imports are watched before the first that could come from elsewhere.
+# imports are watched before the first that could come from elsewhere. Nothing that they leave is garbage.
 _FORK_SERVER = """\
-import sys
+import gc, sys
+gc.disable()
 root, fd, lowered = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 sys.argv[:] = sys.argv[4:]
 sys.path.insert(0, root)
@@ -54,6 +55,7 @@ sys.path.remove(root)
 guard()
 sys.path.insert(0, root)
 from ostler.forkserver.main import main
+gc.enable()
 sys.path.remove(root)
 main(fd, lowered)
 """

@@ -264,11 +264,11 @@ class AsgiAcceptor:
             self._pressure_until = now + _PRESSURE
         self._look_for_room_in(FULL_CHECK_SECONDS)
 
-    def _evict(self, worst: int, reason: str = "") -> int:
+    def _evict(self, highest: int, reason: str = "") -> int:
         """Close the connections that are worth least, as `workers.eviction` says; returns their number."""
         now, rate = self._loop.time(), self._settings.body_min_rate
         connections = list(self._connections)
-        number, least = lowest_ranked(connections, lambda each: client_speed.rank(each, now, rate), worst)
+        number, least = lowest_ranked(connections, lambda each: client_speed.rank(each, now, rate), highest)
         if number >= SLOW:
             # Handshakes, the oldest first, unless all have only just begun.
             old = [task for task, began in self._arriving.items() if now - began > MIN_AGE_NS / 1e9]

@@ -1,11 +1,11 @@
 """When to try again what has failed."""
 
-from ostler.daemon.backoff import LONGEST, Backoff
+from ostler.daemon.retry_delay import LONGEST, RetryDelay
 
 
 def test_pauses() -> None:
     """Twice as long after each failure in a row, up to a limit; none after a success."""
-    backoff = Backoff()
+    backoff = RetryDelay()
     assert backoff.wait(0.0) == 0.0
     pauses = []
     for _ in range(9):

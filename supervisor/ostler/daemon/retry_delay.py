@@ -6,7 +6,7 @@ LONGEST = 60.0
 """Seconds between two tries at most."""
 
 
-class Backoff:
+class RetryDelay:
     """Counts failures in a row. Times are CLOCK_MONOTONIC in seconds."""
 
     def __init__(self) -> None:
