@@ -148,7 +148,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_arguments()
-    servers.end_on_sigterm()
     print(f"chaos for {options.minutes:g} minutes, --seed {options.seed}", flush=True)
     with Place() as place:
         dice = random.Random(options.seed)
@@ -170,8 +169,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (AssertionError, UnreachableError) as problem:
-        print(f"chaos.py: {problem}", file=sys.stderr)
-        sys.exit(1)
+    servers.run(main, AssertionError, UnreachableError)

@@ -149,7 +149,6 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, too")
     options = parser.parse_args()
-    servers.end_on_sigterm()
     found: list[Figures] = []
     good = True
     for worker_class, name, run in runs(options):
@@ -192,4 +191,4 @@ def runs(options: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[], F
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    servers.run(main)
