@@ -215,9 +215,13 @@ def mean(numbers: Iterable[float]) -> float:
     return sum(found) / len(found) if found else math.nan
 
 
-def require_wrk(parser: argparse.ArgumentParser) -> None:
+def parse_arguments(parser: argparse.ArgumentParser, *, rounds: int, seconds: float) -> argparse.Namespace:
+    """The options of a benchmark that needs wrk; those that all of them have are added."""
+    peers.add_options(parser, rounds=rounds, seconds=seconds)
+    options = parser.parse_args()
     if servers.missing_command("wrk"):
         parser.exit(1, f"{parser.prog}: wrk is not installed (apt-get install wrk)\n")
+    return options
 
 
 def write_json(options: argparse.Namespace, results: Mapping[str, Any]) -> None:

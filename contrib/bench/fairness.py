@@ -15,7 +15,6 @@ import functools
 import heapq
 import random
 import statistics
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
@@ -145,12 +144,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_arguments()
-    servers.end_on_sigterm()
-    try:
-        field = peers.Field(options)
-    except servers.BenchError as error:
-        print(f"fairness.py: {error}", file=sys.stderr)
-        return 1
+    field = peers.Field(options)
     found = []
     for name, threads in SERVERS:
         found += field.pick([name], peers.Shape(app="site", workers=WORKERS, threads=threads))
@@ -191,4 +185,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    servers.run(main)

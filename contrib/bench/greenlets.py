@@ -8,7 +8,6 @@ second say the same where nothing else wants the processor.
 
 import argparse
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
@@ -50,24 +49,16 @@ def show(title: str, connections: int, results: dict[str, list[drive.Sample]]) -
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--connections", type=int, default=500, help="default: %(default)s")
-    peers.add_options(parser, rounds=3, seconds=4)
-    options = parser.parse_args()
-    drive.require_wrk(parser)
-    return options
+    return drive.parse_arguments(parser, rounds=3, seconds=4)
 
 
 def main() -> int:
     options = parse_arguments()
-    servers.end_on_sigterm()
     found = {}
     with tempfile.TemporaryDirectory(prefix="ostler-bench-") as folder:
-        try:
-            for title, path in PARTS.items():
-                found[title] = measure(options, Path(folder), path)
-                show(title, options.connections, found[title])
-        except servers.BenchError as error:
-            print(f"greenlets.py: {error}", file=sys.stderr)
-            return 1
+        for title, path in PARTS.items():
+            found[title] = measure(options, Path(folder), path)
+            show(title, options.connections, found[title])
     drive.write_json(
         options,
         {
@@ -81,4 +72,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    servers.run(main)

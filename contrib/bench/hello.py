@@ -133,15 +133,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--connections", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--wrk-threads", type=int, choices=[1, 2], default=1, help="default: %(default)s")
     parser.add_argument("--pin", action="store_true", help="servers on CPU 0, wrk on the others")
-    peers.add_options(parser, rounds=3, seconds=2)
-    options = parser.parse_args()
-    drive.require_wrk(parser)
-    return options
+    return drive.parse_arguments(parser, rounds=3, seconds=2)
 
 
 def main() -> int:
     options = parse_arguments()
-    servers.end_on_sigterm()
     if options.pin:
         os.sched_setaffinity(0, os.sched_getaffinity(0) - {0} or {0})
     bare: list[float] = []
@@ -164,15 +160,11 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory(prefix="ostler-bench-") as name:
         folder = Path(name)
-        try:
-            field = peers.Field(options)
-            if options.app == "flask":
-                if "flask" not in field.python.modules:
-                    raise servers.BenchError("flask is not installed")
-                bare = [bare_call(options, field.python.path) for _ in range(options.rounds)]
-        except servers.BenchError as error:
-            print(f"hello.py: {error}", file=sys.stderr)
-            return 1
+        field = peers.Field(options)
+        if options.app == "flask":
+            if "flask" not in field.python.modules:
+                raise servers.BenchError("flask is not installed")
+            bare = [bare_call(options, field.python.path) for _ in range(options.rounds)]
         results = drive.interleaved(
             candidates(options, field, folder),
             options.rounds,
@@ -193,4 +185,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    servers.run(main)

@@ -356,7 +356,6 @@ def main() -> int:
     parser.add_argument("--lead", type=float, default=2.0, metavar="SECONDS", help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, too")
     options = parser.parse_args()
-    servers.end_on_sigterm()
     found = []
     for worker_class in options.classes.split(","):
         for name in ATTACKS:
@@ -375,4 +374,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    servers.run(main)

@@ -138,9 +138,7 @@ def table(results: dict[str, list[Sample]]) -> str:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--connections", type=int, default=10_000, help="default: %(default)s")
-    peers.add_options(parser, rounds=1, seconds=2)
-    options = parser.parse_args()
-    drive.require_wrk(parser)
+    options = drive.parse_arguments(parser, rounds=1, seconds=2)
     allowed = allow_descriptors(options.connections + SPARE)
     if allowed < options.connections + SPARE:
         options.connections = allowed - SPARE
@@ -154,12 +152,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_arguments()
-    servers.end_on_sigterm()
-    try:
-        field = peers.Field(options)
-    except servers.BenchError as error:
-        print(f"idle.py: {error}", file=sys.stderr)
-        return 1
+    field = peers.Field(options)
     found = []
     for name, threads in OURS + PEERS:
         shape = peers.Shape(threads=threads, keep_alive=KEEP_ALIVE, connections=2 * options.connections)
@@ -183,4 +176,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    servers.run(main)

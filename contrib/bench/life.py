@@ -277,7 +277,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_arguments()
-    servers.end_on_sigterm()
     # A pass over some hundred thousand records would make the client late for what is due meanwhile.
     gc.disable()
     with Place() as place:
@@ -307,8 +306,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (servers.BenchError, TimeoutError) as error:
-        print(f"life.py: {error}", file=sys.stderr)
-        sys.exit(1)
+    servers.run(main, TimeoutError)

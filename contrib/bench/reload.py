@@ -262,33 +262,28 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_arguments()
-    servers.end_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="ostler-bench-") as name:
         folder = Path(name)
         # No bytecode is kept (see below): it is checked by the file's size and the second it was written in,
         # so that a version written in the same second as the one before would not be seen.
         write_app(folder, "v1", options.import_seconds)
         port = servers.free_port()
-        try:
-            with (
-                servers.running(
-                    command_line(options, port), port, folder, environment={"PYTHONDONTWRITEBYTECODE": "1"}
-                ) as server,
-                Load(
-                    server.address,
-                    rate=options.rate,
-                    connections=options.connections,
-                    requests=options.requests,
-                ) as load,
-            ):
-                windows = drive(server, load, options, folder)
-                report = load.finish()
-                if report.failed:
-                    tail = server.log.read_text(errors="replace").splitlines()[-10:]
-                    print("the end of the server's log:", *tail, sep="\n", file=sys.stderr)
-        except (servers.BenchError, TimeoutError) as error:
-            print(f"reload.py: {error}", file=sys.stderr)
-            return 1
+        with (
+            servers.running(
+                command_line(options, port), port, folder, environment={"PYTHONDONTWRITEBYTECODE": "1"}
+            ) as server,
+            Load(
+                server.address,
+                rate=options.rate,
+                connections=options.connections,
+                requests=options.requests,
+            ) as load,
+        ):
+            windows = drive(server, load, options, folder)
+            report = load.finish()
+            if report.failed:
+                tail = server.log.read_text(errors="replace").splitlines()[-10:]
+                print("the end of the server's log:", *tail, sep="\n", file=sys.stderr)
     figures = Figures.of(report, windows)
     print(figures.table(options, report))
     if options.json:
@@ -298,4 +293,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    servers.run(main, TimeoutError)

@@ -152,7 +152,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_arguments()
-    servers.end_on_sigterm()
     names = [name for name in SCALE if options.server in (None, name)]
     if "gunicorn" in names and servers.missing("gunicorn"):
         print("gunicorn: skipped, it is not installed", file=sys.stderr)
@@ -180,4 +179,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    servers.run(main)

@@ -14,10 +14,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -42,9 +42,16 @@ class Server:
         return ("127.0.0.1", self.port)
 
 
-def end_on_sigterm() -> None:
-    """Let SIGTERM unwind the stack like Ctrl-C does, so that no server outlives its benchmark."""
+def run(main: Callable[[], int], *errors: type[Exception]) -> NoReturn:
+    """Run a benchmark and exit with its status. A BenchError, or one of `errors`, is one line for the user.
+
+    SIGTERM unwinds the stack as Ctrl-C does, so that no server outlives its benchmark.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        sys.exit(main())
+    except (BenchError, *errors) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
 def missing(module: str) -> bool:

@@ -10,7 +10,6 @@ some CPU of their own, which is why a server that they can't hurt may keep a lit
 
 import argparse
 import statistics
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -124,20 +123,12 @@ def parse_arguments() -> argparse.Namespace:
         "--clients", type=int, default=200, help="slow ones of each kind (default: %(default)s)"
     )
     parser.add_argument("--workers", type=int, default=2, help="default: %(default)s")
-    peers.add_options(parser, rounds=1, seconds=2)
-    options = parser.parse_args()
-    drive.require_wrk(parser)
-    return options
+    return drive.parse_arguments(parser, rounds=1, seconds=2)
 
 
 def main() -> int:
     options = parse_arguments()
-    servers.end_on_sigterm()
-    try:
-        field = peers.Field(options)
-    except servers.BenchError as error:
-        print(f"slow.py: {error}", file=sys.stderr)
-        return 1
+    field = peers.Field(options)
     found = []
     for name, threads in OURS + PEERS:
         workers = 1 if name in ONE_PROCESS else options.workers
@@ -162,4 +153,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    servers.run(main)

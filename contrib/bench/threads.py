@@ -13,7 +13,6 @@
 
 import argparse
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -171,22 +170,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--part", choices=PARTS, action="append", help="may be given several times (default: all)"
     )
-    peers.add_options(parser, rounds=1, seconds=2)
-    options = parser.parse_args()
-    drive.require_wrk(parser)
-    return options
+    return drive.parse_arguments(parser, rounds=1, seconds=2)
 
 
 def main() -> int:
     options = parse_arguments()
-    servers.end_on_sigterm()
     results = {}
     with tempfile.TemporaryDirectory(prefix="ostler-bench-") as folder:
-        try:
-            run = Run(options, Path(folder))
-        except servers.BenchError as error:
-            print(f"threads.py: {error}", file=sys.stderr)
-            return 1
+        run = Run(options, Path(folder))
         for part in options.part or PARTS:
             measured = getattr(run, part)()
             results[part] = {name: [vars(sample) for sample in samples] for name, samples in measured.items()}
@@ -195,4 +186,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    servers.run(main)

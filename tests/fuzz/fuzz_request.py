@@ -26,9 +26,8 @@ except ImportError:
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 with atheris.instrument_imports(include=["ostler.http1"]):
-    from ostler.http1 import line as lines
-    from ostler.http1.errors import ProtocolViolation
-    from ostler.http1.request import RequestParser, Rules
+    from ostler.http1.request import Rules
+    from tests.unit.http1.parsing import fed
 
 RULES = (
     Rules(),
@@ -85,16 +84,7 @@ WORDS = (
 
 def outcome(pieces: list[bytes], rules: Rules, remember: bool = True) -> object:
     """All that an owner can see of a parser after these reads."""
-    parser = RequestParser(rules, io.BytesIO)
-    status = None
-    try:
-        for piece in pieces:
-            if not remember:
-                parser.forget()
-                lines.remembered.clear()
-            parser.feed(piece)
-    except ProtocolViolation as violation:
-        status = violation.status
+    parser, status = fed(pieces, rules, remember)
     requests = [
         (
             request.line,

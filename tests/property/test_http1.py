@@ -1,17 +1,15 @@
 """The request parser against anything: neither cuts nor memory make a difference, and noise does no harm."""
 
-import io
 from dataclasses import dataclass
 from itertools import pairwise
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ostler.http1 import line as lines
 from ostler.http1.errors import ProtocolViolation
 from ostler.http1.request import MAX_HEAD, MAX_LINE, RequestParser, Rules
 from ostler.http1.response import LAST_CHUNK, chunk
-from tests.unit.http1.parsing import GET, POST_CHUNKED, Got, bytewise, parsed, taken
+from tests.unit.http1.parsing import GET, POST_CHUNKED, Got, bytewise, fed, parsed, taken
 
 RULES = st.sampled_from(
     [
@@ -43,16 +41,7 @@ class Outcome:
 
 def outcome(pieces: list[bytes], rules: Rules, remember: bool = True) -> Outcome:
     """What comes of the pieces; `remember`: with what earlier requests taught."""
-    parser = RequestParser(rules, io.BytesIO)
-    status = None
-    try:
-        for piece in pieces:
-            if not remember:
-                parser.forget()
-                lines.remembered.clear()
-            parser.feed(piece)
-    except ProtocolViolation as violation:
-        status = violation.status
+    parser, status = fed(pieces, rules, remember)
     return Outcome(
         requests=taken(parser),
         https=[request.head.https for request in parser.requests],

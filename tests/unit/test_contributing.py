@@ -162,67 +162,129 @@ assert greeting(SimpleNamespace(settings=got.settings)) == "Hello, you!"
 """,
 )
 
+# Data that no view has yet.
+GENERATIONS = (
+    Edit(
+        "supervisor/ostler/control/views.py",
+        """
+
+class GenerationView(msgspec.Struct, frozen=True):
+    number: int
+    state: str
+""",
+    ),
+    Edit("supervisor/ostler/control/routes.py", "    GenerationView,\n", before="    Login,\n"),
+    Edit(
+        "supervisor/ostler/control/routes.py",
+        """GENERATIONS: Route[None, list[GenerationView]] = Route(
+    "generations", "GET", "/v1/generations", "All generations, oldest first", view=list[GenerationView]
+)
+
+""",
+        before="ROUTES: tuple[",
+    ),
+    Edit("supervisor/ostler/control/routes.py", "    GENERATIONS,\n", before="    LOGIN_LINK,\n)"),
+    Edit("supervisor/ostler/daemon/views/observer.py", "    GenerationView,\n", before="    ReloadView,\n"),
+    Edit(
+        "supervisor/ostler/daemon/views/observer.py",
+        "from ostler.control.routes import GENERATIONS\n",
+        before="from ostler.control.views import",
+    ),
+    Edit(
+        "supervisor/ostler/daemon/views/observer.py",
+        "                GENERATIONS.shown_by(self.generations),\n",
+        before="                CONFIG.shown_by(",
+    ),
+    Edit(
+        "supervisor/ostler/daemon/views/observer.py",
+        """    def generations(self) -> list[GenerationView]:
+        known = self._ports.state().generations.values()
+        return [GenerationView(one.number, one.state.value) for one in known]
+
+""",
+        before="    def config(self)",
+    ),
+)
+SERVED = """
+import asyncio
+from pathlib import Path
+
+from ostler.control import routes
+from ostler.control.client import Client, RefusedError
+from ostler.control.openapi import document
+from ostler.control.server import ControlServer
+from ostler.control.views import GenerationView
+from tests.unit.control.fake import captured_log
+from tests.unit.daemon.views.test_observer import Rig
+
+def serve(ask):
+    async def run():
+        server = ControlServer(Rig().observer, captured_log()[0])
+        await server.start_unix(Path("example.sock"))
+        client = Client.unix(Path("example.sock"))
+        try:
+            return await asyncio.to_thread(ask, client)
+        finally:
+            client.close()
+            await server.close()
+
+    return asyncio.run(run())
+
+"""
+
 ROUTE = Example(
     "An API route",
-    (
-        Edit(
-            "supervisor/ostler/control/views.py",
-            """
-
-class UptimeView(msgspec.Struct, frozen=True):
-    uptime: float
+    GENERATIONS,
+    SERVED
+    + """
+operation = document()["paths"]["/v1/generations"]["get"]
+assert operation["operationId"] == "generations" and "GenerationView" in document()["components"]["schemas"]
+assert serve(lambda client: client.call(routes.GENERATIONS)) == [GenerationView(1, "up")]
 """,
-        ),
-        Edit("supervisor/ostler/control/routes.py", "    UptimeView,\n", before="    WorkerView,\n)"),
+)
+
+ROUTE_WITH_A_PARAMETER = Example(
+    "An API route",
+    (
+        *GENERATIONS,
         Edit(
             "supervisor/ostler/control/routes.py",
-            """UPTIME: Route[None, UptimeView] = Route(
-    "uptime", "GET", "/v1/uptime", "How long the supervisor has run", view=UptimeView
+            """GENERATION: Route[None, GenerationView] = Route(
+    "generation", "GET", "/v1/generations/{number}", "One generation", view=GenerationView, errors=(404,)
 )
 
 """,
             before="ROUTES: tuple[",
         ),
-        Edit("supervisor/ostler/control/routes.py", "    UPTIME,\n", before="    LOGIN_LINK,\n)"),
+        Edit("supervisor/ostler/control/routes.py", "    GENERATION,\n", before="    LOGIN_LINK,\n)"),
+        Edit("supervisor/ostler/control/handlers.py", "    GenerationView,\n", before="    ReforkBody,\n"),
         Edit(
             "supervisor/ostler/control/handlers.py",
-            "from ostler.control.views import UptimeView\n",
-            before="from ostler.fleet",
+            "    def generations(self) -> list[GenerationView]: ...\n\n",
+            before="    def reload(self)",
         ),
         Edit(
             "supervisor/ostler/control/handlers.py",
-            """    async def uptime(self, _call: Call[None]) -> Answer:
-        return Answer(UptimeView(self._backend.status().uptime))
+            """    async def generation(self, call: Call[None]) -> Answer:
+        for one in self._backend.generations():
+            if str(one.number) == call.path["number"]:
+                return Answer(one)
+        raise NotFound("there is no such generation")
 
 """,
             before="    async def scale(",
         ),
     ),
-    """
-import asyncio
-from pathlib import Path
-
-from ostler.control.client import Client
-from ostler.control.openapi import document
-from ostler.control.routes import UPTIME
-from ostler.control.server import ControlServer
-from ostler.control.views import UptimeView
-from tests.unit.control.fake import FakeBackend, captured_log
-
-operation = document()["paths"]["/v1/uptime"]["get"]
-assert operation["operationId"] == "uptime" and "UptimeView" in document()["components"]["schemas"]
-
-async def ask():
-    server = ControlServer(FakeBackend(), captured_log()[0])
-    await server.start_unix(Path("example.sock"))
-    client = Client.unix(Path("example.sock"))
+    SERVED
+    + """
+def ask(client):
+    assert client.call(routes.GENERATION, number=1) == GenerationView(1, "up")
     try:
-        return await asyncio.to_thread(client.call, UPTIME)
-    finally:
-        client.close()
-        await server.close()
+        client.call(routes.GENERATION, number=2)
+    except RefusedError as error:
+        return str(error)
 
-assert isinstance(asyncio.run(ask()), UptimeView)
+assert serve(ask) == "there is no such generation"
 """,
 )
 
@@ -290,7 +352,7 @@ assert policy.max_errors == 3
 """,
 )
 
-EXAMPLES = (OWN_CLASS, BUILT_IN_CLASS, SETTING, ROUTE, POLICY)
+EXAMPLES = (OWN_CLASS, BUILT_IN_CLASS, SETTING, ROUTE, ROUTE_WITH_A_PARAMETER, POLICY)
 
 
 def _section(heading: str) -> str:

@@ -1,20 +1,31 @@
 """Handlers translate: request -> fleet event -> view.
 
 They use the `Backend`; of HTTP they know only statuses, and of processes nothing. The method for a route has
-the route's name.
+the route's name. A route that only shows something needs no method: see `Backend.shown`.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic
+from typing import Generic, Protocol
 
-from ostler.control.backend import Backend
 from ostler.control.limits import Quota
-from ostler.control.metrics import render
+from ostler.control.metrics import Figures, render
 from ostler.control.openapi import document
 from ostler.control.problems import Conflict, Invalid, NotFound
 from ostler.control.routes import Ask, Scope
-from ostler.control.views import Asked, ReforkBody, ReloadBody, Scale, Stop, WorkerView
+from ostler.control.views import (
+    Asked,
+    EventView,
+    ExitView,
+    ReforkBody,
+    ReloadBody,
+    ReloadView,
+    SampleView,
+    Scale,
+    StatusView,
+    Stop,
+    WorkerView,
+)
 from ostler.fleet import events
 from ostler.fleet.events import Event
 from ostler.fleet.policies import MAX_WORKERS
@@ -74,8 +85,72 @@ class Answer:
 Handler = Callable[[Call[object]], Awaitable[Answer]]
 
 
+class Subscription(Protocol):
+    """A bounded queue of events; if its reader is too slow the oldest events are dropped."""
+
+    async def next_event(self) -> EventView:
+        """Wait for the next event."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Backend(Protocol):
+    """What handlers and streams use of the daemon. All of it is called in the event loop's thread."""
+
+    @property
+    def shown(self) -> Mapping[str, Callable[[], object]]:
+        """By a route's name, what makes its view: the routes that only show something (`Route.shown_by`)."""
+        ...
+
+    def submit(self, event: Event) -> None:
+        """Send a request to the fleet; the views show its effects immediately afterwards."""
+        ...
+
+    def status(self) -> StatusView: ...
+
+    def workers(self) -> list[WorkerView]:
+        """Sorted by slot; within a slot the serving worker comes before those that are leaving."""
+        ...
+
+    def reload(self) -> ReloadView | None:
+        """The newest reload, running or ended."""
+        ...
+
+    async def reload_ended(self, generation: int) -> ReloadView:
+        """Wait until the reload to `generation` is done, failed or superseded."""
+        ...
+
+    def samples(self) -> Sequence[SampleView]:
+        """The last ten minutes, oldest first."""
+        ...
+
+    def subscribe(self) -> Subscription: ...
+
+    def recent_events(self) -> Sequence[EventView]:
+        """The newest events (at most 1,000), oldest first."""
+        ...
+
+    def exits(self, limit: int) -> list[ExitView]:
+        """The newest ends of processes, newest first."""
+        ...
+
+    def figures(self) -> Figures:
+        """The numbers for `/metrics`."""
+        ...
+
+
+def shows(read: Callable[[], object]) -> Handler:
+    """The handler of a route that only shows something."""
+
+    async def handler(_call: Call[object]) -> Answer:
+        return Answer(read())
+
+    return handler
+
+
 class FleetHandlers:
-    """The routes that read or change the fleet."""
+    """The routes that change the fleet, or have parameters or statuses of their own."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -95,17 +170,8 @@ class FleetHandlers:
     async def openapi(self, _call: Call[None]) -> Answer:
         return Answer(document())
 
-    async def status(self, _call: Call[None]) -> Answer:
-        return Answer(self._backend.status())
-
-    async def workers(self, _call: Call[None]) -> Answer:
-        return Answer(self._backend.workers())
-
     async def worker(self, call: Call[None]) -> Answer:
         return Answer(self._worker(call.path["slot"]))
-
-    async def config(self, _call: Call[None]) -> Answer:
-        return Answer(self._backend.config())
 
     async def reload_status(self, _call: Call[None]) -> Answer:
         newest = self._backend.reload()

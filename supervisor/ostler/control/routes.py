@@ -5,6 +5,7 @@ are derived from these rows; nothing about a route is defined twice. This module
 because `ctl` loads it, too.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -66,6 +67,10 @@ class Route(Generic[Ask, View]):
     """Needs no authentication (Host, Origin and peer credentials are checked)."""
     logged_by_fleet: bool = False
     """The fleet logs this change itself, with its originator."""
+
+    def shown_by(self, read: Callable[[], View]) -> tuple[str, Callable[[], object]]:
+        """An entry of a backend's `shown`; that `read` returns the row's view is checked by its type."""
+        return self.name, read
 
 
 HEALTHZ: Route[None, str] = Route(

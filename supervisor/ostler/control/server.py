@@ -16,7 +16,6 @@ from aiohttp import web
 
 from ostler.control.acceptor import BACKLOG, ControlAcceptor
 from ostler.control.app import build_app
-from ostler.control.backend import Backend
 from ostler.control.connections import ControlConnections
 from ostler.control.control_state import ControlState, TcpControlState, UnixControlState
 from ostler.control.guard import (
@@ -28,7 +27,7 @@ from ostler.control.guard import (
     loopback_address,
     url_host,
 )
-from ostler.control.handlers import FleetHandlers, Handler
+from ostler.control.handlers import Backend, FleetHandlers, Handler, shows
 from ostler.control.pages import STATIC, add_pages
 from ostler.control.routes import ROUTES, STREAM
 from ostler.control.sockets import OWN, OwnedSocket, TokenFile, candidate_dirs, default_socket_path
@@ -72,7 +71,7 @@ class ControlServer:
         self._static = static
         self._streams = streams(backend, self._limited)
         self._logins = LoginHandlers()
-        self._handlers = bind_handlers(FleetHandlers(backend), self._logins)
+        self._handlers = bind_handlers(backend, self._logins)
         self._runners: list[_Runner] = []
         self._unix: _Unix | None = None
         self._tcp: socket.socket | None = None
@@ -261,13 +260,14 @@ def _protocol_logger(log: LimitedLog) -> logging.Logger:
     return logger
 
 
-def bind_handlers(fleet: FleetHandlers, logins: LoginHandlers) -> dict[str, Handler]:
+def bind_handlers(backend: Backend, logins: LoginHandlers) -> dict[str, Handler]:
     """Each route's handler by the route's name; raises AttributeError if a route has none."""
-    return {
-        route.name: getattr(logins if hasattr(logins, route.name) else fleet, route.name)
-        for route in ROUTES
-        if route.name != STREAM.name
-    }
+    handlers = {name: shows(read) for name, read in backend.shown.items()}
+    fleet = FleetHandlers(backend)
+    for route in ROUTES:
+        if route.name not in handlers and route.name != STREAM.name:
+            handlers[route.name] = getattr(logins if hasattr(logins, route.name) else fleet, route.name)
+    return handlers
 
 
 def _bind_tcp(address: str, port: int) -> socket.socket:

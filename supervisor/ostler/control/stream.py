@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from ostler.control.backend import Backend, Subscription
-from ostler.control.handlers import Caller
+from ostler.control.handlers import Backend, Caller, Subscription
 from ostler.control.limits import Quota
 from ostler.control.problems import TooManyStreams
 from ostler.control.routes import SSE

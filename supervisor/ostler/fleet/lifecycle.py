@@ -12,7 +12,7 @@ The state diagrams in contrib/docs/lifecycle.md are made from these tables.
 """
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -62,9 +62,14 @@ class Lifecycle(Generic[StateT]):
             raise IllegalTransition(f"{label(cause)} does not create a {self.subject}")
         return state
 
-    def check(self, state: StateT, cause: Input) -> bool:
-        """Whether the input changes the state; False if it is ignored. Raises IllegalTransition."""
+    def advance(self, state: StateT, cause: Input, enter: Callable[[StateT | None], None]) -> bool:
+        """Call `enter` with the next state; returns False, without a call, if the input is ignored.
+
+        Raises:
+            IllegalTransition: the input has no meaning in the state.
+        """
         if (state, cause) in self.transitions:
+            enter(self.transitions[state, cause])
             return True
         if (state, cause) in self.ignored:
             return False

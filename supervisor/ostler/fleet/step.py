@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ostler.fleet import actions, lifecycle
-from ostler.fleet.model import Generation, Reload, Worker
+from ostler.fleet.model import Generation, GenerationState, Reload, ReloadPhase, Worker, WorkerState
 from ostler.fleet.state import State
 
 
@@ -44,42 +45,37 @@ class FleetStep:
         try:
             match subject:
                 case Worker():
-                    return self._move_worker(subject, cause)
+                    return lifecycle.WORKERS.advance(
+                        subject.state, cause, partial(self._enter_worker, subject)
+                    )
                 case Generation():
-                    return self._move_generation(subject, cause)
+                    return lifecycle.GENERATIONS.advance(
+                        subject.state, cause, partial(self._enter_generation, subject)
+                    )
                 case Reload():
-                    if not lifecycle.RELOADS.check(subject.phase, cause):
-                        return False
-                    after = lifecycle.RELOADS.transitions[subject.phase, cause]
-                    assert after is not None
-                    subject.phase = after
-                    return True
+                    return lifecycle.RELOADS.advance(subject.phase, cause, partial(_enter_phase, subject))
         except lifecycle.IllegalTransition as error:
             if self.strict:
                 raise
             self.report("error", "internal_error", {"problem": f"{_name(subject)}: {error}"})
             return False
 
-    def _move_worker(self, worker: Worker, cause: lifecycle.Input) -> bool:
-        if not lifecycle.WORKERS.check(worker.state, cause):
-            return False
-        after = lifecycle.WORKERS.transitions[worker.state, cause]
-        if after is None:
+    def _enter_worker(self, worker: Worker, state: WorkerState | None) -> None:
+        if state is None:
             self.state.workers.pop(worker.worker_id, None)
         else:
-            worker.state = after
-            worker.since = self.now
-        return True
+            worker.state, worker.since = state, self.now
 
-    def _move_generation(self, generation: Generation, cause: lifecycle.Input) -> bool:
-        if not lifecycle.GENERATIONS.check(generation.state, cause):
-            return False
-        after = lifecycle.GENERATIONS.transitions[generation.state, cause]
-        if after is None:
+    def _enter_generation(self, generation: Generation, state: GenerationState | None) -> None:
+        if state is None:
             self.state.generations.pop(generation.number, None)
         else:
-            generation.state = after
-        return True
+            generation.state = state
+
+
+def _enter_phase(reload: Reload, phase: ReloadPhase | None) -> None:
+    assert phase is not None  # an ended reload is kept, to be shown
+    reload.phase = phase
 
 
 def _name(subject: Worker | Generation | Reload) -> str:

@@ -6,18 +6,15 @@ tests/unit/cli/test_hostile_daemon.py does the same for each command and each fi
 
 import json
 import os
-import pty
 import re
 import signal
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.kit.daemon import OSTLER, Daemon, Done, Place
+from tests.kit.terminal import terminal
 
 pytestmark = pytest.mark.system
 
@@ -124,38 +121,15 @@ def test_the_daemons_last_lines(place: Place) -> None:
     assert_done(place.run(f"--no-such{EVIL}"), 2)
 
 
-@contextmanager
-def terminal() -> Iterator[tuple[str, list[bytes]]]:
-    """A terminal's path, and what it is sent."""
-    master, slave = pty.openpty()
-    sent: list[bytes] = []
-
-    def read() -> None:
-        try:
-            while data := os.read(master, 65536):
-                sent.append(data)
-        except OSError:
-            pass  # EIO: the other end is closed
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        yield os.ttyname(slave), sent
-    finally:
-        os.close(slave)
-        reader.join()
-        os.close(master)
-
-
 @pytest.mark.parametrize("format_", ["auto", "json"])
 def test_the_log_on_a_terminal(place: Place, format_: str) -> None:
     """Tracebacks, an app's own records, the access log with what a client has sent: our colours, no more."""
     place.add("evil.py", APP)
     (place.app_folder / "open").touch()
-    with terminal() as (path, sent):
+    with terminal() as (fd, sent):
         daemon = place.start(
             *("--log-format", format_, "--access-logfile", "-", "--no-control-socket", "evil:app"),
-            argv=["sh", "-c", f'exec "$@" >{path} 2>&1', "sh", *OSTLER],
+            argv=["sh", "-c", f'exec "$@" >{os.ttyname(fd)} 2>&1', "sh", *OSTLER],
             serving=False,
             NO_COLOR="",
         )

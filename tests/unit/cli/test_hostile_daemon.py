@@ -6,8 +6,6 @@ command may let a control character through, fail with a traceback, or print wit
 
 import itertools
 import json
-import os
-import pty
 import re
 import socketserver
 import sys
@@ -27,6 +25,7 @@ from ostler.cli import ctl, waiting
 from ostler.control import client
 from ostler.control.routes import ROUTES, SSE, Route
 from ostler.control.views import ErrorView
+from tests.kit.terminal import terminal
 
 # A window's title, a question that the terminal answers as if typed, C1, bidirectional and zero-width
 # controls, a line that looks like ours, markup of rich's, a wide character.
@@ -405,29 +404,16 @@ def test_an_answer_without_end(place: Path, run: Run, monkeypatch: pytest.Monkey
 
 
 @contextmanager
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
-    """Standard output and error on a terminal of 80 columns; what it was sent."""
-    master, slave = pty.openpty()
-    sent: list[bytes] = []
-
-    def read() -> None:
-        try:
-            while data := os.read(master, 65536):
-                sent.append(data)
-        except OSError:
-            pass  # EIO: the other end is closed
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        with open(slave, "w", closefd=False) as stream, monkeypatch.context() as patch:
-            patch.setattr(sys, "stdout", stream)
-            patch.setattr(sys, "stderr", stream)
-            yield sent
-    finally:
-        os.close(slave)
-        reader.join()
-        os.close(master)
+def output_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
+    """Standard output and error on a terminal; what it was sent."""
+    with (
+        terminal() as (fd, sent),
+        open(fd, "w", closefd=False) as stream,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(sys, "stdout", stream)
+        patch.setattr(sys, "stderr", stream)
+        yield sent
 
 
 @pytest.mark.parametrize("outcome", ["well", "reload failed", "refork done"])
@@ -444,7 +430,7 @@ def test_a_terminal_gets_our_own_sequences_only(
     filling = answers.filling._replace(text=text, given=dict(answers.filling.given) | fields_of(outcome))
     with hostile(place / "shop.sock", answers._replace(filling=filling)):
         for argv in ALL:
-            with terminal(monkeypatch) as sent, pytest.raises(SystemExit):
+            with output_on_a_terminal(monkeypatch) as sent, pytest.raises(SystemExit):
                 ctl.main(["--socket", str(place / "shop.sock"), *waits(argv)])
             shown = OWN_SEQUENCES.sub("", b"".join(sent).decode())
             assert_harmless(shown)

@@ -16,8 +16,9 @@ import msgspec
 import structlog
 from structlog.testing import CapturingLogger
 
-from ostler.control.backend import Subscription
+from ostler.control.handlers import Subscription
 from ostler.control.metrics import AcceptQueue, Figures, Histogram
+from ostler.control.routes import CONFIG, STATUS, WORKERS
 from ostler.control.server import ControlServer
 from ostler.control.views import (
     UNPLANNED,
@@ -158,6 +159,13 @@ class FakeBackend:
         self.program_since = 1_700_000_000.0
         self.on_upgrade: Callable[[], object] = lambda: None
         self.seconds: list[SampleView] = []
+        self.shown = dict(
+            (
+                STATUS.shown_by(self.status),
+                WORKERS.shown_by(self.workers),
+                CONFIG.shown_by(self.config),
+            )
+        )
         self._newest: ReloadView | None = None
         self._phases: list[ReloadPhase] = []
         self._ended = asyncio.Event()

@@ -68,15 +68,15 @@ async def test_a_defect_is_a_500_with_its_traceback_in_the_log(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An exception of ours reaches the log with its traceback and the client without it."""
-    monkeypatch.setattr(rig.backend, "config", lambda: 1 / 0)
-    async with rig.unix.get("/v1/config") as answer:
+    monkeypatch.setattr(rig.backend, "exits", lambda _limit: 1 / 0)
+    async with rig.unix.get("/v1/exits") as answer:
         assert answer.status == 500
         text = await answer.text()
     assert '"internal"' in text
     assert "ZeroDivision" not in text
     (record,) = [r for r in rig.records if r["event"] == "control_request_failed"]
     assert record["exc_info"]
-    assert record["what"] == "config"
+    assert record["what"] == "exits"
 
 
 async def test_changes_are_audited(rig: Rig) -> None:

@@ -8,7 +8,6 @@ import msgspec
 import pytest
 
 from ostler.control.guard import LoginHandlers
-from ostler.control.handlers import FleetHandlers
 from ostler.control.openapi import document
 from ostler.control.routes import RELOAD, ROUTES, SCALE, Route
 from ostler.control.server import bind_handlers
@@ -27,7 +26,7 @@ from tests.unit.control.fake import FakeBackend, an_exit
 
 def test_each_route_has_a_handler_and_a_name_of_its_own() -> None:
     """The table and the handlers agree: no row without code, no two rows with one name or one place."""
-    bound = bind_handlers(FleetHandlers(FakeBackend()), LoginHandlers())
+    bound = bind_handlers(FakeBackend(), LoginHandlers())
     assert {*bound, "stream"} == {route.name for route in ROUTES}
     assert len({route.name for route in ROUTES}) == len(ROUTES)
     assert len({(route.method, route.path) for route in ROUTES}) == len(ROUTES)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from ostler.http1 import line as lines
 from ostler.http1.errors import ProtocolViolation
 from ostler.http1.request import RequestParser, Rules
 
@@ -64,6 +65,23 @@ def refused(*pieces: bytes, rules: Rules = RULES) -> tuple[ProtocolViolation, li
         for piece in pieces:
             parser.feed(piece)
     return caught.value, taken(parser)
+
+
+def fed(pieces: list[bytes], rules: Rules, remember: bool = True) -> tuple[RequestParser, str | None]:
+    """A parser that was fed the pieces, and with which status it refused them, if it did.
+
+    remember: with what earlier requests taught.
+    """
+    parser = RequestParser(rules, io.BytesIO)
+    try:
+        for piece in pieces:
+            if not remember:
+                parser.forget()
+                lines.remembered.clear()
+            parser.feed(piece)
+    except ProtocolViolation as violation:
+        return parser, violation.status
+    return parser, None
 
 
 def bytewise(data: bytes) -> list[bytes]:

@@ -3,7 +3,7 @@
 import gc
 import io
 import sys
-import threading
+from functools import partial
 
 import pytest
 
@@ -11,6 +11,7 @@ from ostler.http1 import line as lines
 from ostler.http1.errors import BodyNotStored, HeadTooLarge, LineTooLong, ProtocolViolation
 from ostler.http1.head import _Fields
 from ostler.http1.request import MAX_FIELDS, MAX_HEAD, MAX_LINE, RequestParser, Rules
+from tests.kit.threads import run_at_once
 from tests.unit.http1.parsing import (
     GET,
     GET_LINE,
@@ -530,17 +531,7 @@ def test_parsers_of_different_threads_do_not_meet() -> None:
             if got.headers[1] != (name, value) or got.target != b"/%d/%d" % (number, turn):
                 failures.append(got)
 
-    threads = [threading.Thread(target=play, args=(number,)) for number in range(4)]
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-    finally:
-        sys.setswitchinterval(before)
-    assert not any(thread.is_alive() for thread in threads)
+    run_at_once((partial(play, number) for number in range(4)), 1e-5)
     assert not failures
 
 

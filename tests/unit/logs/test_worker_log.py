@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from ostler.logs.error_stream import ErrorStream
 from ostler.logs.logfile import LogFile
 from ostler.logs.worker_log import Log, resolve_format, wants_colour
 from ostler.osapi import original
+from tests.kit.threads import run_at_once
 
 
 @pytest.fixture
@@ -162,16 +164,7 @@ def test_threads_lose_and_double_nothing(tmp_path: Path) -> None:
                 file.flush()
         file.flush()
 
-    threads = [threading.Thread(target=serve, args=(name,)) for name in range(8)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-    finally:
-        sys.setswitchinterval(interval)
+    run_at_once(partial(serve, name) for name in range(8))
     lines = path.read_text().splitlines()
     assert len(lines) == 8 * 2000
     for name in range(8):

@@ -1,6 +1,7 @@
-"""The engine's rig, which leaves nothing behind."""
+"""Fixtures of these tests; they leave nothing behind."""
 
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from ostler.workers.handoff import HandOff
 from ostler.wsgi.exchange import App
+from tests.kit.certificates import Authority
 from tests.unit.workers.pieces import Pieces
 from tests.unit.workers.rig import Rig, Serve
 
@@ -38,3 +40,18 @@ def pieces(tmp_path: Path) -> Iterator[Pieces]:
     """The parts of an engine without an engine."""
     with Pieces(tmp_path) as pieces:
         yield pieces
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Issues certificates."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, from which modules are imported; they are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    return tmp_path

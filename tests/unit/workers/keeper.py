@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import msgspec
+import pytest
 
 import ostler
 from ostler.ipc import messages
@@ -35,7 +36,24 @@ M = TypeVar("M", bound=msgspec.Struct)
 # Lanes of a cell: as many as a worker may ask for with its settings, and more does no harm.
 _LANES = 257
 
+WORKERS: dict[str, dict[str, Any]] = {
+    "sync": {},
+    "threads": {"threads": 4},
+    "gevent": {"worker_class": "gevent"},
+    "eventlet": {"worker_class": "eventlet"},
+    "asgi": {"worker_class": "asgi", "wsgi_app": "app:asgi"},
+    "meinheld": {"worker_class": "meinheld"},
+}
+"""Settings of the kinds of workers, but for the app: see `settings_of`."""
+
 _START = "import sys; from ostler.forkserver.main import main; main(int(sys.argv[1]), 0)"
+
+
+def settings_of(kind: str) -> dict[str, Any]:
+    """For a worker of WORKERS that serves `wsgi` or `asgi` of app.py; skips the test without its package."""
+    if kind in ("gevent", "eventlet", "meinheld"):
+        pytest.importorskip(kind)
+    return {"wsgi_app": "app:wsgi", **WORKERS[kind]}
 
 
 class Peer:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ostler.workers import app_forks
-from tests.unit.workers.keeper import Keeper
+from tests.unit.workers.keeper import WORKERS, Keeper, settings_of
 
 APP = """\
 import json, multiprocessing, os, signal, subprocess, sys, time
@@ -112,15 +112,6 @@ async def asgi(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 """
 
-WORKERS = {
-    "sync": {},
-    "threads": {"threads": 4},
-    "gevent": {"worker_class": "gevent"},
-    "eventlet": {"worker_class": "eventlet"},
-    "asgi": {"worker_class": "asgi", "wsgi_app": "app:asgi"},
-    "meinheld": {"worker_class": "meinheld"},
-}
-
 
 def bits(mask: int) -> set[int]:
     """Numbers of signals in a mask of /proc/PID/status, without those that glibc uses itself (32 and 33)."""
@@ -130,11 +121,8 @@ def bits(mask: int) -> set[int]:
 @pytest.mark.parametrize("kind", WORKERS)
 def test_children_of_a_worker(kind: str, tmp_path: Path) -> None:
     """A child that the app forks ends at once by the signals for which the worker has handlers."""
-    if kind in ("gevent", "eventlet", "meinheld"):
-        pytest.importorskip(kind)
     (tmp_path / "app.py").write_text(APP)
-    settings: dict[str, Any] = {"wsgi_app": "app:wsgi", **WORKERS[kind]}
-    with Keeper(tmp_path, **settings) as keeper:
+    with Keeper(tmp_path, **settings_of(kind)) as keeper:
         worker = keeper.spawn(keeper.server())
 
         def ask(question: str) -> Any:

@@ -8,7 +8,6 @@ import select
 import socket
 import ssl
 import struct
-import sys
 import threading
 import time
 from collections import Counter
@@ -34,6 +33,7 @@ from ostler.wsgi.body import BufferedBody, StreamedBody, _Unlinked
 from ostler.wsgi.environ import Environ
 from tests.kit.certificates import Authority
 from tests.kit.daemon import until
+from tests.kit.threads import run_at_once
 from tests.unit.workers.rig import PATIENCE, Client, Rig, Serve
 
 Start = Callable[..., Any]
@@ -443,8 +443,6 @@ class Given:
 def test_threads_count_addresses_together() -> None:
     """A thread that serves closes its connection while another accepts: no connection is counted wrongly."""
     counts = AddressCounts(1000)
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
 
     def count() -> None:
         for _ in range(20_000):
@@ -452,14 +450,7 @@ def test_threads_count_addresses_together() -> None:
             assert address is not None
             counts.remove(address)
 
-    threads = [threading.Thread(target=count) for _ in range(4)]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(usual)
+    run_at_once([count] * 4)
     assert counts._counts == {}
 
 
@@ -520,11 +511,6 @@ def reset(address: tuple[str, int]) -> None:
     """Connect, and be gone with a reset."""
     with socket.create_connection(address) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,6 @@ from ostler.workers.load_errors import AppLoadError
 from ostler.workers.loader import load_app
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    return tmp_path
-
-
 def failure(spec: str) -> Failure:
     with pytest.raises(AppLoadError) as caught:
         load_app(spec)

@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import sys
 import time
 from importlib.util import cache_from_source
 from pathlib import Path
@@ -56,14 +55,6 @@ def test_modules_that_load_when_looked_at() -> None:
             raise AssertionError(name)
 
     assert sources([("lazy", Lazy("lazy"))]).files == []
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    return tmp_path
 
 
 def failure(spec: str) -> AppLoadError:

@@ -4,11 +4,10 @@ import ctypes
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.unit.workers.keeper import Keeper
+from tests.unit.workers.keeper import WORKERS, Keeper, settings_of
 
 APP = """\
 from ostler.osapi import original
@@ -28,15 +27,6 @@ async def asgi(scope, receive, send):
     await send({"type": "http.response.body", "body": b""})
 """
 
-WORKERS = {
-    "sync": {},
-    "threads": {"threads": 4},
-    "gevent": {"worker_class": "gevent"},
-    "eventlet": {"worker_class": "eventlet"},
-    "asgi": {"worker_class": "asgi", "wsgi_app": "app:asgi"},
-    "meinheld": {"worker_class": "meinheld"},
-}
-
 
 def send_to_thread(pid: int, tid: int, signum: int) -> None:
     """tgkill(2): of all threads this one gets the signal."""
@@ -50,11 +40,8 @@ def test_signal_for_another_thread(kind: str, tmp_path: Path) -> None:
 
     The same happens when a signal arrives just before the main thread begins to wait.
     """
-    if kind in ("gevent", "eventlet", "meinheld"):
-        pytest.importorskip(kind)
     (tmp_path / "app.py").write_text(APP)
-    settings: dict[str, Any] = {"wsgi_app": "app:wsgi", **WORKERS[kind]}
-    with Keeper(tmp_path, **settings) as keeper:
+    with Keeper(tmp_path, **settings_of(kind)) as keeper:
         worker = keeper.spawn(keeper.server())
         for _ in range(8):  # in a worker with threads, the main thread becomes a follower
             assert keeper.get()[0] == "200 OK"

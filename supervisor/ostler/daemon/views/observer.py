@@ -10,6 +10,7 @@ import msgspec
 
 from ostler import __version__
 from ostler.control.metrics import AcceptQueue, Figures
+from ostler.control.routes import CONFIG, STATUS, WORKERS
 from ostler.control.views import (
     ConfigView,
     EventView,
@@ -75,6 +76,7 @@ class Observer:
 
     Attributes:
         reloads: what is known of reloads.
+        shown: what makes the view of a route, by the route's name.
     """
 
     def __init__(
@@ -102,6 +104,13 @@ class Observer:
         self._last_sample = self._started
         self._unqueued = 0
         self.reloads = Reloads(ports, configurations)
+        self.shown = dict(
+            (
+                STATUS.shown_by(self.status),
+                WORKERS.shown_by(self.workers),
+                CONFIG.shown_by(self.config),
+            )
+        )
 
     # -- what the control server calls -----------------------------------------------------------------
 

@@ -1,0 +1,1 @@
+"""The parts of memory.py, each with one owner."""

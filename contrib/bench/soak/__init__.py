@@ -1,0 +1,1 @@
+"""The parts of chaos.py, each with one owner."""
