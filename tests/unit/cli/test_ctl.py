@@ -1,7 +1,6 @@
 """`ctl` against a served fake whose fleet moves on by a step at each look."""
 
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from ostler.control.views import (
     WorkerView,
 )
 from ostler.fleet.events import Event, RecycleAsked, ReloadAsked, ResizeAsked, StopAsked
+from tests.kit.terminal import terminal
 from tests.unit.control.fake import TOKEN, FakeBackend, FakeWorker, Served, an_exit, served
 
 
@@ -731,39 +731,29 @@ def test_json_does_not_load_rich(daemon: Served) -> None:
     assert done.stdout.endswith("False\n")
 
 
+def in_a_terminal(daemon: Served, *args: str, **environ: str) -> tuple[str, bytes]:
+    """What `ctl` shows where stderr is a terminal, and its stdout."""
+    env = {**os.environ, "TERM": "xterm", **environ}
+    with terminal() as (slave, sent):
+        done = subprocess.run(
+            command(daemon, *args), stdout=subprocess.PIPE, stderr=slave, check=True, timeout=20, env=env
+        )
+    return b"".join(sent).decode(), done.stdout
+
+
 def test_a_terminal_gets_a_progress_bar(daemon: Served) -> None:
     """With stderr on a terminal the steps are shown there; stdout has the outcome alone."""
-    master, slave = pty.openpty()
-    argv = command(daemon, "scale", "+2")
-    done = subprocess.run(
-        argv,
-        stdout=subprocess.PIPE,
-        stderr=slave,
-        check=True,
-        timeout=20,
-        env={**os.environ, "TERM": "xterm"},
-    )
-    os.close(slave)
-    shown = os.read(master, 65536).decode()
-    os.close(master)
+    shown, out = in_a_terminal(daemon, "scale", "+2")
     assert "3 -> 5 workers" in shown
-    assert re.fullmatch(rb"3 -> 5 workers, all ready \(.*\)\n", done.stdout)
+    assert re.fullmatch(rb"3 -> 5 workers, all ready \(.*\)\n", out)
 
 
 def test_a_terminal_sees_each_worker_of_a_reload(daemon: Served) -> None:
     """A bar for each worker with both pids and what happens to it; stdout has the outcome alone."""
-    master, slave = pty.openpty()
-    argv, environ = (
-        command(daemon, "reload"),
-        {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"},
-    )
-    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=slave, check=True, timeout=20, env=environ)
-    os.close(slave)
-    shown = os.read(master, 65536).decode()
-    os.close(master)
+    shown, out = in_a_terminal(daemon, "reload", COLUMNS="100", LINES="30")
     for words in ("generation 2", "worker 1", "pid 103 -> 1103"):
         assert words in shown
-    assert done.stdout == b"generation 2: 3 workers replaced (250 ms)\nno setting changed\n"
+    assert out == b"generation 2: 3 workers replaced (250 ms)\nno setting changed\n"
 
 
 def test_a_worker_that_is_replaced_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
