@@ -70,7 +70,7 @@ def print_line(text: str) -> None:
 
 
 def print_lines(text: str) -> None:
-    """Print what has lines of its own, but for blanks at its end."""
+    """Print a text of several lines without the blanks at its end."""
     sys.stdout.write(lines(text.rstrip(), LONGEST_TEXT) + "\n")
 
 
@@ -261,7 +261,7 @@ def print_exits(exits: Sequence[ExitView]) -> None:
 
 
 def print_events(events: Sequence[EventView]) -> None:
-    """A line each, as the log has them, then what takes lines of its own."""
+    """A line for each event, as in the log, followed by fields of several lines."""
     for event in events:
         fields = {name: str(value) for name, value in event.fields.items()}
         long = {name: value for name, value in fields.items() if "\n" in value}
@@ -292,7 +292,7 @@ def print_exit(view: ExitView) -> None:
 
 
 def print_reload(reload: ReloadView, before: StatusView, after: StatusView) -> None:
-    """How a reload went well, and what it has changed."""
+    """Print how a reload succeeded, and what it has changed."""
     count = f"{reload.replaced} worker{'s' if reload.replaced != 1 else ''}"
     print_line(f"generation {reload.generation}: {count} replaced ({duration(reload.seconds)})")
     changes = "; ".join(map(change, reload.changes))
@@ -346,7 +346,7 @@ def _table(*columns: tuple[str, str]) -> "Table":
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name, justify in columns:
-        # On a narrow terminal the free texts give way, the numbers never.
+        # On a narrow terminal free texts are cut, numbers never.
         free = name in {"in flight", "path", "value", "origin", "cause", "last request"}
         table.add_column(
             name,

@@ -238,7 +238,7 @@ class Daemon:
             self._start_task(self._print_demo_links())
 
     def _begin_supervising(self) -> None:
-        """From now on deadlines are watched, and the chores done."""
+        """Start to watch deadlines and to run the chores."""
         set_title(f"ostler: supervisor [{terminal.one_line(self._shell.name)}]")
         self._deadlines.start()
         self._start_task(self._chores.run())

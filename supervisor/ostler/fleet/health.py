@@ -1,4 +1,4 @@
-"""How the fleet is, in one word and in one sentence."""
+"""The state of the fleet, as one of a few names and as one sentence."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ FleetState = Literal["starting", "ready", "degraded", "reloading", "paused", "st
 
 
 def state(fleet: State) -> FleetState:
-    """The most important thing that is true of the fleet."""
+    """The state that matters most, if several apply."""
     if fleet.stopping:
         return "stopping"
     if fleet.paused:

@@ -46,8 +46,8 @@ class IllegalTransition(Exception):
 class Lifecycle(Generic[StateT]):
     """The states of one kind of subject.
 
-    subject: what has the states, in a word; states: all of them; transitions: the table; ignored: what may
-    happen in a state and changes nothing.
+    subject: what has the states, e.g. `worker`; states: all of them; transitions: the table; ignored: what
+    may happen in a state and changes nothing.
     """
 
     subject: str

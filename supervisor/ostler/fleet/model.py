@@ -1,4 +1,4 @@
-"""The fleet's nouns: workers, generations, reloads, policies. Plain data.
+"""The data types of the fleet: workers, generations, reloads, policies. Plain data.
 
 `lifecycle` says which changes of state are legal, and `machine` what happens.
 """

@@ -1,8 +1,8 @@
 """One worker's cell, as the supervisor reads it.
 
-What is in use of it is copied by pread(2), and the copy is examined: can what it says be true (`plausible`)?
-The file is not mapped: whatever the worker does to it, the worst result is a read that is too short. And to
-read a page that was never written allocates nothing.
+The part of it that is in use is copied by pread(2), and the copy is checked (`plausible`). The file is not
+mapped: whatever the worker does to it, the worst result is a read that is too short. Reading a page that was
+never written allocates nothing.
 """
 
 import math

@@ -1,8 +1,8 @@
-"""What can be true of the numbers in a cell, and what of its text may be shown.
+"""Which numbers of a cell can be true, and which of its text may be shown.
 
-A cell is memory that its worker's app can write. So nothing in it is believed that can't be true: counters
-only grow, and no quicker than a machine can serve; times lie between the worker's birth and now. What passes
-may still be untrue, but does no harm: all numbers are bounded.
+A cell is memory that its worker's app can write. So values that can't be true are rejected: counters only
+grow, and no faster than a machine can serve; times lie between the worker's start and now. A false value that
+passes does no harm: all numbers are bounded.
 
 Pure functions: they return what can't be true in one sentence, or None.
 """

@@ -117,7 +117,7 @@ def _resolve(spec: str, module: Any, expression: str) -> Any:
     if isinstance(node, ast.Call):
         try:
             args = [ast.literal_eval(arg) for arg in node.args]
-            kwargs = {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
+            kwargs = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
         except ValueError:
             raise AppLoadError(f"wsgi_app: arguments in {spec!r} must be literals") from None
         node = node.func

@@ -1,8 +1,8 @@
 """The request runner: from a whole request to its answer, and all accounting of it.
 
-`RequestRunner` is a seam. Today there is one implementation, `WsgiRunner`; a native one for ordinary requests
-can stand in for it, if it keeps what is written at the protocol. tests/unit/workers/test_request_runner.py
-holds any implementation to that.
+`RequestRunner` is the interface. Today there is one implementation, `WsgiRunner`; a native one for ordinary
+requests can replace it if it keeps what the interface's docstrings demand.
+tests/unit/workers/test_request_runner.py checks that for any implementation.
 """
 
 from collections.abc import Callable
@@ -195,7 +195,7 @@ class WsgiRunner:
                 sent = exchange.sent
                 if connection.output:
                     # What a client has not taken of a file is counted when it has, if ever.
-                    connection.unconfirmed = min(connection.output.promised, sent)
+                    connection.unconfirmed = min(connection.output.unsent_file_bytes, sent)
                     sent -= connection.unconfirmed
                 slot.count(exchange.code, sent, took)
                 if self._access is not None or exchange.error is not None:

@@ -1,8 +1,8 @@
 """Finds requests that take too long and event loops that do not run; it reads the scoreboard.
 
-Requests need no polling. One that starts after a look can't be overdue before `timeout` from then, and of
-those in flight the one whose deadline is next decides when to look again. A loop without requests runs once a
-second and writes that down (HEARTBEAT); the sensor looks about as often.
+After a look the sensor waits until the earliest deadline of the requests in flight, or for `timeout`: a
+request that starts meanwhile can't be overdue before. A loop without requests makes a pass once a second and
+notes its time (HEARTBEAT); the sensor checks that about as often.
 
 It only reports: `fleet/overdue.py` decides, `daemon/children/hang_actions.py` signals the worker.
 """

@@ -32,8 +32,8 @@ class ControlRows(LogRows, frozen=True, kw_only=True):
         str,
         Setting(
             kinds.SOCKET_MODE,
-            "Mode of the control socket in octal. Whom it lets in may read and operate, the app's user only "
-            "read; administration is for the daemon's own user and root.",
+            "Mode of the control socket in octal. Users that it admits may read and operate, the app's user "
+            "may only read; administration is for the daemon's own user and root.",
             flags=("--control-socket-mode",),
             takes_effect=RESTART,
         ),

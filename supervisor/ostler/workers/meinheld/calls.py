@@ -54,7 +54,7 @@ class MeinheldCalls:
             ended, or sent no request.
         error: called by the server with what the app raised, and with its own errors.
         flush: write the access log.
-        attend: have `look` called when the request in the app has been answered; for signal handlers.
+        look_soon: have `look` called when the request in the app has been answered; for signal handlers.
         settle: called once a second from outside the app.
     """
 
@@ -193,7 +193,7 @@ class MeinheldCalls:
             if access_log is not None:
                 access_log.flush()
 
-        def attend() -> None:
+        def look_soon() -> None:
             nonlocal message_waits
             message_waits = True
 
@@ -229,7 +229,7 @@ class MeinheldCalls:
         self.access = access
         self.error = failed
         self.flush = flush
-        self.attend = attend
+        self.look_soon = look_soon
         self.settle = settle
 
 

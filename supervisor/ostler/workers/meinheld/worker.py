@@ -153,7 +153,7 @@ class MeinheldWorker(BaseWorker):
             listener.close()
 
     def on_message(self) -> None:
-        self._calls.attend()
+        self._calls.look_soon()
 
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
         self._soft_interrupts.interrupt(signum, frame)
