@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ostler.settings.ignored import IGNORED, Ignored
-from ostler.settings.kinds import Kind
+from ostler.settings.kinds.kind import Kind
 from ostler.settings.table import Setting, not_in_gunicorn, rows
 
 # They may hold more arguments. The command line takes precedence over both, and the first over the second.

@@ -46,7 +46,7 @@ from ostler.osapi.needed import refused
 from ostler.osapi.process import become_subreaper, has_terminal, set_title
 from ostler.scoreboard.cell_reader import Reading
 from ostler.scoreboard.reader import Scoreboard
-from ostler.settings.kinds import WORKERS
+from ostler.settings.kinds.numbers import WORKERS
 from ostler.settings.load import Loaded
 
 # The event that each signal stands for. The other signals that are handled are no events of the fleet: CHLD,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ostler.errors import SettingError
-from ostler.settings.kinds import shown
+from ostler.settings.kinds.kind import shown
 
 
 @dataclass(frozen=True, slots=True)

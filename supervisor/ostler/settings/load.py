@@ -15,7 +15,8 @@ from ostler.errors import SettingError
 from ostler.settings import ignored
 from ostler.settings.classes import MOST_THREADS
 from ostler.settings.configfile import ConfigFile
-from ostler.settings.kinds import TLS_VERSION, shown
+from ostler.settings.kinds.kind import shown
+from ostler.settings.kinds.tls import TLS_VERSION
 from ostler.settings.table import Setting, Settings, rows
 from ostler.text import name_of
 
