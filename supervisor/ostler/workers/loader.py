@@ -12,7 +12,8 @@ from typing import Any, cast
 from ostler.settings.table import Settings
 from ostler.workers.app_kind import is_factory, mismatch
 from ostler.workers.load_errors import AppLoadError, raised
-from ostler.wsgi.exchange import App, QuitWorker
+from ostler.wsgi.exchange import App
+from ostler.wsgi.interruption import QuitWorker
 
 
 def enter(settings: Settings) -> None:

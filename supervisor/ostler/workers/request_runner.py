@@ -22,7 +22,8 @@ from ostler.workers.server_date import ServerDate
 from ostler.workers.soft_interrupt import LONG_REQUEST_NS, SoftInterrupts
 from ostler.wsgi.body import StreamedBody
 from ostler.wsgi.environ import Environ, head_environ, listener_environ, request_environ, worker_environ
-from ostler.wsgi.exchange import App, ClientGone, DeadlineExceeded, Exchange, QuitWorker
+from ostler.wsgi.exchange import App, ClientGone, Exchange
+from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker
 
 _WILDCARDS = ("0.0.0.0", "[::]")  # noqa: S104
 # A longer request counts as this much (ns), so that a few do not hide how long most take.

@@ -15,7 +15,7 @@ from ostler.osapi import original
 from ostler.settings.table import Settings
 from ostler.workers.greenlets.engine import GreenletEngine
 from ostler.workers.greenlets.hubs import Callback, Hub
-from ostler.wsgi.exchange import QuitWorker
+from ostler.wsgi.interruption import QuitWorker
 
 _importer = os.getpid()
 # Methods by which eventlet's hub reports exceptions.

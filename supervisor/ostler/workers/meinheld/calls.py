@@ -23,7 +23,7 @@ from ostler.workers.base import Context
 from ostler.workers.meinheld.peers import PeerAddresses
 from ostler.workers.soft_interrupt import SoftInterrupts
 from ostler.wsgi.environ import Environ, listener_environ
-from ostler.wsgi.exchange import DeadlineExceeded, QuitWorker
+from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker
 
 _LATE = b"Gateway Timeout\n"
 _LATE_FIELDS = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(_LATE))))
