@@ -18,7 +18,7 @@ import msgspec
 from aiohttp import web
 from msgspec.structs import fields
 
-from ostler.control.connections import WRITE_SECONDS, ControlConnection, connection_of
+from ostler.control.connection import WRITE_SECONDS, ControlConnection, connection_of
 from ostler.control.guard import SAFE_METHODS, Guard
 from ostler.control.handlers import Answer, Call, Caller, Handler
 from ostler.control.problems import (
