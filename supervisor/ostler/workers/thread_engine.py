@@ -7,8 +7,6 @@ Slow clients cost no app time: the app is called when a request has been receive
 when its head has), and what a client does not take of an answer is kept and sent when it does.
 """
 
-import sys
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -16,8 +14,6 @@ from time import monotonic_ns
 from types import FrameType
 from typing import ClassVar, Self
 
-from ostler.osapi import original
-from ostler.osapi.process import set_timer_slack
 from ostler.osapi.wake import Wake
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.scoreboard.layout import LEAST_QUEUED
@@ -27,6 +23,7 @@ from ostler.workers.connection import OPEN, Connection
 from ostler.workers.leader_followers import LeaderFollowers
 from ostler.workers.parts import Parts
 from ostler.workers.reactor import IN, Reactor
+from ostler.workers.serving_threads import ServingThreads
 from ostler.workers.soft_interrupt import SoftInterrupts
 from ostler.workers.sweeper import SWEEP, SWEEP_DRAINING
 from ostler.workers.system_calls import PLAIN, contended_calls
@@ -43,22 +40,15 @@ _UNKNOWN_WORKED_UNTIL = 1_000_000 * SECOND
 # If requests take longer than this (ns) on average the leadership is released before the app is called.
 _SLOW_APP = 300_000
 
-# A thread that computes lets others have the interpreter lock after this time (s). Python's own 5 ms are long
-# for a thread that serves quick requests beside one that computes; an app that has chosen knows better.
-_USUAL_SWITCH_INTERVAL = 0.005
-_SWITCH_INTERVAL = 0.001
 # A client may send thousands of requests at once, and others must not wait until all are answered (ns).
 _TURN = 20_000_000
-# How much later than asked for the kernel may end a wait (ns), instead of 50 µs: threads that wait a
-# millisecond for a database should not lose a twentieth of their time.
-_TIMER_SLACK = 1_000
 
 
 class Engine(BaseWorker):
     """Serves one app on inherited listeners, with `settings.threads` threads.
 
-    What begins with an underscore is called only by the leader, unless it says otherwise; `_run_behind_gate`
-    and `_run` are what threads run, and `_serve` and `_put_back` go on in a thread that was the leader.
+    What begins with an underscore is called only by the leader, unless it says otherwise; `_run` is what
+    each thread runs, and `_serve` and `_put_back` go on in a thread that was the leader.
 
     Attributes:
         soft_interrupts: ends requests that take too long, when the supervisor says so.
@@ -93,8 +83,7 @@ class Engine(BaseWorker):
         self._run_requests = parts.runner.run
         self._watch, self._unwatch = parts.reactor.watch, parts.reactor.unwatch
         self._slots: dict[int, RequestSlot] = {}
-        self._other_threads: list[threading.Thread | original.NativeThread] = []
-        self._gate, self._entered = original.Lock(), original.Lock()
+        self._other_threads = ServingThreads(self._run)
         # Events that were taken from the kernel, and connections with whole requests that wait for a thread.
         self._events: deque[tuple[int, int]] = deque()
         self._ready: deque[Connection] = deque()
@@ -172,38 +161,20 @@ class Engine(BaseWorker):
     def start_threads(self) -> None:
         if self._threads == 1:
             return
-        self._gate.acquire()
-        self._entered.acquire()
         self.leader.start_watcher()
-        set_timer_slack(_TIMER_SLACK)
-        if sys.getswitchinterval() == _USUAL_SWITCH_INTERVAL:
-            sys.setswitchinterval(_SWITCH_INTERVAL)
-        for number in range(1, self._threads):
-            thread = original.thread(self._run_behind_gate, f"ostler-{number + 1}", (number,))
-            thread.start()
-            self._other_threads.append(thread)
-
-    def _run_behind_gate(self, number: int) -> None:
-        with self._gate:
-            pass
-        if number == 1:
-            self._entered.release()
-        self._run(number)
+        self._other_threads.make(self._threads - 1)
 
     def run(self) -> None:
         """Serve until drained. The calling thread is one of those that serve."""
-        if self._other_threads:
-            self._gate.release()
-            # The main thread comes last: while it is in the app, messages of the supervisor are read later.
-            self._entered.acquire()
+        # The main thread comes last: while it is in the app, messages of the supervisor are read later.
+        self._other_threads.release()
         try:
             self._run(0)
         finally:
             self.leader.stop()
             if self._access is not None:
                 self._access.flush()
-        for thread in self._other_threads:
-            thread.join(max(0, (self._drain.deadline or 0) - monotonic_ns()) / SECOND)
+        self._other_threads.join(self._drain.deadline or 0)
 
     def run_once(self) -> None:
         """Serve what is there now, without waiting; instead of `run`, in a worker that has no clients yet."""
