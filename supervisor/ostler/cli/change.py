@@ -146,7 +146,7 @@ def refork(target: Target, slot: int | None, force: bool, timeout: float, no_wai
             waiting.replaced(client, old, meter, limit)
     for event in client.call(EVENTS, after=asked.after):
         if event.name == "refork_warning" and event.id < outcome.id:
-            output.complain(f"ctl: warning: {event.fields.get('problem')}")
+            output.print_problem(f"ctl: warning: {event.fields.get('problem')}")
     if target.json:
         print_json(outcome)
     if outcome.name == "refork_refused":

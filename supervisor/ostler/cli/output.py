@@ -74,7 +74,7 @@ def print_lines(text: str) -> None:
     sys.stdout.write(lines(text.rstrip(), LONGEST_TEXT) + "\n")
 
 
-def complain(text: str, *more: str) -> None:
+def print_problem(text: str, *more: str) -> None:
     """Print a line to standard error; `more`: items that belong to it, on lines of their own."""
     longest = _longest(sys.stderr)
     sys.stderr.write(one_line(text, longest) + "\n" + "".join(f"  {one_line(m, longest)}\n" for m in more))

@@ -143,7 +143,7 @@ class Roll(_Display):
             state=replaced,
         )
         # If the fleet is larger than the terminal, only the workers that are being replaced right now.
-        roomy = len(steps) <= progress.console.height - 3
+        all_fit = len(steps) <= progress.console.height - 3
         for slot, at in steps.items():
             if slot not in self._tasks:
                 self._tasks[slot] = progress.add_task("", total=3, state="")
@@ -152,7 +152,7 @@ class Roll(_Display):
                 description=f"worker {slot}: {_pids(at)}",
                 completed=at.done,
                 state=at.state,
-                visible=roomy or at.done in (1, 2),
+                visible=all_fit or at.done in (1, 2),
             )
 
 

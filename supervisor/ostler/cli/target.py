@@ -20,7 +20,7 @@ from ostler.osapi.peers import account_name
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
-_MOST_STRANGERS = 5
+_MOST_SHOWN = 5
 
 
 class AmbiguousTarget(OstlerError):
@@ -94,7 +94,7 @@ class SocketOwner:
             raise UntrustedServerError(
                 f"{served}, not of {account_name(self._owner)}; nothing was sent to it"
             )
-        output.complain(f"ctl: warning: {served}, not yours or root's (--owner USER accepts it)")
+        output.print_problem(f"ctl: warning: {served}, not yours or root's (--owner USER accepts it)")
         self._owner = uid  # the only one accepted from now on
 
     def _of_folder(self) -> Collection[int]:
@@ -121,8 +121,8 @@ def _uid(user: str | None) -> int | None:
 
 
 def _the_one(discovery: Discovery, name: str | None) -> Client:
-    for stranger in discovery.untrusted[:_MOST_STRANGERS]:
-        output.complain(f"ctl: warning: {stranger}; it is left alone")
+    for problem in discovery.untrusted[:_MOST_SHOWN]:
+        output.print_problem(f"ctl: warning: {problem}; it is not used")
     found = [one for one in discovery.found if name is None or name in (one.status.name, one.path.stem)]
     if len(found) == 1:
         return found[0].client()

@@ -61,7 +61,7 @@ def sentence(fleet: State) -> str:
 def _hanging(fleet: State) -> str:
     hanging = [worker for worker in fleet.workers.values() if worker.overdue_since is not None]
     stalled = sum(worker.leaving is Cause.STALLED for worker in hanging)
-    parts = [f"{_counted(stalled)} whose loop stands still being replaced"] if stalled else []
+    parts = [f"{_counted(stalled)} with a stalled event loop being replaced"] if stalled else []
     if overdue := len(hanging) - stalled:
         # With timeout_soft only the request is ended at first.
         goes = all(worker.leaving is not None for worker in hanging)

@@ -46,7 +46,7 @@ class Cause(enum.Enum):
     REFORK = "refork"
     SCALE = "scale"
     DEADLINE = "deadline"
-    STALLED = "stalled"  # its event loop stands still
+    STALLED = "stalled"  # its event loop is stalled
     BOOT_TIMEOUT = "boot timeout"
     PAUSE = "pause"
     STOP = "stop"

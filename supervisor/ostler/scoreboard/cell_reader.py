@@ -17,9 +17,9 @@ import msgspec
 from ostler.scoreboard import layout
 from ostler.scoreboard.counts import Counts
 from ostler.scoreboard.plausible import (
-    doubt_counts,
-    doubt_time,
     extended_until,
+    implausible_counts,
+    implausible_time,
     shown_method,
     shown_path,
 )
@@ -171,7 +171,7 @@ class Cell:
         if new or (count and not self._counted):
             words = memoryview(raw).cast("Q")
             beat = words[layout.HEARTBEAT]
-            _raise(doubt_time("the heartbeat", beat, self.born, now))
+            _raise(implausible_time("the heartbeat", beat, self.born, now))
             in_flight = self._in_flight([raw[layout.PAGE :], *more], now) if new else self.reading.in_flight
             counts = self._counts(raw, words, slots, now) if count else self.reading.counts
             ident = words[_HEADER + layout.IDENT] if slots else 0
@@ -263,7 +263,7 @@ class Cell:
             numbers[layout.QUEUED : layout.QUEUED + layout.BUCKETS],
         )
         seconds, age = (now - self._looked) / 1e9, (now - self.born) / 1e9
-        _raise(doubt_counts(self.reading.counts, counts, seconds, age))
+        _raise(implausible_counts(self.reading.counts, counts, seconds, age))
         return counts
 
     def _in_flight(self, parts: list[bytes], now: int) -> list[InFlight]:
@@ -286,7 +286,7 @@ class Cell:
                         request = replace(request, extended_until=until, overdue=marked)
                     found.append(request)
                     continue
-                _raise(doubt_time("a request's start", started, self.born, now))
+                _raise(implausible_time("a request's start", started, self.born, now))
                 method, path = _text(slots, words, place)
                 # One that has ended while it was copied may have the next one's text.
                 if self._started_now(number) == started:

@@ -32,7 +32,7 @@ _LONGEST_NS = 10**18
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*")  # RFC 9110, section 5.6.2
 
 
-def doubt_counts(before: Counts, after: Counts, seconds: float, age: float) -> str | None:
+def implausible_counts(before: Counts, after: Counts, seconds: float, age: float) -> str | None:
     """Why a worker can't have counted `after`.
 
     Args:
@@ -67,7 +67,7 @@ def doubt_counts(before: Counts, after: Counts, seconds: float, age: float) -> s
     return None
 
 
-def doubt_time(name: str, at: int, born: int, now: int) -> str | None:
+def implausible_time(name: str, at: int, born: int, now: int) -> str | None:
     """Why a worker can't have noted the time `at`. All are CLOCK_MONOTONIC in ns; 0: it noted none."""
     if at and at < born:
         return f"{name} is before the worker's start"

@@ -103,7 +103,7 @@ class Connection:
         limits: what it may cost.
         now: CLOCK_MONOTONIC in nanoseconds, as all times here.
         calls: how system calls are made.
-        trusted: the client is a proxy whose fields are believed.
+        trusted: the client is a proxy whose fields are trusted.
         proxied: the client is a proxy that may send a PROXY header.
 
     Attributes:

@@ -53,8 +53,8 @@ class RequestRunner(Protocol):
         a later call, output that is left is sent by the thread that polls.
 
         Called by the thread (or in the greenlet) that serves the connection; it belongs to the caller
-        during the call. While a request is in the app the polling thread may take it out of the reactor's
-        sight, and changes `watched` and `mask` only.
+        during the call. While a request is in the app the polling thread may stop the reactor from
+        watching it, and changes `watched` and `mask` only.
 
         For each request, in this order:
 

@@ -97,9 +97,9 @@ class Engine(BaseWorker):
         self._prompt_until = 0
         # When all that was found in the last pass had been served.
         self._worked_until = 0
-        # It had nothing to do before the last poll returned.
+        # The worker had nothing to do before the last poll returned.
         self._was_idle = False
-        # Each connection is asked about that may have waited.
+        # The kernel is asked about each request that may have waited; see QueueTimes.
         self._asks_for_all = context.settings.queue_timeout > 0
         self._done = False
 
@@ -205,7 +205,7 @@ class Engine(BaseWorker):
         leader = self.leader
         while not self._done:
             leader.acquire(self._runner.average > _SLOW_APP)
-            # What another thread has left, and what came meanwhile, waits for longer than this one knows.
+            # It is not known how long requests have waited that came meanwhile, or that others have left.
             self._worked_until = self._reactor.read_clock() + _UNKNOWN_WORKED_UNTIL
             self._prompt_until = 0
             is_leader = True
@@ -279,7 +279,7 @@ class Engine(BaseWorker):
     def _serve_events(self, slot: RequestSlot) -> bool:
         """Serve what came; False if another thread is the leader afterwards."""
         events = self._events
-        # In turns with what is new: while it serves one of them another thread may become the leader.
+        # Waiting connections and new events take turns: at each of them the leader may change.
         ready = 0 if events and self._new_first else len(self._ready)
         self._new_first = bool(ready)
         for _ in range(ready):
@@ -307,9 +307,9 @@ class Engine(BaseWorker):
                     return False
                 now = known.idle_since  # when its answer was given
         if arrivals:
-            # They wait for any worker, so that they may have come before this one looked. Those that an idle
-            # worker finds have not waited since before its last work, after which it looks once a
-            # second. But this process may have been stopped in that time: `queue_timeout` needs to know.
+            # They wait for any worker, so they may have come before this one last polled. An idle worker
+            # polls once a second, so what it finds has come since its last work. But this process may have
+            # been stopped in that time, so with `queue_timeout` that is not assumed.
             idle_since = self._worked_until - SECOND + LEAST_QUEUED
             self._prompt_until = idle_since if self._was_idle and not self._asks_for_all else 0
         # Last: a connection that came while the app was busy has gone to a sibling that was not.
@@ -401,7 +401,7 @@ class Engine(BaseWorker):
 
     def _poll_until_wanted(self, slot: RequestSlot) -> None:
         reactor, sweeper, leader = self._reactor, self._sweeper, self.leader
-        # Siblings that are free accept what comes; it must not wake this worker.
+        # Siblings that are free accept new connections, which must not wake this worker.
         self._acceptor.stop()
         while not self._done and not leader.is_wanted:
             if not self._events:

@@ -53,7 +53,7 @@ def make_context(
         copies: by the path of a file that this process may not read any more, that of a copy.
 
     Raises:
-        SettingError: it can't be made; the text says which file is to blame.
+        SettingError: it can't be made; the text names the file that is wrong.
     """
 
     def factory() -> ssl.SSLContext:

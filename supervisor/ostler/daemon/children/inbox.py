@@ -116,7 +116,7 @@ class Inbox:
                 self._on_fork_server_message(child, message)
         except BadMessage:
             raise
-        except Exception:  # noqa: BLE001 - whatever it is, only the child that sent the message may suffer
+        except Exception:  # noqa: BLE001 - whatever it is, only the child that sent the message is ended
             name = type(message).__name__
             self._ports.attempt.failed(f"can't handle {name}")
             raise BadMessage(f"{name}, which Ostler failed to handle (see the log)") from None
