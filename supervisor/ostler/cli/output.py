@@ -61,7 +61,7 @@ def print_json(data: object) -> None:
             body = msgspec.json.encode(data)
         text = msgspec.json.format(body, indent=2).decode()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise OstlerError(f"what answers does not do so in Ostler's JSON: {error}") from error
+        raise OstlerError(f"the answer is not the JSON of Ostler's API: {error}") from error
     sys.stdout.write(ascii_json(text) + "\n")
 
 
@@ -300,9 +300,7 @@ def print_reload(reload: ReloadView, before: StatusView, after: StatusView) -> N
     if after.override is not None:
         print_line(f"the number of workers that was set by hand stays: {after.override}")
     elif before.override is not None:
-        print_line(
-            f"the {before.override} workers set by hand gave way to the configuration's {after.wanted}"
-        )
+        print_line(f"the configuration's {after.wanted} workers replace the {before.override} set by hand")
 
 
 def moment(at: float) -> str:

@@ -129,7 +129,7 @@ GENERATIONS = Lifecycle(
         (None, actions.StartForkServer): CONFIGURING,
         (CONFIGURING, events.ForkServerConfigured): LOADING,
         (LOADING, events.AppLoaded): UP,
-        # It fails, or does not get on.
+        # It fails, or makes no progress.
         **{(state, actions.KillForkServer): FAILED for state in (*_STARTING, UP)},
         **{(state, events.ForkServerExited): DOWN for state in (*_STARTING, UP, FAILED)},
         (DOWN, actions.StartForkServer): CONFIGURING,

@@ -32,7 +32,7 @@ _AT_ONCE = 257
 _HEADER = layout.PAGE // layout.WORD
 _SLOT = layout.SLOT_SIZE // layout.WORD
 _COUNTED = layout.QUEUED + layout.BUCKETS
-# What of a slot says whether anything was counted there, in bytes; the histograms change only with these.
+# The part of a slot that shows whether anything was counted there, in bytes: histograms change only with it.
 _SENT_TO_CLOSED = slice(layout.BYTES_SENT * layout.WORD, (layout.CLOSED + 1) * layout.WORD)
 # HANDED_OFF, the answers, RECEIVED.
 _ANSWERS = slice(layout.HANDED_OFF * layout.WORD, (layout.RECEIVED + 1) * layout.WORD)
@@ -239,7 +239,7 @@ class Cell:
     def _pread(self, size: int, place: int) -> bytes:
         raw = os.pread(self.fd, size, place)
         if len(raw) < size:
-            raise ImplausibleCell("its memory is cut off")
+            raise ImplausibleCell("its memory was truncated")
         return raw
 
     def _started_now(self, number: int) -> int:

@@ -63,7 +63,7 @@ class QueueTimes:
         self._pass = -1
         self._before = 0
         self._skipped = 0
-        # The same of requests that can have come at any time: when one was last asked about, and the answer.
+        # The same for requests that can have come at any time: when the last question was, and the answer.
         self._asked_any_at = -ASK_EVERY
         self._waited_any = 0
         self._skipped_any = 0

@@ -22,7 +22,7 @@ BATCH = 64
 """Events that are taken from the kernel at once."""
 # Of all workers that wait at a listener the kernel wakes one.
 _SHARED = select.EPOLLIN | select.EPOLLEXCLUSIVE
-# Watched for nothing: the kernel reports a hang-up all the same, but once.
+# Watched for no event: the kernel still reports a hang-up, but only once.
 _SILENT = select.EPOLLONESHOT
 
 

@@ -104,7 +104,7 @@ class HookDispatcher:
                 workers = loaded.settings.workers
                 record.reported_workers = workers[0] if isinstance(workers, tuple) else workers
         elif record.hooks:
-            # It knows the configured number; another one may have been asked for since.
+            # It knows the configured number; another one may have been set since.
             self._send(handle, messages.HookDue("nworkers_changed", old=wanted, new=wanted))
             record.reported_workers = wanted
         self._send_waiting()

@@ -51,7 +51,7 @@ def _warmups(value: Any) -> tuple[WarmupRequest, ...]:
 def _warmup(value: Any) -> WarmupRequest:
     if isinstance(value, Mapping):
         if unknown := set(value) - {"path", "method", "headers"}:
-            raise ValueError(f"knows path, method and headers, got {min(map(str, unknown))!r}")
+            raise ValueError(f"has path, method and headers, not {min(map(str, unknown))!r}")
         method, path = text(value.get("method", "GET")), text(value.get("path", "/"))
         headers = value.get("headers") or {}
     else:

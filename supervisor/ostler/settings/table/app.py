@@ -79,7 +79,7 @@ class AppRows(HttpRows, frozen=True, kw_only=True):
         str,
         Setting(
             texts.choice("auto", "poll", "inotify"),
-            "How changes are noticed: auto asks the kernel; poll is for network file systems.",
+            "How changes are detected: auto asks the kernel; poll is for network file systems.",
             flags=("--reload-engine",),
         ),
     ] = "auto"

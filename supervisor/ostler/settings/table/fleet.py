@@ -211,7 +211,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
         float,
         Setting(
             numbers.SECONDS,
-            "With a range of workers: requests that wait longer than this for a worker want more of them.",
+            "With a range of workers: if requests wait longer than this for a worker, workers are added.",
             flags=("--autoscale-queue-wait",),
             takes_effect=LIVE,
             policy="autoscale_queue_wait",

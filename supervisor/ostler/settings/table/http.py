@@ -123,7 +123,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
         Setting(
             numbers.SIZE,
             "Bytes per second at which a client must send a body, on average and from its third second on; "
-            "0: body_timeout is all it gets.",
+            "0: only body_timeout limits it.",
             flags=("--body-min-rate",),
             worker_classes=classes.NOT_MEINHELD,
             gunicorn=None,

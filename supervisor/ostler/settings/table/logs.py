@@ -125,7 +125,7 @@ class LogRows(ProcessRows, frozen=True, kw_only=True):
         str | None,
         Setting(
             texts.OPTIONAL_TEXT,
-            "What syslog lines begin with; by default the app's name.",
+            "Prefix of syslog lines; by default the app's name.",
             flags=("--log-syslog-prefix",),
             takes_effect=RESTART,
         ),
@@ -151,7 +151,7 @@ class LogRows(ProcessRows, frozen=True, kw_only=True):
         str,
         Setting(
             texts.TEXT,
-            "What names of statsd metrics begin with.",
+            "Prefix of the names of statsd metrics.",
             flags=("--statsd-prefix",),
         ),
     ] = ""

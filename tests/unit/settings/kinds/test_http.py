@@ -37,7 +37,7 @@ def test_values(kind: Kind, given: Any, value: Any) -> None:
     [
         (http.WARMUP, "health", "expected a path such as /health"),
         (http.WARMUP, "GET /a b", "expected a path such as /health"),
-        (http.WARMUP, {"path": "/", "body": ""}, "knows path, method and headers, got 'body'"),
+        (http.WARMUP, {"path": "/", "body": ""}, "has path, method and headers, not 'body'"),
         (http.WARMUP, {"path": "/", "headers": {"X": "a\r\nb"}}, "the header X can't be"),
         (http.HEADER_NAMES, "A B", "expected the name of a header, got 'A B'"),
         (http.HEADER_VALUES, None, "expected a dictionary of header names and values, got None"),
