@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
 
 
 class OstlerError(Exception):
-    """A mistake that the user can mend; `str()` is one line: what, where, what to do."""
+    """A mistake that the user can correct; `str()` is one line: what, where, what to do."""
 
     exit_code = ExitCode.FAILED
 

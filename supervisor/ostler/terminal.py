@@ -1,11 +1,11 @@
 """Text that goes to a terminal.
 
-Paths, names, reasons and tracebacks are written by apps and clients. A terminal obeys what it is sent: ESC
-and the C1 controls (U+0080 to U+009F, ECMA-48 section 5.3) move the cursor, rename the window, or answer as
-if it had been typed; the bidirectional controls (UAX #9) show text in another order than it is read by
-programs; line separators begin a line that looks like one of ours. All of them, what is invisible and lone
-surrogates are what `str.isprintable` does not accept, so nothing has to be listed here. Colours are added
-only after a text has been through one of these functions.
+Paths, names, reasons and tracebacks are written by apps and clients. A terminal acts on control characters:
+ESC and the C1 controls (U+0080 to U+009F, ECMA-48 section 5.3) move the cursor, rename the window, or send an
+answer as if it had been typed; the bidirectional controls (UAX #9) show text in another order than programs
+read it; line separators begin a line that looks like one of ours. `str.isprintable` is false for all of them,
+for invisible characters and for lone surrogates, so nothing has to be listed here. Colours are added only
+after a text has been through one of these functions.
 
 Standard library only: workers and `ctl` load this.
 """

@@ -44,7 +44,7 @@ def _each_text(value: Any) -> Any:
     return [_each_text(found) for found in value] if isinstance(value, list | tuple) else value
 
 
-# An app's exceptions may be of its own making in all that can be overridden: `__str__`, `__cause__`, a
+# An app's exceptions may override everything that can be overridden: `__str__`, `__cause__`, a
 # metaclass. These functions run while something has failed already, so they never fail themselves.
 
 

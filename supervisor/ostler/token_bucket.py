@@ -37,12 +37,12 @@ class TokenBucket:
         self._tokens = max(self._tokens, min(most, self._tokens + tokens))
 
     def wait(self, now: float) -> float:
-        """Seconds until nothing is owed; 0.0 if nothing is."""
+        """Seconds until the number of tokens is not negative; 0.0 if it is not."""
         self._settle(now)
         return max(0.0, -self._tokens / self._rate)
 
     def is_full(self, now: float) -> bool:
-        """Whether a new one would be the same."""
+        """Whether it holds `burst` tokens, like a new one."""
         self._settle(now)
         return self._tokens >= self._burst
 

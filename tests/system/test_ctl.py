@@ -203,7 +203,7 @@ def test_a_number_set_by_hand(place: Place) -> None:
     place.add("gunicorn.conf.py", "workers = 3\n")
     out = daemon.ctl("reload").out
     assert "changed: workers 1 -> 3" in out
-    assert "the 2 workers set by hand gave way to the configuration's 3" in out
+    assert "the configuration's 3 workers replace the 2 set by hand" in out
     daemon.settled(3)
 
 

@@ -109,7 +109,7 @@ SETTING = Example(
             """    greeting: Annotated[
         str,
         Setting(
-            kinds.TEXT,
+            texts.TEXT,
             "What workers call the client.",
             flags=("--greeting",),
             env="GREETING",
@@ -325,7 +325,7 @@ def errs_too_often(errors: int, limit: int) -> bool:
             """    max_errors: Annotated[
         int,
         Setting(
-            kinds.COUNT,
+            numbers.COUNT,
             "Recycle a worker after so many errors; 0 is never.",
             flags=("--max-errors",),
             takes_effect=LIVE,

@@ -175,7 +175,7 @@ export class Unreachable extends Error {
   }
 }
 
-const PATIENCE_MS = 10_000;
+const TIMEOUT_MS = 10_000;
 
 /** Options of every request. Cookies are not sent: the supervisor uses none, and other ports may have many. */
 function options(secret: string | null): RequestInit & { headers: Record<string, string> } {
@@ -187,7 +187,7 @@ async function call(method: "GET" | "POST", path: string, body?: object): Promis
   const secret = currentSecret();
   const init = options(secret);
   init.method = method;
-  init.signal = AbortSignal.timeout(PATIENCE_MS);
+  init.signal = AbortSignal.timeout(TIMEOUT_MS);
   if (body) {
     init.body = JSON.stringify(body);
     init.headers["content-type"] = "application/json";

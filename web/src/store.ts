@@ -71,7 +71,7 @@ export const tone = computed<Tone>(() => {
   return view.state === "degraded" && view.ready === 0 ? "bad" : TONES[view.state];
 });
 
-function seen(): number {
+function noteArrival(): number {
   const at = Date.now();
   lastDataAt.value = at;
   now.value = at;
@@ -81,43 +81,43 @@ function seen(): number {
 /** One function per server-sent event. */
 export const accept: { [Name in keyof StreamEvents]: (data: StreamEvents[Name]) => void } = {
   history(views: SampleView[]): void {
-    seen();
+    noteArrival();
     samples.value = views.slice(-SAMPLES_KEPT);
   },
   sample(view: SampleView): void {
-    seen();
+    noteArrival();
     const last = samples.value.at(-1);
     // A sample may arrive twice around a reconnection.
     if (last && view.at <= last.at) return;
     samples.value = [...samples.value.slice(1 - SAMPLES_KEPT), view];
   },
   events(views: EventView[]): void {
-    seen();
+    noteArrival();
     events.value = views.slice(-EVENTS_KEPT).reverse();
   },
   event(view: EventView): void {
-    seen();
+    noteArrival();
     const newest = events.value[0];
     if (newest && view.id <= newest.id) return;
     events.value = [view, ...events.value.slice(0, EVENTS_KEPT - 1)];
   },
   exits(views: ExitView[]): void {
-    seen();
+    noteArrival();
     exits.value = views.slice(0, EXITS_KEPT);
   },
   exit(view: ExitView): void {
-    seen();
+    noteArrival();
     exits.value = [view, ...exits.value.slice(0, EXITS_KEPT - 1)];
   },
   status(view: StatusView): void {
     batch(() => {
-      statusAt.value = seen();
+      statusAt.value = noteArrival();
       status.value = view;
     });
   },
   workers(views: WorkerView[]): void {
     batch(() => {
-      workersAt.value = seen();
+      workersAt.value = noteArrival();
       workers.value = views;
     });
   },

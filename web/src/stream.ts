@@ -18,15 +18,15 @@ let retry: number | undefined;
 let epoch = 0;
 
 export async function start(): Promise<void> {
-  window.addEventListener("hashchange", () => void arrive());
-  window.addEventListener("online", hurry);
-  document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && hurry());
+  window.addEventListener("hashchange", () => void openPage());
+  window.addEventListener("online", reconnectNow);
+  document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && reconnectNow());
   window.setInterval(watch, 1_000);
-  await arrive();
+  await openPage();
 }
 
 /** The page was opened, perhaps by a login link. */
-async function arrive(): Promise<void> {
+async function openPage(): Promise<void> {
   const code = codeIn(location.hash);
   if (code === null) {
     if (session.value === "unknown") await probe();
@@ -75,7 +75,7 @@ async function probe(): Promise<void> {
       return;
     }
     link.value = "gone";
-    later();
+    scheduleRetry();
   }
 }
 
@@ -90,7 +90,7 @@ function open(): void {
     attempts = 0;
   };
   const ended = (): void => {
-    if (opened === source) lose();
+    if (opened === source) connectionLost();
   };
   api.stream(opened.signal, take).then(ended, ended);
 }
@@ -100,27 +100,27 @@ function close(): void {
   source = null;
 }
 
-function lose(): void {
+function connectionLost(): void {
   close();
   if (link.value !== "gone") link.value = "lost";
-  later();
+  scheduleRetry();
 }
 
-function later(): void {
+function scheduleRetry(): void {
   window.clearTimeout(retry);
   retry = window.setTimeout(() => void probe(), RETRY_MS[Math.min(attempts, RETRY_MS.length - 1)]);
   attempts += 1;
 }
 
 /** Reconnects at once, when an attempt is likely to succeed. */
-export function hurry(): void {
+export function reconnectNow(): void {
   if (session.value === "out" || source) return;
   attempts = 0;
   void probe();
 }
 
 function watch(): void {
-  if (source && Date.now() - lastDataAt.value > SILENCE_MS) lose();
+  if (source && Date.now() - lastDataAt.value > SILENCE_MS) connectionLost();
 }
 
 /** An action was answered with 401: the session has ended. */

@@ -1,8 +1,8 @@
-"""The command line made from the settings table, and the variables that hold more of it.
+"""The command line, made from the settings table, and the environment variables that hold more arguments.
 
-What gunicorn's own parser takes is taken: flags cut short as far as they are clear, `-w=4`, more arguments
-than the app. Values are checked here and handed on as they were written; the fork server merges and parses
-them.
+The parser accepts what gunicorn's own parser accepts: abbreviated flags that are unambiguous, `-w=4`, and
+further arguments after the app, which are ignored with a warning. Values are checked here but passed on as
+they were written; the fork server merges and parses them.
 """
 
 import os
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ostler.settings.ignored import IGNORED, Ignored
-from ostler.settings.kinds import Kind
+from ostler.settings.kinds.kind import Kind
 from ostler.settings.table import Setting, not_in_gunicorn, rows
 
-# They may hold more arguments. The command line counts more than both, and the first more than the second.
+# They may hold more arguments. The command line takes precedence over both, and the first over the second.
 VARIABLES = ("OSTLER_CMD_ARGS", "GUNICORN_CMD_ARGS")
 
 _EPILOG = (
@@ -28,11 +28,12 @@ _EPILOG = (
 
 @dataclass(frozen=True, slots=True)
 class CommandLine:
-    """What was given on the command line and in its variables.
+    """What was given on the command line and in the variables.
 
     Args:
-        values: raw settings by name, gunicorn's without effect among them; variables: of these the ones that
-            are from a variable, with its name; remarks: warnings.
+        values: raw settings by name, including those of gunicorn that have no effect here.
+        variables: for each value that comes from a variable, the variable's name.
+        remarks: warnings.
     """
 
     app: str | None
@@ -52,7 +53,7 @@ else:
 
 
 class _Value(_ParamType):
-    """Checks a value as its row does and hands on what was written."""
+    """Checks a value with the parser of its setting, and passes on the text as written."""
 
     def __init__(self, row: Setting) -> None:
         self.name = row.kind.metavar.lower()
@@ -72,7 +73,7 @@ def _option(row: Setting) -> click.Option:
     if row.env and default:
         default = f"{default[:-1]}, or the environment's {row.env}]"
     if switch:
-        # What is on by default has a flag that turns it off.
+        # A switch that is on by default has a flag that turns it off.
         return _switch([*row.flags, f"_{row.name}"], "false" if row.default else True, help=row.help)
     return click.Option(
         [*row.flags, f"_{row.name}"],
@@ -85,7 +86,7 @@ def _option(row: Setting) -> click.Option:
 
 
 def _switch(names: list[str], value: Any, **more: Any) -> click.Option:
-    # Only here: to click an option with a flag value is one whose value may be missing.
+    # flag_value only here: for any other option click would take it to mean that the value may be missing.
     return click.Option(names, is_flag=True, flag_value=value, default=None, **more)
 
 
@@ -105,7 +106,7 @@ def _shown(row: Setting) -> str:
 
 
 class _Command(click.Command):
-    """Reads flags as gunicorn's parser does where click's is narrower."""
+    """Accepts the spellings of flags that gunicorn's parser accepts and click's does not."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         params = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
@@ -113,7 +114,7 @@ class _Command(click.Command):
 
 
 def _spelled_out(args: list[str], options: Mapping[str, click.Option]) -> list[str]:
-    """The arguments with whole flags, `-w=4` as `-w 4`, and the value that a flag alone means."""
+    """The arguments with complete flags, `-w=4` as `-w 4`, and the value that a bare flag means."""
     out: list[str] = []
     waiting = args[::-1]
     while waiting:
@@ -142,7 +143,7 @@ def _spelled_out(args: list[str], options: Mapping[str, click.Option]) -> list[s
 
 
 def _whole(flag: str, options: Mapping[str, click.Option]) -> str:
-    """The flag that this one is the beginning of, if there is but one, or but one of gunicorn's."""
+    """The only flag that begins like this, or the only one of gunicorn's; else the text itself."""
     if flag in options:
         return flag
     longer = [name for name in options if name.startswith(flag)]
@@ -178,7 +179,7 @@ def _is_value(kind: Kind, text: str = "") -> bool:
 
 
 def command(run: Callable[[CommandLine], None]) -> click.Command:
-    """The command; it calls `run` with all that was given, in variables too."""
+    """The command; it calls `run` with everything that was given, including the arguments in variables."""
 
     def started(**params: Any) -> None:
         run(_merged(made, params))
@@ -216,7 +217,7 @@ def command(run: Callable[[CommandLine], None]) -> click.Command:
 
 
 def _merged(made: click.Command, params: dict[str, Any]) -> CommandLine:
-    """The command line, and below it the arguments in the variables."""
+    """The arguments of the command line and, where it says nothing, those in the variables."""
     values = _values(params)
     variables: dict[str, str] = {}
     remarks = []
@@ -232,7 +233,7 @@ def _merged(made: click.Command, params: dict[str, Any]) -> CommandLine:
         for name in ("config", "check_config", "print_config"):
             params[name] = params[name] or more[name]
         if more["app"]:
-            remarks.append(f"{variable}: the app is for the command line to name; ignored: {more['app']}")
+            remarks.append(f"{variable}: the app must be named on the command line; ignored: {more['app']}")
     return CommandLine(
         params["app"],
         params["config"],
@@ -246,7 +247,7 @@ def _merged(made: click.Command, params: dict[str, Any]) -> CommandLine:
 
 
 def _values(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Raw settings by name; only what was really given."""
+    """Raw settings by name; only those that were given."""
     return {
         name.removeprefix("_"): list(value) if isinstance(value, tuple) else value
         for name, value in params.items()

@@ -1,6 +1,6 @@
 """The commands of `ctl` that change something.
 
-Each asks, waits for the outcome and succeeds only if it is reached.
+Each sends its request, waits for the outcome, and exits with 0 only if the wanted outcome was reached.
 """
 
 import sys
@@ -49,7 +49,7 @@ def scale(target: Target, amount: str, timeout: float, no_wait: bool) -> None:
     if not no_wait:
         with Meter(f"{before} -> {after.wanted} workers", wanted=not target.json) as meter:
             number = None if ask.auto else after.wanted
-            after = waiting.scaled(client, number, meter, waiting.Patience(timeout))
+            after = waiting.scaled(client, number, meter, waiting.WaitLimit(timeout))
     if target.json:
         print_json(after)
         return
@@ -77,7 +77,7 @@ def reload(target: Target, timeout: float, no_wait: bool) -> None:
     generation = view.generation
     if not no_wait:
         with roll:
-            view = waiting.reloaded(client, generation, roll, waiting.Patience(timeout))
+            view = waiting.reloaded(client, generation, roll, waiting.WaitLimit(timeout))
     if target.json:
         print_json(view)
     _check_reload(view, generation)
@@ -90,7 +90,7 @@ def reload(target: Target, timeout: float, no_wait: bool) -> None:
 
 
 def _check_reload(view: ReloadView, generation: int) -> None:
-    """Raises OstlerError, after its traceback is printed, for a reload that has not ended well."""
+    """Raise OstlerError for a reload that did not succeed, after printing its traceback."""
     if view.generation != generation or view.phase == "superseded":
         raise OstlerError(f"the reload to generation {generation} was superseded by another")
     if view.phase in ("failed", "rolled back"):
@@ -114,7 +114,7 @@ def recycle(target: Target, slot: int, timeout: float, no_wait: bool) -> None:
     new = old
     if not no_wait:
         with Meter(f"worker {slot}", wanted=not target.json) as meter:
-            new = waiting.recycled(client, slot, old.pid, meter, waiting.Patience(timeout))
+            new = waiting.recycled(client, slot, old.pid, meter, waiting.WaitLimit(timeout))
     if target.json:
         print_json(new)
     elif no_wait:
@@ -133,7 +133,7 @@ def recycle(target: Target, slot: int, timeout: float, no_wait: bool) -> None:
 @pass_target
 def refork(target: Target, slot: int | None, force: bool, timeout: float, no_wait: bool) -> None:
     """Make a warmed-up worker the one that new workers are forked from, and replace the others."""
-    client, patience = target.client(), waiting.Patience(timeout)
+    client, limit = target.client(), waiting.WaitLimit(timeout)
     old = {worker.pid for worker in client.call(WORKERS)}
     began = time.monotonic()
     asked = client.call(REFORK, ReforkBody(slot, force))
@@ -141,12 +141,12 @@ def refork(target: Target, slot: int | None, force: bool, timeout: float, no_wai
         print_json(asked) if target.json else print_line("refork asked")
         return
     with Meter("refork", wanted=not target.json) as meter:
-        outcome = waiting.happened(client, asked.after, ("refork_done", "refork_refused"), patience)
+        outcome = waiting.happened(client, asked.after, ("refork_done", "refork_refused"), limit)
         if outcome.name == "refork_done":
-            waiting.replaced(client, old, meter, patience)
+            waiting.replaced(client, old, meter, limit)
     for event in client.call(EVENTS, after=asked.after):
         if event.name == "refork_warning" and event.id < outcome.id:
-            output.complain(f"ctl: warning: {event.fields.get('problem')}")
+            output.print_problem(f"ctl: warning: {event.fields.get('problem')}")
     if target.json:
         print_json(outcome)
     if outcome.name == "refork_refused":
@@ -166,7 +166,7 @@ def refork(target: Target, slot: int | None, force: bool, timeout: float, no_wai
 @pass_target
 def upgrade(target: Target, timeout: float, no_wait: bool) -> None:
     """Replace the supervisor's own program, keeping pid, listeners and workers; then reload."""
-    client, patience = target.client(), waiting.Patience(timeout)
+    client, limit = target.client(), waiting.WaitLimit(timeout)
     before = client.call(STATUS)
     roll = Roll(client.call(WORKERS), wanted=not target.json)
     process = waiting.open_process(client, before.pid)
@@ -176,15 +176,15 @@ def upgrade(target: Target, timeout: float, no_wait: bool) -> None:
         return
     with Meter("upgrade", wanted=not target.json):
         began = time.monotonic()
-        after = waiting.upgraded(client, before, asked.after, process, patience)
+        after = waiting.upgraded(client, before, asked.after, process, limit)
         took = time.monotonic() - began
     if not target.json:
         print_line(f"pid {before.pid}: Ostler {before.version} -> {after.version} ({duration(took)})")
         sys.stdout.flush()
     newest = before.reload.generation if before.reload else 0
-    generation = waiting.reload_after(client, max(newest, before.generation), patience).generation
+    generation = waiting.reload_after(client, max(newest, before.generation), limit).generation
     with roll:
-        view = waiting.reloaded(client, generation, roll, patience)
+        view = waiting.reloaded(client, generation, roll, limit)
     after = client.call(STATUS)
     if target.json:
         print_json(after)
@@ -207,7 +207,7 @@ def stop(target: Target, quick: bool, timeout: float, no_wait: bool) -> None:
     view = client.call(STOP, Stop(graceful=not quick))
     if not no_wait:
         with Meter("stopping", wanted=not target.json) as meter:
-            waiting.stopped(client, process, meter, waiting.Patience(timeout))
+            waiting.stopped(client, process, meter, waiting.WaitLimit(timeout))
     if target.json:
         print_json(view)
     elif no_wait:

@@ -80,5 +80,5 @@ def _drop_output() -> None:
 
 
 def _fail(prog: str, message: str, code: int, more: Sequence[str] = ()) -> NoReturn:
-    output.complain(f"{prog}: error: {message}", *more)
+    output.print_problem(f"{prog}: error: {message}", *more)
     sys.exit(code)

@@ -61,7 +61,7 @@ def print_json(data: object) -> None:
             body = msgspec.json.encode(data)
         text = msgspec.json.format(body, indent=2).decode()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise OstlerError(f"what answers does not do so in Ostler's JSON: {error}") from error
+        raise OstlerError(f"the answer is not the JSON of Ostler's API: {error}") from error
     sys.stdout.write(ascii_json(text) + "\n")
 
 
@@ -70,11 +70,11 @@ def print_line(text: str) -> None:
 
 
 def print_lines(text: str) -> None:
-    """Print what has lines of its own, but for blanks at its end."""
+    """Print a text of several lines without the blanks at its end."""
     sys.stdout.write(lines(text.rstrip(), LONGEST_TEXT) + "\n")
 
 
-def complain(text: str, *more: str) -> None:
+def print_problem(text: str, *more: str) -> None:
     """Print a line to standard error; `more`: items that belong to it, on lines of their own."""
     longest = _longest(sys.stderr)
     sys.stderr.write(one_line(text, longest) + "\n" + "".join(f"  {one_line(m, longest)}\n" for m in more))
@@ -261,7 +261,7 @@ def print_exits(exits: Sequence[ExitView]) -> None:
 
 
 def print_events(events: Sequence[EventView]) -> None:
-    """A line each, as the log has them, then what takes lines of its own."""
+    """A line for each event, as in the log, followed by fields of several lines."""
     for event in events:
         fields = {name: str(value) for name, value in event.fields.items()}
         long = {name: value for name, value in fields.items() if "\n" in value}
@@ -292,7 +292,7 @@ def print_exit(view: ExitView) -> None:
 
 
 def print_reload(reload: ReloadView, before: StatusView, after: StatusView) -> None:
-    """How a reload went well, and what it has changed."""
+    """Print how a reload succeeded, and what it has changed."""
     count = f"{reload.replaced} worker{'s' if reload.replaced != 1 else ''}"
     print_line(f"generation {reload.generation}: {count} replaced ({duration(reload.seconds)})")
     changes = "; ".join(map(change, reload.changes))
@@ -300,9 +300,7 @@ def print_reload(reload: ReloadView, before: StatusView, after: StatusView) -> N
     if after.override is not None:
         print_line(f"the number of workers that was set by hand stays: {after.override}")
     elif before.override is not None:
-        print_line(
-            f"the {before.override} workers set by hand gave way to the configuration's {after.wanted}"
-        )
+        print_line(f"the configuration's {after.wanted} workers replace the {before.override} set by hand")
 
 
 def moment(at: float) -> str:
@@ -346,7 +344,7 @@ def _table(*columns: tuple[str, str]) -> "Table":
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name, justify in columns:
-        # On a narrow terminal the free texts give way, the numbers never.
+        # On a narrow terminal free texts are cut, numbers never.
         free = name in {"in flight", "path", "value", "origin", "cause", "last request"}
         table.add_column(
             name,

@@ -1,7 +1,7 @@
 """`use = egg:ostler#main` in the `[server:main]` of a PasteDeploy file, for pserve and other commands.
 
-Such a command has loaded the app by now. The supervisor never runs user code, so this process becomes
-`ostler --paste` instead, whose fork server loads the app once more.
+Such a command has already loaded the app. The supervisor never runs user code, so this process executes
+`ostler --paste` instead, whose fork server loads the app again.
 """
 
 import os

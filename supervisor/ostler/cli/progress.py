@@ -1,4 +1,4 @@
-"""How far a change is, shown while `ctl` waits for it: on stderr if that is a terminal."""
+"""Progress of a change, shown on stderr while `ctl` waits for it."""
 
 import sys
 from types import TracebackType
@@ -14,7 +14,7 @@ _MOST = 1_000_000
 
 
 class _Display:
-    """What is shown on stderr while something is waited for. rich is imported only if there is something."""
+    """A rich display on stderr. rich is imported only if something is displayed."""
 
     _progress: "Progress | None" = None
 
@@ -57,22 +57,22 @@ class Meter(_Display):
 
 
 def _bounded(number: int) -> int:
-    """A number that a bar can show, whatever the daemon has sent."""
+    """The number within the limits of a progress bar: the daemon may have sent any number."""
     return max(-_MOST, min(number, _MOST))
 
 
 class Step(NamedTuple):
-    """How far the replacement of one worker is."""
+    """How far the replacement of one worker has come."""
 
     old: int | None
     new: int | None
-    word: str
+    state: str
     done: int
     """Of 3."""
 
 
 def step(workers: list[WorkerView], generation: int, old: int | None) -> Step:
-    """The step that a slot is at; `workers`: those in it now, `old`: who was in it before the reload."""
+    """The step of a slot; `workers`: its workers now, `old`: the pid of its worker before the reload."""
     fresh = [worker for worker in workers if worker.generation >= generation]
     ready = next((worker.pid for worker in fresh if worker.state == "ready"), None)
     if ready is not None:
@@ -99,7 +99,7 @@ class Roll(_Display):
             self._old.setdefault(worker.slot, worker.pid)
         self._plain = wanted and not sys.stderr.isatty()
         self._bars = wanted and not self._plain
-        self._told: set[int] = set()
+        self._printed: set[int] = set()
         self._tasks: dict[int, TaskID] = {}
 
     def __enter__(self) -> Self:
@@ -107,9 +107,9 @@ class Roll(_Display):
             from rich.progress import BarColumn, TextColumn
 
             title = TextColumn("{task.description}", markup=False)
-            word = TextColumn("{task.fields[word]}", markup=False)
-            progress = self._begin(title, BarColumn(), word)
-            self._whole = progress.add_task("reload", total=None, word="")
+            state = TextColumn("{task.fields[state]}", markup=False)
+            progress = self._begin(title, BarColumn(), state)
+            self._whole = progress.add_task("reload", total=None, state="")
             progress.start()
         return self
 
@@ -121,14 +121,14 @@ class Roll(_Display):
             slot: step(found, reload.generation, self._old.get(slot)) for slot, found in sorted(slots.items())
         }
         if self._plain:
-            self._tell(steps)
+            self._print_ended(steps)
         if self._progress is not None:
             self._draw(self._progress, reload, steps)
 
-    def _tell(self, steps: dict[int, Step]) -> None:
+    def _print_ended(self, steps: dict[int, Step]) -> None:
         for slot, at in steps.items():
-            if at.done == 3 and slot not in self._told:
-                self._told.add(slot)
+            if at.done == 3 and slot not in self._printed:
+                self._printed.add(slot)
                 print_line(f"worker {slot}: {_pids(at)}")
                 sys.stdout.flush()
 
@@ -140,19 +140,19 @@ class Roll(_Display):
             description=title,
             completed=_bounded(reload.replaced),
             total=_bounded(reload.of) or None,
-            word=replaced,
+            state=replaced,
         )
-        # Of a fleet that is larger than the terminal, those that something happens to right now.
-        roomy = len(steps) <= progress.console.height - 3
+        # If the fleet is larger than the terminal, only the workers that are being replaced right now.
+        all_fit = len(steps) <= progress.console.height - 3
         for slot, at in steps.items():
             if slot not in self._tasks:
-                self._tasks[slot] = progress.add_task("", total=3, word="")
+                self._tasks[slot] = progress.add_task("", total=3, state="")
             progress.update(
                 self._tasks[slot],
                 description=f"worker {slot}: {_pids(at)}",
                 completed=at.done,
-                word=at.word,
-                visible=roomy or at.done in (1, 2),
+                state=at.state,
+                visible=all_fit or at.done in (1, 2),
             )
 
 

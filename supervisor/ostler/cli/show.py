@@ -122,7 +122,7 @@ def open_dashboard(target: Target, no_browser: bool) -> None:
     sys.stdout.flush()
     if not _ADDRESS.fullmatch(link.url):
         # A browser takes options, and opens files and programs as well.
-        raise OstlerError("what the daemon gave for an address is none")
+        raise OstlerError("the daemon sent an address that is not the dashboard's")
     if not no_browser and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         from ostler.cli.browser import open_in_browser
 

@@ -1,6 +1,6 @@
-"""Which daemon `ctl` speaks to, and the options for it.
+"""Finds the daemon that `ctl` is to use, and defines the options that choose it.
 
-The command line counts before the environment; without either it is the one daemon that is found.
+The command line takes precedence over the environment. Without either it must be the only running daemon.
 """
 
 import os
@@ -13,18 +13,18 @@ from typing import Any, TypeVar
 import click
 
 from ostler.cli import output
-from ostler.control.client import Client, Discovery, StrangerError, discover
+from ostler.control.client import Client, Discovery, UntrustedServerError, discover
 from ostler.control.sockets import UntrustedFolder, trusted_owners
 from ostler.errors import OstlerError
 from ostler.osapi.peers import account_name
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
-_MOST_STRANGERS = 5
+_MOST_SHOWN = 5
 
 
 class AmbiguousTarget(OstlerError):
-    """Several daemons may be meant; each of `known` is a line for people."""
+    """More than one daemon is running; each of `known` is a line that describes one."""
 
     def __init__(self, message: str, known: list[str]) -> None:
         super().__init__(message)
@@ -33,7 +33,7 @@ class AmbiguousTarget(OstlerError):
 
 @dataclass(slots=True)
 class Target:
-    """Which daemon is meant, and how answers are shown. Options before and after the command both set it."""
+    """The daemon to use, and how answers are shown. Options before and after a command's name both set it."""
 
     socket: str | None = None
     name: str | None = None
@@ -65,7 +65,7 @@ class Target:
                 raise OstlerError("set OSTLER_TOKEN to the daemon's bearer token")
             if not (token.isascii() and token.isprintable()) or " " in token:
                 raise OstlerError(
-                    "OSTLER_TOKEN is no bearer token: that is one word of printable ASCII characters"
+                    "OSTLER_TOKEN is no bearer token: that has only printable ASCII characters and no spaces"
                 )
             return Client.tcp(url, token, trusted=_trusted(owner))
         return _the_one(discover(), self.name)
@@ -86,13 +86,15 @@ class SocketOwner:
         self._owner = owner
 
     def __call__(self, uid: int) -> None:
-        """Raises StrangerError."""
+        """Raises UntrustedServerError."""
         if uid in _trusted(self._owner) or (self._owner is None and uid in self._of_folder()):
             return
         served = f"{self._path} is served by a process of {account_name(uid)}"
         if self._owner is not None:
-            raise StrangerError(f"{served}, not of {account_name(self._owner)}; nothing was sent to it")
-        output.complain(f"ctl: warning: {served}, not yours or root's (--owner USER accepts it)")
+            raise UntrustedServerError(
+                f"{served}, not of {account_name(self._owner)}; nothing was sent to it"
+            )
+        output.print_problem(f"ctl: warning: {served}, not yours or root's (--owner USER accepts it)")
         self._owner = uid  # the only one accepted from now on
 
     def _of_folder(self) -> Collection[int]:
@@ -119,8 +121,8 @@ def _uid(user: str | None) -> int | None:
 
 
 def _the_one(discovery: Discovery, name: str | None) -> Client:
-    for stranger in discovery.untrusted[:_MOST_STRANGERS]:
-        output.complain(f"ctl: warning: {stranger}; it is left alone")
+    for problem in discovery.untrusted[:_MOST_SHOWN]:
+        output.print_problem(f"ctl: warning: {problem}; it is not used")
     found = [one for one in discovery.found if name is None or name in (one.status.name, one.path.stem)]
     if len(found) == 1:
         return found[0].client()

@@ -1,7 +1,8 @@
-"""Waiting for the outcome of what `ctl` has asked for.
+"""Waiting for the outcome of a request of `ctl`.
 
-Polls the API's views. A condition is a function that returns something once it is reached, and raises
-OstlerError with the reason if it never will be. Clocks are monotonic seconds.
+The functions poll the API's views. A condition is a function that returns None until it is met, then a
+result. It raises OstlerError with the reason as soon as it can't be met any more. Clocks are monotonic
+seconds.
 """
 
 import os
@@ -19,9 +20,9 @@ from ostler.errors import OstlerError
 
 POLL_SECONDS = 0.03
 FIRST_POLL_SECONDS = 0.004
-"""Most changes take some milliseconds: the first looks are closer together, so the time shown is true."""
+"""Most changes take some milliseconds: shorter pauses at first make the time that is shown exact."""
 DEGRADED_SECONDS = 3.0
-"""A fleet whose workers fail to boot may recover; one that stays so long is not waited for."""
+"""A fleet whose workers fail to boot may recover; after this time degraded, waiting ends."""
 
 _RELOAD_ENDS: dict[str, ReloadPhase] = {
     "reload_done": "done",
@@ -33,8 +34,8 @@ _RELOAD_ENDS: dict[str, ReloadPhase] = {
 T = TypeVar("T")
 
 
-class Patience:
-    """How long to wait: a time-out, and less for a fleet that stays degraded."""
+class WaitLimit:
+    """When waiting ends: at a time-out, or earlier if the fleet stays degraded."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
@@ -60,7 +61,7 @@ class Patience:
             raise OstlerError(f"the fleet is degraded: {status.health} (see the daemon's log)")
 
     def until(self, condition: Callable[[], T | None]) -> T:
-        """Poll until `condition` gives something. Raises OstlerError when the time is over."""
+        """Poll until `condition` returns something. Raises OstlerError at the time-out."""
         pause = min(FIRST_POLL_SECONDS, POLL_SECONDS)
         while True:
             result = condition()
@@ -73,7 +74,7 @@ class Patience:
             pause = min(POLL_SECONDS, pause * 1.3)
 
 
-def scaled(client: Client, asked: int | None, meter: Meter, patience: Patience) -> StatusView:
+def scaled(client: Client, asked: int | None, meter: Meter, limit: WaitLimit) -> StatusView:
     """Wait until exactly as many workers exist as are wanted, and all are ready.
 
     Args:
@@ -94,17 +95,17 @@ def scaled(client: Client, asked: int | None, meter: Meter, patience: Patience) 
         other = status.override is not None if asked is None else wanted != asked
         if other or status.state == "paused":
             raise OstlerError(_overtaken(status))
-        # Steps to go up are workers that are ready, steps to go down those that have left.
+        # The steps of growing are workers that are ready, those of shrinking workers that have ended.
         if status.ready < wanted:
             meter.show(status.ready, wanted)
         else:
             meter.show(most - len(workers), most - wanted)
         if status.ready == wanted == len(workers) and not status.booting and not status.draining:
             return status
-        patience.look(status)
+        limit.look(status)
         return None
 
-    return patience.until(condition)
+    return limit.until(condition)
 
 
 def _overtaken(status: StatusView) -> str:
@@ -116,7 +117,7 @@ def _overtaken(status: StatusView) -> str:
     return f"the number of workers is the configuration's again, {status.wanted}: see `ctl events`"
 
 
-def reloaded(client: Client, generation: int, roll: Roll, patience: Patience) -> ReloadView:
+def reloaded(client: Client, generation: int, roll: Roll, limit: WaitLimit) -> ReloadView:
     """Wait until the reload to `generation` has ended, well or not.
 
     A newer reload may have begun as soon as this one had ended: its end is looked for in the events then.
@@ -130,7 +131,7 @@ def reloaded(client: Client, generation: int, roll: Roll, patience: Patience) ->
         roll.show(newest, client.call(WORKERS))
         return newest if newest.phase in {"done", "failed", "superseded", "rolled back"} else None
 
-    return patience.until(condition)
+    return limit.until(condition)
 
 
 def _earlier(client: Client, generation: int) -> ReloadView | None:
@@ -146,7 +147,7 @@ def _earlier(client: Client, generation: int) -> ReloadView | None:
     return None
 
 
-def happened(client: Client, after: int, names: Collection[str], patience: Patience) -> EventView:
+def happened(client: Client, after: int, names: Collection[str], limit: WaitLimit) -> EventView:
     """Wait for the first event behind `after` that has one of the names."""
 
     def condition() -> EventView | None:
@@ -157,13 +158,13 @@ def happened(client: Client, after: int, names: Collection[str], patience: Patie
                 return event
         status = client.call(STATUS)
         _refuse_stopping(status)
-        patience.look(status)
+        limit.look(status)
         return None
 
-    return patience.until(condition)
+    return limit.until(condition)
 
 
-def replaced(client: Client, old: Collection[int | None], meter: Meter, patience: Patience) -> None:
+def replaced(client: Client, old: Collection[int | None], meter: Meter, limit: WaitLimit) -> None:
     """Wait until none of these processes is a worker any more and all wanted workers are ready."""
 
     def condition() -> bool | None:
@@ -173,14 +174,14 @@ def replaced(client: Client, old: Collection[int | None], meter: Meter, patience
         meter.show(len(old) - left, len(old), "replacing")
         if not left and status.ready == status.wanted:
             return True
-        patience.look(status)
+        limit.look(status)
         return None
 
-    patience.until(condition)
+    limit.until(condition)
 
 
 def upgraded(
-    client: Client, before: StatusView, after: int, process: int | None, patience: Patience
+    client: Client, before: StatusView, after: int, process: int | None, limit: WaitLimit
 ) -> StatusView:
     """Wait until the new program answers in the place of the old one.
 
@@ -208,10 +209,10 @@ def upgraded(
         _refuse_stopping(status)
         return status if status.program_since != before.program_since else None
 
-    return patience.until(condition)
+    return limit.until(condition)
 
 
-def reload_after(client: Client, generation: int, patience: Patience) -> ReloadView:
+def reload_after(client: Client, generation: int, limit: WaitLimit) -> ReloadView:
     """Wait until a reload to a generation newer than this one has begun."""
 
     def condition() -> ReloadView | None:
@@ -223,10 +224,10 @@ def reload_after(client: Client, generation: int, patience: Patience) -> ReloadV
             return None
         return newest if newest.generation > generation else None
 
-    return patience.until(condition)
+    return limit.until(condition)
 
 
-def recycled(client: Client, slot: int, old: int | None, meter: Meter, patience: Patience) -> WorkerView:
+def recycled(client: Client, slot: int, old: int | None, meter: Meter, limit: WaitLimit) -> WorkerView:
     """Wait until the process `old` is gone from `slot` and another is ready there.
 
     Raises:
@@ -244,13 +245,13 @@ def recycled(client: Client, slot: int, old: int | None, meter: Meter, patience:
         meter.show((ready is not None) + gone, 2, "draining" if ready else "booting")
         if gone and ready is not None and len(workers) == 1:
             return ready
-        patience.look(status)
+        limit.look(status)
         return None
 
-    return patience.until(condition)
+    return limit.until(condition)
 
 
-def stopped(client: Client, process: int | None, meter: Meter, patience: Patience) -> None:
+def stopped(client: Client, process: int | None, meter: Meter, limit: WaitLimit) -> None:
     """Wait until there is no answer any more and the process (a pidfd, or None) has ended."""
 
     def condition() -> bool | None:
@@ -262,8 +263,8 @@ def stopped(client: Client, process: int | None, meter: Meter, patience: Patienc
         meter.show(max(0, status.wanted - remaining), status.wanted, f"{remaining} workers left")
         return None
 
-    patience.until(condition)
-    if process is not None and not _ended(process, patience.left()):
+    limit.until(condition)
+    if process is not None and not _ended(process, limit.left()):
         raise OstlerError("the control socket is closed but the daemon still runs")
 
 

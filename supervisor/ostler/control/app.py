@@ -18,11 +18,11 @@ import msgspec
 from aiohttp import web
 from msgspec.structs import fields
 
-from ostler.control.connections import WRITE_SECONDS, ControlConnection, connection_of
+from ostler.control.connection import WRITE_SECONDS, ControlConnection, connection_of
 from ostler.control.guard import SAFE_METHODS, Guard
 from ostler.control.handlers import Answer, Call, Caller, Handler
 from ostler.control.problems import (
-    WORDS,
+    CODES,
     Encoded,
     Forbidden,
     Internal,
@@ -140,8 +140,8 @@ def _middleware(guard: Guard, limited: LimitedLog, log: "FilteringBoundLogger") 
             response = await handler(request)
             outcome, done = str(response.status), True
         except Refusal as refusal:
-            outcome = f"{refusal.status} {refusal.word}"
-            response = _render(refusal.status, refusal.word, refusal.message, refusal.headers)
+            outcome = f"{refusal.status} {refusal.code}"
+            response = _render(refusal.status, refusal.code, refusal.message, refusal.headers)
         except web.HTTPException as error:  # aiohttp's own: 404, 405, 413
             response = _render_aiohttp(request, error)
             outcome = str(response.status)
@@ -154,7 +154,7 @@ def _middleware(guard: Guard, limited: LimitedLog, log: "FilteringBoundLogger") 
             )
             outcome = "500 internal"
             problem = "internal error of Ostler; see the daemon's log"
-            response = _render(Internal.status, Internal.word, problem, {})
+            response = _render(Internal.status, Internal.code, problem, {})
         finally:
             if request.method not in SAFE_METHODS:
                 fields = {"who": visit.identity, "what": visit.what, "outcome": outcome}
@@ -292,9 +292,9 @@ def _respond(route: Route[object, object], answer: Answer) -> web.Response:
     return web.Response(status=status, body=body, content_type=route.media, headers=answer.headers)
 
 
-def _render(status: int, word: str, message: str, headers: Mapping[str, str]) -> web.Response:
+def _render(status: int, code: str, message: str, headers: Mapping[str, str]) -> web.Response:
     """Make an error answer; all answers from 400 on are made here."""
-    body = json_of(ErrorView(word, message))
+    body = json_of(ErrorView(code, message))
     return web.Response(status=status, body=body, content_type="application/json", headers=headers)
 
 
@@ -313,5 +313,5 @@ def _render_aiohttp(request: web.Request, error: web.HTTPException) -> web.Respo
             message = f"a body may have at most {BODY_LIMIT} bytes"
         case _:
             message = error.reason
-    word = WORDS.get(error.status, HTTPStatus(error.status).phrase.lower().replace(" ", "_"))
-    return _render(error.status, word, message, headers)
+    code = CODES.get(error.status, HTTPStatus(error.status).phrase.lower().replace(" ", "_"))
+    return _render(error.status, code, message, headers)

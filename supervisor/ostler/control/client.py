@@ -40,8 +40,8 @@ class UnreachableError(OstlerError):
     """No server answers there, or the connection broke."""
 
 
-class StrangerError(OstlerError):
-    """The server there is a process of a user who is not trusted; nothing was sent to it."""
+class UntrustedServerError(OstlerError):
+    """The server's process belongs to a user that is not trusted; nothing was sent to it."""
 
 
 class RefusedError(OstlerError):
@@ -50,7 +50,7 @@ class RefusedError(OstlerError):
     def __init__(self, status: int, view: ErrorView) -> None:
         super().__init__(view.message)
         self.status = status
-        self.word = view.error
+        self.code = view.error
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -95,12 +95,12 @@ class _TcpConnection(http.client.HTTPConnection):
     def _check(self, owners: set[int]) -> None:
         where = f"http://{self.host}:{self.port}"
         if not owners:
-            raise StrangerError(
+            raise UntrustedServerError(
                 f"can't find the user of the process that listens at {where}; the token was not sent "
                 "(use the control socket, or an SSH tunnel of your own)"
             )
         for uid in owners.difference(self._trusted):
-            raise StrangerError(
+            raise UntrustedServerError(
                 f"at {where} a process of {account_name(uid)} listens, not yours or root's; the token was "
                 "not sent (--owner USER accepts that user's)"
             )
@@ -149,7 +149,8 @@ class Client:
             numbers: for the path's `{parameters}` and for its query.
 
         Raises:
-            RefusedError: an error answer. UnreachableError: no answer. StrangerError: nothing was sent.
+            RefusedError: an error answer. UnreachableError: no answer.
+            UntrustedServerError: nothing was sent.
         """
         body = self.raw(route, ask, **numbers)
         if route.view is None:
@@ -273,7 +274,7 @@ def discover() -> Discovery:
             try:
                 if _is_socket_of(trusted, path):
                     found.append(Found(path, client.call(STATUS), trusted))
-            except StrangerError as error:
+            except UntrustedServerError as error:
                 untrusted.append(str(error))
             except (UnreachableError, RefusedError) as error:
                 refused = isinstance(error, RefusedError) and error.status == 403
@@ -285,19 +286,19 @@ def discover() -> Discovery:
 
 
 def _is_socket_of(trusted: Collection[int], path: Path) -> bool:
-    """Whether there is a socket; raises StrangerError if it is another user's."""
+    """Whether there is a socket; raises UntrustedServerError if it is another user's."""
     try:
         info = path.lstat()
     except OSError:
         return False  # it has just ended
     if info.st_uid not in trusted:
-        raise StrangerError(f"{path} belongs to {account_name(info.st_uid)}")
+        raise UntrustedServerError(f"{path} belongs to {account_name(info.st_uid)}")
     return stat.S_ISSOCK(info.st_mode)
 
 
 def _only(trusted: Collection[int], path: Path) -> Judge:
     def judge(uid: int) -> None:
         if uid not in trusted:
-            raise StrangerError(f"{path} is served by a process of {account_name(uid)}")
+            raise UntrustedServerError(f"{path} is served by a process of {account_name(uid)}")
 
     return judge

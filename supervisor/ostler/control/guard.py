@@ -107,21 +107,21 @@ class Secrets:
         self._expiry: dict[bytes, float] = {}
 
     def issue(self) -> str:
-        word = secrets.token_urlsafe(24)
+        secret = secrets.token_urlsafe(24)
         self._remove_expired()
         while len(self._expiry) >= self._limit:
             del self._expiry[next(iter(self._expiry))]
-        self._expiry[_digest(word)] = self._clock() + self._seconds
-        return word
+        self._expiry[_digest(secret)] = self._clock() + self._seconds
+        return secret
 
-    def is_valid(self, word: str) -> bool:
+    def is_valid(self, secret: str) -> bool:
         self._remove_expired()
-        return _digest(word) in self._expiry
+        return _digest(secret) in self._expiry
 
-    def revoke(self, word: str) -> bool:
+    def revoke(self, secret: str) -> bool:
         """Remove a secret; returns whether it was valid. This is the one use of a code."""
         self._remove_expired()
-        return self._expiry.pop(_digest(word), None) is not None
+        return self._expiry.pop(_digest(secret), None) is not None
 
     def snapshot(self) -> Digests:
         return list(self._expiry.items())
@@ -169,18 +169,18 @@ class LoopbackGuard:
             raise Forbidden("pages of other origins may only link to this one")
 
     def authenticate(self, request: "web.Request", identity: str) -> Caller:
-        scheme, _, word = request.headers.get("Authorization", "").partition(" ")
+        scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
         if not scheme:
             raise Unauthorized(
                 "send `Authorization: Bearer TOKEN`, or log in with the address that `ctl open` prints",
                 {"WWW-Authenticate": "Bearer"},
             )
-        word = word.strip()
+        secret = secret.strip()
         if scheme.lower() == "bearer":
-            if hmac.compare_digest(_digest(word), self._token):
+            if hmac.compare_digest(_digest(secret), self._token):
                 return Caller(identity, "admin")
-            if self._sessions.is_valid(word):
-                return Caller(identity, "operate", word, lambda: self._sessions.is_valid(word))
+            if self._sessions.is_valid(secret):
+                return Caller(identity, "operate", secret, lambda: self._sessions.is_valid(secret))
         raise Unauthorized(
             "the bearer token is wrong, or the session has ended", {"WWW-Authenticate": "Bearer"}
         )
@@ -295,5 +295,5 @@ def url_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _digest(word: str) -> bytes:
-    return hashlib.sha256(word.encode("utf-8", "surrogateescape")).digest()
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()

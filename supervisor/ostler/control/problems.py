@@ -1,4 +1,4 @@
-"""Refusals of requests. Each class has its status and error word; `app` renders all of them."""
+"""Refusals of requests. Each class has its status and error code; `app` renders all of them."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ class Refusal(Exception):
     """
 
     status = 400
-    word = "bad_request"
+    code = "bad_request"
 
     def __init__(self, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -22,74 +22,74 @@ class Refusal(Exception):
 
 class Unauthorized(Refusal):
     status = 401
-    word = "unauthorized"
+    code = "unauthorized"
 
 
 class Forbidden(Refusal):
     status = 403
-    word = "forbidden"
+    code = "forbidden"
 
 
 class NotFound(Refusal):
     status = 404
-    word = "not_found"
+    code = "not_found"
 
 
 class Conflict(Refusal):
     """The request is valid but the fleet's state does not allow it."""
 
     status = 409
-    word = "conflict"
+    code = "conflict"
 
 
 class SlowBody(Refusal):
     status = 408
-    word = "slow_body"
+    code = "slow_body"
 
 
 class Unsized(Refusal):
     status = 411
-    word = "length_required"
+    code = "length_required"
 
 
 class TooLarge(Refusal):
     status = 413
-    word = "body_too_large"
+    code = "body_too_large"
 
 
 class Encoded(Refusal):
     status = 415
-    word = "encoded"
+    code = "encoded"
 
 
 class NotJson(Refusal):
     status = 415
-    word = "not_json"
+    code = "not_json"
 
 
 class Invalid(Refusal):
     """JSON, but not of the route's type."""
 
     status = 422
-    word = "invalid"
+    code = "invalid"
 
 
 class TooManyLogins(Refusal):
     status = 429
-    word = "too_many_logins"
+    code = "too_many_logins"
 
 
 class TooManyStreams(Refusal):
     status = 503
-    word = "too_many_streams"
+    code = "too_many_streams"
 
 
 class Internal(Refusal):
     """A defect of the server; its traceback is in the log, never in the answer."""
 
     status = 500
-    word = "internal"
+    code = "internal"
 
 
-WORDS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 """Error words for the refusals that aiohttp itself raises."""

@@ -208,7 +208,7 @@ class _Runner:
         self._runner = runner
         self._log = log
         assert runner.server is not None  # set by setup()
-        self._connections = ControlConnections(runner.server, sock.family, log, _protocol_logger(log))
+        self._connections = ControlConnections(runner.server, sock.family, _protocol_logger(log))
         self._acceptor = ControlAcceptor(sock, self._connections.admit, log)
 
     def accept_from(self, sock: socket.socket) -> None:

@@ -1,7 +1,7 @@
 """Where the control socket is and which process owns it. Standard library only: `ctl` loads this too.
 
 Ownership is an flock(2) on `PATH.lock`, not the existence of a file: the kernel releases it with the process,
-so after a crash nothing has to be guessed. Only the process that holds the lock may unlink `PATH`. The owner
+so it is free after a crash. Only the process that holds the lock may unlink `PATH`. The owner
 unlinks the lock file while it still holds it; a process that had opened that file before then locks an inode
 without a name, notices that and tries again.
 """

@@ -184,7 +184,7 @@ class _Stream:
         clock = asyncio.get_running_loop().time
         await self._write(self._complete_state())
         next_tick = self._snapshots.next_tick()
-        event_at: float | None = None  # when the first event came that the numbers have not followed yet
+        event_at: float | None = None  # when the oldest event came that no snapshot has followed yet
         ticks = 0
         closed = asyncio.ensure_future(closing.wait())
         event = asyncio.ensure_future(self._subscription.next_event())

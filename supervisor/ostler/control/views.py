@@ -232,7 +232,7 @@ class ErrorView(msgspec.Struct, frozen=True):
     """The body of every answer from 400 on."""
 
     error: str
-    """A stable word, e.g. `not_found`."""
+    """A stable error code, e.g. `not_found`."""
     message: str
     """One line for people: what is wrong, where, and what to do."""
 

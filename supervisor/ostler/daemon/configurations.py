@@ -1,8 +1,8 @@
 """The settings of each generation that is in use.
 
-A generation has none before its fork server has evaluated the configuration, and the current generation may
-be such a one: a reload or a stop can be asked for before the first configuration is known. So every lookup
-may find nothing.
+A generation has no settings until its fork server has evaluated the configuration. This can be so for the
+current generation too, because a reload or a stop may be requested before the first configuration is known.
+So every lookup may return None.
 """
 
 from collections.abc import Callable, Collection

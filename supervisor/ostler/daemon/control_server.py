@@ -124,7 +124,7 @@ class ControlStarter:
         if not text:
             raise SettingError(setting, f"{path} is empty; write the bearer token into it")
         if not _TOKEN.fullmatch(text):
-            problem = "a bearer token is one word of printable ASCII characters"
+            problem = "a bearer token consists of printable ASCII characters without spaces"
             raise SettingError(setting, f"{path} holds no token; {problem}")
         if mode & 0o077:
             problem = f"{setting}: {path} is open to other users (mode {mode & 0o777:04o}); chmod 600 it"

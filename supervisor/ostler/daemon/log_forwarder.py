@@ -1,10 +1,10 @@
-"""Where the supervisor's events go besides its own log, and its metrics.
+"""Forwards the supervisor's log events to the app's loggers, syslog and statsd, and sends its metrics.
 
-What the configuration or the app makes of the logger `gunicorn.error` is user code, so the supervisor does
-not run it. It sends its events to the current generation's fork server, which confirms each that the logger
-has. An event that is not confirmed in time is written to the supervisor's own log instead, because a fork
-server may be dead, or hang in a hook. It ignores events that have become too old, so that none is logged
-twice.
+Handlers that the configuration or the app adds to the logger `gunicorn.error` are user code, which the
+supervisor never runs. So it sends each event to the current generation's fork server, which passes it to the
+logger and confirms it. An event that is not confirmed in time is written to the supervisor's own log instead:
+the fork server may be dead, or hang in a hook. The fork server ignores events that have become too old, so
+that none is logged twice.
 """
 
 import os
@@ -35,7 +35,7 @@ _LAST_LINES = 0.1
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """An event that is not confirmed. at: CLOCK_MONOTONIC, seconds; line: as the supervisor would log it."""
+    """An event without confirmation. at: CLOCK_MONOTONIC, seconds; line: as the supervisor would log it."""
 
     number: int
     at: float

@@ -46,7 +46,7 @@ from ostler.osapi.needed import refused
 from ostler.osapi.process import become_subreaper, has_terminal, set_title
 from ostler.scoreboard.cell_reader import Reading
 from ostler.scoreboard.reader import Scoreboard
-from ostler.settings.kinds import WORKERS
+from ostler.settings.kinds.numbers import WORKERS
 from ostler.settings.load import Loaded
 
 # The event that each signal stands for. The other signals that are handled are no events of the fleet: CHLD,
@@ -238,7 +238,7 @@ class Daemon:
             self._start_task(self._print_demo_links())
 
     def _begin_supervising(self) -> None:
-        """From now on deadlines are watched, and the chores done."""
+        """Start to watch deadlines and to run the chores."""
         set_title(f"ostler: supervisor [{terminal.one_line(self._shell.name)}]")
         self._deadlines.start()
         self._start_task(self._chores.run())

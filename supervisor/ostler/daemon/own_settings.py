@@ -1,7 +1,7 @@
-"""What the settings say about the supervisor's own process: working folder, log, pid file, log level, sinks.
+"""Applies the settings of the supervisor's own process: working folder, log, pid file, log level, sinks.
 
-The first configuration decides on what can't change later. Those of later generations are followed as they
-come into effect: when a reload has ended, and when one is rolled back after its end.
+Settings that can't change later are taken from the first configuration. The others are also taken from later
+generations as they come into effect: when a reload has ended, and when it is rolled back after its end.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Performs the fleet's actions, and hands events to the fleet. It decides nothing.
+"""Performs the fleet's actions, and passes events to the fleet. It decides nothing.
 
-`submit` is the only way for events in. It hands events to the fleet one after the other, also those that
-performing an action brings about, and sets the one timer that the fleet asks for.
+All events come in through `submit`. It passes them to the fleet one after the other, including those that
+result from performing an action, and sets the one timer that the fleet requests.
 """
 
 # ruff: noqa: PLW0108 - lambdas name attributes that are set later
@@ -48,7 +48,7 @@ _KEPT_DEADLINES = 5
 
 @dataclass(frozen=True, slots=True)
 class Callbacks(ForkServerCallbacks):
-    """What the fleet wants of the rest of the daemon.
+    """What the fleet's decisions require of the rest of the daemon.
 
     rolled_back: called when a reload was rolled back after its end; on_event: called after each event, when
     its actions were performed.

@@ -1,12 +1,13 @@
 """Upgrades in place: this process executes another program (a newer Ostler or Python) and keeps all the rest.
 
-execve(2) keeps the pid, the children and all descriptors without close-on-exec. So what the supervisor has
-open (listeners, scoreboard, channels to workers and fork servers, control sockets) stays open, and its state
-is written into a file without a name, which the new program reads: `Carried`.
+execve(2) keeps the pid, the children and all descriptors without close-on-exec. So everything that the
+supervisor has open (listeners, scoreboard, channels to workers and fork servers, control sockets) stays open,
+and its state is written into a file without a name, which the new program reads: `Carried`.
 
-The old program can't come back, so the new one is tried before: a child loads configuration and app as
-`--check-config` does, and reads the state that it would be given. If the real one fails to take over all the
-same, it only keeps the workers' channels open: they go on serving, unsupervised, and SIGTERM ends them.
+The old program can't be restored, so the new one is tried first: a child loads configuration and app as
+`--check-config` does, and reads the state that would be passed on. If the new program fails to take over in
+spite of this check, it only keeps the workers' channels open: they go on serving, unsupervised, and SIGTERM
+ends them.
 """
 
 import os
@@ -168,8 +169,8 @@ def _first_on_path(folder: str) -> str | None:
 def _format() -> bytes:
     """Identifies the messages and the scoreboard's layout: workers and fork servers keep those of the old
     program, so the new one must have the same."""
-    words = sorted((name, number) for name, number in vars(layout).items() if name.isupper())
-    return msgspec.json.encode([1, messages.VERSION, words]) + b"\n"
+    constants = sorted((name, number) for name, number in vars(layout).items() if name.isupper())
+    return msgspec.json.encode([1, messages.VERSION, constants]) + b"\n"
 
 
 def _written(carried: Carried) -> int:

@@ -1,4 +1,4 @@
-"""Upgrades in place, seen from the program that runs: the check, and becoming the new program."""
+"""Upgrades in place, the part of the old program: it checks the new program, and executes it."""
 
 import asyncio
 import os

@@ -133,7 +133,7 @@ def supervisor_pid(environ: "WSGIEnvironment") -> str:
 
 def home_page(environ: "WSGIEnvironment") -> bytes:
     """The page as UTF-8, made for the worker that serves it."""
-    words = {
+    values = {
         "pid": str(os.getpid()),
         "supervisor": escape(supervisor_pid(environ)),
         "ctl": escape(command_path("ctl")),
@@ -145,7 +145,7 @@ def home_page(environ: "WSGIEnvironment") -> bytes:
     )
     commands = "".join(f"<dt><code>{line}</code></dt><dd>{effect}</dd>\n" for line, effect in COMMANDS)
     return PAGE.substitute(
-        words,
-        pages=Template(pages).substitute(words),
-        commands=Template(commands).substitute(words),
+        values,
+        pages=Template(pages).substitute(values),
+        commands=Template(commands).substitute(values),
     ).encode()

@@ -1,4 +1,4 @@
-"""What the fleet wants done. The shell performs actions in order and decides nothing."""
+"""The output of the fleet: what the shell is to do. It performs actions in order and decides nothing."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -95,7 +95,7 @@ class DumpStack:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """The worker boots and is not needed any more. If it serves by the time it gets this, it drains."""
+    """End a worker that boots and is not needed. If it is ready by the time it gets the signal, it drains."""
 
     worker_id: int
 
@@ -123,7 +123,7 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Log an event, and send it to those who watch the events over the API."""
+    """Log an event, and send it to the subscribers of the API's events."""
 
     level: Level
     name: str

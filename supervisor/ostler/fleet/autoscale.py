@@ -1,7 +1,7 @@
-"""How many workers the load wants, within the bounds that the configuration gives.
+"""How many workers the load requires, within the bounds that the configuration gives.
 
-The measure is how many workers' whole time the app takes ("busy", so 2.8 of 4 workers are 70 %). What counts
-is its median over a few seconds: one busy second does not.
+The measure ("busy") is how many workers the time spent in the app would occupy completely: 2.8 of 4 workers
+are 70 %. Its median over a few seconds decides, so that a single busy second has no effect.
 
 - Up at once: to as many workers as bring the share of busy time down to `autoscale_utilisation`. When all
   are busy, or requests wait, it is unknown how many are needed: then it goes up step by step, at most
@@ -145,10 +145,10 @@ def bounds(policy: FleetPolicy) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """The window's measurements as one.
+    """The measurements of the window, combined.
 
     busy, wait: their medians; busy_high, wait_high: the second highest, so that bursts of two seconds count;
-    needed: how many workers the busy time wants.
+    needed: how many workers the busy time requires.
     """
 
     seconds: int

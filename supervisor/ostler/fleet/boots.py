@@ -69,7 +69,7 @@ def spawn_failed(step: FleetStep, event: events.SpawnFailed) -> None:
 
 
 def fail(step: FleetStep, worker: Worker, reason: str, traceback: str | None) -> None:
-    """A worker did not become ready: try again after a while, or give up what brought it."""
+    """A worker did not become ready: try again after a while, or give up what started it."""
     state = step.state
     if state.stopping or worker.leaving not in (None, Cause.BOOT_TIMEOUT):
         return  # it was not wanted any more

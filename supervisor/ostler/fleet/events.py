@@ -1,4 +1,4 @@
-"""What can happen to a fleet. Facts are past tense, wishes end in `Asked`; all are frozen.
+"""The input of the fleet, all frozen. What has happened is named in the past tense, requests end in `Asked`.
 
 A `worker_id` names one worker process for good: worker ids are counted from 1 and never reused, unlike slots
 and pids.
@@ -10,7 +10,7 @@ from typing import Literal
 
 from ostler.fleet.model import ExitStatus, FleetPolicy, Load
 
-# -- facts: fork servers -----------------------------------------------------------------------------
+# -- reports: fork servers ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class ForkServerExited:
     problem: str = ""
 
 
-# -- facts: workers -----------------------------------------------------------------------------------
+# -- reports: workers ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ class DeadlinePassed:
     """The timer that `Fleet.next_deadline` asked for fired."""
 
 
-# -- wishes -------------------------------------------------------------------------------------------
+# -- requests -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

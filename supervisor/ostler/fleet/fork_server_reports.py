@@ -65,7 +65,7 @@ def fail(
     app_failed: bool = False,
     has_exited: bool = False,
 ) -> None:
-    """A generation's fork server can't load, does not get on, or has ended.
+    """A generation's fork server can't load, makes no progress, or has ended.
 
     What follows depends on what there is to preserve: a reload fails, the start fails and the daemon ends, or
     the fork server is started again after a while. `has_exited`: there is no process left to kill.

@@ -1,4 +1,4 @@
-"""How the fleet is, in one word and in one sentence."""
+"""The state of the fleet, as one of a few names and as one sentence."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ FleetState = Literal["starting", "ready", "degraded", "reloading", "paused", "st
 
 
 def state(fleet: State) -> FleetState:
-    """The most important thing that is true of the fleet."""
+    """The state that matters most, if several apply."""
     if fleet.stopping:
         return "stopping"
     if fleet.paused:
@@ -61,7 +61,7 @@ def sentence(fleet: State) -> str:
 def _hanging(fleet: State) -> str:
     hanging = [worker for worker in fleet.workers.values() if worker.overdue_since is not None]
     stalled = sum(worker.leaving is Cause.STALLED for worker in hanging)
-    parts = [f"{_counted(stalled)} whose loop stands still being replaced"] if stalled else []
+    parts = [f"{_counted(stalled)} with a stalled event loop being replaced"] if stalled else []
     if overdue := len(hanging) - stalled:
         # With timeout_soft only the request is ended at first.
         goes = all(worker.leaving is not None for worker in hanging)

@@ -46,8 +46,8 @@ class IllegalTransition(Exception):
 class Lifecycle(Generic[StateT]):
     """The states of one kind of subject.
 
-    subject: what has the states, in a word; states: all of them; transitions: the table; ignored: what may
-    happen in a state and changes nothing.
+    subject: what has the states, e.g. `worker`; states: all of them; transitions: the table; ignored: what
+    may happen in a state and changes nothing.
     """
 
     subject: str
@@ -134,7 +134,7 @@ GENERATIONS = Lifecycle(
         (None, actions.StartForkServer): CONFIGURING,
         (CONFIGURING, events.ForkServerConfigured): LOADING,
         (LOADING, events.AppLoaded): UP,
-        # It fails, or does not get on.
+        # It fails, or makes no progress.
         **{(state, actions.KillForkServer): FAILED for state in (*_STARTING, UP)},
         **{(state, events.ForkServerExited): DOWN for state in (*_STARTING, UP, FAILED)},
         (DOWN, actions.StartForkServer): CONFIGURING,

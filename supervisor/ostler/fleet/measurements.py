@@ -1,4 +1,4 @@
-"""Once a second: what the workers did. It is counted, compared with limits, and scales the fleet."""
+"""Handles the measurement of each second: counts it, checks limits, and lets the autoscaler decide."""
 
 from ostler.fleet import events, reforks, scaling
 from ostler.fleet.model import Cause, Worker, WorkerState

@@ -1,4 +1,4 @@
-"""The fleet's nouns: workers, generations, reloads, policies. Plain data.
+"""The data types of the fleet: workers, generations, reloads, policies. Plain data.
 
 `lifecycle` says which changes of state are legal, and `machine` what happens.
 """
@@ -46,7 +46,7 @@ class Cause(enum.Enum):
     REFORK = "refork"
     SCALE = "scale"
     DEADLINE = "deadline"
-    STALLED = "stalled"  # its event loop stands still
+    STALLED = "stalled"  # its event loop is stalled
     BOOT_TIMEOUT = "boot timeout"
     PAUSE = "pause"
     STOP = "stop"

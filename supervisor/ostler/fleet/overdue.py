@@ -1,4 +1,4 @@
-"""Requests that pass their deadline, and event loops that stand still."""
+"""Requests that pass their deadline, and stalled event loops."""
 
 from ostler.fleet import actions, events
 from ostler.fleet.model import Cause, WorkerState

@@ -1,4 +1,4 @@
-"""Decisions that are one function each."""
+"""Decisions of the fleet, each as one pure function."""
 
 import math
 

@@ -49,7 +49,7 @@ def count_crash(step: FleetStep, worker: Worker, reason: str, traceback: str | N
         return
     probation.crashes = [at for at in probation.crashes if step.now - at <= policy.probation] + [step.now]
     crashes = len(probation.crashes)
-    # As many as the generation before had in the same time are not the new one's fault.
+    # As many crashes as the generation before had in the same time do not count against the new one.
     least = max(policy.rollback_crashes, probation.before + 1)
     if policy.rollback_crashes and crashes >= least:
         times = "once" if crashes == 1 else f"{crashes} times"

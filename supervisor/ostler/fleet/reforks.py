@@ -1,8 +1,8 @@
 """Reforks: a worker that has served for a while becomes the zygote that the others are forked from.
 
-The worker is audited first (can it be forked from?), then replaced like any worker that must leave; as it has
-drained it reports `ZygoteReady` and is its generation's fork server. Workers of the zygote before are stale
-then, so `slots` replaces them.
+The worker is audited first (can it be forked from?), then replaced like any worker that must leave. When it
+has drained it reports `ZygoteReady`, and becomes its generation's fork server. Workers that an earlier fork
+server has forked are stale then, so `slots` replaces them.
 """
 
 from ostler.fleet import actions, events, workers

@@ -73,7 +73,7 @@ def canary_ready(step: FleetStep, worker: Worker) -> None:
 
 
 def follow_canary(step: FleetStep) -> None:
-    """Promote the candidate, or fail it because its worker overdue."""
+    """Promote the candidate after `canary_time`; fail it if its worker is overdue or must be replaced."""
     state = step.state
     reload = state.reload
     if reload is None or reload.phase is not ReloadPhase.CANARY or reload.canary_worker_id is None:

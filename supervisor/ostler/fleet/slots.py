@@ -92,7 +92,7 @@ def fill(step: FleetStep) -> None:
             return
         generation.retry_at = None
     policy, wanted = generation.policy, state.wanted
-    # After a failed boot one worker at a time tries whether the cause is mended.
+    # After a failed boot one worker at a time is booted, as a test whether the cause has gone.
     parallelism = 1 if generation.failures else policy.boot_parallelism
     boots = parallelism - state.count(BOOTING)
     held = {w.slot for w in state.workers.values() if w.staying and w.generation == state.current}

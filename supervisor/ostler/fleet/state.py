@@ -25,8 +25,8 @@ class State:
     reload: the newest; probation: what it can still be rolled back to; override: the number of workers
     set by hand, or None for the configuration's own; autoscaled: the number that the load asks for, if it
     decides; kills: when outsiders ended workers that served, within the last minute; ever_ready: a worker
-    was ready once; announced: and one of the current generation was; postponed: reports of the start that
-    are only made if it succeeds; finish: how the daemon is to end; finished: that was requested.
+    was ready once; announced: `actions.Serving` was returned; postponed: reports of the start that are only
+    made if it succeeds; finish: how the daemon is to end; finished: that was requested.
     """
 
     workers: dict[int, Worker] = field(default_factory=dict)

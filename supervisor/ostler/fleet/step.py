@@ -1,4 +1,4 @@
-"""One event on its way through the fleet: what is known, what time it is, and the actions so far."""
+"""The processing of one event: the state, the present time, and the actions so far."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What happens when time passes: boot and drain time-outs, ages, fork servers that hang; and when that is."""
+"""Expires deadlines: boot and drain time-outs, ages, fork servers that hang. Computes the next one."""
 
 from ostler.fleet import actions, boots, fork_server_reports, workers
 from ostler.fleet.model import Cause, GenerationState, ReloadPhase, Worker, WorkerState
@@ -6,7 +6,7 @@ from ostler.fleet.step import FleetStep
 
 
 def earliest(step: FleetStep) -> float | None:
-    """When something is due at the latest, or None."""
+    """The time of the next deadline, or None."""
     state = step.state
     times: list[float | None] = []
     for worker in state.workers.values():

@@ -69,7 +69,7 @@ def drain(step: FleetStep, worker: Worker) -> None:
     state = step.state
     limit = overdue_limit(step, worker) if worker.only_overdue_left else None
     if limit is not None and limit <= step.now:
-        abort(step, worker)  # its loop stands still, and it had its time while the successor booted
+        abort(step, worker)  # its loop is stalled, and it had its time while the successor booted
         return
     if not step.move(worker, actions.Drain):
         return

@@ -1,7 +1,7 @@
 """Forking workers on demand: what a fork server does once it is ready, and a worker that has become one.
 
-It forks twice for each worker, so that the worker's parent dies at once and the supervisor, a child
-subreaper, becomes its parent: the supervisor gets true exit statuses, and the fork server may come and go.
+It forks twice for each worker. The process in between ends at once, and the supervisor, a child subreaper,
+becomes the worker's parent: it gets true exit statuses, and the end of a fork server does not affect workers.
 
 It ends when the supervisor closes the channel, at once and without the app's atexit functions: each worker
 runs its own copy of them when it ends.

@@ -1,10 +1,10 @@
-"""The fork server's life.
+"""The main function of a fork server.
 
-Single-threaded and blocking: configure, load, then fork on demand (see `forking`). When the supervisor ends,
-so does the channel, and then the fork server.
+Single-threaded and blocking: configure, load, then fork on demand (see `forking`). The end of the supervisor
+closes the channel, and that ends the fork server.
 
-Every process that is forked from it continues in `main`: a worker runs in there, and so does the fork server
-that a worker may become at its end.
+Every process that is forked from it continues in `main`: each worker, and the fork server that a worker may
+become at its end.
 """
 
 import os

@@ -18,7 +18,7 @@ from typing import Any
 
 from ostler.hooks.objects import Emit
 from ostler.text import frames_of, name_and_text, trace_of
-from ostler.wsgi.exchange import QuitWorker
+from ostler.wsgi.interruption import QuitWorker
 
 HOOK_TIME = 4.0
 """Seconds. Twice as much is less than the time that the fleet allows a fork server for a fork."""

@@ -34,7 +34,7 @@ class HookArgument:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        known = sorted(word for word in {*vars(self), *dir(type(self))} if not word.startswith("_"))
+        known = sorted(each for each in {*vars(self), *dir(type(self))} if not each.startswith("_"))
         raise AttributeError(f"{self._called} has no attribute {name!r} here; it has {', '.join(known)}")
 
 

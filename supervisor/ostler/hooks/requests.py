@@ -9,7 +9,8 @@ from typing import Any
 from ostler.hooks.calling import HookFunctions, failure
 from ostler.hooks.objects import HookArgument, HookWorker
 from ostler.wsgi.environ import Environ
-from ostler.wsgi.exchange import App, DeadlineExceeded, Exchange, QuitWorker, interruptible
+from ostler.wsgi.exchange import App, Exchange
+from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker, interruptible
 
 _SPECIAL = {"CONTENT_TYPE", "CONTENT_LENGTH"}
 

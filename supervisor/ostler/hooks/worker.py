@@ -9,7 +9,8 @@ from ostler.hooks.objects import HookApp, HookWorker
 from ostler.hooks.requests import RequestHooks
 from ostler.logs.worker_log import Log
 from ostler.scoreboard.accounting import Accounting
-from ostler.wsgi.exchange import Exchange, QuitWorker
+from ostler.wsgi.exchange import Exchange
+from ostler.wsgi.interruption import QuitWorker
 
 
 class WorkerHooks:

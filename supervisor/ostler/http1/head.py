@@ -46,7 +46,7 @@ _hosts: set[bytes] = set()  # values of Host that are valid
 
 
 class FieldMeanings:
-    """What the names of fields mean under some rules.
+    """What each field name means to the server, under given rules.
 
     Attributes:
         known: the meanings of names seen so far, by the name as sent. A plain dict: a subclass with
@@ -65,7 +65,7 @@ class FieldMeanings:
         """Find and remember the meaning of a name that is not in `known`."""
         lower = name.lower()
         if b"_" in lower and lower not in self._allowed and self._map != "dangerous":
-            # The environ can't tell X_Forwarded_For from X-Forwarded-For, which only a proxy may set.
+            # X_Forwarded_For has the same variable as X-Forwarded-For, which only a proxy may set.
             meaning = _REFUSE if self._map == "refuse" else _DROP
         elif lower in self._schemes:
             meaning = _SCHEME

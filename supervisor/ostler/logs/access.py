@@ -64,8 +64,8 @@ class AccessLog:
         """
         received = received[:_MOST_OF_A_REFUSED_LINE].lstrip(b"\r\n")
         line = received.partition(b"\n")[0].removesuffix(b"\r").decode("latin-1") or "-"
-        words = line.split(" ")
-        method, target, protocol = words if len(words) == 3 else ("-", "", "-")
+        parts = line.split(" ")
+        method, target, protocol = parts if len(parts) == 3 else ("-", "", "-")
         self.answered(method, target, protocol, environ, status, (), sent, nanoseconds, line)
 
 

@@ -72,4 +72,4 @@ class ErrorStream(io.TextIOBase):
 
 
 class _Token:
-    """Stands for a thread."""
+    """Identifies a thread."""

@@ -21,7 +21,7 @@ from ostler.osapi import original
 _LARGEST_BATCH = 64
 # Seconds to wait for a reader that is behind. If it is only slow nothing is lost; if it does not read at all,
 # a process waits once.
-_PATIENCE = 0.5
+_READER_TIMEOUT = 0.5
 _STALLED = "the reader is not reading"
 
 OnLost = Callable[[int, str], object]
@@ -33,7 +33,7 @@ class LogFile:
 
     Args:
         path: the file's; standard_fd: what `-` means.
-        patience: seconds to wait for the reader of a pipe; 0 if the caller must not wait.
+        reader_timeout: seconds to wait for the reader of a pipe; 0 if the caller must not wait.
         kept: bytes of lines to keep, after that, until the reader reads again.
 
     Attributes:
@@ -44,13 +44,15 @@ class LogFile:
         OSError: the file can't be opened.
     """
 
-    def __init__(self, path: str, standard_fd: int, patience: float = _PATIENCE, kept: int = 0) -> None:
+    def __init__(
+        self, path: str, standard_fd: int, reader_timeout: float = _READER_TIMEOUT, kept: int = 0
+    ) -> None:
         self._fd = -1
         self.name = path if path != "-" else {1: "stdout", 2: "stderr"}.get(standard_fd, "-")
         self.on_lost: OnLost | None = None
         self._path = path
         self._standard_fd = standard_fd
-        self._patience = patience
+        self._reader_timeout = reader_timeout
         self._most_kept = kept
         self._fd = _without_waiting(standard_fd) if path == "-" else open_log(path)
         self._check_kind()
@@ -121,7 +123,7 @@ class LogFile:
 
     def close(self) -> None:
         """Write the kept lines, if the reader reads them soon, and close the file."""
-        self._patience, self._stalled = self._patience or _PATIENCE, False
+        self._reader_timeout, self._stalled = self._reader_timeout or _READER_TIMEOUT, False
         self.flush()
         if self._fd >= 0 and self._fd != self._standard_fd:
             original.close(self._fd)
@@ -183,7 +185,7 @@ class LogFile:
         """Wait for room, or an error that write(2) will report; not again until the reader has read."""
         poll = original.poll()
         poll.register(self._fd, select.POLLOUT)
-        if poll.poll(0 if self._stalled else self._patience * 1000):
+        if poll.poll(0 if self._stalled else self._reader_timeout * 1000):
             return True
         self._stalled = True
         return False

@@ -78,7 +78,7 @@ def set_up(errorlog: str, log_format: str, level: str, shown: str = "debug") -> 
         SettingError: the file can't be opened.
     """
     try:
-        file = LogFile(errorlog, 2, patience=0.0, kept=_KEPT)
+        file = LogFile(errorlog, 2, reader_timeout=0.0, kept=_KEPT)
     except OSError as error:
         raise SettingError("errorlog", f"can't open {errorlog!r}: {error.strerror}") from None
     console = resolve_format(log_format, file.is_terminal) == "console"

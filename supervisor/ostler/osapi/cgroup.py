@@ -29,7 +29,7 @@ def binding_folders(controller: str, membership: Path = MEMBERSHIP, root: Path =
     return folders
 
 
-def read_words(path: Path) -> dict[str, int]:
+def read_counters(path: Path) -> dict[str, int]:
     """Counters of the kernel: a file of lines with a name and a number."""
     found = {}
     try:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ostler.osapi.cgroup import MEMBERSHIP, ROOT, binding_folders, read_words
+from ostler.osapi.cgroup import MEMBERSHIP, ROOT, binding_folders, read_counters
 
 _MEMINFO = Path("/proc/meminfo")
 
@@ -21,7 +21,7 @@ def memory_free(membership: Path = MEMBERSHIP, root: Path = ROOT, meminfo: Path 
 
 
 def _available(meminfo: Path) -> int | None:
-    kibibytes = read_words(meminfo).get("MemAvailable:")
+    kibibytes = read_counters(meminfo).get("MemAvailable:")
     return None if kibibytes is None else kibibytes * 1024
 
 
@@ -36,7 +36,7 @@ def _left(folder: Path) -> int | None:
     known = [limit for limit in limits if limit is not None]
     if used is None or not known:
         return None
-    return min(known) - used + read_words(folder / "memory.stat").get(cache, 0)
+    return min(known) - used + read_counters(folder / "memory.stat").get(cache, 0)
 
 
 def _number(path: Path) -> int | None:

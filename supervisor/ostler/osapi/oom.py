@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ostler.osapi.cgroup import MEMBERSHIP, ROOT, binding_folders, read_words
+from ostler.osapi.cgroup import MEMBERSHIP, ROOT, binding_folders, read_counters
 
 # Seconds from a kill to the end of the victim, which has to free its memory. A kill without a death of a
 # child in this time hit another process.
@@ -59,4 +59,4 @@ class OomWatch:
 
 def _read(file: Path) -> int | None:
     """The counter's value; None if the file does not have it."""
-    return read_words(file).get("oom_kill")
+    return read_counters(file).get("oom_kill")

@@ -1,8 +1,8 @@
 """Claiming the path of a Unix socket (unix(7)): for the app's listeners and for the control socket.
 
-A file remains when its socket's process has ended, and nothing in it says whether one listens there; a
-connection does. So a dead socket is removed and a live one never. A user that may write in the folder can
-replace the file at any time, so a file is removed only if it is the one that was looked at.
+The file of a socket remains when its process has ended. Whether a process listens at it can only be found out
+by connecting. So a dead socket is removed and a live one never. A user that may write in the folder can
+replace the file at any time, so a file is removed only if it is still the one that was examined.
 """
 
 import enum
@@ -16,7 +16,7 @@ from ostler.osapi.files import unlink_if
 
 
 class FileIdentity(NamedTuple):
-    """Which file it is: no other one has these as long as it is open or bound, removed or not."""
+    """Identifies a file: no other file has the same as long as it is open or bound, even if removed."""
 
     device: int
     inode: int

@@ -1,8 +1,8 @@
 """One worker's cell, as the supervisor reads it.
 
-What is in use of it is copied by pread(2), and the copy is examined: can what it says be true (`plausible`)?
-The file is not mapped: whatever the worker does to it, the worst result is a read that is too short. And to
-read a page that was never written allocates nothing.
+The part of it that is in use is copied by pread(2), and the copy is checked (`plausible`). The file is not
+mapped: whatever the worker does to it, the worst result is a read that is too short. Reading a page that was
+never written allocates nothing.
 """
 
 import math
@@ -17,9 +17,9 @@ import msgspec
 from ostler.scoreboard import layout
 from ostler.scoreboard.counts import Counts
 from ostler.scoreboard.plausible import (
-    doubt_counts,
-    doubt_time,
     extended_until,
+    implausible_counts,
+    implausible_time,
     shown_method,
     shown_path,
 )
@@ -32,7 +32,7 @@ _AT_ONCE = 257
 _HEADER = layout.PAGE // layout.WORD
 _SLOT = layout.SLOT_SIZE // layout.WORD
 _COUNTED = layout.QUEUED + layout.BUCKETS
-# What of a slot says whether anything was counted there, in bytes; the histograms change only with these.
+# The part of a slot that shows whether anything was counted there, in bytes: histograms change only with it.
 _SENT_TO_CLOSED = slice(layout.BYTES_SENT * layout.WORD, (layout.CLOSED + 1) * layout.WORD)
 # HANDED_OFF, the answers, RECEIVED.
 _ANSWERS = slice(layout.HANDED_OFF * layout.WORD, (layout.RECEIVED + 1) * layout.WORD)
@@ -171,7 +171,7 @@ class Cell:
         if new or (count and not self._counted):
             words = memoryview(raw).cast("Q")
             beat = words[layout.HEARTBEAT]
-            _raise(doubt_time("the heartbeat", beat, self.born, now))
+            _raise(implausible_time("the heartbeat", beat, self.born, now))
             in_flight = self._in_flight([raw[layout.PAGE :], *more], now) if new else self.reading.in_flight
             counts = self._counts(raw, words, slots, now) if count else self.reading.counts
             ident = words[_HEADER + layout.IDENT] if slots else 0
@@ -239,7 +239,7 @@ class Cell:
     def _pread(self, size: int, place: int) -> bytes:
         raw = os.pread(self.fd, size, place)
         if len(raw) < size:
-            raise ImplausibleCell("its memory is cut off")
+            raise ImplausibleCell("its memory was truncated")
         return raw
 
     def _started_now(self, number: int) -> int:
@@ -263,7 +263,7 @@ class Cell:
             numbers[layout.QUEUED : layout.QUEUED + layout.BUCKETS],
         )
         seconds, age = (now - self._looked) / 1e9, (now - self.born) / 1e9
-        _raise(doubt_counts(self.reading.counts, counts, seconds, age))
+        _raise(implausible_counts(self.reading.counts, counts, seconds, age))
         return counts
 
     def _in_flight(self, parts: list[bytes], now: int) -> list[InFlight]:
@@ -286,7 +286,7 @@ class Cell:
                         request = replace(request, extended_until=until, overdue=marked)
                     found.append(request)
                     continue
-                _raise(doubt_time("a request's start", started, self.born, now))
+                _raise(implausible_time("a request's start", started, self.born, now))
                 method, path = _text(slots, words, place)
                 # One that has ended while it was copied may have the next one's text.
                 if self._started_now(number) == started:

@@ -53,7 +53,7 @@ PATH_SIZE = TEXT_SIZE - METHOD_SIZE
 # As EXTENDED_UNTIL: the request has no deadline.
 NEVER = 2**64 - 1
 
-# A request that waited for less (ns) did not wait: the kernel's clock is no more exact.
+# A shorter wait (ns) counts as none: the kernel's clock is no more exact.
 LEAST_QUEUED = 1_000_000
 
 

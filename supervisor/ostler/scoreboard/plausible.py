@@ -1,8 +1,8 @@
-"""What can be true of the numbers in a cell, and what of its text may be shown.
+"""Which numbers of a cell can be true, and which of its text may be shown.
 
-A cell is memory that its worker's app can write. So nothing in it is believed that can't be true: counters
-only grow, and no quicker than a machine can serve; times lie between the worker's birth and now. What passes
-may still be untrue, but does no harm: all numbers are bounded.
+A cell is memory that its worker's app can write. So values that can't be true are rejected: counters only
+grow, and no faster than a machine can serve; times lie between the worker's start and now. A false value that
+passes does no harm: all numbers are bounded.
 
 Pure functions: they return what can't be true in one sentence, or None.
 """
@@ -32,7 +32,7 @@ _LONGEST_NS = 10**18
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*")  # RFC 9110, section 5.6.2
 
 
-def doubt_counts(before: Counts, after: Counts, seconds: float, age: float) -> str | None:
+def implausible_counts(before: Counts, after: Counts, seconds: float, age: float) -> str | None:
     """Why a worker can't have counted `after`.
 
     Args:
@@ -67,7 +67,7 @@ def doubt_counts(before: Counts, after: Counts, seconds: float, age: float) -> s
     return None
 
 
-def doubt_time(name: str, at: int, born: int, now: int) -> str | None:
+def implausible_time(name: str, at: int, born: int, now: int) -> str | None:
     """Why a worker can't have noted the time `at`. All are CLOCK_MONOTONIC in ns; 0: it noted none."""
     if at and at < born:
         return f"{name} is before the worker's start"

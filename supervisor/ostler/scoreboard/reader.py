@@ -126,16 +126,16 @@ class Scoreboard:
             except ImplausibleCell:
                 # Once more: that a word is copied whole is usual, but not guaranteed.
                 found.read(self._clock, count)
-        except ImplausibleCell as doubt:
-            self._distrust(cell, doubt)
+        except ImplausibleCell as error:
+            self._distrust(cell, error)
         cost = self._cpu_clock() - began
         if cost > _CHEAP:
             found.rests_until = self._clock() + cost * _PAUSES * len(self._cells)
         return found.reading
 
-    def _distrust(self, cell: int, doubt: ImplausibleCell) -> None:
+    def _distrust(self, cell: int, error: ImplausibleCell) -> None:
         self._cells[cell].distrust()
-        self.on_implausible(cell, str(doubt))
+        self.on_implausible(cell, str(error))
 
     def trusted(self, cell: int) -> bool:
         """Whether all that was read of a cell can be true."""
@@ -166,8 +166,8 @@ class Scoreboard:
         found = self._cells[cell]
         try:
             return found.last_requests(_LAST_REQUESTS) if found.trusted else []
-        except ImplausibleCell as doubt:
-            self._distrust(cell, doubt)
+        except ImplausibleCell as error:
+            self._distrust(cell, error)
             return []
 
     def mark_overdue(self, cell: int, thread: int, started_ns: int) -> None:

@@ -1,4 +1,4 @@
-"""How much of a worker its settings ask for: threads, and request slots in the scoreboard."""
+"""How many threads a worker has, and how many request slots in the scoreboard."""
 
 from ostler.settings.table import Settings
 

@@ -14,7 +14,7 @@ from ostler.errors import ConfigFileError
 from ostler.osapi.files import read_file
 from ostler.settings import tomlfile, unrecognised
 from ostler.settings.ignored import IGNORED
-from ostler.settings.kinds import shown
+from ostler.settings.kinds.kind import shown
 from ostler.settings.table import not_in_gunicorn, rows
 from ostler.text import frames_of, name_and_text, name_of, text_of
 

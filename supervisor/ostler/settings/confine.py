@@ -5,7 +5,7 @@ Such a file, and the process that evaluated it and so has run its code, are not 
 
 - settings of the control plane, and Unix sockets to log to, have no effect: they belong to the administrator;
 - files and Unix sockets that it names are opened with the rights of the workers' account (`Loaded.confined`),
-  and variables that it sets are set when root's rights are given up: libraries obey some (OPENSSL_CONF);
+  and variables that it sets are set when root's rights are given up: some control libraries (OPENSSL_CONF);
 - descriptors of the supervisor can't be used (`bind = "fd://3"`).
 
 Values of the command line are read from the command line itself.
@@ -27,7 +27,7 @@ ADMINISTRATORS = (
     "control_bind",
     "control_token_file",
 )
-# What the supervisor or a fork server with its rights opens, makes, enters, or has its libraries obey.
+# Paths that the supervisor, or a fork server with its rights, uses; and variables, which control libraries.
 OPENED = (
     *("chdir", "bind", "pidfile", "errorlog", "accesslog"),
     *("certfile", "keyfile", "ca_certs", "raw_env"),

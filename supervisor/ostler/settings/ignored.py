@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ostler.errors import SettingError
-from ostler.settings.kinds import shown
+from ostler.settings.kinds.kind import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Ignored:
 
 
 def _text(value: Any) -> str:
-    """A value as one would write it on the command line, in lower case; classes by their dotted name."""
+    """A value as it is written on the command line, in lower case; classes by their dotted name."""
     try:
         if isinstance(value, type):
             value = f"{value.__module__}.{value.__qualname__}"

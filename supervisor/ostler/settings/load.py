@@ -1,8 +1,8 @@
 """Settings from their sources: command line, configuration file, environment, default, in this order.
 
-The arguments in GUNICORN_CMD_ARGS and OSTLER_CMD_ARGS were read with the command line and come with it. What
-a platform puts into the environment (WEB_CONCURRENCY, PORT) is a default to gunicorn, and so it is to us: a
-file that sets the number counts more.
+The arguments in GUNICORN_CMD_ARGS and OSTLER_CMD_ARGS were read with the command line and come with it. The
+variables that platforms set (WEB_CONCURRENCY, PORT) are defaults, as in gunicorn: a configuration file takes
+precedence.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,8 @@ from ostler.errors import SettingError
 from ostler.settings import ignored
 from ostler.settings.classes import MOST_THREADS
 from ostler.settings.configfile import ConfigFile
-from ostler.settings.kinds import TLS_VERSION, shown
+from ostler.settings.kinds.kind import shown
+from ostler.settings.kinds.tls import TLS_VERSION
 from ostler.settings.table import Setting, Settings, rows
 from ostler.text import name_of
 
@@ -189,7 +190,7 @@ def _least_tls(value: Any) -> str | None:
 
 
 def _check_tls(settings: Settings, origins: Mapping[str, str]) -> None:
-    """Refuse settings that have no effect without another one: users would believe that they are in force."""
+    """Refuse settings that have no effect without another one: users would rely on them."""
     if settings.certfile is None:
         if settings.keyfile is not None:
             _refuse("keyfile", "needs certfile as well, the certificate that the key is for", origins)

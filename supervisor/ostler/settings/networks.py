@@ -1,7 +1,7 @@
 """Which peers are trusted: addresses and networks, as `forwarded_allow_ips` and `proxy_allow_ips` name them.
 
-Asked once per connection. Most lists are a few single addresses, so the peer's text is looked up in a set
-first, and only for networks is it taken apart; what came out is remembered, because a proxy comes back.
+Looked up once per connection. Most lists are a few single addresses, so the peer's text is looked up in a set
+first, and parsed only if there are networks. Results are remembered, because a proxy connects repeatedly.
 """
 
 from collections.abc import Iterable

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ostler.settings.kinds import show_workers
+from ostler.settings.kinds.numbers import show_workers
 from ostler.settings.load import Loaded
 from ostler.settings.table import rows
 from ostler.terminal import one_line

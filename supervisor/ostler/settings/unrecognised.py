@@ -1,8 +1,8 @@
 """Names in a configuration file that are no setting: which were meant as one, and what to write instead.
 
-gunicorn ignores them, so a misspelled setting goes unseen for years. In Python, however, most names are
-helpers of the file. One is reported if it is assigned plain data and nothing in the file reads it, or if it
-is a function whose name is nearly that of a hook.
+gunicorn ignores them, so a misspelled setting may not be noticed for years. In Python, however, most names
+are helpers of the file. One is reported if it is assigned plain data and nothing in the file reads it, or if
+it is a function whose name is nearly that of a hook.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""Pausing to accept when the process or the system is out of descriptors or memory.
+"""Pauses accepting when the process or the system is out of descriptors or memory.
 
 Used when no connection could be evicted (see Acceptor.accept). A listener stays readable then, so that a loop
 which goes on trying would spin and write a line each time.

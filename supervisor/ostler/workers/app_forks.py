@@ -16,7 +16,7 @@ import signal
 
 from ostler.osapi import original
 from ostler.osapi.process import DUMP_SIGNAL
-from ostler.wsgi.exchange import note_fork
+from ostler.wsgi.forked import note_fork
 
 _package = __name__.partition(".")[0] + "."
 _registered = False

@@ -1,8 +1,8 @@
 """What kind of app an object is: WSGI, or ASGI in one of its two shapes.
 
-Its signature says it where that is specific: an ASGI app takes scope, receive and send, one of ASGI 2 takes
-the scope alone, and a WSGI app takes environ and start_response. A wrapper may take any arguments; then the
-app is taken for what the worker class serves.
+It is inferred from the signature where that is specific: an ASGI app takes scope, receive and send, one of
+ASGI 2 takes only scope, and a WSGI app takes environ and start_response. A wrapper may take any arguments;
+such an app is assumed to be of the kind that the worker class serves.
 """
 
 import inspect

@@ -93,7 +93,7 @@ class BaseWorker(ABC):
 
     Attributes:
         interface: what kind of app it calls, `wsgi` or `asgi`.
-        one_loop: all requests of a worker take turns in one thread, so that a loop that stands still hangs,
+        one_loop: all requests of a worker take turns in one thread, so that a loop without passes hangs,
             also while requests are in the app. It must call `heartbeat` twice a second. It may show as many
             requests at once as `worker_connections` says, and `threads` is without meaning.
         calls_request_hooks: it serves by `context.exchange`, and so calls pre_request and post_request.

@@ -41,7 +41,8 @@ from ostler.workers.priming import WORKER_REQUESTS, prime
 from ostler.workers.promotion import Promotion
 from ostler.workers.thread_engine import Engine
 from ostler.workers.warmup import WarmupError
-from ostler.wsgi.exchange import App, QuitWorker
+from ostler.wsgi.exchange import App
+from ostler.wsgi.interruption import QuitWorker
 
 # Seconds after its graceful time-out at which a worker without supervisor is ended.
 _ORPHAN_GRACE = 1.0

@@ -103,7 +103,7 @@ class Connection:
         limits: what it may cost.
         now: CLOCK_MONOTONIC in nanoseconds, as all times here.
         calls: how system calls are made.
-        trusted: the client is a proxy whose fields are believed.
+        trusted: the client is a proxy whose fields are trusted.
         proxied: the client is a proxy that may send a PROXY header.
 
     Attributes:
@@ -127,7 +127,7 @@ class Connection:
         receiving_since: when the part that is being received began, a head or a body; 0: none is.
         in_body: that part is a body.
         body_deadline: when the body that is being received is too late, unless more of it comes.
-        credited_bytes: bytes of it that have put that time off already.
+        credited_bytes: bytes of it that have extended that deadline already.
         pulled_at: when the app last got bytes of a body that it reads while it comes.
     """
 
@@ -216,7 +216,7 @@ class Connection:
         if phase not in TRANSITIONS[self.phase]:
             raise IllegalPhaseChange(f"{self.phase.name} to {phase.name}")
         self.phase = phase
-        # What a client sends behind its last request is not looked at, but read as it is while answers go.
+        # Bytes behind a client's last request are received, but not parsed, while answers are sent.
         self.direct = not self.tls and phase is not PROXY_HEADER and phase is not LINGERING
 
     def speak_tls(self, context: "SSLContext") -> None:
@@ -291,7 +291,7 @@ class Connection:
         """Send of what was kept as much as the client takes now; True if nothing is left.
 
         Raises:
-            ClientGone: the connection broke, or a file became shorter than what was promised of it.
+            ClientGone: the connection broke, or a file became shorter than the range to be sent.
         """
         if self.output is None:
             return True
@@ -323,7 +323,7 @@ class Connection:
     # -- receiving ---------------------------------------------------------------------------------------
 
     def note_progress(self, now: int) -> None:
-        """Note that bytes came, for the time-outs of heads and bodies. Bytes that trickle put nothing off."""
+        """Note that bytes came, for the time-outs of heads and bodies. A few bytes extend no deadline."""
         parser = self.parser
         if not parser.receiving:
             self.receiving_since = 0
@@ -339,7 +339,7 @@ class Connection:
             received = parser.received
             earned = (received - self.credited_bytes) * SECOND // limits.body_min_rate
             self.credited_bytes = received
-            # What came fast allows for a pause, but not for one of hours.
+            # Bytes that came fast allow for a pause, but for `body_timeout` at most.
             self.body_deadline = min(self.body_deadline + earned, now + limits.body_timeout)
 
     def receive_deadline(self) -> int:

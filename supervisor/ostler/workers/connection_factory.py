@@ -75,7 +75,7 @@ def request_rules(settings: Settings) -> tuple[Rules, Rules]:
 
 
 def body_factory(settings: Settings) -> Callable[[], BodySink]:
-    """What makes the sinks of bodies: for apps that read bodies while they come, or when they have come."""
+    """A function that makes the sinks of bodies: streamed to the app, or received before it is called."""
     if settings.stream_request:
         return StreamedBody
     return lambda: BufferedBody(settings.buffer_request, settings.tmp_upload_dir)

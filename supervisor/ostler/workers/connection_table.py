@@ -92,7 +92,7 @@ class ConnectionTable:
         slot.connection_closed()
         if connection.output is not None:
             if connection.unconfirmed:
-                slot.add_bytes(max(0, connection.unconfirmed - connection.output.promised))
+                slot.add_bytes(max(0, connection.unconfirmed - connection.output.unsent_file_bytes))
             connection.output.close()
         if connection.streamed is not None:
             connection.streamed.end()

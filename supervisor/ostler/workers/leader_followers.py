@@ -35,7 +35,7 @@ class LeaderFollowers:
 
     Args:
         threads: how many serve.
-        detach: takes the connection that the leader serves out of the reactor's sight; called in the thread
+        detach: stops the reactor from watching the connection that the leader serves; called in the thread
             that becomes the leader instead, before it does.
         poll_only: polls without serving until a thread waits for the leadership (`is_wanted`) or the engine
             ends; called in the watcher.

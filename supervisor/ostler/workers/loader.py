@@ -12,7 +12,8 @@ from typing import Any, cast
 from ostler.settings.table import Settings
 from ostler.workers.app_kind import is_factory, mismatch
 from ostler.workers.load_errors import AppLoadError, raised
-from ostler.wsgi.exchange import App, QuitWorker
+from ostler.wsgi.exchange import App
+from ostler.wsgi.interruption import QuitWorker
 
 
 def enter(settings: Settings) -> None:
@@ -117,7 +118,7 @@ def _resolve(spec: str, module: Any, expression: str) -> Any:
     if isinstance(node, ast.Call):
         try:
             args = [ast.literal_eval(arg) for arg in node.args]
-            kwargs = {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
+            kwargs = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
         except ValueError:
             raise AppLoadError(f"wsgi_app: arguments in {spec!r} must be literals") from None
         node = node.func

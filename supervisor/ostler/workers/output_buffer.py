@@ -22,7 +22,7 @@ _Plain = socket.socket
 
 
 class Truncated(OSError):
-    """A file ended before all that was promised of it."""
+    """A file ended before the range of it that was to be sent."""
 
 
 class FilePart:
@@ -132,8 +132,8 @@ class OutputBuffer:
         self._parts.append(FilePart(fd, offset, count, ours=False))
 
     @property
-    def promised(self) -> int:
-        """Bytes of the app's files that are not sent yet: those cost nothing to promise."""
+    def unsent_file_bytes(self) -> int:
+        """Bytes of the app's files that are not sent yet. They take no memory."""
         return sum(part.left for part in self._parts if isinstance(part, FilePart) and not part.ours)
 
     @property

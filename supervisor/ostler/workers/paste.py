@@ -6,7 +6,8 @@ from typing import cast
 from ostler.settings.pastefile import file_name, global_conf
 from ostler.settings.table import Settings
 from ostler.workers.load_errors import AppLoadError, raised
-from ostler.wsgi.exchange import App, QuitWorker
+from ostler.wsgi.exchange import App
+from ostler.wsgi.interruption import QuitWorker
 
 
 def load_paste(settings: Settings) -> App:

@@ -1,18 +1,20 @@
 """How long requests wait for a worker, and the answer to those that have waited too long.
 
-What matters is when a request arrived, not when the worker looked. Most requests are known to have come since
-the last look, so that they have not waited. The kernel remembers when the last bytes of a TCP connection came
-(TCP_INFO), also of one that waited to be accepted or that another worker handed off. But asking it costs a
-microsecond, and where passes of the loop are long nearly every request may have waited. So it is asked
+The wait begins when a request arrives, not when the worker finds it. Most requests are known to have come
+since the worker last polled, so that they have not waited. For others the kernel can be asked: it remembers
+when the last bytes of a TCP connection came (TCP_INFO), also of one that waited to be accepted or that
+another worker handed off. But that costs a microsecond, and where passes of the loop are long nearly every
+request may have waited. So it is asked
 
 - always, if `queue_timeout` is set: which requests are answered with 503 must be exact;
 - else for the first request of a pass that may have waited, at most every `ASK_EVERY` nanoseconds, and for
-  every `STRIDE`th one after it in the same pass. Others of the pass are taken to have arrived as long before
-  it as the one asked about last.
+  every `STRIDE`th one after it in the same pass. Others of the pass are assumed to have arrived as long
+  before it as the one asked about last.
 
-In passes without a question, requests are taken to have arrived half-way between the time when they can have
-come at the earliest and the look that found them. A connection that a busy worker accepts may have waited for
-any time: every `STRIDE`th one is asked about, and one in `ASK_EVERY`; the others have waited as long as that.
+In passes without a question, requests are assumed to have arrived half-way between the earliest time that is
+possible and the poll that found them. A connection that a busy worker accepts may have waited for any time:
+the kernel is asked about every `STRIDE`th one, and about one in `ASK_EVERY`; the others are assumed to have
+waited as long as that.
 """
 
 from collections.abc import Callable, Iterable
@@ -40,7 +42,7 @@ _HEADERS_503 = [
 class QueueTimes:
     """Measures how long requests have waited. Called by any thread that serves.
 
-    Threads may overwrite each other's notes: then a request more or less is asked about.
+    Threads may overwrite each other's counts: then the kernel is asked about a request more or less.
 
     Args:
         reactor: says when the worker last looked for events.
@@ -55,13 +57,13 @@ class QueueTimes:
     def __init__(self, reactor: Reactor, exact: bool) -> None:
         self._reactor = reactor
         self._exact = exact
-        # Of the last question: when it was, in which pass, how long before that the request had arrived, and
-        # how many requests of that pass were not asked about since.
+        # The last question to the kernel: when it was, in which pass, how long before that pass the request
+        # had arrived, and about how many requests of that pass the kernel was not asked since.
         self._asked_at = -ASK_EVERY
         self._pass = -1
         self._before = 0
         self._skipped = 0
-        # The same of requests that can have come at any time: when one was last asked about, and the answer.
+        # The same for requests that can have come at any time: when the last question was, and the answer.
         self._asked_any_at = -ASK_EVERY
         self._waited_any = 0
         self._skipped_any = 0
@@ -75,7 +77,7 @@ class QueueTimes:
         """
         look = self._reactor.now
         answered_at = connection.answered_at
-        # For as long as the one before it on its connection was not answered it waited for its own client.
+        # While the one before it on its connection was not answered, it did not wait for a worker.
         if answered_at > earliest:
             earliest = answered_at
         possible = now - earliest
@@ -97,7 +99,7 @@ class QueueTimes:
         elif look == self._pass:
             waited = min(now - look + self._before, possible)
         else:
-            # An interval that is longer says nothing: it begins when the connection was last used.
+            # A longer interval is no estimate: it begins when the connection was last used.
             unknown = here - earliest
             waited = now - here + (unknown // 2 if 0 < unknown < ASK_EVERY else 0)
         return waited if waited >= LEAST_QUEUED else 0

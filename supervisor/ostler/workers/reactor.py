@@ -1,11 +1,11 @@
 """The reactor: one epoll with everything that a worker waits for, and an eventfd that wakes it.
 
 In the epoll are the listeners, the connections, the supervisor's channel, the hand-off and the eventfd. The
-reactor says which descriptors are ready; what is done about them is for others.
+reactor only reports which descriptors are ready.
 
-A connection that the reactor watches belongs to the thread that polls. The thread that serves its request
-while another one may poll takes it out of the reactor's sight with `unwatch` first, and makes it the polling
-thread's again with `watch`.
+A connection that the reactor watches belongs to the thread that polls. A thread that serves its request while
+another one may poll stops this watching with `unwatch` first, and makes the connection the polling thread's
+again with `watch`.
 """
 
 import select
@@ -22,7 +22,7 @@ BATCH = 64
 """Events that are taken from the kernel at once."""
 # Of all workers that wait at a listener the kernel wakes one.
 _SHARED = select.EPOLLIN | select.EPOLLEXCLUSIVE
-# Watched for nothing: the kernel reports a hang-up all the same, but once.
+# Watched for no event: the kernel still reports a hang-up, but only once.
 _SILENT = select.EPOLLONESHOT
 
 

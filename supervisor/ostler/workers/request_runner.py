@@ -1,8 +1,8 @@
 """The request runner: from a whole request to its answer, and all accounting of it.
 
-`RequestRunner` is a seam. Today there is one implementation, `WsgiRunner`; a native one for ordinary requests
-can stand in for it, if it keeps what is written at the protocol. tests/unit/workers/test_request_runner.py
-holds any implementation to that.
+`RequestRunner` is the interface. Today there is one implementation, `WsgiRunner`; a native one for ordinary
+requests can replace it if it keeps what the interface's docstrings demand.
+tests/unit/workers/test_request_runner.py checks that for any implementation.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,8 @@ from ostler.workers.server_date import ServerDate
 from ostler.workers.soft_interrupt import LONG_REQUEST_NS, SoftInterrupts
 from ostler.wsgi.body import StreamedBody
 from ostler.wsgi.environ import Environ, head_environ, listener_environ, request_environ, worker_environ
-from ostler.wsgi.exchange import App, ClientGone, DeadlineExceeded, Exchange, QuitWorker
+from ostler.wsgi.exchange import App, ClientGone, Exchange
+from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker
 
 _WILDCARDS = ("0.0.0.0", "[::]")  # noqa: S104
 # A longer request counts as this much (ns), so that a few do not hide how long most take.
@@ -52,8 +53,8 @@ class RequestRunner(Protocol):
         a later call, output that is left is sent by the thread that polls.
 
         Called by the thread (or in the greenlet) that serves the connection; it belongs to the caller
-        during the call. While a request is in the app the polling thread may take it out of the reactor's
-        sight, and changes `watched` and `mask` only.
+        during the call. While a request is in the app the polling thread may stop the reactor from
+        watching it, and changes `watched` and `mask` only.
 
         For each request, in this order:
 
@@ -195,7 +196,7 @@ class WsgiRunner:
                 sent = exchange.sent
                 if connection.output:
                     # What a client has not taken of a file is counted when it has, if ever.
-                    connection.unconfirmed = min(connection.output.promised, sent)
+                    connection.unconfirmed = min(connection.output.unsent_file_bytes, sent)
                     sent -= connection.unconfirmed
                 slot.count(exchange.code, sent, took)
                 if self._access is not None or exchange.error is not None:

@@ -7,9 +7,10 @@ in others by PyThreadState_SetAsyncExc, which a thread notices when it runs Pyth
 
 The exception must not meet the next request, nor our own code:
 
-- The main thread raises only where a function that calls user code for a request (`exchange.interruptible`:
-  Exchange.run, and around it the hooks' own) is among the calls that the signal interrupted, and no handler
-  of ours for another signal is above it. A worker class that calls the app otherwise says where.
+- The main thread raises only where a function that calls user code for a request (see
+  `interruption.interruptible`: Exchange.run, and around it the hooks' own) is among the calls that the signal
+  interrupted, and no handler of ours for another signal is above it. A worker class that calls the app
+  otherwise says where.
 - In another thread it is set while the lock is held and the slot still shows the request. A thread that ends
   a request first makes its slot show none (`leave_app`) and then, under the lock, takes back what it has not
   noticed by then (`end`). What it notices in between ends in the handler in `WsgiRunner`, which makes the
@@ -31,7 +32,7 @@ from types import FrameType
 
 from ostler.osapi import original
 from ostler.scoreboard.accounting import Accounting, RequestSlot, check_extension
-from ostler.wsgi.exchange import DeadlineExceeded, is_interruptible
+from ostler.wsgi.interruption import DeadlineExceeded, is_interruptible
 
 LONG_REQUEST_NS = 20_000_000
 """A request that takes longer (ns) is a long one; a quicker one is never interrupted."""

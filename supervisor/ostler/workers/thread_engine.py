@@ -7,8 +7,6 @@ Slow clients cost no app time: the app is called when a request has been receive
 when its head has), and what a client does not take of an answer is kept and sent when it does.
 """
 
-import sys
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -16,8 +14,6 @@ from time import monotonic_ns
 from types import FrameType
 from typing import ClassVar, Self
 
-from ostler.osapi import original
-from ostler.osapi.process import set_timer_slack
 from ostler.osapi.wake import Wake
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.scoreboard.layout import LEAST_QUEUED
@@ -27,6 +23,7 @@ from ostler.workers.connection import OPEN, Connection
 from ostler.workers.leader_followers import LeaderFollowers
 from ostler.workers.parts import Parts
 from ostler.workers.reactor import IN, Reactor
+from ostler.workers.serving_threads import ServingThreads
 from ostler.workers.soft_interrupt import SoftInterrupts
 from ostler.workers.sweeper import SWEEP, SWEEP_DRAINING
 from ostler.workers.system_calls import PLAIN, contended_calls
@@ -43,23 +40,16 @@ _UNKNOWN_WORKED_UNTIL = 1_000_000 * SECOND
 # If requests take longer than this (ns) on average the leadership is released before the app is called.
 _SLOW_APP = 300_000
 
-# A thread that computes lets others have the interpreter lock after this time (s). Python's own 5 ms are long
-# for a thread that serves quick requests beside one that computes; an app that has chosen knows better.
-_USUAL_SWITCH_INTERVAL = 0.005
-_SWITCH_INTERVAL = 0.001
 # A client may send thousands of requests at once, and others must not wait until all are answered (ns).
 _TURN = 20_000_000
-# How much later than asked for the kernel may end a wait (ns), instead of 50 µs: threads that wait a
-# millisecond for a database should not lose a twentieth of their time.
-_TIMER_SLACK = 1_000
 
 
 class Engine(BaseWorker):
     """Serves one app on inherited listeners, with `settings.threads` threads.
 
     Methods that begin with an underscore are called by the leader, unless they say otherwise. Exceptions:
-    `_run_behind_gate` and `_run` are what threads run; `_serve` and `_put_back` may end in a thread that was
-    the leader when they began.
+    `_run` is what each thread runs; `_serve` and `_put_back` may end in a thread that was the leader when
+    they began.
 
     Attributes:
         soft_interrupts: ends requests that take too long, when the supervisor says so.
@@ -94,8 +84,7 @@ class Engine(BaseWorker):
         self._run_requests = parts.runner.run
         self._watch, self._unwatch = parts.reactor.watch, parts.reactor.unwatch
         self._slots: dict[int, RequestSlot] = {}
-        self._other_threads: list[threading.Thread | original.NativeThread] = []
-        self._gate, self._entered = original.Lock(), original.Lock()
+        self._other_threads = ServingThreads(self._run)
         # Events that were taken from the kernel, and connections with whole requests that wait for a thread.
         self._events: deque[tuple[int, int]] = deque()
         self._ready: deque[Connection] = deque()
@@ -109,9 +98,9 @@ class Engine(BaseWorker):
         self._prompt_until = 0
         # When all that was found in the last pass had been served.
         self._worked_until = 0
-        # It had nothing to do before the last poll returned.
+        # The worker had nothing to do before the last poll returned.
         self._was_idle = False
-        # Each connection is asked about that may have waited.
+        # The kernel is asked about each request that may have waited; see QueueTimes.
         self._asks_for_all = context.settings.queue_timeout > 0
         self._done = False
 
@@ -173,38 +162,20 @@ class Engine(BaseWorker):
     def start_threads(self) -> None:
         if self._threads == 1:
             return
-        self._gate.acquire()
-        self._entered.acquire()
         self.leader.start_watcher()
-        set_timer_slack(_TIMER_SLACK)
-        if sys.getswitchinterval() == _USUAL_SWITCH_INTERVAL:
-            sys.setswitchinterval(_SWITCH_INTERVAL)
-        for number in range(1, self._threads):
-            thread = original.thread(self._run_behind_gate, f"ostler-{number + 1}", (number,))
-            thread.start()
-            self._other_threads.append(thread)
-
-    def _run_behind_gate(self, number: int) -> None:
-        with self._gate:
-            pass
-        if number == 1:
-            self._entered.release()
-        self._run(number)
+        self._other_threads.make(self._threads - 1)
 
     def run(self) -> None:
         """Serve until drained. The calling thread is one of those that serve."""
-        if self._other_threads:
-            self._gate.release()
-            # The main thread comes last: while it is in the app, messages of the supervisor are read later.
-            self._entered.acquire()
+        # The main thread comes last: while it is in the app, messages of the supervisor are read later.
+        self._other_threads.release()
         try:
             self._run(0)
         finally:
             self.leader.stop()
             if self._access is not None:
                 self._access.flush()
-        for thread in self._other_threads:
-            thread.join(max(0, (self._drain.deadline or 0) - monotonic_ns()) / SECOND)
+        self._other_threads.join(self._drain.deadline or 0)
 
     def run_once(self) -> None:
         """Serve what is there now, without waiting; instead of `run`, in a worker that has no clients yet."""
@@ -235,7 +206,7 @@ class Engine(BaseWorker):
         leader = self.leader
         while not self._done:
             leader.acquire(self._runner.average > _SLOW_APP)
-            # What another thread has left, and what came meanwhile, waits for longer than this one knows.
+            # It is not known how long requests have waited that came meanwhile, or that others have left.
             self._worked_until = self._reactor.read_clock() + _UNKNOWN_WORKED_UNTIL
             self._prompt_until = 0
             is_leader = True
@@ -309,7 +280,7 @@ class Engine(BaseWorker):
     def _serve_events(self, slot: RequestSlot) -> bool:
         """Serve what came; False if another thread is the leader afterwards."""
         events = self._events
-        # In turns with what is new: while it serves one of them another thread may become the leader.
+        # Waiting connections and new events take turns: at each of them the leader may change.
         ready = 0 if events and self._new_first else len(self._ready)
         self._new_first = bool(ready)
         for _ in range(ready):
@@ -337,9 +308,9 @@ class Engine(BaseWorker):
                     return False
                 now = known.idle_since  # when its answer was given
         if arrivals:
-            # They wait for any worker, so that they may have come before this one looked. Those that an idle
-            # worker finds have not waited since before its last work, after which it looks once a
-            # second. But this process may have been stopped in that time: `queue_timeout` needs to know.
+            # They wait for any worker, so they may have come before this one last polled. An idle worker
+            # polls once a second, so what it finds has come since its last work. But this process may have
+            # been stopped in that time, so with `queue_timeout` that is not assumed.
             idle_since = self._worked_until - SECOND + LEAST_QUEUED
             self._prompt_until = idle_since if self._was_idle and not self._asks_for_all else 0
         # Last: a connection that came while the app was busy has gone to a sibling that was not.
@@ -431,7 +402,7 @@ class Engine(BaseWorker):
 
     def _poll_until_wanted(self, slot: RequestSlot) -> None:
         reactor, sweeper, leader = self._reactor, self._sweeper, self.leader
-        # Siblings that are free accept what comes; it must not wake this worker.
+        # Siblings that are free accept new connections, which must not wake this worker.
         self._acceptor.stop()
         while not self._done and not leader.is_wanted:
             if not self._events:

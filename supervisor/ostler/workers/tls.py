@@ -53,7 +53,7 @@ def make_context(
         copies: by the path of a file that this process may not read any more, that of a copy.
 
     Raises:
-        SettingError: it can't be made; the text says which file is to blame.
+        SettingError: it can't be made; the text names the file that is wrong.
     """
 
     def factory() -> ssl.SSLContext:
@@ -83,7 +83,7 @@ def make_context(
 def _default_context(settings: Settings, certfile: str, copies: Mapping[str, str]) -> ssl.SSLContext:
     _check_readable("certfile", certfile, copies)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    # OpenSSL before 3 lets clients renegotiate, which costs us much and them little.
+    # OpenSSL before 3 lets clients renegotiate, which costs the server much more than the client.
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.minimum_version = _VERSIONS[settings.ssl_minimum_version]
     context.set_alpn_protocols(["http/1.1"])
@@ -153,6 +153,6 @@ def _describe(error: Exception) -> str:
 
 
 def reason_of(error: OSError) -> str:
-    """What went wrong in OpenSSL, in a few words."""
+    """What went wrong in OpenSSL, as a short text."""
     reason = getattr(error, "reason", None) or error.strerror or type(error).__name__
     return str(reason).lower().replace("_", " ")

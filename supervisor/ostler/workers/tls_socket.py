@@ -1,7 +1,7 @@
 """One TLS connection, over OpenSSL's memory buffers.
 
 `TlsSocket` has what the engine uses of a plain socket. A reactor that watches the descriptor misses nothing
-as long as no deciphered byte stays behind; therefore `recv` always returns all of them.
+as long as no decrypted byte stays behind; therefore `recv` always returns all of them.
 """
 
 import errno
@@ -23,7 +23,7 @@ _END = ((b"", 0),)
 
 
 class HandshakeFailed(OSError):
-    """The client's fault, or its wish; the text says in a few words what happened."""
+    """The client broke off the handshake, or can't complete it; the text says briefly what happened."""
 
 
 class TlsSocket:
@@ -64,7 +64,7 @@ class TlsSocket:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._records = Records()
-        # Enciphered bytes that the kernel has not taken; the size of what `send` was given that they end.
+        # Encrypted bytes that the kernel has not taken; the size of what `send` was given that they end.
         self._unsent, self._writing = b"", 0
         self._ended = False
         self.finished = False
@@ -74,10 +74,10 @@ class TlsSocket:
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Bytes from the client, b"" at their end; goes on with the handshake before.
 
-        Returns all that was deciphered: `size` bytes and a record at most.
+        Returns all that was decrypted: `size` bytes and a record at most.
 
         Args:
-            flags: with any, such as MSG_PEEK, it is asked of the descriptor: what comes is enciphered.
+            flags: with any, such as MSG_PEEK, it is asked of the descriptor: what comes is encrypted.
 
         Raises:
             BlockingIOError: nothing has come yet.
@@ -99,7 +99,7 @@ class TlsSocket:
                 self._incoming.write(part)
             before = len(found)
             if self.handshaken or self._handshake():
-                if not self._decipher(found):
+                if not self._decrypt(found):
                     self.finished = True
                     break
                 self._records.note(count, useful=len(found) > before)
@@ -109,7 +109,7 @@ class TlsSocket:
             return found[0] if len(found) == 1 else b"".join(found)
         raise BlockingIOError
 
-    def _decipher(self, found: list[bytes]) -> bool:
+    def _decrypt(self, found: list[bytes]) -> bool:
         """Append the data of all records that OpenSSL was given; False at the client's end."""
         tls = self._tls
         try:
@@ -123,7 +123,7 @@ class TlsSocket:
             if error.errno != ssl.SSL_ERROR_EOF:
                 self._try_flush()
                 raise
-            # It ended without saying so, as many do.
+            # It closed without a close_notify, as many clients do.
         return False
 
     def _handshake(self) -> bool:
@@ -148,7 +148,7 @@ class TlsSocket:
         return True
 
     def _flush(self) -> None:
-        """Send what OpenSSL has enciphered.
+        """Send what OpenSSL has encrypted.
 
         Raises:
             BlockingIOError: the client takes no more now.
@@ -166,14 +166,14 @@ class TlsSocket:
         self.wants_write = False
 
     def _try_flush(self) -> None:
-        """The same, where something else is to be done now, whatever becomes of it."""
+        """As `_flush`, but errors are ignored: a later call reports them."""
         try:
             self._flush()
         except OSError:
             pass  # it goes with the next bytes, or the next call says that the connection broke
 
     def _answer_plainly(self) -> None:
-        """The client speaks plain HTTP: answer so, as far as that is possible without waiting."""
+        """Answer a client that speaks plain HTTP here, as far as that is possible without waiting."""
         try:
             self._plain.send(_PLAIN_ANSWER)
             self._plain.shutdown(socket.SHUT_WR)
@@ -186,7 +186,7 @@ class TlsSocket:
         """Send what goes now; returns how much that was.
 
         What did not go must come first in the next call, at least as much of it (up to 16 KiB): a record of
-        it is enciphered already.
+        it is encrypted already.
 
         Raises:
             BlockingIOError: nothing goes now.
@@ -225,7 +225,7 @@ class TlsSocket:
     def shutdown(self, how: int) -> None:
         """As of a plain socket; a close_notify is sent to the client first.
 
-        What comes afterwards is enciphered and good only for being thrown away.
+        What comes afterwards is encrypted and is to be discarded.
         """
         if how != socket.SHUT_RD and self.handshaken and not self._ended:
             try:

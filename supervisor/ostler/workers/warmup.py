@@ -15,7 +15,7 @@ from ostler.osapi import original
 from ostler.osapi.needed import LIMITS
 from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.memory import size
-from ostler.settings.kinds import WarmupRequest
+from ostler.settings.kinds.http import WarmupRequest
 from ostler.settings.table import Settings
 from ostler.workers.base import Context
 from ostler.workers.thread_engine import Engine

@@ -5,31 +5,24 @@ of the app are handled here: the client gets a 500 as long as nothing was sent; 
 so that the client can detect an incomplete answer.
 """
 
-import os
-import traceback
 from collections.abc import Callable, Iterable
-from types import CodeType, FrameType, TracebackType
-from typing import Any, Protocol, TypeVar
+from types import TracebackType
+from typing import Any, Protocol
 
 from ostler.http1 import response
 from ostler.http1.errors import ResponseError
 from ostler.http1.request import Request
 from ostler.text import trace_of
+from ostler.wsgi import forked
 from ostler.wsgi.environ import Environ
 from ostler.wsgi.file_wrapper import FileWrapper, regular_file
+from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker, interruptible
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
 App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
 # Joining head and body saves a system call; above this size copying costs more.
 _JOIN_LIMIT = 64 * 1024
-
-# This process is no worker: the app has forked it.
-_forked = False
-
-# The code of the functions that call user code for a request; see `interruptible`.
-_interruptible: set[CodeType] = set()
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 _NO_HEAD = "the app returned without calling start_response"
 _FAILED = "500 Internal Server Error"
@@ -55,33 +48,8 @@ class Transport(Protocol):
         ...
 
 
-class QuitWorker(BaseException):
-    """Raised in the main thread to end the worker at once; apps should not catch it."""
-
-
-class DeadlineExceeded(BaseException):
-    """Raised in the app, in the thread that serves the request, when the request is overdue.
-
-    Not a subclass of Exception, so that error handlers of apps and frameworks do not catch it.
-    """
-
-    def __str__(self) -> str:
-        return "the request takes longer than `timeout`"
-
-
 class ClientGone(ConnectionError):
     """The client closed the connection before the request or the answer was complete."""
-
-
-def interruptible(function: Function) -> Function:
-    """Mark a function that calls the app or a hook: DeadlineExceeded may be raised anywhere in it."""
-    _interruptible.add(function.__code__)
-    return function
-
-
-def is_interruptible(frame: FrameType) -> bool:
-    """Whether a frame is that of a function which is marked `interruptible`."""
-    return frame.f_code in _interruptible
 
 
 class Exchange:
@@ -201,8 +169,8 @@ class Exchange:
             self._close(result)
             raise
         except BaseException as error:  # noqa: BLE001 - SystemExit too: an app must not end its worker
-            if _forked:
-                _leave(error)
+            if forked.is_forked():
+                forked.leave(error)
             try:
                 self._answer_500_or_504(error)
             finally:
@@ -391,27 +359,6 @@ class Exchange:
         else:
             self.sent = len(text)
         self._transport.send(answer)
-
-
-def note_fork() -> None:
-    """Note that this process was forked by the app, so it is no worker."""
-    global _forked
-    _forked = True
-
-
-def is_forked() -> bool:
-    """Whether this process was forked by the app, so it is no worker."""
-    return _forked
-
-
-def _leave(error: BaseException) -> None:
-    """End a process that the app has forked and that returned from the app: it is no second worker."""
-    if isinstance(error, SystemExit):
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    else:
-        traceback.print_exc()
-        code = 1
-    os._exit(code)
 
 
 def _as_bytes(part: Any) -> bytes:

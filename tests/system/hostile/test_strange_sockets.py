@@ -114,7 +114,7 @@ def test_a_folder_of_another_user(place: Place, shared: Path) -> None:
             done = ctl(place, shared, command)
             assert done.code == 1
             warning, error = done.err.splitlines()
-            assert warning == f"ctl: warning: {folder} belongs to {WHO}; it is left alone"
+            assert warning == f"ctl: warning: {folder} belongs to {WHO}; it is not used"
             assert error.startswith("ostler ctl: error: no running Ostler found in ")
         daemon = place.start("plain:app")
         done = ctl(place, shared, "status")
@@ -156,7 +156,7 @@ def test_a_socket_that_changed_hands(place: Place, shared: Path) -> None:
         done = ctl(place, shared, "stop")
         assert done.code == 1
         warning = done.err.splitlines()[0]
-        assert warning == f"ctl: warning: {path} is served by a process of {WHO}; it is left alone"
+        assert warning == f"ctl: warning: {path} is served by a process of {WHO}; it is not used"
         assert other.received() == []
 
 

@@ -156,7 +156,7 @@ def test_configuration_in_variables(given: Any) -> None:
     assert given("a:a", **variables).config == "o.py"
     found = given("a:a", GUNICORN_CMD_ARGS="-cg.py b:b --check-config")
     assert (found.config, found.app, found.check_config) == ("g.py", "a:a", True)
-    assert found.remarks == ["GUNICORN_CMD_ARGS: the app is for the command line to name; ignored: b:b"]
+    assert found.remarks == ["GUNICORN_CMD_ARGS: the app must be named on the command line; ignored: b:b"]
     assert given(GUNICORN_CMD_ARGS="b:b").app is None
 
 

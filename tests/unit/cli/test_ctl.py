@@ -414,7 +414,7 @@ def test_what_becomes_of_a_number_set_by_hand(daemon: Served, run: Ctl) -> None:
     assert run("reload").out.splitlines()[-1] == "the number of workers that was set by hand stays: 3"
     daemon.backend.override_ends = True
     last = run("reload").out.splitlines()[-1]
-    assert last == "the 3 workers set by hand gave way to the configuration's 3"
+    assert last == "the configuration's 3 workers replace the 3 set by hand"
 
 
 def test_a_reload_that_is_rolled_back(daemon: Served, run: Ctl) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ostler.control import connections, peers
+from ostler.control import peers
 from ostler.control.acceptor import ControlAcceptor
 from ostler.logs.limiter import LimitedLog
 from tests.unit.control.conftest import Rig
@@ -98,7 +98,7 @@ async def test_100_continue_comes_when_the_body_is_wanted(rig: Rig) -> None:
 
 async def test_a_slow_head_is_closed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes that come one by one do not keep a connection open; nor does silence."""
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr("ostler.control.connection.HEAD_SECONDS", 0.2)
     for sent in (b"", b"GET / HTTP/1.1\r\nHost: "):
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
         writer.write(sent)

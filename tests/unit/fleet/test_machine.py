@@ -936,7 +936,7 @@ def test_health_with_a_worker_that_stands_still() -> None:
     """A worker whose loop stopped, e.g. by SIGSTOP, is not reported as one with an overdue request."""
     assert _health(running(workers=2).stalls(1)) == (
         "ready",
-        "Serving: 2 of 2 workers ready; 1 worker whose loop stands still being replaced.",
+        "Serving: 2 of 2 workers ready; 1 worker with a stalled event loop being replaced.",
     )
 
 
@@ -1004,7 +1004,7 @@ def test_health_with_a_loop_that_stands_still() -> None:
     assert _health(play)[1] == f"{ready} 1 worker with an overdue request."
     play.stalls(2)
     assert _health(play)[1] == (
-        f"{ready} 1 worker whose loop stands still being replaced, 1 worker with an overdue request."
+        f"{ready} 1 worker with a stalled event loop being replaced, 1 worker with an overdue request."
     )
 
 

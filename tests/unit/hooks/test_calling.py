@@ -9,7 +9,7 @@ import pytest
 
 from ostler.hooks import calling
 from ostler.hooks.calling import HookFailed, HookFunctions
-from ostler.wsgi.exchange import QuitWorker
+from ostler.wsgi.interruption import QuitWorker
 
 
 class Recorder:

@@ -248,7 +248,7 @@ def test_a_pipe_that_is_full() -> None:
     try:
         os.set_blocking(writer, False)
         room = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
-        file = LogFile("-", writer, patience=0.01)
+        file = LogFile("-", writer, reader_timeout=0.01)
         file.write("x" * (room + 1000))
         file.write("lost")
         assert os.read(reader, room) == b"x" * room
@@ -296,7 +296,7 @@ def test_a_reader_that_does_not_read(full: Callable[[], tuple[int, int]]) -> Non
     reader, writer = full()
     reported: list[tuple[int, str]] = []
     try:
-        file = LogFile("-", writer, patience=0.05)
+        file = LogFile("-", writer, reader_timeout=0.05)
         file.on_lost = lambda lines, reason: reported.append((lines, reason))
         for number in range(1000):
             file.write(f"lost {number}")
@@ -318,7 +318,7 @@ def test_a_supervisor_keeps_lines_for_its_reader(full: Callable[[], tuple[int, i
     reader, writer = full()
     reported: list[tuple[int, str]] = []
     try:
-        file = LogFile("-", writer, patience=0.0, kept=1000)
+        file = LogFile("-", writer, reader_timeout=0.0, kept=1000)
         file.on_lost = lambda lines, reason: reported.append((lines, reason))
         lines = [f"{number:03}" for number in range(300)]
         for line in lines:
@@ -340,7 +340,7 @@ def test_a_slow_reader_loses_nothing() -> None:
     reader, writer = full_pipe()
     found = bytearray()
     try:
-        file = LogFile("-", writer, patience=10.0)
+        file = LogFile("-", writer, reader_timeout=10.0)
         lines = [b"%d\n" % number * 100 for number in range(200)]
 
         def read() -> None:
@@ -363,7 +363,7 @@ def test_close_writes_what_was_kept() -> None:
     """The last lines of a supervisor wait a moment for a slow reader."""
     reader, writer = full_pipe()
     try:
-        file = LogFile("-", writer, patience=0.0, kept=1000)
+        file = LogFile("-", writer, reader_timeout=0.0, kept=1000)
         file.write("bye")
         thread = threading.Thread(target=file.close)
         thread.start()
@@ -416,7 +416,7 @@ def test_a_fifo_without_a_reader(tmp_path: Path) -> None:
     """A log that is a FIFO does not delay the start; a late reader gets the written lines."""
     path = tmp_path / "fifo"
     os.mkfifo(path)
-    file = LogFile(str(path), 2, patience=0.01)
+    file = LogFile(str(path), 2, reader_timeout=0.01)
     file.write("one")
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -452,7 +452,7 @@ def test_reopen_forgets_half_a_line(tmp_path: Path) -> None:
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        file = LogFile(str(path), 2, patience=0.01)
+        file = LogFile(str(path), 2, reader_timeout=0.01)
         room = fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
         file.write("x" * (room + 1000))
         path.unlink()

@@ -16,7 +16,7 @@ from ostler.settings.table import Settings
 from ostler.workers.asgi.app import AsgiApp
 from ostler.workers.asgi.interface import EXTEND
 from ostler.workers.asgi.soft_interrupt import AsgiSoftInterrupts
-from ostler.wsgi.exchange import DeadlineExceeded
+from ostler.wsgi.interruption import DeadlineExceeded
 
 SLOTS = 4
 

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("uvicorn")
 
 from ostler.workers.asgi.worker import _log_unless_quitting
-from ostler.wsgi.exchange import QuitWorker
+from ostler.wsgi.interruption import QuitWorker
 
 
 def fail(error: BaseException) -> None:

@@ -18,7 +18,7 @@ from ostler.scoreboard.memory import size
 from ostler.workers.base import Context
 from ostler.workers.meinheld.calls import MeinheldCalls, is_in_app
 from ostler.workers.soft_interrupt import SoftInterrupts
-from ostler.wsgi.exchange import DeadlineExceeded
+from ostler.wsgi.interruption import DeadlineExceeded
 
 
 class Rig:

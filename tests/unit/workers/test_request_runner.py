@@ -21,7 +21,8 @@ from ostler.workers.queueing import QueueTimes
 from ostler.workers.request_runner import RequestRunner, WsgiRunner
 from ostler.workers.soft_interrupt import LONG_REQUEST_NS
 from ostler.wsgi.environ import Environ
-from ostler.wsgi.exchange import DeadlineExceeded, Exchange, QuitWorker
+from ostler.wsgi.exchange import Exchange
+from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker
 from tests.unit.workers.pieces import GET, PEER, Pieces, hello, received
 
 Start = Callable[..., Any]

@@ -22,7 +22,7 @@ from ostler.workers import soft_interrupt as module
 from ostler.workers.handoff import HandOff
 from ostler.workers.soft_interrupt import LONG_REQUEST_NS, SoftInterrupts
 from ostler.wsgi.environ import Environ
-from ostler.wsgi.exchange import DeadlineExceeded
+from ostler.wsgi.interruption import DeadlineExceeded
 from tests.kit.daemon import until
 from tests.unit.workers.rig import PATIENCE, Client, Rig, Serve
 

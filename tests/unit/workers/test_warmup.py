@@ -13,7 +13,7 @@ import pytest
 from ostler.ipc import messages
 from ostler.logs.logfile import LogFile
 from ostler.logs.worker_log import Log
-from ostler.settings.kinds import WarmupRequest
+from ostler.settings.kinds.http import WarmupRequest
 from ostler.settings.table import Settings
 from ostler.workers.warmup import WarmupError, warm_up
 from tests.unit.workers.keeper import Keeper

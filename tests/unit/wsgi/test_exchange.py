@@ -18,7 +18,8 @@ from ostler.wsgi.environ import (
     request_environ,
     worker_environ,
 )
-from ostler.wsgi.exchange import App, ClientGone, DeadlineExceeded, Exchange, QuitWorker
+from ostler.wsgi.exchange import App, ClientGone, Exchange
+from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker
 
 Start = Callable[..., Any]
 

@@ -1,6 +1,6 @@
 import type { JSX } from "preact";
 import { link, session, status, tone } from "../store";
-import { hurry } from "../stream";
+import { reconnectNow } from "../stream";
 import { Charts } from "./Charts";
 import { Events } from "./Events";
 import { Exits } from "./Exits";
@@ -13,7 +13,7 @@ import { Workers } from "./Workers";
 export function App(): JSX.Element | null {
   if (session.value === "out") return <Login />;
   if (status.value) return <Dashboard />;
-  return link.value === "gone" ? <NobodyThere /> : null;
+  return link.value === "gone" ? <NoAnswer /> : null;
 }
 
 function Dashboard(): JSX.Element {
@@ -36,7 +36,7 @@ function Dashboard(): JSX.Element {
 }
 
 /** The page was loaded, but no data has arrived. */
-function NobodyThere(): JSX.Element {
+function NoAnswer(): JSX.Element {
   return (
     <main class="alone">
       <h1>The supervisor does not answer</h1>
@@ -44,7 +44,7 @@ function NobodyThere(): JSX.Element {
         It may have ended, or the tunnel to it has. This page keeps trying; <code>ctl status</code> on the machine
         itself says more.
       </p>
-      <button type="button" onClick={hurry}>
+      <button type="button" onClick={reconnectNow}>
         Try now
       </button>
     </main>

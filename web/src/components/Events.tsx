@@ -5,7 +5,7 @@ import { events, now } from "../store";
 import { Trace } from "./Reload";
 
 const SHOWN = 50;
-/** Events that need attention, by words in their names. */
+/** Events that need attention, by parts of their names. */
 export const ALARMING = /fail|died|death|crash|overdue|abort|kill|degraded|error|lost|exhaust|refused|rolled_back|stalled/;
 
 export function Events(): JSX.Element {

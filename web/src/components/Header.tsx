@@ -1,7 +1,7 @@
 import type { JSX } from "preact";
 import { duration } from "../format";
 import { lastDataAt, link, now, status } from "../store";
-import { hurry } from "../stream";
+import { reconnectNow } from "../stream";
 import { Mark } from "./Icon";
 
 export function Header(): JSX.Element | null {
@@ -9,7 +9,7 @@ export function Header(): JSX.Element | null {
   if (!view) return null;
   return (
     <header class="top">
-      <p class="who">
+      <p class="instance">
         <Mark />
         <b>{view.name}</b>
         <code>{view.app}</code>
@@ -35,7 +35,7 @@ function Connection(): JSX.Element {
       return (
         <p class="link lost">
           Connection lost, last data {age} ago
-          <button type="button" class="small" onClick={hurry}>
+          <button type="button" class="small" onClick={reconnectNow}>
             Try now
           </button>
         </p>

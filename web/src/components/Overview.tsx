@@ -18,7 +18,7 @@ export function Overview(): JSX.Element | null {
         <Controls view={view} />
       </div>
       <Notice />
-      <Facts view={view} />
+      <Details view={view} />
       <Reload />
     </section>
   );
@@ -122,10 +122,10 @@ function Notice(): JSX.Element {
   );
 }
 
-function Facts({ view }: { view: StatusView }): JSX.Element {
+function Details({ view }: { view: StatusView }): JSX.Element {
   const uptime = view.uptime + (dataNow.value - statusAt.value) / 1000;
   return (
-    <dl class="facts">
+    <dl class="instance-details">
       <Detail name="Listening on">
         {view.listeners.map((address) => (
           <code key={address}>{address}</code>

@@ -6,7 +6,7 @@ import type { ReloadPhase, ReloadView } from "../api";
 import { elapsed } from "../format";
 import { dataNow, reloading, status, statusAt } from "../store";
 
-const WORDS: Record<ReloadPhase, (view: ReloadView) => string> = {
+const PHASE_TEXTS: Record<ReloadPhase, (view: ReloadView) => string> = {
   loading: () => "loading configuration and app",
   canary: () => "booting the first worker",
   rolling: (view) => `${view.replaced} of ${view.of} workers replaced`,
@@ -28,7 +28,7 @@ export function Reload(): JSX.Element | null {
         <b>
           {running ? "Reloading to" : failed ? "Reload to" : "Last reload:"} generation {view.generation}
         </b>
-        <span role="status">{WORDS[view.phase](view)}</span>
+        <span role="status">{PHASE_TEXTS[view.phase](view)}</span>
         <span class="quiet">
           {running ? elapsed(seconds) : `in ${elapsed(seconds)}`}, asked by {view.asked_by}
         </span>

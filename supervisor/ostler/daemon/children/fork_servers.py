@@ -329,7 +329,7 @@ class ForkServerManager:
     # -- zygotes --------------------------------------------------------------------------------------------
 
     def promote_zygote(self, action: actions.UseZygote) -> None:
-        """A worker serves no more and forks instead."""
+        """A worker has stopped serving and has become its generation's fork server."""
         loaded = self._configurations.get(action.generation)
         worker, zygote = self._workers.release_zygote(action.worker_id)
         old = self._children.fork_servers.get(action.generation)

@@ -102,7 +102,7 @@ class Child:
         except ProcessLookupError:
             return False
         except OSError:
-            return True  # out of descriptors: its pid has to do
+            return True  # out of descriptors: its pid is used instead
         return True
 
     def send_signal(self, signum: int) -> bool:
@@ -113,7 +113,7 @@ class Child:
             try:
                 send_signal(self.pidfd, signum)
             except OSError:
-                pass  # the call is refused: its pid has to do
+                pass  # the call is refused: its pid is used instead
             else:
                 return True
         if record.pid is not None and record.is_ours:

@@ -1,17 +1,19 @@
-"""The supervisor's part in the configuration file's hooks: it sends when one is due, and calls none itself.
+"""The supervisor's part in the configuration file's hooks: it sends fork servers those that are due.
 
-What only the supervisor knows (a worker has ended, the number of workers has changed, the daemon ends or
-becomes another program) it sends to a fork server as `HookDue`, if its generation has any hooks; the fork
-server answers `HookBegun` and `HookDone`. Only the end of a fork server, and an upgrade, wait for a hook, for
-a limited time: a fork server that is to end is given the time to call what it was sent (the fleet's
-`fork_server_grace`).
+Some hooks depend on what only the supervisor knows: a worker has ended, the wanted number of workers has
+changed, the daemon ends or executes another program. If the generation has any hooks, the supervisor sends
+`HookDue` to a fork server, which calls the hook and answers with `HookBegun` and `HookDone`. Only the end of
+a fork server and an upgrade wait for hooks, for a limited time: a fork server that is to end gets time to
+call the hooks that it was sent (the fleet's `fork_server_grace`).
 
 What `on_starting` and `when_ready` have started (a thread that serves metrics, a scheduler) runs in the first
-fork server, and must outlive reloads. So that one does not end with its generation but is sent `retire`: it
-closes everything else, and ends only if nothing runs in it. It is then the one that calls `on_exit`.
+fork server, and must outlive reloads. So at the end of its generation that fork server is not ended but sent
+`retire`: it closes everything else, and ends only if nothing runs in it. Later it is the one that calls
+`on_exit`.
 
-`child_exit` is called at most once for each worker: by the fork server of its own generation, or if that has
-ended by another. A `child_exit` that a fork server had not begun with when it died is sent to the next one.
+`child_exit` is called at most once for each worker: by the fork server of the worker's generation or, if that
+has ended, by another. If a fork server dies before it has begun to call a `child_exit`, the next one is sent
+it.
 """
 
 import asyncio
@@ -37,7 +39,7 @@ _STARTING_HOOKS = frozenset(("on_starting", "when_ready"))
 
 
 class HooksState(msgspec.Struct):
-    """What is known of hooks apart from what each fork server was sent. An upgrade carries all of it.
+    """The state of the hooks, except for what each fork server was sent. An upgrade carries all of it.
 
     names: of the hooks of each generation; waiting: `child_exit` calls that no fork server was sent yet;
     exit_wanted: a configuration has an `on_exit`; exit_sent, exit_done: whether it was sent, and called.
@@ -102,7 +104,7 @@ class HookDispatcher:
                 workers = loaded.settings.workers
                 record.reported_workers = workers[0] if isinstance(workers, tuple) else workers
         elif record.hooks:
-            # It knows the configured number; another one may have been asked for since.
+            # It knows the configured number; another one may have been set since.
             self._send(handle, messages.HookDue("nworkers_changed", old=wanted, new=wanted))
             record.reported_workers = wanted
         self._send_waiting()

@@ -1,8 +1,8 @@
-"""Reading what children send. A message can do no more than get its sender killed.
+"""Reads the messages of children. The worst effect of a message is that its sender is killed.
 
-In one pass of the event loop a child gets a small share of the loop's time. In the long run it may send at a
-rate far above what a worker or fork server sends normally. A child that goes beyond it, or sends what it may
-not, is killed. Its death is recorded like any other, with the reason.
+In one pass of the event loop only a few messages of each child are read. In the long run a child may send at
+a limited rate, which is far above what a worker or fork server normally sends. A child that exceeds it, or
+sends what its phase does not allow, is killed. Its end is recorded like any other, with the reason.
 """
 
 import time
@@ -108,7 +108,7 @@ class Inbox:
         self._ports.journal.record("error", "protocol_error", known)
 
     def _dispatch(self, child: AnyChild, message: Any) -> None:
-        """Raises BadMessage, also if our own code fails at the message: it must not do so twice."""
+        """Raises BadMessage; also if our own code fails at the message, so that this happens only once."""
         try:
             if isinstance(child, WorkerHandle):
                 self._on_worker_message(child, message)
@@ -116,7 +116,7 @@ class Inbox:
                 self._on_fork_server_message(child, message)
         except BadMessage:
             raise
-        except Exception:  # noqa: BLE001 - whatever it is, only the child that sent the message may suffer
+        except Exception:  # noqa: BLE001 - whatever it is, only the child that sent the message is ended
             name = type(message).__name__
             self._ports.attempt.failed(f"can't handle {name}")
             raise BadMessage(f"{name}, which Ostler failed to handle (see the log)") from None

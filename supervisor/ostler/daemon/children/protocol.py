@@ -1,9 +1,9 @@
-"""Which messages a child may send when. An app runs in it, which can write anything into its channel.
+"""Which messages a child may send when. The app that runs in it can write anything into its channel.
 
-Each child is in a phase, and a table says which messages are legal in it and what phase they lead to. What
-depends on more than that is checked by `check_worker`, `check_fork_server` and, for what names other
-processes, by `WorkerManager`. The states that the fleet knows a worker or generation by are another matter:
-see `fleet/lifecycle.py`.
+Each child is in a phase. A table says which messages are legal in a phase, and which phase each leads to.
+Checks that need more than the phase are in `check_worker`, `check_fork_server` and, for messages that name
+other processes, in `WorkerManager`. The states of workers and generations in the fleet are separate from
+these phases: see `fleet/lifecycle.py`.
 """
 
 import msgspec

@@ -16,7 +16,7 @@ from ostler.control.views import ExitView
 from ostler.daemon.children.handles import AnyChild, ForkServerHandle, WorkerHandle
 from ostler.daemon.children.inbox import Inbox
 from ostler.daemon.children.ports import Ports
-from ostler.daemon.reporting.ledger import ExitFacts, Ledger, fork_server_leaving
+from ostler.daemon.reporting.ledger import ExitInfo, Ledger, fork_server_leaving
 from ostler.fleet import events
 from ostler.fleet.model import ExitStatus, WorkerState
 from ostler.osapi.process import is_to_be_reaped, thread_group, zombie_status
@@ -197,7 +197,7 @@ class Reaper:
         instance, before the tracer has detached from it.
         """
         if child.pidfd >= 0:
-            with suppress(OSError):  # there is no room for more of them: SIGCHLD has to do
+            with suppress(OSError):  # the epoll takes no more: SIGCHLD alone must suffice
                 self._ports.loop.add_reader(child.pidfd, self._on_pidfd, child)
 
     def unwatch(self, child: AnyChild) -> None:
@@ -277,7 +277,7 @@ class Reaper:
         attempt, scoreboard, record = self._ports.attempt, self._scoreboard, handle.record
         counts = attempt("a dead worker's counts", lambda: scoreboard.counts(handle.cell))
         last = attempt("a dead worker's last requests", lambda: scoreboard.last_requests(handle.cell))
-        facts = ExitFacts(
+        info = ExitInfo(
             "worker",
             handle.pid or 0,
             handle.generation,
@@ -293,7 +293,7 @@ class Reaper:
             dump=dump or record.last_dump,
             problem=record.problem,
         )
-        return self._ledger.record(facts)
+        return self._ledger.record(info)
 
     def _fork_server_ended(self, handle: ForkServerHandle, dead: Dead) -> None:
         attempt = self._ports.attempt
@@ -307,7 +307,7 @@ class Reaper:
         state, record = self._ports.state(), handle.record
         leaving = record.exit_cause or fork_server_leaving(state, handle.generation, replaced)
         tried = state.reload if leaving == "boot failed" else None
-        facts = ExitFacts(
+        info = ExitInfo(
             "fork server",
             dead.pid,
             handle.generation,
@@ -319,7 +319,7 @@ class Reaper:
             problem=record.problem,
             # Not its peak memory: what exec replaced counts there, and that was the supervisor's own size.
         )
-        self._ledger.record(facts)
+        self._ledger.record(info)
 
     def report_lost(self, handle: WorkerHandle) -> None:
         """Log the requests that end with the process."""

@@ -9,8 +9,10 @@ from ostler.daemon.children.records import CarriedForkServer, CarriedWorker
 
 
 class ChildrenState(msgspec.Struct, frozen=True):
-    """What an upgrade in place carries of the registry. leaving: without channels, which end with the old
-    program and by that end these fork servers."""
+    """What an upgrade in place carries of the registry.
+
+    leaving: without their channels, which the old program's exec closes; that ends these fork servers.
+    """
 
     workers: list[CarriedWorker]
     fork_servers: list[CarriedForkServer]

@@ -1,8 +1,8 @@
 """Stack dumps of workers.
 
 faulthandler writes a dump in many small pieces and does not mark its end; a worker whose requests are in
-greenlets adds theirs. So a worker is asked for one dump at a time, and all that ask meanwhile share the next
-one: when a database hangs, hundreds of requests are overdue at once.
+greenlets adds theirs. So only one dump of a worker is written at a time. Requests for a dump that come
+meanwhile share the next one: when a database hangs, hundreds of requests are overdue at once.
 """
 
 import functools

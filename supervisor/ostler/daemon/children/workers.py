@@ -136,9 +136,9 @@ class WorkerManager:
         if handle is None:
             if 0 < worker_id <= self._ports.state().spawned:
                 return None
-            raise BadMessage(f"what became of worker {worker_id}, which was never asked for")
+            raise BadMessage(f"the outcome of worker {worker_id}, which was never asked for")
         if handle.generation != fork_server.generation or handle.pid is not None:
-            raise BadMessage(f"what became of worker {worker_id}, which is not its to fork")
+            raise BadMessage(f"the outcome of worker {worker_id}, which it was not asked to fork")
         return handle
 
     def forked(self, fork_server: ForkServerHandle, message: messages.Forked) -> None:
@@ -147,7 +147,7 @@ class WorkerManager:
         if handle is None or message.worker_id not in self._ports.state().workers:
             return  # it is not wanted any more, and ends because its channel was closed
         if self._children.with_pid(message.pid) is not None or self._reaper.expects(message.pid):
-            raise BadMessage(f"that process {message.pid} is a worker, which is something else")
+            raise BadMessage(f"that process {message.pid} is a worker, but it is another process of Ostler's")
         if is_anothers_child(message.pid):
             raise BadMessage(f"that process {message.pid} is a worker, which is no child of the supervisor's")
         handle.record.phase = ChildPhase.BOOTING

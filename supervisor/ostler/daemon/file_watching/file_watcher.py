@@ -1,9 +1,9 @@
 """Watches the app's files while it is being written (`reload`).
 
 Fork servers and workers report which files they have loaded. The kernel reports in which folders something
-happened, and that is only a reason to look: what counts is whether a file's inode, size or time of change
-differs from the last look. So nothing is missed while what is watched changes, editors may write a file in
-any way, and files that are not loaded may change as often as they do.
+has happened, which only triggers a check: a file has changed if its inode, size or time of change differs
+from the last check. So no change is missed while watches are being replaced, editors may write a file in any
+way, and changes of files that are not loaded have no effect.
 
 Folders are watched, each by itself, rather than files: there are fewer of them, and a file that an editor
 replaces stays in its folder.
@@ -50,7 +50,7 @@ _SHARE, _CREDIT = 0.1, 0.2
 
 
 class FileWatcher:
-    """Asks for a reload when a file changes; does nothing until it is configured to.
+    """Requests a reload when a file changes; does nothing unless the settings ask for it.
 
     Args:
         submit: takes the fleet's events.

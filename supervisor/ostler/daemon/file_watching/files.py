@@ -1,7 +1,7 @@
-"""Files and folders that are looked at: what counts, and what has changed of them.
+"""Which files and folders the file watcher checks, and what has changed in them.
 
-An app decides on all of this, and while files are looked at the supervisor does nothing else. So there are
-limits on all numbers.
+The app decides how many there are, and the supervisor does nothing else during a check. So all numbers are
+limited.
 """
 
 import glob
@@ -37,7 +37,7 @@ def is_template(path: str) -> bool:
 
 
 class Survey(NamedTuple):
-    """What counts: files, and the folders in which others may appear; absolute paths."""
+    """What is to be checked: files, and the folders in which others may appear; absolute paths."""
 
     files: set[str]
     folders: set[str]
@@ -73,7 +73,7 @@ def survey(known: Iterable[str], templates: Iterable[str], extra: Iterable[str])
 
 
 class FolderWalk:
-    """Lists folders, no more of them than one look may."""
+    """Lists folders, and no more of them than one check may."""
 
     def __init__(self) -> None:
         self._folders, self._entries = _MOST_FOLDERS, _MOST_ENTRIES

@@ -1,8 +1,8 @@
 """The pid file: written atomically, never taken from a live daemon.
 
-The daemon keeps its file locked (flock(2)), so another Ostler need not guess. Of a file without a lock only
-the pid in it is known, and pids are used again: after a reboot, and in containers all the time. A process
-that started after the file was written can't have written it.
+The daemon keeps its file locked (flock(2)), so another Ostler can test whether it is in use. Of a file
+without a lock only the pid in it is known, and pids are used again: after a reboot, and in containers all the
+time. A process that started after the file was written can't have written it.
 """
 
 import fcntl

@@ -1,9 +1,9 @@
-"""Signals for the event loop, however many come.
+"""Signal handlers for the event loop that any number of signals can't block.
 
-asyncio lets Python's handler, which is in C, write each signal's number into a socket. An app that leaves
-thousands of orphans to the supervisor fills it with SIGCHLD. Then other signals are lost, and the code that
-would report that can wait without end for a lock that the interrupted code holds (CPython's trip_signal and
-_PyEval_AddPendingCall). So nothing is written in C: a handler in Python wakes the loop.
+asyncio has Python's handler, which is in C, write each signal's number into a socket. An app that leaves
+thousands of orphans to the supervisor fills that socket with SIGCHLD. Then other signals are lost, and the
+code that would report the loss can wait without end for a lock that the interrupted code holds (CPython's
+trip_signal and _PyEval_AddPendingCall). So nothing is written in C: a handler in Python wakes the loop.
 """
 
 import asyncio

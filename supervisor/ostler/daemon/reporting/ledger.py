@@ -1,8 +1,8 @@
 """How processes ended: the newest ends with their causes, and counts by cause.
 
-The reaper knows some facts at the moment of reaping (`ExitFacts`), and the cause follows from these alone. A
-death by a signal that the supervisor did not send takes precedence over what the fleet wanted: a worker that
-was being recycled and crashed has crashed.
+The cause follows only from what the reaper knows when it reaps the process (`ExitInfo`). A death by a signal
+that the supervisor did not send takes precedence over what the fleet wanted: a worker that was being recycled
+and crashed has crashed.
 """
 
 import signal
@@ -44,7 +44,7 @@ _ENDING = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal
 
 
 @dataclass(frozen=True, slots=True)
-class ExitFacts:
+class ExitInfo:
     """What is known of a process that has ended.
 
     Args:
@@ -79,15 +79,15 @@ class ExitFacts:
     problem: str = ""
 
 
-def cause_of(facts: ExitFacts, oom_killed: bool) -> ExitCause:
+def cause_of(info: ExitInfo, oom_killed: bool) -> ExitCause:
     """Why a process ended.
 
     oom_killed: the kernel has killed a process for memory lately; looked at only for SIGKILLs not ours.
     """
-    if facts.problem:
+    if info.problem:
         return "protocol error"
-    signum = facts.status.signal
-    if signum is not None and signum not in facts.sent:
+    signum = info.status.signal
+    if signum is not None and signum not in info.sent:
         if signum not in _ENDING:
             return "crashed"
         return (
@@ -95,12 +95,12 @@ def cause_of(facts: ExitFacts, oom_killed: bool) -> ExitCause:
             if signum == signal.SIGKILL and oom_killed
             else "killed by an outsider"
         )
-    known = facts.leaving if facts.worker is None else _cause_known(facts.worker)
+    known = info.leaving if info.worker is None else _cause_known(info.worker)
     if known is not None:
         return known
-    if facts.signalled is not None and facts.signalled not in facts.sent:
+    if info.signalled is not None and info.signalled not in info.sent:
         return "killed by an outsider"  # by a signal that let it end in order
-    if facts.status.code is None and signum is None:
+    if info.status.code is None and signum is None:
         return "unknown"
     return "exited" if signum is None else "stopped"
 
@@ -110,7 +110,7 @@ def _cause_known(worker: Worker) -> ExitCause | None:
     if worker.boot_error is not None and worker.leaving in (None, Cause.BOOT_TIMEOUT):
         return "boot failed"
     if worker.state is WorkerState.READY or worker.leaving is None:
-        # Until it is drained, a worker that must go serves like any other: if it ends, that is its own doing.
+        # Until it is drained, a worker that must go serves like any other: its end has another cause.
         return "boot failed" if worker.state is WorkerState.BOOTING else None
     return _LEFT[worker.leaving]
 
@@ -174,30 +174,30 @@ class Ledger:
         self._newest = 0
         self.counts: dict[tuple[ExitKind, ExitCause], int] = {}
 
-    def record(self, facts: ExitFacts) -> ExitView:
+    def record(self, info: ExitInfo) -> ExitView:
         """Add an end; to be called once for each process."""
         # Called only when it matters: the watch reports each kill by the kernel once.
-        suspicious = facts.status.signal == signal.SIGKILL and signal.SIGKILL not in facts.sent
-        cause = cause_of(facts, suspicious and self._oom.grew())
-        traceback = facts.worker.boot_error[1] if facts.worker and facts.worker.boot_error else None
-        problem = f"protocol error: {facts.problem}" if facts.problem else ""
-        stack = "\n".join(filter(None, (problem, facts.dump or traceback)))
+        suspicious = info.status.signal == signal.SIGKILL and signal.SIGKILL not in info.sent
+        cause = cause_of(info, suspicious and self._oom.grew())
+        traceback = info.worker.boot_error[1] if info.worker and info.worker.boot_error else None
+        problem = f"protocol error: {info.problem}" if info.problem else ""
+        stack = "\n".join(filter(None, (problem, info.dump or traceback)))
         self._newest += 1
         view = ExitView(
             id=self._newest,
             at=round(time.time(), 3),
-            kind=facts.kind,
-            slot=facts.slot,
-            pid=facts.pid,
-            generation=facts.generation,
+            kind=info.kind,
+            slot=info.slot,
+            pid=info.pid,
+            generation=info.generation,
             cause=cause,
-            status=status_text(facts.status),
-            code=facts.status.code,
-            signal=facts.status.signal,
-            age=round(facts.age, 3),
-            requests=facts.requests,
-            last_requests=list(facts.last_requests[:_LAST_REQUESTS]),
-            peak_memory=facts.peak_memory,
+            status=status_text(info.status),
+            code=info.status.code,
+            signal=info.status.signal,
+            age=round(info.age, 3),
+            requests=info.requests,
+            last_requests=list(info.last_requests[:_LAST_REQUESTS]),
+            peak_memory=info.peak_memory,
             stack=shortened(stack) or None,
             planned=cause not in UNPLANNED,
         )
@@ -205,7 +205,7 @@ class Ledger:
         if len(self._exits) > _STACKS_KEPT:
             place = len(self._exits) - 1 - _STACKS_KEPT
             self._exits[place] = msgspec.structs.replace(self._exits[place], stack=None)
-        self.counts[facts.kind, cause] = self.counts.get((facts.kind, cause), 0) + 1
+        self.counts[info.kind, cause] = self.counts.get((info.kind, cause), 0) + 1
         return view
 
     def read_oom_kills(self) -> None:

@@ -1,8 +1,8 @@
 """Finds requests that take too long and event loops that do not run; it reads the scoreboard.
 
-Requests need no polling. One that starts after a look can't be overdue before `timeout` from then, and of
-those in flight the one whose deadline is next decides when to look again. A loop without requests runs once a
-second and writes that down (HEARTBEAT); the sensor looks about as often.
+After a look the sensor waits until the earliest deadline of the requests in flight, or for `timeout`: a
+request that starts meanwhile can't be overdue before. A loop without requests makes a pass once a second and
+notes its time (HEARTBEAT); the sensor checks that about as often.
 
 It only reports: `fleet/overdue.py` decides, `daemon/children/hang_actions.py` signals the worker.
 """
@@ -30,19 +30,19 @@ _WATCH = 0.1
 _LEAST = 0.01
 # A pause after a look, in multiples of the processor time that it took: workers decide when to look.
 _PAUSES = 9
-# Seconds that a loop which serves all requests may stand still beyond the time-out of a request: by then the
+# Seconds that a loop which serves all requests may be stalled beyond the time-out of a request: by then the
 # request has got its exception.
 _GRACE = 2.0
 # A loop that has not run for so long (s) is blocked by code that computes, or that waits in C.
 _BLOCKED = 1.0
 # Seconds between two reports about one worker whose loop is blocked.
 _BLOCKED_PAUSE = 10.0
-# Seconds that a loop may stand still in any case: a busy machine also delays loops that have nothing to do.
+# Seconds that a loop may be stalled in any case: a busy machine also delays loops that have nothing to do.
 _STILL = 5.0
 
 
 class DeadlineSensor:
-    """Turns overdue requests and loops that stand still into events. Called only by the event loop's thread.
+    """Turns overdue requests and stalled loops into events. Called only by the event loop's thread.
 
     Args:
         ports, configurations, scoreboard: what it works with.
@@ -63,7 +63,7 @@ class DeadlineSensor:
         # What was reported and is still so: requests by worker id, thread and start.
         self._reported: set[tuple[int, int, int]] = set()
         self._overdue: set[int] = set()
-        # Loops that may stand still, by worker id: what they had done, and since when that is known.
+        # Loops that may be stalled, by worker id: what they had done, and since when that is known.
         self._still: dict[int, tuple[tuple[float, int], float]] = {}
         self._stalled: set[int] = set()
         # When a blocked loop was reported, by worker id.
@@ -156,7 +156,7 @@ class DeadlineSensor:
             self._ports.submit(events.OnlyOverdueLeft(worker_id))
 
     def _look_at_loop(self, handle: WorkerHandle, reading: Reading, timeout: float, now: float) -> None:
-        """Report a loop that stands still although no request occupies it.
+        """Report a stalled loop: one that makes no pass although no request occupies it.
 
         The age of its heartbeat alone is not enough: the loop may have been busy with requests until a moment
         ago. What counts is how long it has been seen like this: no request, no heartbeat, no answer.
@@ -181,7 +181,7 @@ class DeadlineSensor:
             self._ports.submit(events.LoopStalled(handle.worker_id, now - beat))
 
     def _look_at_one_loop(self, handle: WorkerHandle, reading: Reading, timeout: float, now: float) -> float:
-        """The same for a loop whose requests are no reason to stand still; returns when to look, in seconds.
+        """The same for a loop that serves all requests; returns when to look, in seconds.
 
         The request that blocks it is overdue at the latest when this has lasted for the time-out, and gets
         its exception. What blocks the loop after that is no request, or does not react. Requests without any

@@ -1,9 +1,9 @@
 """Workers whose numbers in the scoreboard can't be true.
 
-An app has damaged its worker's memory, or writes false numbers. Each such worker is one line in the log. What
-it writes is ignored from then on, so its requests have no deadlines. Therefore it is replaced, as
-`POST /v1/workers/SLOT/recycle` would do it; but no more than one in a while, because an app that does this
-all the time would otherwise do nothing but boot.
+The app has damaged its worker's memory, or writes false numbers. For each such worker one line is logged. Its
+numbers are ignored from then on, so its requests have no deadlines. Therefore it is replaced, as
+`POST /v1/workers/SLOT/recycle` would do it. There are `_PAUSE` seconds between two replacements, because the
+workers of an app that does this all the time would otherwise do nothing but boot.
 """
 
 import time

@@ -1,10 +1,10 @@
-"""The load of the workers in the last second. Memory limits, autoscaling and roll-backs are decided by it.
+"""Measures the load of the workers in the last second, for memory limits, autoscaling and roll-backs.
 
-How busy a worker was is computed from the scoreboard alone. The histogram contains how long the requests took
-that have ended, and STARTED of a request slot how long a request has been in the app; the growth of both
-together is the time spent since the last look, whichever requests began or ended in between. A bucket's
-middle stands for all its requests: the error is at most an eighth and, over many, much less. Where one loop
-serves many requests that wait (gevent, asgi), the processor's time is used instead.
+How busy a worker was is computed from the scoreboard alone. The histogram says how long the requests that
+have ended were in the app, and STARTED of each request slot how long the present request has been. The sum of
+both grows by the time spent in the app since the last look, whichever requests began or ended in between.
+Each request counts with the middle of its bucket: an error of an eighth at most, and on average much less.
+Where one loop serves many requests that wait (gevent, asgi), CPU time is used instead.
 
 Own memory (USS) is costly to read: the kernel walks the page tables. It is read only if a limit or the
 autoscaler needs it, for a few workers at a time.

@@ -67,7 +67,8 @@ class ObserverState(msgspec.Struct, frozen=True):
 class Observer:
     """The control server's backend. Called only by the event loop's thread.
 
-    What it returns changes nothing but caches of its own; what changes its state is called by the daemon.
+    The methods that the control server calls change nothing but caches. Those that change the state are
+    called by the daemon.
 
     Args:
         ports, configurations, scoreboard, listeners, ledger: what it works with.

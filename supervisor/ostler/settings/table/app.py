@@ -2,7 +2,8 @@
 
 from typing import Annotated
 
-from ostler.settings import classes, kinds
+from ostler.settings import classes
+from ostler.settings.kinds import numbers, texts
 from ostler.settings.table.http import HttpRows
 from ostler.settings.table.row import Setting
 
@@ -13,14 +14,14 @@ class AppRows(HttpRows, frozen=True, kw_only=True):
     wsgi_app: Annotated[
         str | None,
         Setting(
-            kinds.OPTIONAL_TEXT,
+            texts.OPTIONAL_TEXT,
             "The WSGI app: MODULE:NAME, MODULE:NAME.ATTRIBUTE or MODULE:FACTORY(). The same as the argument.",
         ),
     ] = None
     preload_app: Annotated[
         bool,
         Setting(
-            kinds.SWITCH,
+            texts.SWITCH,
             "Load the app once per generation, before workers are forked.",
             flags=("--preload",),
             policy="preload",
@@ -29,7 +30,7 @@ class AppRows(HttpRows, frozen=True, kw_only=True):
     chdir: Annotated[
         str | None,
         Setting(
-            kinds.PATH,
+            texts.PATH,
             "Change to this folder before the app is loaded.",
             flags=("--chdir",),
         ),
@@ -37,7 +38,7 @@ class AppRows(HttpRows, frozen=True, kw_only=True):
     pythonpath: Annotated[
         tuple[str, ...],
         Setting(
-            kinds.PATHS,
+            texts.PATHS,
             "Folders to put at the front of the module search path, separated by commas.",
             flags=("--pythonpath",),
         ),
@@ -45,7 +46,7 @@ class AppRows(HttpRows, frozen=True, kw_only=True):
     raw_env: Annotated[
         tuple[str, ...],
         Setting(
-            kinds.ENVIRONMENT,
+            texts.ENVIRONMENT,
             "Set an environment variable for the app.",
             flags=("-e", "--env"),
         ),
@@ -53,7 +54,7 @@ class AppRows(HttpRows, frozen=True, kw_only=True):
     paste: Annotated[
         str | None,
         Setting(
-            kinds.OPTIONAL_TEXT,
+            texts.OPTIONAL_TEXT,
             "Load the app from a PasteDeploy file, e.g. production.ini or production.ini#admin.",
             flags=("--paste", "--paster"),
         ),
@@ -61,7 +62,7 @@ class AppRows(HttpRows, frozen=True, kw_only=True):
     raw_paste_global_conf: Annotated[
         tuple[str, ...],
         Setting(
-            kinds.ENVIRONMENT,
+            texts.ENVIRONMENT,
             "Set a variable of the PasteDeploy file's [DEFAULT] section.",
             flags=("--paste-global",),
         ),
@@ -69,7 +70,7 @@ class AppRows(HttpRows, frozen=True, kw_only=True):
     reload: Annotated[
         bool,
         Setting(
-            kinds.SWITCH,
+            texts.SWITCH,
             "For development: reload when a file of the app changes.",
             flags=("--reload",),
         ),
@@ -77,15 +78,15 @@ class AppRows(HttpRows, frozen=True, kw_only=True):
     reload_engine: Annotated[
         str,
         Setting(
-            kinds.choice("auto", "poll", "inotify"),
-            "How changes are noticed: auto asks the kernel; poll is for network file systems.",
+            texts.choice("auto", "poll", "inotify"),
+            "How changes are detected: auto asks the kernel; poll is for network file systems.",
             flags=("--reload-engine",),
         ),
     ] = "auto"
     reload_extra_files: Annotated[
         tuple[str, ...],
         Setting(
-            kinds.PATHS,
+            texts.PATHS,
             "More files to watch with --reload; folders and patterns such as conf/*.yaml are fine.",
             flags=("--reload-extra-file",),
         ),
@@ -93,7 +94,7 @@ class AppRows(HttpRows, frozen=True, kw_only=True):
     spew: Annotated[
         bool,
         Setting(
-            kinds.SWITCH,
+            texts.SWITCH,
             "For development: log every line of Python that the app runs.",
             flags=("--spew",),
         ),
@@ -101,7 +102,7 @@ class AppRows(HttpRows, frozen=True, kw_only=True):
     asgi_loop: Annotated[
         str,
         Setting(
-            kinds.choice("auto", "asyncio", "uvloop"),
+            texts.choice("auto", "asyncio", "uvloop"),
             "Event loop of asgi workers; auto is uvloop if it is installed.",
             flags=("--asgi-loop",),
             worker_classes=classes.ASGI,
@@ -110,7 +111,7 @@ class AppRows(HttpRows, frozen=True, kw_only=True):
     asgi_lifespan: Annotated[
         str,
         Setting(
-            kinds.choice("auto", "on", "off"),
+            texts.choice("auto", "on", "off"),
             "Whether an ASGI app gets the lifespan events startup and shutdown; auto tries it.",
             flags=("--asgi-lifespan",),
             worker_classes=classes.ASGI,
@@ -119,7 +120,7 @@ class AppRows(HttpRows, frozen=True, kw_only=True):
     websocket_max_message_size: Annotated[
         int,
         Setting(
-            kinds.SIZE,
+            numbers.SIZE,
             "Largest message of a websocket in asgi workers.",
             flags=("--websocket-max-message-size",),
             worker_classes=classes.ASGI,

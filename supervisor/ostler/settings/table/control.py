@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from ostler.settings import kinds
+from ostler.settings.kinds import permissions, texts
 from ostler.settings.table.logs import LogRows
 from ostler.settings.table.row import RESTART, Setting
 
@@ -13,7 +13,7 @@ class ControlRows(LogRows, frozen=True, kw_only=True):
     control_socket: Annotated[
         str | None,
         Setting(
-            kinds.PATH,
+            texts.PATH,
             "Path of the control socket; by default NAME.sock in the runtime directory.",
             flags=("--control-socket",),
             takes_effect=RESTART,
@@ -22,7 +22,7 @@ class ControlRows(LogRows, frozen=True, kw_only=True):
     control_socket_disable: Annotated[
         bool,
         Setting(
-            kinds.SWITCH,
+            texts.SWITCH,
             "Do not open a control socket.",
             flags=("--no-control-socket",),
             takes_effect=RESTART,
@@ -31,9 +31,9 @@ class ControlRows(LogRows, frozen=True, kw_only=True):
     control_socket_mode: Annotated[
         str,
         Setting(
-            kinds.SOCKET_MODE,
-            "Mode of the control socket in octal. Whom it lets in may read and operate, the app's user only "
-            "read; administration is for the daemon's own user and root.",
+            permissions.SOCKET_MODE,
+            "Mode of the control socket in octal. Users that it admits may read and operate, the app's user "
+            "may only read; administration is for the daemon's own user and root.",
             flags=("--control-socket-mode",),
             takes_effect=RESTART,
         ),
@@ -41,7 +41,7 @@ class ControlRows(LogRows, frozen=True, kw_only=True):
     control_bind: Annotated[
         str | None,
         Setting(
-            kinds.OPTIONAL_TEXT,
+            texts.OPTIONAL_TEXT,
             "Also serve the control API and the dashboard on this loopback address, e.g. 127.0.0.1:8001.",
             flags=("--control-bind",),
             takes_effect=RESTART,
@@ -51,7 +51,7 @@ class ControlRows(LogRows, frozen=True, kw_only=True):
     control_token_file: Annotated[
         str | None,
         Setting(
-            kinds.PATH,
+            texts.PATH,
             "File with the bearer token for control_bind; by default a new token is written beside the "
             "control socket.",
             flags=("--control-token-file",),

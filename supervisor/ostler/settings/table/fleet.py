@@ -3,7 +3,9 @@
 from typing import Annotated
 
 from ostler.osapi.cpus import usable_cpus
-from ostler.settings import classes, kinds
+from ostler.settings import classes
+from ostler.settings.kinds import http, numbers, texts
+from ostler.settings.kinds.kind import Kind
 from ostler.settings.table.listening import ListeningRows
 from ostler.settings.table.row import LIVE, Setting
 
@@ -30,7 +32,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     workers: Annotated[
         int | tuple[int, int],
         Setting(
-            kinds.WORKERS,
+            numbers.WORKERS,
             "Number of workers; 'auto' is twice the usable CPUs plus one; in a range such as 2..16 the load "
             "decides.",
             flags=("-w", "--workers"),
@@ -42,7 +44,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     worker_class: Annotated[
         str,
         Setting(
-            kinds.Kind(classes.canonical, "CLASS"),
+            Kind(classes.canonical, "CLASS"),
             "Kind of worker: sync, gthread (threads), gevent, eventlet, meinheld, asgi, or one of a package; "
             "gunicorn's and uvicorn's names for them work.",
             flags=("-k", "--worker-class"),
@@ -51,7 +53,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     threads: Annotated[
         int,
         Setting(
-            kinds.THREADS,
+            numbers.THREADS,
             "Threads of each worker, 256 at most; more than one makes a sync worker a gthread one.",
             flags=("--threads",),
             worker_classes=classes.THREADED,
@@ -60,7 +62,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     max_requests: Annotated[
         int,
         Setting(
-            kinds.COUNT,
+            numbers.COUNT,
             "Recycle a worker after this many requests; 0 is never.",
             flags=("--max-requests",),
         ),
@@ -68,7 +70,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     max_requests_jitter: Annotated[
         int,
         Setting(
-            kinds.COUNT,
+            numbers.COUNT,
             "Add a random number up to this to each worker's max_requests.",
             flags=("--max-requests-jitter",),
         ),
@@ -76,7 +78,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     max_age: Annotated[
         float,
         Setting(
-            kinds.SECONDS,
+            numbers.SECONDS,
             "Recycle a worker that has served this long; 0 is never.",
             flags=("--max-age",),
             policy="max_age",
@@ -86,7 +88,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     max_age_jitter: Annotated[
         float,
         Setting(
-            kinds.SECONDS,
+            numbers.SECONDS,
             "Add a random time up to this to each worker's max_age.",
             flags=("--max-age-jitter",),
             policy="max_age_jitter",
@@ -96,7 +98,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     max_memory: Annotated[
         int,
         Setting(
-            kinds.SIZE,
+            numbers.SIZE,
             "Recycle a worker whose own memory (USS) stays above this, e.g. 300M; 0 is never.",
             flags=("--max-memory",),
             takes_effect=LIVE,
@@ -107,7 +109,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     max_surge: Annotated[
         str,
         Setting(
-            kinds.SURGE,
+            numbers.SURGE,
             "How many workers more than wanted may exist while some are replaced: a number, or a share of "
             "the fleet, which is always one at least.",
             flags=("--max-surge",),
@@ -119,7 +121,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     boot_parallelism: Annotated[
         int,
         Setting(
-            kinds.COUNT,
+            numbers.COUNT,
             "How many workers may boot at once; 0 is one for each usable CPU, two at least.",
             flags=("--boot-parallelism",),
             takes_effect=LIVE,
@@ -128,9 +130,9 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
         ),
     ] = 0
     warmup_request: Annotated[
-        tuple[kinds.WarmupRequest, ...],
+        tuple[http.WarmupRequest, ...],
         Setting(
-            kinds.WARMUP,
+            http.WARMUP,
             "Request such as /health or 'HEAD /' that a worker sends to itself before it takes connections; "
             "an answer of 500 or more means that it can't serve. May be given several times.",
             flags=("--warmup-request",),
@@ -140,7 +142,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     canary_time: Annotated[
         float,
         Setting(
-            kinds.SECONDS,
+            numbers.SECONDS,
             "How long the first worker of a reload must live before others are replaced.",
             flags=("--canary-time",),
             takes_effect=LIVE,
@@ -151,7 +153,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     probation: Annotated[
         float,
         Setting(
-            kinds.SECONDS,
+            numbers.SECONDS,
             "How long after a reload it can still be rolled back by itself; 0 is not at all.",
             flags=("--probation",),
             takes_effect=LIVE,
@@ -162,7 +164,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     rollback_crashes: Annotated[
         int,
         Setting(
-            kinds.COUNT,
+            numbers.COUNT,
             "Roll a reload back if so many of its workers crash on probation; 0 is never.",
             flags=("--rollback-crashes",),
             takes_effect=LIVE,
@@ -173,7 +175,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     rollback_error_rate: Annotated[
         float,
         Setting(
-            kinds.SHARE,
+            numbers.SHARE,
             "Roll a reload back if the share of its answers with a status of 500 or more exceeds the one "
             "before by this much, e.g. 5%; 0 is never.",
             flags=("--rollback-error-rate",),
@@ -185,7 +187,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     refork_after: Annotated[
         tuple[int, ...],
         Setting(
-            kinds.COUNTS,
+            numbers.COUNTS,
             "After so many requests a worker becomes the zygote of all others; further numbers count from "
             "each time on. Not by default.",
             flags=("--refork-after",),
@@ -197,7 +199,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     autoscale_utilisation: Annotated[
         float,
         Setting(
-            kinds.PART,
+            numbers.PART,
             "With a range of workers: the share of their time that workers should be busy.",
             flags=("--autoscale-utilisation",),
             takes_effect=LIVE,
@@ -208,8 +210,8 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     autoscale_queue_wait: Annotated[
         float,
         Setting(
-            kinds.SECONDS,
-            "With a range of workers: requests that wait longer than this for a worker want more of them.",
+            numbers.SECONDS,
+            "With a range of workers: if requests wait longer than this for a worker, workers are added.",
             flags=("--autoscale-queue-wait",),
             takes_effect=LIVE,
             policy="autoscale_queue_wait",
@@ -219,7 +221,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     autoscale_cooldown: Annotated[
         float,
         Setting(
-            kinds.SECONDS,
+            numbers.SECONDS,
             "With a range of workers: how long the load must have been low before a worker is taken away.",
             flags=("--autoscale-cooldown",),
             takes_effect=LIVE,
@@ -230,7 +232,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     timeout: Annotated[
         float,
         Setting(
-            kinds.SECONDS,
+            numbers.SECONDS,
             "A request that takes longer is logged with its stack and ended (504); if that fails its worker "
             "is replaced. 0 is never.",
             flags=("-t", "--timeout"),
@@ -240,7 +242,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     timeout_grace: Annotated[
         float,
         Setting(
-            kinds.SECONDS,
+            numbers.SECONDS,
             "How long after its time-out a request may still end by itself before its worker is ended.",
             flags=("--timeout-grace",),
             takes_effect=LIVE,
@@ -251,7 +253,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     timeout_soft: Annotated[
         bool,
         Setting(
-            kinds.SWITCH,
+            texts.SWITCH,
             "At its time-out do not end a request by an exception in the app first, but replace its worker "
             "at once.",
             flags=("--no-timeout-soft",),
@@ -263,7 +265,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     graceful_timeout: Annotated[
         float,
         Setting(
-            kinds.SECONDS,
+            numbers.SECONDS,
             "How long a draining worker may finish requests before it is ended.",
             flags=("--graceful-timeout",),
             takes_effect=LIVE,
@@ -273,7 +275,7 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
     boot_timeout: Annotated[
         float,
         Setting(
-            kinds.SECONDS,
+            numbers.SECONDS,
             "How long a worker or a fork server may take to load the app; 0 is forever.",
             flags=("--boot-timeout",),
             takes_effect=LIVE,

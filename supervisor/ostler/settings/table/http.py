@@ -4,7 +4,8 @@ from typing import Annotated
 
 import msgspec
 
-from ostler.settings import classes, kinds
+from ostler.settings import classes
+from ostler.settings.kinds import addresses, http, numbers, texts
 from ostler.settings.table.fleet import FleetRows
 from ostler.settings.table.row import Setting
 
@@ -22,7 +23,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     queue_timeout: Annotated[
         float,
         Setting(
-            kinds.SECONDS,
+            numbers.SECONDS,
             "Answer 503 to requests that have waited longer than this for a worker; 0 is never.",
             flags=("--queue-timeout",),
             worker_classes=classes.OWN_HTTP,
@@ -32,7 +33,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     keepalive: Annotated[
         float,
         Setting(
-            kinds.SECONDS,
+            numbers.SECONDS,
             "How long an idle connection is kept for the next request; 0 closes after each answer.",
             flags=("--keep-alive",),
         ),
@@ -40,7 +41,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     worker_connections: Annotated[
         int,
         Setting(
-            kinds.POSITIVE,
+            numbers.POSITIVE,
             "How many connections a worker keeps open at most. Idle ones, then those that send or read "
             "slowest, make room for others.",
             flags=("--worker-connections",),
@@ -50,7 +51,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     limit_connections_per_address: Annotated[
         int,
         Setting(
-            kinds.COUNT,
+            numbers.COUNT,
             "How many connections a worker keeps open from one client address, or from one /64 network of "
             "IPv6; more are closed at once. It counts the address that a PROXY header gives; clients behind "
             "another proxy share the proxy's address. 0 is no limit. Not in meinheld workers.",
@@ -62,7 +63,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     limit_request_line: Annotated[
         int,
         Setting(
-            kinds.COUNT,
+            numbers.COUNT,
             "Longest request line, in bytes; 0 is as long as a request's head may be at all.",
             flags=("--limit-request-line",),
             worker_classes=classes.OWN_HTTP,
@@ -71,7 +72,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     limit_request_fields: Annotated[
         int,
         Setting(
-            kinds.COUNT,
+            numbers.COUNT,
             "Most header fields of a request; 0 is as many as fit into a request's head.",
             flags=("--limit-request-fields",),
             worker_classes=classes.OWN_HTTP,
@@ -80,7 +81,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     limit_request_field_size: Annotated[
         int,
         Setting(
-            kinds.COUNT,
+            numbers.COUNT,
             "Longest header field, in bytes; 0 is as long as a request's head may be at all.",
             flags=("--limit-request-field-size", "--limit-request-field_size"),
             worker_classes=classes.OWN_HTTP,
@@ -89,7 +90,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     limit_request_body: Annotated[
         int,
         Setting(
-            kinds.SIZE,
+            numbers.SIZE,
             "Largest body of a request, e.g. 10M; a larger one is refused with 413. 0 is no limit.",
             flags=("--limit-request-body",),
             worker_classes=classes.WSGI,
@@ -99,7 +100,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     header_timeout: Annotated[
         float,
         Setting(
-            kinds.SECONDS,
+            numbers.SECONDS,
             "How long a client may take to send a request's head, from its first byte on; 0 is forever.",
             flags=("--header-timeout",),
             worker_classes=classes.NOT_MEINHELD,
@@ -109,7 +110,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     body_timeout: Annotated[
         float,
         Setting(
-            kinds.SECONDS,
+            numbers.SECONDS,
             "How long a client that sends a body may pause, having sent more than body_min_rate before; with "
             "body_min_rate 0, how long it may take to send all of it. 0 is forever.",
             flags=("--body-timeout",),
@@ -120,9 +121,9 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     body_min_rate: Annotated[
         int,
         Setting(
-            kinds.SIZE,
+            numbers.SIZE,
             "Bytes per second at which a client must send a body, on average and from its third second on; "
-            "0: body_timeout is all it gets.",
+            "0: only body_timeout limits it.",
             flags=("--body-min-rate",),
             worker_classes=classes.NOT_MEINHELD,
             gunicorn=None,
@@ -131,7 +132,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     buffer_request: Annotated[
         int,
         Setting(
-            kinds.SIZE,
+            numbers.SIZE,
             "How much of a request's body is kept in memory; what is longer goes to a temporary file.",
             flags=("--buffer-request",),
             worker_classes=classes.WSGI,
@@ -141,7 +142,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     tmp_upload_dir: Annotated[
         str | None,
         Setting(
-            kinds.PATH,
+            texts.PATH,
             "Folder of temporary files for bodies and answers; by default the system's.",
             flags=("--tmp-upload-dir",),
         ),
@@ -149,7 +150,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     stream_request: Annotated[
         bool,
         Setting(
-            kinds.SWITCH,
+            texts.SWITCH,
             "Call the app when a request's head is there; it reads the body while it comes.",
             flags=("--stream-request",),
             worker_classes=classes.OWN_HTTP,
@@ -159,7 +160,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     buffer_response: Annotated[
         int,
         Setting(
-            kinds.SIZE,
+            numbers.SIZE,
             "How much of an answer is kept in memory for a client that is slow to read.",
             flags=("--buffer-response",),
             worker_classes=classes.OWN_HTTP,
@@ -169,7 +170,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     buffer_response_file: Annotated[
         int,
         Setting(
-            kinds.SIZE,
+            numbers.SIZE,
             "How much more of it is kept in a temporary file before the app must wait; 0 is no file.",
             flags=("--buffer-response-file",),
             worker_classes=classes.OWN_HTTP,
@@ -179,7 +180,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     sendfile: Annotated[
         bool,
         Setting(
-            kinds.SENDFILE,
+            texts.SENDFILE,
             "Do not let the kernel send files by itself (sendfile).",
             flags=("--no-sendfile",),
             env="SENDFILE",
@@ -189,7 +190,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     header_map: Annotated[
         str,
         Setting(
-            kinds.choice("drop", "refuse", "dangerous"),
+            texts.choice("drop", "refuse", "dangerous"),
             "What to do with header names that have an underscore and could pass for others: drop the field, "
             "refuse the request, or, dangerous, take them.",
             flags=("--header-map",),
@@ -199,7 +200,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     forwarder_headers: Annotated[
         tuple[str, ...],
         Setting(
-            kinds.HEADER_NAMES,
+            http.HEADER_NAMES,
             "Names with an underscore that peers in forwarded_allow_ips may send all the same.",
             flags=("--forwarder-headers",),
             worker_classes=classes.OWN_HTTP,
@@ -208,7 +209,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     root_path: Annotated[
         str,
         Setting(
-            kinds.TEXT,
+            texts.TEXT,
             "Path that the app is mounted at: an ASGI app's root_path, or SCRIPT_NAME unless a proxy or the "
             "environment says it.",
             flags=("--root-path",),
@@ -218,7 +219,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     strip_header_spaces: Annotated[
         bool,
         Setting(
-            kinds.SWITCH,
+            texts.SWITCH,
             "Take a header whose name has spaces behind it, without them. Unsafe: proxies may disagree.",
             flags=("--strip-header-spaces",),
             worker_classes=classes.OWN_HTTP,
@@ -227,7 +228,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     permit_obsolete_folding: Annotated[
         bool,
         Setting(
-            kinds.SWITCH,
+            texts.SWITCH,
             "Take header fields that go over several lines. Unsafe: proxies may disagree.",
             flags=("--permit-obsolete-folding",),
             worker_classes=classes.OWN_HTTP,
@@ -236,7 +237,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     permit_unconventional_http_method: Annotated[
         bool,
         Setting(
-            kinds.SWITCH,
+            texts.SWITCH,
             "Take methods in lower case, or of unusual length.",
             flags=("--permit-unconventional-http-method",),
             worker_classes=classes.OWN_HTTP,
@@ -245,7 +246,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     permit_unconventional_http_version: Annotated[
         bool,
         Setting(
-            kinds.SWITCH,
+            texts.SWITCH,
             "Take versions below HTTP/1.0 as if they were that, and above HTTP/1.1 as if they were that.",
             flags=("--permit-unconventional-http-version",),
             worker_classes=classes.OWN_HTTP,
@@ -254,7 +255,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     casefold_http_method: Annotated[
         bool,
         Setting(
-            kinds.SWITCH,
+            texts.SWITCH,
             "Read the method get as GET; in HTTP it is another method.",
             flags=("--casefold-http-method",),
             worker_classes=classes.OWN_HTTP,
@@ -263,7 +264,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     forwarded_allow_ips: Annotated[
         tuple[str, ...],
         Setting(
-            kinds.NETWORKS,
+            addresses.NETWORKS,
             "Proxies whose secure_scheme_headers and forwarder_headers count: addresses and networks "
             "separated by commas, or * for all. Peers on Unix sockets always do.",
             flags=("--forwarded-allow-ips",),
@@ -274,7 +275,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     secure_scheme_headers: Annotated[
         dict[str, str],
         Setting(
-            kinds.HEADER_VALUES,
+            http.HEADER_VALUES,
             "Headers, with the value of each, by which a proxy marks a request that came to it by https.",
             worker_classes=classes.OWN_HTTP,
         ),
@@ -282,7 +283,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     proxy_protocol: Annotated[
         str,
         Setting(
-            kinds.PROXY_MODE,
+            addresses.PROXY_MODE,
             "Take the client's address from the PROXY protocol's header, version v1, v2, or both with auto, "
             "which the flag alone means too.",
             flags=("--proxy-protocol",),
@@ -292,7 +293,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
     proxy_allow_ips: Annotated[
         tuple[str, ...],
         Setting(
-            kinds.NETWORKS,
+            addresses.NETWORKS,
             "Proxies that may send a PROXY header: addresses and networks, or * for all. Peers on Unix "
             "sockets always may.",
             flags=("--proxy-allow-from", "--proxy-allow-ips"),

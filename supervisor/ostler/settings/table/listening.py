@@ -4,7 +4,8 @@ from typing import Annotated
 
 import msgspec
 
-from ostler.settings import classes, kinds
+from ostler.settings import classes
+from ostler.settings.kinds import addresses, numbers, permissions, texts, tls
 from ostler.settings.table.row import RESTART, Setting
 
 
@@ -14,7 +15,7 @@ class ListeningRows(msgspec.Struct, frozen=True, kw_only=True):
     bind: Annotated[
         tuple[str, ...],
         Setting(
-            kinds.ADDRESSES,
+            addresses.ADDRESSES,
             "Address to listen on: HOST:PORT, [V6]:PORT, unix:PATH or fd://N. May be given several times. "
             "The environment's PORT means 0.0.0.0:PORT, which others can reach.",
             flags=("-b", "--bind"),
@@ -24,7 +25,7 @@ class ListeningRows(msgspec.Struct, frozen=True, kw_only=True):
     backlog: Annotated[
         int,
         Setting(
-            kinds.COUNT,
+            numbers.COUNT,
             "How many connections may wait to be accepted.",
             flags=("--backlog",),
         ),
@@ -32,7 +33,7 @@ class ListeningRows(msgspec.Struct, frozen=True, kw_only=True):
     reuse_port: Annotated[
         bool,
         Setting(
-            kinds.SWITCH,
+            texts.SWITCH,
             "Let other programs listen on the same ports (SO_REUSEPORT).",
             flags=("--reuse-port",),
             takes_effect=RESTART,
@@ -41,7 +42,7 @@ class ListeningRows(msgspec.Struct, frozen=True, kw_only=True):
     socket_mode: Annotated[
         str | None,
         Setting(
-            kinds.MODE,
+            permissions.MODE,
             "Mode of Unix sockets in octal, e.g. 0660; by default all accounts that can reach the folder may "
             "connect, except as umask forbids.",
             flags=("--socket-mode",),
@@ -51,7 +52,7 @@ class ListeningRows(msgspec.Struct, frozen=True, kw_only=True):
     socket_owner: Annotated[
         str | None,
         Setting(
-            kinds.OWNER,
+            permissions.OWNER,
             "Owner of Unix sockets: USER, USER:GROUP or :GROUP; by default the workers' (user, group).",
             flags=("--socket-owner",),
             gunicorn=None,
@@ -60,7 +61,7 @@ class ListeningRows(msgspec.Struct, frozen=True, kw_only=True):
     certfile: Annotated[
         str | None,
         Setting(
-            kinds.PATH,
+            texts.PATH,
             "Serve https with the certificate (PEM, with its chain) in this file; reread at each reload.",
             flags=("--certfile",),
             worker_classes=classes.NOT_MEINHELD,
@@ -69,7 +70,7 @@ class ListeningRows(msgspec.Struct, frozen=True, kw_only=True):
     keyfile: Annotated[
         str | None,
         Setting(
-            kinds.PATH,
+            texts.PATH,
             "The certificate's private key (PEM); not needed if it is in certfile.",
             flags=("--keyfile",),
             worker_classes=classes.NOT_MEINHELD,
@@ -78,7 +79,7 @@ class ListeningRows(msgspec.Struct, frozen=True, kw_only=True):
     ca_certs: Annotated[
         str | None,
         Setting(
-            kinds.PATH,
+            texts.PATH,
             "Authorities (PEM) that clients' certificates must be from.",
             flags=("--ca-certs",),
             worker_classes=classes.NOT_MEINHELD,
@@ -87,7 +88,7 @@ class ListeningRows(msgspec.Struct, frozen=True, kw_only=True):
     cert_reqs: Annotated[
         str,
         Setting(
-            kinds.VERIFICATION,
+            tls.VERIFICATION,
             "Whether clients must show a certificate; 0, 1, 2 are none, optional, required.",
             flags=("--cert-reqs",),
             worker_classes=classes.NOT_MEINHELD,
@@ -96,7 +97,7 @@ class ListeningRows(msgspec.Struct, frozen=True, kw_only=True):
     ciphers: Annotated[
         str | None,
         Setting(
-            kinds.OPTIONAL_TEXT,
+            texts.OPTIONAL_TEXT,
             "Ciphers for TLS 1.2, as OpenSSL's cipher list; by default Python's choice.",
             flags=("--ciphers",),
             worker_classes=classes.NOT_MEINHELD,
@@ -105,7 +106,7 @@ class ListeningRows(msgspec.Struct, frozen=True, kw_only=True):
     ssl_minimum_version: Annotated[
         str,
         Setting(
-            kinds.TLS_VERSION,
+            tls.TLS_VERSION,
             "Oldest version of TLS that clients may speak.",
             flags=("--ssl-minimum-version",),
             worker_classes=classes.NOT_MEINHELD,

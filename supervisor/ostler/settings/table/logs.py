@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from ostler.settings import kinds
+from ostler.settings.kinds import addresses, texts
 from ostler.settings.table.process import ProcessRows
 from ostler.settings.table.row import RESTART, Setting
 
@@ -24,7 +24,7 @@ class LogRows(ProcessRows, frozen=True, kw_only=True):
     loglevel: Annotated[
         str,
         Setting(
-            kinds.choice(*LOG_LEVELS, aliases=LOG_LEVEL_ALIASES),
+            texts.choice(*LOG_LEVELS, aliases=LOG_LEVEL_ALIASES),
             "Least important messages to log.",
             flags=("--log-level",),
         ),
@@ -32,7 +32,7 @@ class LogRows(ProcessRows, frozen=True, kw_only=True):
     log_format: Annotated[
         str,
         Setting(
-            kinds.choice("auto", "console", "json"),
+            texts.choice("auto", "console", "json"),
             "console for people, json for programs; auto is console on a terminal and json otherwise.",
             flags=("--log-format",),
             takes_effect=RESTART,
@@ -42,7 +42,7 @@ class LogRows(ProcessRows, frozen=True, kw_only=True):
     errorlog: Annotated[
         str,
         Setting(
-            kinds.LOG_FILE,
+            texts.LOG_FILE,
             "File for the log; - is standard error.",
             flags=("--error-logfile", "--log-file"),
             takes_effect=RESTART,
@@ -51,7 +51,7 @@ class LogRows(ProcessRows, frozen=True, kw_only=True):
     capture_output: Annotated[
         bool,
         Setting(
-            kinds.SWITCH,
+            texts.SWITCH,
             "Send what the app prints to the errorlog.",
             flags=("--capture-output",),
         ),
@@ -59,7 +59,7 @@ class LogRows(ProcessRows, frozen=True, kw_only=True):
     accesslog: Annotated[
         str | None,
         Setting(
-            kinds.PATH,
+            texts.PATH,
             "File for the access log; - is standard output. Off by default.",
             flags=("--access-logfile",),
         ),
@@ -67,7 +67,7 @@ class LogRows(ProcessRows, frozen=True, kw_only=True):
     access_log_format: Annotated[
         str,
         Setting(
-            kinds.TEXT,
+            texts.TEXT,
             "Format of a line in the access log.",
             flags=("--access-logformat",),
         ),
@@ -75,7 +75,7 @@ class LogRows(ProcessRows, frozen=True, kw_only=True):
     disable_redirect_access_to_syslog: Annotated[
         bool,
         Setting(
-            kinds.SWITCH,
+            texts.SWITCH,
             "With --log-syslog: not for the access log.",
             flags=("--disable-redirect-access-to-syslog",),
         ),
@@ -83,7 +83,7 @@ class LogRows(ProcessRows, frozen=True, kw_only=True):
     logconfig: Annotated[
         str | None,
         Setting(
-            kinds.PATH,
+            texts.PATH,
             "File for logging.config.fileConfig; its loggers gunicorn.error and gunicorn.access are ours.",
             flags=("--log-config",),
         ),
@@ -91,14 +91,14 @@ class LogRows(ProcessRows, frozen=True, kw_only=True):
     logconfig_dict: Annotated[
         dict[str, Any],
         Setting(
-            kinds.PLAIN_DICT,
+            texts.PLAIN_DICT,
             "The same as a dictionary for logging.config.dictConfig.",
         ),
     ] = msgspec.field(default_factory=dict)
     logconfig_json: Annotated[
         str | None,
         Setting(
-            kinds.PATH,
+            texts.PATH,
             "The same as a JSON file of such a dictionary.",
             flags=("--log-config-json",),
         ),
@@ -106,7 +106,7 @@ class LogRows(ProcessRows, frozen=True, kw_only=True):
     syslog: Annotated[
         bool,
         Setting(
-            kinds.SWITCH,
+            texts.SWITCH,
             "Send the logs to syslog as well.",
             flags=("--log-syslog",),
             takes_effect=RESTART,
@@ -115,7 +115,7 @@ class LogRows(ProcessRows, frozen=True, kw_only=True):
     syslog_addr: Annotated[
         str,
         Setting(
-            kinds.SYSLOG_ADDRESS,
+            addresses.SYSLOG_ADDRESS,
             "Where syslog is: unix://PATH, unix://PATH#stream, udp://HOST:PORT or tcp://HOST:PORT.",
             flags=("--log-syslog-to",),
             takes_effect=RESTART,
@@ -124,8 +124,8 @@ class LogRows(ProcessRows, frozen=True, kw_only=True):
     syslog_prefix: Annotated[
         str | None,
         Setting(
-            kinds.OPTIONAL_TEXT,
-            "What syslog lines begin with; by default the app's name.",
+            texts.OPTIONAL_TEXT,
+            "Prefix of syslog lines; by default the app's name.",
             flags=("--log-syslog-prefix",),
             takes_effect=RESTART,
         ),
@@ -133,7 +133,7 @@ class LogRows(ProcessRows, frozen=True, kw_only=True):
     syslog_facility: Annotated[
         str,
         Setting(
-            kinds.choice(*SYSLOG_FACILITIES),
+            texts.choice(*SYSLOG_FACILITIES),
             "Syslog's facility.",
             flags=("--log-syslog-facility",),
             takes_effect=RESTART,
@@ -142,7 +142,7 @@ class LogRows(ProcessRows, frozen=True, kw_only=True):
     statsd_host: Annotated[
         str | None,
         Setting(
-            kinds.STATSD_ADDRESS,
+            addresses.STATSD_ADDRESS,
             "Send metrics to this statsd: HOST:PORT or unix://PATH.",
             flags=("--statsd-host",),
         ),
@@ -150,15 +150,15 @@ class LogRows(ProcessRows, frozen=True, kw_only=True):
     statsd_prefix: Annotated[
         str,
         Setting(
-            kinds.TEXT,
-            "What names of statsd metrics begin with.",
+            texts.TEXT,
+            "Prefix of the names of statsd metrics.",
             flags=("--statsd-prefix",),
         ),
     ] = ""
     dogstatsd_tags: Annotated[
         str,
         Setting(
-            kinds.TEXT,
+            texts.TEXT,
             "Tags of all statsd metrics, separated by commas, as DogStatsD takes them.",
             flags=("--dogstatsd-tags",),
         ),
@@ -166,7 +166,7 @@ class LogRows(ProcessRows, frozen=True, kw_only=True):
     enable_backlog_metric: Annotated[
         bool,
         Setting(
-            kinds.SWITCH,
+            texts.SWITCH,
             "Send the number of connections that wait to be accepted to statsd.",
             flags=("--enable-backlog-metric",),
         ),

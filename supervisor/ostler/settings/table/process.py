@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from ostler.settings import kinds
+from ostler.settings.kinds import permissions, texts
 from ostler.settings.table.app import AppRows
 from ostler.settings.table.row import RESTART, Setting
 
@@ -13,7 +13,7 @@ class ProcessRows(AppRows, frozen=True, kw_only=True):
     user: Annotated[
         str | None,
         Setting(
-            kinds.ACCOUNT,
+            permissions.ACCOUNT,
             "User that workers and fork server run as (name or number); the supervisor keeps its own.",
             flags=("-u", "--user"),
             takes_effect=RESTART,
@@ -22,7 +22,7 @@ class ProcessRows(AppRows, frozen=True, kw_only=True):
     group: Annotated[
         str | None,
         Setting(
-            kinds.ACCOUNT,
+            permissions.ACCOUNT,
             "Group that they run as; by default the user's.",
             flags=("-g", "--group"),
             takes_effect=RESTART,
@@ -31,7 +31,7 @@ class ProcessRows(AppRows, frozen=True, kw_only=True):
     initgroups: Annotated[
         bool,
         Setting(
-            kinds.SWITCH,
+            texts.SWITCH,
             "Give workers all groups that the user is in.",
             flags=("--initgroups",),
             takes_effect=RESTART,
@@ -40,7 +40,7 @@ class ProcessRows(AppRows, frozen=True, kw_only=True):
     umask: Annotated[
         str,
         Setting(
-            kinds.UMASK,
+            permissions.UMASK,
             "Umask of fork server, workers and Unix sockets: octal if it begins with 0, as in 022, else "
             "decimal. 0 leaves it as it is, but for sockets.",
             flags=("-m", "--umask"),
@@ -49,7 +49,7 @@ class ProcessRows(AppRows, frozen=True, kw_only=True):
     proc_name: Annotated[
         str | None,
         Setting(
-            kinds.OPTIONAL_TEXT,
+            texts.OPTIONAL_TEXT,
             "Name of this instance, for process titles and the control socket; by default the app's.",
             flags=("-n", "--name"),
             takes_effect=RESTART,
@@ -58,7 +58,7 @@ class ProcessRows(AppRows, frozen=True, kw_only=True):
     pidfile: Annotated[
         str | None,
         Setting(
-            kinds.PATH,
+            texts.PATH,
             "Write the supervisor's pid to this file.",
             flags=("-p", "--pid"),
             takes_effect=RESTART,
@@ -67,7 +67,7 @@ class ProcessRows(AppRows, frozen=True, kw_only=True):
     daemon: Annotated[
         bool,
         Setting(
-            kinds.SWITCH,
+            texts.SWITCH,
             "Detach from the terminal once it serves; if it can't start, the exit code is not 0.",
             flags=("-D", "--daemon"),
             takes_effect=RESTART,
@@ -76,7 +76,7 @@ class ProcessRows(AppRows, frozen=True, kw_only=True):
     enable_stdio_inheritance: Annotated[
         bool,
         Setting(
-            kinds.SWITCH,
+            texts.SWITCH,
             "With --daemon: keep standard output and error, and write without buffering.",
             flags=("-R", "--enable-stdio-inheritance"),
             takes_effect=RESTART,

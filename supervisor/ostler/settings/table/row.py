@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ostler.settings.kinds import Kind
+from ostler.settings.kinds.kind import Kind
 
 
 class TakesEffect(enum.Enum):

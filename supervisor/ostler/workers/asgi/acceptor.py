@@ -215,7 +215,7 @@ class AsgiAcceptor:
         if self._open and self._handoff is not None:
             self._loop.add_reader(self._handoff.fileno(), self._receive)
 
-    def _adopt(self, accepted: socket.socket, peer: Any, patience: float) -> None:
+    def _adopt(self, accepted: socket.socket, peer: Any, request_within: float) -> None:
         sock = _AcceptedSocket(accepted, peer)
         address = None
         if self._addresses.most and isinstance(peer, tuple):
@@ -229,7 +229,7 @@ class AsgiAcceptor:
         self.count += 1
         protocol = self._protocol()
         protocol.address, protocol.sock = address, sock
-        task = self._loop.create_task(self._connect(sock, protocol, patience))
+        task = self._loop.create_task(self._connect(sock, protocol, request_within))
         self._arriving[task] = self._loop.time()
         task.add_done_callback(lambda task: self._arrived(task, sock, protocol))
         if self.count >= self._most:
@@ -313,7 +313,7 @@ class AsgiAcceptor:
             elif client_speed.is_late(protocol, now, settings):
                 self._refuse(protocol)
 
-    async def _connect(self, sock: socket.socket, protocol: Any, patience: float) -> None:
+    async def _connect(self, sock: socket.socket, protocol: Any, request_within: float) -> None:
         limits = {}
         if self._tls is not None:
             limits["ssl_handshake_timeout"] = self._header_timeout or None
@@ -325,9 +325,9 @@ class AsgiAcceptor:
             # asyncio's frames refer to what the exception is stored in: a cycle, with TLS buffers of 256 KiB.
             traceback.clear_frames(error.__traceback__)
             return
-        if patience:
-            fresh = self._fresh.setdefault(patience, weakref.WeakKeyDictionary())
-            fresh[protocol] = self._loop.time() + patience
+        if request_within:
+            fresh = self._fresh.setdefault(request_within, weakref.WeakKeyDictionary())
+            fresh[protocol] = self._loop.time() + request_within
 
     def _arrived(self, task: "asyncio.Task[None]", sock: socket.socket, protocol: Any) -> None:
         """`_connect` is done; or it was cancelled, even before it began."""

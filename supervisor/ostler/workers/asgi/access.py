@@ -25,7 +25,7 @@ def log_access(access: AccessLog, request: AsgiRequest, took: int) -> None:
 
 
 def _environ(scope: Scope) -> dict[str, Any]:
-    """What the access log may want of a WSGI app's environ."""
+    """The WSGI variables that an access log format may use."""
     host, port = scope.get("client") or ("", "")
     environ: dict[str, Any] = {
         "REMOTE_ADDR": host,

@@ -21,7 +21,7 @@ from ostler.workers.asgi.access import log_access
 from ostler.workers.asgi.interface import EXTEND, App, Message, Receive, Scope, Send
 from ostler.workers.asgi.request import AsgiRequest
 from ostler.workers.asgi.tasks import current
-from ostler.wsgi.exchange import QuitWorker
+from ostler.wsgi.interruption import QuitWorker
 
 
 class AsgiApp:

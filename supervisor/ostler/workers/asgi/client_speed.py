@@ -1,8 +1,8 @@
 """How fast clients of asgi workers send and read, and which connections make room when a worker is full.
 
-The ranks are those of `workers.eviction`. uvicorn calls the app when a request's head is there, so that here
-also a connection may go whose request is in the app, if that request's body is incomplete or its client does
-not read: the app gets `http.disconnect`.
+The ranks are those of `workers.eviction`. uvicorn calls the app as soon as a request's head has come. So here
+a connection whose request is in the app may be closed too, if that request's body is incomplete or its client
+does not read: the app gets `http.disconnect`.
 """
 
 import socket

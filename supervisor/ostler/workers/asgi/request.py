@@ -10,7 +10,7 @@ from ostler.scoreboard import layout
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.workers.asgi.interface import Message, Scope, Send
 from ostler.workers.asgi.tasks import stack_of, stacks_of_others
-from ostler.wsgi.exchange import DeadlineExceeded
+from ostler.wsgi.interruption import DeadlineExceeded
 
 CLOSE = (b"connection", b"close")
 _LATE = b"Gateway Timeout\n"

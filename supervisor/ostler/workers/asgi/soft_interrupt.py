@@ -14,7 +14,7 @@ from ostler.scoreboard.accounting import Accounting, check_extension
 from ostler.workers.asgi.app import SERVING
 from ostler.workers.asgi.request import AsgiRequest
 from ostler.workers.asgi.tasks import current, is_in_app, local_of, stack_under
-from ostler.wsgi.exchange import DeadlineExceeded
+from ostler.wsgi.interruption import DeadlineExceeded
 
 
 class AsgiSoftInterrupts:

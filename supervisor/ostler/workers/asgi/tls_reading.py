@@ -11,7 +11,7 @@ _SMALL = 256
 
 
 def bound_reading() -> None:
-    """Have asyncio's TLS read so, see `tls_records`. Its protocols must set `arrived` when data comes."""
+    """Make asyncio's TLS read so, see `tls_records`. Its protocols must set `arrived` when data comes."""
     protocol: Any = asyncio.sslproto.SSLProtocol
     original = getattr(protocol, "buffer_updated", None)
     if original is None or hasattr(original, "bounds_reading"):

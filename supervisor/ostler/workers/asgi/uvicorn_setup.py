@@ -84,7 +84,7 @@ def as_asgi3(app: Any) -> App:
 
 
 def _behind_proxies(app: Any, trusted: list[str] | str, unix: bool) -> Any:
-    """The app, behind a middleware that believes the headers of trusted proxies."""
+    """The app, behind a middleware that applies the headers of trusted proxies."""
     behind = ProxyHeadersMiddleware(app, trusted)
     if unix:
         behind.trusted_hosts = _TrustingUnixSockets(behind.trusted_hosts)  # type: ignore[assignment]

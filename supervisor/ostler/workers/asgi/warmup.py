@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ostler.logs.worker_log import Log
-from ostler.settings.kinds import WarmupRequest
+from ostler.settings.kinds.http import WarmupRequest
 from ostler.settings.table import Settings
 from ostler.text import trace_of
 from ostler.workers.asgi.interface import EXTEND, App, Message, Scope

@@ -31,7 +31,7 @@ from ostler.workers.asgi.warmup import warm_up
 from ostler.workers.base import BaseWorker, Context
 from ostler.workers.load_error_page import ErrorPage
 from ostler.workers.load_errors import AppLoadError
-from ostler.wsgi.exchange import QuitWorker
+from ostler.wsgi.interruption import QuitWorker
 
 # When draining begins, an idle connection is given this long to send a request that may be on its way.
 _DRAIN_IDLE = 0.5

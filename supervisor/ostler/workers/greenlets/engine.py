@@ -39,8 +39,8 @@ from ostler.workers.reactor import BATCH, Reactor
 from ostler.workers.sweeper import SWEEP_DRAINING
 from ostler.workers.system_calls import Events, SystemCalls
 from ostler.workers.thread_engine import MANY_EVENTS
-from ostler.wsgi import exchange
-from ostler.wsgi.exchange import QuitWorker
+from ostler.wsgi import forked
+from ostler.wsgi.interruption import QuitWorker
 
 # How often (s) it passes if nothing happens: a hub that is silent for longer is blocked.
 _TICK = 0.5
@@ -212,7 +212,7 @@ class GreenletEngine(BaseWorker):
         """Do all there is to do; called by the hub, and by nothing else."""
         self._in_pass = True
         try:
-            if exchange.is_forked():
+            if forked.is_forked():
                 raise ForkedProcess
             self._serve_events()
         except ForkedProcess:

@@ -15,7 +15,7 @@ from ostler.osapi import original
 from ostler.settings.table import Settings
 from ostler.workers.greenlets.engine import GreenletEngine
 from ostler.workers.greenlets.hubs import Callback, Hub
-from ostler.wsgi.exchange import QuitWorker
+from ostler.wsgi.interruption import QuitWorker
 
 _importer = os.getpid()
 # Methods by which eventlet's hub reports exceptions.
@@ -25,7 +25,7 @@ _SQUELCHES = ("squelch_timer_exception", "squelch_exception", "squelch_generic_e
 class EventletHub(Hub):
     """The hub of the calling thread."""
 
-    # eventlet's way to keep what is a greenlet's own knows no other end of it than that of the greenlet.
+    # eventlet keeps the data of a greenlet (corolocal) until the greenlet ends, and offers no other way.
     reuses = False
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class EventletHub(Hub):
             self._renew_epoll()
         self._squelches = {name: getattr(self._hub, name) for name in _SQUELCHES}
         for name, squelch in self._squelches.items():
-            setattr(self._hub, name, _forgiving(squelch))
+            setattr(self._hub, name, _without_quit(squelch))
 
     @property
     def greenlet(self) -> greenlet:
@@ -98,7 +98,7 @@ class EventletWorker(GreenletEngine):
         return EventletHub()
 
 
-def _forgiving(squelch: Any) -> Any:
+def _without_quit(squelch: Any) -> Any:
     """A method that reports exceptions in greenlets, but not the one that ends the worker."""
 
     def report(*args: Any) -> None:

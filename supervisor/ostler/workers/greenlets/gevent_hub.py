@@ -7,7 +7,7 @@ from gevent import monkey
 
 from ostler.workers.greenlets.engine import GreenletEngine
 from ostler.workers.greenlets.hubs import Callback, Hub
-from ostler.wsgi.exchange import QuitWorker
+from ostler.wsgi.interruption import QuitWorker
 
 _READ = 1  # as in gevent's loop.io
 

@@ -1,8 +1,9 @@
 """The hubs of gevent and eventlet, as far as an engine needs them.
 
-A hub is the greenlet that waits for everything and switches to whatever has something to do. Our engine is a
-callback in it: it runs in the hub's greenlet and must not wait. Greenlets that serve are children of the hub:
-what they switch to when they wait, and when they have ended, is the callback that has switched to them.
+A hub is the greenlet that waits for everything and switches to each greenlet that has something to do. Our
+engine is a callback in it: it runs in the hub's greenlet and must not wait. The hub is the parent of the
+greenlets that serve: when one of them waits or ends, the hub's greenlet goes on in the callback that had
+switched to it.
 """
 
 from abc import ABC, abstractmethod

@@ -15,8 +15,8 @@ from ostler.workers.connection import CLOSED, Connection
 from ostler.workers.greenlets.hubs import Callback, Hub
 from ostler.workers.parts import Parts
 from ostler.workers.reactor import IN
-from ostler.wsgi import exchange
-from ostler.wsgi.exchange import QuitWorker
+from ostler.wsgi import forked
+from ostler.wsgi.interruption import QuitWorker
 
 
 class ServingGreenlet(greenlet):  # type: ignore[misc]
@@ -100,7 +100,7 @@ class ServingGreenlets:
         server = self._take()
         server.connection = connection
         server.switch(prompt_until)
-        if exchange.is_forked():
+        if forked.is_forked():
             raise ForkedProcess
 
     def resume(self, fd: int) -> bool:
@@ -109,7 +109,7 @@ class ServingGreenlets:
             return False
         waiting.came.append(True)
         waiting.greenlet.switch()
-        if exchange.is_forked():
+        if forked.is_forked():
             raise ForkedProcess
         return True
 

@@ -14,7 +14,7 @@ from greenlet import getcurrent
 from ostler.scoreboard.accounting import Accounting, RequestSlot
 from ostler.workers.greenlets.serving import ServingGreenlet
 from ostler.workers.soft_interrupt import SoftInterrupts, is_in_app
-from ostler.wsgi.exchange import DeadlineExceeded
+from ostler.wsgi.interruption import DeadlineExceeded
 
 # Bytes of stacks in one dump: what the supervisor keeps of it is not much more.
 _ENOUGH = 32 * 1024

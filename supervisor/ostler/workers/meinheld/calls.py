@@ -23,7 +23,7 @@ from ostler.workers.base import Context
 from ostler.workers.meinheld.peers import PeerAddresses
 from ostler.workers.soft_interrupt import SoftInterrupts
 from ostler.wsgi.environ import Environ, listener_environ
-from ostler.wsgi.exchange import DeadlineExceeded, QuitWorker
+from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker
 
 _LATE = b"Gateway Timeout\n"
 _LATE_FIELDS = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(_LATE))))
@@ -54,7 +54,7 @@ class MeinheldCalls:
             ended, or sent no request.
         error: called by the server with what the app raised, and with its own errors.
         flush: write the access log.
-        attend: have `look` called when the request in the app has been answered; for signal handlers.
+        look_soon: have `look` called when the request in the app has been answered; for signal handlers.
         settle: called once a second from outside the app.
     """
 
@@ -193,7 +193,7 @@ class MeinheldCalls:
             if access_log is not None:
                 access_log.flush()
 
-        def attend() -> None:
+        def look_soon() -> None:
             nonlocal message_waits
             message_waits = True
 
@@ -229,7 +229,7 @@ class MeinheldCalls:
         self.access = access
         self.error = failed
         self.flush = flush
-        self.attend = attend
+        self.look_soon = look_soon
         self.settle = settle
 
 

@@ -35,7 +35,7 @@ from ostler.settings.table import Settings
 from ostler.workers.base import BaseWorker, Context
 from ostler.workers.meinheld.calls import MeinheldCalls, is_in_app
 from ostler.workers.soft_interrupt import SoftInterrupts
-from ostler.wsgi.exchange import QuitWorker
+from ostler.wsgi.interruption import QuitWorker
 
 # The loop's timeouts are whole seconds, and none is longer than this (picoev.h, PICOEV_TIMEOUT_VEC_SIZE).
 _LONGEST = 127
@@ -153,7 +153,7 @@ class MeinheldWorker(BaseWorker):
             listener.close()
 
     def on_message(self) -> None:
-        self._calls.attend()
+        self._calls.look_soon()
 
     def interrupt(self, signum: int, frame: FrameType | None) -> None:
         self._soft_interrupts.interrupt(signum, frame)

@@ -70,7 +70,7 @@ FORK_SERVER = [
     (messages.LoadFailed("x", None), "LoadFailed while it is forking"),
     (messages.Forked(99, 1), "never asked for"),
     (messages.ForkFailed(0, "x"), "never asked for"),
-    (forked_by_another, "not its to fork"),
+    (forked_by_another, "it was not asked to fork"),
     (messages.HookBegun(), "no hook is due"),
     (messages.HookDone("on_exit"), "not the next that is due"),
     (messages.Ready([]), "no message"),
@@ -133,7 +133,7 @@ async def test_a_sibling_as_a_worker() -> None:
         one, sibling = theatre.fork_server, theatre.workers[0]
         theatre.shell.submit(events.ResizeAsked("a test", workers=3))
         one.send_message(messages.Forked(theatre.shell.state.spawned, sibling.pid))
-        await ended(theatre, one, "which is something else")
+        await ended(theatre, one, "but it is another process of Ostler's")
         assert theatre.shell.children.worker_with_pid(sibling.pid).worker_id == sibling.worker_id
 
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from ostler.daemon.reporting.ledger import (
-    ExitFacts,
+    ExitInfo,
     Ledger,
     LedgerState,
     cause_of,
@@ -33,8 +33,8 @@ def a_worker(state: WorkerState, leaving: Cause | None = None, **more: Any) -> W
     return Worker(1, 2, 3, state, 0.0, 0.0, leaving=leaving, **more)
 
 
-def facts(status: ExitStatus = ExitStatus(0), **more: Any) -> ExitFacts:  # noqa: B008 - frozen
-    return ExitFacts(
+def facts(status: ExitStatus = ExitStatus(0), **more: Any) -> ExitInfo:  # noqa: B008 - frozen
+    return ExitInfo(
         **{"kind": "worker", "pid": 7, "generation": 3, "status": status, "age": 1.5, "slot": 2} | more
     )
 

@@ -1,0 +1,31 @@
+"""Whether this process is one that the app has forked from a worker, and how such a process ends.
+
+It must not serve: the worker's connections and its cell of the scoreboard are not its own.
+"""
+
+import os
+import traceback
+from typing import NoReturn
+
+_forked = False
+
+
+def note_fork() -> None:
+    """Note that this process was forked by the app, so it is no worker."""
+    global _forked
+    _forked = True
+
+
+def is_forked() -> bool:
+    """Whether this process was forked by the app, so it is no worker."""
+    return _forked
+
+
+def leave(error: BaseException) -> NoReturn:
+    """End this process because `error` has left the app in it, with the exit code of a Python program."""
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    else:
+        traceback.print_exc()
+        code = 1
+    os._exit(code)

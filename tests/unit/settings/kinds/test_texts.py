@@ -1,0 +1,83 @@
+"""Texts, switches, choices and lists: what a user may write, and the text of a refusal."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ostler.settings.kinds import texts
+from ostler.settings.kinds.kind import Kind
+
+LEVEL = texts.choice("info", "warning", aliases={"warn": "warning"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "value"),
+    [
+        (texts.TEXT, " a b ", "a b"),
+        (texts.TEXT, Path("/tmp/x"), "/tmp/x"),
+        (texts.OPTIONAL_TEXT, "", None),
+        (texts.OPTIONAL_TEXT, None, None),
+        (texts.PATH, Path("x"), "x"),
+        (texts.SWITCH, True, True),
+        (texts.SWITCH, "Yes", True),
+        (texts.SWITCH, "1", True),
+        (texts.SWITCH, "off", False),
+        (texts.SWITCH, "", False),
+        (texts.PATHS, "a,b", ("a", "b")),
+        (texts.PATHS, ["a,b", "c"], ("a", "b", "c")),
+        (texts.PATHS, None, ()),
+        (texts.ENVIRONMENT, "A=1", ("A=1",)),
+        (texts.ENVIRONMENT, ["A=1,2", "B="], ("A=1,2", "B=")),
+        (LEVEL, "INFO", "info"),
+        (LEVEL, "warn", "warning"),
+        (texts.SWITCH, "y", True),
+        (texts.SWITCH, "n", False),
+        (texts.SENDFILE, None, True),
+        (texts.SENDFILE, False, False),
+        (texts.SENDFILE, "0", False),
+    ],
+)
+def test_values(kind: Kind, given: Any, value: Any) -> None:
+    """Text and Python objects become the typed value."""
+    parsed = kind.parse(given)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "problem"),
+    [
+        (texts.TEXT, 5, "expected text, got 5"),
+        (texts.TEXT, "a\0b", "must not contain a NUL character"),
+        (texts.SWITCH, "maybe", "expected true or false, got 'maybe'"),
+        (texts.SWITCH, 2, "expected true or false, got 2"),
+        (texts.ENVIRONMENT, "A", "expected NAME=VALUE, got 'A'"),
+        (texts.ENVIRONMENT, ["=1"], "expected NAME=VALUE, got '=1'"),
+        (LEVEL, "loud", "expected one of info, warning, got 'loud'"),
+        (LEVEL, 3, "expected text, got 3"),
+    ],
+)
+def test_mistakes(kind: Kind, given: Any, problem: str) -> None:
+    """A wrong value is refused in one line that names what is expected."""
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
+        kind.parse(given)
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "value"),
+    [
+        (texts.LOG_FILE, None, "-"),
+        (texts.LOG_FILE, " ", "-"),
+        (texts.LOG_FILE, Path("a/b"), "a/b"),
+        (texts.ENVIRONMENT, "A=1,B=2", ("A=1,B=2",)),
+        (texts.ENVIRONMENT, ["A=1,2", "B="], ("A=1,2", "B=")),
+        (texts.ENVIRONMENT, {"A": 1, "B": "x"}, ("A=1", "B=x")),
+        (texts.SWITCH, 1, True),
+        (texts.SWITCH, 0, False),
+    ],
+)
+def test_values_as_gunicorn_takes_them(kind: Kind, given: Any, value: Any) -> None:
+    """Forms that its files and command lines have, with the meaning that they have there."""
+    assert kind.parse(given) == value
