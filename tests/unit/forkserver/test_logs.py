@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 def configured(keeper: Keeper) -> Peer:
     peer = keeper.start()
     keeper.configure(peer)
-    peer.hear(messages.Configured)
+    peer.receive(messages.Configured)
     keeper.ask_to_load(peer)
     return peer
 
@@ -53,13 +53,13 @@ def line(name: str, number: int, until: float | None = None) -> messages.LogLine
 def test_which_fork_servers_want_the_supervisors_lines(folder: Path) -> None:
     """Only a fork server whose `gunicorn.error` has other handlers; it confirms what they have logged."""
     with Keeper(folder, wsgi_app="app:app") as keeper:
-        assert not configured(keeper).hear(messages.AppLoaded).loggers
+        assert not configured(keeper).receive(messages.AppLoaded).loggers
         (folder / "gunicorn.conf.py").write_text(LOGGERS)
         server = configured(keeper)
-        assert server.hear(messages.AppLoaded).loggers
-        server.say(line("late", 1, until=0.0))
-        server.say(line("worker_exited", 2))
-        assert server.hear(messages.LogTaken).number == 2
+        assert server.receive(messages.AppLoaded).loggers
+        server.send_message(line("late", 1, until=0.0))
+        server.send_message(line("worker_exited", 2))
+        assert server.receive(messages.LogTaken).number == 2
         assert (folder / "mine.log").read_text() == "4711 WARNING worker_exited slot=1 pid=5\n"
 
 
@@ -68,12 +68,12 @@ def test_a_zygote_goes_on_with_them(folder: Path) -> None:
     (folder / "gunicorn.conf.py").write_text(LOGGERS)
     with Keeper(folder, wsgi_app="app:app") as keeper:
         server = configured(keeper)
-        server.hear(messages.AppLoaded)
+        server.receive(messages.AppLoaded)
         worker = keeper.spawn(server)
-        worker.say(messages.Drain(hand_over=True, zygote=True))
-        assert worker.hear(messages.ZygoteReady).loggers
-        worker.say(line("told", 9))
-        assert worker.hear(messages.LogTaken).number == 9
+        worker.send_message(messages.Drain(hand_over=True, zygote=True))
+        assert worker.receive(messages.ZygoteReady).loggers
+        worker.send_message(line("told", 9))
+        assert worker.receive(messages.LogTaken).number == 9
         young = keeper.spawn(worker)
         assert keeper.get("/fail")[0].startswith("500")
         text = (folder / "mine.log").read_text()
@@ -86,9 +86,9 @@ def test_files_are_reopened(folder: Path) -> None:
     (folder / "gunicorn.conf.py").write_text(LOGGERS)
     with Keeper(folder, wsgi_app="app:app") as keeper:
         server = configured(keeper)
-        server.hear(messages.AppLoaded)
+        server.receive(messages.AppLoaded)
         (folder / "mine.log").rename(folder / "old.log")
-        server.say(messages.ReopenLogs())
+        server.send_message(messages.ReopenLogs())
         keeper.spawn(server)
         keeper.get("/fail")
         assert "request_failed" in (folder / "mine.log").read_text()
@@ -103,18 +103,18 @@ def test_asked_to_reopen_before_it_boots(folder: Path) -> None:
         reading, writing = os.pipe()
         cell = memory.create(2)
         with theirs:
-            server.say(messages.Spawn(1, 1, True), [theirs.fileno(), writing, cell])
+            server.send_message(messages.Spawn(1, 1, True), [theirs.fileno(), writing, cell])
         os.close(writing)
         os.close(cell)
         worker = Peer(ours, messages.FromWorker)
         try:
-            pid = server.hear(messages.Forked).pid
-            worker.found(pid)
+            pid = server.receive(messages.Forked).pid
+            worker.attach(pid)
             until(lambda: str(folder / "error.log") in descriptors(pid), "its log")
             (folder / "error.log").rename(folder / "old.log")
-            worker.say(messages.ReopenLogs())
-            worker.say(messages.Boot())
-            worker.hear(messages.Ready)
+            worker.send_message(messages.ReopenLogs())
+            worker.send_message(messages.Boot())
+            worker.receive(messages.Ready)
             assert keeper.get() == ("200 OK", b"hi")
             assert str(folder / "old.log") not in descriptors(pid)
             assert str(folder / "error.log") in descriptors(pid)

@@ -26,18 +26,18 @@ def test_a_known_generation_keeps_its_settings(tmp_path: Path) -> None:
     with Keeper(tmp_path, wsgi_app="app:app", threads=2) as keeper:
         first = keeper.start()
         keeper.configure(first)
-        before = first.hear(messages.Configured)
+        before = first.receive(messages.Configured)
         assert (before.loaded.settings.workers, before.loaded.settings.threads) == (3, 2)
         assert before.warnings
         conf(tmp_path, f"workers = 'many'\n{HOOK}import os; os.environ['COLOUR'] = 'bl'\n")
         second = keeper.start()
         keeper.configure(second, known=before.loaded)
-        after = second.hear(messages.Configured)
+        after = second.receive(messages.Configured)
         assert after == messages.Configured(before.loaded, [])
         keeper.load(second)
         worker = keeper.spawn(second)
         assert keeper.get() == ("200 OK", b"bl")
-        assert len(worker.tasks) == 3  # two that serve and their watcher: as the settings were
+        assert len(worker.thread_ids) == 3  # two that serve and their watcher: as the settings were
 
 
 def test_a_known_generation_needs_its_file(tmp_path: Path) -> None:
@@ -46,20 +46,20 @@ def test_a_known_generation_needs_its_file(tmp_path: Path) -> None:
     with Keeper(tmp_path, wsgi_app="app:app") as keeper:
         first = keeper.start()
         keeper.configure(first)
-        loaded = first.hear(messages.Configured).loaded
+        loaded = first.receive(messages.Configured).loaded
         conf(tmp_path, "workers = 1 / 0\n")
         second = keeper.start()
         keeper.configure(second, known=loaded)
-        assert "division by zero" in second.hear(messages.LoadFailed).reason
-        second.ended()
+        assert "division by zero" in second.receive(messages.LoadFailed).reason
+        second.wait_until_ended()
 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
     """A supervisor that runs on while its package is replaced on disk gets an error."""
     with Keeper(tmp_path, wsgi_app="app:app") as keeper:
         server = keeper.start()
-        server.say(messages.Configure(messages.VERSION + 1, 1, {}, None, str(tmp_path)))
-        assert "restart it" in server.hear(messages.LoadFailed).reason
+        server.send_message(messages.Configure(messages.VERSION + 1, 1, {}, None, str(tmp_path)))
+        assert "restart it" in server.receive(messages.LoadFailed).reason
 
 
 def test_hanging_up_ends_it_while_the_app_loads(tmp_path: Path) -> None:
@@ -70,8 +70,8 @@ def test_hanging_up_ends_it_while_the_app_loads(tmp_path: Path) -> None:
     with Keeper(tmp_path, wsgi_app="app:app", preload_app=True) as keeper:
         server = keeper.start()
         keeper.configure(server)
-        server.hear(messages.Configured)
+        server.receive(messages.Configured)
         keeper.ask_to_load(server)
         keeper.until((tmp_path / "loading").exists, "the app is being loaded")
-        server.hang_up()
-        server.ended()
+        server.close_channel()
+        server.wait_until_ended()

@@ -33,7 +33,7 @@ PATIENCE = 20.0
 M = TypeVar("M", bound=msgspec.Struct)
 
 # Lanes of a cell: as many as a worker may ask for with its settings, and more does no harm.
-_LANES = 257
+_REQUEST_SLOTS = 257
 
 _START = "import sys; from ostler.forkserver.main import main; main(int(sys.argv[1]), 0)"
 
@@ -50,14 +50,14 @@ class Peer:
         self.stacks = -1
         self._pidfd = -1
 
-    def found(self, pid: int) -> None:
+    def attach(self, pid: int) -> None:
         self.pid = pid
         self._pidfd = os.pidfd_open(pid)
 
-    def say(self, message: msgspec.Struct, descriptors: list[int] | None = None) -> None:
+    def send_message(self, message: msgspec.Struct, descriptors: list[int] | None = None) -> None:
         self.channel.send(message, descriptors)
 
-    def hear(self, kind: type[M]) -> M:
+    def receive(self, kind: type[M]) -> M:
         """The next message, which must be of this kind; what was decided before is left out."""
         received = self.channel.receive()
         if received is not None and isinstance(received[0], messages.Decided):
@@ -66,10 +66,10 @@ class Peer:
         assert isinstance(received[0], kind), received[0]
         return received[0]
 
-    def hang_up(self) -> None:
+    def close_channel(self) -> None:
         self.channel.close()
 
-    def ended(self) -> None:
+    def wait_until_ended(self) -> None:
         """Wait for the end of the process."""
         assert self.wait_for_end(PATIENCE), f"{self.pid} lives on"
 
@@ -82,7 +82,7 @@ class Peer:
         poll.register(self._pidfd, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
 
-    def send(self, signum: int) -> None:
+    def send_signal(self, signum: int) -> None:
         signal.pidfd_send_signal(self._pidfd, signum)
 
     @property
@@ -93,7 +93,7 @@ class Peer:
         return Path(f"/proc/{self.pid}/{name}").read_text()
 
     @property
-    def tasks(self) -> list[str]:
+    def thread_ids(self) -> list[str]:
         """Its threads, by the kernel's numbers."""
         return [entry.name for entry in Path(f"/proc/{self.pid}/task").iterdir()]
 
@@ -111,8 +111,8 @@ class Peer:
         self.channel.close()
         if self._pidfd >= 0:
             if not self.wait_for_end(2.0):
-                self.send(signal.SIGKILL)
-                self.ended()
+                self.send_signal(signal.SIGKILL)
+                self.wait_until_ended()
             os.close(self._pidfd)
 
 
@@ -141,7 +141,7 @@ class Keeper:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for peer in self._peers:
-            peer.hang_up()
+            peer.close_channel()
         for peer in self._peers:
             peer.close()
         for server in self._servers:
@@ -163,29 +163,29 @@ class Keeper:
             server = subprocess.Popen(argv, pass_fds=(theirs.fileno(),), **options)
         self._servers.append(server)
         peer = Peer(ours, messages.FromForkServer)
-        peer.found(server.pid)
+        peer.attach(server.pid)
         self._peers.append(peer)
         return peer
 
     def configure(self, peer: Peer, config: str | None = None, known: Loaded | None = None) -> None:
-        peer.say(messages.Configure(messages.VERSION, 7, self._settings, config, str(self.folder), known))
+        peer.send_message(messages.Configure(messages.VERSION, 7, self._settings, config, str(self.folder), known))
 
     def server(self, config: str | None = None) -> Peer:
         """A fork server that is ready."""
         peer = self.start()
         self.configure(peer, config)
-        peer.hear(messages.Configured)
+        peer.receive(messages.Configured)
         self.load(peer)
         return peer
 
     def load(self, peer: Peer) -> None:
         """Have a configured fork server get ready."""
         self.ask_to_load(peer)
-        peer.hear(messages.AppLoaded)
+        peer.receive(messages.AppLoaded)
 
     def ask_to_load(self, peer: Peer) -> None:
         fds = [*(end.fileno() for end in self._handoff), self._listener.fileno()]
-        peer.say(messages.Load(["127.0.0.1:0"], "shop"), fds)
+        peer.send_message(messages.Load(["127.0.0.1:0"], "shop"), fds)
 
     # -- workers ------------------------------------------------------------------------------------------
 
@@ -195,31 +195,31 @@ class Keeper:
         worker_id = self._worker_ids
         ours, theirs = pair()
         reading, writing = os.pipe()
-        cell = memory.create(_LANES)
+        cell = memory.create(_REQUEST_SLOTS)
         for fd in (reading, cell):
             self._stack.callback(os.close, fd)
         with theirs:
-            server.say(messages.Spawn(worker_id, slot, True), [theirs.fileno(), writing, cell])
+            server.send_message(messages.Spawn(worker_id, slot, True), [theirs.fileno(), writing, cell])
         os.close(writing)
-        forked = server.hear(messages.Forked)
+        forked = server.receive(messages.Forked)
         assert forked.worker_id == worker_id
         peer = Peer(ours, messages.FromWorker | messages.FromForkServer)
-        peer.found(forked.pid)
+        peer.attach(forked.pid)
         peer.cell, peer.stacks = cell, reading
         self._peers.append(peer)
-        peer.say(messages.Boot())
+        peer.send_message(messages.Boot())
         return peer
 
     def spawn(self, server: Peer, slot: int = 1) -> Peer:
         """A worker that serves."""
         peer = self.boot(server, slot)
-        peer.hear(messages.Ready)
+        peer.receive(messages.Ready)
         return peer
 
     def make_zygote(self, worker: Peer) -> Peer:
         """The same process as a fork server."""
-        worker.say(messages.Drain(hand_over=True, zygote=True))
-        worker.hear(messages.ZygoteReady)
+        worker.send_message(messages.Drain(hand_over=True, zygote=True))
+        worker.receive(messages.ZygoteReady)
         return worker
 
     def answered(self, worker: Peer) -> int:

@@ -162,8 +162,8 @@ def test_children_of_a_worker(kind: str, tmp_path: Path) -> None:
         # The worker itself has what it had.
         assert bits(ask("handlers")) | {signal.SIGCHLD} == before  # gevent handles it
         assert worker.alive
-        worker.send(signal.SIGTERM)
-        worker.ended()
+        worker.send_signal(signal.SIGTERM)
+        worker.wait_until_ended()
 
 
 def test_children_of_the_fork_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,8 +183,8 @@ def test_workers_keep_their_handlers(preload: bool, tmp_path: Path) -> None:
         zygote = keeper.make_zygote(keeper.spawn(keeper.server()))
         worker = keeper.spawn(zygote, 2)
         for signum in (signal.SIGHUP, signal.SIGWINCH, signal.SIGUSR2):
-            worker.send(signum)
-            zygote.send(signum)
+            worker.send_signal(signum)
+            zygote.send_signal(signum)
         assert json.loads(keeper.get("/terminated_at_once")[1]) == [-signal.SIGTERM] * 20
         assert worker.alive
         assert zygote.alive

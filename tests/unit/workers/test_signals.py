@@ -58,7 +58,7 @@ def test_signal_for_another_thread(kind: str, tmp_path: Path) -> None:
         worker = keeper.spawn(keeper.server())
         for _ in range(8):  # in a worker with threads, the main thread becomes a follower
             assert keeper.get()[0] == "200 OK"
-        other = max(int(task) for task in worker.tasks)
+        other = max(int(task) for task in worker.thread_ids)
         assert other != worker.pid
         send_to_thread(worker.pid, other, signal.SIGTERM)
-        worker.ended()
+        worker.wait_until_ended()

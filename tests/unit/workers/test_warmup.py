@@ -177,12 +177,12 @@ def test_a_worker_is_warm_before_it_is_ready(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APP)
     with Keeper(tmp_path, wsgi_app="app:app", warmup_request=["/"], accesslog="access.log") as keeper:
         worker = keeper.boot(keeper.server())
-        assert "colorsys" in worker.hear(messages.Ready).modules
+        assert "colorsys" in worker.receive(messages.Ready).modules
         assert keeper.answered(worker) == 0
         keeper.get("/counted")
         assert keeper.answered(worker) == 1
-        worker.say(messages.Drain())
-        worker.ended()
+        worker.send_message(messages.Drain())
+        worker.wait_until_ended()
     lines = (tmp_path / "access.log").read_text().splitlines()
     assert [line.split('"')[1] for line in lines] == ["GET /counted HTTP/1.1"]
 
@@ -194,8 +194,8 @@ def test_a_worker_that_fails_does_not_boot(tmp_path: Path, preload: bool) -> Non
     settings = {"wsgi_app": "app:app", "warmup_request": ["/", "/broken"], "preload_app": preload}
     with Keeper(tmp_path, **settings) as keeper:
         worker = keeper.boot(keeper.server())
-        failed = worker.hear(messages.BootFailed)
-        worker.ended()
+        failed = worker.receive(messages.BootFailed)
+        worker.wait_until_ended()
     assert failed.reason == "warmup_request GET /broken was answered with 500 Internal Server Error"
     assert "LookupError: the shop is closed" in (failed.traceback or "")
 

@@ -83,8 +83,8 @@ def keep(tmp_path: Path) -> Iterator[Keep]:
 
 
 def audit(worker: Peer, force: bool = False) -> messages.ZygoteAudited:
-    worker.say(messages.AuditZygote(force))
-    return worker.hear(messages.ZygoteAudited)
+    worker.send_message(messages.AuditZygote(force))
+    return worker.receive(messages.ZygoteAudited)
 
 
 @pytest.mark.parametrize("preload", [False, True], ids=["each loads", "preload"])
@@ -112,7 +112,7 @@ def test_nothing_of_the_worker_is_left(keep: Keep, threads: int) -> None:
     keeper = keep(threads=threads, errorlog=str(keep_file()), accesslog=str(keep_file()))
     server = keeper.server()
     zygote = keeper.make_zygote(keeper.spawn(server))
-    assert len(zygote.tasks) == 1
+    assert len(zygote.thread_ids) == 1
     assert "ostler-scoreboard" not in zygote.proc("maps")
 
     def kinds(peer: Peer) -> list[str]:
@@ -136,7 +136,7 @@ def test_workers_count_for_themselves(keep: Keep) -> None:
     keeper.get()
     assert (keeper.answered(old), keeper.answered(new)) == (2, 2)
     keeper.get()
-    assert new.hear(messages.RecycleDue) == messages.RecycleDue(3)
+    assert new.receive(messages.RecycleDue) == messages.RecycleDue(3)
 
 
 def test_workers_draw_different_numbers(keep: Keep) -> None:
@@ -147,8 +147,8 @@ def test_workers_draw_different_numbers(keep: Keep) -> None:
     for slot in (2, 3):
         worker = keeper.spawn(zygote, slot)
         drawn.add(keeper.get("/random"))
-        worker.say(messages.Drain())
-        worker.ended()
+        worker.send_message(messages.Drain())
+        worker.wait_until_ended()
     assert len(drawn) == 2
     assert random.random()  # and our numbers are independent of theirs
 
@@ -181,10 +181,10 @@ def test_unwritten_output_is_not_repeated(keep: Keep) -> None:
     zygote = keeper.make_zygote(worker)
     for slot in (2, 3):
         child = keeper.spawn(zygote, slot)
-        child.say(messages.Drain())
-        child.ended()
-    zygote.hang_up()
-    zygote.ended()
+        child.send_message(messages.Drain())
+        child.wait_until_ended()
+    zygote.close_channel()
+    zygote.wait_until_ended()
     assert keeper.output.read_text().count("one ") == 1
 
 
@@ -194,9 +194,9 @@ def test_stack_dumps_reach_the_childs_own_pipe(keep: Keep) -> None:
     worker = keeper.spawn(keeper.server())
     child = keeper.spawn(keeper.make_zygote(worker), 2)
     assert os.read(worker.stacks, 100) == b""
-    child.send(signal.SIGRTMIN + 5)
+    child.send_signal(signal.SIGRTMIN + 5)
     assert os.read(child.stacks, 100)
-    worker.send(signal.SIGRTMIN + 5)  # too late for the worker; the zygote must survive it
+    worker.send_signal(signal.SIGRTMIN + 5)  # too late for the worker; the zygote must survive it
     keeper.spawn(worker, 3)
 
 
@@ -205,13 +205,13 @@ def test_signals_to_the_group_do_not_end_a_zygote(keep: Keep) -> None:
     keeper = keep()
     zygote = keeper.make_zygote(keeper.spawn(keeper.server()))
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1):
-        zygote.send(signum)
+        zygote.send_signal(signum)
         child = keeper.spawn(zygote, 2)
-    zygote.hang_up()
-    zygote.ended()
+    zygote.close_channel()
+    zygote.wait_until_ended()
     assert not (keeper.folder / "goodbyes").exists()
-    child.say(messages.Drain())
-    child.ended()
+    child.send_message(messages.Drain())
+    child.wait_until_ended()
     assert f"{child.pid}\n" in (keeper.folder / "goodbyes").read_text()
 
 
@@ -249,8 +249,8 @@ def test_what_appears_after_the_audit_is_found(keep: Keep) -> None:
     worker = keeper.spawn(keeper.server())
     assert audit(worker).problems == []
     keeper.get("/thread")
-    worker.say(messages.Drain(hand_over=True, zygote=True))
-    worker.ended()
+    worker.send_message(messages.Drain(hand_over=True, zygote=True))
+    worker.wait_until_ended()
     assert worker.channel.receive() is None
     log = keeper.wait_for_log("template_refused")
     assert "thread 'flusher' runs time.sleep" in log
@@ -275,8 +275,8 @@ def test_requests_that_do_not_end_forbid_it(keep: Keep) -> None:
     with socket.create_connection(keeper.address) as stuck:
         stuck.sendall(b"GET /sleep HTTP/1.1\r\nHost: x\r\n\r\n")
         keeper.wait_for_request(worker)
-        worker.say(messages.Drain(hand_over=True, zygote=True))
-        worker.ended()
+        worker.send_message(messages.Drain(hand_over=True, zygote=True))
+        worker.wait_until_ended()
     assert "requests are running in ostler-" in keeper.wait_for_log("template_refused")
 
 
@@ -284,9 +284,9 @@ def test_the_last_word_counts(keep: Keep) -> None:
     """A worker that drains to be a zygote ends if it is then asked to."""
     keeper = keep(graceful_timeout=10)
     worker = keeper.spawn(keeper.server())
-    worker.say(messages.Drain(hand_over=True, zygote=True))
-    worker.say(messages.Drain())
-    worker.ended()
+    worker.send_message(messages.Drain(hand_over=True, zygote=True))
+    worker.send_message(messages.Drain())
+    worker.wait_until_ended()
     assert (keeper.folder / "goodbyes").read_text() == f"{worker.pid}\n"
 
 
@@ -297,12 +297,12 @@ def test_sigterm_is_a_last_word_too(keep: Keep) -> None:
     with socket.create_connection(keeper.address) as client:
         client.sendall(b"GET /nap HTTP/1.1\r\nHost: x\r\n\r\n")
         keeper.wait_for_request(worker)
-        worker.say(messages.Drain(hand_over=True, zygote=True))
-        worker.send(signal.SIGTERM)
+        worker.send_message(messages.Drain(hand_over=True, zygote=True))
+        worker.send_signal(signal.SIGTERM)
         (keeper.folder / "wake").touch()
         assert client.recv(100).startswith(b"HTTP/1.1 200")
-        worker.ended()
-    assert worker.hear(messages.Signalled).signum == signal.SIGTERM
+        worker.wait_until_ended()
+    assert worker.receive(messages.Signalled).signum == signal.SIGTERM
     assert worker.channel.receive() is None
 
 
@@ -313,9 +313,9 @@ def test_sigterm_while_it_loads(keep: Keep) -> None:
     )
     worker = keeper.boot(keeper.server())
     keeper.until((keeper.folder / "loading").exists, "it loads")
-    worker.send(signal.SIGTERM)
-    worker.ended()
-    assert worker.hear(messages.Signalled).signum == signal.SIGTERM
+    worker.send_signal(signal.SIGTERM)
+    worker.wait_until_ended()
+    assert worker.receive(messages.Signalled).signum == signal.SIGTERM
     assert worker.channel.receive() is None
 
 
@@ -328,9 +328,9 @@ def test_sigterm_while_it_looks_at_itself(keep: Keep) -> None:
         + "sys.modules['torch'] = SimpleNamespace(cuda=SimpleNamespace(is_initialized=end))\n"
     )
     worker = keeper.spawn(keeper.server())
-    worker.say(messages.Drain(hand_over=True, zygote=True))
-    worker.ended()
-    assert worker.hear(messages.Signalled).signum == signal.SIGTERM
+    worker.send_message(messages.Drain(hand_over=True, zygote=True))
+    worker.wait_until_ended()
+    assert worker.receive(messages.Signalled).signum == signal.SIGTERM
     assert worker.channel.receive() is None
 
 
@@ -338,7 +338,7 @@ def test_a_zygote_that_is_told_to_drain_leaves(keep: Keep) -> None:
     """The request to end may cross `ZygoteReady`: then it also takes effect."""
     keeper = keep()
     zygote = keeper.make_zygote(keeper.spawn(keeper.server()))
-    zygote.say(messages.ReopenLogs())
-    zygote.say(messages.Drain())
-    zygote.ended()
+    zygote.send_message(messages.ReopenLogs())
+    zygote.send_message(messages.Drain())
+    zygote.wait_until_ended()
     assert (keeper.folder / "goodbyes").read_text() == f"{zygote.pid}\n"
