@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""A soak: all that happens to a fleet, at random and at once, under load, with an account of each request.
+"""A soak test: random operations and failures that overlap, under load, with an account of each request.
 
 One daemon serves `unruly.py` to a steady load on keep-alive connections (tests/kit/load.py). Meanwhile
-operations are drawn from a seeded dice: what an operator does (reload, scale, recycle, rotate logs), what
+operations are drawn at random with a seed: what an operator does (reload, scale, recycle, rotate logs), what
 breaks (kill -9, SIGSTOP, bad releases, a deleted control socket), what apps do (hang, crash, leak) and
-what clients do (garbage, slowness, silence). They overlap: few wait for the end of the one before.
+what clients do (garbage, slow requests, silence). They overlap: few wait for the end of the one before.
 
 A request may be lost only on a connection that a process held which was killed, stopped, crashed or blocked
 at that time. It is known exactly which process held which connection: a process that is
@@ -60,7 +60,7 @@ LONG_WAIT = 1.0
 NEWS_WITHIN = 2.0  # seconds after a process's end within which its clients see it
 TIMEOUT = 2.0  # the daemon's; an overloaded machine must not make quick requests overdue
 SETTLE_WITHIN = 60.0
-# Beyond what caches and the history of events take.
+# More than caches and the history of events take.
 MEMORY_GROWTH = 24 * 1024 * 1024
 
 CONFIGURATION = """\
@@ -90,7 +90,9 @@ REFUSALS = frozenset({400, 408, 413, 414, 431, 501, 505})
 
 @dataclass(frozen=True)
 class Hurt:
-    """A process that was harmed, and the connections that it held then. Times on the monotonic clock."""
+    """A process that was killed, stopped or crashed, and the connections that it held then. Times are on the
+    monotonic clock.
+    """
 
     kind: str
     pid: int
@@ -105,7 +107,7 @@ class Hurt:
 
 @dataclass
 class Aside:
-    """A client beside the load: one connection, one purpose."""
+    """A client beside the load, with one connection, for one operation."""
 
     kind: str
     sock: socket.socket
@@ -125,7 +127,7 @@ class Aside:
 
 @dataclass
 class Account:
-    """What happened."""
+    """What happened during the run: processes that were harmed, and counts of operations."""
 
     operations: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -154,12 +156,12 @@ class Chaos:
         self._without = without
         self.daemon = daemon
         self.dice = dice
-        # Patient: an answer to a reload comes at its end.
+        # A long time-out: the answer to a reload comes at its end.
         self.client = Client.unix(daemon.socket, SETTLE_WITHIN)
         self.account = Account()
         self.notes = place.folder / "notes"
         self._asides: list[Aside] = []
-        # What neither serves nor has ended, and when it is to go on.
+        # Stopped processes, and when each is to be continued.
         self._stopped: list[tuple[Process, Hurt, float]] = []
         self._noted: set[Path] = set()
         self._version = 1
@@ -214,7 +216,9 @@ class Chaos:
         self._release()
 
     def do_reload_bad_release(self) -> None:
-        """Boots well, and then crashes again and again: to be rolled back, or mended by the next reload."""
+        """The new code boots, and then crashes again and again. It is rolled back, or replaced by the next
+        reload.
+        """
         self._release(crash_after=40)
         self._reload(wait=True)
         self._release()
@@ -237,7 +241,9 @@ class Chaos:
             self._pass_time(0.3)
 
     def do_upgrade(self) -> None:
-        """Not awaited: what follows meets a supervisor that checks, or is, its successor."""
+        """The upgrade is not awaited: the next operations meet a supervisor that checks the new program, or
+        the new program.
+        """
         with self._planned():
             if self.dice.random() < 0.5:
                 self.client.call(UPGRADE)
@@ -260,7 +266,7 @@ class Chaos:
     # -- what breaks ---------------------------------------------------------------------------------------
 
     def _workers(self) -> list[int]:
-        """All of them, those on their way out included."""
+        """All workers, including those that drain or stop."""
         pids = children(self.daemon.pid)
         self.dice.shuffle(pids)
         found = []
@@ -284,7 +290,7 @@ class Chaos:
             fork_server(self.daemon).send(signal.SIGKILL)
 
     def do_stop_worker(self) -> None:
-        """SIGSTOP; it goes on after a while, unless the supervisor finds it before."""
+        """SIGSTOP. It is continued after a while, unless the supervisor replaces it before."""
         for pid in self._workers()[:1]:
             with contextlib.suppress(ProcessLookupError, FileNotFoundError):
                 process = Process(pid)
@@ -295,7 +301,7 @@ class Chaos:
                 self._stopped.append((process, hurt, since + self.dice.uniform(0.1, 4)))
 
     def do_delete_control_socket(self) -> None:
-        """Connected clients stay connected; the others find it again in a moment."""
+        """Connected clients stay connected; other clients find a new socket a moment later."""
         path = self.daemon.socket
         path.unlink(missing_ok=True)
         self.daemon.until(path.exists, "the control socket again")
@@ -332,7 +338,7 @@ class Chaos:
         if drip:
             aside.drip = data
         else:
-            with contextlib.suppress(ConnectionError):  # it may have been refused before it was all sent
+            with contextlib.suppress(ConnectionError):  # it may have been refused before all of it was sent
                 sock.sendall(data)
         sock.setblocking(False)
         self._asides.append(aside)
@@ -344,7 +350,7 @@ class Chaos:
             self._aside("garbage", data, REFUSALS | {0})
 
     def do_slow_request(self) -> None:
-        # A worker that leaves waits graceful_timeout for it, and no longer.
+        # A worker that drains waits graceful_timeout for it, and no longer.
         for _ in range(3):
             data = b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * self.dice.randint(5, 60) + b"\r\n\r\n"
             self._aside("slow request", data, frozenset({0, 200, 408}), drip=True)
@@ -367,7 +373,7 @@ class Chaos:
     # -- meanwhile -----------------------------------------------------------------------------------------
 
     def _pass_time(self, seconds: float) -> None:
-        """Look after what is under way."""
+        """Wait, and handle stopped processes, clients beside the load, and notes meanwhile."""
         end = time.monotonic() + seconds
         while True:
             self._read_notes()
@@ -377,7 +383,7 @@ class Chaos:
                 return
 
     def _read_notes(self) -> None:
-        """What crashing and blocking processes have written down."""
+        """Read what crashing and blocking processes have written to the folder of notes."""
         for path in set(self.notes.glob("*.json")) - self._noted:
             text = path.read_text()
             if not text.endswith("}"):
@@ -421,7 +427,7 @@ class Chaos:
             elif now > aside.deadline:
                 self._close(aside, "no answer in time", 0, now, fine=False)
             elif aside.drip:
-                with contextlib.suppress(OSError):  # its end is read, too
+                with contextlib.suppress(OSError):  # the end of the file is read as well
                     sent = aside.sock.send(aside.drip[:1])
                     aside.drip = aside.drip[sent:]
 
@@ -473,12 +479,12 @@ class Chaos:
         return {name: (call, 1 if name in seldom else 2) for name, call in usual.items()}
 
     def run(self, seconds: float) -> None:
-        """Draw operations until the time is over, then let everything come to its end."""
+        """Draw operations until the time is over, then wait until all of them have ended."""
         drawn = self.operations()
         names = list(drawn)
         weights = [weight for _, weight in drawn.values()]
         end = time.monotonic() + seconds
-        # Each once before some come twice: a run of a minute has seen them all.
+        # Each operation once before any comes twice, so that a run of a minute has all of them.
         first = self.dice.sample(names, len(names))
         while time.monotonic() < end:
             name = first.pop() if first else self.dice.choices(names, weights)[0]
@@ -488,7 +494,8 @@ class Chaos:
             except RefusedError as error:
                 self.account.refused[f"{name}: {error}"] += 1
             except UnreachableError:
-                # The supervisor's successor comes into being; the daemon's end would be noticed below.
+                # The new program of an upgrade is starting. If the daemon had ended, the check below would
+                # notice.
                 assert self.daemon.process.poll() is None, "the daemon has ended"
                 self.account.refused[f"{name}: no answer"] += 1
             self._pass_time(self.dice.choice([0.0, 0.05, 0.2, 0.5]))
@@ -499,7 +506,7 @@ class Chaos:
         deadline = time.monotonic() + SETTLE_WITHIN
         while self._asides and time.monotonic() < deadline:
             self._pass_time(0.1)
-        # An upgrade may be under way still: ask until there is an answer, and its own reload is over.
+        # An upgrade may still be under way: ask until there is an answer, and until its own reload is over.
         self.daemon.until(self._at_rest, "an answer to a last reload", SETTLE_WITHIN)
         self.client.call(SCALE, Scale(workers=WORKERS))
         self.daemon.settled(WORKERS, within=SETTLE_WITHIN)
@@ -529,13 +536,13 @@ def resident(pid: int) -> int:
 
 
 def kinds(pid: int) -> Counter[str]:
-    """The process's descriptors by what they are."""
+    """The process's descriptors, counted by kind."""
     return Counter(target.partition(":")[0] if ":[" in target else target for target in descriptors(pid))
 
 
 @dataclass
 class Result:
-    """What the run came to; everything in `problems` is a defect."""
+    """The result of a run; everything in `problems` is a defect."""
 
     report: Report
     account: Account
@@ -573,7 +580,7 @@ class Result:
 
 
 def judge(report: Report, chaos: Chaos) -> tuple[Counter[str], list[str]]:
-    """Why requests were lost: by cause, and what has none."""
+    """The lost requests by cause; those without a cause are unexplained."""
     explained: Counter[str] = Counter()
     problems = list(chaos.account.unexplained)
     for record in report.lost:
@@ -616,7 +623,7 @@ def soak(
     )
     daemon.settled(WORKERS)
     chaos = Chaos(place, daemon, dice, without)
-    # What is opened once is open now, our own connection included.
+    # By now everything is open that is opened only once, including the connection of this client.
     daemon.client.call(RELOAD, ReloadBody(wait=True))
     daemon.settled(WORKERS)
     before, memory = kinds(daemon.pid), resident(daemon.pid)
@@ -634,8 +641,8 @@ def soak(
     account = chaos.account
     served = daemon.status().totals.requests - aside_before
     answered = sum(record.status > 0 for record in report.records) + account.answered_aside
-    # A process that ends may have sent an answer that it had not counted yet; and of what was lost no process
-    # knows whether it was answered and the answer lost.
+    # A process that ends may have sent an answer that it had not counted yet. Of a lost request no process
+    # knows whether it was not answered, or its answer was lost.
     least = answered - len(account.hurts)
     most = answered + sum(len(record.losses) for record in report.lost) + account.lost_aside
     if not least <= served <= most:
@@ -663,7 +670,7 @@ def soak(
 
 
 def left_over(daemon: Daemon, before: Counter[str]) -> list[str]:
-    """Processes and descriptors that are there and should not be."""
+    """Processes and descriptors that exist and should not."""
     problems = []
     try:
         daemon.until(

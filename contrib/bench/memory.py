@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""What requests leave in memory, however they end: the resident memory of a worker and of the supervisor.
+"""What requests leave in memory, in whatever way they end: resident memory of a worker and of the supervisor.
 
-For each worker class and each kind of request a daemon with one worker is started afresh. The app has turned
-the garbage collector off, so that what is kept in reference cycles stays. Paths, fields, cookies and client
-addresses are different in each request, so that what is remembered by them grows. After a tenth of the
+For each worker class and each kind of request a new daemon with one worker is started. The app has turned
+the garbage collector off, so that reference cycles stay in memory. Paths, fields, cookies and client
+addresses are different in each request, so that caches keyed by them grow. After a tenth of the
 requests and after all of them, when all connections have ended, resident memory is read. The growth in
-between is printed, in MB.
+between is printed in MB.
 
-Kinds that must wait for a time-out are asked for less often, in proportion: see `Kind.share`. So are those
-under TLS, which cost a handshake each (`--tls-share`).
+Kinds that must wait for a time-out are requested less often, in proportion: see `Kind.share`. So are those
+under TLS, each of which costs a handshake (`--tls-share`).
 
 - worker kinds: requests that are served, refused, reset by the client, or too late;
 - `control`: refused requests to the control API, by its Unix socket and by TCP; the supervisor's memory;
@@ -46,7 +46,7 @@ from tests.kit.waiting import until
 WORKER_MOST, SUPERVISOR_MOST = 5.0, 2.0  # MB
 STUCK = 60.0  # seconds without any progress
 CHURNED = 300  # workers
-CONNECTING = 64  # connections begun in one pass, so that no listen queue overflows
+CONNECTING = 64  # connections opened in one pass, so that no listen queue overflows
 
 APP = """\
 import gc
@@ -111,7 +111,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
 
 
 def fields(number: int, more: str = "") -> str:
-    """Fields that are the same in no two requests."""
+    """Header fields that differ in each request."""
     return (
         f"Host: host{number}.example\r\nCookie: id={number:x}; other={number * 7919}\r\n"
         f"User-Agent: agent/{number}\r\nX-Id-{number}: {number}\r\n"
@@ -161,7 +161,7 @@ class Kind:
         at_once: connections open at a time.
         words: more of the command line.
         status: of the first answer on most connections; empty: any or none.
-        preface: sent before all else, TLS included; then: sent when an answer begins.
+        prefix: sent before all else, TLS included; then: sent when an answer begins.
     """
 
     data: Callable[[int], bytes]
@@ -171,7 +171,7 @@ class Kind:
     at_once: int = 100
     words: tuple[str, ...] = ()
     status: bytes = b""
-    preface: Callable[[int], bytes] | None = None
+    prefix: Callable[[int], bytes] | None = None
     then: bytes = b""
 
 
@@ -214,8 +214,8 @@ KINDS: dict[str, Kind] = {
     "trailers": Kind(lambda n: post(n, CHUNKED, f"3\r\nabc\r\n0\r\nX-{n}: {n}\r\n\r\n"), status=b"200"),
     "continue, reset": Kind(lambda n: post(n, f"{CUT}Expect: 100-continue\r\n"), end="answer", status=b"100"),
     "pipelined, reset": Kind(batch("/large"), BATCH, end="at once", at_once=16),
-    "PROXY": Kind(lambda n: get("/ok", n), words=PROXIED, preface=proxied, status=b"200"),
-    "PROXY, reset": Kind(lambda n: get("/ok", n)[:-10], end="at once", words=PROXIED, preface=proxied),
+    "PROXY": Kind(lambda n: get("/ok", n), words=PROXIED, prefix=proxied, status=b"200"),
+    "PROXY, reset": Kind(lambda n: get("/ok", n)[:-10], end="at once", words=PROXIED, prefix=proxied),
 }  # fmt: skip
 WEBSOCKETS: dict[str, Kind] = {
     "websocket": Kind(lambda n: upgrade("/ok", n), then=FRAMES, status=b"101"),
@@ -228,9 +228,9 @@ TLS_KINDS: dict[str, Kind] = {
     "no TLS": Kind(lambda n: b"\x16\x03\x01" + bytes([n & 255]) * 300),
     "late handshake": Kind(lambda _: b"\x16\x03\x01", at_once=MANY, words=LATE),
 }
-# uvicorn has no such limits, or wider ones, or knows no PROXY headers.
+# uvicorn has no such limits, or higher ones, or does not support PROXY headers.
 NOT_FOR_ASGI = {"413", "414", "431", "431 fields", "PROXY", "PROXY, reset"}
-# A first head that is late gets no answer there.
+# uvicorn sends no answer to a first head that is late.
 SILENT_IN_ASGI = {"408 head"}
 
 
@@ -238,7 +238,7 @@ SILENT_IN_ASGI = {"408 head"}
 
 
 class Connection:
-    """One connection of the client's."""
+    """One connection of the client."""
 
     def __init__(
         self, sock: socket.socket, number: int, kind: Kind, data: bytes, tls: ssl.SSLContext | None
@@ -252,7 +252,7 @@ class Connection:
             self.sock = tls.wrap_socket(sock, do_handshake_on_connect=False, server_hostname="localhost")
 
     def go_on(self) -> int:
-        """What to wait for, as of epoll(7); 0: it is over."""
+        """Continue the connection. Returns the events to wait for (epoll(7)); 0: it has ended."""
         try:
             if isinstance(self.sock, ssl.SSLSocket) and self._left and not self.sock.version():
                 self.sock.do_handshake()
@@ -291,7 +291,7 @@ def play(
     todo = iter(numbers)
     more = True
     moved = time.monotonic()
-    linger = struct.pack("ii", 1, 0)  # each close is a reset: no port waits for its end
+    linger = struct.pack("ii", 1, 0)  # each close is a reset, so that no port stays in TIME_WAIT
     while more or live:
         for _ in range(min(CONNECTING, kind.at_once - len(live))):
             number = next(todo, None)
@@ -303,10 +303,10 @@ def play(
             sock.bind((f"127.{number >> 14 & 63}.{number >> 7 & 127}.{(number & 127) + 1}", 0))
             sock.setblocking(False)
             sock.connect_ex(address)
-            if kind.preface is not None:
-                sock.send(kind.preface(number))
+            if kind.prefix is not None:
+                sock.send(kind.prefix(number))
             connection = Connection(sock, number, kind, kind.data(number), tls)
-            # On this machine a connection is there at once, as long as the listen queue has room.
+            # On loopback a connection is established at once, as long as the listen queue has room.
             if mask := connection.go_on():
                 live[connection.sock.fileno()] = connection
                 epoll.register(connection.sock.fileno(), mask)
@@ -333,7 +333,7 @@ def play(
 
 
 def resident(pid: int) -> float:
-    """Resident memory in MB, without what lies in files (proc_pid_status(5): RssAnon)."""
+    """Resident memory in MB, without pages of files (proc_pid_status(5): RssAnon)."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) / 1024
@@ -346,7 +346,7 @@ def sockets(pid: int) -> int:
 
 @dataclass(frozen=True)
 class Sample:
-    """MB; descriptors and threads of the supervisor."""
+    """Resident memory in MB; descriptors and threads of the supervisor."""
 
     worker: float
     supervisor: float
@@ -433,7 +433,7 @@ def run_kind(worker_class: str, name: str, kind: Kind, options: argparse.Namespa
         def settled() -> None:
             until(lambda: sockets(worker) <= open_before, "all connections are closed")
 
-        # Connections that are open at the same time have their memory at the first sample already.
+        # The first sample already contains the memory for connections that are open at the same time.
         tenth = max(connections // 10, min(2 * kind.at_once, connections // 2))
         play(daemon.address, kind, range(tenth), tls)
         settled()
@@ -468,7 +468,7 @@ STATUS_LINE = "GET /v1/status?n=@ HTTP/1.1\r\n"
 SCALE = "POST /v1/scale HTTP/1.1\r\nHost: HOST\r\nTOKENContent-Type: application/json\r\n"
 CLOSE = "Connection: close\r\n\r\n"
 
-# The answer's status, and what is sent. HOST stands for the listener's name, @ for the request's number.
+# The answer's status, and the request. HOST stands for the listener's name, @ for the request's number.
 CONTROL: dict[str, tuple[bytes, str]] = {
     "200": (b"200", f"{STATUS_LINE}Host: HOST\r\nX-@: @\r\nTOKEN{CLOSE}"),
     "401": (b"401", f"{STATUS_LINE}Host: HOST\r\nAuthorization: Bearer @\r\n{CLOSE}"),
@@ -507,7 +507,7 @@ def run_control(name: str, tcp: bool, options: argparse.Namespace) -> Figures:
                 with socket.socket(socket.AF_INET if tcp else socket.AF_UNIX) as sock:
                     if tcp:
                         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    sock.connect(where)  # waits for room in the listen queue, without a time-out
+                    sock.connect(where)  # connect() waits for room in the listen queue, without a time-out
                     sock.settimeout(STUCK)
                     answer = b""
                     try:
@@ -552,7 +552,7 @@ def run_churn(options: argparse.Namespace) -> Figures:
         daemon.settled(4)
 
         def run(number: int) -> None:
-            """Each answer is a worker's last."""
+            """Each answer is the last one of a worker."""
             end = len(daemon.events("worker_ready")) + number
             while (left := end - len(daemon.events("worker_ready"))) > 0:
                 for _ in range(left):

@@ -1,6 +1,6 @@
-"""The real shell receives anything from its children: bytes, messages in any order, descriptors, deaths.
+"""The real shell receives arbitrary input from its children: bytes, messages in any order, descriptors, deaths.
 
-Whatever comes, no exception leaves the shell, only children that misbehave are killed for it, each death is
+For any input, no exception leaves the shell, only children that misbehave are killed, each death is
 recorded, and the daemon can be stopped.
 """
 
@@ -41,7 +41,7 @@ numbers = st.one_of(
 
 
 def values(kind: Any) -> st.SearchStrategy[Any]:
-    """What may stand in a field of a type, and sometimes what may not."""
+    """Values that a field of a type may have, and sometimes values that it may not have."""
     while get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     if get_origin(kind) is list:
@@ -159,14 +159,14 @@ async def survive(todo: list[Step]) -> None:
         assert theatre.events("internal_error") == []
         guilty = {one.pid for one in theatre.stand_ins if one.sent}
         assert {fields.get("pid") for fields in theatre.events("protocol_error")} <= guilty | {None}
-        # Each death is booked.
+        # Each death is recorded.
         dead = {one.pid for one in theatre.stand_ins if one.dead}
         assert not {pid for pid in dead if shell.children.with_pid(pid)}
         assert not dead & {worker.pid for worker in shell.state.workers.values()}
         assert not dead & {server.pid for server in shell.children.fork_servers.values()}
         booked = {end.pid for end in theatre.ledger.newest_first(1000)}
         assert {one.pid for one in theatre.stand_ins if one.dead and one.fork_server} <= booked
-        # It goes on as before.
+        # The daemon still works.
         shell.submit(events.ResizeAsked("a test", workers=3))
         assert shell.state.override == 3
         await theatre.stopped()
@@ -192,5 +192,5 @@ GARBAGE = Step("bytes", 1, b"\xff")
 )
 @example([Step("refork", 0), Step("play", 0), Step("message", 1, {"type": "ZygoteReady"}), Step("die", 1)])
 def test_anything(todo: list[Step]) -> None:
-    """See above: bytes, and messages in any order from any child."""
+    """Bytes, and messages in any order from any child; see the module."""
     run(survive(todo))

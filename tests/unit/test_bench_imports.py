@@ -1,4 +1,4 @@
-"""Programs in contrib/bench use names that exist: nothing else runs most of them."""
+"""Programs in contrib/bench use existing names: no other test runs most of them."""
 
 import ast
 import importlib
@@ -11,7 +11,7 @@ BENCH = Path(__file__).parents[2] / "contrib/bench"
 
 @pytest.mark.parametrize("path", sorted(BENCH.glob("*.py")), ids=lambda path: path.name)
 def test_imports(path: Path) -> None:
-    """Whatever it imports of the package or of the tests' kit is there."""
+    """Everything that it imports from the package or the test kit exists."""
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] not in (
             "ostler",

@@ -4,7 +4,7 @@ from ostler.daemon.backoff import LONGEST, Backoff
 
 
 def test_pauses() -> None:
-    """Twice as long after each failure in a row, up to a limit; none after a success."""
+    """Twice as long after each failure in a row, up to a limit; no pause after a success."""
     backoff = Backoff()
     assert backoff.wait(0.0) == 0.0
     pauses = []

@@ -1,4 +1,4 @@
-"""How the shell performs actions and handles events; stand-ins take the place of children."""
+"""How the shell performs actions and handles events, with stand-ins for children."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from tests.kit.standins import Theatre
 
 
 async def test_a_fork_server_whose_channel_is_full() -> None:
-    """A worker that it can't be asked for has failed, with nothing left of it, and is asked for again."""
+    """A worker that can't be requested has failed, without leftovers, and is requested again."""
     with Theatre(workers=1) as theatre:
         await theatre.start().play()
         channel = theatre.shell.children.fork_servers[1].channel
@@ -45,7 +45,7 @@ async def test_a_fork_server_whose_channel_is_full() -> None:
 
 
 async def test_a_fork_server_that_has_ended_is_no_failed_fork() -> None:
-    """Its death is the answer to what it was asked for."""
+    """Its death is the answer to the request."""
     with Theatre(workers=1) as theatre:
         await theatre.start().play()
         (worker,) = theatre.workers
@@ -59,7 +59,8 @@ async def test_a_fork_server_that_has_ended_is_no_failed_fork() -> None:
 
 
 async def test_the_dump_of_an_abort_that_was_read_with_another() -> None:
-    """An overdue request's dump and the abort's came in one read: the abort's event has them all the same."""
+    """The dumps of an overdue request and of the abort came in one read: the abort's event still has its own.
+    """
     with Theatre(workers=1) as theatre:
         await theatre.start().play()
         (handle,) = theatre.shell.children.workers.values()
@@ -76,7 +77,7 @@ async def test_the_dump_of_an_abort_that_was_read_with_another() -> None:
 
 
 async def test_an_overdue_requests_stack_is_in_the_dump_of_the_abort() -> None:
-    """A worker that is aborted before it has answered the question for its stacks."""
+    """The worker is aborted before it has answered the request for its stacks."""
     with Theatre(workers=1) as theatre:
         await theatre.start().play()
         (handle,) = theatre.shell.children.workers.values()
@@ -96,12 +97,12 @@ async def test_an_overdue_requests_stack_is_in_the_dump_of_the_abort() -> None:
 
 
 async def test_a_dump_that_is_written_slowly_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that gets no processor meanwhile: what ends within a line is not all."""
+    """The worker gets no CPU time meanwhile: a dump that ends within a line is not complete."""
     monkeypatch.setattr(stack_dumps, "_LOOKS", 1000)
     with Theatre(workers=1) as theatre:
         await theatre.start().play()
         (handle,) = theatre.shell.children.workers.values()
-        monkeypatch.setattr(stack_dumps, "DUMP_SIGNAL", 0)  # of which the stand-in would die
+        monkeypatch.setattr(stack_dumps, "DUMP_SIGNAL", 0)  # which would end the stand-in
         found: list[str] = []
         theatre.shell.stacks.ask(handle, found.append)
         await asyncio.sleep(0)  # it is asked
@@ -119,7 +120,7 @@ async def test_a_dump_that_is_written_slowly_is_read_whole(monkeypatch: pytest.M
 
 
 async def test_a_fleet_that_fails_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is called again a bounded number of times, each failure is logged, and serving goes on."""
+    """It is called again a bounded number of times, each failure is logged, and serving continues."""
     with Theatre(workers=1) as theatre:
         await theatre.start().play()
         shell, calls = theatre.shell, 0
@@ -137,7 +138,7 @@ async def test_a_fleet_that_fails_at_its_deadline(monkeypatch: pytest.MonkeyPatc
             patch.setattr(shell.fleet, "next_deadline", lambda: time.monotonic() - 5.0)
             shell.submit(events.DeadlinePassed())
             ends = time.monotonic() + 1.5
-            while time.monotonic() < ends:  # it is the number of calls within this time that counts
+            while time.monotonic() < ends:  # the test checks the number of calls within this time
                 await theatre.turn()
                 await asyncio.sleep(0.01)
             # At once, and after a second.
@@ -152,7 +153,7 @@ async def test_a_fleet_that_fails_at_its_deadline(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_a_deadline_that_stays_in_the_past(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fleet that does nothing about a deadline is called a bounded number of times, too."""
+    """A fleet that does not change a past deadline is called a bounded number of times as well."""
     with Theatre(workers=1) as theatre:
         await theatre.start().play()
         shell, calls = theatre.shell, 0
@@ -168,17 +169,17 @@ async def test_a_deadline_that_stays_in_the_past(monkeypatch: pytest.MonkeyPatch
             patch.setattr(shell.fleet, "next_deadline", lambda: 1.0)
             shell.submit(events.DeadlinePassed())
             ends = time.monotonic() + 1.5
-            while time.monotonic() < ends:  # it is the number of calls within this time that counts
+            while time.monotonic() < ends:  # the test checks the number of calls within this time
                 await theatre.turn()
                 await asyncio.sleep(0.01)
-        # A few at once, then after a second.
+        # A few calls at once, then one after a second.
         assert calls < 10
         shell.submit(events.DeadlinePassed())
         await theatre.stopped()
 
 
 async def test_a_fleet_that_fails_at_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The event is lost, those after it are handled."""
+    """The event is lost, later events are handled."""
     with Theatre(workers=1) as theatre:
         await theatre.start().play()
         shell, handle = theatre.shell, theatre.shell.fleet.handle
@@ -202,7 +203,7 @@ async def test_a_fleet_that_fails_at_an_event(monkeypatch: pytest.MonkeyPatch) -
     "second", [events.ReloadAsked("a test"), events.StopAsked("a test", "graceful")], ids=["reload", "stop"]
 )
 async def test_before_the_first_configuration_is_known(second: events.Event) -> None:
-    """Two reloads, or a reload and a stop, while the first configuration is still being evaluated."""
+    """Two reloads, or a reload and a stop, while the first configuration is still evaluated."""
     with Theatre(workers=1) as theatre:
         theatre.start()
         theatre.shell.submit(events.ReloadAsked("a test"))

@@ -1,4 +1,5 @@
-"""Logs of fork servers and what they fork: which lines go where, and what is left open."""
+"""Logs of fork servers and of the processes they fork: which lines go where, and which descriptors stay open.
+"""
 
 import os
 import socket
@@ -50,8 +51,10 @@ def line(name: str, number: int, until: float | None = None) -> messages.LogLine
     return messages.LogLine("warning", name, fields, 4711, number, until)
 
 
-def test_which_fork_servers_want_the_supervisors_lines(folder: Path) -> None:
-    """Only a fork server whose `gunicorn.error` has other handlers; it confirms what they have logged."""
+def test_which_fork_servers_get_the_supervisors_lines(folder: Path) -> None:
+    """Only a fork server whose `gunicorn.error` has other handlers; it confirms the lines that they have
+    logged.
+    """
     with Keeper(folder, wsgi_app="app:app") as keeper:
         assert not configured(keeper).receive(messages.AppLoaded).loggers
         (folder / "gunicorn.conf.py").write_text(LOGGERS)
@@ -63,8 +66,8 @@ def test_which_fork_servers_want_the_supervisors_lines(folder: Path) -> None:
         assert (folder / "mine.log").read_text() == "4711 WARNING worker_exited slot=1 pid=5\n"
 
 
-def test_a_zygote_goes_on_with_them(folder: Path) -> None:
-    """What was a worker hands the supervisor's lines on as a fork server; its workers write as before."""
+def test_a_zygote_gets_the_supervisors_lines(folder: Path) -> None:
+    """A worker that became a fork server logs the supervisor's lines; its workers log as before."""
     (folder / "gunicorn.conf.py").write_text(LOGGERS)
     with Keeper(folder, wsgi_app="app:app") as keeper:
         server = configured(keeper)
@@ -72,17 +75,19 @@ def test_a_zygote_goes_on_with_them(folder: Path) -> None:
         worker = keeper.spawn(server)
         worker.send_message(messages.Drain(hand_over=True, zygote=True))
         assert worker.receive(messages.ZygoteReady).loggers
-        worker.send_message(line("told", 9))
+        worker.send_message(line("forwarded", 9))
         assert worker.receive(messages.LogTaken).number == 9
         young = keeper.spawn(worker)
         assert keeper.get("/fail")[0].startswith("500")
         text = (folder / "mine.log").read_text()
-        assert "4711 WARNING told" in text
+        assert "4711 WARNING forwarded" in text
         assert f"{young.pid} ERROR request_failed" in text
 
 
 def test_files_are_reopened(folder: Path) -> None:
-    """A fork server reopens its logs, too: what it forks later inherits handlers with new files."""
+    """A fork server also reopens its logs, so that workers that it forks later inherit handlers with new
+    files.
+    """
     (folder / "gunicorn.conf.py").write_text(LOGGERS)
     with Keeper(folder, wsgi_app="app:app") as keeper:
         server = configured(keeper)
@@ -96,7 +101,7 @@ def test_files_are_reopened(folder: Path) -> None:
 
 
 def test_asked_to_reopen_before_it_boots(folder: Path) -> None:
-    """USR1 in the moment between fork and boot is no reason to leave; the log that was moved is let go."""
+    """USR1 between fork and boot does not end the worker; the log that was moved is closed."""
     with Keeper(folder, wsgi_app="app:app", errorlog="error.log") as keeper:
         server = keeper.server()
         ours, theirs = pair()
@@ -124,7 +129,7 @@ def test_asked_to_reopen_before_it_boots(folder: Path) -> None:
 
 
 def test_nothing_is_inherited(folder: Path) -> None:
-    """A worker has its own log and syslog connection, not its fork server's beside; so has a zygote."""
+    """A worker has only its own log and syslog connection, not its fork server's; so has a zygote."""
     with socket.create_server(("127.0.0.1", 0)) as syslog:
         settings = {
             "errorlog": "error.log",
@@ -139,7 +144,7 @@ def test_nothing_is_inherited(folder: Path) -> None:
             for peer in (server, worker, second):
                 opened = peer.descriptors()
                 assert sum(name.endswith("/error.log") for name in opened) == 1
-            # A zygote has none of what serves; else the same, or something was left of its parent's.
+            # A zygote has none of the descriptors that serve; all others must be the same.
             sockets = [
                 sum(name.startswith("socket:") for name in peer.descriptors()) for peer in (server, worker)
             ]

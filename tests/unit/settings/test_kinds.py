@@ -1,4 +1,4 @@
-"""Kinds of values: what a user may write, and the text of a refusal."""
+"""Kinds of values: what a user may write, and the text of an error."""
 
 import ssl
 from pathlib import Path
@@ -240,7 +240,7 @@ def test_mistakes(kind: Kind, given: Any, problem: str) -> None:
     [(0, "0"), (1, "1"), (8190, "8190"), (512 * 1024, "512K"), (1024**2, "1M"), (1536 * 1024**2, "1536M")],
 )
 def test_sizes_are_shown_as_they_are_read(size: int, text: str) -> None:
-    """--help shows a size with the unit that fits, and that text means the same."""
+    """--help shows a size with the unit that fits, and that text has the same value."""
     assert kinds.show_size(size) == text
     assert kinds.SIZE.parse(text) == size
 
@@ -248,7 +248,7 @@ def test_sizes_are_shown_as_they_are_read(size: int, text: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "given", "value"),
     [
-        # gunicorn takes text as decimal unless it begins with a prefix.
+        # gunicorn reads text as decimal unless it begins with a prefix.
         (kinds.UMASK, "022", "0022"),
         (kinds.UMASK, " 007 ", "0007"),
         (kinds.UMASK, "0", "0000"),
@@ -278,27 +278,27 @@ def test_sizes_are_shown_as_they_are_read(size: int, text: str) -> None:
     ],
 )
 def test_values_as_gunicorn_takes_them(kind: Kind, given: Any, value: Any) -> None:
-    """Forms that its files and command lines have, with the meaning that they have there."""
+    """Forms in gunicorn's files and command lines, with the same meaning."""
     assert kind.parse(given) == value
 
 
 @pytest.mark.parametrize("value", [-1, 2**32 - 1, "-1", "99999999999", "9" * 5000])
 def test_accounts_out_of_range(value: Any) -> None:
-    """Numbers that no user or group can have (setresuid(2)); the largest is 4294967294."""
+    """Numbers that are not valid ids (setresuid(2)); the largest valid one is 4294967294."""
     with pytest.raises(ValueError, match="from 0 to 4294967294"):
         kinds.ACCOUNT.parse(value)
     assert kinds.ACCOUNT.parse("4294967294") == "4294967294"
 
 
 def test_times_out_of_range() -> None:
-    """What the system's calls don't take as a time is refused, in text and as an object."""
+    """Values that system calls do not accept as a time are refused, as text and as an object."""
     for value in ("1e300", 1e300, 2**40, 10**400, "1e400"):
         with pytest.raises(ValueError, match="seconds"):
             kinds.SECONDS.parse(value)
 
 
 def test_long_values_are_shown_short() -> None:
-    """A message is one line that can be read, whatever was given."""
+    """The message is one readable line for any value."""
     with pytest.raises(ValueError, match=r"^expected a whole number, got ") as caught:
         kinds.COUNT.parse("9" * 100_000)
     assert len(str(caught.value)) < 200

@@ -1,4 +1,4 @@
-"""The engine's rig, which leaves nothing behind."""
+"""Fixtures with an engine, which end everything that they start."""
 
 import socket
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 @pytest.fixture
 def handoff() -> Iterator[HandOff]:
-    """What the workers of one daemon share."""
+    """The hand-off that the workers of one daemon share."""
     giving, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with giving, taking:
         yield HandOff(giving, taking)
@@ -35,6 +35,6 @@ def handoff() -> Iterator[HandOff]:
 
 @pytest.fixture
 def pieces(tmp_path: Path) -> Iterator[Pieces]:
-    """The parts of an engine without an engine."""
+    """The parts of an engine without the engine."""
     with Pieces(tmp_path) as pieces:
         yield pieces

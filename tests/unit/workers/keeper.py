@@ -1,7 +1,7 @@
 """A minimal supervisor: starts a real fork server and exchanges messages with it and its workers.
 
-It keeps what a supervisor keeps (channels, scoreboard, listener, hand-off) and decides nothing. At its
-end it hangs up, and what is still there then is killed.
+It has what a supervisor has (channels, scoreboard, listener, hand-off) and decides nothing. At its
+end it closes the channels, and kills processes that do not end.
 
     with Keeper(folder, wsgi_app="app:app") as keeper:
         worker = keeper.spawn(keeper.server())
@@ -32,7 +32,7 @@ from ostler.settings.load import Loaded
 PATIENCE = 20.0
 M = TypeVar("M", bound=msgspec.Struct)
 
-# Lanes of a cell: as many as a worker may ask for with its settings, and more does no harm.
+# Request slots of a cell: the largest number that a worker's settings may ask for. More than needed do not matter.
 _REQUEST_SLOTS = 257
 
 _START = "import sys; from ostler.forkserver.main import main; main(int(sys.argv[1]), 0)"
@@ -51,18 +51,20 @@ class Peer:
         self._pidfd = -1
 
     def attach(self, pid: int) -> None:
+        """Open a pidfd for the process."""
         self.pid = pid
         self._pidfd = os.pidfd_open(pid)
 
     def send_message(self, message: msgspec.Struct, descriptors: list[int] | None = None) -> None:
+        """Send a message over the channel."""
         self.channel.send(message, descriptors)
 
     def receive(self, kind: type[M]) -> M:
-        """The next message, which must be of this kind; what was decided before is left out."""
+        """Receive the next message, which must be of this kind; a `Decided` before it is skipped."""
         received = self.channel.receive()
         if received is not None and isinstance(received[0], messages.Decided):
             received = self.channel.receive()
-        assert received is not None, f"gone before {kind.__name__}"
+        assert received is not None, f"the channel ended before {kind.__name__}"
         assert isinstance(received[0], kind), received[0]
         return received[0]
 
@@ -71,7 +73,7 @@ class Peer:
 
     def wait_until_ended(self) -> None:
         """Wait for the end of the process."""
-        assert self.wait_for_end(PATIENCE), f"{self.pid} lives on"
+        assert self.wait_for_end(PATIENCE), f"{self.pid} has not ended"
 
     @property
     def alive(self) -> bool:
@@ -83,6 +85,7 @@ class Peer:
         return bool(poll.poll(seconds * 1000))
 
     def send_signal(self, signum: int) -> None:
+        """Send a signal to the process."""
         signal.pidfd_send_signal(self._pidfd, signum)
 
     @property
@@ -94,11 +97,11 @@ class Peer:
 
     @property
     def thread_ids(self) -> list[str]:
-        """Its threads, by the kernel's numbers."""
+        """The ids of its threads."""
         return [entry.name for entry in Path(f"/proc/{self.pid}/task").iterdir()]
 
     def descriptors(self) -> list[str]:
-        """What its descriptors are, for comparing one process with another."""
+        """The targets of its descriptors, for comparing one process with another."""
         found = []
         for entry in Path(f"/proc/{self.pid}/fd").iterdir():
             try:
@@ -117,7 +120,7 @@ class Peer:
 
 
 class Keeper:
-    """`settings`: as on the command line; `log`, `output`: what its processes write."""
+    """`settings`: as on the command line; `log`, `output`: stderr and stdout of its processes."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder
@@ -153,7 +156,7 @@ class Keeper:
     # -- fork servers -------------------------------------------------------------------------------------
 
     def start(self) -> Peer:
-        """A fork server that was sent nothing yet."""
+        """A fork server that has received no message yet."""
         ours, theirs = pair()
         environ = os.environ | {"PYTHONPATH": str(Path(ostler.__file__).parent.parent)}
         environ.pop("PYTHONUNBUFFERED", None)
@@ -179,7 +182,7 @@ class Keeper:
         return peer
 
     def load(self, peer: Peer) -> None:
-        """Have a configured fork server get ready."""
+        """Make a configured fork server ready."""
         self.ask_to_load(peer)
         peer.receive(messages.AppLoaded)
 
@@ -217,17 +220,17 @@ class Keeper:
         return peer
 
     def make_zygote(self, worker: Peer) -> Peer:
-        """The same process as a fork server."""
+        """Make a worker the fork server; returns the same process."""
         worker.send_message(messages.Drain(hand_over=True, zygote=True))
         worker.receive(messages.ZygoteReady)
         return worker
 
     def answered(self, worker: Peer) -> int:
-        """How many requests with 2xx a worker's cell counts."""
+        """How many requests with a 2xx status the worker's cell counts."""
         return sum(self._words(worker, layout.STATUS_CLASSES + 2))
 
     def wait_for_request(self, worker: Peer) -> None:
-        """Wait until one is in the app."""
+        """Wait until a request is in the app."""
         self.until(lambda: any(self._words(worker, layout.STARTED)), "a request in the app")
 
     def _words(self, worker: Peer, number: int) -> list[int]:

@@ -46,7 +46,7 @@ def send_to_thread(pid: int, tid: int, signum: int) -> None:
 
 @pytest.mark.parametrize("kind", WORKERS)
 def test_signal_for_another_thread(kind: str, tmp_path: Path) -> None:
-    """Python's handlers run in the main thread only, and that may be waiting for something else.
+    """Python runs handlers in the main thread only, which may be waiting for something else.
 
     The same happens when a signal arrives just before the main thread begins to wait.
     """

@@ -1,4 +1,4 @@
-"""A worker that becomes the fork server of its generation, seen from the supervisor's side."""
+"""A worker that becomes the fork server of its generation, from the supervisor's side."""
 
 import os
 import random
@@ -90,7 +90,7 @@ def audit(worker: Peer, force: bool = False) -> messages.ZygoteAudited:
 @pytest.mark.parametrize("preload", [False, True], ids=["each loads", "preload"])
 @pytest.mark.parametrize("threads", [1, 4])
 def test_three_in_a_row(keep: Keep, threads: int, preload: bool) -> None:
-    """A zygote's worker can be a zygote itself, and so on; each has what the first has cached."""
+    """A zygote's worker can become a zygote itself, and so on; each has the caches of the first."""
     keeper = keep(threads=threads, preload_app=preload)
     worker = keeper.spawn(keeper.server())
     keeper.get("/learn")
@@ -108,7 +108,7 @@ def test_three_in_a_row(keep: Keep, threads: int, preload: bool) -> None:
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_nothing_of_the_worker_is_left(keep: Keep, threads: int) -> None:
-    """A zygote has one thread, no part of the scoreboard mapped, and no descriptor more than it needs."""
+    """A zygote has one thread, no part of the scoreboard mapped, and only the descriptors that it needs."""
     keeper = keep(threads=threads, errorlog=str(keep_file()), accesslog=str(keep_file()))
     server = keeper.server()
     zygote = keeper.make_zygote(keeper.spawn(server))
@@ -126,7 +126,7 @@ def keep_file() -> Path:
 
 
 def test_workers_count_for_themselves(keep: Keep) -> None:
-    """A zygote's worker writes to its own cell alone, and its quota begins again."""
+    """A zygote's worker writes to its own cell only, and its quota starts again."""
     keeper = keep(max_requests=3)
     old = keeper.spawn(keeper.server())
     keeper.get()
@@ -150,11 +150,11 @@ def test_workers_draw_different_numbers(keep: Keep) -> None:
         worker.send_message(messages.Drain())
         worker.wait_until_ended()
     assert len(drawn) == 2
-    assert random.random()  # and our numbers are independent of theirs
+    assert random.random()  # and Ostler's own random numbers are independent of theirs
 
 
-def test_children_tell_their_own_forks(keep: Keep) -> None:
-    """What the app of a zygote's worker forks does not come back into the worker's loop."""
+def test_forks_of_children_are_their_own(keep: Keep) -> None:
+    """Processes that the app of a zygote's worker forks do not run the worker's loop."""
     keeper = keep()
     keeper.spawn(keeper.make_zygote(keeper.spawn(keeper.server())), 2)
     assert keeper.get("/fork") == ("200 OK", b"3")
@@ -162,7 +162,7 @@ def test_children_tell_their_own_forks(keep: Keep) -> None:
 
 
 def test_log_lines_name_the_child(keep: Keep) -> None:
-    """What a zygote's worker logs carries its own slot and pid."""
+    """Log lines of a zygote's worker have its own slot and pid."""
     keeper = keep(
         APP
         + "\nserve = app\ndef app(e, s):\n    return 1 / 0 if e['PATH_INFO'] == '/raise' else serve(e, s)\n"
@@ -174,7 +174,7 @@ def test_log_lines_name_the_child(keep: Keep) -> None:
 
 
 def test_unwritten_output_is_not_repeated(keep: Keep) -> None:
-    """What the app has printed and Python not yet written appears once, not once for each child."""
+    """Buffered output of the app appears once, not once for each child."""
     keeper = keep()
     worker = keeper.spawn(keeper.server())
     keeper.get("/print")
@@ -189,7 +189,7 @@ def test_unwritten_output_is_not_repeated(keep: Keep) -> None:
 
 
 def test_stack_dumps_reach_the_childs_own_pipe(keep: Keep) -> None:
-    """The old worker's pipe ends with the worker, though it lives on as a zygote with children."""
+    """The worker's own pipe is closed when it becomes a zygote with children."""
     keeper = keep()
     worker = keeper.spawn(keeper.server())
     child = keeper.spawn(keeper.make_zygote(worker), 2)
@@ -201,7 +201,9 @@ def test_stack_dumps_reach_the_childs_own_pipe(keep: Keep) -> None:
 
 
 def test_signals_to_the_group_do_not_end_a_zygote(keep: Keep) -> None:
-    """Like a fork server it ends by its channel alone, and then at once and without the app's atexit."""
+    """Like a fork server it ends only when its channel is closed, and then at once, without the app's atexit
+    handlers.
+    """
     keeper = keep()
     zygote = keeper.make_zygote(keeper.spawn(keeper.server()))
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1):
@@ -216,7 +218,7 @@ def test_signals_to_the_group_do_not_end_a_zygote(keep: Keep) -> None:
 
 
 def test_what_the_app_set_up_for_its_process_does_not_hurt(keep: Keep) -> None:
-    """A timer of the app's does not fire in the zygote; its way with SIGCHLD does not confuse forking."""
+    """A timer of the app does not fire in the zygote; the app's SIGCHLD handler does not disturb forking."""
     keeper = keep()
     worker = keeper.spawn(keeper.server())
     keeper.get("/alarm")
@@ -227,7 +229,7 @@ def test_what_the_app_set_up_for_its_process_does_not_hurt(keep: Keep) -> None:
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_an_audit_names_threads_and_connections(keep: Keep, threads: int) -> None:
-    """The app's thread and its connection are problems, with names; the engine's own are not."""
+    """The app's thread and its connection are problems, with names; those of the engine are not."""
     keeper = keep(threads=threads)
     worker = keeper.spawn(keeper.server())
     with socket.create_server(("127.0.0.1", 0)) as database:
@@ -258,7 +260,7 @@ def test_what_appears_after_the_audit_is_found(keep: Keep) -> None:
 
 
 def test_force_goes_over_problems(keep: Keep) -> None:
-    """A forced zygote is one although a thread is lost; its children do not have it."""
+    """A forced zygote is made although a thread is lost; its children do not have the thread."""
     keeper = keep()
     worker = keeper.spawn(keeper.server())
     keeper.get("/thread")
@@ -268,7 +270,7 @@ def test_force_goes_over_problems(keep: Keep) -> None:
 
 
 def test_requests_that_do_not_end_forbid_it(keep: Keep) -> None:
-    """With a request still in a thread at graceful_timeout it ends as any worker, even if it was forced."""
+    """With a request still in a thread at graceful_timeout it ends as a worker, even if it was forced."""
     keeper = keep(threads=4, graceful_timeout=0.2)
     worker = keeper.spawn(keeper.server())
     audit(worker, force=True)
@@ -280,8 +282,8 @@ def test_requests_that_do_not_end_forbid_it(keep: Keep) -> None:
     assert "requests are running in ostler-" in keeper.wait_for_log("template_refused")
 
 
-def test_the_last_word_counts(keep: Keep) -> None:
-    """A worker that drains to be a zygote ends if it is then asked to."""
+def test_a_later_drain_message_takes_precedence(keep: Keep) -> None:
+    """A worker that drains to become a zygote ends if it is then asked to end."""
     keeper = keep(graceful_timeout=10)
     worker = keeper.spawn(keeper.server())
     worker.send_message(messages.Drain(hand_over=True, zygote=True))
@@ -290,8 +292,8 @@ def test_the_last_word_counts(keep: Keep) -> None:
     assert (keeper.folder / "goodbyes").read_text() == f"{worker.pid}\n"
 
 
-def test_sigterm_is_a_last_word_too(keep: Keep) -> None:
-    """A worker that drains to be a zygote ends at SIGTERM."""
+def test_sigterm_while_it_drains_to_be_a_zygote(keep: Keep) -> None:
+    """A worker that drains to become a zygote ends at SIGTERM."""
     keeper = keep()
     worker = keeper.spawn(keeper.server())
     with socket.create_connection(keeper.address) as client:
@@ -319,8 +321,8 @@ def test_sigterm_while_it_loads(keep: Keep) -> None:
     assert worker.channel.receive() is None
 
 
-def test_sigterm_while_it_looks_at_itself(keep: Keep) -> None:
-    """It ends the worker at the last moment, too: here it comes when the audit asks a library."""
+def test_sigterm_during_the_audit(keep: Keep) -> None:
+    """It also ends the worker at the last moment: here it arrives when the audit calls a library."""
     keeper = keep(
         APP
         + "from types import SimpleNamespace\n"
@@ -334,8 +336,8 @@ def test_sigterm_while_it_looks_at_itself(keep: Keep) -> None:
     assert worker.channel.receive() is None
 
 
-def test_a_zygote_that_is_told_to_drain_leaves(keep: Keep) -> None:
-    """The request to end may cross `ZygoteReady`: then it also takes effect."""
+def test_a_zygote_that_is_asked_to_drain_ends(keep: Keep) -> None:
+    """The request may cross `ZygoteReady` on the way: it takes effect nevertheless."""
     keeper = keep()
     zygote = keeper.make_zygote(keeper.spawn(keeper.server()))
     zygote.send_message(messages.ReopenLogs())

@@ -1,4 +1,6 @@
-"""What follows from messages of children. Stand-ins take their place, and a test sends for them."""
+"""The effects of messages from children. Stand-ins take the place of children, and the test sends their
+messages.
+"""
 
 import asyncio
 import os
@@ -21,7 +23,7 @@ from tests.unit.osapi.test_received import lingering
 
 
 async def ended(theatre: Theatre, one: StandIn, words: str) -> None:
-    """A stand-in is killed for a protocol error with these words, and it is in log and ledger."""
+    """A stand-in was killed for a protocol error with these words, which log and ledger contain."""
     await theatre.killed(one)
     assert [e["pid"] for e in theatre.events("protocol_error")] == [one.pid]
     (view,) = theatre.ledger.newest_first(1)
@@ -48,7 +50,9 @@ WORKER = [
 
 @pytest.mark.parametrize(("sent", "words"), WORKER, ids=[words for _, words in WORKER])
 async def test_worker(sent: Any, words: str) -> None:
-    """A worker that sends what it may not is killed; the other one serves on, and a successor is forked."""
+    """A worker that sends a forbidden message is killed; the other one continues to serve, and a successor is
+    forked.
+    """
     with Theatre() as theatre:
         await theatre.start().play()
         one, other = theatre.workers
@@ -79,7 +83,7 @@ FORK_SERVER = [
 
 @pytest.mark.parametrize(("sent", "words"), FORK_SERVER, ids=[words for _, words in FORK_SERVER])
 async def test_fork_server(sent: Any, words: str) -> None:
-    """The same of a fork server; workers serve on, and another one takes its place."""
+    """The same for a fork server; workers continue to serve, and a new one takes its place."""
     with Theatre() as theatre:
         await theatre.start().play()
         one, workers = theatre.fork_server, theatre.workers
@@ -94,7 +98,7 @@ async def test_fork_server(sent: Any, words: str) -> None:
 
 
 async def test_configured_twice() -> None:
-    """A fork server is configured once."""
+    """A fork server may report its configuration once."""
     with Theatre() as theatre:
         await theatre.start().play()
         one = theatre.fork_server
@@ -103,7 +107,7 @@ async def test_configured_twice() -> None:
 
 
 async def test_settings_that_can_not_be() -> None:
-    """What a fork server reports as settings must be such as our own loading makes."""
+    """Settings that a fork server reports must be such as our own loading produces."""
     with Theatre() as theatre:
         theatre.start()
         settings = msgspec.structs.replace(theatre.loaded.settings, boot_timeout=float("inf"))
@@ -114,7 +118,7 @@ async def test_settings_that_can_not_be() -> None:
 
 
 async def test_settings_of_a_restart() -> None:
-    """A fork server that is restarted may have run the app: it decides on no setting any more."""
+    """A restarted fork server may already have run the app, so settings that it reports are ignored."""
     with Theatre() as theatre:
         await theatre.start().play()
         theatre.fork_server.kill()
@@ -127,7 +131,7 @@ async def test_settings_of_a_restart() -> None:
 
 
 async def test_a_sibling_as_a_worker() -> None:
-    """A fork server can't report another child as the worker that it was asked for."""
+    """A fork server can't report another child as the worker that it was asked to fork."""
     with Theatre() as theatre:
         await theatre.start().play()
         one, sibling = theatre.fork_server, theatre.workers[0]
@@ -152,7 +156,7 @@ async def unreported_worker(theatre: Theatre, message: messages.FromWorker) -> A
 
 
 async def test_a_message_before_the_worker_is_known() -> None:
-    """Only its fork server can do that: there is no process to kill, and the boot has failed."""
+    """Only its fork server can cause that: there is no process to kill, and the boot counts as failed."""
     with Theatre() as theatre:
         await theatre.start().play()
         async with unreported_worker(theatre, messages.Ready([])) as worker_id:
@@ -163,7 +167,9 @@ async def test_a_message_before_the_worker_is_known() -> None:
 
 
 async def test_a_signal_before_it_is_known() -> None:
-    """A worker may leave for a signal (from a terminal, say) before its fork server has reported its pid."""
+    """A worker may end because of a signal (of a terminal, for instance) before its fork server has reported
+    its pid.
+    """
     with Theatre() as theatre:
         await theatre.start().play()
         async with unreported_worker(theatre, messages.Signalled(2)) as worker_id:
@@ -179,12 +185,12 @@ def dead_children(number: int) -> list[int]:
 
 
 def waiting(pids: list[int]) -> list[int]:
-    """Those that are not reaped yet."""
+    """The children that are not reaped yet."""
     return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
 async def test_many_deaths_are_processed_in_parts() -> None:
-    """One pass of the loop processes some, and the others follow by themselves."""
+    """One pass of the loop handles some, and later passes the others."""
     with Theatre() as theatre:
         await theatre.start().play()
         one = theatre.workers[0]
@@ -201,7 +207,7 @@ async def test_many_deaths_are_processed_in_parts() -> None:
 
 
 async def test_all_die_with_garbage_unread() -> None:
-    """The deaths of children whose messages can't be decoded are recorded, whichever is noticed first."""
+    """Deaths of children whose messages can't be decoded are recorded, whichever is noticed first."""
     with Theatre() as theatre:
         await theatre.start().play()
         children = [theatre.fork_server, *theatre.workers]
@@ -216,7 +222,7 @@ async def test_all_die_with_garbage_unread() -> None:
 
 
 async def test_flood_is_read_in_small_parts() -> None:
-    """Of very many messages one pass reads few, and other children are read in the same pass."""
+    """One pass reads a few of very many messages, and messages of other children in the same pass."""
     with Theatre() as theatre:
         await theatre.start().play()
         one, other = theatre.workers
@@ -229,7 +235,7 @@ async def test_flood_is_read_in_small_parts() -> None:
         left = 0
         one.sock.close()
         handle = theatre.shell.children.workers[one.worker_id]
-        # A stand-in that was forked later holds the other end, too: then there is no end, only no more.
+        # A stand-in that was forked later also holds the other end: then the channel has no end, only no more data.
         with suppress(BlockingIOError):
             while handle.channel.receive_unvouched() is not None:
                 left += 1
@@ -237,7 +243,7 @@ async def test_flood_is_read_in_small_parts() -> None:
 
 
 async def test_flood() -> None:
-    """A child that sends far more than any honest one is killed."""
+    """A child that sends far more than any real one is killed."""
     with Theatre() as theatre:
         await theatre.start().play()
         one = theatre.workers[0]
@@ -251,7 +257,7 @@ async def test_flood() -> None:
 
 
 def test_allowance() -> None:
-    """Bursts are allowed, and what answers brings; a lasting flood is not."""
+    """Bursts are allowed, and so are messages that are answers; a lasting flood is not."""
     allowance = MessageBudget(0.0)
     assert all(allowance.spend(100, 0, 0.0) for _ in range(1000))
     assert not allowance.spend(100, 0, 0.0)
@@ -263,7 +269,7 @@ def test_allowance() -> None:
 
 
 async def test_descriptors_are_not_received() -> None:
-    """Descriptors are the end of their sender; a connection with SO_LINGER among them stops nothing."""
+    """A child that sends descriptors is killed; a connection with SO_LINGER among them blocks nothing."""
     with Theatre() as theatre:
         await theatre.start().play()
         one = theatre.workers[0]
@@ -278,7 +284,7 @@ async def test_descriptors_are_not_received() -> None:
 
 
 async def test_dead_zygote() -> None:
-    """A worker that reports it is a zygote and dies at once becomes no fork server."""
+    """A worker that reports that it is a zygote and dies at once does not become the fork server."""
     with Theatre() as theatre:
         await theatre.start().play()
         one, fork_server = theatre.workers[0], theatre.fork_server
@@ -292,7 +298,7 @@ async def test_dead_zygote() -> None:
 
 
 async def test_stacks_without_end() -> None:
-    """A worker that writes stack dumps for ever is read now and then, and little at once."""
+    """The pipe of a worker that writes stack dumps endlessly is read at intervals, and little at a time."""
     with Theatre() as theatre:
         await theatre.start().play()
         one = theatre.workers[0]
@@ -311,7 +317,7 @@ async def test_stacks_without_end() -> None:
 
 @pytest.mark.parametrize("step", ["ledger", "last_requests", "counts", "hooks", "free_cell", "read_last"])
 async def test_a_death_is_processed_whatever_fails(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step of processing a death may fail: the others are done, and the fleet gets the event."""
+    """Each step of handling a death may fail: the other steps are done, and the fleet gets the event."""
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a defect")
@@ -342,7 +348,7 @@ async def test_a_death_is_processed_whatever_fails(step: str, monkeypatch: pytes
 
 
 async def test_a_message_that_our_code_fails_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If our own code fails at a message, the child that sent it is killed, and the error is logged."""
+    """If our own code raises while it handles a message, its sender is killed and the error is logged."""
 
     def fail(*_: object) -> None:
         raise RuntimeError("a defect")

@@ -1,4 +1,4 @@
-"""Which cause a death gets, and what is kept of it."""
+"""The cause of each end of a process, and what is recorded of it."""
 
 import signal
 from typing import Any
@@ -40,7 +40,7 @@ def facts(status: ExitStatus = ExitStatus(0), **more: Any) -> ExitFacts:  # noqa
 
 
 class FakeOom:
-    """Has killed so many."""
+    """Reports that the kernel has killed this many processes."""
 
     def __init__(self, kills: int = 0) -> None:
         self.kills = kills
@@ -65,7 +65,7 @@ FAILED_BOOT = a_worker(BOOTING, boot_error=("no such module", None))
 
 
 def test_protocol_error() -> None:
-    """Whatever else is known of an end: a violation of the protocol is its cause, and named first."""
+    """A protocol violation is the cause of an end, whatever else is known of it."""
     for status in (killed(KILL), killed(SEGV), code(0)):
         end = Ledger().record(
             facts(status, worker=a_worker(READY), sent=[KILL], dump="a stack", problem="it sent x")
@@ -84,7 +84,9 @@ def test_protocol_error() -> None:
     ],
 )
 def test_left_for_a_signal(worker: Worker, sent: list[int], cause: str) -> None:
-    """A signal that a worker heeded counts if it was not ours and the fleet wanted nothing of it."""
+    """A signal that a worker handled counts if it was not ours and the fleet had not asked the worker to
+    leave.
+    """
     assert cause_of(facts(code(0), worker=worker, sent=sent, signalled=TERM), False) == cause
 
 
@@ -115,7 +117,7 @@ def test_left_for_a_signal(worker: Worker, sent: list[int], cause: str) -> None:
         (a_worker(BOOTING), code(1), [], False, "boot failed"),
         (a_worker(BOOTING), killed(SEGV), [], False, "crashed"),
         (a_worker(BOOTING, Cause.SCALE), code(0), [], False, "scaled down"),
-        # By signals that are not ours, whatever it was about to do.
+        # By signals that are not ours, whatever its state was.
         (a_worker(READY), killed(SEGV), [], False, "crashed"),
         (a_worker(READY), killed(ABRT), [], False, "crashed"),
         (a_worker(READY), killed(signal.SIGBUS), [], False, "crashed"),
@@ -143,18 +145,19 @@ def test_left_for_a_signal(worker: Worker, sent: list[int], cause: str) -> None:
     ],
 )
 def test_cause(worker: Worker | None, status: ExitStatus, sent: list[int], oom: bool, cause: str) -> None:
-    """The cause of a worker's death, from what the fleet wanted, how it ended and which signals were sent."""
+    """The cause of a worker's death, from the fleet's wishes, the exit status and the signals that were sent.
+    """
     assert cause_of(facts(status, worker=worker, sent=sent), oom) == cause
 
 
 @pytest.mark.parametrize("cause", Cause)
 def test_every_reason_to_leave_has_a_cause(cause: Cause) -> None:
-    """No reason of the fleet's is left without a word in the ledger."""
+    """Each reason of the fleet has a cause in the ledger."""
     assert cause_of(facts(worker=a_worker(DRAINING, cause)), False) not in ("exited", "unknown")
 
 
 def a_fleet(state: GenerationState | None = None, **more: Any) -> Fleet:
-    """One whose first generation is in this state, or unknown."""
+    """A fleet whose first generation is in this state, or unknown."""
     fleet = Fleet()
     fleet.handle(events.StartAsked(), 0.0)
     fleet.handle(events.ForkServerConfigured(1, fleet_policy()), 0.0)
@@ -191,7 +194,7 @@ def test_cause_of_a_fork_servers_end(
 
 
 def test_a_failed_reloads_fork_server() -> None:
-    """A candidate that could not load is no victim of a roll."""
+    """The cause of a candidate that could not load is not a roll."""
     fleet = a_fleet(GenerationState.UP)
     fleet.handle(events.ReloadAsked("test"), 1.0)
     fleet.handle(events.GenerationFailed(2, "no such module"), 2.0)
@@ -200,7 +203,7 @@ def test_a_failed_reloads_fork_server() -> None:
 
 
 def test_what_is_kept() -> None:
-    """All facts, with the status in words."""
+    """All fields, with the status in words."""
     ledger = Ledger(FakeOom())  # type: ignore[arg-type]
     view = ledger.record(
         facts(
@@ -220,7 +223,9 @@ def test_what_is_kept() -> None:
 
 
 def test_planned_or_not() -> None:
-    """What the fleet wanted for no fault is planned; a death, and what a request or a boot did, is not."""
+    """An end that the fleet asked for without a fault is planned; a death, and an end for a request or a
+    boot, is not.
+    """
     ledger = Ledger(FakeOom())  # type: ignore[arg-type]
     for leaving, planned in ((Cause.RECYCLE, True), (Cause.STOP, True), (Cause.DEADLINE, False)):
         assert ledger.record(facts(code(0), worker=a_worker(DRAINING, leaving))).planned is planned
@@ -228,21 +233,21 @@ def test_planned_or_not() -> None:
 
 
 def test_the_traceback_of_a_failed_boot() -> None:
-    """Without a dump, what the worker reported about its failure."""
+    """Without a stack dump the entry has what the worker reported about its failure."""
     worker = a_worker(BOOTING, boot_error=("no such module", "Traceback ..."))
     view = Ledger(FakeOom()).record(facts(code(1), worker=worker))  # type: ignore[arg-type]
     assert (view.cause, view.status, view.stack) == ("boot failed", "exit code 1", "Traceback ...")
 
 
-def test_a_kernels_kill_explains_one_death() -> None:
+def test_one_kill_by_the_kernel_accounts_for_one_death() -> None:
     """Two workers die of SIGKILL, the kernel has killed once: the second was killed by an outsider."""
     ledger = Ledger(FakeOom(1))  # type: ignore[arg-type]
     causes = [ledger.record(facts(killed(KILL), worker=a_worker(READY))).cause for _ in range(2)]
     assert causes == ["killed by the kernel for memory", "killed by an outsider"]
 
 
-def test_other_deaths_leave_the_kernels_kill_alone() -> None:
-    """Only a SIGKILL that was not ours asks whether it was the kernel: asking uses the answer up."""
+def test_other_deaths_do_not_use_up_the_kernels_kill() -> None:
+    """Only for a SIGKILL that was not ours the kernel's counter is read, because reading uses the kill up."""
     ledger = Ledger(FakeOom(1))  # type: ignore[arg-type]
     ledger.record(facts(killed(SEGV), worker=a_worker(READY)))
     ledger.record(facts(killed(KILL), worker=a_worker(STOPPING, Cause.DEADLINE), sent=[KILL]))
@@ -251,7 +256,7 @@ def test_other_deaths_leave_the_kernels_kill_alone() -> None:
 
 
 def test_the_newest_thousand_and_all_counted() -> None:
-    """Old entries go, of all but the newest hundred the stacks too, counts never."""
+    """Old entries are dropped, and the stacks of all but the newest hundred; counters never are."""
     ledger = Ledger(FakeOom())  # type: ignore[arg-type]
     for _ in range(1200):
         ledger.record(facts(killed(SEGV), worker=a_worker(READY), dump="x" * 100_000))
@@ -265,7 +270,7 @@ def test_the_newest_thousand_and_all_counted() -> None:
 
 
 def test_another_program_goes_on() -> None:
-    """What is exported and comes back as JSON: entries, numbers and counts go on where they were."""
+    """Entries, numbers and counters continue after they were exported as JSON and imported."""
     before = Ledger(FakeOom())  # type: ignore[arg-type]
     before.record(facts(worker=a_worker(DRAINING, Cause.RELOAD)))
     before.record(facts(killed(SEGV), kind="fork server", slot=None, dump="stack"))
@@ -278,5 +283,7 @@ def test_another_program_goes_on() -> None:
 
 
 def test_names_of_signals() -> None:
-    """By their names, real-time ones by their distance from the first, which depends on the C library."""
+    """Signals by name, real-time ones by their distance from the first, whose number depends on the C
+    library.
+    """
     assert [signal_name(n) for n in (9, 11, signal.SIGRTMIN + 5, 32)] == ["KILL", "SEGV", "RTMIN+5", "32"]
