@@ -35,6 +35,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             return work_unit(nodeid)
 
-    # In the order of collection. The unit tests are last and quick, so that all processes end at about the same time.
+    # In the order of collection. The unit tests are last and quick, so that all processes end at about the
+    # same time.
     config.option.loadscopereorder = False
     return ByWorkUnit(config, log)

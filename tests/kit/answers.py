@@ -55,7 +55,8 @@ class AnswerParser:
         """Take more bytes; return the answer once it is complete.
 
         Raises:
-            MalformedAnswerError: the bytes are not the beginning of an answer, or more bytes follow the answer.
+            MalformedAnswerError: the bytes are not the beginning of an answer, or more bytes follow the
+            answer.
         """
         self._data += data
         return self._parse(ended=False)
@@ -97,7 +98,8 @@ class AnswerParser:
 
     @staticmethod
     def _chunks(data: bytes) -> tuple[bytes, int] | None:
-        """Decode a chunked body. Returns it and the number of bytes it took, or None while it is incomplete.
+        """Decode a chunked body. Returns it and the number of bytes it took, or None while it is
+        incomplete.
         """
         body, at = bytearray(), 0
         while True:

@@ -2,9 +2,9 @@
 
 A `Place` is a temporary folder with an app folder, a runtime directory and an environment of its own, so that
 tests can run side by side. It starts daemons (`python -m ostler`) and runs `ctl` against them. At its end it
-stops them and looks for processes that are left: those with the place's marker in their environment, or with a
-file in its folder open. It kills what it finds, and the test fails.
-If the tests themselves are killed, their daemons get SIGTERM.
+stops them and looks for processes that are left: those with the place's marker in their environment, or with
+a file in its folder open. It kills what it finds, and the test fails. If the tests themselves are killed,
+their daemons get SIGTERM.
 
     with Place() as place:
         place.add("app.py", SOURCE)
@@ -105,7 +105,8 @@ def end_with_parent() -> None:
 
 
 def _strange_folders() -> list[bytes]:
-    """Folders of other accounts in which `ctl` looks, whatever its environment is. They are hidden in tests.
+    """Folders of other accounts in which `ctl` looks, whatever its environment is. They are hidden
+    in tests.
     """
     places = [path for place in ("/tmp", "/var/tmp", "/dev/shm") for path in Path(place).glob("ostler-*")]
     folders = [path for path in (*places, Path("/run/ostler")) if path.is_dir()]
@@ -418,7 +419,8 @@ class Place:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.draft")
         draft.write_text(source)
-        # A .pyc is matched by size and by time in whole seconds, so versions within one second may look the same.
+        # A .pyc is matched by size and by time in whole seconds, so versions within one second may look the
+        # same.
         at = next(self._clock)
         os.utime(draft, (at, at))
         draft.replace(path)
@@ -491,8 +493,8 @@ class Place:
         for pid, stat in processes():
             if stat.state in "ZX" or stat.session in running or stat.started < self._began:
                 continue
-            # The session id alone proves nothing: the kernel may use it again after its end. The open files find
-            # what an app has started with another environment.
+            # The session id alone proves nothing: the kernel may use it again after its end. The open files
+            # find what an app has started with another environment.
             if mark in _environ(pid) or self._uses_folder(pid):
                 found.append(Leftover(pid, title(pid)))
         return found

@@ -2,7 +2,8 @@
 
 `World` performs the fleet's actions as the real shell would, and fails when the fleet asks for the impossible
 (a spawn by a dead fork server, a signal to a reaped process). Nothing moves by itself: each step of a fork
-server or worker is one call, and time passes in `pass_time`. `settle` lets all processes do what they were asked.
+server or worker is one call, and time passes in `pass_time`. `settle` lets all processes do what they were
+asked.
 
 `Play` puts short words on top of it, so that a test reads as a play:
 
@@ -233,7 +234,8 @@ class World:
         self.now = max(self.now, end)
 
     def step(self) -> bool:
-        """Let one process do what it should do next; False if all processes wait for the fleet or for time.
+        """Let one process do what it should do next; False if all processes wait for the fleet or
+        for time.
         """
         if self.upgrade is not None:
             if self.upgrade == "check":

@@ -27,7 +27,8 @@ class Process:
         return self.ended(0)
 
     def ended(self, within: float = PATIENCE) -> bool:
-        """Wait for its end; returns whether it came in time (a pidfd becomes readable then, pidfd_open(2)).
+        """Wait for its end; returns whether it came in time (a pidfd becomes readable then,
+        pidfd_open(2)).
         """
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
@@ -139,6 +140,7 @@ def processes() -> Iterable[tuple[int, Stat]]:
                 stat = (folder / "stat").read_text()
             except OSError:
                 continue
-            # proc_pid_stat(5): the command's name may contain anything, so parsing begins after its last bracket.
+            # proc_pid_stat(5): the command's name may contain anything, so parsing begins after its last
+            # bracket.
             fields = stat.rpartition(")")[2].split()
             yield int(folder.name), Stat(fields[0], int(fields[1]), int(fields[3]), int(fields[19]))

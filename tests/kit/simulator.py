@@ -1,8 +1,8 @@
 """Simulates a day of a fleet in seconds: a virtual clock, a load, and processes that take time.
 
-`World` knows what processes do; `Simulator` decides when. Each action of the fleet is performed after a while, a
-load is shared among the serving workers, and failures happen at random with a seed. After each event the
-rules are checked that apply to every fleet at every moment. `Statistics` counts what happened.
+`World` knows what processes do; `Simulator` decides when. Each action of the fleet is performed after a
+while, a load is shared among the serving workers, and failures happen at random with a seed. After each event
+the rules are checked that apply to every fleet at every moment. `Statistics` counts what happened.
 """
 
 import heapq

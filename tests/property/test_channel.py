@@ -1,4 +1,5 @@
-"""The real shell receives arbitrary input from its children: bytes, messages in any order, descriptors, deaths.
+"""The real shell receives arbitrary input from its children: bytes, messages in any order, descriptors,
+deaths.
 
 For any input, no exception leaves the shell, only children that misbehave are killed, each death is
 recorded, and the daemon can be stopped.

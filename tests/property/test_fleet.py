@@ -188,7 +188,8 @@ class Watched(World):
                 own = self.policies[worker.generation]
                 age = self.now - worker.since
                 assert own.max_age - ROUNDING <= age
-                assert age <= own.max_age + own.max_age_jitter + 101.0  # no longer than the longest step of time
+                # No longer than the longest step of time.
+                assert age <= own.max_age + own.max_age_jitter + 101.0
 
     def _check_wishes(self, event: events.Event, out: list[actions.Action]) -> None:
         """A request for a refork or an upgrade gets at most one answer. That it gets one is checked at the
@@ -635,7 +636,8 @@ class FleetMachine(RuleBasedStateMachine):
 
     @invariant()
     def surge_is_small(self) -> None:
-        """Planned replacements never need more processes at once than the budget of any existing generation.
+        """Planned replacements never need more processes at once than the budget of any existing
+        generation.
         """
         pairs = {
             old

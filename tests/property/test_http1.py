@@ -1,4 +1,6 @@
-"""The request parser with arbitrary input: the sizes of reads and the caches do not matter; garbage is refused."""
+"""The request parser with arbitrary input: the sizes of reads and the caches do not matter; garbage is
+refused.
+"""
 
 import io
 from dataclasses import dataclass
