@@ -256,7 +256,8 @@ READ_ONLY = (
 
 @needs_mounts
 def test_read_only_machine(place: Place) -> None:
-    """It serves, with one warning for each missing feature; bodies too large for memory get 507 and one line.
+    """It serves, with one warning for each missing feature; bodies too large for memory get 507 and
+    one line.
     """
     daemon = place.start("plain:app", argv=own_mounts(*READ_ONLY))
     assert daemon.get().text == "one"

@@ -436,7 +436,8 @@ class Strange(UvicornWorker):
 
 
 def test_unix_sockets_and_changing_the_class(place: Place) -> None:
-    """A proxy on a Unix socket is trusted; reloads switch from sync to asgi and back, with connections open.
+    """A proxy on a Unix socket is trusted; reloads switch from sync to asgi and back, with
+    connections open.
     """
     place.add("gunicorn.conf.py", "worker_class = 'sync'\nwsgi_app = 'plain:app'\n")
     daemon = place.start("--keep-alive", "60", bind=f"unix:{place.folder}/app.sock")
@@ -454,7 +455,8 @@ def test_unix_sockets_and_changing_the_class(place: Place) -> None:
 
 
 def test_hundreds_of_requests_at_once(place: Place) -> None:
-    """Each is visible while it is in the app, and logged with its own method: the answer to HEAD has no body.
+    """Each is visible while it is in the app, and logged with its own method: the answer to HEAD
+    has no body.
     """
     log = ("--access-logfile", "access.log", "--access-logformat", "%(m)s %(s)s %(B)s")
     daemon = place.start("-k", "asgi", *log, "--worker-connections", "700", "waiter:app")

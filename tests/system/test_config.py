@@ -1,4 +1,5 @@
-"""Where settings come from, in real daemons: variables, files of all kinds, and the output of --print-config.
+"""Where settings come from, in real daemons: variables, files of all kinds, and the output of
+--print-config.
 """
 
 import json
@@ -33,7 +34,8 @@ def printed(out: str) -> dict[str, tuple[str, str]]:
 
 
 def test_variables_with_arguments(place: Place) -> None:
-    """File, GUNICORN_CMD_ARGS, OSTLER_CMD_ARGS, command line: each overrides the one before, at reloads too.
+    """File, GUNICORN_CMD_ARGS, OSTLER_CMD_ARGS, command line: each overrides the one before, at
+    reloads too.
     """
     place.add("conf.py", "timeout = 11\nkeepalive = 11\nbacklog = 11\ngraceful_timeout = 11\n")
     daemon = place.start(
@@ -181,7 +183,8 @@ def test_print_config_is_whole(place: Place) -> None:
 
 
 def test_print_config_of_another_machine(place: Place) -> None:
-    """Problems of this machine, such as a missing log folder, are reported after the settings, not instead.
+    """Problems of this machine, such as a missing log folder, are reported after the settings, not
+    instead.
     """
     done = place.run("--print-config", "--error-logfile", "/nowhere/e.log", "-t", "7", "plain:app")
     assert done.code == 1

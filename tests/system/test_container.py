@@ -54,8 +54,8 @@ class Init:
         (self.pid,) = children(daemon.pid)
 
     def send(self, signum: int) -> None:
-        # Its parent does not forward signals. From outside, the kernel delivers KILL, STOP and handled signals to PID 1
-        # (pid_namespaces(7)).
+        # Its parent does not forward signals. From outside, the kernel delivers KILL, STOP and handled
+        # signals to PID 1 (pid_namespaces(7)).
         os.kill(self.pid, signum)
 
     def asked(self, target: str) -> Connection:

@@ -81,7 +81,8 @@ def test_detaches(place: Place, port: int, how: str) -> None:
         parent, session, terminal = int(fields[1]), int(fields[3]), int(fields[4])
         assert parent != os.getpid()
         assert terminal == 0
-        assert session != daemon.pid  # a process that is not a session leader can't get a terminal (credentials(7))
+        # A process that is not a session leader can't get a terminal (credentials(7)).
+        assert session != daemon.pid
         for pid in family(daemon.pid):
             assert standard(pid) == NULL, title(pid)
         log = place.app_folder / "log/error.log"
@@ -99,7 +100,8 @@ def test_log_that_gets_lost(place: Place, port: int) -> None:
 
 @pytest.mark.parametrize("how", ["flag", "file"])
 def test_failure(place: Place, how: str) -> None:
-    """A start that fails ends with the error and exit code of the foreground, and leaves no process or file.
+    """A start that fails ends with the error and exit code of the foreground, and leaves no process
+    or file.
     """
     place.add("broken.py", "raise RuntimeError('no luck')\n")
     place.add("conf.py", "daemon = True\n" if how == "file" else "")

@@ -40,7 +40,8 @@ def answers(daemon: Daemon, text: str, status: int = 200) -> Answer:
     [[], ["--reload-engine", "poll"], *thorough(["--preload"], ["-w", "3", "--threads", "2"])],
 )
 def test_saved(place: Place, more: list[str]) -> None:
-    """Saving a module reloads, with all combinations of other settings; the log names the file, in one line.
+    """Saving a module reloads, with all combinations of other settings; the log names the file, in
+    one line.
     """
     place.add("page.py", page("one"))
     daemon = dev(place, *more)
@@ -200,7 +201,8 @@ def test_error_page(place: Place, preload: list[str]) -> None:
     """After an edit that breaks the app each request gets a 500 with the reason, until the next edit."""
     place.add("page.py", page("old"))
     daemon = dev(place, "-w", "2", *preload)
-    daemon.settled(2)  # both with the old code: else the log would have one more failure, that of the second worker
+    # Both with the old code: else the log would have one more failure, that of the second worker.
+    daemon.settled(2)
     for number, (source, words, line) in enumerate(BROKEN.values(), 1):
         place.add("page.py", source)
         daemon.event("reload_done", generation=2 * number)
@@ -250,7 +252,8 @@ def test_broken_in_another_module(place: Place) -> None:
 
 
 def test_broken_configuration(place: Place) -> None:
-    """A configuration file that can't be read any more: the old one stays in use, and the next edit fixes it.
+    """A configuration file that can't be read any more: the old one stays in use, and the next edit
+    fixes it.
     """
     place.add("conf.py", "reload = True\nbind = '127.0.0.1:0'\nimport parts\nworkers = parts.workers\n")
     place.add("parts.py", "workers = 1\n")
@@ -267,7 +270,8 @@ def test_broken_configuration(place: Place) -> None:
 
 
 def test_no_more_reload(place: Place) -> None:
-    """A configuration that no longer sets `reload`: no file is watched, and a broken app is refused as usual.
+    """A configuration that no longer sets `reload`: no file is watched, and a broken app is refused
+    as usual.
     """
     place.add("conf.py", "reload = True\nbind = '127.0.0.1:0'\n")
     place.add("page.py", page("one"))
@@ -332,7 +336,8 @@ def test_own_canary_time_counts(place: Place) -> None:
 def test_without_watches(place: Place) -> None:
     """When the kernel has no watches left, files are polled instead, with one warning."""
     place.add("page.py", page("one"))
-    # Raises what the library raises when inotify's limit is reached, without using up the limit of this machine.
+    # Raises what the library raises when inotify's limit is reached, without using up the limit of this
+    # machine.
     place.add(
         "sitecustomize.py",
         "import watchfiles.main\n"

@@ -96,7 +96,8 @@ def test_sigkill_from_outside(daemon: Daemon) -> None:
 
 
 def test_deadline(daemon: Daemon) -> None:
-    """A hung request: the cause is the deadline, not the signal that we sent; the stack shows where it hung.
+    """A hung request: the cause is the deadline, not the signal that we sent; the stack shows where
+    it hung.
     """
     daemon.connect().asked("/hang").ended_by_server()
     view = an_exit(daemon, cause="deadline")
@@ -173,7 +174,8 @@ def _scraped(daemon: Daemon) -> dict[str, float]:
 
 
 def test_the_ledger_survives_an_upgrade(place: Place) -> None:
-    """Entries, their numbers and the counters continue in the next program; `ctl upgrade` waits for its end.
+    """Entries, their numbers and the counters continue in the next program; `ctl upgrade` waits for
+    its end.
     """
     daemon = place.start("-w", "2", "--probation", "0", "plain:app")
     daemon.settled(2)

@@ -170,7 +170,8 @@ def test_requests_wait_together(green: Place, kind: str) -> None:
 @BOTH
 @pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_patched_before_the_app_is_imported(green: Place, kind: str, preload: list[str]) -> None:
-    """At its import the app finds the patched standard library; as with gunicorn, wsgi.multithread is true.
+    """At its import the app finds the patched standard library; as with gunicorn, wsgi.multithread
+    is true.
     """
     daemon = start(green, kind, "-w", "2", *preload)
     sleep, sockets = json.loads(daemon.get("/patched").text)

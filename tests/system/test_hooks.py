@@ -251,7 +251,8 @@ def test_worker_abort_cannot_save_the_worker(place: Place, hook: str) -> None:
 
 
 def test_reload(place: Place) -> None:
-    """on_reload in the new fork server, and no other hook of a start; the ends of old workers are reported.
+    """on_reload in the new fork server, and no other hook of a start; the ends of old workers are
+    reported.
     """
     daemon, notes = start(place, "-w", "2")
     old = {worker.pid for worker in daemon.settled(2)}
@@ -428,7 +429,8 @@ def test_the_start_is_refused(place: Place, hook: str, error: str) -> None:
 @pytest.mark.parametrize("hook", ["post_fork", "post_worker_init"])
 @pytest.mark.parametrize("error", ["ValueError('not today')", *thorough("SystemExit(1)")])
 def test_no_worker_boots(place: Place, hook: str, error: str) -> None:
-    """A start whose workers' hooks raise fails as if the app could not be loaded, with all hooks of the end.
+    """A start whose workers' hooks raise fails as if the app could not be loaded, with all hooks of
+    the end.
     """
     conf = f"{HOOKS}\ndef {hook}(*args):\n    raise {error}\n"
     daemon, notes = start(place, "-w", "1", conf=conf, serving=False)
@@ -726,7 +728,8 @@ def app(environ, start_response):
 
 
 def test_prometheus_multiprocess(place: Place) -> None:
-    """prometheus_client's recipe: counters of dead workers stay, live gauges are removed, also after kill -9.
+    """prometheus_client's recipe: counters of dead workers stay, live gauges are removed, also
+    after kill -9.
     """
     folder = place.folder / "metrics"
     folder.mkdir()

@@ -221,7 +221,8 @@ def test_rollback(place: Place) -> None:
         client.wait_for(RATE // 4)
         write(place, 2)
         assert daemon.client.call(RELOAD, ReloadBody(wait=True)).phase == "done"
-        # A signal that counts as a crash, because programs usually cause it themselves, and that no handler catches.
+        # A signal that counts as a crash, because programs usually cause it themselves, and that no handler
+        # catches.
         killed = [kill_holding(pid, daemon.port, signal.SIGSYS) for pid in daemon.pids()[:2]]
         daemon.event("reload_rolled_back")
         all_of(daemon, 1)

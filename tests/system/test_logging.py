@@ -159,7 +159,8 @@ def test_the_usual_configuration(place: Place) -> None:
 
 
 def test_a_mistake_in_it(place: Place) -> None:
-    """At the start one line with setting and place; at a reload the old generation continues with its logs.
+    """At the start one line with setting and place; at a reload the old generation continues with
+    its logs.
     """
     folder = place.app_folder
     bad = CONFIG.replace("logging.handlers.RotatingFileHandler", "logging.handlers.NoSuchHandler")
@@ -240,7 +241,8 @@ def test_a_fork_server_that_hangs(place: Place) -> None:
 
 @pytest.mark.parametrize("preload", [False, *thorough(True)])
 def test_the_recipe_of_apps(place: Place, preload: bool) -> None:
-    """Handlers and level of `gunicorn.error` for the app's logger: its lines have slot and pid of the worker.
+    """Handlers and level of `gunicorn.error` for the app's logger: its lines have slot and pid of
+    the worker.
     """
     place.add(
         "recipe.py",
@@ -264,7 +266,8 @@ def test_the_recipe_of_apps(place: Place, preload: bool) -> None:
 
 
 def test_configured_by_the_app(place: Place) -> None:
-    """An app that gives `gunicorn.error` handlers of its own, as Django's settings may, receives the events.
+    """An app that gives `gunicorn.error` handlers of its own, as Django's settings may, receives
+    the events.
     """
     place.add(
         "own.py",

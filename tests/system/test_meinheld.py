@@ -84,7 +84,8 @@ def test_all_its_names(place: Place, name: str) -> None:
 
 
 def test_environ(place: Place) -> None:
-    """The app gets the address that clients have connected to, and theirs, on all connections that stay open.
+    """The app gets the address that clients have connected to, and theirs, on all connections that
+    stay open.
     """
     daemon = place.start(*MEINHELD, "-b", "0.0.0.0:0", "plain:app")
     ports = [int(url.rpartition(":")[2]) for url in daemon.urls]
@@ -164,7 +165,9 @@ def test_access_log(special: Place) -> None:
     """Gunicorn's format, with header fields of both directions; USR1 reopens; each line is written soon."""
     log = special.app_folder / "access.log"
     form = '%(h)s "%(r)s" %(s)s %(B)s "%({x-length}o)s" "%({x-ask}i)s" %(q)s %(U)s'
-    daemon = special.start(*MEINHELD, "--access-logfile", "access.log", "--access-logformat", form, "special:app")
+    daemon = special.start(
+        *MEINHELD, "--access-logfile", "access.log", "--access-logformat", form, "special:app"
+    )
     daemon.get("/echo?a=b%20c", method="POST", body=b"12345", headers={"X-Ask": "me\\"})
     line = '127.0.0.1 "POST /echo?a=b%20c HTTP/1.1" 200 5 "5" "me\\\\" a=b%20c /echo'
     daemon.until(lambda: log.read_text().splitlines() == [line], "the line")
@@ -323,7 +326,9 @@ def upload_slowly(daemon: Daemon, seconds: float) -> bytes:
 def test_draining_longer_than_the_servers_timeouts(special: Place, bind: tuple[str, ...]) -> None:
     """meinheld's time-outs are at most 127 s, graceful_timeout may be longer: a request may use all of it."""
     special.add("conf.py", SHORT_TIMEOUTS)
-    daemon = special.start(*MEINHELD, "-c", "conf.py", *bind, *PATIENT, "--graceful-timeout", "60", "special:app")
+    daemon = special.start(
+        *MEINHELD, "-c", "conf.py", *bind, *PATIENT, "--graceful-timeout", "60", "special:app"
+    )
     assert upload_slowly(daemon, 10.0).endswith(b"x" * 40)
     assert daemon.wait() == 0
     assert daemon.event("worker_exited")["status"] == "exit code 0"

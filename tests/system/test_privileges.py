@@ -28,14 +28,14 @@ def app(environ, start_response):
     umask = os.umask(0)
     os.umask(umask)
     nice = os.getpriority(os.PRIO_PROCESS, 0)
-    credentials = [*os.getresuid(), *os.getresgid(), sorted(os.getgroups()), oct(umask), nice, os.environ["HOME"]]
+    ids = [*os.getresuid(), *os.getresgid(), sorted(os.getgroups()), oct(umask), nice, os.environ["HOME"]]
     try:
         os.setuid(0)
-        credentials.append("way back")
+        ids.append("way back")
     except OSError:
         pass
     start_response("200 OK", [("Content-Type", "text/plain")])
-    return [repr(credentials).encode()]
+    return [repr(ids).encode()]
 """
 
 
@@ -222,7 +222,8 @@ from who import app
 
 
 def test_an_app_can_not_say_what_to_bind(open_place: Place) -> None:
-    """The fork server reports the configuration, but not once the app runs in it: then it is killed for that.
+    """The fork server reports the configuration, but not once the app runs in it: then it is killed
+    for that.
     """
     wanted = open_place.folder / "roots.sock"
     open_place.add("forger.py", FORGER.format(wanted))
@@ -316,7 +317,8 @@ def test_unix_socket(open_place: Place) -> None:
 
 
 def test_control_socket_for_others(open_place: Place) -> None:
-    """Accounts that the mode admits may operate, the app's own user may only read; the default admits none.
+    """Accounts that the mode admits may operate, the app's own user may only read; the default
+    admits none.
     """
     path = open_place.folder / "control.sock"
     args = ["-u", "nobody", "--control-socket", str(path)]

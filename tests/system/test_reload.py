@@ -47,7 +47,8 @@ def test_reload_under_load(place: Place, preload: list[str], kind: str) -> None:
 
 @pytest.mark.thorough
 def test_reloads_in_a_row_under_load(place: Place) -> None:
-    """One reload after the other, some while the one before still runs: the last one wins, no request fails.
+    """One reload after the other, some while the one before still runs: the last one wins, no
+    request fails.
     """
     place.add("page.py", page("0"))
     daemon = place.start("-w", "2", "--canary-time", "0.1", "page:app")
@@ -265,7 +266,8 @@ def test_roll_back_restores_the_supervisors_settings(place: Place) -> None:
     place.add("conf.py", "workers = 1\nprobation = 60\nrollback_crashes = 1\nloglevel = 'error'\n")
     assert daemon.client.call(RELOAD, ReloadBody(wait=True)).phase == "done"
     daemon.send(signal.SIGUSR1)
-    # A signal that counts as a crash, because programs usually cause it themselves, and that no handler catches.
+    # A signal that counts as a crash, because programs usually cause it themselves, and that no handler
+    # catches.
     os.kill(daemon.pids()[0], signal.SIGSYS)
     daemon.event("reload_rolled_back")
     assert daemon.events("logs_reopened") == []
@@ -302,7 +304,8 @@ def test_signals_during_the_first_configuration(place: Place, second: signal.Sig
 
 
 def test_reload_that_overtakes_the_first_configuration(place: Place) -> None:
-    """A reload's configuration is evaluated before the first one and its app fails: the daemon starts once.
+    """A reload's configuration is evaluated before the first one and its app fails: the daemon
+    starts once.
     """
     wait = "while not os.path.exists('go'):\n    time.sleep(0.01)\n"
     place.add("conf.py", f"import os\nimport time\nopen('begun', 'w').close()\n{wait}")

@@ -75,7 +75,8 @@ def test_hup_reads_the_configuration_again(place: Place) -> None:
 
 
 def test_usr1_reopens_logs(place: Place) -> None:
-    """After logrotate has moved the files, supervisor and workers write to new ones and close the old ones.
+    """After logrotate has moved the files, supervisor and workers write to new ones and close the
+    old ones.
     """
     log, access = place.folder / "error.log", place.folder / "access.log"
     daemon = place.start(

@@ -37,7 +37,8 @@ def test_flask_answers_and_nothing_is_left(place: Place) -> None:
 
 
 def test_several_addresses(place: Place) -> None:
-    """TCP over both families and a Unix socket at once; each is reported as it was bound, and each answers.
+    """TCP over both families and a Unix socket at once; each is reported as it was bound, and each
+    answers.
     """
     path = place.folder / "app.sock"
     daemon = place.start("-b", "[::1]:0", "-b", f"unix:{path}", "plain:app")
@@ -93,7 +94,8 @@ def test_app_spec(place: Place, spec: str, body: str) -> None:
 
 
 def test_configuration_file(place: Place) -> None:
-    """A gunicorn-style file sets app, addresses and numbers; the command line has precedence; ctl shows both.
+    """A gunicorn-style file sets app, addresses and numbers; the command line has precedence; ctl
+    shows both.
     """
     place.add(
         "conf.py",
@@ -252,7 +254,8 @@ def test_process_titles(place: Place) -> None:
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]])
 def test_workers_stay_lean(place: Place, preload: list[str]) -> None:
-    """A worker of a stdlib app has imported none of the supervisor's large modules, which would use memory.
+    """A worker of a stdlib app has imported none of the supervisor's large modules, which would use
+    memory.
     """
     daemon = place.start(*preload, "plain:app")
     modules = set(json.loads(daemon.get("/modules").body))

@@ -175,7 +175,8 @@ def test_client_certificates(place: Place, authority: Authority, server: Certifi
 
 
 def test_hook(place: Place, authority: Authority, server: Certificate) -> None:
-    """ssl_context in the configuration file makes the context; its exceptions fail a reload with their line.
+    """ssl_context in the configuration file makes the context; its exceptions fail a reload with
+    their line.
     """
     source = (
         "import ssl\n"

@@ -68,7 +68,8 @@ def upgrade(daemon: Daemon, times: int = 1) -> None:
 
 
 def test_nothing_is_lost(place: Place) -> None:
-    """Twice in a row under load: same pid, no failed request, totals and history continue, workers are new.
+    """Twice in a row under load: same pid, no failed request, totals and history continue, workers
+    are new.
     """
     daemon = start(place)
     before, workers = daemon.status(), daemon.pids()
@@ -107,8 +108,8 @@ def test_descriptors_do_not_grow(place: Place) -> None:
         daemon.event("reload_done", after=number)
     daemon.until(lambda: len(children(daemon.pid)) == 3, "a fork server and two workers")
 
-    # At most, because a connection of `ctl` that was just being closed may have been counted before. Descriptors
-    # that an upgrade leaves open would be more than that after two upgrades.
+    # At most, because a connection of `ctl` that was just being closed may have been counted before.
+    # Descriptors that an upgrade leaves open would be more than that after two upgrades.
     def as_before() -> bool:
         return all(now <= then for now, then in zip(held(), before, strict=True))
 
@@ -149,7 +150,8 @@ def test_broken_app(place: Place) -> None:
 
 
 def test_half_installed(place: Place) -> None:
-    """The trial loads all modules that would serve: one that can't be imported is reported, nothing changes.
+    """The trial loads all modules that would serve: one that can't be imported is reported, nothing
+    changes.
     """
     package = place.folder / "new" / "ostler"
     shutil.copytree(Path(ostler.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -225,7 +227,8 @@ Daemon._upgrade_soon = signalled
 
 
 def test_signal_during(place: Place) -> None:
-    """The new program handles a signal that arrives after the old one has checked for signals the last time.
+    """The new program handles a signal that arrives after the old one has checked for signals the
+    last time.
     """
     daemon = start(
         place,

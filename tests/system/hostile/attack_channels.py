@@ -26,7 +26,8 @@ def seqpackets():
     found = []
     for name in os.listdir("/proc/self/fd"):
         try:
-            sock = _socket.socket(fileno=os.dup(int(name)))  # eventlet's socket class would treat it as AF_INET
+            # The socket class of eventlet would treat it as AF_INET.
+            sock = _socket.socket(fileno=os.dup(int(name)))
         except OSError:
             continue
         if sock.family == socket.AF_UNIX and sock.type == socket.SOCK_SEQPACKET:

@@ -30,7 +30,8 @@ def without_proc() -> list[str]:
 @needs_mounts
 @each_class
 def test_no_proc(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """As in a chroot(2): it serves, replaces, reloads, and logs that no worker can be kept for a roll-back.
+    """As in a chroot(2): it serves, replaces, reloads, and logs that no worker can be kept for a
+    roll-back.
     """
     daemon = hostile_place.start(*words, argv=without_proc())
     first = int(ask(daemon.url).text)

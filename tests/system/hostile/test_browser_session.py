@@ -216,7 +216,8 @@ def endless_cookies(daemon: Daemon, connections: int = 8) -> Iterator[None]:
 
 
 def test_endless_cookies_delay_nothing(daemon: Daemon) -> None:
-    """While eight connections send cookies endlessly, workers are replaced and the status answers as usual.
+    """While eight connections send cookies endlessly, workers are replaced and the status answers
+    as usual.
     """
     with endless_cookies(daemon):
         assert_unharmed(daemon)

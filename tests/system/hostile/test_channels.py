@@ -129,7 +129,8 @@ def test_each_is_the_end_of_its_worker(place: Place) -> None:
 @pytest.mark.thorough
 @each_class
 def test_a_descriptor_whose_close_waits(place: Place, words: Sequence[str]) -> None:
-    """A connection with SO_LINGER whose peer does not read does not block the supervisor when it is closed.
+    """A connection with SO_LINGER whose peer does not read does not block the supervisor when it is
+    closed.
     """
     daemon = place.start("--preload", "-w", "2", *words)
     attack(daemon, "lingering")

@@ -136,7 +136,8 @@ def flooder(
 @pytest.mark.thorough
 @each_class
 def test_idle_connections(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """1,000 connections to --control-bind with 256 descriptors: the oldest are closed, workers are replaced.
+    """1,000 connections to --control-bind with 256 descriptors: the oldest are closed, workers are
+    replaced.
     """
     few = ("prlimit", "--nofile=256:256", *OSTLER)
     daemon = hostile_place.start("--preload", *TCP, *words, argv=few)

@@ -248,7 +248,8 @@ def growth(
     tls: ssl.SSLContext | None,
     allowed: int,
 ) -> list[int]:
-    """By how many bytes memory has grown in each round; empty if there is a round in which it has not grown.
+    """By how many bytes memory has grown in each round; empty if there is a round in which it has
+    not grown.
     """
     found = []
     before = measure(daemon, tls).memory
@@ -427,7 +428,8 @@ def test_refused_control_requests_leave_nothing(place: Place) -> None:
         for name, data in REFUSED_BY_CONTROL.items():
             for _ in range(REFUSED):
                 with socket.socket(socket.AF_UNIX) as sock:
-                    sock.connect(str(daemon.socket))  # connect() waits for room in the listen queue, without a time-out
+                    # It waits for room in the listen queue, without a time-out.
+                    sock.connect(str(daemon.socket))
                     sock.settimeout(PATIENCE)
                     sock.sendall(data.replace(b"@", str(next(_numbers)).encode()))
                     if "closed" not in name:

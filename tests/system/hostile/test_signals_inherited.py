@@ -101,7 +101,8 @@ def test_check_with_ignored_children(hostile_place: Place) -> None:
 
 
 def test_inherited_umask(hostile_place: Place) -> None:
-    """A umask of 0777 makes files that their owner can't open: ours can be opened by us, and not by others.
+    """A umask of 0777 makes files that their owner can't open: ours can be opened by us, and not by
+    others.
     """
 
     def mask() -> None:

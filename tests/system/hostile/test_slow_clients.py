@@ -87,7 +87,8 @@ UPGRADE = (
 
 @pytest.fixture(autouse=True)
 def reads(hostile_place: Place) -> None:
-    """The app waits for the request's body. ASGI apps are called before it has arrived, WSGI apps after that.
+    """The app waits for the request's body. ASGI apps are called before it has arrived, WSGI apps
+    after that.
     """
     hostile_place.add("reads.py", READS)
 
@@ -466,7 +467,8 @@ def test_slow_readers(hostile_place: Place, words: tuple[str, ...], tls: bool, t
 
 @pytest.mark.thorough
 def test_tls_clients_that_do_not_close(hostile_place: Place, tmp_path: Path) -> None:
-    """The client's part of the end of TLS is not waited for long, neither while serving nor while draining.
+    """The client's part of the end of TLS is not waited for long, neither while serving nor while
+    draining.
     """
     certificate, context = tls_words(tmp_path)
     times = ("--keep-alive", "1", "--graceful-timeout", "60")

@@ -126,7 +126,8 @@ def test_a_folder_of_another_user(place: Place, shared: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["link", "loose"])
 def test_a_folder_that_another_user_can_change(place: Place, shared: Path, kind: str) -> None:
-    """`ctl` does not look into a folder that is a link to other programs' sockets, or that others can write.
+    """`ctl` does not look into a folder that is a link to other programs' sockets, or that others
+    can write.
     """
     folder, real = shared / f"ostler-{ME}", place.folder / "real"
     if kind == "link":

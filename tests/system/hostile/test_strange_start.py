@@ -331,7 +331,8 @@ def test_keys_that_are_no_files(hostile_place: Place) -> None:
 
 
 def test_bodies_beyond_the_file_size_limit(hostile_place: Place) -> None:
-    """RLIMIT_FSIZE for the temporary file of a body: the request is refused, the worker continues to serve.
+    """RLIMIT_FSIZE for the temporary file of a body: the request is refused, the worker continues
+    to serve.
     """
     daemon = hostile_place.start("--buffer-request", "1K", "attacked:app")
     worker = int(ask(daemon.url).text)

@@ -1,4 +1,5 @@
-"""ptrace(2): a tracer hides a worker's end from the supervisor, and an app can make the supervisor a tracer.
+"""ptrace(2): a tracer hides a worker's end from the supervisor, and an app can make the supervisor
+a tracer.
 """
 
 import os
