@@ -135,7 +135,8 @@ def only(report: Report) -> Outcome:
 
 
 def test_every_request_is_answered_over_few_connections() -> None:
-    """With a server that answers and keeps alive there is one connection per client, and no error is counted.
+    """With a server that answers and keeps alive there is one connection per client, and no error
+    is counted.
     """
     with ScriptedServer(always(HELLO)) as server:
         report = load(server.address, requests=100, connections=4)

@@ -636,7 +636,8 @@ def test_no_daemon_is_running(place: Path, run: Ctl) -> None:
 
 
 def test_several_are_listed(place: Path, run: Ctl) -> None:
-    """With two instances `ctl` lists them and asks for a choice; --name chooses, before or after the command.
+    """With two instances `ctl` lists them and asks for a choice; --name chooses, before or after
+    the command.
     """
     with served(place / "a.sock", FakeBackend(name="a")), served(place / "b.sock", FakeBackend(name="b")):
         done = run("status")

@@ -296,7 +296,8 @@ def test_the_unix_guard_knows_uids() -> None:
 
 
 def test_the_unix_guard_of_a_shared_socket() -> None:
-    """Users that the mode permits may operate, the app's user may only read; the daemon's own user is admin.
+    """Users that the mode permits may operate, the app's user may only read; the daemon's own user
+    is admin.
     """
     guard: Any = UnixGuard(uid=0, shared=True, app_uid=33)
     scopes = {}

@@ -32,38 +32,38 @@ def samples(text: str) -> dict[str, float]:
 
 def test_one_metric_of_each_kind(figures: Figures) -> None:
     """One figure of each kind, under the name that dashboards and alerts use."""
-    metrics = samples(render(figures))
-    assert metrics["ostler_build_info{python=3.11.2,version=0.1.0,worker_class=sync}"] == 1
-    assert metrics["ostler_workers_wanted"] == metrics["ostler_workers_ready"] == 3
-    assert metrics["ostler_workers{state=ready}"] == 3
-    assert metrics["ostler_workers{state=booting}"] == 0
-    assert (metrics["ostler_state{state=ready}"], metrics["ostler_state{state=degraded}"]) == (1, 0)
-    assert (metrics["ostler_requests_total{status=2xx}"], metrics["ostler_requests_total{status=5xx}"]) == (2990, 2)
-    assert (metrics["ostler_connections_total"], metrics["ostler_open_connections"]) == (17, 5)
-    assert metrics["ostler_sent_bytes_total"] == 99
-    assert metrics["ostler_exits_total{cause=crashed,kind=worker}"] == 2
-    assert metrics["ostler_exits_total{cause=rolled,kind=fork server}"] == 1
-    assert metrics["ostler_reloads_total{outcome=done}"] == 3
-    assert metrics["ostler_accept_queue{listener=http://127.0.0.1:8000}"] == 7
-    assert metrics["ostler_accept_queue_limit{listener=http://127.0.0.1:8000}"] == 2048
-    assert metrics["ostler_worker_requests{slot=2}"] == 1002
-    assert metrics["ostler_worker_cpu_ratio{slot=2}"] == pytest.approx(0.03)
-    assert metrics["ostler_worker_unique_memory_bytes{slot=3}"] == 8 << 20
+    seen = samples(render(figures))
+    assert seen["ostler_build_info{python=3.11.2,version=0.1.0,worker_class=sync}"] == 1
+    assert seen["ostler_workers_wanted"] == seen["ostler_workers_ready"] == 3
+    assert seen["ostler_workers{state=ready}"] == 3
+    assert seen["ostler_workers{state=booting}"] == 0
+    assert (seen["ostler_state{state=ready}"], seen["ostler_state{state=degraded}"]) == (1, 0)
+    assert (seen["ostler_requests_total{status=2xx}"], seen["ostler_requests_total{status=5xx}"]) == (2990, 2)
+    assert (seen["ostler_connections_total"], seen["ostler_open_connections"]) == (17, 5)
+    assert seen["ostler_sent_bytes_total"] == 99
+    assert seen["ostler_exits_total{cause=crashed,kind=worker}"] == 2
+    assert seen["ostler_exits_total{cause=rolled,kind=fork server}"] == 1
+    assert seen["ostler_reloads_total{outcome=done}"] == 3
+    assert seen["ostler_accept_queue{listener=http://127.0.0.1:8000}"] == 7
+    assert seen["ostler_accept_queue_limit{listener=http://127.0.0.1:8000}"] == 2048
+    assert seen["ostler_worker_requests{slot=2}"] == 1002
+    assert seen["ostler_worker_cpu_ratio{slot=2}"] == pytest.approx(0.03)
+    assert seen["ostler_worker_unique_memory_bytes{slot=3}"] == 8 << 20
 
 
 def test_a_histogram_is_cumulative(figures: Figures) -> None:
     """Each bucket counts everything within its limit; the count is that of the last bucket."""
-    metrics = samples(render(figures))
+    seen = samples(render(figures))
     name = "ostler_request_duration_seconds"
-    assert [metrics[f"{name}_bucket{{le={limit}}}"] for limit in ("0.001", "0.01", "+Inf")] == [3000, 3005, 3006]
-    assert (metrics[f"{name}_count"], metrics[f"{name}_sum"]) == (3006, 3.25)
+    assert [seen[f"{name}_bucket{{le={limit}}}"] for limit in ("0.001", "0.01", "+Inf")] == [3000, 3005, 3006]
+    assert (seen[f"{name}_count"], seen[f"{name}_sum"]) == (3006, 3.25)
 
 
 def test_what_has_not_happened_yet_is_zero(figures: Figures) -> None:
     """Counters exist before their first increment, which rate() would otherwise miss."""
-    metrics = samples(render(figures))
-    assert metrics["ostler_exits_total{cause=deadline,kind=worker}"] == 0
-    assert metrics["ostler_reloads_total{outcome=rolled back}"] == 0
+    seen = samples(render(figures))
+    assert seen["ostler_exits_total{cause=deadline,kind=worker}"] == 0
+    assert seen["ostler_reloads_total{outcome=rolled back}"] == 0
 
 
 def test_what_is_not_measured_is_left_out(figures: Figures) -> None:
@@ -77,9 +77,9 @@ def test_two_workers_in_a_slot_are_one_series(figures: Figures) -> None:
     """While a successor boots, the slot's series is that of the serving worker, which comes first."""
     booting = msgspec.structs.replace(figures.workers[1], state="booting", requests=0)
     both = [figures.workers[0], figures.workers[1], booting, figures.workers[2]]
-    metrics = samples(render(replace(figures, workers=both)))
-    assert metrics["ostler_worker_requests{slot=2}"] == 1002
-    assert metrics["ostler_workers{state=booting}"] == 1
+    seen = samples(render(replace(figures, workers=both)))
+    assert seen["ostler_worker_requests{slot=2}"] == 1002
+    assert seen["ostler_workers{state=booting}"] == 1
 
 
 async def test_the_route(rig: Rig) -> None:

@@ -240,7 +240,8 @@ def test_temporary_folders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_mode_that_lets_others_in(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The socket has the mode from its first moment, also when it is restored, and its folder can be entered.
+    """The socket has the mode from its first moment, also when it is restored, and its folder can
+    be entered.
     """
     assert mode_of(default_socket_path("shop").parent) == 0o700
     assert mode_of(default_socket_path("shop", 0o660).parent) == 0o711
@@ -278,7 +279,8 @@ PROBLEMS = {"link": "no folder", "file": "no folder", "loose": "others can write
 def test_a_folder_that_is_not_safely_ours_is_passed_over(
     places: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """In a shared folder another user may have made ours; then the next place is used. Without any: one line.
+    """In a shared folder another user may have made ours; then the next place is used. Without any:
+    one line.
     """
     if how == "read-only":
         monkeypatch.setattr("os.access", lambda *_, **__: False)
@@ -344,7 +346,8 @@ def test_a_link_where_only_root_could_make_one(places: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["fifo", "hard link", "directory"])
 def test_a_lock_file_of_anothers_making(tmp_path: Path, kind: str) -> None:
-    """Where others can write, the lock file may be another user's: it is neither written to nor waited for.
+    """Where others can write, the lock file may be another user's: it is neither written to nor
+    waited for.
     """
     lock, precious = tmp_path / "a.sock.lock", tmp_path / "precious"
     precious.write_text("precious")

@@ -59,7 +59,8 @@ async def test_a_fork_server_that_has_ended_is_no_failed_fork() -> None:
 
 
 async def test_the_dump_of_an_abort_that_was_read_with_another() -> None:
-    """The dumps of an overdue request and of the abort came in one read: the abort's event still has its own.
+    """The dumps of an overdue request and of the abort came in one read: the abort's event still
+    has its own.
     """
     with Theatre(workers=1) as theatre:
         await theatre.start().play()

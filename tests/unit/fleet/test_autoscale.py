@@ -195,7 +195,8 @@ def test_noise_around_the_target_does_not_flap() -> None:
 
 
 def test_waiting_requests_want_more_although_workers_look_idle() -> None:
-    """If requests wait although workers are half idle (long ones before short ones) some workers are added.
+    """If requests wait although workers are half idle (long ones before short ones) some workers
+    are added.
     """
 
     def serve(workers: int, _second: int) -> tuple[float, float, float]:

@@ -132,7 +132,8 @@ def test_only_one_function_changes_states() -> None:
 
 
 def test_the_document_is_current() -> None:
-    """contrib/docs/lifecycle.md is what the tables give. To update it: python -m tests.kit.lifecycle_diagram.
+    """contrib/docs/lifecycle.md is what the tables give. To update it: python -m
+    tests.kit.lifecycle_diagram.
     """
     assert lifecycle_diagram.FILE.read_text("utf-8") == lifecycle_diagram.page()
 

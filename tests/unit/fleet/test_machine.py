@@ -331,7 +331,8 @@ def test_recycle_boots_the_successor_first() -> None:
 
 
 def test_recycle_asked_by_slot() -> None:
-    """A request for a slot replaces the worker that serves there; a second request meanwhile changes nothing.
+    """A request for a slot replaces the worker that serves there; a second request meanwhile
+    changes nothing.
     """
     play = running(workers=2).recycle(2).then(spawn(2)).recycle(2).then()
     play.ready(2).then(drain(2)).exits(2).then()
@@ -456,7 +457,8 @@ def test_overdue_request_that_ends_in_time() -> None:
 
 
 def test_hung_worker_is_beyond_the_surge() -> None:
-    """A worker with a hung request is not a planned replacement: its successor does not wait for the budget.
+    """A worker with a hung request is not a planned replacement: its successor does not wait for
+    the budget.
     """
     play = running(workers=3, max_surge=1, boot_parallelism=3).recycle_due(1).then(spawn(1))
     play.overdue(3).then(dump_stack(3), spawn(3))
@@ -960,7 +962,8 @@ def test_health_without_any_worker() -> None:
 
 
 def test_health_while_reloading() -> None:
-    """Each step of a reload has its own sentence; the number of ready workers never exceeds the wanted one.
+    """Each step of a reload has its own sentence; the number of ready workers never exceeds the
+    wanted one.
     """
     play = running(workers=3).reload()
     ready = "3 of 3 workers ready."

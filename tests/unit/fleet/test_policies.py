@@ -441,7 +441,8 @@ def test_no_more_than_memory_has_room_for() -> None:
 
 
 def test_a_zygote_to_be_that_has_not_answered_is_drained_like_any_other() -> None:
-    """If it is scaled down before the audit's answer it ends, because an unaudited worker is not forked from.
+    """If it is scaled down before the audit's answer it ends, because an unaudited worker is not
+    forked from.
     """
     play = running(workers=2).refork(slot=2).scale(1)
     assert [worker.ordered for worker in play.workers.values() if worker.slot == 2] == ["drain"]

@@ -128,7 +128,8 @@ def test_canary_that_is_killed_again_and_again_fails_the_reload() -> None:
 
 
 def test_canary_that_is_due_for_recycling_counts() -> None:
-    """A small max_requests is not a failure: the canary is promoted, and replaced like any other afterwards.
+    """A small max_requests is not a failure: the canary is promoted, and replaced like any other
+    afterwards.
     """
     play = canary(boot_parallelism=1)
     worker_id = play._serving_newest(1)
@@ -140,7 +141,8 @@ def test_canary_that_is_due_for_recycling_counts() -> None:
 
 
 def test_old_worker_that_boots_after_the_canary() -> None:
-    """It serves the slot, also if the canary itself must leave when it is promoted, and the roll continues.
+    """It serves the slot, also if the canary itself must leave when it is promoted, and the roll
+    continues.
     """
     play = canary(workers=1).recycle(1).pause().on(events.ResizeAsked("test"))
     play.settled()

@@ -1,4 +1,5 @@
-"""Logs of fork servers and of the processes they fork: which lines go where, and which descriptors stay open.
+"""Logs of fork servers and of the processes they fork: which lines go where, and which descriptors
+stay open.
 """
 
 import os

@@ -44,7 +44,8 @@ def test_no_cost_without_request_hooks(tmp_path: Path) -> None:
 
 
 def test_what_hooks_see(tmp_path: Path) -> None:
-    """Attributes of the request and of the answer; attributes that pre_request sets on the request are kept.
+    """Attributes of the request and of the answer; attributes that pre_request sets on the request
+    are kept.
     """
     seen: list[Any] = []
 

@@ -122,7 +122,8 @@ def test_many_descriptors(ends: Ends) -> None:
 
 
 def test_end_of_file(ends: Ends) -> None:
-    """When the other side is closed, pending messages are still read; then None is returned, again and again.
+    """When the other side is closed, pending messages are still read; then None is returned, again
+    and again.
     """
     supervisor, fork_server = ends
     fork_server.send(messages.AppLoaded())

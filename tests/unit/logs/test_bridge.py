@@ -1,4 +1,5 @@
-"""The loggers of the standard library: they exist, they may be reconfigured, and no line is lost or forged.
+"""The loggers of the standard library: they exist, they may be reconfigured, and no line is lost or
+forged.
 """
 
 import io
@@ -65,7 +66,8 @@ def events(path: Path) -> list[dict[str, Any]]:
 
 
 def test_the_recipe_of_apps(log: Log, path: Path) -> None:
-    """Handlers and level of `gunicorn.error` are used for an app's own logger: its lines look like Ostler's.
+    """Handlers and level of `gunicorn.error` are used for an app's own logger: its lines look like
+    Ostler's.
     """
     app = logging.getLogger("app.of.recipe")
     app.propagate = False

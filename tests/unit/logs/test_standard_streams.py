@@ -43,7 +43,8 @@ def test_a_full_disk() -> None:
 
 
 def test_streams_without_buffers() -> None:
-    """With PYTHONUNBUFFERED output is written at once, as in Python, so that none is lost with the process.
+    """With PYTHONUNBUFFERED output is written at once, as in Python, so that none is lost with the
+    process.
     """
     code = "import os; print('printed'); sys.stderr.write('failed\\n'); os._exit(0)"
     done = subprocess.run(

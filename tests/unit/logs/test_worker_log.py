@@ -550,7 +550,8 @@ def test_log_reopens(tmp_path: Path) -> None:
 
 
 def test_terminals(terminal: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal `auto` is the coloured console format; NO_COLOR turns colour off (https://no-color.org).
+    """On a terminal `auto` is the coloured console format; NO_COLOR turns colour off
+    (https://no-color.org).
     """
     monkeypatch.delenv("NO_COLOR", raising=False)
     file = LogFile("-", terminal[0])
@@ -608,7 +609,8 @@ def test_a_traceback_is_written_as_it_is() -> None:
 
 
 def test_the_end_of_a_thread_ends_its_line() -> None:
-    """An unfinished line of a thread is written when the thread has ended, and not kept for another thread.
+    """An unfinished line of a thread is written when the thread has ended, and not kept for another
+    thread.
     """
     written: list[str] = []
     stream = ErrorStream(written.append)

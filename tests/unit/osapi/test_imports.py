@@ -91,9 +91,7 @@ def test_bytecode_of_others(ours: Path) -> None:
     script = f"import py_compile; py_compile.compile({str(ours / 'evil.py')!r}, cfile=sys.argv[1])"
     cached = ours / "__pycache__" / f"ostler_cached.{sys.implementation.cache_tag}.pyc"
     subprocess.run([sys.executable, "-c", f"import sys; {script}", str(cached)], check=True)
-    assert (
-        run("import ostler_cached", ours) == "planted"
-    )  # no other account can write it, so it is used
+    assert run("import ostler_cached", ours) == "planted"  # no other account can write it, so it is used
     os.chown(cached.parent, UID, UID)
     assert run("import ostler_cached", ours) == "source"
 

@@ -210,7 +210,8 @@ def test_the_only_writer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         pwd, "getpwall", lambda: [*everybody, pwd.struct_passwd(("x", "", 7777, 1, "", "", ""))]
     )
-    assert trust.sole([Writer("a", gid=1)]) is None  # the group of `daemon` is also the primary group of another account
+    # The group of `daemon` is also the primary group of another account.
+    assert trust.sole([Writer("a", gid=1)]) is None
     assert "'nobody' can write a" in trust.shown([own])
     assert "everybody can write b" in trust.shown([Writer("b")])
 

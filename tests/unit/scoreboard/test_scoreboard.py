@@ -181,7 +181,8 @@ def test_marking_an_overdue_request(board: Board) -> None:
 
 
 def test_a_worker_marks_nothing(board: Board) -> None:
-    """The supervisor itself decides which request is overdue; values that a worker writes there are ignored.
+    """The supervisor itself decides which request is overdue; values that a worker writes there are
+    ignored.
     """
     cell = board.born()
     worker = writer(board, cell)
@@ -196,7 +197,8 @@ def test_a_worker_marks_nothing(board: Board) -> None:
 
 
 def test_last_requests(board: Board) -> None:
-    """Requests in flight first, the longest before others, then the last ones of idle threads; at most five.
+    """Requests in flight first, the longest before others, then the last ones of idle threads; at
+    most five.
     """
     cell = board.born(threads=8)
     worker = writer(board, cell, threads=8)

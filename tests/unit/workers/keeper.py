@@ -32,7 +32,8 @@ from ostler.settings.load import Loaded
 PATIENCE = 20.0
 M = TypeVar("M", bound=msgspec.Struct)
 
-# Request slots of a cell: the largest number that a worker's settings may ask for. More than needed do not matter.
+# Request slots of a cell: the largest number that a worker's settings may ask for. More than needed do not
+# matter.
 _REQUEST_SLOTS = 257
 
 _START = "import sys; from ostler.forkserver.main import main; main(int(sys.argv[1]), 0)"
@@ -171,7 +172,9 @@ class Keeper:
         return peer
 
     def configure(self, peer: Peer, config: str | None = None, known: Loaded | None = None) -> None:
-        peer.send_message(messages.Configure(messages.VERSION, 7, self._settings, config, str(self.folder), known))
+        peer.send_message(
+            messages.Configure(messages.VERSION, 7, self._settings, config, str(self.folder), known)
+        )
 
     def server(self, config: str | None = None) -> Peer:
         """A fork server that is ready."""

@@ -1,4 +1,5 @@
-"""Accepting: one connection at a time, not while the worker is full, pauses or drains, and again afterwards.
+"""Accepting: one connection at a time, not while the worker is full, pauses or drains, and again
+afterwards.
 """
 
 import errno
@@ -63,7 +64,8 @@ def test_one_at_a_time(make: Make, listener: Listener) -> None:
 
 
 def test_stopping(make: Make, listener: Listener) -> None:
-    """New connections are left to siblings; accepting can be started again, but not while the worker drains.
+    """New connections are left to siblings; accepting can be started again, but not while the
+    worker drains.
     """
     pieces = make()
     acceptor = pieces.parts.acceptor

@@ -138,7 +138,8 @@ def test_an_answer_that_is_sent_is_no_slow_one(measured: Callable[..., Measured]
 
 
 def test_what_is_unsent_under_tls() -> None:
-    """Data that asyncio has encrypted waits in the transport below; after two calls of close there is none.
+    """Data that asyncio has encrypted waits in the transport below; after two calls of close there
+    is none.
     """
     below = SimpleNamespace(get_write_buffer_size=lambda: 7)
     tls = SimpleNamespace(_transport=below, _get_write_buffer_size=lambda: 5)

@@ -51,7 +51,8 @@ def test_each_phase_has_its_transitions() -> None:
 
 
 def test_what_goes_to_the_parser(pieces: Pieces) -> None:
-    """Bytes of a plain connection are parsed, but not before its PROXY header and not after its last answer.
+    """Bytes of a plain connection are parsed, but not before its PROXY header and not after its
+    last answer.
     """
     plain, _ = pieces.connect()
     proxied, _ = pieces.connect(proxied=True)

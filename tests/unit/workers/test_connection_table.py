@@ -42,7 +42,8 @@ def test_full(tmp_path: Path) -> None:
 
 
 def test_closing(pieces: Pieces) -> None:
-    """The client sees the end; a second close does nothing; the descriptor is removed from table and reactor.
+    """The client sees the end; a second close does nothing; the descriptor is removed from table
+    and reactor.
     """
     connection, client = pieces.connect()
     for _ in range(2):

@@ -95,7 +95,8 @@ def test_a_worker_that_leaves_hands_its_connections_off(
     for client in (*clients, fresh):
         answer = client.get()
         assert (answer.body, "connection" in answer.headers) == (b"two", False)
-    assert (leaving.counts().handed_off, leaving.counts().closed) == (21, 0)  # it has ended, so these numbers are final
+    # It has ended, so these numbers are final.
+    assert (leaving.counts().handed_off, leaving.counts().closed) == (21, 0)
     assert (staying.counts().received, staying.counts().opened) == (21, 0)
     assert (leaving.counts().connections, staying.counts().connections) == (0, 21)
 
@@ -397,7 +398,8 @@ def test_a_listener_of_any_name_can_be_sent(handoff: HandOff) -> None:
 
 
 def test_a_full_handoff_refuses(handoff: HandOff) -> None:
-    """Without a receiver, sending fails at some point and does not wait. All that was sent can be received.
+    """Without a receiver, sending fails at some point and does not wait. All that was sent can be
+    received.
     """
     with Pair() as pair:
         given = 0
@@ -556,7 +558,8 @@ class Idle:
 
 
 def test_a_pair_that_blocks(ends: tuple[HandOff, socket.socket]) -> None:
-    """A sibling can fill the shared sockets and make them blocking: nothing is handed off, no worker waits.
+    """A sibling can fill the shared sockets and make them blocking: nothing is handed off, no
+    worker waits.
     """
     handoff, sibling = ends
     sibling.setblocking(False)

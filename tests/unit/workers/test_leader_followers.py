@@ -179,7 +179,8 @@ def test_the_watcher_polls_while_no_thread_waits(stage: Stage) -> None:
 
 
 def test_a_thread_accepts_the_offer_itself(stage: Stage) -> None:
-    """A thread that is done need not wait for the watcher; the old leader's connection is detached as well.
+    """A thread that is done need not wait for the watcher; the old leader's connection is detached
+    as well.
     """
     slot = Slot()
     stage.leader.acquire(accept_offer=False)
@@ -367,7 +368,8 @@ def test_the_watcher_wakes_up_for_an_offer(watched: Stage) -> None:
 
 
 def test_there_is_one_leader(watched: Stage) -> None:
-    """Threads acquire, offer, withdraw and acquire again: never two lead at once, and all have their turns.
+    """Threads acquire, offer, withdraw and acquire again: never two lead at once, and all have
+    their turns.
     """
     leading: list[int] = []
     wrong: list[list[int]] = []

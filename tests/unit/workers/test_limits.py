@@ -190,7 +190,8 @@ def test_a_head_begins_with_its_first_byte(times: Callable[..., Times]) -> None:
 
 
 def test_a_body_has_its_own_time(times: Callable[..., Times]) -> None:
-    """It counts from the end of the head; from its third second on the body must arrive at `body_min_rate`.
+    """It counts from the end of the head; from its third second on the body must arrive at
+    `body_min_rate`.
     """
     connection = times(header_timeout=15.0, body_timeout=30.0, body_min_rate=100)
     connection.feed(POST, at=110)
@@ -353,7 +354,8 @@ def test_the_longest_idle_make_room(serve: Serve, threads: int) -> None:
 
     for number in range(20):
         assert rig.client().get(f"/{number}").body == b"/%d" % number
-        # A client may have its answer before the thread has recorded that. Without an idle connection, one with half a request is closed.
+        # A client may have its answer before the thread has recorded that. Without an idle connection, one
+        # with half a request is closed.
         until(lambda: idle() == rig.counts().connections - 1, "all that were answered idle")
     assert rig.counts().connections <= 4
     half.send(b"st: x\r\n\r\n")
@@ -914,7 +916,8 @@ def test_a_defect_in_any_thread_ends_the_worker(serve: Serve) -> None:
 
 
 def test_the_listeners_may_go_at_any_moment(tmp_path: Path) -> None:
-    """`abandon` is called, as by a signal handler, while a leader accepts: no thread fails, the engine ends.
+    """`abandon` is called, as by a signal handler, while a leader accepts: no thread fails, the
+    engine ends.
     """
     for number in range(12):
         folder = tmp_path / str(number)

@@ -137,7 +137,8 @@ def test_a_known_length(serve: Serve, shape: str, threads: int) -> None:
 @BOTH
 @pytest.mark.parametrize("shape", OPEN)
 def test_an_unknown_length(serve: Serve, shape: str, threads: int) -> None:
-    """Chunked for HTTP/1.1, and kept; for HTTP/1.0 the connection ends, although the client asked to keep it.
+    """Chunked for HTTP/1.1, and kept; for HTTP/1.0 the connection ends, although the client asked
+    to keep it.
     """
     app, parts = OPEN[shape]
     rig = serve(app, threads=threads)
@@ -327,7 +328,8 @@ def test_what_was_checked_is_what_is_sent(serve: Serve) -> None:
     "make", [iter, tuple, lambda pairs: (pair for pair in pairs), lambda pairs: dict(pairs).items()]
 )
 def test_headers_in_another_kind_of_collection(serve: Serve, make: Callable[[Any], Any]) -> None:
-    """PEP 3333 wants a list; other collections are accepted, and must not appear in another request's answer.
+    """PEP 3333 wants a list; other collections are accepted, and must not appear in another
+    request's answer.
     """
     pairs = (("Set-Cookie", "session=1"), ("X-A", "b"))
 

@@ -14,7 +14,7 @@ from tests.unit.workers.rig import Client, Serve
 Start = Callable[..., Any]
 
 
-def show_environ(environ: Environ, start_response: Start) -> list[bytes]:
+def dump(environ: Environ, start_response: Start) -> list[bytes]:
     """Answers with the environ."""
     shown = {key: value for key, value in environ.items() if type(value) in (str, bool, tuple)}
     shown["body"] = environ["wsgi.input"].read()
@@ -36,12 +36,12 @@ def asked(client: Client, *lines: str, body: bytes = b"") -> Environ:
 
 @pytest.fixture
 def client(serve: Serve) -> Client:
-    return serve(show_environ).client()
+    return serve(dump).client()
 
 
 def test_everything(serve: Serve) -> None:
     """The keys of PEP 3333 and the usual ones, with the right types, and no others."""
-    served = serve(show_environ)
+    served = serve(dump)
     client = served.client()
     port = str(client.sock.getsockname()[1])
     assert asked(client, "GET /a%20b/?c=%20 HTTP/1.1", "Host: example.com", "User-Agent: me") == {
@@ -72,7 +72,7 @@ def test_everything(serve: Serve) -> None:
 
 def test_multithread(serve: Serve) -> None:
     """Apps choose their locks by wsgi.multithread."""
-    assert asked(serve(show_environ, threads=4).client(), "GET / HTTP/1.1", "Host: x")["wsgi.multithread"] is True
+    assert asked(serve(dump, threads=4).client(), "GET / HTTP/1.1", "Host: x")["wsgi.multithread"] is True
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,8 @@ def test_multithread(serve: Serve) -> None:
 )
 @pytest.mark.parametrize("protocol", ["HTTP/1.1", "HTTP/1.0"])
 def test_targets(client: Client, target: str, path: str, query: str, protocol: str) -> None:
-    """PATH_INFO is decoded once, the query not at all, nothing is normalized, RAW_URI is the target as sent.
+    """PATH_INFO is decoded once, the query not at all, nothing is normalized, RAW_URI is the target
+    as sent.
     """
     environ = asked(client, f"GET {target} {protocol}", "Host: x")
     assert (environ["PATH_INFO"], environ["QUERY_STRING"], environ["RAW_URI"]) == (path, query, target)
@@ -180,7 +181,7 @@ def test_fields_that_make_no_variable(client: Client, line: str, keys: list[str]
 def test_chunks_and_trailers(serve: Serve, settings: dict[str, Any]) -> None:
     """The coding is removed; trailers are not fields of the request."""
     environ = asked(
-        serve(show_environ, **settings).client(),
+        serve(dump, **settings).client(),
         "POST / HTTP/1.1",
         "Host: x",
         "Transfer-Encoding: chunked",
@@ -242,7 +243,7 @@ def test_script_name(
         settings["root_path"] = mount.encode("latin-1").decode()
     else:
         fields = [f"SCRIPT_NAME: {mount}"]
-    environ = asked(serve(show_environ, **settings).client(), f"GET {target} HTTP/1.1", "Host: x", *fields)
+    environ = asked(serve(dump, **settings).client(), f"GET {target} HTTP/1.1", "Host: x", *fields)
     assert (environ["SCRIPT_NAME"], environ["PATH_INFO"]) == (script, path)
 
 
@@ -250,11 +251,11 @@ def test_precedence_of_script_name(serve: Serve, monkeypatch: pytest.MonkeyPatch
     """A proxy has precedence over the environment, which has precedence over root_path; slashes there do not
     matter.
     """
-    served = serve(show_environ, root_path="b/c/")
+    served = serve(dump, root_path="b/c/")
     assert asked(served.client(), "GET /b/c/x HTTP/1.1", "Host: x")["SCRIPT_NAME"] == "/b/c"
     assert asked(served.client(), "GET /a/x HTTP/1.1", "Host: x", "SCRIPT_NAME: /a")["SCRIPT_NAME"] == "/a"
     monkeypatch.setenv("SCRIPT_NAME", "/e")
-    assert asked(serve(show_environ, root_path="/b").client(), "GET /e/x HTTP/1.1", "Host: x")["PATH_INFO"] == "/x"
+    assert asked(serve(dump, root_path="/b").client(), "GET /e/x HTTP/1.1", "Host: x")["PATH_INFO"] == "/x"
 
 
 def test_switches_for_malformed_requests(serve: Serve) -> None:
@@ -266,13 +267,13 @@ def test_switches_for_malformed_requests(serve: Serve) -> None:
         ("strip_header_spaces", "GET / HTTP/1.1", "Host : x"),
         ("permit_obsolete_folding", "GET / HTTP/1.1", "Host: x", "X: a", " b"),
     ):
-        environ = asked(serve(show_environ, **{setting: True}).client(), line, *fields)
+        environ = asked(serve(dump, **{setting: True}).client(), line, *fields)
         assert environ["HTTP_HOST"] == "x", setting
 
 
 def test_only_trusted_proxies_set_script_name(serve: Serve) -> None:
     """The field is used from trusted proxies only, and not by a name that only looks like it."""
-    served = serve(show_environ, forwarded_allow_ips="192.0.2.1")
+    served = serve(dump, forwarded_allow_ips="192.0.2.1")
     assert asked(served.client(), "GET /a/x HTTP/1.1", "Host: x", "SCRIPT_NAME: /a")["SCRIPT_NAME"] == ""
     assert asked(served.client(), "GET /a/x HTTP/1.1", "Host: x", "Script-Name: /a")["SCRIPT_NAME"] == ""
 
@@ -289,14 +290,15 @@ def test_script_name_of_one_request(client: Client) -> None:
 
 def test_the_scheme_of_a_proxy(serve: Serve) -> None:
     """From a trusted proxy, for its request only; that from other peers is ignored."""
-    client = serve(show_environ).client()
+    client = serve(dump).client()
     field = "X-Forwarded-Proto: https"
     assert asked(client, "GET / HTTP/1.1", "Host: x", field)["wsgi.url_scheme"] == "https"
     assert asked(client, "GET / HTTP/1.1", "Host: x")["wsgi.url_scheme"] == "http"
 
 
 def test_what_an_app_leaves_behind(serve: Serve) -> None:
-    """Changes to an environ are dropped with its request; the access log works even with wrong types in it.
+    """Changes to an environ are dropped with its request; the access log works even with wrong
+    types in it.
     """
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
@@ -322,7 +324,7 @@ def test_all_interfaces(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
             super().bind(("0.0.0.0", 0))
 
     monkeypatch.setattr(rig, "Listener", Everywhere)
-    served = serve(show_environ)
+    served = serve(dump)
     monkeypatch.setattr(served, "address", ("127.0.0.1", served.address[1]))
     environ = asked(served.client(), "GET / HTTP/1.0")
     assert (environ["SERVER_NAME"], environ["SERVER_PORT"]) == ("127.0.0.1", str(served.address[1]))

@@ -162,7 +162,8 @@ def test_a_request_that_comes_while_the_worker_is_busy(serve: Serve, new: bool) 
 
 @pytest.mark.parametrize("new", [True, False])
 def test_a_request_that_comes_late_has_not_waited_long(serve: Serve, new: bool) -> None:
-    """It arrived at the end of a long request: the worker has not polled for long, but that is not its wait.
+    """It arrived at the end of a long request: the worker has not polled for long, but that is not
+    its wait.
     """
     gate = Gate()
     rig = serve(gate)
@@ -250,7 +251,8 @@ def test_behind_an_answer_that_the_client_does_not_take(serve: Serve) -> None:
 
 @pytest.mark.parametrize("protocol", ["HTTP/1.1", "HTTP/1.0"])
 def test_too_late(serve: Serve, protocol: str) -> None:
-    """503 with Retry-After, without calling the app; logged and counted; the connection is kept if possible.
+    """503 with Retry-After, without calling the app; logged and counted; the connection is kept if
+    possible.
     """
     gate = Gate()
     rig = serve(gate, queue_timeout=0.05, access=True)
@@ -309,7 +311,8 @@ def test_a_head_request_too_late(serve: Serve) -> None:
 
 
 def test_what_was_handed_off(tmp_path: Path, handoff: HandOff) -> None:
-    """A connection that a busy worker handed off, and that no sibling has received, waits since its arrival.
+    """A connection that a busy worker handed off, and that no sibling has received, waits since its
+    arrival.
     """
     gates = [Gate(), Gate()]
     rigs: list[Rig] = []

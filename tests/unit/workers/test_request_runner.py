@@ -155,7 +155,8 @@ def test_the_request_is_shown_while_it_is_in_the_app(bench: Make) -> None:
 
 @pytest.mark.parametrize("error", [ValueError("oops"), SystemExit(1)])
 def test_an_app_that_fails(bench: Make, error: BaseException) -> None:
-    """500, counted once and with its traceback in the log; the client receives it before the connection ends.
+    """500, counted once and with its traceback in the log; the client receives it before the
+    connection ends.
     """
 
     def app(_environ: Environ, _start_response: Start) -> list[bytes]:

@@ -340,7 +340,8 @@ def test_a_client_that_takes_nothing(serve: Serve, handled: Handled) -> None:
 
 
 def test_the_next_request_is_not_interrupted(tmp_path: Path, handled: Handled) -> None:
-    """The signal arrives when the overdue request has ended: the request that is in the thread now continues.
+    """The signal arrives when the overdue request has ended: the request that is in the thread now
+    continues.
     """
     gate = threading.Event()
 
@@ -462,7 +463,7 @@ def test_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("reason", ["ended", "another", "extended", "young"])
-def test_requests_that_are_not_interrupted(stage: Stage, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+def test_what_is_not_interrupted(stage: Stage, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
     """No request, another one than was marked, one that has got more time, one that is too young to be
     overdue.
     """
@@ -493,7 +494,8 @@ def test_a_signal_within_the_handler(stage: Stage, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_pending_exception_is_taken_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread ends its request after the exception was set and before it was raised: it is taken back, once.
+    """A thread ends its request after the exception was set and before it was raised: it is taken
+    back, once.
     """
     taken_back: list[tuple[int, Any]] = []
     monkeypatch.setattr(module, "_set_exception", lambda ident, kind: taken_back.append((ident, kind)))
@@ -611,7 +613,8 @@ def test_at_any_moment(
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_extending_a_deadline(serve: Serve, threads: int) -> None:
-    """The request has this many seconds from now, never fewer than before; the next one has the usual time.
+    """The request has this many seconds from now, never fewer than before; the next one has the
+    usual time.
     """
     gate = threading.Event()
     extended: list[float] = []

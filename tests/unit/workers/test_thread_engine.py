@@ -353,7 +353,8 @@ def test_a_long_stream_to_a_slow_reader_arrives_whole(serve: Serve, shop: Shop, 
 
 @BOTH
 def test_a_stream_goes_on_when_its_reader_does(serve: Serve, threads: int) -> None:
-    """Data that was buffered while the client did not read is sent with the next part, not at the app's end.
+    """Data that was buffered while the client did not read is sent with the next part, not at the
+    app's end.
     """
     enough = threading.Event()
 
@@ -688,7 +689,8 @@ def test_long_names_fit_the_scoreboard(serve: Serve, shop: Shop, threads: int) -
 
 @BOTH
 def test_the_quota_calls_once(serve: Serve, shop: Shop, threads: int) -> None:
-    """`on_quota` is called after the last request of the quota, once; the engine serves until it is drained.
+    """`on_quota` is called after the last request of the quota, once; the engine serves until it is
+    drained.
     """
     rig = serve(shop, threads=threads, quota=5)
     client = rig.client()

@@ -355,7 +355,8 @@ def test_end_in_the_handshake(server: Certificate, connect: Connect) -> None:
 
 
 def test_shutdown_sends_close_notify(authority: Authority, server: Certificate, connect: Connect) -> None:
-    """The client sees the end of TLS, not only of the connection; data that it still sends can be discarded.
+    """The client sees the end of TLS, not only of the connection; data that it still sends can be
+    discarded.
     """
     ends = connect(context_of(server))
     going_on = threading.Event()

@@ -758,7 +758,8 @@ def test_a_deadline_before_the_head() -> None:
 
 
 def test_a_deadline_behind_the_head() -> None:
-    """Nothing more is sent, the connection must be cut, close() is called; the status that was sent counts.
+    """Nothing more is sent, the connection must be cut, close() is called; the status that was sent
+    counts.
     """
     result = Result(b"a", error=DeadlineExceeded())
     request, environ = setting_of(GET)

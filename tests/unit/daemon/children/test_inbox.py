@@ -235,7 +235,8 @@ async def test_flood_is_read_in_small_parts() -> None:
         left = 0
         one.sock.close()
         handle = theatre.shell.children.workers[one.worker_id]
-        # A stand-in that was forked later also holds the other end: then the channel has no end, only no more data.
+        # A stand-in that was forked later also holds the other end: then the channel has no end, only no more
+        # data.
         with suppress(BlockingIOError):
             while handle.channel.receive_unvouched() is not None:
                 left += 1

@@ -145,7 +145,8 @@ def test_left_for_a_signal(worker: Worker, sent: list[int], cause: str) -> None:
     ],
 )
 def test_cause(worker: Worker | None, status: ExitStatus, sent: list[int], oom: bool, cause: str) -> None:
-    """The cause of a worker's death, from the fleet's wishes, the exit status and the signals that were sent.
+    """The cause of a worker's death, from the fleet's wishes, the exit status and the signals that
+    were sent.
     """
     assert cause_of(facts(status, worker=worker, sent=sent), oom) == cause
 
