@@ -1,5 +1,5 @@
-"""The apps under test: one that does as little as possible, the same through Flask, and one with several
-paths.
+"""The apps under test: one that does as little as possible, the same through Flask,
+and one with several paths.
 """
 
 import os

@@ -90,8 +90,8 @@ REFUSALS = frozenset({400, 408, 413, 414, 431, 501, 505})
 
 @dataclass(frozen=True)
 class Hurt:
-    """A process that was killed, stopped or crashed, and the connections that it held then. Times are on the
-    monotonic clock.
+    """A process that was killed, stopped or crashed, and the connections that it held then.
+    Times are on the monotonic clock.
     """
 
     kind: str
@@ -216,8 +216,8 @@ class Chaos:
         self._release()
 
     def do_reload_bad_release(self) -> None:
-        """The new code boots, and then crashes again and again. It is rolled back, or replaced by the next
-        reload.
+        """The new code boots, and then crashes again and again.
+        It is rolled back, or replaced by the next reload.
         """
         self._release(crash_after=40)
         self._reload(wait=True)
@@ -241,8 +241,8 @@ class Chaos:
             self._pass_time(0.3)
 
     def do_upgrade(self) -> None:
-        """The upgrade is not awaited: the next operations meet a supervisor that checks the new program, or
-        the new program.
+        """The upgrade is not awaited:
+        the next operations meet a supervisor that checks the new program, or the new program.
         """
         with self._planned():
             if self.dice.random() < 0.5:

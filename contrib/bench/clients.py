@@ -147,8 +147,8 @@ def send_closed(options: argparse.Namespace) -> Result:
 
 
 class Slow:
-    """A slow client. It connects again when the server closes its connection. Each tick does one thing and
-    never waits.
+    """A slow client. It connects again when the server closes its connection.
+    Each tick does one thing and never waits.
     """
 
     def __init__(

@@ -92,9 +92,7 @@ class Sample:
 
 
 def one_queue(arrivals: Iterable[float], threads: int) -> list[float]:
-    """Latencies, ascending, of the short requests, if all these arrivals wait in one queue for all
-    threads.
-    """
+    """Latencies of the short requests, ascending, if all these arrivals wait in one queue for all threads."""
     dice = random.Random(1)
     free = [0.0] * threads
     short = []

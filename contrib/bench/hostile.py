@@ -146,8 +146,8 @@ class Figures:
 
 @contextlib.contextmanager
 def _repeating(work: Callable[[], None], threads: int = 4) -> Iterator[None]:
-    """Run `work` again and again in a process of its own, so that its CPU time is not counted with that of
-    the measurement.
+    """Run `work` again and again in a process of its own,
+    so that its CPU time is not counted with that of the measurement.
     """
     pid = os.fork()
     if not pid:
@@ -272,8 +272,8 @@ def slow_bodies(daemon: Daemon) -> contextlib.AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class Attack:
-    """killing: whether workers are killed during the attack; code: of attack.py; tls: whether it is also run
-    over TLS.
+    """killing: whether workers are killed during the attack; code: of attack.py;
+    tls: whether it is also run over TLS.
     """
 
     run: Callable[[Daemon], contextlib.AbstractContextManager[None]]

@@ -80,9 +80,7 @@ def allow_descriptors(wanted: int) -> int:
 
 
 def busiest(pid: int) -> int:
-    """The process of a server's tree with the most descriptors, which is the one that holds the
-    connections.
-    """
+    """The process of a server's tree with the most descriptors: the one that holds the connections."""
     return max(servers.tree(pid), key=descriptors)
 
 

@@ -26,7 +26,7 @@ END_WITHIN = 15.0
 
 
 class BenchError(Exception):
-    """The measurement can't go on; `str()` is one line for the user."""
+    """The measurement can't continue; `str()` is one line for the user."""
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ def client_ports() -> set[int]:
 
 
 def note(kind: str) -> None:
-    """Write down the connections that will be lost; afterwards no other thread of the process runs Python
-    code.
+    """Write down the connections that will be lost;
+    afterwards no other thread of the process runs Python code.
     """
     path = Path(os.environ["UNRULY_NOTES"]) / f"{os.getpid()}-{time.monotonic_ns()}.json"
     descriptor = os.open(path, os.O_CREAT | os.O_WRONLY)

@@ -90,8 +90,8 @@ async def opened(page: Page, api: FakeApi) -> Page:
 
 
 async def has_asked(api: FakeApi, path: str) -> None:
-    """Wait until this is the last request of the page: a click returns before the server has the request that
-    it causes.
+    """Wait until this is the last request of the page:
+    a click returns before the server has the request that it causes.
     """
     deadline = time.monotonic() + 60
     while api.asked[-1] != (path, {}):
@@ -124,8 +124,8 @@ async def test_page_follows_the_stream(page: Page, api: FakeApi) -> None:
 
 
 async def test_exits_are_shown(page: Page, api: FakeApi) -> None:
-    """The newest ends are listed with their causes; unplanned ones are marked and have a stack; a new end is
-    added on top.
+    """The newest ends are listed with their causes; unplanned ones are marked and have a stack;
+    a new end is added on top.
     """
     rows = page.locator("[data-exit]")
     await expect(rows).to_have_count(4)
@@ -201,8 +201,8 @@ async def test_login_link_is_used_up(browser: Browser, api: FakeApi) -> None:
 
 
 async def test_login_by_hand(browser: Browser, api: FakeApi) -> None:
-    """Without a session the page explains how to get a link. A wrong link is refused, a valid one that is
-    pasted logs in.
+    """Without a session the page explains how to get a link.
+    A wrong link is refused, a valid one that is pasted logs in.
     """
     page = await browser.new_page()
     await page.goto(api.url)

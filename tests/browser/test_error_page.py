@@ -30,8 +30,8 @@ def place() -> Iterator[Place]:
 
 
 def test_follows_the_next_edit(place: Place) -> None:
-    """The line that fails is marked, and markup in it is shown as text. Another mistake and its correction
-    appear without a reload.
+    """The line that fails is marked, and markup in it is shown as text.
+    Another mistake and its correction appear without a reload.
     """
     place.add("shop.py", "price = '<b>1</b>'\nprint(undefined)\n")
     daemon = place.start("--reload", "shop:app")

@@ -1,7 +1,7 @@
 """An app attacks the dashboard through the operator's browser, which has both open: one host, two ports.
 
 Real daemon, real browser. The app's page tries what a page may try; the fleet keeps its size, and the
-dashboard goes on working.
+dashboard keeps working.
 """
 
 import json
@@ -125,8 +125,8 @@ def assert_unharmed(daemon: Daemon, dashboard: Page) -> None:
 
 
 def test_what_the_app_receives_gives_no_rights(daemon: Daemon, dashboard: Page, app: Page) -> None:
-    """The app's server receives none of the dashboard's secrets, and the cookies that it receives can't scale
-    the fleet.
+    """The app's server receives none of the dashboard's secrets,
+    and the cookies that it receives can't scale the fleet.
     """
     received = app.locator("pre").inner_text()
     headers = {"Cookie": received, "Content-Type": "application/json"}
@@ -138,8 +138,8 @@ def test_what_the_app_receives_gives_no_rights(daemon: Daemon, dashboard: Page, 
 
 
 def test_scripts_of_the_app_learn_and_change_nothing(daemon: Daemon, dashboard: Page, app: Page) -> None:
-    """Requests with credentials, beacons, the stream, scripts and storage: all fail, although the site is the
-    same.
+    """Requests with credentials, beacons, the stream, scripts and storage:
+    all fail, although the site is the same.
     """
     for name, attack in ATTACKS.items():
         refused = f"(given) => Promise.resolve(given).then({attack}).catch(() => '')"
@@ -160,8 +160,8 @@ def test_a_form_of_the_app_changes_nothing(daemon: Daemon, dashboard: Page, app:
 
 
 def test_the_app_can_not_frame_the_dashboard(daemon: Daemon, dashboard: Page, app: Page) -> None:
-    """Neither the page nor an answer of the API can be shown in a frame, so a user can't be made to click in
-    it.
+    """Neither the page nor an answer of the API can be shown in a frame,
+    so a user can't be made to click in it.
     """
     for path in ("/", "/healthz"):
         app.set_content(f"<iframe src='{address(dashboard)}{path}'></iframe>")
@@ -182,8 +182,8 @@ def test_the_app_keeps_no_hold_on_a_window(daemon: Daemon, dashboard: Page, app:
 
 
 def test_a_cookie_bomb_locks_no_one_out(daemon: Daemon, dashboard: Page, app: Page) -> None:
-    """The app sets as many cookies as the browser keeps, for the whole host: open pages, new pages and
-    changes still work.
+    """The app sets as many cookies as the browser keeps, for the whole host:
+    open pages, new pages and changes still work.
     """
     assert app.evaluate(BOMB) > 500_000
     assert_unharmed(daemon, dashboard)

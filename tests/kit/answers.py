@@ -98,9 +98,7 @@ class AnswerParser:
 
     @staticmethod
     def _chunks(data: bytes) -> tuple[bytes, int] | None:
-        """Decode a chunked body. Returns it and the number of bytes it took, or None while it is
-        incomplete.
-        """
+        """Decode a chunked body. Returns it and the number of bytes it took, or None if it is incomplete."""
         body, at = bytearray(), 0
         while True:
             line_end = data.find(b"\r\n", at)

@@ -105,9 +105,7 @@ def end_with_parent() -> None:
 
 
 def _strange_folders() -> list[bytes]:
-    """Folders of other accounts in which `ctl` looks, whatever its environment is. They are hidden
-    in tests.
-    """
+    """Folders of other accounts in which `ctl` looks, whatever its environment is; hidden in tests."""
     places = [path for place in ("/tmp", "/var/tmp", "/dev/shm") for path in Path(place).glob("ostler-*")]
     folders = [path for path in (*places, Path("/run/ostler")) if path.is_dir()]
     return [os.fsencode(path) for path in folders if path.stat().st_uid != os.geteuid()]

@@ -102,8 +102,8 @@ def _kind(cause: Input) -> str:
 
 
 def _meaning(cause: Input) -> str:
-    """The meaning of a decision, from this module; that of an event or action is the first paragraph of its
-    docstring.
+    """The meaning of a decision, from this module;
+    that of an event or action is the first paragraph of its docstring.
     """
     if isinstance(cause, FleetDecision):
         return DECISIONS[cause]

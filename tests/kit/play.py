@@ -210,8 +210,8 @@ class World:
         self.hand_in(events.UpgradeChecked(problem))
 
     def take_over(self, problem: str | None = None) -> None:
-        """The new program runs with the state that the old one had; or, with a problem, the old program
-        continues.
+        """The new program runs with the state that the old one had;
+        or, with a problem, the old program continues.
         """
         self.upgrade = None
         if problem is not None:
@@ -234,9 +234,7 @@ class World:
         self.now = max(self.now, end)
 
     def step(self) -> bool:
-        """Let one process do what it should do next; False if all processes wait for the fleet or
-        for time.
-        """
+        """Let one process do what it should do next; False if all processes wait for the fleet or time."""
         if self.upgrade is not None:
             if self.upgrade == "check":
                 self.check_upgrade()
@@ -272,8 +270,8 @@ class World:
         return False
 
     def settle(self, limit: float = 600.0) -> None:
-        """Let all processes do what they were asked, and let time pass, until only recycling for age is left
-        to be done.
+        """Let all processes do what they were asked, and let time pass,
+        until only recycling for age is left to be done.
         """
         end = self.now + limit
         while True:
@@ -616,8 +614,8 @@ class Play(World):
         return self
 
     def settled(self) -> Self:
-        """All processes do what they were asked until nothing is left to do; the actions meanwhile are not
-        checked.
+        """All processes do what they were asked until nothing is left to do;
+        the actions meanwhile are not checked.
         """
         self.settle()
         self.unseen.clear()

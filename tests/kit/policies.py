@@ -1,5 +1,5 @@
-"""A fleet policy for tests. Fields that are not given have plain values, so that a test names only what it is
-about.
+"""A fleet policy for tests.
+Fields that are not given have plain values, so that a test names only what it is about.
 """
 
 from typing import Any

@@ -27,9 +27,7 @@ class Process:
         return self.ended(0)
 
     def ended(self, within: float = PATIENCE) -> bool:
-        """Wait for its end; returns whether it came in time (a pidfd becomes readable then,
-        pidfd_open(2)).
-        """
+        """Wait for its end; returns whether it came in time (a pidfd is then readable, pidfd_open(2))."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         return bool(poll.poll(within * 1000))

@@ -292,8 +292,8 @@ class Simulator(World):
             self._crash(self.random.choice(serving)[0])
 
     def _measure(self) -> None:
-        """Distribute the load of the time since the last measurement, and submit the measurements to the
-        fleet.
+        """Distribute the load of the time since the last measurement,
+        and submit the measurements to the fleet.
         """
         scenario, seconds = self.scenario, self.scenario.measured
         self._in(seconds, self._measure)

@@ -91,7 +91,7 @@ def _sleeper() -> int:
     return os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
 
 
-class Theatre:
+class ShellHarness:
     """A context manager; use it in a running loop.
 
     Attributes:

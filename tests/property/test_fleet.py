@@ -192,8 +192,8 @@ class Watched(World):
                 assert age <= own.max_age + own.max_age_jitter + 101.0
 
     def _check_wishes(self, event: events.Event, out: list[actions.Action]) -> None:
-        """A request for a refork or an upgrade gets at most one answer. That it gets one is checked at the
-        end.
+        """A request for a refork or an upgrade gets at most one answer.
+        That it gets one is checked at the end.
         """
         if isinstance(event, events.ReforkAsked):
             self.asked["refork"] += 1
@@ -267,8 +267,8 @@ class Watched(World):
         )
 
     def _check_spawns(self, before: "Before", event: events.Event, out: list[actions.Action]) -> None:
-        """Spawns fill empty slots or replace a worker that must leave, within max_surge; there are none while
-        stopping.
+        """Spawns fill empty slots or replace a worker that must leave, within max_surge;
+        there are none while stopping.
         """
         fleet, planned = self.fleet.state, False
         booting = [w for w in fleet.workers.values() if w.state is BOOTING and w.generation == fleet.current]
@@ -592,8 +592,8 @@ class FleetMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.alive and not self.fleet.stopping)
     @rule()
     def all_obey(self) -> None:
-        """When all processes do what they were asked, the fleet has the state that is wanted, whatever
-        happened before.
+        """When all processes do what they were asked, the fleet has the state that is wanted,
+        whatever happened before.
         """
         self.world.settle()
         fleet = self.fleet
@@ -636,9 +636,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     @invariant()
     def surge_is_small(self) -> None:
-        """Planned replacements never need more processes at once than the budget of any existing
-        generation.
-        """
+        """Planned replacements never need more processes at once than the budget of any generation here."""
         pairs = {
             old
             for new, old in self.world.predecessors.items()
@@ -693,8 +691,8 @@ class FleetMachine(RuleBasedStateMachine):
         assert len(self.world.finished) <= 1
 
     def teardown(self) -> None:
-        """Stopped in a world where all processes do what they are asked, the fleet leaves no process and has
-        answered all requests.
+        """Stopped in a world where all processes do what they are asked,
+        the fleet leaves no process and has answered all requests.
         """
         if not hasattr(self, "world"):
             return
@@ -746,8 +744,8 @@ PLAYED = {
 
 
 def test_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rules above with random events. Together the runs make most transitions of the tables in
-    `lifecycle`.
+    """The rules above with random events.
+    Together the runs make most transitions of the tables in `lifecycle`.
     """
     made: set[tuple[str, str]] = set()
     original = FleetStep.move

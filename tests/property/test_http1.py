@@ -1,5 +1,5 @@
-"""The request parser with arbitrary input: the sizes of reads and the caches do not matter; garbage is
-refused.
+"""The request parser with arbitrary input: the sizes of reads and the caches do not matter;
+garbage is refused.
 """
 
 import io

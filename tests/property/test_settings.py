@@ -79,8 +79,8 @@ def one_line(text: str) -> bool:
 
 
 def test_every_flag_with_hostile_texts() -> None:
-    """Each flag with each text is a usage error in one line, or it is accepted and can be sent to a fork
-    server.
+    """Each flag with each text is a usage error in one line,
+    or it is accepted and can be sent to a fork server.
     """
     taken: list[Any] = []
     made = command(taken.append)

@@ -72,8 +72,8 @@ def test_a_day_without_a_lost_request_or_process(day: Simulator) -> None:
 
 
 def test_a_day_stays_within_its_budgets(day: Simulator) -> None:
-    """Extra processes, boots and leaving workers at the same time reach, and do not exceed, the allowed
-    numbers.
+    """Extra processes, boots and leaving workers at the same time reach, and do not exceed,
+    the allowed numbers.
     """
     stats = day.stats
     assert 1 < stats.most_extra <= BUDGET
@@ -83,8 +83,8 @@ def test_a_day_stays_within_its_budgets(day: Simulator) -> None:
 
 
 def test_reloads_of_a_day(day: Simulator) -> None:
-    """One reload has broken code and fails, one meets poisonous requests and is rolled back; the others
-    succeed.
+    """One reload has broken code and fails, one meets poisonous requests and is rolled back;
+    the others succeed.
     """
     reports = day.stats.reports
     assert reports["reload"] == 24
@@ -94,8 +94,8 @@ def test_reloads_of_a_day(day: Simulator) -> None:
 
 
 def test_all_at_their_limit_in_the_same_second() -> None:
-    """Workers without jitter that are due at the same time are replaced in turns, so that all slots are
-    always served.
+    """Workers without jitter that are due at the same time are replaced in turns,
+    so that all slots are always served.
     """
     scenario = Scenario(POLICY, rate=lambda _: 640.0, drain=(20.0, 30.0))
     fleet = Simulator(scenario).run(MINUTE)
@@ -145,8 +145,8 @@ def broken_hour(seed: int) -> Simulator:
 
 
 def test_boots_that_fail_are_tried_ever_more_rarely() -> None:
-    """The pause between attempts grows up to half a minute; the survivors serve; the fleet recovers by
-    itself.
+    """The pause between attempts grows up to half a minute; the survivors serve;
+    the fleet recovers by itself.
     """
     fleet = broken_hour(1).run(100.0 + HOUR)
     attempts = fleet.stats.failed_boots
@@ -170,8 +170,8 @@ def test_fleets_that_fail_together_do_not_try_together() -> None:
 
 
 def test_poisonous_requests_do_not_take_the_fleet_down() -> None:
-    """Eighty crashes a minute for ten minutes: at least half of the workers serve, and the fleet recovers
-    afterwards.
+    """Eighty crashes a minute for ten minutes:
+    at least half of the workers serve, and the fleet recovers afterwards.
     """
     scenario = Scenario(POLICY, poison=[(60.0, 660.0)], poison_every=0.75, boot=(2.0, 2.0), measured=1.0)
     fleet = Simulator(scenario).run(60.0)
@@ -199,8 +199,8 @@ def test_a_fork_server_that_dies_each_minute_is_replaced_each_time() -> None:
 
 
 def test_an_autoscaled_day() -> None:
-    """The number of workers follows the load: enough at each hour, few at night, and it changes some dozens
-    of times.
+    """The number of workers follows the load:
+    enough at each hour, few at night, and it changes some dozens of times.
     """
     policy = replace(POLICY, workers=2, workers_most=24, autoscale_cooldown=120.0)
     scenario = Scenario(policy, rate=by_hour, request_seconds=0.005, crashes=0.05, fork_server_deaths=HOUR)

@@ -95,8 +95,8 @@ def lines(path: Path, event: str) -> list[dict[str, object]]:
 
 @needs_mounts
 def test_log_disk_is_full(place: Place) -> None:
-    """All processes continue to serve and do not spin. When there is room again, each logs how many lines it
-    lost, and lines are whole.
+    """All processes continue to serve and do not spin.
+    When there is room again, each logs how many lines it lost, and lines are whole.
     """
     disk = place.folder / "disk"
     disk.mkdir()
@@ -139,8 +139,8 @@ def test_access_log_alone_can_not_be_written(place: Place) -> None:
 
 @pytest.mark.parametrize("reader", ["gone", "asleep"])
 def test_reader_of_the_log(place: Place, reader: str) -> None:
-    """The reader has ended as in `ostler 2>&1 | head -1`, or exists but reads nothing: no process ends or
-    waits for it.
+    """The reader has ended as in `ostler 2>&1 | head -1`, or exists but reads nothing:
+    no process ends or waits for it.
     """
     fifo = place.folder / "fifo"
     os.mkfifo(fifo)
@@ -256,8 +256,8 @@ READ_ONLY = (
 
 @needs_mounts
 def test_read_only_machine(place: Place) -> None:
-    """It serves, with one warning for each missing feature; bodies too large for memory get 507 and
-    one line.
+    """It serves, with one warning for each missing feature;
+    bodies too large for memory get 507 and one line.
     """
     daemon = place.start("plain:app", argv=own_mounts(*READ_ONLY))
     assert daemon.get().text == "one"
@@ -315,8 +315,8 @@ def limit_files(daemon: Daemon, most: int | None) -> None:
 
 
 def test_supervisor_is_out_of_descriptors(place: Place) -> None:
-    """Every call fails with EMFILE: survivors serve, each attempt is a line, and it recovers when there are
-    descriptors.
+    """Every call fails with EMFILE:
+    survivors serve, each attempt is a line, and it recovers when there are descriptors.
     """
     daemon = place.start("-w", "2", "plain:app")
     workers = daemon.settled(2)
@@ -360,8 +360,8 @@ def cgroup() -> Iterator[Path]:
 
 
 def test_fork_fails(cgroup: Path, place: Place) -> None:
-    """EAGAIN for workers and fork servers: survivors serve, there is a line for each attempt, then it
-    recovers.
+    """EAGAIN for workers and fork servers:
+    survivors serve, there is a line for each attempt, then it recovers.
     """
     daemon = place.start("-w", "2", "plain:app")
     victim = Process(daemon.settled(2)[0].pid or 0)
@@ -400,8 +400,8 @@ time.time = _wall
 
 
 def test_clock_jumps(place: Place) -> None:
-    """The clock jumps one day forwards, then two back: no deadline fires, no worker is replaced, delays have
-    their usual length.
+    """The clock jumps one day forwards, then two back:
+    no deadline fires, no worker is replaced, delays have their usual length.
     """
     (place.folder / "clock").mkdir()
     (place.folder / "clock" / "sitecustomize.py").write_text(CLOCK)
@@ -431,8 +431,8 @@ def test_clock_jumps(place: Place) -> None:
 
 
 def test_hung_fork_server(place: Place) -> None:
-    """A fork server that does not fork when asked to is replaced, and does not delay the end; workers are not
-    affected.
+    """A fork server that does not fork when asked to is replaced, and does not delay the end;
+    workers are not affected.
     """
     daemon = place.start("-w", "2", "--boot-timeout", "3", "plain:app")
     before = [worker.pid for worker in daemon.settled(2)]

@@ -91,9 +91,7 @@ def test_the_wrong_kind_of_app(place: Place, argv: tuple[str, ...], advice: str)
 
 
 def test_a_failing_app(place: Place) -> None:
-    """500 to the client, one event with the traceback from the app's frame on, and the worker continues to
-    serve.
-    """
+    """500 to the client, one event with the traceback from the app's frame on; the worker continues."""
     daemon = place.start(*ASGI)
     (pid,) = daemon.pids()
     assert daemon.get("/fail").status == 500
@@ -122,8 +120,8 @@ def test_requests_in_flight_are_shown(place: Place) -> None:
 
 
 def test_a_startup_that_fails(place: Place) -> None:
-    """A reload whose startup raises is abandoned with its traceback; the generation before continues to
-    serve.
+    """A reload whose startup raises is abandoned with its traceback;
+    the generation before continues to serve.
     """
     daemon = place.start("-w", "2", *ASGI)
     pids = {worker.pid for worker in daemon.settled(2)}
@@ -168,8 +166,8 @@ def test_reload_under_load(place: Place) -> None:
 
 
 def test_websockets(place: Place) -> None:
-    """A websocket echoes and is shown as in flight without a deadline; a reload closes it with 1012, and new
-    ones work.
+    """A websocket echoes and is shown as in flight without a deadline;
+    a reload closes it with 1012, and new ones work.
     """
     daemon = place.start("-t", "0.5", *ASGI)
     (old,) = daemon.pids()
@@ -257,8 +255,8 @@ def test_max_requests(place: Place) -> None:
 
 
 def test_streams_and_clients_that_leave(place: Place) -> None:
-    """Parts reach the client as they are sent; an app that waits for it is notified when the client
-    disconnects.
+    """Parts reach the client as they are sent;
+    an app that waits for it is notified when the client disconnects.
     """
     daemon = place.start(*ASGI)
     with socket.create_connection(daemon.address, timeout=PATIENCE) as client:
@@ -405,8 +403,8 @@ def test_warm_up(place: Place) -> None:
 
 
 def test_a_class_made_from_uvicorns(place: Place) -> None:
-    """A project's own subclass of uvicorn's worker: its CONFIG_KWARGS count, and those without effect are
-    reported.
+    """A project's own subclass of uvicorn's worker:
+    its CONFIG_KWARGS count, and those without effect are reported.
     """
     place.add(
         "own.py",
@@ -436,9 +434,7 @@ class Strange(UvicornWorker):
 
 
 def test_unix_sockets_and_changing_the_class(place: Place) -> None:
-    """A proxy on a Unix socket is trusted; reloads switch from sync to asgi and back, with
-    connections open.
-    """
+    """A proxy on a Unix socket is trusted; reloads switch from sync to asgi and back, connections stay."""
     place.add("gunicorn.conf.py", "worker_class = 'sync'\nwsgi_app = 'plain:app'\n")
     daemon = place.start("--keep-alive", "60", bind=f"unix:{place.folder}/app.sock")
     kept = daemon.connect()
@@ -455,8 +451,8 @@ def test_unix_sockets_and_changing_the_class(place: Place) -> None:
 
 
 def test_hundreds_of_requests_at_once(place: Place) -> None:
-    """Each is visible while it is in the app, and logged with its own method: the answer to HEAD
-    has no body.
+    """Each is visible while it is in the app, and logged with its own method:
+    the answer to HEAD has no body.
     """
     log = ("--access-logfile", "access.log", "--access-logformat", "%(m)s %(s)s %(B)s")
     daemon = place.start("-k", "asgi", *log, "--worker-connections", "700", "waiter:app")

@@ -1,5 +1,5 @@
-"""Where settings come from, in real daemons: variables, files of all kinds, and the output of
---print-config.
+"""Where settings come from, in real daemons:
+variables, files of all kinds, and the output of --print-config.
 """
 
 import json
@@ -34,8 +34,8 @@ def printed(out: str) -> dict[str, tuple[str, str]]:
 
 
 def test_variables_with_arguments(place: Place) -> None:
-    """File, GUNICORN_CMD_ARGS, OSTLER_CMD_ARGS, command line: each overrides the one before, at
-    reloads too.
+    """File, GUNICORN_CMD_ARGS, OSTLER_CMD_ARGS, command line:
+    each overrides the one before, also at reloads.
     """
     place.add("conf.py", "timeout = 11\nkeepalive = 11\nbacklog = 11\ngraceful_timeout = 11\n")
     daemon = place.start(
@@ -126,8 +126,8 @@ def test_file_and_chdir(place: Place, config: str) -> None:
 
 
 def test_what_has_no_effect(place: Place) -> None:
-    """Configurations with obsolete or unknown names start as well; one warning of each kind names all of
-    them, once per start.
+    """Configurations with obsolete or unknown names start as well;
+    one warning of each kind names all of them, once per start.
     """
     place.add(
         "gunicorn.conf.py",
@@ -183,9 +183,7 @@ def test_print_config_is_whole(place: Place) -> None:
 
 
 def test_print_config_of_another_machine(place: Place) -> None:
-    """Problems of this machine, such as a missing log folder, are reported after the settings, not
-    instead.
-    """
+    """Problems of this machine, like a missing log folder, are reported after the settings, not instead."""
     done = place.run("--print-config", "--error-logfile", "/nowhere/e.log", "-t", "7", "plain:app")
     assert done.code == 1
     assert printed(done.out)["timeout"] == ("7.0", "command line")

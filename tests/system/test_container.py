@@ -126,8 +126,8 @@ def test_second_term_as_init(start: Callable[..., Init]) -> None:
 
 @needs_namespaces
 def test_orphans_as_init(place: Place, start: Callable[..., Init]) -> None:
-    """Orphans of the app become children of PID 1, and are reaped. They are not workers, and end with the
-    container.
+    """Orphans of the app become children of PID 1, and are reaped.
+    They are not workers, and end with the container.
     """
     place.add("leaves.py", LEAVES)
     init = start("leaves:app")

@@ -194,8 +194,8 @@ def test_the_log_names_what_a_reload_changed(place: Place) -> None:
 
 
 def test_a_number_set_by_hand(place: Place) -> None:
-    """It survives a reload unless the configuration's number changes, and `ctl` shows where the number is
-    from.
+    """It survives a reload unless the configuration's number changes,
+    and `ctl` shows where the number is from.
     """
     place.add("gunicorn.conf.py", "workers = 1\n")
     daemon = place.start("--canary-time", "0", "plain:app")

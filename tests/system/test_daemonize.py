@@ -100,9 +100,7 @@ def test_log_that_gets_lost(place: Place, port: int) -> None:
 
 @pytest.mark.parametrize("how", ["flag", "file"])
 def test_failure(place: Place, how: str) -> None:
-    """A start that fails ends with the error and exit code of the foreground, and leaves no process
-    or file.
-    """
+    """A start that fails ends with the error and exit code of the foreground, and leaves nothing behind."""
     place.add("broken.py", "raise RuntimeError('no luck')\n")
     place.add("conf.py", "daemon = True\n" if how == "file" else "")
     args = ["-c", "conf.py", "-b", "127.0.0.1:0", *(["-D"] if how == "flag" else [])]

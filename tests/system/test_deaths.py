@@ -153,8 +153,8 @@ def test_killed_supervisor_while_the_app_loads(place: Place, preload: list[str])
 
 
 def test_new_daemon_after_a_killed_one(place: Place) -> None:
-    """A new daemon is started at once, while the old workers still drain: same port, same sockets, same pid
-    file.
+    """A new daemon is started at once, while the old workers still drain:
+    same port, same sockets, same pid file.
     """
     app_socket = place.folder / "app.sock"
     pidfile = place.folder / "daemon.pid"

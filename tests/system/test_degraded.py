@@ -19,9 +19,9 @@ from plain import app
 """
 
 
-def test_degraded_and_mended(place: Place) -> None:
-    """After kill -9 the successor does not boot: backoff, and degraded in the API; when it boots again, the
-    state is ready.
+def test_degraded_and_recovered(place: Place) -> None:
+    """After kill -9 the successor does not boot: backoff, and degraded in the API;
+    when it boots again, the state is ready.
     """
     place.add("fragile.py", FRAGILE)
     daemon = place.start("-w", "2", "fragile:app")

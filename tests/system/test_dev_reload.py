@@ -1,5 +1,5 @@
-"""`reload`: files are saved as editors do it, and the next answer comes from the new code, or shows what is
-wrong.
+"""`reload`: files are saved as editors do it, and the next answer comes from the new code,
+or shows what is wrong.
 """
 
 import os
@@ -40,9 +40,7 @@ def answers(daemon: Daemon, text: str, status: int = 200) -> Answer:
     [[], ["--reload-engine", "poll"], *thorough(["--preload"], ["-w", "3", "--threads", "2"])],
 )
 def test_saved(place: Place, more: list[str]) -> None:
-    """Saving a module reloads, with all combinations of other settings; the log names the file, in
-    one line.
-    """
+    """Saving a module reloads, with all combinations of other settings; one log line names the file."""
     place.add("page.py", page("one"))
     daemon = dev(place, *more)
     assert daemon.get().text == "one"
@@ -153,8 +151,8 @@ def test_late_import(place: Place) -> None:
 
 
 def test_templates_and_extra_files(place: Place) -> None:
-    """Templates in the app's packages and beside it, extra files, folders and patterns are watched; other
-    files are not.
+    """Templates in the app's packages and beside it, extra files, folders and patterns are watched;
+    other files are not.
     """
     place.add("shop/__init__.py", page("x"))
     place.add("shop/part/list.jinja2", "a")
@@ -228,8 +226,8 @@ def test_error_page(place: Place, preload: list[str]) -> None:
 
 @pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_broken_from_the_start(place: Place, preload: list[str]) -> None:
-    """An app that does not load at the start does not end the daemon: it serves the error page, and the app
-    once it loads.
+    """An app that does not load at the start does not end the daemon:
+    it serves the error page, and the app once it loads.
     """
     daemon = dev(place, *preload, app="fresh.wsgi:app")
     answers(daemon, "no module named 'fresh'", status=500)
@@ -252,8 +250,8 @@ def test_broken_in_another_module(place: Place) -> None:
 
 
 def test_broken_configuration(place: Place) -> None:
-    """A configuration file that can't be read any more: the old one stays in use, and the next edit
-    fixes it.
+    """A configuration file that can't be read any more:
+    the old one stays in use, and the next edit fixes it.
     """
     place.add("conf.py", "reload = True\nbind = '127.0.0.1:0'\nimport parts\nworkers = parts.workers\n")
     place.add("parts.py", "workers = 1\n")
@@ -270,8 +268,8 @@ def test_broken_configuration(place: Place) -> None:
 
 
 def test_no_more_reload(place: Place) -> None:
-    """A configuration that no longer sets `reload`: no file is watched, and a broken app is refused
-    as usual.
+    """A configuration that no longer sets `reload`:
+    no file is watched, and a broken app is refused as usual.
     """
     place.add("conf.py", "reload = True\nbind = '127.0.0.1:0'\n")
     place.add("page.py", page("one"))

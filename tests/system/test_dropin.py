@@ -301,9 +301,7 @@ def test_file_a(apps: Place, line: str) -> None:
 
 @pytest.mark.parametrize("kind", ["gevent", *thorough("egg:meinheld#gunicorn_worker")])
 def test_file_b(apps: Place, kind: str) -> None:
-    """Preload, computed numbers, misleading names of files, an obsolete name; none of it prevents
-    the start.
-    """
+    """Preload, computed numbers, misleading file names, an obsolete name; none of it prevents the start."""
     needs(kind)
     apps.add("gunicorn.py", FILE_B.replace("WORKER_CLASS", kind))
     daemon = apps.start("-c", "gunicorn.py", "run:app", serving=False)
@@ -419,9 +417,7 @@ def test_dockerfile_of_cloud_run(apps: Place) -> None:
 
 
 def test_unit_of_django(apps: Place) -> None:
-    """A dotted module; logs on standard streams, which capture_output then does not change, as in
-    gunicorn.
-    """
+    """A dotted module; logs on standard streams, which capture_output does not change, as in gunicorn."""
     apps.add("config/__init__.py", "")
     apps.add("config/wsgi.py", APP + "\nprint('printed by the app')\n")
     daemon = typed(

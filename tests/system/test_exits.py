@@ -77,8 +77,8 @@ def test_exit_of_its_own(daemon: Daemon) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_sigterm_from_outside(daemon: Daemon, signum: int) -> None:
-    """A signal from outside that a worker handles, so that it ends in order, has the cause of an outsider as
-    well.
+    """A signal from outside that a worker handles, so that it ends in order,
+    has the cause of an outsider as well.
     """
     pid = daemon.pids()[0]
     Process(pid).send(signum)
@@ -96,9 +96,7 @@ def test_sigkill_from_outside(daemon: Daemon) -> None:
 
 
 def test_deadline(daemon: Daemon) -> None:
-    """A hung request: the cause is the deadline, not the signal that we sent; the stack shows where
-    it hung.
-    """
+    """A hung request: the cause is the deadline, not the signal we sent; the stack shows where it hung."""
     daemon.connect().asked("/hang").ended_by_server()
     view = an_exit(daemon, cause="deadline")
     assert view.last_requests[0] == "GET /hang"
@@ -174,9 +172,7 @@ def _scraped(daemon: Daemon) -> dict[str, float]:
 
 
 def test_the_ledger_survives_an_upgrade(place: Place) -> None:
-    """Entries, their numbers and the counters continue in the next program; `ctl upgrade` waits for
-    its end.
-    """
+    """Entries, their ids and the counters continue in the next program; `ctl upgrade` waits for its end."""
     daemon = place.start("-w", "2", "--probation", "0", "plain:app")
     daemon.settled(2)
     assert daemon.ctl("recycle", "1").code == 0

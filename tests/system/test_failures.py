@@ -49,8 +49,8 @@ def test_app_not_found(place: Place, spec: str, words: str, preload: tuple[str, 
 @pytest.mark.parametrize("how", ["sys.exit(4)", "os._exit(4)", "ctypes.string_at(0)"])
 @pytest.mark.parametrize("preload", tiers({"lazy": (), "preload": ("--preload",)}.items(), ["lazy"]))
 def test_app_that_ends_the_process(place: Place, how: str, preload: tuple[str, ...]) -> None:
-    """An app that exits or crashes while it is loaded ends only its process, and the daemon reports it; exit
-    code 3.
+    """An app that exits or crashes while it is loaded ends only its process, and the daemon reports it;
+    exit code 3.
     """
     place.add("ends.py", f"import ctypes, os, sys\n{how}\n")
     done = place.run(*LOCAL, *preload, "ends:app")

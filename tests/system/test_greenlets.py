@@ -170,9 +170,7 @@ def test_requests_wait_together(green: Place, kind: str) -> None:
 @BOTH
 @pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_patched_before_the_app_is_imported(green: Place, kind: str, preload: list[str]) -> None:
-    """At its import the app finds the patched standard library; as with gunicorn, wsgi.multithread
-    is true.
-    """
+    """At its import the app finds the patched standard library; wsgi.multithread is true, as in gunicorn."""
     daemon = start(green, kind, "-w", "2", *preload)
     sleep, sockets = json.loads(daemon.get("/patched").text)
     assert sleep.startswith(kind)
@@ -194,8 +192,8 @@ def test_nothing_is_left_for_the_next_request(green: Place, kind: str) -> None:
 
 
 def test_a_time_out_that_was_left_behind(green: Place) -> None:
-    """A gevent.Timeout that is never cancelled hits no other request, although greenlets serve several
-    requests.
+    """A gevent.Timeout that is never cancelled hits no other request,
+    although greenlets serve several requests.
     """
     daemon = start(green, "gevent")
     client = daemon.connect()

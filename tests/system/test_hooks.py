@@ -1,5 +1,5 @@
-"""Server hooks of a real daemon: which are called, where, when and how often, and the effects of their
-failures.
+"""Server hooks of a real daemon:
+which are called, where, when and how often, and the effects of their failures.
 """
 
 import json
@@ -198,8 +198,8 @@ def test_child_exit_of_a_crash(place: Place, path: str, code: int) -> None:
 
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_worker_abort(place: Place, threads: str) -> None:
-    """A worker over its deadline: worker_abort is called; its stacks and the cause are the same as without
-    the hook.
+    """A worker over its deadline: worker_abort is called;
+    its stacks and the cause are the same as without the hook.
     """
     daemon, notes = start(place, "-w", "1", "-t", "1", "--threads", threads)
     (worker,) = daemon.settled(1)
@@ -251,9 +251,7 @@ def test_worker_abort_cannot_save_the_worker(place: Place, hook: str) -> None:
 
 
 def test_reload(place: Place) -> None:
-    """on_reload in the new fork server, and no other hook of a start; the ends of old workers are
-    reported.
-    """
+    """on_reload in the new fork server, and no other hook of a start; ends of old workers are reported."""
     daemon, notes = start(place, "-w", "2")
     old = {worker.pid for worker in daemon.settled(2)}
     before = fork_server(daemon).pid
@@ -325,8 +323,8 @@ def test_refork(place: Place) -> None:
 
 
 def test_a_rollback(place: Place) -> None:
-    """The end of each worker of the rejected generation is reported once, by its fork server or the restored
-    one.
+    """The end of each worker of the rejected generation is reported once,
+    by its fork server or the restored one.
     """
     place.add("site_app.py", APP)
     place.add("gunicorn.conf.py", HOOKS)
@@ -349,8 +347,8 @@ def test_a_rollback(place: Place) -> None:
 
 
 def test_upgrade(place: Place) -> None:
-    """pre_exec before the program is replaced, then the hooks of a start in a new generation; none of the
-    end.
+    """pre_exec before the program is replaced, then the hooks of a start in a new generation;
+    none of the end.
     """
     daemon, notes = start(place, "-w", "1")
     (worker,) = daemon.settled(1)
@@ -429,9 +427,7 @@ def test_the_start_is_refused(place: Place, hook: str, error: str) -> None:
 @pytest.mark.parametrize("hook", ["post_fork", "post_worker_init"])
 @pytest.mark.parametrize("error", ["ValueError('not today')", *thorough("SystemExit(1)")])
 def test_no_worker_boots(place: Place, hook: str, error: str) -> None:
-    """A start whose workers' hooks raise fails as if the app could not be loaded, with all hooks of
-    the end.
-    """
+    """A start whose workers' hooks raise fails as if the app could not load, with all hooks of the end."""
     conf = f"{HOOKS}\ndef {hook}(*args):\n    raise {error}\n"
     daemon, notes = start(place, "-w", "1", conf=conf, serving=False)
     assert daemon.wait() == 3
@@ -499,8 +495,8 @@ def test_a_hook_hangs_in_c(place: Place) -> None:
 
 
 def test_a_fork_server_that_its_hook_kills(place: Place) -> None:
-    """os._exit in child_exit: the fleet starts another fork server, which does not call the hook for the same
-    worker.
+    """os._exit in child_exit: the fleet starts another fork server,
+    which does not call the hook for the same worker.
     """
     conf = """\
     import os
@@ -658,8 +654,8 @@ def test_a_hook_loads_the_app(place: Place, preload: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("preload", tiers({"lazy": (), "preload": ("--preload",)}.items(), ["lazy"]))
 def test_a_thread_of_post_fork(place: Place, preload: tuple[str, ...]) -> None:
-    """The pattern of Sentry's, New Relic's and OpenTelemetry's recipes: an exporter with a thread, made after
-    the fork, which the app uses, and which is flushed at the end.
+    """The pattern of Sentry's, New Relic's and OpenTelemetry's recipes:
+    an exporter with a thread, made after the fork, which the app uses, and which is flushed at the end.
     """
     conf = """\
     import atexit, queue, threading
@@ -728,8 +724,8 @@ def app(environ, start_response):
 
 
 def test_prometheus_multiprocess(place: Place) -> None:
-    """prometheus_client's recipe: counters of dead workers stay, live gauges are removed, also
-    after kill -9.
+    """prometheus_client's recipe:
+    counters of dead workers stay, live gauges are removed, also after kill -9.
     """
     folder = place.folder / "metrics"
     folder.mkdir()

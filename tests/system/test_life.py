@@ -213,8 +213,8 @@ def all_of(daemon: Daemon, generation: int) -> None:
 
 
 def test_rollback(place: Place) -> None:
-    """A release that crashes on probation is rolled back: the old code serves, although the disk has the new
-    code; only requests in the crashed workers are lost.
+    """A release that crashes on probation is rolled back:
+    the old code serves, although the disk has the new code; only requests in the crashed workers are lost.
     """
     daemon = fleet(place, *QUICK_CANARY, "--probation", "30", "--rollback-crashes", "2")
     with load(daemon) as client:

@@ -94,8 +94,8 @@ Connect = Callable[[Daemon], Raw]
 
 @pytest.mark.parametrize("kind", [[], ["--threads", "3"]])
 def test_proxy_headers(place: Place, raw: Connect, kind: list[str]) -> None:
-    """Both versions name the client, in one piece with the request or in many, for all requests of the
-    connection.
+    """Both versions name the client, in one piece with the request or in many,
+    for all requests of the connection.
     """
     daemon = place.start("--proxy-protocol", *kind, "plain:app")
     for pieces in [(V1 + REQUEST,), (V1, REQUEST), (V1[:3], V1[3:20], V1[20:] + REQUEST)]:
@@ -114,8 +114,8 @@ def test_proxy_headers(place: Place, raw: Connect, kind: list[str]) -> None:
 
 
 def test_proxy_speaks_for_itself(place: Place, raw: Connect) -> None:
-    """LOCAL, UNKNOWN and a missing header keep the peer's own address, even if the first bytes look like a
-    header.
+    """LOCAL, UNKNOWN and a missing header keep the peer's own address,
+    even if the first bytes look like a header.
     """
     daemon = place.start("--proxy-protocol", "plain:app")
     ways = [
@@ -148,8 +148,8 @@ def test_only_proxies_may_say(place: Place, raw: Connect) -> None:
 
 
 def test_malformed_proxy_header(place: Place, raw: Connect) -> None:
-    """Bytes that begin like a header and are malformed are refused; an endless one is cut off by the
-    time-out.
+    """Bytes that begin like a header and are malformed are refused;
+    an endless one is cut off by the time-out.
     """
     daemon = place.start("--proxy-protocol", "auto", "--header-timeout", "1", "plain:app")
     connection = raw(daemon)
@@ -259,8 +259,8 @@ def test_owner_of_a_unix_socket(place: Place) -> None:
 
 
 def test_spellings_of_addresses(place: Place) -> None:
-    """tcp://HOST:PORT and unix://PATH as in gunicorn's files; relative paths are relative to the initial
-    folder.
+    """tcp://HOST:PORT and unix://PATH as in gunicorn's files;
+    relative paths are relative to the initial folder.
     """
     daemon = place.start("-b", "unix://app.sock", "plain:app", bind="tcp://127.0.0.1:0")
     assert daemon.urls == [f"http://127.0.0.1:{daemon.port}", "unix:app.sock"]

@@ -159,9 +159,7 @@ def test_the_usual_configuration(place: Place) -> None:
 
 
 def test_a_mistake_in_it(place: Place) -> None:
-    """At the start one line with setting and place; at a reload the old generation continues with
-    its logs.
-    """
+    """At the start one line with setting and place; at a reload the old generation keeps its logs."""
     folder = place.app_folder
     bad = CONFIG.replace("logging.handlers.RotatingFileHandler", "logging.handlers.NoSuchHandler")
     (folder / "gunicorn.py").write_text(bad)
@@ -241,8 +239,8 @@ def test_a_fork_server_that_hangs(place: Place) -> None:
 
 @pytest.mark.parametrize("preload", [False, *thorough(True)])
 def test_the_recipe_of_apps(place: Place, preload: bool) -> None:
-    """Handlers and level of `gunicorn.error` for the app's logger: its lines have slot and pid of
-    the worker.
+    """Handlers and level of `gunicorn.error` for the app's logger:
+    its lines have slot and pid of the worker.
     """
     place.add(
         "recipe.py",
@@ -266,9 +264,7 @@ def test_the_recipe_of_apps(place: Place, preload: bool) -> None:
 
 
 def test_configured_by_the_app(place: Place) -> None:
-    """An app that gives `gunicorn.error` handlers of its own, as Django's settings may, receives
-    the events.
-    """
+    """An app that gives `gunicorn.error` handlers of its own, as Django's settings may, gets the events."""
     place.add(
         "own.py",
         "import logging.config\n"
@@ -368,8 +364,8 @@ def test_one_file_for_both(place: Place) -> None:
 
 
 def test_syslog(place: Place, udp: socket.socket) -> None:
-    """Lines of supervisor and workers and the access log go there in addition to their usual places; none can
-    be forged.
+    """Lines of supervisor and workers and the access log go there in addition to their usual places;
+    none can be forged.
     """
     address = f"udp://127.0.0.1:{udp.getsockname()[1]}"
     place.add("talks.py", TALKS)
@@ -506,8 +502,8 @@ def test_threads_write_whole_lines_to_wsgi_errors(place: Place) -> None:
 
 
 def test_nothing_changes_without_a_file(place: Place) -> None:
-    """--capture-output with the errorlog on standard error: printed output stays where it was, as in
-    gunicorn.
+    """--capture-output with the errorlog on standard error:
+    printed output stays where it was, as in gunicorn.
     """
     place.add("talks.py", TALKS)
     daemon = place.start("--capture-output", "talks:app")

@@ -84,8 +84,8 @@ def test_all_its_names(place: Place, name: str) -> None:
 
 
 def test_environ(place: Place) -> None:
-    """The app gets the address that clients have connected to, and theirs, on all connections that
-    stay open.
+    """The app gets the address that clients have connected to, and theirs,
+    on all connections that stay open.
     """
     daemon = place.start(*MEINHELD, "-b", "0.0.0.0:0", "plain:app")
     ports = [int(url.rpartition(":")[2]) for url in daemon.urls]
@@ -208,8 +208,8 @@ def test_a_request_is_ended_alone(special: Place, path: str) -> None:
 
 
 def test_a_client_that_takes_nothing(special: Place) -> None:
-    """A client that reads nothing blocks its worker for `timeout`, and is then cut off; the worker continues
-    to serve.
+    """A client that reads nothing blocks its worker for `timeout`, and is then cut off;
+    the worker continues to serve.
     """
     daemon = special.start(*MEINHELD, "-t", "0.5", "--timeout-grace", "30", "special:app")
     (pid,) = daemon.pids()
@@ -426,8 +426,8 @@ def test_preload_and_refork(place: Place) -> None:
     ],
 )
 def test_what_it_can_not_do(place: Place, options: list[str], words: str) -> None:
-    """Unsupported settings are reported when the configuration is checked, in one line that names the
-    setting.
+    """Unsupported settings are reported when the configuration is checked,
+    in one line that names the setting.
     """
     done = place.run("--check-config", *MEINHELD, *options, "plain:app")
     assert done.code == 1

@@ -93,8 +93,8 @@ def test_user(open_place: Place) -> None:
     ],
 )
 def test_numbers_and_groups(open_place: Place, args: tuple[str, ...], ids: list[object]) -> None:
-    """Numbers need no account; the group of a number is the same number, with a warning, as there is for
-    root's group.
+    """Numbers need no account;
+    the group of a number is the same number, with a warning, as there is for root's group.
     """
     daemon = start(open_place, *args)
     assert credentials(daemon)[:7] == ids
@@ -222,8 +222,8 @@ from who import app
 
 
 def test_an_app_can_not_say_what_to_bind(open_place: Place) -> None:
-    """The fork server reports the configuration, but not once the app runs in it: then it is killed
-    for that.
+    """The fork server reports the configuration, but not once the app runs in it:
+    then it is killed for that.
     """
     wanted = open_place.folder / "roots.sock"
     open_place.add("forger.py", FORGER.format(wanted))
@@ -278,8 +278,8 @@ def test_everything_that_forks(open_place: Place) -> None:
 
 
 def test_daemon(open_place: Place) -> None:
-    """A daemon whose pid file and logs are in folders of root: the logs belong to the workers, the pid file
-    to root.
+    """A daemon whose pid file and logs are in folders of root:
+    the logs belong to the workers, the pid file to root.
     """
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -300,8 +300,8 @@ def test_daemon(open_place: Place) -> None:
 
 
 def test_unix_socket(open_place: Place) -> None:
-    """A listener's socket belongs to the workers, with a mode from the umask; its own settings have
-    precedence.
+    """A listener's socket belongs to the workers, with a mode from the umask;
+    its own settings have precedence.
     """
     path = open_place.folder / "app.sock"
     for args, mode, uid, gid in (
@@ -317,9 +317,7 @@ def test_unix_socket(open_place: Place) -> None:
 
 
 def test_control_socket_for_others(open_place: Place) -> None:
-    """Accounts that the mode admits may operate, the app's own user may only read; the default
-    admits none.
-    """
+    """Accounts that the mode admits may operate, the app's user may only read; the default admits none."""
     path = open_place.folder / "control.sock"
     args = ["-u", "nobody", "--control-socket", str(path)]
 

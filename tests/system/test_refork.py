@@ -1,5 +1,5 @@
-"""Reforking: a warmed-up worker becomes the fork server, and its successors share the memory of what it has
-cached.
+"""Reforking: a warmed-up worker becomes the fork server,
+and its successors share the memory of what it has cached.
 """
 
 import signal

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.system
 @pytest.mark.parametrize("kind", ["sync", "gthread"])
 @pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_reload_under_load(place: Place, preload: list[str], kind: str) -> None:
-    """Steady keep-alive load, and an app that takes long to import: no failure, first old code, then only new
-    code.
+    """Steady keep-alive load, and an app that takes long to import:
+    no failure, first old code, then only new code.
     """
     source = "import time\ntime.sleep(0.3)\n"
     place.add("page.py", source + page("old"))
@@ -47,9 +47,7 @@ def test_reload_under_load(place: Place, preload: list[str], kind: str) -> None:
 
 @pytest.mark.thorough
 def test_reloads_in_a_row_under_load(place: Place) -> None:
-    """One reload after the other, some while the one before still runs: the last one wins, no
-    request fails.
-    """
+    """One reload after the other, some while the one before runs: the last one wins, no request fails."""
     place.add("page.py", page("0"))
     daemon = place.start("-w", "2", "--canary-time", "0.1", "page:app")
     with Load(daemon.address, rate=300, connections=8) as load:
@@ -79,8 +77,8 @@ BROKEN = {
 
 @pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_broken_code(place: Place, preload: list[str]) -> None:
-    """Whatever the new code does at import, `ctl reload` exits with 1 and the reason, and the old code
-    serves.
+    """Whatever the new code does at import, `ctl reload` exits with 1 and the reason,
+    and the old code serves.
     """
     place.add("page.py", page("old"))
     daemon = place.start("-w", "2", *preload, "page:app")
@@ -187,9 +185,9 @@ def test_release_by_link(place: Place) -> None:
     assert daemon.get().text == "release 2"
 
 
-def test_workers_that_wait_are_not_forgotten(place: Place) -> None:
-    """Two clients that wait for one reload both get its outcome; a client that waits for an older one gets
-    that.
+def test_clients_that_wait_for_a_reload(place: Place) -> None:
+    """Two clients that wait for one reload both get its outcome;
+    a client that waits for an older one gets that.
     """
     place.add(
         "page.py",
@@ -304,9 +302,7 @@ def test_signals_during_the_first_configuration(place: Place, second: signal.Sig
 
 
 def test_reload_that_overtakes_the_first_configuration(place: Place) -> None:
-    """A reload's configuration is evaluated before the first one and its app fails: the daemon
-    starts once.
-    """
+    """A reload's configuration is known before the first one, whose app fails: the daemon starts once."""
     wait = "while not os.path.exists('go'):\n    time.sleep(0.01)\n"
     place.add("conf.py", f"import os\nimport time\nopen('begun', 'w').close()\n{wait}")
     place.add("plain.py", "raise LookupError('not today')\n")

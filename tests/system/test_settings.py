@@ -1,5 +1,5 @@
-"""Rows of the settings table in a running daemon: which worker classes use them, and when a change takes
-effect.
+"""Rows of the settings table in a running daemon:
+which worker classes use them, and when a change takes effect.
 """
 
 import signal

@@ -75,9 +75,7 @@ def test_hup_reads_the_configuration_again(place: Place) -> None:
 
 
 def test_usr1_reopens_logs(place: Place) -> None:
-    """After logrotate has moved the files, supervisor and workers write to new ones and close the
-    old ones.
-    """
+    """After logrotate has moved the files, supervisor and workers write new ones and close the old ones."""
     log, access = place.folder / "error.log", place.folder / "access.log"
     daemon = place.start(
         "-w", "2", "--error-logfile", str(log), "--access-logfile", str(access), "plain:app", serving=False
@@ -167,8 +165,8 @@ def test_second_signal_makes_it_quick(place: Place, second: int) -> None:
 
 
 def test_term_while_an_app_is_loaded_that_catches_all(place: Place) -> None:
-    """The code that is being imported may catch the exception that ends a booting worker; the worker ends
-    nevertheless.
+    """The code that is being imported may catch the exception that ends a booting worker;
+    the worker ends nevertheless.
     """
     place.add(
         "deaf.py",

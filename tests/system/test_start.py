@@ -37,9 +37,7 @@ def test_flask_answers_and_nothing_is_left(place: Place) -> None:
 
 
 def test_several_addresses(place: Place) -> None:
-    """TCP over both families and a Unix socket at once; each is reported as it was bound, and each
-    answers.
-    """
+    """TCP over both families and a Unix socket at once; each is reported as bound, and each answers."""
     path = place.folder / "app.sock"
     daemon = place.start("-b", "[::1]:0", "-b", f"unix:{path}", "plain:app")
     assert len(daemon.urls) == 3
@@ -94,8 +92,8 @@ def test_app_spec(place: Place, spec: str, body: str) -> None:
 
 
 def test_configuration_file(place: Place) -> None:
-    """A gunicorn-style file sets app, addresses and numbers; the command line has precedence; ctl
-    shows both.
+    """A gunicorn-style file sets app, addresses and numbers; the command line has precedence;
+    ctl shows both.
     """
     place.add(
         "conf.py",
@@ -151,8 +149,8 @@ def test_chdir_and_pythonpath(place: Place) -> None:
 
 
 def test_relative_paths_with_chdir(place: Place) -> None:
-    """As in gunicorn they are relative to the folder of --chdir, except -c, which is relative to the initial
-    folder.
+    """As in gunicorn they are relative to the folder of --chdir, except -c,
+    which is relative to the initial folder.
     """
     deep = place.app_folder / "deep"
     place.add("deep/inside.py", "from plain import app\n")
@@ -241,8 +239,8 @@ def test_stale_pidfile_is_taken_over(place: Place) -> None:
 
 
 def test_process_titles(place: Place) -> None:
-    """ps shows the roles: supervisor, fork server, workers with slot and generation, each with the instance's
-    name.
+    """ps shows the roles: supervisor, fork server, workers with slot and generation,
+    each with the instance's name.
     """
     daemon = place.start("-w", "2", "-n", "till", "plain:app")
     first, second = daemon.settled(2)
@@ -254,9 +252,7 @@ def test_process_titles(place: Place) -> None:
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]])
 def test_workers_stay_lean(place: Place, preload: list[str]) -> None:
-    """A worker of a stdlib app has imported none of the supervisor's large modules, which would use
-    memory.
-    """
+    """A worker of a stdlib app has none of the supervisor's large modules, which would use memory."""
     daemon = place.start(*preload, "plain:app")
     modules = set(json.loads(daemon.get("/modules").body))
     heavy = {"aiohttp", "asyncio", "rich", "psutil", "structlog", "click", "ssl", "logging", "typer"}

@@ -65,8 +65,8 @@ def test_runtime_directory(place: Place) -> None:
     not shutil.which("systemd-socket-activate"), reason="systemd-socket-activate is not installed"
 )
 def test_socket_activation(place: Place) -> None:
-    """The first connection starts the daemon on systemd's listener and is answered; a reload keeps the
-    listener.
+    """The first connection starts the daemon on systemd's listener and is answered;
+    a reload keeps the listener.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -112,8 +112,8 @@ def test_large_file(place: Place, authority: Authority, server: Certificate) -> 
 
 
 def test_certificate_is_reread_at_a_reload(place: Place, authority: Authority) -> None:
-    """A renewed certificate is used from the reload on; an unusable one makes the reload fail and affects no
-    client.
+    """A renewed certificate is used from the reload on;
+    an unusable one makes the reload fail and affects no client.
     """
     cert, key = place.app_folder / "cert.pem", place.app_folder / "key.pem"
 
@@ -175,8 +175,8 @@ def test_client_certificates(place: Place, authority: Authority, server: Certifi
 
 
 def test_hook(place: Place, authority: Authority, server: Certificate) -> None:
-    """ssl_context in the configuration file makes the context; its exceptions fail a reload with
-    their line.
+    """ssl_context in the configuration file makes the context;
+    its exceptions fail a reload, with the line.
     """
     source = (
         "import ssl\n"
@@ -199,8 +199,8 @@ def test_hook(place: Place, authority: Authority, server: Certificate) -> None:
 
 
 def test_hook_without_certificate(place: Place) -> None:
-    """Files for gunicorn may always define the hook and only sometimes a certificate; without one they serve
-    plain HTTP.
+    """Files for gunicorn may always define the hook and only sometimes a certificate;
+    without one they serve plain HTTP.
     """
     place.add("gunicorn.conf.py", "def ssl_context(conf, factory):\n    return factory()\n")
     daemon = place.start("plain:app")
@@ -240,8 +240,8 @@ def test_hook_alone(
 @pytest.mark.parametrize("worker_class", ["meinheld", "reference.ReferenceWorker"])
 @pytest.mark.parametrize("by", ["certfile", "ssl_context"])
 def test_classes_that_speak_no_tls(place: Place, server: Certificate, worker_class: str, by: str) -> None:
-    """They are refused where TLS is configured, with the setting in the line, because they would serve plain
-    HTTP.
+    """They are refused where TLS is configured, with the setting in the line,
+    because they would serve plain HTTP.
     """
     if worker_class == "meinheld":
         pytest.importorskip("meinheld.server", exc_type=ImportError)

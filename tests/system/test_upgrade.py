@@ -68,9 +68,7 @@ def upgrade(daemon: Daemon, times: int = 1) -> None:
 
 
 def test_nothing_is_lost(place: Place) -> None:
-    """Twice in a row under load: same pid, no failed request, totals and history continue, workers
-    are new.
-    """
+    """Twice in a row under load: same pid, no failed request, totals and history stay, workers are new."""
     daemon = start(place)
     before, workers = daemon.status(), daemon.pids()
     client = Load(daemon.address, rate=300, connections=8)
@@ -150,9 +148,7 @@ def test_broken_app(place: Place) -> None:
 
 
 def test_half_installed(place: Place) -> None:
-    """The trial loads all modules that would serve: one that can't be imported is reported, nothing
-    changes.
-    """
+    """The trial loads all modules that would serve: one that can't be imported is reported, no change."""
     package = place.folder / "new" / "ostler"
     shutil.copytree(Path(ostler.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     place.add("up.py", APP)
@@ -227,9 +223,7 @@ Daemon._upgrade_soon = signalled
 
 
 def test_signal_during(place: Place) -> None:
-    """The new program handles a signal that arrives after the old one has checked for signals the
-    last time.
-    """
+    """The new program handles a signal that arrives after the old one's last check for signals."""
     daemon = start(
         place,
         lines="""
@@ -248,8 +242,8 @@ upgrade_state.replace_program = signalled
 
 
 def test_stop_during_the_check(place: Place) -> None:
-    """The child that tries the program, and its children, end with the daemon, however long the app would
-    load.
+    """The child that tries the program, and its children, end with the daemon,
+    however long the app would load.
     """
     daemon = start(place)
     place.add("up.py", f"import time\nopen('loading', 'w').close()\ntime.sleep(60)\n{APP}")
@@ -346,8 +340,8 @@ def test_few_descriptors(place: Place) -> None:
     ids=["reading", "building", "taking over"],
 )
 def test_new_program_fails(place: Place, broken: str) -> None:
-    """At whatever point it fails, workers continue to serve; SIGTERM ends them and it, and no process is
-    left.
+    """At whatever point it fails, workers continue to serve;
+    SIGTERM ends them and it, and no process is left.
     """
     daemon = start(place, "-p", "up.pid", lines=f"if 'OSTLER_UPGRADE' in os.environ:\n    {broken}")
     workers = daemon.pids()

@@ -73,8 +73,8 @@ def test_an_answer_that_warms_little(place: Place) -> None:
 
 
 def test_it_is_part_of_booting(place: Place) -> None:
-    """A warm-up request that is not answered in boot_timeout ends the worker, like an app that does
-    not load.
+    """A warm-up request that is not answered in boot_timeout ends the worker,
+    like an app that does not load.
     """
     place.add("shop.py", APP.replace("seen.append", "import time; time.sleep(1000); seen.append"))
     done = place.run("-b", "127.0.0.1:0", "--warmup-request", "/health", "--boot-timeout", "1", "shop:app")

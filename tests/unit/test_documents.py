@@ -141,8 +141,8 @@ def _quoted(document: Path) -> list[str]:
 
 
 def _exists(document: Path, name: str) -> bool:
-    """Whether the thing exists that a text in backticks names; also True if the text is not a name of this
-    repository.
+    """Whether the thing exists that a text in backticks names;
+    also True if the text is not a name of this repository.
     """
     if (found := _PATH.fullmatch(name)) is not None:
         path, inner = found.groups()

@@ -135,8 +135,8 @@ def only(report: Report) -> Outcome:
 
 
 def test_every_request_is_answered_over_few_connections() -> None:
-    """With a server that answers and keeps alive there is one connection per client, and no error
-    is counted.
+    """With a server that answers and keeps alive there is one connection per client,
+    and no error is counted.
     """
     with ScriptedServer(always(HELLO)) as server:
         report = load(server.address, requests=100, connections=4)
@@ -256,8 +256,8 @@ def test_unanswered() -> None:
 
 @pytest.mark.parametrize("reset", [False, True], ids=["end of file", "reset"])
 def test_stale_connection_is_retried_once_and_counted(*, reset: bool) -> None:
-    """A reused connection that is closed after a request, before any byte of the answer: retried, answered,
-    and counted.
+    """A reused connection that is closed after a request, before any byte of the answer:
+    retried, answered, and counted.
     """
 
     def script(peer: Peer) -> None:
@@ -430,8 +430,8 @@ def test_connections_that_the_client_ends(every: int) -> None:
 
 
 def test_records_name_worker_and_ports() -> None:
-    """A record has the pid from its answer, or the last one on its connection, and the ports of both
-    attempts.
+    """A record has the pid from its answer, or the last one on its connection,
+    and the ports of both attempts.
     """
     ports = {}
 

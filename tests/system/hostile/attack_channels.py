@@ -38,8 +38,8 @@ def seqpackets():
 
 
 def asynchronous(sock):
-    """Whether the channel sends a signal when the supervisor is gone, which the pair between workers does
-    not.
+    """Whether the channel sends a signal when the supervisor is gone,
+    which the pair between workers does not.
     """
     return bool(fcntl.fcntl(sock.fileno(), fcntl.F_GETFL) & os.O_ASYNC)
 

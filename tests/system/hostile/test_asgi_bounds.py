@@ -1,5 +1,5 @@
-"""Limits of asgi workers for what they keep of clients: uvicorn has no bounds for some of it, so the worker
-has.
+"""Limits of asgi workers for what they keep of clients:
+uvicorn has no bounds for some of it, so the worker has.
 """
 
 import select
@@ -94,8 +94,8 @@ def resident(daemon: Daemon) -> int:
 
 
 def flood(sock: socket.socket, first: bytes, more: bytes) -> bytes:
-    """Send `first`, then `more` up to 500 times until the connection is closed; returns the beginning of the
-    answer.
+    """Send `first`, then `more` up to 500 times until the connection is closed;
+    returns the beginning of the answer.
     """
     answer = b""
     try:

@@ -1,5 +1,5 @@
-"""The environment of the daemon is broken: no /proc, too few threads, too little memory, wrong variables. It
-serves, or gives the reason in one line.
+"""The environment of the daemon is broken: no /proc, too few threads, too little memory, wrong variables.
+It serves, or gives the reason in one line.
 """
 
 import os
@@ -30,9 +30,7 @@ def without_proc() -> list[str]:
 @needs_mounts
 @each_class
 def test_no_proc(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """As in a chroot(2): it serves, replaces, reloads, and logs that no worker can be kept for a
-    roll-back.
-    """
+    """As in a chroot(2): it serves, replaces, reloads, and logs that no worker can be kept for roll-back."""
     daemon = hostile_place.start(*words, argv=without_proc())
     first = int(ask(daemon.url).text)
     Process(first).send(9)

@@ -95,8 +95,8 @@ def test_a_session_can_not_be_chosen(daemon: Daemon) -> None:
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 def test_other_origins_change_and_read_nothing(daemon: Daemon, site: str) -> None:
-    """Requests from other origins fail, even with valid credentials and our own Origin; only a link to the
-    page is allowed.
+    """Requests from other origins fail, even with valid credentials and our own Origin;
+    only a link to the page is allowed.
     """
     fetch = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "cors", "Sec-Fetch-Dest": "empty"}
     visit = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
@@ -121,8 +121,8 @@ def test_a_preflight_is_refused(daemon: Daemon) -> None:
 
 
 def test_failed_logins_lock_no_one_out(daemon: Daemon) -> None:
-    """After a hundred wrong codes valid codes still log in at once and sessions continue; further wrong ones
-    get 429.
+    """After a hundred wrong codes valid codes still log in at once and sessions continue;
+    further wrong ones get 429.
     """
     before = session(daemon)
     statuses = [log_in(daemon, f"guess {number}").status for number in range(100)]
@@ -216,8 +216,6 @@ def endless_cookies(daemon: Daemon, connections: int = 8) -> Iterator[None]:
 
 
 def test_endless_cookies_delay_nothing(daemon: Daemon) -> None:
-    """While eight connections send cookies endlessly, workers are replaced and the status answers
-    as usual.
-    """
+    """While eight connections send endless cookies, workers are replaced and the status answers as usual."""
     with endless_cookies(daemon):
         assert_unharmed(daemon)

@@ -73,8 +73,8 @@ def is_well(daemon: Daemon, workers: int) -> None:
 
 @every_class
 def test_all_die_after_garbage(place: Place, words: Sequence[str]) -> None:
-    """Each worker sends bytes that can't be decoded and dies at once: each death is recorded, each worker is
-    replaced.
+    """Each worker sends bytes that can't be decoded and dies at once:
+    each death is recorded, each worker is replaced.
     """
     daemon = place.start("--preload", "-w", "3", *words)
     before = set(daemon.pids())
@@ -108,8 +108,8 @@ WORDS = {
 
 
 def test_each_is_the_end_of_its_worker(place: Place) -> None:
-    """A worker that sends a forbidden message is killed, with the reason in ledger and log; no other worker
-    is.
+    """A worker that sends a forbidden message is killed, with the reason in ledger and log;
+    no other worker is.
     """
     # So many workers that these crashes in a row do not lead to a pause before the next successor.
     count = len(WORDS)
@@ -129,9 +129,7 @@ def test_each_is_the_end_of_its_worker(place: Place) -> None:
 @pytest.mark.thorough
 @each_class
 def test_a_descriptor_whose_close_waits(place: Place, words: Sequence[str]) -> None:
-    """A connection with SO_LINGER whose peer does not read does not block the supervisor when it is
-    closed.
-    """
+    """Closing a connection with SO_LINGER whose peer does not read does not block the supervisor."""
     daemon = place.start("--preload", "-w", "2", *words)
     attack(daemon, "lingering")
     killed_for(daemon, "descriptors")
@@ -309,8 +307,8 @@ def test_fork_server_that_is_stopped(place: Place) -> None:
 
 @pytest.mark.parametrize("name", ["garbage", *thorough("flood")])
 def test_zygote(place: Place, name: str) -> None:
-    """The same attacks by a worker that has become the fork server, in a hook of the app that is called at a
-    fork.
+    """The same attacks by a worker that has become the fork server,
+    in a hook of the app that is called at a fork.
     """
     daemon = place.start("--preload", "-w", "2", *CLASSES["sync"])
     daemon.settled(2)

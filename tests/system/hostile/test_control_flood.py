@@ -136,9 +136,7 @@ def flooder(
 @pytest.mark.thorough
 @each_class
 def test_idle_connections(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """1,000 connections to --control-bind with 256 descriptors: the oldest are closed, workers are
-    replaced.
-    """
+    """1,000 connections to --control-bind, 256 descriptors: the oldest are closed, workers are replaced."""
     few = ("prlimit", "--nofile=256:256", *OSTLER)
     daemon = hostile_place.start("--preload", *TCP, *words, argv=few)
     address = control(daemon)
@@ -234,8 +232,8 @@ def test_requests_without_end(hostile_place: Place, method: str) -> None:
 
 @pytest.mark.skipif(not second_account(), reason="needs root and a second account")
 def test_streams_of_the_apps_user(hostile_place: Place) -> None:
-    """The app's user, who may read, opens forty streams and requests /metrics without pause. Root still gets
-    its stream.
+    """The app's user, who may read, opens forty streams and requests /metrics without pause.
+    Root still gets its stream.
     """
     for folder in (hostile_place.folder, hostile_place.runtime, hostile_place.app_folder):
         folder.chmod(0o755)

@@ -47,8 +47,8 @@ def deaths(daemon: Daemon, number: int) -> list[dict[str, Any]]:
 @pytest.mark.thorough
 @each_class
 def test_a_worker_that_kills_itself_again_and_again(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """The supervisor does not fork without limit: after more kills than an administrator makes, each pause is
-    longer.
+    """The supervisor does not fork without limit:
+    after more kills than an administrator makes, each pause is longer.
     """
     hostile_place.add("attack.py", KILLS)
     daemon = hostile_place.start("--preload", "-w", "1", *words)

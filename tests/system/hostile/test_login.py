@@ -78,8 +78,8 @@ def terminal() -> Iterator[tuple[int, int]]:
 
 @pytest.mark.parametrize("words", [(), ("--preload",), ("-k", "gevent")], ids=["sync", "preload", "gevent"])
 def test_in_the_foreground(place: Place, terminal: tuple[int, int], words: tuple[str, ...]) -> None:
-    """Root starts it in a shell: the app can push no characters into the terminal, reads none, and has no
-    keys.
+    """Root starts it in a shell:
+    the app can push no characters into the terminal, reads none, and has no keys.
     """
     ours, theirs = terminal
     daemon = place.start(

@@ -248,9 +248,7 @@ def growth(
     tls: ssl.SSLContext | None,
     allowed: int,
 ) -> list[int]:
-    """By how many bytes memory has grown in each round; empty if there is a round in which it has
-    not grown.
-    """
+    """By how many bytes memory has grown in each round; empty if it has not grown in one of them."""
     found = []
     before = measure(daemon, tls).memory
     for _ in range(ROUNDS):
@@ -264,8 +262,8 @@ def growth(
 
 
 def settled(daemon: Daemon, name: str, tls: ssl.SSLContext | None, sockets: int, memory: int) -> int:
-    """The allocated bytes after all connections have ended: waits until they are at most `memory`, or returns
-    what they stay at.
+    """The allocated bytes after all connections have ended:
+    waits until they are at most `memory`, or returns what they stay at.
     """
     end = time.monotonic() + SETTLE
 
@@ -293,8 +291,8 @@ def test_nothing_is_left(place: Place, words: tuple[str, ...]) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
 def test_nothing_is_left_of_overdue_requests(place: Place, words: tuple[str, ...]) -> None:
-    """The same for requests that are ended at their deadline; only a few, since a sync worker has one at a
-    time.
+    """The same for requests that are ended at their deadline;
+    only a few, since a sync worker has one at a time.
     """
     place.add("leaky.py", APP)
     daemon = place.start("-w", "1", "-t", "0.2", "--timeout-grace", "60", *words)

@@ -1,5 +1,5 @@
-"""A container as strict orchestrators run it: nothing can be written, an arbitrary uid without an account, no
-home, no runtime directory. (Kubernetes: readOnlyRootFilesystem, runAsNonRoot, runAsUser.)
+"""A container as strict orchestrators run it: nothing can be written, an arbitrary uid without an account,
+no home, no runtime directory. (Kubernetes: readOnlyRootFilesystem, runAsNonRoot, runAsUser.)
 """
 
 import json
@@ -35,8 +35,8 @@ def app(environ, start_response):
 
 
 def contained(*but: str, uid: int = UID) -> list[str]:
-    """The program with a read-only file system, except for the folders in `but`, which are empty and in
-    memory.
+    """The program with a read-only file system, except for the folders in `but`,
+    which are empty and in memory.
     """
     steps = [
         "set -e",
@@ -120,8 +120,8 @@ def test_only_shared_memory_can_be_written(open_place: Place, uid: int) -> None:
 
 
 def test_large_bodies(open_place: Place) -> None:
-    """A body that fits into memory is served. One that would go to a file is refused with 507, and the log
-    gives the reason; with --tmp-upload-dir in a writable folder it is served.
+    """A body that fits into memory is served. One that would go to a file is refused with 507,
+    and the log gives the reason; with --tmp-upload-dir in a writable folder it is served.
     """
     daemon = open_place.start("reader:app", argv=contained())
     assert daemon.get("/", method="POST", body=b"x" * 400_000).text == "400000"

@@ -127,9 +127,7 @@ def test_no_subreaper(hostile_place: Place, number: int) -> None:
 
 
 def test_no_accept(hostile_place: Place) -> None:
-    """A daemon that can't accept must not look as if it serves. For ENOSYS there is a substitute,
-    accept(2).
-    """
+    """A daemon that can't accept must not look as if it serves. For ENOSYS there is accept(2)."""
     daemon = hostile_place.start("attacked:app", serving=False, popen={"preexec_fn": refusing("accept4")})
     assert "accept4(2)" in serves_or_says(daemon)
     no_call = {"preexec_fn": refusing("accept4", number=errno.ENOSYS)}

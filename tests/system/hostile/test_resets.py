@@ -22,8 +22,8 @@ FORGED = b"GET /forged HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 192.0.2.99\r\nCon
     "words", tiers({**CLASSES, "eventlet": EVERY_CLASS["eventlet"]}.items(), ["threads", "asgi"])
 )
 def test_their_address_is_known(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """The log has their address. They are not treated as clients of the Unix socket, which have no address
-    and may name another client's address in X-Forwarded-For.
+    """The log has their address. They are not treated as clients of the Unix socket,
+    which have no address and may name another client's address in X-Forwarded-For.
     """
     access = hostile_place.folder / "access.log"
     also = hostile_place.folder / "app.sock"

@@ -90,8 +90,8 @@ class Field:
         return self.place.start("who:app", *words, argv=[*shown(), *OSTLER], **more)  # type: ignore[arg-type]
 
     def ctl(self, daemon: Daemon, *words: str) -> None:
-        """As root, in another folder: `python -m`, which tests use, imports `supervisor` from its working
-        folder.
+        """As root, in another folder:
+        `python -m`, which tests use, imports `supervisor` from its working folder.
         """
         done = self.place.run("ctl", *words, cwd=self.place.folder, OSTLER_SOCKET=str(daemon.socket))
         assert done.code == 0, done
@@ -427,8 +427,8 @@ def test_number_without_account(field: Field) -> None:
 
 @pytest.mark.thorough
 def test_owner_without_user(field: Field) -> None:
-    """Root gives no user: a file that one other account can write is evaluated as that account, and so is the
-    app.
+    """Root gives no user: a file that one other account can write is evaluated as that account,
+    and so is the app.
     """
     field.plant(field.folder / "gunicorn.conf.py", field.code("own"))
     daemon = field.place.start("who:app", argv=[*shown(), *OSTLER])
@@ -566,8 +566,8 @@ channel.Channel.send = send
 
 @pytest.mark.thorough
 def test_log_that_a_reload_names(field: Field) -> None:
-    """At a rotation root creates no log whose name comes from the app's own configuration, which was forged
-    here.
+    """At a rotation root creates no log whose name comes from the app's own configuration,
+    which was forged here.
     """
     target = field.place.folder / "roots.log"
     daemon = field.start()

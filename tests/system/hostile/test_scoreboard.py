@@ -149,8 +149,8 @@ def attacked(place: Place, source: str, *words: str) -> Daemon:
 
 @each_class
 def test_random_words(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """Random words: the API, replacement and totals work as usual, and each such worker is reported in one
-    line.
+    """Random words: the API, replacement and totals work as usual,
+    and each such worker is reported in one line.
     """
     daemon = attacked(hostile_place, RANDOM, *words)
     before, totals = counters(daemon), sums(daemon.status().totals)

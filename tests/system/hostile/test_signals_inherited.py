@@ -54,8 +54,8 @@ def request(path):
 
 @pytest.mark.parametrize("inherit", [blocked, *thorough(ignored)])
 def test_inherited_signals(hostile_place: Place, inherit: Callable[[], None]) -> None:
-    """All signals are blocked, or all are ignored: dead workers are replaced and signals have their effect,
-    also after an upgrade.
+    """All signals are blocked, or all are ignored:
+    dead workers are replaced and signals have their effect, also after an upgrade.
     """
     hostile_place.add("attack.py", CHILD)
     daemon = hostile_place.start("attacked:app", popen={"preexec_fn": inherit})
@@ -101,9 +101,7 @@ def test_check_with_ignored_children(hostile_place: Place) -> None:
 
 
 def test_inherited_umask(hostile_place: Place) -> None:
-    """A umask of 0777 makes files that their owner can't open: ours can be opened by us, and not by
-    others.
-    """
+    """A umask of 0777 makes files that their owner can't open: only we must be able to open ours."""
 
     def mask() -> None:
         end_with_parent()

@@ -87,8 +87,8 @@ UPGRADE = (
 
 @pytest.fixture(autouse=True)
 def reads(hostile_place: Place) -> None:
-    """The app waits for the request's body. ASGI apps are called before it has arrived, WSGI apps
-    after that.
+    """The app waits for the request's body.
+    ASGI apps are called before it has arrived, WSGI apps after that.
     """
     hostile_place.add("reads.py", READS)
 
@@ -197,8 +197,8 @@ def answered(daemon: Daemon, context: ssl.SSLContext | None = None) -> float:
 
 
 def assert_open(daemon: Daemon, first: bytes, context: ssl.SSLContext | None = None) -> None:
-    """While the attack runs, each new client is answered in time, and the log reports that connections were
-    evicted.
+    """While the attack runs, each new client is answered in time,
+    and the log reports that connections were evicted.
     """
     with siege(daemon, first) as attack:
         took = [answered(daemon, context) for _ in range(PROBES)]
@@ -277,8 +277,8 @@ def test_a_slow_body_is_cut_early(hostile_place: Place, words: tuple[str, ...]) 
 
 @each_class
 def test_connections_of_one_address(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """`limit_connections_per_address`: more connections of the address are closed at once, those of others
-    are not.
+    """`limit_connections_per_address`:
+    more connections of the address are closed at once, those of others are not.
     """
     daemon = hostile_place.start("-w", "1", "--limit-connections-per-address", "3", *reading(words))
     held = [socket.create_connection(daemon.address, timeout=PATIENCE) for _ in range(3)]
@@ -306,8 +306,8 @@ def test_connections_of_one_address(hostile_place: Place, words: tuple[str, ...]
 @pytest.mark.thorough
 @each_class
 def test_heads_and_idling_over_tls(hostile_place: Place, words: tuple[str, ...], tmp_path: Path) -> None:
-    """Clients that have done their handshake and then send nothing, or a part of a head, or idle, are evicted
-    at once, without waiting for the end of TLS, for which the client would have to answer.
+    """Clients that have done their handshake and then send nothing, or a part of a head, or idle,
+    are evicted at once, without waiting for the end of TLS, for which the client would have to answer.
     """
     authority = Authority(tmp_path)
     server = authority.issue("localhost")
@@ -467,9 +467,7 @@ def test_slow_readers(hostile_place: Place, words: tuple[str, ...], tls: bool, t
 
 @pytest.mark.thorough
 def test_tls_clients_that_do_not_close(hostile_place: Place, tmp_path: Path) -> None:
-    """The client's part of the end of TLS is not waited for long, neither while serving nor while
-    draining.
-    """
+    """The client's part of the end of TLS is not waited for long, while serving and while draining."""
     certificate, context = tls_words(tmp_path)
     times = ("--keep-alive", "1", "--graceful-timeout", "60")
     daemon = hostile_place.start("-w", "1", *times, *certificate, *CLASSES["asgi"])

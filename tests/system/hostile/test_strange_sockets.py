@@ -126,9 +126,7 @@ def test_a_folder_of_another_user(place: Place, shared: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["link", "loose"])
 def test_a_folder_that_another_user_can_change(place: Place, shared: Path, kind: str) -> None:
-    """`ctl` does not look into a folder that is a link to other programs' sockets, or that others
-    can write.
-    """
+    """`ctl` does not look into a folder that is a link to others' sockets, or that others can write."""
     folder, real = shared / f"ostler-{ME}", place.folder / "real"
     if kind == "link":
         real.mkdir(mode=0o755)
@@ -147,8 +145,8 @@ def test_a_folder_that_another_user_can_change(place: Place, shared: Path, kind:
 
 
 def test_a_socket_that_changed_hands(place: Place, shared: Path) -> None:
-    """Folder and socket have the right owner, but the listening process belongs to another user, as if the
-    socket had been exchanged after the check: `ctl` connects, sees that, and sends nothing.
+    """Folder and socket have the right owner, but the listening process belongs to another user,
+    as if the socket had been exchanged after the check: `ctl` connects, sees that, and sends nothing.
     """
     path = shared / f"ostler-{ME}" / "shop.sock"
     path.parent.mkdir()
@@ -204,8 +202,8 @@ def test_a_port_that_changed_hands(place: Place, shared: Path) -> None:
 
 
 def test_a_daemon_of_another_user_that_root_has_given_a_folder(place: Place, shared: Path) -> None:
-    """As systemd does with RuntimeDirectory=: root's `ctl` finds it without the owner's name, and uses it
-    without a warning if its socket is named.
+    """As systemd does with RuntimeDirectory=:
+    root's `ctl` finds it without the owner's name, and uses it without a warning if its socket is named.
     """
     given = place.folder / "given"
     given.mkdir(mode=0o755)

@@ -57,8 +57,8 @@ def test_bytes_in_the_folders_name(hostile_place: Place, kind: str) -> None:
 
 
 def test_removed_folder(hostile_place: Place) -> None:
-    """At the start it is one line. While the daemon serves, reload and upgrade fail, and the old app
-    continues to serve.
+    """At the start it is one line.
+    While the daemon serves, reload and upgrade fail, and the old app continues to serve.
     """
     folder = hostile_place.app_folder / "gone"
     folder.mkdir()
@@ -163,8 +163,8 @@ def test_strange_values(hostile_place: Place, words: list[str]) -> None:
 
 @pytest.mark.parametrize("variable", ["GUNICORN_CMD_ARGS", "OSTLER_CMD_ARGS"])
 def test_strange_variables(hostile_place: Place, variable: str) -> None:
-    """Unclosed quotes, bytes that are not an option: one line. A PYTHONHOME for the app does not harm the
-    daemon.
+    """Unclosed quotes, bytes that are not an option: one line.
+    A PYTHONHOME for the app does not harm the daemon.
     """
     for text in ("--name 'x", os.fsdecode(b"--\xff"), "--no-such=1"):
         done = hostile_place.run("--check-config", "attacked:app", **{variable: text})
@@ -331,8 +331,8 @@ def test_keys_that_are_no_files(hostile_place: Place) -> None:
 
 
 def test_bodies_beyond_the_file_size_limit(hostile_place: Place) -> None:
-    """RLIMIT_FSIZE for the temporary file of a body: the request is refused, the worker continues
-    to serve.
+    """RLIMIT_FSIZE for the temporary file of a body:
+    the request is refused, the worker continues to serve.
     """
     daemon = hostile_place.start("--buffer-request", "1K", "attacked:app")
     worker = int(ask(daemon.url).text)

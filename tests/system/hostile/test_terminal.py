@@ -66,8 +66,8 @@ def hang(daemon: Daemon) -> socket.socket:
 
 
 def test_ctl_shows_an_apps_texts(place: Place) -> None:
-    """Paths, the instance's name, settings, the last request of a dead worker, events, a reload's reason and
-    traceback: all are shown escaped. --json is ASCII and has the same texts.
+    """Paths, the instance's name, settings, the last request of a dead worker, events,
+    a reload's reason and traceback: all are shown escaped. --json is ASCII and has the same texts.
     """
     place.add("evil.py", APP)
     place.add("gunicorn.conf.py", f"proc_name = {EVIL!r}\nraw_env = [{'A=' + EVIL!r}]\ncanary_time = 0\n")
@@ -102,8 +102,8 @@ def test_ctl_shows_an_apps_texts(place: Place) -> None:
 
 
 def test_the_daemons_last_lines(place: Place) -> None:
-    """The errors of an app that does not load and of a configuration that does not, and the output of
-    --print-config.
+    """The errors of an app that does not load and of a configuration that does not,
+    and the output of --print-config.
     """
     place.add("broken.py", BROKEN)
     failed = place.run("-b", "127.0.0.1:0", "broken:app")
@@ -152,8 +152,8 @@ def terminal() -> Iterator[tuple[str, list[bytes]]]:
 
 @pytest.mark.parametrize("format_", ["auto", "json"])
 def test_the_log_on_a_terminal(place: Place, format_: str) -> None:
-    """Tracebacks, log records of the app, and the access log with data from a client: only our own colours
-    are sent.
+    """Tracebacks, log records of the app, and the access log with data from a client:
+    only our own colours are sent.
     """
     place.add("evil.py", APP)
     (place.app_folder / "open").touch()

@@ -1,6 +1,4 @@
-"""ptrace(2): a tracer hides a worker's end from the supervisor, and an app can make the supervisor
-a tracer.
-"""
+"""ptrace(2): a tracer hides a worker's end from the supervisor, and an app can make the supervisor one."""
 
 import os
 import signal
@@ -95,8 +93,8 @@ def no_traceback(daemon: Daemon) -> None:
 
 @each_class
 def test_a_worker_that_has_us_trace_it(place: Place, words: Sequence[str]) -> None:
-    """It stops at its next signal, which wait(2) reports as it reports deaths. It is killed, without other
-    effects.
+    """It stops at its next signal, which wait(2) reports as it reports deaths.
+    It is killed, without other effects.
     """
     daemon = place.start("--preload", "-w", "2", *words)
     daemon.settled(2)
@@ -116,8 +114,8 @@ def test_a_worker_that_has_us_trace_it(place: Place, words: Sequence[str]) -> No
 
 @pytest.mark.thorough
 def test_a_fork_server_that_has_us_trace_it(place: Place) -> None:
-    """The same for a fork server; here a thread other than the main one asks for it, and wait(2) then reports
-    that thread.
+    """The same for a fork server;
+    here a thread other than the main one asks for it, and wait(2) then reports that thread.
     """
     (place.app_folder / "waits").touch()
     daemon = place.start("--preload", "-w", "2", "attacked:app")

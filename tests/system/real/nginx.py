@@ -131,8 +131,8 @@ class Nginx:
             raise AssertionError("SIGTERM did not end nginx") from None
 
     def passed(self) -> list[Passed]:
-        """The requests that it has passed on; logged before the client has the end of an answer or soon
-        after.
+        """The requests that it has passed on;
+        logged before the client has the end of an answer or soon after.
         """
         found = []
         for line in (self.folder / "access").read_text().splitlines():

@@ -58,8 +58,8 @@ def test_raw_body(site: Daemon, chunked: bool) -> None:
 
 
 def test_generator(site: Daemon) -> None:
-    """A generator that needs the request's context is sent in chunks, in several answers one after
-    the other.
+    """A generator that needs the request's context is sent in chunks,
+    in several answers one after the other.
     """
     connection = site.connect()
     for word in ("one", "two"):

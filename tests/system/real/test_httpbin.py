@@ -323,8 +323,8 @@ def test_unread_body(site: Daemon, client: Client) -> None:
 
 
 def test_connections_are_reused(site: Daemon) -> None:
-    """Requests of every kind, one after the other, use one connection, which is counted and verified by its
-    port.
+    """Requests of every kind, one after the other, use one connection,
+    which is counted and verified by its port.
     """
     with requests.Session() as session:
         session.trust_env = False

@@ -82,8 +82,8 @@ def test_forwarded(nginx: Nginx, upstream: str) -> None:
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 def test_uploads_at_once(nginx: Nginx, chunked: bool) -> None:
-    """Eight clients upload at the same time, piece by piece; each digest is that of the data that
-    was sent.
+    """Eight clients upload at the same time, piece by piece;
+    each digest is that of the data that was sent.
     """
 
     def upload(number: int) -> bool:

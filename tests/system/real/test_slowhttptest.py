@@ -133,8 +133,8 @@ def test_slow_bodies(daemon: Daemon) -> None:
 
 
 def test_slow_readers(daemon: Daemon) -> None:
-    """Clients that read five bytes of a large answer each second: their answers wait for them,
-    others do not.
+    """Clients that read five bytes of a large answer each second:
+    their answers wait for them, others do not.
     """
     outcome = besieged(daemon, "-X", "-n", "1", "-w", "64", "-y", "512", "-z", "5", target="/large")
     # A client that reads a little from time to time is not cut off.

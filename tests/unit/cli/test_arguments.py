@@ -36,9 +36,7 @@ VALUES = {
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the command line and returns the settings that it passes on; variables with arguments by
-    keyword.
-    """
+    """Runs the command line and returns the settings it passes on; variables with arguments by keyword."""
 
     def run(*args: str, **variables: str) -> CommandLine:
         for name in VARIABLES:
@@ -98,9 +96,7 @@ def test_every_flag_of_gunicorns(given: Any, name: str, flag: str, follows: str)
     ],
 )
 def test_short_ways(given: Any, args: list[str], values: dict[str, Any] | None) -> None:
-    """Abbreviated flags are accepted if they are unambiguous, or unambiguous among gunicorn's; -w=6
-    is -w 6.
-    """
+    """Abbreviated flags are accepted if unambiguous, or unambiguous among gunicorn's; -w=6 is -w 6."""
     if values is None:
         with pytest.raises(click.UsageError):
             given(*args, "a:a")

@@ -109,8 +109,8 @@ def in_flight(path: str, age: float = 4.25) -> RequestView:
 
 
 def test_workers_are_not_cut_off(daemon: Served, run: Ctl) -> None:
-    """Without a terminal the longest path is complete and each worker is one line; control characters are
-    escaped.
+    """Without a terminal the longest path is complete and each worker is one line;
+    control characters are escaped.
     """
     path = "/" + "long/" * 80 + "\x1b[31mred"
     daemon.backend.fleet[1].in_flight = [in_flight(path)]
@@ -300,8 +300,8 @@ def test_scale_that_is_overtaken(
 
 
 def test_recycle_of_a_slot_that_is_given_up(place: Path, run: Ctl) -> None:
-    """A fleet that was scaled down meanwhile has no successor for the worker: the command does not wait for
-    the time-out.
+    """A fleet that was scaled down meanwhile has no successor for the worker:
+    the command does not wait for the time-out.
     """
 
     def change(fleet: Overtaken) -> None:
@@ -342,8 +342,8 @@ def test_scale_as_json(daemon: Served, run: Ctl) -> None:
 
 
 def test_scale_gives_up(daemon: Served, run: Ctl) -> None:
-    """A fleet that does not reach the number: exit 1 after the time-out, with its health sentence as the
-    reason.
+    """A fleet that does not reach the number:
+    exit 1 after the time-out, with its health sentence as the reason.
     """
     daemon.backend.stuck = True
     done = run("scale", "5", "--timeout", "0.05")
@@ -377,8 +377,8 @@ def test_the_daemons_refusal_is_one_line(daemon: Served, run: Ctl) -> None:
 
 
 def test_reload(daemon: Served, run: Ctl) -> None:
-    """The command ends when the reload is done: a line for each worker, the outcome, and the changed
-    settings.
+    """The command ends when the reload is done:
+    a line for each worker, the outcome, and the changed settings.
     """
     lines = [f"worker {slot}: pid {100 + slot} -> {1100 + slot}" for slot in (1, 2, 3)]
     summary = ["generation 2: 3 workers replaced (250 ms)", "no setting changed"]
@@ -566,8 +566,8 @@ def test_stop_waits_until_there_is_no_answer(daemon: Served, run: Ctl, argv: lis
 
 
 def test_stop_waits_for_the_process_too(place: Path, run: Ctl) -> None:
-    """If the peer is the process that the status names, the command also waits for its end, not only for the
-    socket's.
+    """If the peer is the process that the status names, the command also waits for its end,
+    not only for the socket's.
     """
     script = (
         "import sys, os, pathlib; from tests.unit.control.fake import *\n"
@@ -636,8 +636,8 @@ def test_no_daemon_is_running(place: Path, run: Ctl) -> None:
 
 
 def test_several_are_listed(place: Path, run: Ctl) -> None:
-    """With two instances `ctl` lists them and asks for a choice; --name chooses, before or after
-    the command.
+    """With two instances `ctl` lists them and asks for a choice;
+    --name chooses, before or after the command.
     """
     with served(place / "a.sock", FakeBackend(name="a")), served(place / "b.sock", FakeBackend(name="b")):
         done = run("status")

@@ -206,8 +206,8 @@ async def test_an_untrusted_user_beyond_its_budget_waits(rig: Rig, monkeypatch: 
 
 
 async def test_slow_bodies_make_room(rig: Rig) -> None:
-    """When the number of connections is at its limit, one of them is closed and the next one is served at
-    once.
+    """When the number of connections is at its limit,
+    one of them is closed and the next one is served at once.
     """
     served = rig.server._runners[0]._connections
     slow = []

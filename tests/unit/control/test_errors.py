@@ -97,8 +97,8 @@ async def test_changes_are_audited(rig: Rig) -> None:
 
 
 async def test_what_the_fleet_logs_is_logged_once(rig: Rig) -> None:
-    """A change that the fleet also logs is a debug line here; refused changes, and changes of other parts,
-    are not.
+    """A change that the fleet also logs is a debug line here;
+    refused changes, and changes of other parts, are not.
     """
     await rig.unix.post("/v1/scale", json={"delta": 1})
     await rig.unix.post("/v1/scale", json={"workers": 0})

@@ -138,8 +138,8 @@ async def test_no_answer_is_of_use_to_other_pages(rig: Rig, path: str) -> None:
 
 
 async def test_the_page_has_one_origin(rig: Rig) -> None:
-    """The page, which keeps a secret, is served by address only: `localhost` may be another user's port on
-    ::1.
+    """The page, which keeps a secret, is served by address only:
+    `localhost` may be another user's port on ::1.
     """
     named = {"Host": f"localhost:{rig.port}"}
     async with rig.tcp.get("/", headers=named, allow_redirects=False) as answer:
@@ -177,8 +177,8 @@ async def test_a_session_is_not_admin(rig: Rig) -> None:
 
 
 async def test_a_cookie_gives_no_rights(rig: Rig) -> None:
-    """A session's secret, or the token, counts in one header only, because browsers send cookies to every
-    port.
+    """A session's secret, or the token, counts in one header only,
+    because browsers send cookies to every port.
     """
     _, headers = await login(rig, code_of(rig))
     secret = headers["Authorization"].removeprefix("Bearer ")
@@ -296,8 +296,8 @@ def test_the_unix_guard_knows_uids() -> None:
 
 
 def test_the_unix_guard_of_a_shared_socket() -> None:
-    """Users that the mode permits may operate, the app's user may only read; the daemon's own user
-    is admin.
+    """Users that the mode permits may operate, the app's user may only read;
+    the daemon's own user is admin.
     """
     guard: Any = UnixGuard(uid=0, shared=True, app_uid=33)
     scopes = {}

@@ -252,8 +252,8 @@ async def test_a_parameter_that_is_no_number(rig: Rig, text: str) -> None:
 
 
 async def test_readiness(rig: Rig) -> None:
-    """/readyz is 503 without a ready worker and while stopping; /healthz is 200 as long as the
-    daemon runs.
+    """/readyz is 503 without a ready worker and while stopping;
+    /healthz is 200 as long as the daemon runs.
     """
 
     async def get(path: str) -> int:

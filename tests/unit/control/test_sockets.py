@@ -103,8 +103,8 @@ def test_a_dead_socket_is_replaced(tmp_path: Path) -> None:
 def test_a_lock_whose_file_was_unlinked_is_not_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The unlink race: between our open and our flock the owner removes the lock file. The claim starts
-    again.
+    """The unlink race: between our open and our flock the owner removes the lock file.
+    The claim starts again.
     """
     lock = tmp_path / "a.sock.lock"
     real, locked = fcntl.flock, []
@@ -240,8 +240,8 @@ def test_temporary_folders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_mode_that_lets_others_in(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The socket has the mode from its first moment, also when it is restored, and its folder can
-    be entered.
+    """The socket has the mode from its first moment, also when it is restored,
+    and its folder can be entered.
     """
     assert mode_of(default_socket_path("shop").parent) == 0o700
     assert mode_of(default_socket_path("shop", 0o660).parent) == 0o711
@@ -279,8 +279,8 @@ PROBLEMS = {"link": "no folder", "file": "no folder", "loose": "others can write
 def test_a_folder_that_is_not_safely_ours_is_passed_over(
     places: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """In a shared folder another user may have made ours; then the next place is used. Without any:
-    one line.
+    """In a shared folder another user may have made ours; then the next place is used.
+    Without any: one line.
     """
     if how == "read-only":
         monkeypatch.setattr("os.access", lambda *_, **__: False)
@@ -346,8 +346,8 @@ def test_a_link_where_only_root_could_make_one(places: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["fifo", "hard link", "directory"])
 def test_a_lock_file_of_anothers_making(tmp_path: Path, kind: str) -> None:
-    """Where others can write, the lock file may be another user's: it is neither written to nor
-    waited for.
+    """Where others can write, the lock file may be another user's:
+    it is neither written to nor waited for.
     """
     lock, precious = tmp_path / "a.sock.lock", tmp_path / "precious"
     precious.write_text("precious")
@@ -367,8 +367,8 @@ def test_a_lock_file_of_anothers_making(tmp_path: Path, kind: str) -> None:
 def test_a_folder_that_another_user_has_made_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Our folder was deleted, as old files in /tmp are; one that another user has made in its place is not
-    used.
+    """Our folder was deleted, as old files in /tmp are;
+    one that another user has made in its place is not used.
     """
     folder = tmp_path / "ostler"
     folder.mkdir(mode=0o700)
@@ -385,8 +385,8 @@ def test_a_folder_that_another_user_has_made_meanwhile(
 def test_a_folder_that_is_swapped_while_it_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An account that can write in the parent folder can choose neither which file gets a mode, nor a mode
-    with set-user-ID.
+    """An account that can write in the parent folder can choose neither which file gets a mode,
+    nor a mode with set-user-ID.
     """
     folder, victim = tmp_path / "run", tmp_path / "victim"
     folder.mkdir(mode=0o700)

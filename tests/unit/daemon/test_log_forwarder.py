@@ -73,8 +73,8 @@ def test_without_loggers(rig: Rig) -> None:
 
 
 def test_taken(rig: Rig) -> None:
-    """Lines that the loggers have logged are not written again, also not at the end; only fields that can be
-    sent are sent.
+    """Lines that the loggers have logged are not written again, also not at the end;
+    only fields that can be sent are sent.
     """
     assert rig.take("line", n=1, path=Path("/x"), none=None)
     (sent,) = rig.channel.sent

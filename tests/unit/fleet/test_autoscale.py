@@ -28,8 +28,8 @@ Service = Callable[[int, int], tuple[float, float, float]]
 
 
 def needs(busy: float, each: float = 0.02) -> Service:
-    """Clients that need this many workers' time; a request takes `each` seconds, and waits if all workers are
-    busy.
+    """Clients that need this many workers' time;
+    a request takes `each` seconds, and waits if all workers are busy.
     """
 
     def serve(workers: int, _second: int) -> tuple[float, float, float]:
@@ -96,8 +96,8 @@ def test_busy_workers_get_enough_more_at_once() -> None:
 
 
 def test_saturated_workers_are_doubled_step_by_step() -> None:
-    """If all are busy and requests wait, the need is unknown: each step doubles, and the next waits until it
-    can be judged.
+    """If all are busy and requests wait, the need is unknown:
+    each step doubles, and the next waits until it can be judged.
     """
     rig = Rig(wanted=2).run(60, needs(9.0))
     assert rig.numbers == [4, 8, 16]
@@ -136,8 +136,8 @@ def test_one_busy_second_does_not_count() -> None:
 
 
 def test_unused_workers_go_after_the_cool_down_a_quarter_at_a_time() -> None:
-    """No worker is removed before a complete cool-down; then at most a quarter; and so on down to the
-    minimum.
+    """No worker is removed before a complete cool-down; then at most a quarter;
+    and so on down to the minimum.
     """
     rig = Rig(wanted=16).run(1200, needs(0.2))
     assert rig.numbers == [12, 9, 7, 6, 5, 4, 3, 2]
@@ -195,9 +195,7 @@ def test_noise_around_the_target_does_not_flap() -> None:
 
 
 def test_waiting_requests_want_more_although_workers_look_idle() -> None:
-    """If requests wait although workers are half idle (long ones before short ones) some workers
-    are added.
-    """
+    """If requests wait although workers are half idle (long ones before short ones) workers are added."""
 
     def serve(workers: int, _second: int) -> tuple[float, float, float]:
         return 4.0, 0.12 if workers < 10 else 0.01, 100.0
@@ -207,8 +205,8 @@ def test_waiting_requests_want_more_although_workers_look_idle() -> None:
 
 
 def test_more_workers_that_answer_no_more_are_taken_back() -> None:
-    """If the processor is the bottleneck, a step up is undone and the next trial is delayed, longer each
-    time.
+    """If the processor is the bottleneck, a step up is undone and the next trial is delayed,
+    longer each time.
     """
     rig = Rig(wanted=4).run(1200, short_of_processor(300.0))
     assert set(rig.numbers) == {4, 8}

@@ -63,8 +63,8 @@ def state_of(step: FleetStep, subject: Subject) -> Any:
 
 @pytest.mark.parametrize(("table", "state", "cause"), PAIRS)
 def test_each_cause_in_each_state(table: Lifecycle[Any], state: Any, cause: lifecycle.Input) -> None:
-    """The cause leads to the state in the table, or is ignored, or is refused: with an exception when strict,
-    else with a report and without a change.
+    """The cause leads to the state in the table, or is ignored, or is refused:
+    with an exception when strict, else with a report and without a change.
     """
     legal, ignored = (state, cause) in table.transitions, (state, cause) in table.ignored
     assert not (legal and ignored)
@@ -132,8 +132,8 @@ def test_only_one_function_changes_states() -> None:
 
 
 def test_the_document_is_current() -> None:
-    """contrib/docs/lifecycle.md is what the tables give. To update it: python -m
-    tests.kit.lifecycle_diagram.
+    """contrib/docs/lifecycle.md is what the tables give. To update it:
+    python -m tests.kit.lifecycle_diagram.
     """
     assert lifecycle_diagram.FILE.read_text("utf-8") == lifecycle_diagram.page()
 
@@ -153,8 +153,8 @@ def a_fleet(strict: bool) -> Fleet:
 
 
 def test_an_illegal_event_in_production() -> None:
-    """A worker that was not asked to can't become a fork server: the event is logged, and the fleet
-    continues.
+    """A worker that was not asked to can't become a fork server:
+    the event is logged, and the fleet continues.
     """
     fleet = a_fleet(strict=False)
     (report,) = fleet.handle(events.ZygoteReady(1), 2.0)
@@ -238,7 +238,7 @@ def test_a_cancelled_worker_of_the_fork_server_before_a_zygote() -> None:
     assert worker.worker_id not in play.fleet.state.workers
 
 
-def test_a_fallback_that_dies_is_forgotten() -> None:
+def test_a_spare_that_dies() -> None:
     """Without its fork server there is no roll-back to the old generation."""
     play = running(workers=1, probation=60.0).reload().loaded().ready(1)
     assert generation_state(play) is GenerationState.SPARE

@@ -34,8 +34,8 @@ from tests.kit.policies import fleet_policy
 
 
 def test_start() -> None:
-    """From the start to all workers ready: configuration, app, workers; Serving is reported once, with the
-    first.
+    """From the start to all workers ready: configuration, app, workers;
+    Serving is reported once, with the first.
     """
     play = Play(workers=2)
     play.start().then(start_fork_server(1))
@@ -331,8 +331,8 @@ def test_recycle_boots_the_successor_first() -> None:
 
 
 def test_recycle_asked_by_slot() -> None:
-    """A request for a slot replaces the worker that serves there; a second request meanwhile
-    changes nothing.
+    """A request for a slot replaces the worker that serves there;
+    a second request meanwhile changes nothing.
     """
     play = running(workers=2).recycle(2).then(spawn(2)).recycle(2).then()
     play.ready(2).then(drain(2)).exits(2).then()
@@ -436,8 +436,8 @@ def test_overdue_request() -> None:
 
 
 def test_overdue_request_beside_good_ones() -> None:
-    """While other requests are in flight the worker only drains; it is aborted when only the overdue one is
-    left.
+    """While other requests are in flight the worker only drains;
+    it is aborted when only the overdue one is left.
     """
     play = running(workers=1, timeout_grace=2.0).overdue(1).ready(1).then(dump_stack(1), spawn(1), drain(1))
     play.nothing_until(10.0).then()
@@ -457,9 +457,7 @@ def test_overdue_request_that_ends_in_time() -> None:
 
 
 def test_hung_worker_is_beyond_the_surge() -> None:
-    """A worker with a hung request is not a planned replacement: its successor does not wait for
-    the budget.
-    """
+    """A worker with a hung request is no planned replacement: its successor does not wait for the budget."""
     play = running(workers=3, max_surge=1, boot_parallelism=3).recycle_due(1).then(spawn(1))
     play.overdue(3).then(dump_stack(3), spawn(3))
 
@@ -479,8 +477,8 @@ def test_each_overdue_request_is_dumped() -> None:
 
 
 def test_reload() -> None:
-    """Canary first; when it is ready the others follow one by one, each old one draining after the new one is
-    ready.
+    """Canary first; when it is ready the others follow one by one,
+    each old one draining after the new one is ready.
     """
     play = running(workers=3, max_surge=1, boot_parallelism=2).reload().then(start_fork_server(2))
     play.configured().then(load_app(2))
@@ -577,8 +575,8 @@ def test_superseded_canary_that_gets_ready_late() -> None:
 
 
 def test_roll_that_fails_after_its_canary() -> None:
-    """Three failed boots in a row end the reload as failed; old workers that are not yet replaced still
-    serve.
+    """Three failed boots in a row end the reload as failed;
+    old workers that are not yet replaced still serve.
     """
     play = running(workers=3).reload().loaded().ready(1).fork_server_exits(1).exits(1)
     for wait in (0.5, 1.0, 2.0):
@@ -801,8 +799,8 @@ def test_two_reloads_before_the_first_configuration() -> None:
 
 
 def test_a_reload_that_overtakes_the_first_configuration() -> None:
-    """The daemon serves when the canary's generation is the current one, because the first has no settings
-    yet.
+    """The daemon serves when the canary's generation is the current one,
+    because the first has no settings yet.
     """
     play = Play(workers=1, canary_time=5.0).start().reload().loaded(2).ready(1)
     play.then(start_fork_server(1), start_fork_server(2), load_app(2), spawn(1, 2))
@@ -962,9 +960,7 @@ def test_health_without_any_worker() -> None:
 
 
 def test_health_while_reloading() -> None:
-    """Each step of a reload has its own sentence; the number of ready workers never exceeds the
-    wanted one.
-    """
+    """Each step of a reload has its own sentence; the ready workers never exceed the wanted number."""
     play = running(workers=3).reload()
     ready = "3 of 3 workers ready."
     assert _health(play) == ("reloading", f"Reloading to generation 2: loading the app; {ready}")
@@ -1065,8 +1061,8 @@ def test_a_start_whose_fork_server_hangs_fails() -> None:
 
 
 def test_a_stop_does_not_wait_for_a_fork_that_never_comes() -> None:
-    """A fork server that hangs with a pending spawn is killed; without the worker's process the fleet can
-    end.
+    """A fork server that hangs with a pending spawn is killed;
+    without the worker's process the fleet can end.
     """
     play = running(workers=1).scale(2).stop()
     play.exits(1).unseen.clear()
@@ -1077,7 +1073,7 @@ def test_a_stop_does_not_wait_for_a_fork_that_never_comes() -> None:
     play.fork_server_exits(1).then(FINISH)
 
 
-def test_a_hung_fork_server_that_stands_by_does_not_hold_up_the_roll() -> None:
+def test_a_hung_spare_does_not_delay_the_roll() -> None:
     """Its pending spawns from before the swap end with it; a roll-back is then not possible."""
     play = running(workers=1, probation=60.0, boot_parallelism=2).reload().loaded().scale(2)
     assert [w.generation for w in play.workers.values() if w.slot == 2] == [1]
@@ -1115,8 +1111,8 @@ def test_fewer_than_none_is_none() -> None:
 
 
 def test_a_fork_server_that_reads_nothing() -> None:
-    """A spawn that can't be sent is tried again, later each time; after ten seconds the fork server is
-    replaced.
+    """A spawn that can't be sent is tried again, later each time;
+    after ten seconds the fork server is replaced.
     """
     play = running(workers=1).exits(1, signal=9).then(spawn(1))
     began = play.now

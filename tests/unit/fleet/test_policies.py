@@ -28,8 +28,8 @@ LIMIT = 1000
 
 
 def test_memory_over_the_limit_for_three_measurements() -> None:
-    """One or two measurements above it are a peak; after three in a row the worker is recycled, successor
-    first.
+    """One or two measurements above it are a peak;
+    after three in a row the worker is recycled, successor first.
     """
     play = running(workers=2, max_memory=LIMIT)
     play.measured(1, memory=LIMIT + 1).measured(1, memory=LIMIT + 1).then()
@@ -262,8 +262,8 @@ def test_an_overdue_request_is_first_ended_alone() -> None:
 
 
 def test_a_request_that_does_not_end_softly() -> None:
-    """After timeout_grace the successor boots; then the old worker drains, and is aborted if only that
-    request is left.
+    """After timeout_grace the successor boots;
+    then the old worker drains, and is aborted if only that request is left.
     """
     play = running(**SOFT).overdue(1).then(dump_stack(1), interrupt(1))
     play.nothing_until(2.0).then(spawn(1))
@@ -298,8 +298,8 @@ def refork(**policy: Any) -> Play:
 
 
 def test_refork() -> None:
-    """The audited worker's successor boots, the audited one drains and becomes the fork server; the others
-    are replaced.
+    """The audited worker's successor boots, the audited one drains and becomes the fork server;
+    the others are replaced.
     """
     play = refork().audited(1).then(spawn(1))
     play.ready(1).then(drain(1))
@@ -353,8 +353,8 @@ def test_refork_that_something_comes_in_between(what: str) -> None:
 
 
 def test_refork_after() -> None:
-    """The worker that has served most becomes the zygote after this number of requests; counting starts again
-    then.
+    """The worker that has served most becomes the zygote after this number of requests;
+    counting starts again then.
     """
     play = running(workers=2, refork_after=(100, 500))
     play.measured(1, requests=99).measured(2, requests=98).then()
@@ -397,8 +397,8 @@ def seconds_of(play: Play, seconds: int, **load: Any) -> Play:
 
 
 def test_load_decides() -> None:
-    """Busy workers get more beside them, idle ones are removed after the cool-down; each decision has a
-    reason.
+    """Busy workers get more beside them, idle ones are removed after the cool-down;
+    each decision has a reason.
     """
     play = running(**RANGE)
     seconds_of(play, 3, busy=0.9, rate=10.0)
@@ -440,9 +440,9 @@ def test_no_more_than_memory_has_room_for() -> None:
     assert play.slots() == [1, 2]
 
 
-def test_a_zygote_to_be_that_has_not_answered_is_drained_like_any_other() -> None:
-    """If it is scaled down before the audit's answer it ends, because an unaudited worker is not
-    forked from.
+def test_a_worker_scaled_down_during_its_audit_drains() -> None:
+    """If it is scaled down before the audit's answer it ends,
+    because an unaudited worker is not forked from.
     """
     play = running(workers=2).refork(slot=2).scale(1)
     assert [worker.ordered for worker in play.workers.values() if worker.slot == 2] == ["drain"]

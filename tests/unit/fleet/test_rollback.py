@@ -1,5 +1,5 @@
-"""The conditions that a reload must meet, before the swap and after it; and upgrades in place. One rule per
-test.
+"""The conditions that a reload must meet, before the swap and after it; and upgrades in place.
+One rule per test.
 """
 
 from typing import Any
@@ -128,9 +128,7 @@ def test_canary_that_is_killed_again_and_again_fails_the_reload() -> None:
 
 
 def test_canary_that_is_due_for_recycling_counts() -> None:
-    """A small max_requests is not a failure: the canary is promoted, and replaced like any other
-    afterwards.
-    """
+    """A small max_requests is no failure: the canary is promoted, and replaced like any other later."""
     play = canary(boot_parallelism=1)
     worker_id = play._serving_newest(1)
     play.on(events.RecycleDue(worker_id, 10)).nothing_until(5.0)
@@ -141,9 +139,7 @@ def test_canary_that_is_due_for_recycling_counts() -> None:
 
 
 def test_old_worker_that_boots_after_the_canary() -> None:
-    """It serves the slot, also if the canary itself must leave when it is promoted, and the roll
-    continues.
-    """
+    """It serves the slot, also if the canary must leave when it is promoted, and the roll continues."""
     play = canary(workers=1).recycle(1).pause().on(events.ResizeAsked("test"))
     play.settled()
     assert phase(play) is ReloadPhase.DONE
@@ -162,7 +158,7 @@ def test_canaries_that_failed_do_not_keep_a_place_for_each_other() -> None:
 # -- probation ------------------------------------------------------------------------------------------
 
 
-def test_old_fork_server_stands_by_on_probation() -> None:
+def test_old_fork_server_is_the_spare_on_probation() -> None:
     """It is kept until the probation is over, counted from the end of the roll, and then ended."""
     play = running(**PROBATION).reload().loaded()
     play.ready(1).then(start_fork_server(2), load_app(2), spawn(1, 2), drain(1, 1), spawn(2, 2))
@@ -194,7 +190,7 @@ def test_crashes_on_probation_roll_back() -> None:
     assert list(play.fleet.state.generations) == [1]
 
 
-def test_without_preload_an_old_worker_stands_by() -> None:
+def test_without_preload_an_old_worker_is_the_spare() -> None:
     """Only workers have the old code then: the first one that leaves becomes the spare fork server."""
     play = running(**PROBATION | {"preload": False}).reload().loaded().ready(1)
     play.zygote_ready(1).reported("standby", slot=1, generation=1)
@@ -209,8 +205,8 @@ def test_without_preload_an_old_worker_stands_by() -> None:
 
 
 def test_rollback_waits_for_the_old_code() -> None:
-    """While that worker drains nothing is forked: other fork servers would load the code that is on the disk
-    now.
+    """While that worker drains nothing is forked:
+    other fork servers would load the code that is on the disk now.
     """
     play = running(**PROBATION | {"preload": False}).reload().loaded().ready(1)
     play.crashes(1).ready(1).unseen.clear()
@@ -219,7 +215,7 @@ def test_rollback_waits_for_the_old_code() -> None:
     play.nothing_until(2.0).then(spawn(1, 1))
 
 
-def test_old_worker_that_can_not_stand_by() -> None:
+def test_old_worker_that_can_not_be_the_spare() -> None:
     """If it ends instead (e.g. because threads can't be forked) that is reported once; no other is tried."""
     play = running(**PROBATION | {"preload": False}).reload().loaded().ready(1)
     play.exits(1).reported("standby_failed", slot=1, generation=1)
@@ -260,8 +256,8 @@ def test_crashes_the_old_generation_had_too_are_no_reason() -> None:
 
 
 def test_crashes_far_apart_are_no_reason() -> None:
-    """A roll may take much longer than the probation: crashes are counted over the same time as those before
-    it.
+    """A roll may take much longer than the probation:
+    crashes are counted over the same time as those before it.
     """
     play = running(**PROBATION | {"probation": 5.0, "max_surge": 1}).reload().loaded()
     play.ready(1).crashes(1).after(6.0).ready(1).crashes(1)
@@ -311,8 +307,8 @@ def test_errors_on_probation_roll_back() -> None:
 
 
 def test_code_that_is_not_kept() -> None:
-    """If no old worker could be kept, new ones load the app's files from the disk, and the reason mentions
-    that.
+    """If no old worker could be kept, new ones load the app's files from the disk,
+    and the reason mentions that.
     """
     reloaded(preload=False).exits(1, signal=11).exits(2, signal=11).reported(
         "reload_rolled_back",
@@ -336,7 +332,7 @@ def test_second_reload_on_probation() -> None:
     assert play.slots(3) == [1, 2]
 
 
-def test_fallback_that_dies() -> None:
+def test_spare_that_dies() -> None:
     """A spare that dies is not replaced; without it there is no roll-back."""
     play = reloaded().fork_server_exits(1).then()
     play.crashes(1).ready(1).crashes(2).settled()

@@ -1,5 +1,5 @@
-"""Logs of fork servers and of the processes they fork: which lines go where, and which descriptors
-stay open.
+"""Logs of fork servers and of the processes they fork:
+which lines go where, and which descriptors stay open.
 """
 
 import os
@@ -53,8 +53,8 @@ def line(name: str, number: int, until: float | None = None) -> messages.LogLine
 
 
 def test_which_fork_servers_get_the_supervisors_lines(folder: Path) -> None:
-    """Only a fork server whose `gunicorn.error` has other handlers; it confirms the lines that they have
-    logged.
+    """Only a fork server whose `gunicorn.error` has other handlers;
+    it confirms the lines that they have logged.
     """
     with Keeper(folder, wsgi_app="app:app") as keeper:
         assert not configured(keeper).receive(messages.AppLoaded).loggers

@@ -44,9 +44,7 @@ def test_no_cost_without_request_hooks(tmp_path: Path) -> None:
 
 
 def test_what_hooks_see(tmp_path: Path) -> None:
-    """Attributes of the request and of the answer; attributes that pre_request sets on the request
-    are kept.
-    """
+    """Attributes of the request and of the answer; those that pre_request sets on the request are kept."""
     seen: list[Any] = []
 
     def pre(worker: HookWorker, req: Any) -> None:
@@ -90,8 +88,8 @@ def test_fields_that_a_hook_changes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("no"), SystemExit(3)])
 def test_pre_request_raises(tmp_path: Path, error: BaseException) -> None:
-    """The answer is a 500, as in gunicorn; post_request is called, the app is not; the next request is
-    served.
+    """The answer is a 500, as in gunicorn; post_request is called, the app is not;
+    the next request is served.
     """
     seen: list[tuple[int, int]] = []
 

@@ -426,9 +426,7 @@ def test_expect_is_asked_again_for_the_next_request() -> None:
     ids=["the body has begun", "HTTP/1.0", "an empty body", "no body"],
 )
 def test_no_continue_is_sent(wire: bytes) -> None:
-    """RFC 9110 section 10.1.1: if there is no body, or it has begun to arrive, or the client uses
-    HTTP/1.0.
-    """
+    """RFC 9110 section 10.1.1: if there is no body, or it has begun to arrive, or the client is HTTP/1.0."""
     assert not parser_of(wire).wants_continue
 
 
@@ -448,9 +446,7 @@ UPGRADE = b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: webso
 
 
 def test_an_upgrade_is_ignored() -> None:
-    """RFC 9110 section 7.8: the request is served as if it had no Upgrade field, and so are those
-    after it.
-    """
+    """RFC 9110 section 7.8: the request is served as if it had no Upgrade field, and so are later ones."""
     for pieces in ([UPGRADE + GET] * 2, [UPGRADE, GET] * 2, bytewise(UPGRADE + GET) * 2):
         got = parsed(*pieces)
         assert [(one.target, one.keep_alive) for one in got] == [(b"/ws", True), (b"/a", True)] * 2

@@ -122,8 +122,8 @@ def test_many_descriptors(ends: Ends) -> None:
 
 
 def test_end_of_file(ends: Ends) -> None:
-    """When the other side is closed, pending messages are still read; then None is returned, again
-    and again.
+    """When the other side is closed, pending messages are still read;
+    then None is returned, again and again.
     """
     supervisor, fork_server = ends
     fork_server.send(messages.AppLoaded())
@@ -189,8 +189,8 @@ def test_full_channel(ends: Ends) -> None:
     ids=["byte", "text", "unknown", "wrong type", "wrong direction"],
 )
 def test_garbage(data: bytes) -> None:
-    """Bytes that are not a message of the union are refused, their descriptors are closed, and the next
-    message is read.
+    """Bytes that are not a message of the union are refused, their descriptors are closed,
+    and the next message is read.
     """
     left, right = pair()
     channel = Channel[Any](right, messages.ToForkServer)

@@ -1,6 +1,4 @@
-"""The loggers of the standard library: they exist, they may be reconfigured, and no line is lost or
-forged.
-"""
+"""The loggers of the standard library: they exist, they may be reconfigured, no line is lost or forged."""
 
 import io
 import json
@@ -66,9 +64,7 @@ def events(path: Path) -> list[dict[str, Any]]:
 
 
 def test_the_recipe_of_apps(log: Log, path: Path) -> None:
-    """Handlers and level of `gunicorn.error` are used for an app's own logger: its lines look like
-    Ostler's.
-    """
+    """Handlers and level of `gunicorn.error` used for an app's own logger: its lines look like Ostler's."""
     app = logging.getLogger("app.of.recipe")
     app.propagate = False
     app.handlers, app.level = ERROR.handlers, ERROR.level
@@ -97,8 +93,8 @@ def test_its_own_lines_go_past_it(log: Log, path: Path, monkeypatch: pytest.Monk
 
 
 def test_another_handler_gets_records(log: Log, path: Path) -> None:
-    """Events become records with fields as attributes and the traceback as `exc_text`; there is no line of
-    ours.
+    """Events become records with fields as attributes and the traceback as `exc_text`;
+    there is no line of ours.
     """
     kept = Kept()
     ERROR.handlers = [kept]
@@ -128,8 +124,8 @@ def test_level_is_the_logger_s(log: Log) -> None:
 
 
 def test_both(log: Log, path: Path) -> None:
-    """With another handler besides ours: a line here in our format with its fields, a record there, each
-    once.
+    """With another handler besides ours:
+    a line here in our format with its fields, a record there, each once.
     """
     kept, in_sink = Kept(), []
     ERROR.addHandler(kept)

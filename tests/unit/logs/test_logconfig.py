@@ -1,5 +1,5 @@
-"""logconfig_dict, logconfig_json and logconfig, each in a process of its own, because they change a process
-permanently.
+"""logconfig_dict, logconfig_json and logconfig, each in a process of its own,
+because they change a process permanently.
 """
 
 import json

@@ -56,8 +56,8 @@ def test_in_a_folder_of_root(folder: Path) -> None:
 
 @needs_root
 def test_in_a_folder_of_the_account(folder: Path) -> None:
-    """There only the account's rights count: its links give root's process access to no more than the account
-    has.
+    """There only the account's rights count:
+    its links give root's process access to no more than the account has.
     """
     mine = folder / "mine"
     mine.mkdir()

@@ -34,8 +34,8 @@ def test_json_line() -> None:
 
 
 def test_json_line_takes_any_value() -> None:
-    """A value that JSON does not support is written as text, so that an event is never lost because of its
-    fields.
+    """A value that JSON does not support is written as text,
+    so that an event is never lost because of its fields.
     """
     record = json.loads(
         json_line(AT, "info", "x", {"error": ValueError("oops"), "names": {"a"}, "u": "\xfc"})

@@ -43,9 +43,7 @@ def test_a_full_disk() -> None:
 
 
 def test_streams_without_buffers() -> None:
-    """With PYTHONUNBUFFERED output is written at once, as in Python, so that none is lost with the
-    process.
-    """
+    """With PYTHONUNBUFFERED output is written at once, as in Python: none is lost with the process."""
     code = "import os; print('printed'); sys.stderr.write('failed\\n'); os._exit(0)"
     done = subprocess.run(
         [sys.executable, "-u", "-c", START + code], check=True, capture_output=True, timeout=20
@@ -54,8 +52,8 @@ def test_streams_without_buffers() -> None:
 
 
 def test_captured(tmp_path: Path) -> None:
-    """Everything that is written to 1 and 2 goes to the file, also from C and from child processes, each line
-    at once.
+    """Everything that is written to 1 and 2 goes to the file, also from C and from child processes,
+    each line at once.
     """
     code = (
         "import os, subprocess\n"

@@ -117,7 +117,7 @@ def test_lines_of_the_log(
     assert received(sock) == ([expected] if expected else [])
 
 
-def test_what_goes_out_when(sock: socket.socket) -> None:
+def test_when_datagrams_are_sent(sock: socket.socket) -> None:
     """The first at once, later ones after half a second, or as soon as they fill a datagram."""
     clock = Clock()
     statsd = new(sock, clock=clock)

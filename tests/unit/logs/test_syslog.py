@@ -141,8 +141,8 @@ def test_one_that_does_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["tcp", "unix", "unix#stream"])
 def test_a_stream(tmp_path: Path, kind: str) -> None:
-    """Each line ends with a line feed, whatever it contains; Unix sockets are tried as stream and as
-    datagram.
+    """Each line ends with a line feed, whatever it contains;
+    Unix sockets are tried as stream and as datagram.
     """
     with socket.socket(socket.AF_INET if kind == "tcp" else socket.AF_UNIX) as server:
         server.bind(("127.0.0.1", 0) if kind == "tcp" else str(tmp_path / "log"))

@@ -102,8 +102,8 @@ def test_a_written_line_comes_after_the_gathered(tmp_path: Path) -> None:
 
 
 def test_a_pipe_gets_what_it_takes_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writes of several processes do not mix only up to PIPE_BUF (pipe(7)), so a write has only whole lines
-    up to that size.
+    """Writes of several processes do not mix only up to PIPE_BUF (pipe(7)),
+    so a write has only whole lines up to that size.
     """
     reader, writer = os.pipe()
     try:
@@ -550,8 +550,8 @@ def test_log_reopens(tmp_path: Path) -> None:
 
 
 def test_terminals(terminal: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal `auto` is the coloured console format; NO_COLOR turns colour off
-    (https://no-color.org).
+    """On a terminal `auto` is the coloured console format;
+    NO_COLOR means no colour (https://no-color.org).
     """
     monkeypatch.delenv("NO_COLOR", raising=False)
     file = LogFile("-", terminal[0])
@@ -609,9 +609,7 @@ def test_a_traceback_is_written_as_it_is() -> None:
 
 
 def test_the_end_of_a_thread_ends_its_line() -> None:
-    """An unfinished line of a thread is written when the thread has ended, and not kept for another
-    thread.
-    """
+    """An unfinished line of a thread is written when the thread has ended, not kept for another thread."""
     written: list[str] = []
     stream = ErrorStream(written.append)
     for number in range(3):

@@ -39,8 +39,8 @@ def test_no_account_asked_for() -> None:
     ],
 )
 def test_found(asked: tuple[str | None, str | None, bool], found: Account) -> None:
-    """Names and numbers; a user alone brings its own group; a number without an account gets the group of
-    that number.
+    """Names and numbers; a user alone brings its own group;
+    a number without an account gets the group of that number.
     """
     assert find_account(*asked) == found
 

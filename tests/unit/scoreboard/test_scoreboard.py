@@ -115,8 +115,8 @@ def test_counts_round_trip(board: Board) -> None:
 
 
 def test_cells_are_apart(board: Board) -> None:
-    """Each worker has memory of its own, as large as its slots need, and its descriptor leads to no other
-    memory.
+    """Each worker has memory of its own, as large as its slots need,
+    and its descriptor leads to no other memory.
     """
     cells = [board.born() for _ in range(3)]
     serve(writer(board, cells[1]), 0, 200, 1, 1)
@@ -181,9 +181,7 @@ def test_marking_an_overdue_request(board: Board) -> None:
 
 
 def test_a_worker_marks_nothing(board: Board) -> None:
-    """The supervisor itself decides which request is overdue; values that a worker writes there are
-    ignored.
-    """
+    """The supervisor itself decides which request is overdue; values of a worker there are ignored."""
     cell = board.born()
     worker = writer(board, cell)
     begin(worker, 0, b"GET", b"/", BORN)
@@ -197,9 +195,7 @@ def test_a_worker_marks_nothing(board: Board) -> None:
 
 
 def test_last_requests(board: Board) -> None:
-    """Requests in flight first, the longest before others, then the last ones of idle threads; at
-    most five.
-    """
+    """Requests in flight first, the longest before others, then the last of idle threads; at most five."""
     cell = board.born(threads=8)
     worker = writer(board, cell, threads=8)
     assert board.last_requests(cell) == []
@@ -221,8 +217,8 @@ def test_in_flight_keeps_no_query(board: Board) -> None:
 
 
 def test_in_flight_takes_any_bytes(board: Board) -> None:
-    """Bytes of a path that are not printable ASCII are percent-encoded, and a method that is not a token is
-    not shown.
+    """Bytes of a path that are not printable ASCII are percent-encoded,
+    and a method that is not a token is not shown.
     """
     cell = board.born()
     worker = writer(board, cell)
@@ -350,8 +346,8 @@ def test_implausible_length_of_a_text(board: Board) -> None:
 
 
 def test_memory_that_is_cut_off(board: Board, tmp_path: Path) -> None:
-    """A file other than a memfd can't be sealed: only the data that its worker cuts off is missing, and
-    nothing else fails.
+    """A file other than a memfd can't be sealed:
+    only the data that its worker cuts off is missing, and nothing else fails.
     """
     cell = board.born()
     path = tmp_path / "cell"
@@ -364,7 +360,7 @@ def test_memory_that_is_cut_off(board: Board, tmp_path: Path) -> None:
     board.free_cell(cell)
 
 
-def test_what_is_much_but_true(board: Board) -> None:
+def test_large_but_plausible_numbers(board: Board) -> None:
     """Quick workers, long downloads and many threads are plausible."""
     cell = board.born(threads=256)
     worker = writer(board, cell, threads=256)
@@ -437,7 +433,7 @@ def test_any_words_at_all(data: st.DataObject) -> None:
         board.close()
 
 
-def test_totals_are_full_once() -> None:
+def test_totals_are_bounded() -> None:
     """Sums stay within the range that other programs can read."""
     counts = Counts()
     most = Counts(MOST, MOST, MOST, MOST, MOST, [MOST] * 10, [MOST] * layout.BUCKETS, [MOST] * layout.BUCKETS)
@@ -536,8 +532,8 @@ def test_what_slots_of_loops_claim_to_have_counted(board: Board) -> None:
 
 
 def test_a_cell_that_costs_much_is_read_less_often() -> None:
-    """The time that a worker can take from the supervisor is bounded; reading of other workers is not
-    delayed.
+    """The time that a worker can take from the supervisor is bounded;
+    reading of other workers is not delayed.
     """
     spent = 0
 

@@ -29,8 +29,8 @@ def test_harmless_settings_count() -> None:
 
 
 def test_the_administrators_settings() -> None:
-    """Settings of the control plane, and a Unix socket for the log, have no effect; there is a warning for
-    each.
+    """Settings of the control plane, and a Unix socket for the log, have no effect;
+    there is a warning for each.
     """
     loaded, warnings = confined(
         said(

@@ -20,8 +20,8 @@ _OTHERWISE = {
 
 
 def test_every_setting_is_known() -> None:
-    """Each setting of gunicorn has a row or is listed as having no effect; each row is gunicorn's or Ostler's
-    own.
+    """Each setting of gunicorn has a row or is listed as having no effect;
+    each row is gunicorn's or Ostler's own.
     """
     names = {name for name, *_ in SETTINGS}
     assert names <= {*rows(), *IGNORED, "config", "default_proc_name"}

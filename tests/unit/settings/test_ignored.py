@@ -43,7 +43,7 @@ class Logger:
         ("print_config", False),
     ],
 )
-def test_what_asks_for_what_is_the_case(name: str, value: Any) -> None:
+def test_values_that_match_ostlers_behaviour(name: str, value: Any) -> None:
     """No warning, for a text of the command line and for an object of a file."""
     for result in (loaded({name: value}), loaded(line={name: value})):
         assert (result.ignored, result.warnings) == ({}, [])
@@ -71,7 +71,7 @@ def test_one_line_for_all() -> None:
     }
 
 
-def test_dirty_hooks() -> None:
+def test_hooks_without_effect() -> None:
     """Hooks for features that do not exist are reported like values."""
     assert "on_dirty_starting (app.conf.py line 1)" in loaded({"on_dirty_starting": print}).warnings[0]
 

@@ -60,8 +60,8 @@ class Reloading(Play):
         return sum(worker.state == "asked" for worker in self.workers.values())
 
     def seconds(self, number: int, **load: float) -> "Reloading":
-        """Let this many seconds pass with this load of each serving worker; processes do what they
-        are asked.
+        """Let this many seconds pass with this load of each serving worker;
+        processes do what they are asked.
         """
         for _ in range(number):
             self.after(1.0)

@@ -100,9 +100,7 @@ def test_agrees_with_the_library(
     host: ipaddress.IPv4Address | ipaddress.IPv6Address,
     prefix: int,
 ) -> None:
-    """Single addresses, found in a set, and networks, found by a search, give the same result as
-    ipaddress.
-    """
+    """Single addresses, found in a set, and networks, found by a search, give the results of ipaddress."""
     networks = [ipaddress.ip_network(f"{address}/{prefix}", strict=False) for address in [*addresses, host]]
     assert str(host) in Networks.parse([str(network) for network in networks])
     others = Networks.parse([str(address) for address in addresses])

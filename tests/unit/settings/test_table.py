@@ -15,8 +15,8 @@ _NOT_SETTINGS = {"drain_grace", "fork_server_grace"}
 
 
 def test_rows_give_each_field_of_the_policy() -> None:
-    """In a running daemon each field comes from a row, not from the model's default, and no two rows give the
-    same field.
+    """In a running daemon each field comes from a row, not from the model's default,
+    and no two rows give the same field.
     """
     names = [name for row in rows().values() for name in row.policy_fields(row.default)]
     assert len(names) == len(set(names))

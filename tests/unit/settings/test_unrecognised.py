@@ -50,7 +50,7 @@ def reported(tmp_path: Path, source: str) -> list[str]:
         ("x = 1\ndef when_redy(server): pass\nprint(x)\n", "when_redy (line 2): did you mean when_ready?"),
     ],
 )  # fmt: skip
-def test_what_was_meant_for_a_setting(tmp_path: Path, source: str, expected: str) -> None:
+def test_names_that_are_reported(tmp_path: Path, source: str, expected: str) -> None:
     """Plain data that the file does not read, and misspelt hooks, each with its line and the correct name."""
     assert reported(tmp_path, source) == [expected]
 
@@ -79,7 +79,7 @@ def test_what_was_meant_for_a_setting(tmp_path: Path, source: str, expected: str
         "[unread for unread in range(3)]\n",
     ],
 )  # fmt: skip
-def test_what_is_no_business_of_ours(tmp_path: Path, source: str) -> None:
+def test_names_that_are_not_reported(tmp_path: Path, source: str) -> None:
     """Imports, helpers, constants, names that are read, and names that gunicorn has are not reported."""
     assert reported(tmp_path, source) == []
 
@@ -94,7 +94,7 @@ def test_several(tmp_path: Path) -> None:
     ]
 
 
-def test_names_that_are_read_in_ways_unseen(tmp_path: Path) -> None:
+def test_files_that_read_all_their_names(tmp_path: Path) -> None:
     """If a file reads all its names at once, only those similar to a setting are reported."""
     source = "extra = 3\nworker = 4\nprint(len(globals()))\n"
     assert reported(tmp_path, source) == ["worker (line 2): did you mean workers?"]

@@ -212,8 +212,8 @@ class Rig:
             self.failure = error
 
     def run_here(self, play: Callable[[], object]) -> None:
-        """Instead of `with`: run the engine in the calling thread, and `play`, the clients' part,
-        in another.
+        """Instead of `with`: run the engine in the calling thread, and `play`,
+        the clients' part, in another.
         """
 
         def clients() -> None:

@@ -1,6 +1,4 @@
-"""Accepting: one connection at a time, not while the worker is full, pauses or drains, and again
-afterwards.
-"""
+"""Accepting: one connection at a time, not while the worker is full, pauses or drains, and again then."""
 
 import errno
 import os
@@ -64,9 +62,7 @@ def test_one_at_a_time(make: Make, listener: Listener) -> None:
 
 
 def test_stopping(make: Make, listener: Listener) -> None:
-    """New connections are left to siblings; accepting can be started again, but not while the
-    worker drains.
-    """
+    """New connections are left to siblings; accepting can start again, but not while the worker drains."""
     pieces = make()
     acceptor = pieces.parts.acceptor
     with client(listener):
@@ -119,8 +115,8 @@ def test_full(make: Make, listener: Listener) -> None:
 
 
 def test_a_full_worker_makes_room_for_clients_that_wait(make: Make, listener: Listener) -> None:
-    """A connection is closed at the second look that finds clients waiting: after the first a sibling may
-    still accept them.
+    """A connection is closed at the second look that finds clients waiting:
+    after the first a sibling may still accept them.
     """
     pieces = make(worker_connections=1)
     acceptor = pieces.parts.acceptor

@@ -177,8 +177,8 @@ def test_children_of_the_fork_server(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("preload", [False, True])
 def test_workers_keep_their_handlers(preload: bool, tmp_path: Path) -> None:
-    """Forks by Ostler itself do not reset handlers: signals to the process group do not end a
-    booting worker.
+    """Forks by Ostler itself do not reset handlers:
+    signals to the process group do not end a booting worker.
     """
     (tmp_path / "app.py").write_text(APP)
     with Keeper(tmp_path, wsgi_app="app:wsgi", preload_app=preload) as keeper:
@@ -198,9 +198,7 @@ class Raised(Exception):
 
 @pytest.fixture
 def raising(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """`raising(n)`: the nth call that changes the signal mask takes effect, and then a handler
-    raises in it.
-    """
+    """`raising(n)`: the nth call that changes the signal mask takes effect, then a handler raises in it."""
     real = app_forks._set_mask
 
     def arm(when: int) -> None:

@@ -96,8 +96,8 @@ def test_what_comes_with_the_head_counts(measured: Callable[..., Measured]) -> N
 
 @pytest.mark.parametrize("paused", [True, False])
 def test_time_that_the_app_takes_is_not_the_clients(measured: Callable[..., Measured], paused: bool) -> None:
-    """A body is not late before the app asks for it, or for more than is buffered; nor immediately
-    afterwards.
+    """A body is not late before the app asks for it, or for more than is buffered;
+    nor immediately afterwards.
     """
     client = measured(body_min_rate=500, body_timeout=30)
     client.feed(10, at=100)
@@ -138,9 +138,7 @@ def test_an_answer_that_is_sent_is_no_slow_one(measured: Callable[..., Measured]
 
 
 def test_what_is_unsent_under_tls() -> None:
-    """Data that asyncio has encrypted waits in the transport below; after two calls of close there
-    is none.
-    """
+    """Data that asyncio has encrypted waits in the transport below; after two closes there is none."""
     below = SimpleNamespace(get_write_buffer_size=lambda: 7)
     tls = SimpleNamespace(_transport=below, _get_write_buffer_size=lambda: 5)
     transport = _SSLProtocolTransport(None, tls)

@@ -1,5 +1,5 @@
-"""What an audit finds in a process. Threads and descriptors of the test runner existed before and do not
-count.
+"""What an audit finds in a process.
+Threads and descriptors of the test runner existed before and do not count.
 """
 
 import os
@@ -171,8 +171,8 @@ def test_a_connection_is_named_by_its_peer(known: set[int], busy: bool) -> None:
 
 
 def test_unix_sockets_are_named_by_their_path(known: set[int], tmp_path: Path) -> None:
-    """A pair within the process has no name; datagram sockets are not a problem, because no answer can be
-    lost.
+    """A pair within the process has no name;
+    datagram sockets are not a problem, because no answer can be lost.
     """
     path = str(tmp_path / "db.sock")
     with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:

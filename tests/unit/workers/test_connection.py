@@ -51,9 +51,7 @@ def test_each_phase_has_its_transitions() -> None:
 
 
 def test_what_goes_to_the_parser(pieces: Pieces) -> None:
-    """Bytes of a plain connection are parsed, but not before its PROXY header and not after its
-    last answer.
-    """
+    """Bytes of a plain connection are parsed, but not before its PROXY header or after its last answer."""
     plain, _ = pieces.connect()
     proxied, _ = pieces.connect(proxied=True)
     assert (plain.direct, plain.phase) == (True, OPEN)
@@ -66,8 +64,8 @@ def test_what_goes_to_the_parser(pieces: Pieces) -> None:
 
 
 def test_idle(pieces: Pieces) -> None:
-    """Between two requests; not during a request, before its answer is sent, or when the connection is about
-    to end.
+    """Between two requests; not during a request, before its answer is sent,
+    or when the connection is about to end.
     """
     connection, client = pieces.connect()
     assert connection.is_idle

@@ -10,8 +10,8 @@ from tests.unit.workers.pieces import GET, Pieces, received
 
 
 def test_connections_of_one_address(tmp_path: Path) -> None:
-    """One too many is closed at once and counted; when one ends another is accepted; without an address there
-    is no limit.
+    """One too many is closed at once and counted; when one ends another is accepted;
+    without an address there is no limit.
     """
     with Pieces(tmp_path, limit_connections_per_address=1) as pieces:
         table = pieces.parts.table
@@ -42,9 +42,7 @@ def test_full(tmp_path: Path) -> None:
 
 
 def test_closing(pieces: Pieces) -> None:
-    """The client sees the end; a second close does nothing; the descriptor is removed from table
-    and reactor.
-    """
+    """The client sees the end; a second close does nothing; table and reactor drop the descriptor."""
     connection, client = pieces.connect()
     for _ in range(2):
         pieces.parts.table.close(connection, pieces.slot)
@@ -86,8 +84,8 @@ def test_the_end_behind_an_answer_that_is_not_taken(pieces: Pieces) -> None:
 
 
 def test_a_connection_that_was_handed_off(pieces: Pieces) -> None:
-    """Our copy is closed without sending anything: the connection continues elsewhere. It does not count as
-    closed.
+    """Our copy is closed without sending anything: the connection continues elsewhere.
+    It does not count as closed.
     """
     connection, client = pieces.connect()
     with connection.sock.dup() as elsewhere:

@@ -398,9 +398,7 @@ def test_a_listener_of_any_name_can_be_sent(handoff: HandOff) -> None:
 
 
 def test_a_full_handoff_refuses(handoff: HandOff) -> None:
-    """Without a receiver, sending fails at some point and does not wait. All that was sent can be
-    received.
-    """
+    """Without a receiver, sending fails at some point and does not wait. All data sent can be received."""
     with Pair() as pair:
         given = 0
         while handoff.send(pair):
@@ -441,8 +439,8 @@ def test_a_handoff_whose_other_end_is_gone_refuses() -> None:
 
 
 def test_an_overloaded_worker_shares(serve: Serve, handoff: HandOff) -> None:
-    """Connections that stay open reach a worker that was added later: of many that wait at once some are
-    handed off.
+    """Connections that stay open reach a worker that was added later:
+    of many that wait at once some are handed off.
     """
     inside, gate = threading.Semaphore(0), threading.Semaphore(0)
 
@@ -558,9 +556,7 @@ class Idle:
 
 
 def test_a_pair_that_blocks(ends: tuple[HandOff, socket.socket]) -> None:
-    """A sibling can fill the shared sockets and make them blocking: nothing is handed off, no
-    worker waits.
-    """
+    """A sibling can fill the shared sockets and make them block: nothing is handed off, no worker waits."""
     handoff, sibling = ends
     sibling.setblocking(False)
     with suppress(BlockingIOError):

@@ -90,8 +90,8 @@ def joined(thread: threading.Thread) -> bool:
 
 
 def test_a_leader_that_withdraws_first_still_leads(stage: Stage) -> None:
-    """The watcher that looks afterwards finds no offer: it detaches nothing, and the leader keeps the
-    leadership.
+    """The watcher that looks afterwards finds no offer:
+    it detaches nothing, and the leader keeps the leadership.
     """
     slot = Slot()
     stage.leader.acquire(accept_offer=False)
@@ -179,9 +179,7 @@ def test_the_watcher_polls_while_no_thread_waits(stage: Stage) -> None:
 
 
 def test_a_thread_accepts_the_offer_itself(stage: Stage) -> None:
-    """A thread that is done need not wait for the watcher; the old leader's connection is detached
-    as well.
-    """
+    """A thread that is done need not wait for the watcher; the old leader's connection is detached too."""
     slot = Slot()
     stage.leader.acquire(accept_offer=False)
     stage.leader.offer(slot)
@@ -368,9 +366,7 @@ def test_the_watcher_wakes_up_for_an_offer(watched: Stage) -> None:
 
 
 def test_there_is_one_leader(watched: Stage) -> None:
-    """Threads acquire, offer, withdraw and acquire again: never two lead at once, and all have
-    their turns.
-    """
+    """Threads acquire, offer, withdraw and acquire again: never two lead at once, and all have turns."""
     leading: list[int] = []
     wrong: list[list[int]] = []
     turns = [0] * THREADS

@@ -108,8 +108,8 @@ def test_bytes_that_trickle_push_no_deadline_back(serve: Serve, threads: int, be
 
 @pytest.mark.usefixtures("often")
 def test_time_that_others_take_is_not_the_clients(serve: Serve) -> None:
-    """A request that arrived in time is answered, even if the only thread was in the app until after the
-    time-out.
+    """A request that arrived in time is answered,
+    even if the only thread was in the app until after the time-out.
     """
     entered, may_go = threading.Event(), threading.Event()
 
@@ -190,9 +190,7 @@ def test_a_head_begins_with_its_first_byte(times: Callable[..., Times]) -> None:
 
 
 def test_a_body_has_its_own_time(times: Callable[..., Times]) -> None:
-    """It counts from the end of the head; from its third second on the body must arrive at
-    `body_min_rate`.
-    """
+    """It counts from the end of the head; from its third second on `body_min_rate` applies."""
     connection = times(header_timeout=15.0, body_timeout=30.0, body_min_rate=100)
     connection.feed(POST, at=110)
     connection.feed(b"Content-Length: 100000\r\n\r\n", at=120)
@@ -241,8 +239,8 @@ def test_the_next_request_has_its_own_time(times: Callable[..., Times]) -> None:
 def test_clients_that_send_nothing_are_closed(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    """A connection without a request, and one after a request, are closed without an answer, and no request
-    is counted.
+    """A connection without a request, and one after a request, are closed without an answer,
+    and no request is counted.
     """
     monkeypatch.setattr(sweeper_module, "_FIRST_REQUEST", SECOND // 5)
     rig = serve(echo, threads=threads, keepalive=0.2)
@@ -617,8 +615,8 @@ def test_a_streamed_body_that_came_whole(serve: Serve, threads: int) -> None:
 
 @BOTH
 def test_a_streamed_body_that_the_app_leaves(serve: Serve, threads: int) -> None:
-    """The answer arrives although the client has not finished and continues to send; then the connection ends
-    without a reset.
+    """The answer arrives although the client has not finished and continues to send;
+    then the connection ends without a reset.
     """
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
@@ -680,8 +678,8 @@ def test_a_streamed_body_whose_client_goes_away(serve: Serve, threads: int) -> N
 
 @BOTH
 def test_nothing_is_left_of_a_streamed_body(serve: Serve, threads: int) -> None:
-    """Requests are not tracked by the garbage collector, so a reference cycle through one would never be
-    found.
+    """Requests are not tracked by the garbage collector,
+    so a reference cycle through one would never be found.
     """
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
@@ -781,8 +779,8 @@ SIZE = 24 << 20
 
 @BOTH
 def test_a_large_file_to_slow_readers(serve: Serve, tmp_path: Path, threads: int) -> None:
-    """More slow readers than threads occupy no thread; each gets the rest of the file, and no file stays
-    open.
+    """More slow readers than threads occupy no thread;
+    each gets the rest of the file, and no file stays open.
     """
     path = tmp_path / "file"
     with path.open("wb") as file:
@@ -916,9 +914,7 @@ def test_a_defect_in_any_thread_ends_the_worker(serve: Serve) -> None:
 
 
 def test_the_listeners_may_go_at_any_moment(tmp_path: Path) -> None:
-    """`abandon` is called, as by a signal handler, while a leader accepts: no thread fails, the
-    engine ends.
-    """
+    """`abandon` is called, as by a signal handler, while a leader accepts: no thread fails, it ends."""
     for number in range(12):
         folder = tmp_path / str(number)
         folder.mkdir()

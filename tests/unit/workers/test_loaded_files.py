@@ -25,8 +25,8 @@ def module(name: str, file: str | None) -> tuple[str, ModuleType]:
 
 
 def test_files_of_modules() -> None:
-    """Files of the app and of installed packages, not of the standard library or Ostler; sources, not
-    bytecode.
+    """Files of the app and of installed packages, not of the standard library or Ostler;
+    sources, not bytecode.
     """
     found = sources(
         [
@@ -100,8 +100,8 @@ def test_files_of_a_missing_module(here: Path, spec: str) -> None:
 
 
 def test_reports_each_once(here: Path) -> None:
-    """All files at first, in messages that fit the channel; then only new ones, with the time of the previous
-    look.
+    """All files at first, in messages that fit the channel;
+    then only new ones, with the time of the previous look.
     """
     reported: list[Watch] = []
     reporter = WatchReporter(reported.append)

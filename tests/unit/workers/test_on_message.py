@@ -1,5 +1,5 @@
-"""A message that arrives while the only thread is in the app is read; an idle worker needs no additional
-thread for it.
+"""A message that arrives while the only thread is in the app is read;
+an idle worker needs no additional thread for it.
 """
 
 import os

@@ -127,8 +127,8 @@ def test_an_empty_one_is_false(ends: Ends) -> None:
     st.booleans(),
 )
 def test_parts_leave_in_their_order(acts: list[tuple[str, int]], tls: bool) -> None:
-    """Memory, temporary file, the app's files, and memory again: the client receives them in the order of
-    adding.
+    """Memory, temporary file, the app's files, and memory again:
+    the client receives them in the order of adding.
     """
     ends = Ends()
     before = len(list(Path("/proc/self/fd").iterdir()))
@@ -260,8 +260,8 @@ def test_a_stream_needs_no_more_disk_than_twice_its_bound(tmp_path: Path) -> Non
 def test_a_full_disk_loses_nothing(
     ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
-    """Data in the file is sent from there, the rest from memory; more must wait, and the disk is not tried
-    again.
+    """Data in the file is sent from there, the rest from memory;
+    more must wait, and the disk is not tried again.
     """
     left = room
     attempts = 0

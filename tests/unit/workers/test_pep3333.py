@@ -137,8 +137,8 @@ def test_a_known_length(serve: Serve, shape: str, threads: int) -> None:
 @BOTH
 @pytest.mark.parametrize("shape", OPEN)
 def test_an_unknown_length(serve: Serve, shape: str, threads: int) -> None:
-    """Chunked for HTTP/1.1, and kept; for HTTP/1.0 the connection ends, although the client asked
-    to keep it.
+    """Chunked for HTTP/1.1, and kept;
+    for HTTP/1.0 the connection ends, although the client asked to keep it.
     """
     app, parts = OPEN[shape]
     rig = serve(app, threads=threads)
@@ -328,8 +328,8 @@ def test_what_was_checked_is_what_is_sent(serve: Serve) -> None:
     "make", [iter, tuple, lambda pairs: (pair for pair in pairs), lambda pairs: dict(pairs).items()]
 )
 def test_headers_in_another_kind_of_collection(serve: Serve, make: Callable[[Any], Any]) -> None:
-    """PEP 3333 wants a list; other collections are accepted, and must not appear in another
-    request's answer.
+    """PEP 3333 wants a list; other collections are accepted,
+    and must not appear in another request's answer.
     """
     pairs = (("Set-Cookie", "session=1"), ("X-A", "b"))
 
@@ -530,8 +530,8 @@ def test_start_response_twice(serve: Serve) -> None:
 
 
 def test_exc_info_replaces_everything(serve: Serve) -> None:
-    """PEP 3333: while nothing is sent the whole first head is replaced, including its length and
-    `Connection`.
+    """PEP 3333: while nothing is sent the whole first head is replaced,
+    including its length and `Connection`.
     """
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
@@ -584,7 +584,7 @@ def test_exc_info_behind_the_head(serve: Serve, via: str) -> None:
     assert "ValueError: oops" in rig.log()
 
 
-def test_an_app_may_mend_its_head(serve: Serve) -> None:
+def test_a_refused_head_may_be_replaced(serve: Serve) -> None:
     """A call whose head was refused does not count."""
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
@@ -608,8 +608,8 @@ def test_write_wants_bytes(serve: Serve) -> None:
 
 @pytest.mark.parametrize("headers", [[("Content-Length", "2")], []], ids=["length", "no-length"])
 def test_write_behind_the_end(serve: Serve, headers: Headers) -> None:
-    """A write() kept from an earlier request raises and reaches no client: the connection belongs to another
-    request.
+    """A write() kept from an earlier request raises and reaches no client:
+    the connection belongs to another request.
     """
     kept: list[Callable[[bytes], None]] = []
 

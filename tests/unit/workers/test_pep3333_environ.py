@@ -100,9 +100,7 @@ def test_multithread(serve: Serve) -> None:
 )
 @pytest.mark.parametrize("protocol", ["HTTP/1.1", "HTTP/1.0"])
 def test_targets(client: Client, target: str, path: str, query: str, protocol: str) -> None:
-    """PATH_INFO is decoded once, the query not at all, nothing is normalized, RAW_URI is the target
-    as sent.
-    """
+    """PATH_INFO is decoded once, the query not at all, nothing is normalized, RAW_URI is as sent."""
     environ = asked(client, f"GET {target} {protocol}", "Host: x")
     assert (environ["PATH_INFO"], environ["QUERY_STRING"], environ["RAW_URI"]) == (path, query, target)
     assert environ["SERVER_PROTOCOL"] == protocol
@@ -248,8 +246,8 @@ def test_script_name(
 
 
 def test_precedence_of_script_name(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy has precedence over the environment, which has precedence over root_path; slashes there do not
-    matter.
+    """A proxy has precedence over the environment, which has precedence over root_path;
+    slashes there do not matter.
     """
     served = serve(dump, root_path="b/c/")
     assert asked(served.client(), "GET /b/c/x HTTP/1.1", "Host: x")["SCRIPT_NAME"] == "/b/c"
@@ -297,9 +295,7 @@ def test_the_scheme_of_a_proxy(serve: Serve) -> None:
 
 
 def test_what_an_app_leaves_behind(serve: Serve) -> None:
-    """Changes to an environ are dropped with its request; the access log works even with wrong
-    types in it.
-    """
+    """Changes to an environ are dropped with its request; the access log works with wrong types in it."""
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         left = environ.pop("HTTP_X_A", "missing") + environ.get("mine", "")

@@ -1,5 +1,5 @@
-"""How long requests have waited, independent of when the worker polls; and the answer to those that waited
-too long.
+"""How long requests have waited, independent of when the worker polls;
+and the answer to those that waited too long.
 """
 
 import socket
@@ -80,8 +80,8 @@ def test_requests_do_not_wait_for_an_idle_worker(serve: Serve) -> None:
 
 
 def test_usual_requests_are_not_asked_about(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel is asked only about requests that may have waited: on new connections, or if the machine was
-    too busy.
+    """The kernel is asked only about requests that may have waited:
+    on new connections, or if the machine was too busy.
     """
     asked: list[int] = []
 
@@ -162,9 +162,7 @@ def test_a_request_that_comes_while_the_worker_is_busy(serve: Serve, new: bool) 
 
 @pytest.mark.parametrize("new", [True, False])
 def test_a_request_that_comes_late_has_not_waited_long(serve: Serve, new: bool) -> None:
-    """It arrived at the end of a long request: the worker has not polled for long, but that is not
-    its wait.
-    """
+    """It arrived at the end of a long request: the worker has not polled for long, which is not its wait."""
     gate = Gate()
     rig = serve(gate)
     client = rig.client()
@@ -201,8 +199,8 @@ def test_with_threads(serve: Serve) -> None:
 
 
 def test_behind_requests_of_the_same_client(serve: Serve) -> None:
-    """Pipelined requests wait for earlier ones on their connection, which does not count: more workers would
-    not help.
+    """Pipelined requests wait for earlier ones on their connection, which does not count:
+    more workers would not help.
     """
     gate = Gate()
     rig = serve(gate, queue_timeout=0.05)
@@ -251,9 +249,7 @@ def test_behind_an_answer_that_the_client_does_not_take(serve: Serve) -> None:
 
 @pytest.mark.parametrize("protocol", ["HTTP/1.1", "HTTP/1.0"])
 def test_too_late(serve: Serve, protocol: str) -> None:
-    """503 with Retry-After, without calling the app; logged and counted; the connection is kept if
-    possible.
-    """
+    """503 with Retry-After, without calling the app; logged and counted; the connection stays if possible."""
     gate = Gate()
     rig = serve(gate, queue_timeout=0.05, access=True)
     client = rig.client()
@@ -311,9 +307,7 @@ def test_a_head_request_too_late(serve: Serve) -> None:
 
 
 def test_what_was_handed_off(tmp_path: Path, handoff: HandOff) -> None:
-    """A connection that a busy worker handed off, and that no sibling has received, waits since its
-    arrival.
-    """
+    """A connection that a busy worker handed off, and no sibling has received, waits since its arrival."""
     gates = [Gate(), Gate()]
     rigs: list[Rig] = []
     for number, gate in enumerate(gates):
@@ -415,8 +409,8 @@ def test_quick_passes_share_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_new_connections_of_a_busy_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They count as having waited as long as the one that was asked about: one in eight of them, and one per
-    50 ms.
+    """They count as having waited as long as the one that was asked about:
+    one in eight of them, and one per 50 ms.
     """
     passes = Passes(monkeypatch)
     passes.kernel = 30

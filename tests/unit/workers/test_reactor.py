@@ -22,8 +22,8 @@ def reactor() -> Iterator[Reactor]:
 
 
 def test_a_reader(reactor: Reactor) -> None:
-    """Its callback is called for its events until it is removed; events of an unknown descriptor
-    are ignored.
+    """Its callback is called for its events until it is removed;
+    events of an unknown descriptor are ignored.
     """
     reading, writing = os.pipe()
     called: list[bytes] = []

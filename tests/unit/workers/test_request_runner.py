@@ -155,8 +155,8 @@ def test_the_request_is_shown_while_it_is_in_the_app(bench: Make) -> None:
 
 @pytest.mark.parametrize("error", [ValueError("oops"), SystemExit(1)])
 def test_an_app_that_fails(bench: Make, error: BaseException) -> None:
-    """500, counted once and with its traceback in the log; the client receives it before the
-    connection ends.
+    """500, counted once and with its traceback in the log;
+    the client receives it before the connection ends.
     """
 
     def app(_environ: Environ, _start_response: Start) -> list[bytes]:
@@ -245,8 +245,8 @@ def test_a_client_that_asks_for_the_end(bench: Make, data: bytes) -> None:
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_client_that_does_not_expect_the_end(bench: Make, at_once: bool) -> None:
-    """Without keep-alive, or while the worker drains, the answer has `Connection: close`. Further bytes cause
-    no reset.
+    """Without keep-alive, or while the worker drains, the answer has `Connection: close`.
+    Further bytes cause no reset.
     """
     it = bench(keepalive=0.0 if at_once else 5.0)
     if not at_once:
@@ -349,8 +349,8 @@ def test_a_request_that_is_ended(bench: Make) -> None:
 
 
 class Interrupted(RequestSlot):
-    """A slot during whose method `moment` a DeadlineExceeded arrives, once, after the method has done its
-    work.
+    """A slot during whose method `moment` a DeadlineExceeded arrives, once,
+    after the method has done its work.
     """
 
     moment = ""

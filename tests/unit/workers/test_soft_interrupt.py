@@ -133,8 +133,8 @@ Handled = Callable[[Rig], None]
 
 @pytest.mark.parametrize("hang", [lambda: time.sleep(1000), loop, receive, swallow])
 def test_the_main_thread(tmp_path: Path, handled: Handled, hang: Callable[[], None]) -> None:
-    """Whatever it hangs in, including a system call: 504, once in the counts and the log; then it serves
-    again.
+    """Whatever it hangs in, including a system call: 504, once in the counts and the log;
+    then it serves again.
     """
     shop = Shop(hang)
     rig = Rig(tmp_path, shop, access=True)
@@ -284,8 +284,8 @@ def test_close_that_hangs(tmp_path: Path, handled: Handled) -> None:
 def test_post_request_that_hangs(
     tmp_path: Path, serve: Serve, handled: Handled, main: bool, hang: Callable[[], None]
 ) -> None:
-    """The hook belongs to its request and is ended like the app. The answer was sent; the next request is
-    served.
+    """The hook belongs to its request and is ended like the app. The answer was sent;
+    the next request is served.
     """
     if not main and hang is receive:
         pytest.skip("a system call is ended in the main thread only")
@@ -340,8 +340,8 @@ def test_a_client_that_takes_nothing(serve: Serve, handled: Handled) -> None:
 
 
 def test_the_next_request_is_not_interrupted(tmp_path: Path, handled: Handled) -> None:
-    """The signal arrives when the overdue request has ended: the request that is in the thread now
-    continues.
+    """The signal arrives when the overdue request has ended:
+    the request that is in the thread now continues.
     """
     gate = threading.Event()
 
@@ -464,9 +464,7 @@ def test_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("reason", ["ended", "another", "extended", "young"])
 def test_what_is_not_interrupted(stage: Stage, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
-    """No request, another one than was marked, one that has got more time, one that is too young to be
-    overdue.
-    """
+    """No request, another than was marked, one that has more time, one that is too young to be overdue."""
     words = stage.words
     if reason == "ended":
         words[layout.STARTED] = 0
@@ -494,8 +492,8 @@ def test_a_signal_within_the_handler(stage: Stage, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_pending_exception_is_taken_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread ends its request after the exception was set and before it was raised: it is taken
-    back, once.
+    """A thread ends its request after the exception was set and before it was raised:
+    it is taken back, once.
     """
     taken_back: list[tuple[int, Any]] = []
     monkeypatch.setattr(module, "_set_exception", lambda ident, kind: taken_back.append((ident, kind)))
@@ -538,8 +536,8 @@ def test_an_exception_at_the_end_of_the_request(serve: Serve, monkeypatch: pytes
 def test_at_any_moment(
     serve: Serve, handled: Handled, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """Requests are marked when they are about to end: each is answered or cut, and no other one is
-    interrupted.
+    """Requests are marked when they are about to end:
+    each is answered or cut, and no other one is interrupted.
     """
     monkeypatch.setattr(module, "LONG_REQUEST_NS", 0)
     monkeypatch.setattr("ostler.workers.request_runner.LONG_REQUEST_NS", 0)
@@ -613,9 +611,7 @@ def test_at_any_moment(
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_extending_a_deadline(serve: Serve, threads: int) -> None:
-    """The request has this many seconds from now, never fewer than before; the next one has the
-    usual time.
-    """
+    """The request has this many seconds from now, never fewer than before; the next has the usual time."""
     gate = threading.Event()
     extended: list[float] = []
 

@@ -162,8 +162,8 @@ def test_draining_beside_siblings(make: Make, handoff: HandOff) -> None:
 
 
 def test_draining_with_all_siblings(make: Make, handoff: HandOff) -> None:
-    """A connection that one of them has handed off before is received, because no other worker would serve
-    it.
+    """A connection that one of them has handed off before is received,
+    because no other worker would serve it.
     """
     pieces = make(handoff=handoff)
     connection, client = pieces.connect()

@@ -198,9 +198,7 @@ def test_expect_continue_behind_another_request(serve: Serve, shop: Shop) -> Non
 
 @BOTH
 def test_apps_that_fail(serve: Serve, shop: Shop, threads: int) -> None:
-    """An error is a 500 and a traceback in the log, and the engine continues to serve; SystemExit is an error
-    as well.
-    """
+    """An error is a 500 and a traceback in the log, and the engine continues; SystemExit is an error too."""
     rig = serve(shop, threads=threads)
     for target, word in (("/error", "ValueError: oops"), ("/exit", "SystemExit: 1")):
         client = rig.client()
@@ -353,9 +351,7 @@ def test_a_long_stream_to_a_slow_reader_arrives_whole(serve: Serve, shop: Shop, 
 
 @BOTH
 def test_a_stream_goes_on_when_its_reader_does(serve: Serve, threads: int) -> None:
-    """Data that was buffered while the client did not read is sent with the next part, not at the
-    app's end.
-    """
+    """Data that was buffered while the client did not read is sent with the next part, not at the end."""
     enough = threading.Event()
 
     def app(_environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -453,8 +449,8 @@ def test_a_slow_writer_may_go_away(serve: Serve, shop: Shop, threads: int) -> No
     ],
 )
 def test_bad_requests(serve: Serve, shop: Shop, bad: bytes, status: str, threads: int) -> None:
-    """The answer says what is wrong, then the connection ends cleanly, without a reset, although more data is
-    sent.
+    """The answer says what is wrong, then the connection ends cleanly, without a reset,
+    although more data is sent.
     """
     client = serve(shop, threads=threads).client()
     client.send(bad)
@@ -689,9 +685,7 @@ def test_long_names_fit_the_scoreboard(serve: Serve, shop: Shop, threads: int) -
 
 @BOTH
 def test_the_quota_calls_once(serve: Serve, shop: Shop, threads: int) -> None:
-    """`on_quota` is called after the last request of the quota, once; the engine serves until it is
-    drained.
-    """
+    """`on_quota` is called after the last request of the quota, once; the engine serves until drained."""
     rig = serve(shop, threads=threads, quota=5)
     client = rig.client()
     for number in range(4):

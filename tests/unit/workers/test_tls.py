@@ -142,8 +142,8 @@ def test_key_in_the_certificates_file(server: Certificate, tmp_path: Path) -> No
 
 
 def test_hook(server: Certificate) -> None:
-    """The hook reads settings as attributes, gets the default context, and the context that it returns is
-    used.
+    """The hook reads settings as attributes, gets the default context,
+    and the context that it returns is used.
     """
     seen: list[Any] = []
 
@@ -355,9 +355,7 @@ def test_end_in_the_handshake(server: Certificate, connect: Connect) -> None:
 
 
 def test_shutdown_sends_close_notify(authority: Authority, server: Certificate, connect: Connect) -> None:
-    """The client sees the end of TLS, not only of the connection; data that it still sends can be
-    discarded.
-    """
+    """The client sees the end of TLS, not only of the connection; data that it then sends is discarded."""
     ends = connect(context_of(server))
     going_on = threading.Event()
 

@@ -1,5 +1,5 @@
-"""Warm-up requests: they pass through the complete engine, do not count, and a failing one keeps the worker
-from serving.
+"""Warm-up requests: they pass through the complete engine, do not count,
+and a failing one keeps the worker from serving.
 """
 
 import gc

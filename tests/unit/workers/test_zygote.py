@@ -201,8 +201,8 @@ def test_stack_dumps_reach_the_childs_own_pipe(keep: Keep) -> None:
 
 
 def test_signals_to_the_group_do_not_end_a_zygote(keep: Keep) -> None:
-    """Like a fork server it ends only when its channel is closed, and then at once, without the app's atexit
-    handlers.
+    """Like a fork server it ends only when its channel is closed, and then at once,
+    without the app's atexit handlers.
     """
     keeper = keep()
     zygote = keeper.make_zygote(keeper.spawn(keeper.server()))
@@ -217,7 +217,7 @@ def test_signals_to_the_group_do_not_end_a_zygote(keep: Keep) -> None:
     assert f"{child.pid}\n" in (keeper.folder / "goodbyes").read_text()
 
 
-def test_what_the_app_set_up_for_its_process_does_not_hurt(keep: Keep) -> None:
+def test_timers_and_sigchld_handlers_of_the_app(keep: Keep) -> None:
     """A timer of the app does not fire in the zygote; the app's SIGCHLD handler does not disturb forking."""
     keeper = keep()
     worker = keeper.spawn(keeper.server())
@@ -259,7 +259,7 @@ def test_what_appears_after_the_audit_is_found(keep: Keep) -> None:
     assert (keeper.folder / "goodbyes").read_text() == f"{worker.pid}\n"
 
 
-def test_force_goes_over_problems(keep: Keep) -> None:
+def test_force_overrides_problems(keep: Keep) -> None:
     """A forced zygote is made although a thread is lost; its children do not have the thread."""
     keeper = keep()
     worker = keeper.spawn(keeper.server())
@@ -269,7 +269,7 @@ def test_force_goes_over_problems(keep: Keep) -> None:
     assert keeper.get("/threads") == ("200 OK", b"MainThread")
 
 
-def test_requests_that_do_not_end_forbid_it(keep: Keep) -> None:
+def test_no_zygote_with_a_request_that_does_not_end(keep: Keep) -> None:
     """With a request still in a thread at graceful_timeout it ends as a worker, even if it was forced."""
     keeper = keep(threads=4, graceful_timeout=0.2)
     worker = keeper.spawn(keeper.server())

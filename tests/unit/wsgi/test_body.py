@@ -87,9 +87,7 @@ READS: dict[str, Callable[[IO[bytes]], Any]] = {
 @CUTS
 @pytest.mark.parametrize("read", READS)
 def test_reading(way: Callable[[list[bytes]], IO[bytes]], size: int, read: str) -> None:
-    """In whatever form it is stored, and in whatever parts it arrived, it reads like a file of
-    these bytes.
-    """
+    """However it is stored, and in whatever parts it arrived, it reads like a file of these bytes."""
     parts = [LINES[at : at + size] for at in range(0, len(LINES), size)]
     with way(parts) as body:
         assert READS[read](body) == READS[read](io.BytesIO(LINES))

@@ -665,7 +665,7 @@ def test_close_is_called_exactly_once(make: Callable[[], Any], status: str, raw:
     def app(environ: Environ, start_response: Start) -> Any:
         try:
             start_response(status, TEXT)
-        except Exception:  # the server's exception about `bad`; the app goes on
+        except Exception:  # the server's exception about `bad`; the app continues
             assert status == "bad"
         return result
 
@@ -758,9 +758,7 @@ def test_a_deadline_before_the_head() -> None:
 
 
 def test_a_deadline_behind_the_head() -> None:
-    """Nothing more is sent, the connection must be cut, close() is called; the status that was sent
-    counts.
-    """
+    """Nothing more is sent, the connection must be cut, close() is called; the status sent counts."""
     result = Result(b"a", error=DeadlineExceeded())
     request, environ = setting_of(GET)
     wire = Wire()

@@ -102,8 +102,8 @@ def test_a_handle_carries_its_record_whole(kind: type[Any]) -> None:
 
 
 def test_fork_servers_that_leave_have_no_channel_afterwards() -> None:
-    """The channel ends with the old program, so no message is sent to them; why their generation ended is
-    still known.
+    """The channel ends with the old program, so no message is sent to them;
+    why their generation ended is still known.
     """
     record = filled(ForkServerRecord)
     record.is_ours = False

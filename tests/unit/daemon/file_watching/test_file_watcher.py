@@ -219,8 +219,8 @@ def make_pages(number: int) -> None:
 
 
 async def test_a_flood_of_folders(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often an app names folders, and however much they contain, checks take a small share of the
-    time.
+    """However often an app names folders, and however much they contain,
+    checks take a small share of the time.
     """
     monkeypatch.setattr(files, "_MOST_ENTRIES", 50)
     make_pages(100)

@@ -57,8 +57,8 @@ def test_mode(listeners: Listeners, tmp_path: Path, asked: str | None, mode: str
 
 
 def test_mode_is_never_wider(listeners: Listeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Immediately after bind the socket has at most the permissions of the setting; if its owner will change,
-    none.
+    """Immediately after bind the socket has at most the permissions of the setting;
+    if its owner will change, none.
     """
     seen: list[str] = []
 
@@ -160,8 +160,8 @@ def test_replaced_by_another_socket(
 def test_another_socket_is_moved_there(
     listeners: Listeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same with another socket that the folder's owner renames to the path: it listens, but it is not
-    ours.
+    """The same with another socket that the folder's owner renames to the path:
+    it listens, but it is not ours.
     """
     path, victim = tmp_path / "app.sock", tmp_path / "victim"
     mine = listeners.bind((f"unix:{path}",), 10, Access("0600", f"{os.getuid()}"))

@@ -32,8 +32,8 @@ def ours(path: Path) -> bool:
 
 
 def test_written_and_removed(path: Path) -> None:
-    """It has one line that every user may read. No other file is left in the folder, and none at all
-    afterwards.
+    """It has one line that every user may read.
+    No other file is left in the folder, and none at all afterwards.
     """
     file = PidFile(str(path))
     file.write()

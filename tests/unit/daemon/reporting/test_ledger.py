@@ -145,8 +145,8 @@ def test_left_for_a_signal(worker: Worker, sent: list[int], cause: str) -> None:
     ],
 )
 def test_cause(worker: Worker | None, status: ExitStatus, sent: list[int], oom: bool, cause: str) -> None:
-    """The cause of a worker's death, from the fleet's wishes, the exit status and the signals that
-    were sent.
+    """The cause of a worker's death, from the fleet's wishes,
+    the exit status and the signals that were sent.
     """
     assert cause_of(facts(status, worker=worker, sent=sent), oom) == cause
 
@@ -224,8 +224,8 @@ def test_what_is_kept() -> None:
 
 
 def test_planned_or_not() -> None:
-    """An end that the fleet asked for without a fault is planned; a death, and an end for a request or a
-    boot, is not.
+    """An end that the fleet asked for without a fault is planned;
+    a death, and an end for a request or a boot, is not.
     """
     ledger = Ledger(FakeOom())  # type: ignore[arg-type]
     for leaving, planned in ((Cause.RECYCLE, True), (Cause.STOP, True), (Cause.DEADLINE, False)):
@@ -284,7 +284,7 @@ def test_another_program_goes_on() -> None:
 
 
 def test_names_of_signals() -> None:
-    """Signals by name, real-time ones by their distance from the first, whose number depends on the C
-    library.
+    """Signals by name, real-time ones by their distance from the first,
+    whose number depends on the C library.
     """
     assert [signal_name(n) for n in (9, 11, signal.SIGRTMIN + 5, 32)] == ["KILL", "SEGV", "RTMIN+5", "32"]

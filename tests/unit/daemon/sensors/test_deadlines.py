@@ -198,8 +198,8 @@ def test_a_worker_that_ends(stage: Stage) -> None:
 
 
 def test_a_request_that_has_asked_for_time(stage: Stage) -> None:
-    """It is overdue when the time that it asked for is over; if it asks while overdue, it is not overdue any
-    more.
+    """It is overdue when the time that it asked for is over;
+    if it asks while overdue, it is not overdue any more.
     """
     worker = stage.worker()
     worker.begin(0)
@@ -303,8 +303,8 @@ def stalled(worker_id: int, age: float) -> events.LoopStalled:
 
 
 def test_a_loop_that_stands_still(stage: Stage) -> None:
-    """Reported after the time-out, once; if it continues and stops again, once more. Other workers are not
-    affected.
+    """Reported after the time-out, once; if it continues and stops again, once more.
+    Other workers are not affected.
     """
     still, other = stage.worker(1), stage.worker(2)
     for _ in range(int(TIMEOUT - 2)):
@@ -334,8 +334,8 @@ def test_a_loop_that_never_began(stage: Stage) -> None:
 
 
 def test_a_loop_that_is_kept_by_a_request(stage: Stage) -> None:
-    """Then the request's deadline counts, even if it is later; when the request has ended the loop has its
-    full time.
+    """Then the request's deadline counts, even if it is later;
+    when the request has ended the loop has its full time.
     """
     worker = stage.worker()
     worker.begin(0)
@@ -402,8 +402,8 @@ def test_one_loop_is_kept_by_no_request(stage: Stage, others: str) -> None:
 
 
 def test_one_loop_that_has_ended(stage: Stage) -> None:
-    """A draining worker is stalled only if it has requests; otherwise its process is ending, which may take a
-    while.
+    """A draining worker is stalled only if it has requests;
+    otherwise its process is ending, which may take a while.
     """
     actor = stage.worker(one_loop=True, state=WorkerState.DRAINING)
     stage.look(after=5.0)

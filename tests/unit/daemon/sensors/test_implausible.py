@@ -53,8 +53,8 @@ class Stage:
 
 
 def test_each_is_one_line() -> None:
-    """It has the fields that an operator needs to find the worker; nothing is logged about a cell that was
-    given up.
+    """It has the fields that an operator needs to find the worker;
+    nothing is logged about a cell that was given up.
     """
     stage = Stage()
     stage.doubt(12)

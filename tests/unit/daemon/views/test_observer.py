@@ -54,8 +54,8 @@ def test_a_histogram_in_fewer_buckets() -> None:
 
 
 def test_waits_never_shrink() -> None:
-    """A wait is counted when its request reaches the app, the request itself when it is answered. In between,
-    the number of requests that did not wait stays the same.
+    """A wait is counted when its request reaches the app, the request itself when it is answered.
+    In between, the number of requests that did not wait stays the same.
     """
     rig = Rig()
 
@@ -167,8 +167,8 @@ def test_the_next_reload_is_compared_with_the_last() -> None:
 
 
 def test_a_reload_that_is_rolled_back_after_its_end() -> None:
-    """It is counted as done and as rolled back; the next one is compared with the generation that serves
-    again.
+    """It is counted as done and as rolled back;
+    the next one is compared with the generation that serves again.
     """
     rig = Rig()
     rig.submit(events.ReloadAsked("test"))
