@@ -272,8 +272,8 @@ def slow_bodies(daemon: Daemon) -> contextlib.AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class Attack:
-    """killing: whether workers are killed during the attack; code: of attack.py;
-    tls: whether it is also run over TLS.
+    """killing: whether workers are killed during the attack; code: of attack.py; tls:
+    whether it is also run over TLS.
     """
 
     run: Callable[[Daemon], contextlib.AbstractContextManager[None]]

@@ -361,7 +361,7 @@ def test_no_control_socket(place: Place) -> None:
     assert [event for event in daemon.events() if event["level"] != "info"] == []
 
 
-def test_a_client_that_says_nothing(place: Place) -> None:
+def test_idle_control_clients(place: Place) -> None:
     """Idle and half-open control connections delay neither ctl nor the daemon's end."""
     daemon = place.start("plain:app")
     with socket.socket(socket.AF_UNIX) as idle, socket.socket(socket.AF_UNIX) as half:

@@ -886,7 +886,7 @@ def listening(port: int) -> set[str]:
     return found
 
 
-def test_nothing_lasts_without_need(place: Place) -> None:
+def test_a_fork_server_without_work_ends_with_its_generation(place: Place) -> None:
     """A fork server ends with its generation if nothing runs that its start has begun."""
     daemon, _ = start(place, "-w", "1")
     daemon.settled(1)

@@ -287,7 +287,7 @@ def test_scoreboards_are_not_handed_on(lazy: Place, words: tuple[str, ...]) -> N
     assert daemon.stop() == 0
 
 
-def test_none_while_a_reload_runs(lazy: Place) -> None:
+def test_no_refork_during_a_reload(lazy: Place) -> None:
     """Both would replace the same workers, so the request is refused."""
     daemon = lazy.start("-w", "1", "--canary-time", "30", "lazy:app")
     daemon.settled(1)

@@ -193,7 +193,7 @@ def test_winch_drains_all_and_ttin_brings_back(place: Place) -> None:
     daemon.settled(1, state="ready")
 
 
-def test_a_resized_terminal_is_no_pause(place: Place) -> None:
+def test_a_resized_terminal_does_not_pause(place: Place) -> None:
     """A terminal sends WINCH when its window changes: a daemon in the foreground keeps its workers."""
     ours, theirs = pty.openpty()
     try:

@@ -543,7 +543,7 @@ def test_parser_ends_a_body_without_length_at_end_of_file() -> None:
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabc",
     ],
 )
-def test_parser_refuses_what_is_no_answer(wire: bytes) -> None:
+def test_parser_refuses_invalid_answers(wire: bytes) -> None:
     """Broken framing is reported, never guessed around."""
     with pytest.raises(MalformedAnswerError):
         AnswerParser().feed(wire)

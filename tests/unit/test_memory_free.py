@@ -88,7 +88,7 @@ def test_the_machine_may_have_less(tmp_path: Path) -> None:
     assert free(tmp_path, "0::/\n", files) == AVAILABLE
 
 
-def test_nothing_to_learn(tmp_path: Path) -> None:
+def test_nothing_known(tmp_path: Path) -> None:
     """Neither /proc nor a cgroup tree: unknown, which is not 0."""
     assert memory_free(tmp_path / "no", tmp_path / "nowhere", tmp_path / "nothing") is None
     assert free(tmp_path, "0::/\n", {}, meminfo="") is None

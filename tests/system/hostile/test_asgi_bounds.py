@@ -137,7 +137,7 @@ def test_a_thousand_fields(daemon: Daemon) -> None:
         assert sock.recv(4096).startswith(b"HTTP/1.1 431 ")
 
 
-def test_trailers_are_no_fields(daemon: Daemon) -> None:
+def test_trailers_are_not_fields(daemon: Daemon) -> None:
     """A field that a proxy would have removed from the head does not reach the app as a trailer."""
     with ExitStack() as stack:
         sock = connect(daemon, stack)

@@ -155,7 +155,7 @@ def test_ctl_with_closed_descriptors(hostile_place: Place) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://[::1", "http://a..b:1", f"http://{'x' * 70}:1"])
-def test_ctl_with_urls_that_are_none(hostile_place: Place, url: str) -> None:
+def test_ctl_with_invalid_urls(hostile_place: Place, url: str) -> None:
     """Invalid URLs are an error in one line."""
     done = hostile_place.run("ctl", "--url", url, "status", OSTLER_TOKEN="token")
     assert done.code == 1

@@ -446,7 +446,7 @@ def test_refused_control_requests_leave_nothing(place: Place) -> None:
     until(lambda: len(descriptors(daemon.pid)) <= len(before), "all descriptors are closed")
 
 
-def test_workers_that_are_gone_leave_nothing(place: Place) -> None:
+def test_ended_workers_leave_no_descriptors_or_threads(place: Place) -> None:
     """The supervisor has as many descriptors and threads after many workers as it had before."""
     place.add("leaky.py", APP)
     daemon = place.start("-w", "2", "--max-requests", "1", *WORDS["sync"])

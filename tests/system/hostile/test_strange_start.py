@@ -91,7 +91,7 @@ def kinds_of_no_file(place: Place) -> list[str]:
 @pytest.mark.parametrize(
     "flag", ["--config", "--certfile", *thorough("--log-config", "--log-config-json", "--paste")]
 )
-def test_settings_that_name_no_file(hostile_place: Place, flag: str) -> None:
+def test_settings_with_paths_of_other_kinds(hostile_place: Place, flag: str) -> None:
     """One line for each, soon: the daemon never waits for a FIFO."""
     names = kinds_of_no_file(hostile_place)
     for name in names:
@@ -106,7 +106,7 @@ def test_settings_that_name_no_file(hostile_place: Place, flag: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["fifo", "/dev/zero", *thorough("folder", "bytes", "empty", "missing")])
-def test_token_file_that_is_none(hostile_place: Place, name: str) -> None:
+def test_invalid_token_file(hostile_place: Place, name: str) -> None:
     """The app is served without TCP control, and SIGTERM ends the daemon."""
     kinds_of_no_file(hostile_place)
     daemon = hostile_place.start(
@@ -319,7 +319,7 @@ def test_hostile_configuration_file(hostile_place: Place, source: str) -> None:
 
 
 @pytest.mark.thorough
-def test_keys_that_are_no_files(hostile_place: Place) -> None:
+def test_keys_that_are_not_files(hostile_place: Place) -> None:
     """Keys and authorities that are not files, beside a valid certificate."""
     names = kinds_of_no_file(hostile_place)
     cert = Authority(hostile_place.folder).issue("localhost")[0]

@@ -362,7 +362,7 @@ def test_scale_does_not_wait_for_a_degraded_fleet(
 
 
 @pytest.mark.parametrize("amount", ["five", "--five", "+", "-", "1.5", "²", "+-1", "", "99999999999"])
-def test_scale_refuses_what_is_no_number(daemon: Served, run: Ctl, amount: str) -> None:
+def test_scale_refuses_invalid_numbers(daemon: Served, run: Ctl, amount: str) -> None:
     """A typing error is a usage error: exit 2, one line, no request."""
     done = run("scale", amount)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)

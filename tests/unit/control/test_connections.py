@@ -206,9 +206,7 @@ async def test_an_untrusted_user_beyond_its_budget_waits(rig: Rig, monkeypatch: 
 
 
 async def test_slow_bodies_make_room(rig: Rig) -> None:
-    """When the number of connections is at its limit,
-    one of them is closed and the next one is served at once.
-    """
+    """At the limit of connections one with an incomplete body is closed; the next is served at once."""
     served = rig.server._runners[0]._connections
     slow = []
     for _ in range(served._limits.total):

@@ -43,7 +43,7 @@ async def test_an_error_is_an_error_view(
         b"GET /?\xc3 HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
 )
-async def test_bytes_that_are_no_http_make_no_noise(
+async def test_bytes_other_than_http_are_not_logged_as_errors(
     rig: Rig, sent: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A broken client gets a 400, and the log at most a debug line, never a traceback."""

@@ -53,7 +53,7 @@ async def test_tcp_needs_a_token(rig: Rig, route: Any, authorization: str | None
     assert rig.backend.submitted == []
 
 
-async def test_a_token_in_the_url_is_worth_nothing(rig: Rig) -> None:
+async def test_a_token_in_the_url_does_not_count(rig: Rig) -> None:
     """Only the header counts, because query strings are stored in logs and histories."""
     assert await status(rig, "GET", "/v1/status?token=a-token-for-the-tests", {}) == 401
     assert await status(rig, "GET", "/v1/status", rig.bearer) == 200

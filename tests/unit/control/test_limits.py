@@ -57,7 +57,9 @@ def test_the_reserve_is_for_trusted_users() -> None:
 
 
 def test_unknown_users_share_what_strangers_have() -> None:
-    """If no user is known, one of them may have all connections except the reserve; the oldest is closed."""
+    """If the kernel can't name users, all of them share one quota: everything but the reserve;
+    the oldest is closed.
+    """
     seats = [Seat(None, float(at)) for at in range(6)]
     assert make_room(None, False, seats[:5], LIMITS) == (True, None)
     assert make_room(None, False, seats, LIMITS) == (True, seats[0])

@@ -244,7 +244,7 @@ async def test_exits_are_limited(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("text", ["-1", "x", "1.5", "", "²", "9" * 30])
-async def test_a_parameter_that_is_no_number(rig: Rig, text: str) -> None:
+async def test_a_parameter_that_is_not_a_number(rig: Rig, text: str) -> None:
     """422 with the name of the parameter."""
     async with rig.unix.get("/v1/exits", params={"limit": text}) as answer:
         assert answer.status == 422

@@ -44,7 +44,7 @@ async def test_a_fork_server_whose_channel_is_full() -> None:
         await harness.stopped()
 
 
-async def test_a_fork_server_that_has_ended_is_no_failed_fork() -> None:
+async def test_a_spawn_of_a_fork_server_that_has_ended() -> None:
     """Its death is the answer to the request."""
     with ShellHarness(workers=1) as harness:
         await harness.start().play()

@@ -112,7 +112,7 @@ def test_a_low_target_does_not_more_than_double_either() -> None:
     assert rig.numbers == [4]
 
 
-def test_measurements_of_long_ago_say_nothing() -> None:
+def test_old_measurements_do_not_count() -> None:
     """After a gap (a suspended machine, a pause) earlier measurements do not count."""
     trend = Trend()
     for second in (0.0, 1.0, 100.0, 101.0):
@@ -204,7 +204,7 @@ def test_waiting_requests_want_more_although_workers_look_idle() -> None:
     assert rig.changes == [(3, ScaleDecision(10, "requests waited 120 ms"))]
 
 
-def test_more_workers_that_answer_no_more_are_taken_back() -> None:
+def test_a_step_without_more_answers_is_undone() -> None:
     """If the processor is the bottleneck, a step up is undone and the next trial is delayed,
     longer each time.
     """
@@ -219,26 +219,26 @@ def test_more_workers_that_answer_no_more_are_taken_back() -> None:
     assert taken_back == ScaleDecision(4, reason)
 
 
-def test_a_step_that_brought_next_to_nothing_is_taken_back() -> None:
+def test_a_step_without_enough_gain_is_undone() -> None:
     """Twice the workers for a twentieth more answers is not worth the memory."""
     rig = Rig(wanted=4).run(12, lambda w, _s: (float(w), 0.2, 300.0 if w == 4 else 315.0))
     assert rig.numbers == [8, 4]
 
 
-def test_waits_that_more_workers_do_not_shorten_are_no_reason_for_more() -> None:
+def test_a_step_that_does_not_shorten_waits_is_undone() -> None:
     """With half idle workers the wait must become shorter, or the step is undone."""
     rig = Rig(wanted=4).run(60, lambda _w, _s: (1.5, 0.1, 80.0))
     assert rig.numbers == [5, 4]
     assert rig.reason == "more did not help: with 5 workers requests waited 100 ms, with 4 100 ms"
 
 
-def test_requests_that_grew_longer_are_no_failed_trial() -> None:
+def test_longer_requests_do_not_fail_a_trial() -> None:
     """Workers with spare time that answer no more than before had no more requests: the step stays."""
     rig = Rig(wanted=4).run(50, lambda w, _s: (0.8 * w if w < 9 else 6.0, 0.0, 200.0))
     assert rig.numbers == [5, 6, 7, 8, 10]
 
 
-def test_few_long_requests_are_no_failed_trial() -> None:
+def test_few_long_requests_do_not_fail_a_trial() -> None:
     """Three answers a second are too few to compare throughput; the steps continue."""
     rig = Rig(wanted=2).run(60, lambda w, _s: (float(w), 0.0, 3.0))
     assert rig.wanted == 16
@@ -271,7 +271,7 @@ def test_workers_that_memory_has_no_room_for_are_not_added() -> None:
     assert rig.reason == "requests waited 200 ms, but there is no memory for more"
 
 
-def test_unknown_memory_is_no_bound() -> None:
+def test_unknown_memory_does_not_limit() -> None:
     """If the free memory or a worker's memory is unknown, only the load decides."""
     assert Rig(wanted=4, memory_free=1, memory_each=None).run(5, needs(3.6)).numbers == [6]
     assert Rig(wanted=4, memory_free=None, memory_each=MIB).run(5, needs(3.6)).numbers == [6]

@@ -215,7 +215,7 @@ def test_a_zygote_in_place_of_one_that_loads() -> None:
     assert generation_state(play.zygote_ready(1)) is GenerationState.UP
 
 
-def test_a_zygote_in_place_of_none() -> None:
+def test_a_zygote_without_a_fork_server_before() -> None:
     """After the second death in a row a new fork server has to wait; a zygote does not."""
     play = a_zygote_drains().fork_server_exits().fork_server_exits()
     assert generation_state(play) is GenerationState.DOWN

@@ -372,7 +372,7 @@ def test_boot_parallelism_bounds_replacements() -> None:
     play.ready(1).then(drain(1), spawn(2))
 
 
-def test_leaving_worker_that_dies_is_no_gap() -> None:
+def test_leaving_worker_that_dies_early() -> None:
     """If the old one dies early its successor is already booting; no second one is spawned."""
     play = running(workers=1).recycle_due(1).then(spawn(1))
     play.reap(1, ExitStatus(signal=9))
@@ -444,7 +444,7 @@ def test_overdue_request_beside_good_ones() -> None:
     play.only_overdue_left(1).then(abort(1))
 
 
-def test_overdue_is_only_alone_once_it_drains() -> None:
+def test_only_overdue_left_counts_only_while_draining() -> None:
     """While the worker still accepts, "only overdue left" may change at any moment, so it does not count."""
     play = running(workers=1, timeout_grace=2.0).overdue(1).only_overdue_left(1).after(5.0)
     play.ready(1).then(dump_stack(1), spawn(1), drain(1)).nothing_until(5.0).then()
@@ -1104,7 +1104,7 @@ def test_a_late_fork_has_its_boot_timeout() -> None:
     assert play.slots() == [1, 2, 3]
 
 
-def test_fewer_than_none_is_none() -> None:
+def test_ttou_does_not_end_a_pause() -> None:
     """TTOU does not end a pause."""
     play = running(workers=2).pause().settled().scale_by(-1).then()
     assert health.state(play.fleet.state) == "paused"

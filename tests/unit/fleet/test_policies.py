@@ -86,7 +86,7 @@ def test_age_counts_from_ready() -> None:
     play.nothing_until(100.0).then(spawn(1))
 
 
-def test_age_of_one_that_leaves_anyway() -> None:
+def test_age_of_a_leaving_worker() -> None:
     """A worker that is already leaving does not get a second cause."""
     play = running(workers=1, max_age=100.0).recycle_due(1).then(spawn(1))
     play.forked(1).after(59.0).then()

@@ -245,7 +245,7 @@ def test_one_crash_is_not_enough() -> None:
     assert list(play.fleet.state.generations) == [2]
 
 
-def test_crashes_the_old_generation_had_too_are_no_reason() -> None:
+def test_usual_crashes_do_not_roll_back() -> None:
     """An app that crashed twice in ten seconds before is not rolled back for two crashes; for three it is."""
     play = running(**PROBATION | {"boot_parallelism": 4})
     play.crashes(1, 2).ready(1, 2).reload().loaded().ready(1, 2).exits(1).exits(2)
@@ -255,7 +255,7 @@ def test_crashes_the_old_generation_had_too_are_no_reason() -> None:
     assert phase(play) is ReloadPhase.ROLLED_BACK
 
 
-def test_crashes_far_apart_are_no_reason() -> None:
+def test_crashes_far_apart_do_not_roll_back() -> None:
     """A roll may take much longer than the probation:
     crashes are counted over the same time as those before it.
     """
@@ -277,7 +277,7 @@ def test_long_probation_is_compared_with_as_long_a_time() -> None:
     assert phase(play) is ReloadPhase.ROLLED_BACK
 
 
-def test_deaths_by_an_outsider_are_no_crashes() -> None:
+def test_kills_by_an_outsider_do_not_roll_back() -> None:
     """A kill -9 from outside, or by the kernel for memory, does not count against the new code."""
     play = reloaded()
     for _ in range(32):
@@ -317,7 +317,7 @@ def test_code_that_is_not_kept() -> None:
     )
 
 
-def test_errors_are_no_reason_unless_asked_for() -> None:
+def test_errors_do_not_roll_back_by_default() -> None:
     """By default the error rate does not matter: a new version may answer 503 on purpose."""
     play = reloaded().measured(requests=1000, errors=1000)
     assert phase(play) is ReloadPhase.DONE

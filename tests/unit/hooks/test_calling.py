@@ -78,7 +78,7 @@ def test_no_hook() -> None:
     assert recorded.found == []
 
 
-def test_the_end_of_a_worker_is_no_failure() -> None:
+def test_the_end_of_a_worker_during_a_hook() -> None:
     """A signal that ends the worker during a hook ends it without an error."""
 
     def hook() -> None:

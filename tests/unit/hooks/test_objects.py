@@ -172,7 +172,7 @@ def test_worker() -> None:
     assert (retired, asked, worker.alive) == ([12], [7], False)
 
 
-def test_worker_that_serves_nothing_is_not_given_time() -> None:
+def test_notify_outside_of_a_request() -> None:
     """notify() does nothing in a hook outside of a request."""
 
     def extend(_seconds: float) -> None:

@@ -102,7 +102,7 @@ def test_keep_alive(head: bytes, keeps: bool) -> None:
 @pytest.mark.parametrize(
     "last", [b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"GET / HTTP/1.0\r\n\r\n"]
 )
-def test_what_follows_the_last_request_is_none(last: bytes) -> None:
+def test_nothing_after_the_last_request_is_parsed(last: bytes) -> None:
     """RFC 9112 section 9.6: nothing after a close is processed, not even a line end."""
     for rest in (GET, b"\r\n", b"\x00nonsense\r\n\r\n"):
         for pieces in ([GET + last + rest + GET], [GET, last, rest, GET], bytewise(GET + last + rest)):
@@ -548,7 +548,7 @@ class Quit(BaseException):
     """An exception that a signal handler may raise at any moment."""
 
 
-def test_what_a_signal_raises_is_no_bad_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_of_a_signal_handler_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception raised in a callback of llhttp is passed on unchanged."""
 
     def interrupted(self: _Fields, name: bytes, value: bytes) -> None:

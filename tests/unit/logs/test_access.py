@@ -309,7 +309,7 @@ EVERYTHING = "%(h)s|%(u)s|%(r)s|%(m)s|%(U)s|%(q)s|%(f)s|%(a)s|%({x-y}i)s|%({x-y}
         "%({'+exit()+'}i)s%({\\}o)s%({\"\n}e)s",
     ],
 )
-def test_the_format_is_no_program(text: str) -> None:
+def test_the_format_is_not_executed(text: str) -> None:
     """Formats are compiled to Python; their text is never executed."""
     assert line(text) == re.sub(r"%\(.*?\)s", "-", text, flags=re.DOTALL)
     evil = line(text + "%(a)s", environ={"HTTP_USER_AGENT": "\n"})
@@ -379,7 +379,7 @@ def test_an_object_of_the_apps() -> None:
     assert line("%(u)s", environ={"REMOTE_USER": Proxy()}) == "-"
 
 
-def test_what_is_no_unicode() -> None:
+def test_lone_surrogates() -> None:
     """Lone surrogates, as in names from the operating system (PEP 383), are written in some form."""
     assert line("%({x}e)s", environ={"x": "a\udc80"}) == "a\\xdc80"
 

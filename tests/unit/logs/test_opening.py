@@ -174,7 +174,7 @@ def test_a_folder_with_an_access_list(folder: Path) -> None:
 
 
 @needs_root
-def test_what_is_no_file_of_its_own(folder: Path) -> None:
+def test_hard_links_and_fifos(folder: Path) -> None:
     """A hard link and a FIFO keep their owner."""
     (folder / "victim").touch(0o600)
     (folder / "second.log").hardlink_to(folder / "victim")

@@ -150,7 +150,7 @@ def test_a_line_that_comes_while_another_thread_writes(
     assert path.read_text() == "one\ntwo\n"
 
 
-def test_threads_lose_and_double_nothing(tmp_path: Path) -> None:
+def test_lines_of_threads_are_written_once(tmp_path: Path) -> None:
     """Each line of eight threads is in the file, whole and once, and those of each thread are in order."""
     path = tmp_path / "log"
     file = LogFile(str(path), 2)

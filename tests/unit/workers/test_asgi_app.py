@@ -198,7 +198,7 @@ def test_a_websocket(rig: Rig) -> None:
     assert sum(words[layout.HISTOGRAM : layout.HISTOGRAM + layout.BUCKETS]) == 0
 
 
-def test_an_exception_of_a_deadline_is_no_failure_of_the_app(rig: Rig) -> None:
+def test_a_deadline_exception_is_not_an_error_of_the_app(rig: Rig) -> None:
     async def late(_scope: Any, _receive: Any, _send: Any) -> None:
         (slot,) = rig.accounting.slots[1:]
         slot.owner.overdue = True

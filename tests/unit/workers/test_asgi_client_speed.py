@@ -126,7 +126,7 @@ def test_answers_by_a_unix_socket_are_not_given_up_while_they_move(measured: Cal
     assert client.late(351)
 
 
-def test_an_answer_that_is_sent_is_no_slow_one(measured: Callable[..., Measured]) -> None:
+def test_a_sent_answer_does_not_count_as_slow(measured: Callable[..., Measured]) -> None:
     """Measurements of the last answer do not count against the request that is in the app now."""
     client = measured()
     client.feed(10, at=100)

@@ -45,7 +45,7 @@ def test_a_file_counts_as_far_as_it_was_sent(serve: Serve, tmp_path: Path, threa
         client = rig.client(receive_buffer=4096)
         client.ask("/huge")
         received = 0
-        while received < 2000:  # some of the file was received
+        while received < 2000:  # more than the head, so a part of the file
             received += len(client.sock.recv(2000))
         client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()

@@ -487,7 +487,7 @@ def ends() -> Iterator[tuple[HandOff, socket.socket]]:
         yield HandOff(sending, receiving), sending
 
 
-def test_what_is_no_connection(ends: tuple[HandOff, socket.socket]) -> None:
+def test_other_things_than_connections(ends: tuple[HandOff, socket.socket]) -> None:
     """Anything else is closed, and a connection after it is received."""
     handoff, sibling = ends
     with (

@@ -63,7 +63,7 @@ def test_no_place() -> None:
     assert failure("no_such_page:app").excerpt is None
 
 
-def test_nothing_gets_out_of_its_place(here: Path) -> None:
+def test_source_and_message_are_escaped(here: Path) -> None:
     """Source and message are escaped as text."""
     evil = "<script>alert(1)</script>"
     (here / "evil_page.py").write_text(f"raise RuntimeError('{evil} & \\udc80')\n")

@@ -149,7 +149,7 @@ class Lazy(ModuleType):
         raise RuntimeError("class")
 
 
-def test_modules_that_are_none(tmp_path: Path) -> None:
+def test_strange_entries_of_sys_modules(tmp_path: Path) -> None:
     """`sys.modules` may contain anything; modules with files are still found."""
     good, lazy = ModuleType("good"), Lazy("lazy")
     good.__file__ = str(tmp_path / "good.py")

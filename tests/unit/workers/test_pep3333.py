@@ -233,7 +233,7 @@ def test_statuses(serve: Serve, status: str, line: bytes) -> None:
         *(200, None, b"200 OK"),
     ],
 )
-def test_statuses_that_are_none(serve: Serve, status: Any) -> None:
+def test_invalid_statuses(serve: Serve, status: Any) -> None:
     """PEP 3333: `an HTTP status string`; an invalid one is the app's error, and nothing of it is sent."""
     rig = serve(says(lambda: [b"x"], status))
     assert talk(rig) == (FAILED, False)
@@ -268,7 +268,7 @@ def test_statuses_that_are_none(serve: Serve, status: Any) -> None:
     ],
     ids=repr,
 )
-def test_headers_that_are_none(serve: Serve, header: Any) -> None:
+def test_invalid_headers(serve: Serve, header: Any) -> None:
     """Names are tokens, values have no line end or control character, both are str: else nothing is sent."""
     rig = serve(says(lambda: [b"x"], headers=[("X-First", "1"), header]))
     assert talk(rig) == (FAILED, False)
@@ -278,7 +278,7 @@ def test_headers_that_are_none(serve: Serve, header: Any) -> None:
 @pytest.mark.parametrize(
     "length", ["", "-1", "+1", "1.0", "0x1", "1, 1", "1,1", " 1", "1 1", "\xb9", "\u0661", "1" * 30]
 )
-def test_lengths_that_are_none(serve: Serve, length: str) -> None:
+def test_invalid_lengths(serve: Serve, length: str) -> None:
     """RFC 9110 section 8.6: only digits, because a value that clients parse differently allows smuggling."""
     assert talk(serve(says(lambda: [b"x"], headers=[("Content-Length", length)]))) == (FAILED, False)
 
@@ -714,7 +714,7 @@ def test_raising(serve: Serve, error: BaseException, threads: int) -> None:
     ],
 )
 @pytest.mark.parametrize("headers", [[], [("Content-Length", "4")]], ids=["no-length", "length"])
-def test_answers_that_are_no_bytes(serve: Serve, result: Callable[[], Any], headers: Headers) -> None:
+def test_answers_of_other_types_than_bytes(serve: Serve, result: Callable[[], Any], headers: Headers) -> None:
     """A wrong return value of an app is a clear error while nothing was sent."""
     rig = serve(says(result, headers=headers))
     assert talk(rig) == (FAILED, False)

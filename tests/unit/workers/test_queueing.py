@@ -437,7 +437,7 @@ def test_with_a_queue_timeout_each_is_asked_about(monkeypatch: pytest.MonkeyPatc
     assert passes.asked == 20
 
 
-def test_waits_below_a_millisecond_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_below_a_millisecond_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scoreboard has no bucket for them, and the kernel is not asked if the wait can't be longer."""
     passes = Passes(monkeypatch)
     passes.look(1000)

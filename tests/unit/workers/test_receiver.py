@@ -22,7 +22,7 @@ def test_a_request_in_pieces(pieces: Pieces) -> None:
     assert [request.target for request in connection.parser.requests] == [b"/"]
 
 
-def test_nothing_has_come(pieces: Pieces) -> None:
+def test_a_spurious_event(pieces: Pieces) -> None:
     """A spurious event changes nothing."""
     connection, _ = pieces.connect()
     assert not pieces.receive(connection)

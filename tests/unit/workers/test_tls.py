@@ -279,7 +279,7 @@ def test_alpn(authority: Authority, server: Certificate, connect: Connect) -> No
 
 
 @pytest.mark.parametrize("size", [1, 100, 16384, 65536, 10**6])
-def test_nothing_stays_behind_in_openssl(
+def test_no_byte_stays_in_openssl(
     authority: Authority, server: Certificate, connect: Connect, size: int
 ) -> None:
     """However few bytes are read at a time, a loop that waits for the descriptor gets every byte."""

@@ -365,7 +365,7 @@ def test_less_than_promised_ends_the_connection(shape: str) -> None:
 
 
 @pytest.mark.parametrize("result", [list, blocks, lambda: [b""]])
-def test_nothing_of_what_was_promised(result: Callable[[], Any]) -> None:
+def test_no_byte_of_the_announced_length(result: Callable[[], Any]) -> None:
     """The same if not a single byte is sent."""
     answer = ask(gives(result, headers=[("Content-Length", "9")]))
     assert answer["Content-Length"] == "9"
@@ -579,7 +579,7 @@ def test_failing_head_requests() -> None:
 @pytest.mark.parametrize(
     "result", [lambda: None, lambda: 5, lambda: [None], lambda: [5], lambda: blocks(None), lambda: blocks("")]
 )
-def test_returning_what_is_no_iterable_of_bytes(result: Callable[[], Any]) -> None:
+def test_returning_other_types_than_iterables_of_bytes(result: Callable[[], Any]) -> None:
     """None, numbers and empty text are errors of the app; the message names the value."""
     assert failed(ask(gives(result)), "TypeError")
 

@@ -236,7 +236,7 @@ def translated() -> Any:
     ],
     ids="bytesio pipe program gzip spooled rolled only-read subclass buffered-memory".split(),
 )
-def test_what_is_no_regular_file(tmp_path: Path, make: Callable[[], Any]) -> None:
+def test_other_objects_than_regular_files(tmp_path: Path, make: Callable[[], Any]) -> None:
     """It is read: the bytes of the app's object count, not those behind its descriptor."""
     with Rig(tmp_path, wraps(make)) as rig:
         assert talk(rig) == (
@@ -270,7 +270,7 @@ def detached(path: Path) -> Any:
     [closed, detached, lambda path: path.open(), lambda path: path.open("ab"), lambda _: None, str],
     ids="closed detached text write-only none name".split(),
 )
-def test_what_can_t_be_read(tmp_path: Path, ten: Path, make: Callable[[Path], Any]) -> None:
+def test_objects_that_can_t_be_read(tmp_path: Path, ten: Path, make: Callable[[Path], Any]) -> None:
     """The mistake is a plain 500 with a traceback, and does not affect later requests."""
     with Rig(tmp_path, wraps(lambda: make(ten))) as rig:
         assert talk(rig) == (FAILED, False)

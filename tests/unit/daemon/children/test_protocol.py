@@ -40,7 +40,7 @@ def received(settings: Settings) -> Loaded:
 
 
 @pytest.mark.parametrize("name", rows())
-def test_what_we_load_ourselves(name: str) -> None:
+def test_settings_of_our_own_loading(name: str) -> None:
     """Any value that our own loading makes of users' settings is accepted."""
     values = [getattr(Settings(), name)]
     for raw in RAW:
@@ -66,7 +66,7 @@ def test_what_we_load_ourselves(name: str) -> None:
         ("loglevel", "x"),
     ],
 )
-def test_what_nothing_makes(name: str, value: Any) -> None:
+def test_impossible_settings(name: str, value: Any) -> None:
     """Other values are refused, with the setting's name."""
     with pytest.raises(BadMessage, match=name):
         _check_settings(received(Settings(**{name: value})))

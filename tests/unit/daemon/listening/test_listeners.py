@@ -209,7 +209,7 @@ def test_change_of_a_bound_socket(listeners: Listeners, tmp_path: Path) -> None:
     assert problem_of(listeners.bind, addresses, 10, Access("0640")).startswith(f"bind: unix:{path}: ")
 
 
-def test_what_stands_in_the_way(listeners: Listeners, tmp_path: Path) -> None:
+def test_other_files_in_the_way(listeners: Listeners, tmp_path: Path) -> None:
     """A file that is not a socket is not removed, and the error differs from that for a missing folder."""
     file = tmp_path / "file"
     file.write_text("precious")

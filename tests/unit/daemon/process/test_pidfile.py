@@ -48,7 +48,7 @@ def test_written_and_removed(path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\n", b"rubbish", b"\xff\xfe\x00", b"-1", b"0", b"1" * 5000, b"1.5"]
 )
-def test_rubbish_is_replaced(path: Path, content: bytes) -> None:
+def test_a_file_without_a_pid_is_replaced(path: Path, content: bytes) -> None:
     """A file without a pid in it (empty after a crash, or of another program) belongs to no process."""
     path.write_bytes(content)
     PidFile(str(path)).write()
@@ -107,7 +107,7 @@ def test_a_daemons_own_file_after_the_clock_jumped(path: Path) -> None:
     assert ours(path)
 
 
-def test_our_own_number(path: Path) -> None:
+def test_our_own_pid_in_the_file(path: Path) -> None:
     """In a container the daemon before had the same pid; so has the program that was upgraded in place."""
     path.write_text(f"{os.getpid()}\n")
     PidFile(str(path)).write()

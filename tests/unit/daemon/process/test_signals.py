@@ -6,7 +6,7 @@ import signal
 from ostler.daemon.process.signals import on_signal, release
 
 
-async def test_none_is_lost_among_thousands_of_another() -> None:
+async def test_no_signal_is_lost_among_thousands_of_another() -> None:
     """While the loop is busy: more of one signal than a pipe could hold, then one of another."""
     called: list[str] = []
     loop = asyncio.get_running_loop()

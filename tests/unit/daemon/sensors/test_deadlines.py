@@ -372,7 +372,7 @@ def test_no_timeout_for_loops(stage: Stage) -> None:
     assert stage.reported() == []
 
 
-def test_a_short_timeout_is_none_for_loops(stage: Stage) -> None:
+def test_a_short_timeout_does_not_apply_to_loops(stage: Stage) -> None:
     """An idle loop makes a pass once a second: a time-out below that does not apply to loops."""
     stage.settings.timeout = 0.2
     worker = stage.worker()

@@ -78,7 +78,7 @@ def test_each_is_replaced_in_its_turn() -> None:
     assert stage.due == []
 
 
-def test_those_that_are_gone_keep_no_other_waiting() -> None:
+def test_ended_workers_delay_no_other() -> None:
     """Implausible workers that have ended do not delay others: only existing ones wait."""
     stage = Stage()
     stage.doubt(11)
