@@ -149,7 +149,7 @@ async def test_pipelined_requests_are_answered_in_turn(rig: Rig) -> None:
 
 
 async def test_pipelined_requests_wait_in_the_kernel(rig: Rig) -> None:
-    """The memory for a connection does not grow with time, whoever the client is."""
+    """The memory for a connection does not grow with time, for any client."""
     served = rig.server._runners[0]._connections
     reader, writer = await asyncio.open_unix_connection(rig.path)
 

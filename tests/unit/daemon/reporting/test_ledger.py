@@ -33,7 +33,7 @@ def a_worker(state: WorkerState, leaving: Cause | None = None, **more: Any) -> W
     return Worker(1, 2, 3, state, 0.0, 0.0, leaving=leaving, **more)
 
 
-def facts(status: ExitStatus = ExitStatus(0), **more: Any) -> ExitFacts:  # noqa: B008 - frozen
+def an_exit(status: ExitStatus = ExitStatus(0), **more: Any) -> ExitFacts:  # noqa: B008 - frozen
     return ExitFacts(
         **{"kind": "worker", "pid": 7, "generation": 3, "status": status, "age": 1.5, "slot": 2} | more
     )
@@ -68,7 +68,7 @@ def test_protocol_error() -> None:
     """A protocol violation is the cause of an end, whatever else is known of it."""
     for status in (killed(KILL), killed(SEGV), code(0)):
         end = Ledger().record(
-            facts(status, worker=a_worker(READY), sent=[KILL], dump="a stack", problem="it sent x")
+            an_exit(status, worker=a_worker(READY), sent=[KILL], dump="a stack", problem="it sent x")
         )
         assert (end.cause, end.planned) == ("protocol error", False)
         assert end.stack == "protocol error: it sent x\na stack"
@@ -87,7 +87,7 @@ def test_left_for_a_signal(worker: Worker, sent: list[int], cause: str) -> None:
     """A signal that a worker handled counts if it was not ours and the fleet had not asked the worker to
     leave.
     """
-    assert cause_of(facts(code(0), worker=worker, sent=sent, signalled=TERM), False) == cause
+    assert cause_of(an_exit(code(0), worker=worker, sent=sent, signalled=TERM), False) == cause
 
 
 @pytest.mark.parametrize(
@@ -148,13 +148,13 @@ def test_cause(worker: Worker | None, status: ExitStatus, sent: list[int], oom: 
     """The cause of a worker's death, from the fleet's wishes,
     the exit status and the signals that were sent.
     """
-    assert cause_of(facts(status, worker=worker, sent=sent), oom) == cause
+    assert cause_of(an_exit(status, worker=worker, sent=sent), oom) == cause
 
 
 @pytest.mark.parametrize("cause", Cause)
 def test_every_reason_to_leave_has_a_cause(cause: Cause) -> None:
     """Each reason of the fleet has a cause in the ledger."""
-    assert cause_of(facts(worker=a_worker(DRAINING, cause)), False) not in ("exited", "unknown")
+    assert cause_of(an_exit(worker=a_worker(DRAINING, cause)), False) not in ("exited", "unknown")
 
 
 def a_fleet(state: GenerationState | None = None, **more: Any) -> Fleet:
@@ -191,7 +191,7 @@ def test_cause_of_a_fork_servers_end(
 ) -> None:
     """The same for a fork server, from the state of its generation."""
     leaving = fork_server_leaving(fleet.state, 1, replaced)
-    assert cause_of(facts(status, kind="fork server", leaving=leaving, sent=sent), False) == cause
+    assert cause_of(an_exit(status, kind="fork server", leaving=leaving, sent=sent), False) == cause
 
 
 def test_a_failed_reloads_fork_server() -> None:
@@ -207,7 +207,7 @@ def test_what_is_kept() -> None:
     """All fields, with the status in words."""
     ledger = Ledger(FakeOom())  # type: ignore[arg-type]
     view = ledger.record(
-        facts(
+        an_exit(
             killed(KILL),
             worker=a_worker(READY),
             requests=12,
@@ -229,30 +229,30 @@ def test_planned_or_not() -> None:
     """
     ledger = Ledger(FakeOom())  # type: ignore[arg-type]
     for leaving, planned in ((Cause.RECYCLE, True), (Cause.STOP, True), (Cause.DEADLINE, False)):
-        assert ledger.record(facts(code(0), worker=a_worker(DRAINING, leaving))).planned is planned
-    assert not ledger.record(facts(killed(SEGV), worker=a_worker(READY))).planned
+        assert ledger.record(an_exit(code(0), worker=a_worker(DRAINING, leaving))).planned is planned
+    assert not ledger.record(an_exit(killed(SEGV), worker=a_worker(READY))).planned
 
 
 def test_the_traceback_of_a_failed_boot() -> None:
     """Without a stack dump the entry has what the worker reported about its failure."""
     worker = a_worker(BOOTING, boot_error=("no such module", "Traceback ..."))
-    view = Ledger(FakeOom()).record(facts(code(1), worker=worker))  # type: ignore[arg-type]
+    view = Ledger(FakeOom()).record(an_exit(code(1), worker=worker))  # type: ignore[arg-type]
     assert (view.cause, view.status, view.stack) == ("boot failed", "exit code 1", "Traceback ...")
 
 
 def test_one_kill_by_the_kernel_accounts_for_one_death() -> None:
     """Two workers die of SIGKILL, the kernel has killed once: the second was killed by an outsider."""
     ledger = Ledger(FakeOom(1))  # type: ignore[arg-type]
-    causes = [ledger.record(facts(killed(KILL), worker=a_worker(READY))).cause for _ in range(2)]
+    causes = [ledger.record(an_exit(killed(KILL), worker=a_worker(READY))).cause for _ in range(2)]
     assert causes == ["killed by the kernel for memory", "killed by an outsider"]
 
 
 def test_other_deaths_do_not_use_up_the_kernels_kill() -> None:
     """Only for a SIGKILL that was not ours the kernel's counter is read, because reading uses the kill up."""
     ledger = Ledger(FakeOom(1))  # type: ignore[arg-type]
-    ledger.record(facts(killed(SEGV), worker=a_worker(READY)))
-    ledger.record(facts(killed(KILL), worker=a_worker(STOPPING, Cause.DEADLINE), sent=[KILL]))
-    view = ledger.record(facts(killed(KILL), worker=a_worker(READY)))
+    ledger.record(an_exit(killed(SEGV), worker=a_worker(READY)))
+    ledger.record(an_exit(killed(KILL), worker=a_worker(STOPPING, Cause.DEADLINE), sent=[KILL]))
+    view = ledger.record(an_exit(killed(KILL), worker=a_worker(READY)))
     assert view.cause == "killed by the kernel for memory"
 
 
@@ -260,7 +260,7 @@ def test_the_newest_thousand_and_all_counted() -> None:
     """Old entries are dropped, and the stacks of all but the newest hundred; counters never are."""
     ledger = Ledger(FakeOom())  # type: ignore[arg-type]
     for _ in range(1200):
-        ledger.record(facts(killed(SEGV), worker=a_worker(READY), dump="x" * 100_000))
+        ledger.record(an_exit(killed(SEGV), worker=a_worker(READY), dump="x" * 100_000))
     kept = ledger.newest_first(5000)
     assert [view.id for view in kept] == list(range(1200, 200, -1))
     assert ledger.counts == {("worker", "crashed"): 1200}
@@ -273,12 +273,12 @@ def test_the_newest_thousand_and_all_counted() -> None:
 def test_another_program_goes_on() -> None:
     """Entries, numbers and counters continue after they were exported as JSON and imported."""
     before = Ledger(FakeOom())  # type: ignore[arg-type]
-    before.record(facts(worker=a_worker(DRAINING, Cause.RELOAD)))
-    before.record(facts(killed(SEGV), kind="fork server", slot=None, dump="stack"))
+    before.record(an_exit(worker=a_worker(DRAINING, Cause.RELOAD)))
+    before.record(an_exit(killed(SEGV), kind="fork server", slot=None, dump="stack"))
     after = Ledger(FakeOom())  # type: ignore[arg-type]
     after.restore(msgspec.json.decode(msgspec.json.encode(before.snapshot()), type=LedgerState))
     assert after.newest_first(9) == before.newest_first(9)
-    view = after.record(facts(worker=a_worker(DRAINING, Cause.RELOAD)))
+    view = after.record(an_exit(worker=a_worker(DRAINING, Cause.RELOAD)))
     assert view.id == 3
     assert after.counts == {("worker", "rolled"): 2, ("fork server", "crashed"): 1}
 
